@@ -1,0 +1,41 @@
+"""Protein language models of the ESM family: embed, score, train, convert.
+
+>>> import protea
+>>> model = protea.load("esm2_t6_8M_UR50D")        # doctest: +SKIP
+>>> model.embed(["MKTAYIAK"])[0].shape              # doctest: +SKIP
+(8, 320)
+
+Importing this package has no side effects and does not import torch; the first use of a name below does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from protea.errors import ProteaError, ProteaWarning
+    from protea.language_model import LanguageModel, load
+
+__all__ = ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
+
+_HOME = {
+    "LanguageModel": "protea.language_model",
+    "ProteaError": "protea.errors",
+    "ProteaWarning": "protea.errors",
+    "load": "protea.language_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("protea")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

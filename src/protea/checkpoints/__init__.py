@@ -1,0 +1,1 @@
+"""Weights on disk: where published models are found, and one module a format."""

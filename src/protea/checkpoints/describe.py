@@ -1,0 +1,82 @@
+"""What a model is, without loading its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from protea.checkpoints import hf
+from protea.checkpoints.files import Weights, weight_files
+from protea.checkpoints.hub import PUBLISHED, find_local, published
+from protea.device import DTYPES
+from protea.models.encoder import Encoder
+
+
+def listing() -> list[dict[str, Any]]:
+    """One row for every name Protea knows: family, parameters, licence, place, contact head."""
+    return [
+        {
+            "name": known.name,
+            "family": known.config.family,
+            "parameters": parameter_count(known.build()),
+            "licence": known.licence,
+            "contact_head": known.contact_head,
+            "place": known.place or "not published; architecture only",
+        }
+        for known in PUBLISHED.values()
+    ]
+
+
+def describe(model: str) -> dict[str, Any]:
+    """Size, memory, alphabet, limits, capabilities, files with their SHA-256; downloads nothing.
+
+    Raises:
+        UnknownModelError: no such name.
+        CheckpointError: the folder's files are absent, damaged or do not fit together.
+    """
+    folder = find_local(model)
+    if folder is None:
+        known = published(model)
+        architecture = _architecture(known.build())
+        return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place}
+    with Weights(folder, hf.normalized) as weights:
+        module = hf.skeleton(folder, weights)
+        stored = sorted({weights.dtype(hf.hf_name(name)) for name, _ in module.named_parameters()})
+    return {
+        "model": model,
+        **_architecture(module),
+        "stored_as": stored,
+        "weights": str(folder),
+        "sha256": {path.name: sha256(path) for path in weight_files(folder)},
+    }
+
+
+def parameter_count(module: Encoder) -> int:
+    """Parameters, the tied output matrix counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _architecture(module: Encoder) -> dict[str, Any]:
+    config = module.config
+    parameters = parameter_count(module)
+    return {
+        "family": config.family,
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "parameters": parameters,
+        "memory_bytes": {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()},
+        "alphabet": module.alphabet.name,
+        "tokens": len(module.alphabet),
+        "residues": module.alphabet.residues,
+        "residue_limit": None if module.max_tokens is None else module.max_tokens - 2,
+        "trained_residues": module.trained_tokens - 2,
+        "capabilities": sorted(module.capabilities),
+    }

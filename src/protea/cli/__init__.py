@@ -1,0 +1,67 @@
+"""The command line: one module a command, each thin: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from protea.cli.embed import embed
+from protea.cli.info import info
+from protea.cli.init import init
+from protea.errors import ProteaError, ProteaWarning
+
+app = typer.Typer(
+    name="protea",
+    help="Protein language models of the ESM family.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+)
+app.command()(embed)
+app.command()(info)
+app.command("init")(init)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import protea
+
+        typer.echo(f"protea {protea.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line; errors become one line on standard error and an exit code, never a traceback."""
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("always", ProteaWarning)
+    try:
+        code = app(standalone_mode=False)
+    except TyperException as error:
+        _fail(f"{error.format_message()} (`protea --help` shows what there is)", error.exit_code)
+    except ProteaError as error:
+        _fail(str(error), error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"protea: error: {' '.join(message.splitlines())}", err=True)
+    sys.exit(code)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"protea: note: {message}", err=True)

@@ -1,0 +1,90 @@
+"""``protea info``: what a model is, and which there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from protea.errors import UsageError
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A name, a folder, or a Hugging Face repository.")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Show every name Protea knows, with its licence.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a model's size, memory, alphabet, limits, capabilities and checksum. Downloads nothing.
+
+    \b
+    Examples:
+      protea info esm2_t33_650M_UR50D
+      protea info my-model/ --json
+      protea info --list
+    """
+    if list_all == (model is not None):
+        raise UsageError("name one MODEL, or pass --list")
+    if model is None:
+        _print_list(as_json)
+    else:
+        _print_model(model, as_json)
+
+
+def _print_list(as_json: bool) -> None:
+    from protea.checkpoints.describe import listing
+
+    rows = listing()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    header = {
+        "name": "NAME",
+        "family": "FAMILY",
+        "parameters": "PARAMETERS",
+        "licence": "LICENCE",
+        "place": "WEIGHTS",
+    }
+    lines = [header, *({**row, "parameters": f"{row['parameters']:,}"} for row in rows)]
+    widths = {key: max(len(str(line[key])) for line in lines) for key in header}
+    for line in lines:
+        cells = [
+            f"{line[key]:>{widths[key]}}" if key == "parameters" else f"{line[key]:<{widths[key]}}" for key in header
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_model(model: str, as_json: bool) -> None:
+    from protea.checkpoints.describe import describe
+
+    description = describe(model)
+    if as_json:
+        typer.echo(json.dumps(description, indent=2))
+        return
+    for label, value in _lines(description):
+        typer.echo(f"{label:<14}{value}")
+
+
+def _lines(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    limit, trained = description["residue_limit"], description["trained_residues"]
+    yield "model", description["model"]
+    yield "family", description["family"]
+    yield "size", "{layers} layers, width {width}, {heads} heads".format(**description)
+    yield "parameters", f"{description['parameters']:,}"
+    memory = (f"{name} {size / 1e9:.3g} GB" for name, size in description["memory_bytes"].items())
+    yield "memory", ", ".join(memory)
+    yield "alphabet", "{alphabet}, {tokens} tokens, residues {residues}".format(**description)
+    yield "limit", f"none; trained on {trained:,} residues" if limit is None else f"{limit:,} residues"
+    yield "capabilities", ", ".join(["embed", *description["capabilities"]])
+    if "licence" in description:
+        yield "licence", description["licence"] or "no published weights"
+    yield "weights", description["weights"] or "none"
+    if "sha256" not in description:
+        yield "", "not on this machine"
+        return
+    yield "stored as", ", ".join(description["stored_as"])
+    for name, digest in description["sha256"].items():
+        yield "sha256", f"{digest}  {name}"

@@ -1,0 +1,1 @@
+"""From records to embeddings: the engine, and the stores it writes to."""

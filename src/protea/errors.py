@@ -1,0 +1,67 @@
+"""The exceptions a user can cause, each with a message that names the value, the place and the fix.
+
+    ProteaError
+    ├── UsageError                a wrong option or argument (exit code 2)
+    │   └── UnknownModelError
+    ├── FastaError                a file that is missing, damaged or no FASTA
+    ├── UnknownResidueError       a letter outside the model's alphabet
+    ├── SequenceTooLongError      more tokens than the model has positions
+    ├── CheckpointError           weights or configuration that cannot be used
+    ├── CapabilityError           the model lacks what was asked of it
+    ├── DeviceError               hardware that is not there
+    └── OutputError               a file that cannot be written
+
+Exceptions carry one string and nothing else, so that they survive pickling between processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ProteaError(Exception):
+    """Base of every error a user can cause; ``exit_code`` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ProteaError, ValueError):
+    """An option or argument with a value that cannot be meant."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UnknownModelError(UsageError):
+    """A model name that is neither published, nor a folder, nor a Hugging Face repository."""
+
+
+class FastaError(ProteaError):
+    """A sequence file that is missing, unreadable, empty, cut short or not FASTA."""
+
+
+class UnknownResidueError(ProteaError, ValueError):
+    """A residue outside the model's alphabet."""
+
+
+class SequenceTooLongError(ProteaError, ValueError):
+    """A sequence longer than the model's positions allow."""
+
+
+class CheckpointError(ProteaError):
+    """A checkpoint that is missing, truncated, mismatching or of an unsupported kind."""
+
+
+class CapabilityError(ProteaError):
+    """Something asked of a model that has no such head."""
+
+
+class DeviceError(ProteaError):
+    """A device that this machine or this build of PyTorch does not have."""
+
+
+class OutputError(ProteaError):
+    """An output file that exists already or cannot be written."""
+
+
+class ProteaWarning(UserWarning):
+    """Something the user should know that does not stop the work."""

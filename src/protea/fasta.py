@@ -1,0 +1,146 @@
+"""Records out of FASTA files, plain or compressed (gz, bz2, xz, zst), and out of standard input.
+
+Reads line by line and keeps one record in memory. Knows nothing of alphabets or models: every byte between the
+line breaks is handed on, so that whoever encodes decides what it means.
+"""
+
+from __future__ import annotations
+
+import lzma
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from xopen import xopen
+
+from protea.errors import FastaError
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError
+else:
+    from backports.zstd import ZstdError
+
+STDIN: Final = "-"
+
+_BOM: Final = b"\xef\xbb\xbf"
+_DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
+
+
+class Record(NamedTuple):
+    """One FASTA record.
+
+    Attributes:
+        id: the first word of the header.
+        description: the rest of the header.
+        sequence: the residues as they stand in the file, line breaks removed; a byte that is no ASCII becomes
+            the Latin-1 letter of its value.
+        place: where it stands, for messages: file, line, id.
+    """
+
+    id: str
+    description: str
+    sequence: str
+    place: str
+
+
+def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
+    """Yield the records of several files in order; ``-`` is standard input.
+
+    Raises:
+        FastaError: a file is missing, a folder, unreadable, empty, cut short, or not FASTA; a record has no id
+            or no residues.
+    """
+    for path in paths:
+        with _open(path) as stream:
+            yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
+
+
+def unique(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, as long as no id comes twice.
+
+    Raises:
+        FastaError: naming the second record with an id.
+    """
+    seen: set[str] = set()
+    for record in records:
+        if record.id in seen:
+            raise FastaError(f"{record.place}: this id was used before; give each record its own")
+        seen.add(record.id)
+        yield record
+
+
+def _parse(stream: BinaryIO, name: str) -> Iterator[Record]:
+    header: bytes | None = None
+    header_line = 0
+    residues: list[bytes] = []
+    for number, line in enumerate(_lines(stream, name), start=1):
+        if line[:1] == b">":
+            if header is not None:
+                yield _record(header, residues, name, header_line)
+            header, header_line, residues = line, number, []
+        elif header is not None:
+            residues.append(line)
+        elif line:
+            raise FastaError(f"{name}, line {number}: not FASTA: expected '>' and a header, found {_excerpt(line)}")
+    if header is None:
+        raise FastaError(f"{name}: no records; the file is empty")
+    yield _record(header, residues, name, header_line)
+
+
+def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Record:
+    text = _decode(header[1:])
+    words = text.split(maxsplit=1)
+    sequence = b"".join(residues)
+    if not words:
+        raise FastaError(f"{name}, line {line}: a record without an id; write one after '>'")
+    place = f"{name}, line {line}, record {words[0]!r}"
+    if "\0" in text:
+        raise FastaError(f"{place}: the header holds a NUL byte; remove it")
+    if not sequence:
+        raise FastaError(f"{place}: no residues; remove the record or add its sequence")
+    return Record(words[0], words[1].strip() if len(words) > 1 else "", sequence.decode("latin-1"), place)
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """Stripped lines, whatever their ends: LF, CRLF, or the CR alone of old Macintosh files."""
+    try:
+        first = stream.readline().removeprefix(_BOM)
+        for raw in chain([first], stream):
+            line = raw.strip()
+            if b"\r" in line:
+                yield from map(bytes.strip, line.split(b"\r"))
+            else:
+                yield line
+    except _DAMAGED as error:
+        raise FastaError(f"{name}: cannot be read to its end; the data is cut short or damaged: {error}") from error
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[BinaryIO]:
+    try:
+        stream = xopen(path, "rb", threads=0)
+    except FileNotFoundError as error:
+        raise FastaError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FastaError(f"{path}: is a folder; name the FASTA files in it") from error
+    except PermissionError as error:
+        raise FastaError(f"{path}: permission denied; make the file readable") from error
+    with stream:
+        yield stream
+
+
+def _decode(header: bytes) -> str:
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError:
+        return header.decode("latin-1")
+
+
+def _excerpt(line: bytes) -> str:
+    text = _decode(line)
+    shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
+    return shown + (" (FASTQ? convert it to FASTA first)" if text.startswith("@") else "")

@@ -1,0 +1,210 @@
+"""The Python interface: a model with its alphabet, taking sequences and giving arrays."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+
+from protea.alphabet import Alphabet
+from protea.checkpoints import hf
+from protea.checkpoints.hub import PUBLISHED, locate
+from protea.device import resolve_device, resolve_dtype
+from protea.embed import engine
+from protea.embed.engine import Encoded, FloatArray, Long, parse_long
+from protea.embed.pooling import check_poolings
+from protea.errors import ProteaWarning, UsageError
+from protea.fasta import Record
+from protea.models.encoder import Encoder, EncoderConfig
+
+
+def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+    """Load a model.
+
+    Args:
+        model: a published name (``protea info --list``), a Hugging Face repository, a folder, or a weight file in one.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        UsageError: the device or type is unknown, or no model was named; UnknownModelError for an unknown name.
+        CheckpointError: the files are absent, damaged or do not fit together.
+        DeviceError: the device is not there.
+    """
+    if model is None:
+        raise UsageError(
+            "no model named: this version comes without a bundled model; name one (`protea info --list`), or make one "
+            "with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
+        )
+    where, kind = resolve_device(device), resolve_dtype(dtype)
+    module = hf.read(locate(model), dtype=kind, device=where)
+    known = PUBLISHED.get(str(model).removeprefix("facebook/"))
+    if known is not None and not known.contact_head:
+        # Published conversions of such models carry the random head their class was born with.
+        module.contact_head = None
+    return LanguageModel(module, name=str(model))
+
+
+class LanguageModel:
+    """A protein language model.
+
+    Attributes:
+        module: the ``torch.nn.Module``.
+        name: what it was loaded by.
+    """
+
+    def __init__(self, module: Encoder, *, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<LanguageModel {self.name!r}: {config.family}, {config.num_hidden_layers} layers, width "
+            f"{config.hidden_size}, {self.dtype}, {self.device}>"
+        )
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """Residues and their ids."""
+        return self.module.alphabet
+
+    @property
+    def config(self) -> EncoderConfig:
+        """The architecture's numbers."""
+        return self.module.config
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
+        return self.module.capabilities
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.word_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.module.word_embeddings.weight.dtype
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequence[str],
+        *,
+        pool: None = None,
+        layers: Sequence[int] | None = None,
+        long: Long = "full",
+        token_budget: int | None = None,
+    ) -> list[FloatArray]: ...
+
+    @overload
+    def embed(
+        self,
+        sequences: Sequence[str],
+        *,
+        pool: str,
+        layers: Sequence[int] | None = None,
+        long: Long = "full",
+        token_budget: int | None = None,
+    ) -> FloatArray: ...
+
+    def embed(
+        self,
+        sequences: Sequence[str],
+        *,
+        pool: str | None = None,
+        layers: Sequence[int] | None = None,
+        long: Long = "full",
+        token_budget: int | None = None,
+    ) -> list[FloatArray] | FloatArray:
+        """Hidden states of each residue, or one vector a sequence.
+
+        A sequence gets the same numbers in whatever company it is embedded, to float32 rounding.
+
+        Args:
+            sequences: residues in upper case; ``<mask>`` stands for a masked position.
+            pool: ``mean``, ``max``, ``std`` (over residues) or ``bos``; without it, one row a residue.
+            layers: which hidden states, 0 the embedding, -1 the last after its norm; without it, the last.
+            long: what to do with a sequence over the model's limit.
+            token_budget: tokens computed at a time; bounds memory.
+
+        Returns:
+            Without ``pool`` a list of float32 arrays ``[L, D]``, with it one array ``[N, D]``; with ``layers`` given,
+            an axis for them comes first in each: ``[n_layers, L, D]`` and ``[N, n_layers, D]``.
+
+        Raises:
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: a sequence over the limit, unless truncated.
+            UsageError: an unknown pooling, layer or policy.
+        """
+        poolings = () if pool is None else check_poolings([pool])
+        results = engine.embed(
+            self.module,
+            self._encode(sequences, long),
+            layers=(-1,) if layers is None else layers,
+            poolings=poolings,
+            residues=pool is None,
+            token_budget=token_budget,
+        )
+        arrays = [_array(result, pool) for result in results]
+        if layers is None:
+            arrays = [array[0] for array in arrays]
+        if pool is None:
+            return arrays
+        shape = (0, *(() if layers is None else (len(layers),)), self.config.hidden_size)
+        return np.stack(arrays) if arrays else np.empty(shape, dtype=np.float32)
+
+    def logits(
+        self, sequences: Sequence[str], *, long: Long = "full", token_budget: int | None = None
+    ) -> list[FloatArray]:
+        """Language-model logits of each residue: a list of ``[L, V]`` float32, V in ``alphabet.tokens``' order.
+
+        Raises:
+            CapabilityError: the checkpoint has no language-model head.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: a sequence over the limit, unless truncated.
+        """
+        return list(engine.logits(self.module, self._encode(sequences, long), token_budget=token_budget))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
+
+        Raises:
+            OutputError: the folder exists and is not empty, or cannot be written.
+        """
+        hf.save(self.module, Path(folder))
+
+    def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[Encoded]:
+        if isinstance(sequences, str):
+            raise UsageError("expected a list of sequences, got one string; write [sequence]")
+        parse_long(long)
+        records = (_record(number, sequence) for number, sequence in enumerate(sequences))
+        for encoded in engine.encode(records, self.module, long):
+            if encoded.truncated_from is not None:
+                warnings.warn(
+                    f"sequence {encoded.record.id} truncated from {encoded.truncated_from} to {len(encoded.ids)} "
+                    "residues",
+                    ProteaWarning,
+                    stacklevel=4,
+                )
+            yield encoded
+
+
+def _record(number: int, sequence: str) -> Record:
+    if not sequence:
+        raise UsageError(f"sequence {number} is empty")
+    return Record(str(number), "", sequence, f"sequence {number}")
+
+
+def _array(embedding: engine.Embedding, pool: str | None) -> FloatArray:
+    if pool is not None:
+        return embedding.pooled[pool]
+    assert embedding.residues is not None
+    return embedding.residues

@@ -1,0 +1,338 @@
+"""Attention over packed sequences: the kernels, what each supports, and the one function that picks.
+
+All kernels share one signature and one layout: ``q`` is ``[Tq, H, K]``, ``k`` and ``v`` are ``[Tk, H, K]``, and
+sequence ``b`` attends to itself alone, rows ``cu_q[b]:cu_q[b+1]`` against rows ``cu_k[b]:cu_k[b+1]``. To add a
+kernel, write the function and its entry in ``KERNELS``; nothing else in the package changes. Which kernel wins
+for which shape was measured by ``benchmarks/attention.py``.
+
+Shapes: T tokens, H heads, K head width, L length of one sequence, n sequences of equal length.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from protea.packing import CuSeqlens
+
+Probabilities = list[Tensor]
+"""One ``[H, Lq, Lk]`` tensor a sequence, rows summing to 1."""
+
+_SCORE_BLOCK_BYTES: Final = 4 << 20
+"""Scores the product kernel computes at once: a few megabytes stay in the caches of current CPUs."""
+
+_MIN_BLOCK_ROWS: Final = 32
+"""Query rows a block has at least, however long the keys: fewer waste the product's rate."""
+
+
+_LONE_PEPTIDE: Final = 48
+"""Tokens under which a sequence with no neighbour of its length is faster in one fused call."""
+
+
+class KernelFunction(Protocol):
+    """The signature all kernels share."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: CuSeqlens,
+        cu_k: CuSeqlens,
+        scale: float,
+        bias: Tensor | None,
+        dropout: float,
+        return_probs: bool,
+    ) -> tuple[Tensor, Probabilities | None]:
+        """The arguments of ``attend``, which documents them, all by position."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and what it can do; ``None`` means no restriction.
+
+    Attributes:
+        name: what reports and benchmarks call it.
+        run: the function.
+        device: device type it runs on.
+        dtypes: element types it takes.
+        head_widths: head widths it takes.
+        bias: takes an additive bias.
+        dropout: can drop attention probabilities.
+        probabilities: can return them.
+        gradients: can be differentiated.
+        available: whether this machine has what the kernel needs.
+    """
+
+    name: str
+    run: KernelFunction
+    device: str | None = None
+    dtypes: frozenset[torch.dtype] | None = None
+    head_widths: range | None = None
+    bias: bool = False
+    dropout: bool = False
+    probabilities: bool = False
+    gradients: bool = False
+    available: Callable[[torch.device], bool] = lambda device: True
+
+    def supports(self, q: Tensor, *, bias: bool, dropout: bool, probabilities: bool, gradients: bool) -> bool:
+        """Whether the kernel can serve this call."""
+        return (
+            (self.device is None or self.device == q.device.type)
+            and (self.dtypes is None or q.dtype in self.dtypes)
+            and (self.head_widths is None or q.shape[-1] in self.head_widths)
+            and (self.bias or not bias)
+            and (self.dropout or not dropout)
+            and (self.probabilities or not probabilities)
+            and (self.gradients or not gradients)
+            and self.available(q.device)
+        )
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    return_probs: bool = False,
+) -> tuple[Tensor, Probabilities | None]:
+    """Softmax attention within each sequence of a packed batch, by the best kernel for the call.
+
+    Args:
+        q: ``[Tq, H, K]``.
+        k: ``[Tk, H, K]``.
+        v: ``[Tk, H, K]``.
+        cu_q: boundaries of the queries.
+        cu_k: boundaries of the keys; as many sequences as ``cu_q``.
+        scale: factor on ``q·k`` before the softmax.
+        bias: ``[H, >=max Lq, >=max Lk]``, added to the scaled scores of every sequence, from its first token on.
+        dropout: share of probabilities dropped.
+        return_probs: also return the probabilities, before dropout.
+
+    Returns:
+        ``[Tq, H, K]``, and the probabilities of each sequence if asked for.
+    """
+    kernel = pick_kernel(q, k, v, bias=bias is not None, dropout=dropout > 0, probabilities=return_probs)
+    return kernel.run(q, k, v, cu_q, cu_k, scale, bias, dropout, return_probs)
+
+
+def pick_kernel(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: bool = False, dropout: bool = False, probabilities: bool = False
+) -> Kernel:
+    """The first kernel of ``KERNELS`` that supports the call."""
+    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return next(
+        kernel
+        for kernel in KERNELS
+        if kernel.supports(q, bias=bias, dropout=dropout, probabilities=probabilities, gradients=gradients)
+    )
+
+
+def _spans(cu_q: CuSeqlens, cu_k: CuSeqlens) -> Iterator[tuple[slice, slice]]:
+    for (q0, q1), (k0, k1) in zip(cu_q.spans(), cu_k.spans(), strict=True):
+        yield slice(q0, q1), slice(k0, k1)
+
+
+def _runs(cu_q: CuSeqlens, cu_k: CuSeqlens) -> list[tuple[slice, slice, int]]:
+    """Neighbouring sequences of equal lengths together: their rows, and how many they are."""
+    runs: list[tuple[slice, slice, int]] = []
+    previous: tuple[int, int] | None = None
+    for rows_q, rows_k in _spans(cu_q, cu_k):
+        lengths = rows_q.stop - rows_q.start, rows_k.stop - rows_k.start
+        if lengths == previous:
+            first_q, first_k, count = runs[-1]
+            runs[-1] = slice(first_q.start, rows_q.stop), slice(first_k.start, rows_k.stop), count + 1
+        else:
+            runs.append((rows_q, rows_k, 1))
+        previous = lengths
+    return runs
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    return_probs: bool,
+) -> tuple[Tensor, Probabilities | None]:
+    """The definition, a sequence at a time, in float32 or better."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    outputs: list[Tensor] = []
+    probabilities: Probabilities = []
+    for rows_q, rows_k in _spans(cu_q, cu_k):
+        queries, keys, values = (x.to(dtype).transpose(0, 1) for x in (q[rows_q], k[rows_k], v[rows_k]))
+        scores = queries @ keys.transpose(1, 2) * scale
+        if bias is not None:
+            scores = scores + bias[:, : scores.shape[1], : scores.shape[2]]
+        probs = scores.softmax(-1)
+        if return_probs:
+            probabilities.append(probs)
+        outputs.append((F.dropout(probs, dropout) @ values).transpose(0, 1).to(q.dtype))
+    return torch.cat(outputs), probabilities if return_probs else None
+
+
+def _sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    return_probs: bool,
+) -> tuple[Tensor, Probabilities | None]:
+    """PyTorch's scaled dot product attention, one call for each run of equal lengths."""
+    outputs = [
+        _fused(q[rows_q], k[rows_k], v[rows_k], n, scale, bias, dropout) for rows_q, rows_k, n in _runs(cu_q, cu_k)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, n: int, scale: float, bias: Tensor | None, dropout: float) -> Tensor:
+    """One fused call for ``n`` sequences of equal length: ``[n * L, H, K]`` in and out."""
+    queries, keys, values = (x.view(n, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    mask = None if bias is None else bias[:, : queries.shape[2], : keys.shape[2]].to(q.dtype)
+    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return y.transpose(1, 2).flatten(0, 1)
+
+
+def _product(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    return_probs: bool,
+) -> tuple[Tensor, Probabilities | None]:
+    """Two batched products with a softmax between, in blocks whose scores stay in cache.
+
+    On CPUs that multiply bfloat16 this beats the fused kernel, which gains nothing from that type. Short
+    sequences of equal length share a block; long ones are cut into blocks of query rows.
+    """
+    if scale != 1.0:
+        q = q * scale
+    heads = q.shape[1]
+    out = torch.empty_like(q)
+    limit = _SCORE_BLOCK_BYTES // q.element_size()
+    # One allocation a call: fresh megabytes for every block would be page faults for every block.
+    scores, probs = torch.empty(2, max(limit, heads * cu_k.max_length * _MIN_BLOCK_ROWS), dtype=q.dtype)
+    for rows_q, rows_k, n in _runs(cu_q, cu_k):
+        if n == 1 and rows_k.stop - rows_k.start < _LONE_PEPTIDE:
+            out[rows_q] = _fused(q[rows_q], k[rows_k], v[rows_k], 1, 1.0, None, 0.0)
+            continue
+        length_q, length_k = (rows_q.stop - rows_q.start) // n, (rows_k.stop - rows_k.start) // n
+        together = max(1, min(n, limit // (heads * length_q * length_k)))
+        step = length_q if together > 1 else min(length_q, max(_MIN_BLOCK_ROWS, limit // (heads * length_k)))
+        for first in range(0, n, together):
+            count = min(together, n - first)
+            block_q = slice(rows_q.start + first * length_q, rows_q.start + (first + count) * length_q)
+            block_k = slice(rows_k.start + first * length_k, rows_k.start + (first + count) * length_k)
+            queries = _heads_first(q[block_q], count)
+            keys = _heads_first(k[block_k], count)
+            values = _heads_first(v[block_k], count)
+            target = _heads_first(out[block_q], count) if count == 1 else None
+            if step < length_q:
+                keys, values = keys.contiguous(), values.contiguous()
+            keys = keys.transpose(1, 2)
+            for row in range(0, length_q, step):
+                part = queries[:, row : row + step]
+                shape = (count * heads, part.shape[1], length_k)
+                size = shape[0] * shape[1] * shape[2]
+                block_scores, block_probs = scores[:size].view(shape), probs[:size].view(shape)
+                torch.bmm(part, keys, out=block_scores)
+                torch.softmax(block_scores, -1, out=block_probs)
+                y = torch.bmm(block_probs, values)
+                if target is None:
+                    out[block_q] = y.view(count, heads, length_q, -1).transpose(1, 2).flatten(0, 1)
+                else:
+                    target[:, row : row + step] = y
+    return out, None
+
+
+def _heads_first(x: Tensor, count: int) -> Tensor:
+    """``[count * L, H, K]`` to ``[count * H, L, K]``; a view when ``count`` is 1."""
+    if count == 1:
+        return x.transpose(0, 1)
+    return x.view(count, -1, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def _varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    return_probs: bool,
+) -> tuple[Tensor, Probabilities | None]:
+    """PyTorch's FlashAttention for packed sequences."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # One split of the keys, so that a sequence gets the same bits in any pack; older PyTorch never splits.
+    invariant: dict[str, Any] = {"num_splits": 1} if "num_splits" in _varlen_parameters() else {}
+    longest = (cu_q.max_length, cu_k.max_length)
+    out = varlen_attn(q, k, v, cu_q.device, cu_k.device, *longest, scale=scale, **invariant)
+    assert isinstance(out, Tensor)
+    return out, None
+
+
+@cache
+def _varlen_parameters() -> frozenset[str]:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+@cache
+def _has_flash(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX, or Arm's)."""
+    assert device.type == "cpu"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+_HALF: Final = frozenset({torch.float16, torch.bfloat16})
+
+VARLEN: Final = Kernel(
+    "varlen",
+    _varlen,
+    device="cuda",
+    dtypes=_HALF,
+    head_widths=range(8, 257, 8),
+    gradients=True,
+    available=_has_flash,
+)
+PRODUCT: Final = Kernel(
+    "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=multiplies_bfloat16
+)
+SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
+REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, probabilities=True, gradients=True)
+
+KERNELS: Final = (VARLEN, PRODUCT, SDPA, REFERENCE)
+"""In order of preference; the last supports everything."""

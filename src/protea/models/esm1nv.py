@@ -1,0 +1,94 @@
+"""ESM-1nv, NVIDIA's 44M-parameter model: Megatron's BERT with pre-norm blocks, for at most 512 tokens.
+
+Learned positions from 0, dropout in the embeddings too, no token dropout, no embedding mask, a tied head. Sources:
+BioNeMo 1's ``base_config.yaml`` for the numbers; NeMo 1's ``bert_model.py``, ``mlp.py`` and ``fused_bias_gelu.py``
+for the code behind them, which with NeMo's defaults makes the blocks' GELU the tanh form and the head's the exact
+one, and scales the initialisation of the residual projections.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from protea.alphabet import ESM1NV as ESM1NV_ALPHABET
+from protea.alphabet import Alphabet
+from protea.errors import CheckpointError
+from protea.models.encoder import Encoder, EncoderConfig, LayerContext
+from protea.models.layers import ACTIVATIONS, initial_parameter
+from protea.packing import PackedBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESM1nvConfig(EncoderConfig):
+    """Configuration of ESM-1nv; the defaults are the published model.
+
+    ``hidden_act`` is ``gelu_tanh`` (NeMo's fused bias-GELU) or ``gelu`` (exact). That the published model was trained
+    with attention dropout 0.1, NeMo's default, is unverified; inference does not depend on it.
+    """
+
+    model_type: ClassVar[str] = "esm1nv"
+    alphabet: ClassVar[Alphabet] = ESM1NV_ALPHABET
+
+    num_hidden_layers: int = 6
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    vocab_size: int = 128
+    max_position_embeddings: int = 512
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    hidden_act: str = "gelu_tanh"
+
+    @property
+    def family(self) -> str:
+        """``ESM-1nv``."""
+        return "ESM-1nv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_act not in ACTIVATIONS:
+            raise CheckpointError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+
+
+ESM1NV: Final = ESM1nvConfig()
+
+
+class ESM1nv(Encoder):
+    """The model."""
+
+    config: ESM1nvConfig
+
+    def __init__(self, config: ESM1nvConfig) -> None:
+        super().__init__(config, activation=config.hidden_act, contact_head=False)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """512 in the published model: 510 residues between BOS and EOS."""
+        return self.config.max_position_embeddings
+
+    @property
+    def trained_tokens(self) -> int:
+        """All there are positions for."""
+        return self.max_tokens
+
+    def embed_tokens(self, batch: PackedBatch) -> Tensor:
+        """Word plus position embeddings, ``[T, D]``."""
+        x = self.word_embeddings(batch.input_ids) + self.position_embeddings(batch.positions())
+        return F.dropout(x, self.config.hidden_dropout_prob, self.training)
+
+    def context(self, batch: PackedBatch) -> LayerContext:
+        """Boundaries only: positions are in the embeddings."""
+        return LayerContext(batch.cu_seqlens)
+
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+        """normal(0, std); projections back into the residual stream normal(0, std / sqrt(2 · layers))."""
+        std = self.config.initializer_range
+        if name.endswith(("out_proj.weight", "fc2.weight")):
+            std /= math.sqrt(2 * self.config.num_hidden_layers)
+        return initial_parameter(name, shape, generator, std=std)

@@ -1,0 +1,177 @@
+"""The parts that several families use identically.
+
+Parameter names are those of Meta's ``esm`` package, which users of LoRA and converters know: ``self_attn.q_proj``,
+``fc1``, ``final_layer_norm`` and so on. Nothing here knows of checkpoints or devices.
+
+Shapes: T tokens, D model width, H heads, K head width, F feed-forward width, V vocabulary rows, B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from protea.models.attention import attend
+from protea.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from protea.models.encoder import LayerContext
+
+MASK_TRAIN: Final = 0.15 * 0.8
+"""Share of tokens that were the mask token in Meta's training: 15 % selected, 80 % of them masked."""
+
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention; the query is scaled by K^-1/2 before any rotation, as in Meta's code."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q = q * q.shape[-1] ** -0.5
+        if context.rotary is not None:
+            q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
+        y, probabilities = attend(
+            q,
+            k,
+            v,
+            context.cu_seqlens,
+            context.cu_seqlens,
+            scale=1.0,
+            dropout=self.dropout if self.training else 0.0,
+            return_probs=context.on_attention is not None,
+        )
+        if context.on_attention is not None and probabilities is not None:
+            context.on_attention(probabilities)
+        out: Tensor = self.out_proj(y.flatten(-2))
+        return out
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm block: attention and feed-forward, each normed before and added after."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_width: int,
+        *,
+        activation: str,
+        dropout: float,
+        attention_dropout: float,
+        layer_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dropout = dropout
+        self.self_attn_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.self_attn = SelfAttention(width, heads, attention_dropout)
+        self.final_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), context))
+        inner = ACTIVATIONS[self.activation](self.fc1(self.final_layer_norm(x)))
+        return x + self._drop(self.fc2(inner))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class LanguageModelHead(nn.Module):
+    """RoBERTa's head: dense, GELU, norm, then the word embeddings as output matrix, plus a bias.
+
+    The GELU is the exact one in every family: NeMo's ``BertLMHead`` keeps it although its blocks use the tanh form.
+    """
+
+    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """``[T, D]`` and ``[V, D]`` to ``[T, V]``."""
+        return F.linear(self.layer_norm(F.gelu(self.dense(x))), word_embeddings, self.bias)
+
+
+class ContactHead(nn.Module):
+    """The weights of the logistic regression from all attention maps to contacts (Rao et al. 2020)."""
+
+    def __init__(self, layers: int, heads: int) -> None:
+        super().__init__()
+        self.regression = nn.Linear(layers * heads, 1)
+
+
+def inverse_frequencies(head_width: int, base: float) -> Tensor:
+    """Rotary frequencies ``[K/2]`` in float32: base^(-2i/K)."""
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+    return 1.0 / (base**exponents)
+
+
+def rotary_angles(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine ``[T, 1, K/2]`` of position times frequency, in float32 as in the published code."""
+    angles = torch.outer(positions.to(inv_freq.dtype), inv_freq)[:, None, :]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate ``[T, H, K]``: the first half of each head's width pairs with the second (GPT-NeoX's layout)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def token_dropout(x: Tensor, batch: PackedBatch, mask_id: int) -> Tensor:
+    """Zero the embeddings of mask tokens and rescale the sequence, as Meta's models were trained.
+
+    x · (1 - 0.12) / (1 - n_mask/L), where L counts BOS and EOS: a sequence without masks is scaled by 0.88.
+    A sequence of nothing but masks stays zero; the published code divides zero by zero there.
+    """
+    masked = batch.input_ids == mask_id
+    sequence = batch.sequence_index()
+    lengths = batch.cu_seqlens.lengths
+    counts = torch.zeros(len(batch), dtype=torch.float32, device=x.device).index_add_(0, sequence, masked.float())
+    kept = 1 - counts / lengths
+    kept = torch.where(kept > 0, kept, 1.0)
+    scaled = x.masked_fill(masked[:, None], 0.0) * (1 - MASK_TRAIN) / kept[sequence, None]
+    return scaled.to(x.dtype)
+
+
+def initial_parameter(
+    name: str, shape: tuple[int, ...], generator: Generator, *, std: float, zero_row: int | None = None
+) -> Tensor:
+    """BERT's initialisation of one parameter, float32 on the CPU.
+
+    | parameter          | value                           |
+    |--------------------|---------------------------------|
+    | norm weights       | 1                               |
+    | biases             | 0                               |
+    | other weights      | normal(0, std), ``zero_row`` 0  |
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "layer_norm" in name:
+        return torch.ones(shape)
+    value = torch.empty(shape).normal_(0.0, std, generator=generator)
+    if zero_row is not None:
+        value[zero_row] = 0.0
+    return value

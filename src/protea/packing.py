@@ -1,0 +1,144 @@
+"""Sequences of unequal length as one flat row of tokens, without padding.
+
+A packed batch is the concatenation of its sequences plus the places where each begins. Everything in the model
+but attention works on the flat tokens; attention reads the boundaries. Knows nothing of alphabets or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class CuSeqlens:
+    """Cumulative lengths: sequence ``b`` of a packed batch is rows ``cu[b]`` to ``cu[b + 1]``.
+
+    Kernels on an accelerator read ``device``; Python loops read ``host``, which spares them a synchronisation.
+
+    Attributes:
+        device: ``[B+1]`` int32, where the tokens are.
+        host: ``[B+1]`` int32, the same values in main memory.
+        max_length: length of the longest sequence.
+    """
+
+    device: Tensor
+    host: Tensor
+    max_length: int
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int]) -> CuSeqlens:
+        """Boundaries of sequences with the given numbers of tokens, in main memory.
+
+        Raises:
+            ValueError: if there is no sequence, or one without tokens.
+        """
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"a packed batch needs sequences of at least one token, got lengths {lengths}")
+        host = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        torch.cumsum(torch.tensor(lengths), dim=0, dtype=torch.int32, out=host[1:])
+        return cls(host, host, max(lengths))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> CuSeqlens:
+        """The same boundaries with ``device`` on another device."""
+        return CuSeqlens(self.host.to(device, non_blocking=non_blocking), self.host, self.max_length)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First row and row after the last, a sequence each."""
+        offsets = self.host.tolist()
+        return list(pairwise(offsets))
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[B]`` int32 on the device: tokens in each sequence."""
+        return self.device.diff()
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Token ids of several sequences in a row.
+
+    Attributes:
+        input_ids: ``[T]`` int64, BOS and EOS included where the model's alphabet has them.
+        cu_seqlens: where each sequence begins and ends.
+    """
+
+    input_ids: Tensor
+    cu_seqlens: CuSeqlens
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in the longest sequence."""
+        return self.cu_seqlens.max_length
+
+    def __len__(self) -> int:
+        return int(self.cu_seqlens.host.numel()) - 1
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(
+            self.input_ids.to(device, non_blocking=non_blocking),
+            self.cu_seqlens.to(device, non_blocking=non_blocking),
+        )
+
+    def positions(self) -> Tensor:
+        """``[T]`` int64: the index of each token within its own sequence, from 0."""
+        total = self.input_ids.numel()
+        starts = torch.repeat_interleave(self.cu_seqlens.device[:-1], self.cu_seqlens.lengths, output_size=total)
+        return torch.arange(total, device=self.input_ids.device) - starts
+
+    def sequence_index(self) -> Tensor:
+        """``[T]`` int64: which sequence each token belongs to."""
+        numbers = torch.arange(len(self), device=self.input_ids.device)
+        return torch.repeat_interleave(numbers, self.cu_seqlens.lengths, output_size=self.input_ids.numel())
+
+
+def pack(sequences: Sequence[NDArray[np.uint8]], *, bos: int | None = None, eos: int | None = None) -> PackedBatch:
+    """Concatenate encoded sequences, each between BOS and EOS where given.
+
+    Args:
+        sequences: ids of shape ``[L]`` each.
+        bos: id to put before every sequence.
+        eos: id to put after every sequence.
+    """
+    head = [] if bos is None else [bos]
+    tail = [] if eos is None else [eos]
+    extra = len(head) + len(tail)
+    parts = [part for ids in sequences for part in (head, ids, tail)]
+    flat = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+    return PackedBatch(torch.from_numpy(flat), CuSeqlens.from_lengths([len(ids) + extra for ids in sequences]))
+
+
+def pack_by_budget(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+    """Group items, in order, so that no group holds more than ``budget`` tokens.
+
+    Packed batches waste nothing on length differences, so input order is kept and nothing is sorted. An item
+    larger than the budget makes a group of its own.
+
+    Args:
+        items: what to group.
+        size: tokens an item takes.
+        budget: tokens a group may hold, at least 1.
+    """
+    if budget < 1:
+        raise ValueError(f"a token budget must be at least 1, got {budget}")
+    group: list[Item] = []
+    filled = 0
+    for item in items:
+        tokens = size(item)
+        if group and filled + tokens > budget:
+            yield group
+            group, filled = [], 0
+        group.append(item)
+        filled += tokens
+    if group:
+        yield group
