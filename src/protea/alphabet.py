@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from protea.errors import UnknownResidueError
 
-CANONICAL: Final = "ACDEFGHIKLMNPQRSTVWY"
-
 _INVALID: Final = 255
 _MASK: Final = "<mask>"
 

@@ -116,7 +116,9 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
             else:
                 yield line
     except _DAMAGED as error:
-        raise FastaError(f"{name}: cannot be read to its end; the data is cut short or damaged: {error}") from error
+        raise FastaError(
+            f"{name}: cannot be read to its end: cut short, damaged, or not compressed as its name says ({error})"
+        ) from error
 
 
 @contextmanager

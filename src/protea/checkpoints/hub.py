@@ -97,8 +97,11 @@ def published(name: str) -> Published:
     short = name.removeprefix("facebook/")
     if short in PUBLISHED:
         return PUBLISHED[short]
-    near = difflib.get_close_matches(short, PUBLISHED, n=3, cutoff=0.4)
-    advice = f"did you mean {', '.join(near)}?" if near else "`protea info --list` shows all names"
+    lower = {name.lower(): name for name in PUBLISHED}
+    near = difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)
+    advice = (
+        f"did you mean {', '.join(lower[name] for name in near)}?" if near else "`protea info --list` shows all names"
+    )
     raise UnknownModelError(f"unknown model {name!r}; {advice}")
 
 

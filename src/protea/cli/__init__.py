@@ -14,6 +14,8 @@ from protea.cli.info import info
 from protea.cli.init import init
 from protea.errors import ProteaError, ProteaWarning
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="protea",
     help="Protein language models of the ESM family.",
@@ -50,11 +52,13 @@ def main() -> NoReturn:
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", ProteaWarning)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="protea", standalone_mode=False)
     except TyperException as error:
         _fail(f"{error.format_message()} (`protea --help` shows what there is)", error.exit_code)
     except ProteaError as error:
         _fail(str(error), error.exit_code)
+    if code == _INTERRUPTED:
+        typer.echo("protea: interrupted; unfinished output was removed", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

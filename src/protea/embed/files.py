@@ -11,7 +11,7 @@ from typing import Any
 from protea.embed import engine
 from protea.embed.engine import Encoded, Long
 from protea.embed.stores import open_store
-from protea.fasta import read_fasta, unique
+from protea.fasta import STDIN, read_fasta, unique
 from protea.models.encoder import Encoder
 
 
@@ -67,7 +67,7 @@ def scan(job: Job, model: Encoder) -> Totals | None:
     Raises:
         ProteaError: whatever reading and encoding raise.
     """
-    if not all(Path(path).is_file() or not Path(path).exists() for path in job.inputs):
+    if any(_flows(path) for path in job.inputs):
         return None
     totals = Totals()
     for encoded in _encoded(job, model):
@@ -104,6 +104,11 @@ def run(job: Job, model: Encoder, settings: dict[str, Any], advance: Callable[[E
             totals.add(result.encoded)
             advance(result.encoded)
     return totals
+
+
+def _flows(path: str) -> bool:
+    """Whether the input is standard input or a pipe, gone once read."""
+    return path == STDIN or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
 
 
 def _encoded(job: Job, model: Encoder) -> Iterator[Encoded]:

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
 from protea.models.attention import Probabilities
-from protea.models.layers import ContactHead, LanguageModelHead, TransformerLayer
+from protea.models.layers import ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
 from protea.packing import CuSeqlens, PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]
@@ -97,7 +97,7 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.alphabet = config.alphabet
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             TransformerLayer(
                 config.hidden_size,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig, LayerContext
-from protea.models.layers import initial_parameter, token_dropout
+from protea.models.layers import blank_embedding, initial_parameter, token_dropout
 from protea.packing import PackedBatch
 
 _FIRST_POSITION: Final = ESM.pad + 1
@@ -67,7 +67,7 @@ class ESM1b(Encoder):
 
     def __init__(self, config: ESM1bConfig) -> None:
         super().__init__(config, activation="gelu", contact_head=True)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = blank_embedding(config.max_position_embeddings, config.hidden_size)
         self.emb_layer_norm_before = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.emb_layer_norm_before else None
         )

@@ -12,14 +12,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from protea.alphabet import ESM1NV as ESM1NV_ALPHABET
 from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig, LayerContext
-from protea.models.layers import ACTIVATIONS, initial_parameter
+from protea.models.layers import ACTIVATIONS, blank_embedding, initial_parameter
 from protea.packing import PackedBatch
 
 
@@ -65,7 +65,7 @@ class ESM1nv(Encoder):
 
     def __init__(self, config: ESM1nvConfig) -> None:
         super().__init__(config, activation=config.hidden_act, contact_head=False)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings = blank_embedding(config.max_position_embeddings, config.hidden_size)
 
     @property
     def max_tokens(self) -> int:

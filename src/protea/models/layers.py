@@ -122,6 +122,17 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(layers * heads, 1)
 
 
+def blank_embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding without initial values.
+
+    ``nn.Embedding`` draws them from a normal distribution, which on the meta device imports PyTorch's compiler: a
+    second of start-up for nothing.
+    """
+    blank = torch.empty(rows, width)
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(blank, freeze=False)  # type: ignore[no-untyped-call]
+    return embedding
+
+
 def inverse_frequencies(head_width: int, base: float) -> Tensor:
     """Rotary frequencies ``[K/2]`` in float32: base^(-2i/K)."""
     exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width

@@ -1,0 +1,158 @@
+"""Names, folders and Hugging Face's cache, without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+import protea
+from conftest import CONFIGS
+from protea.checkpoints.describe import describe, listing
+from protea.checkpoints.hub import PUBLISHED, find_local, locate, published
+from protea.errors import CheckpointError, UnknownModelError
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache and no network."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return cache
+
+
+def put_into_cache(cache: Path, repository: str, folder: Path) -> None:
+    """As ``snapshot_download`` lays it out."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, home / "snapshots" / ("0" * 40))
+
+
+def test_the_table() -> None:
+    assert len(PUBLISHED) == 17
+    for name, known in PUBLISHED.items():
+        assert known.name == name
+        assert known.licence in ({"MIT", "Apache-2.0"} if known.place else {""})
+        assert known.contact_head == name.startswith(("esm2_", "esm1b_"))
+        assert "contacts" in known.build().capabilities or not known.contact_head
+    rows = {row["name"]: row for row in listing()}
+    assert rows["esm2_t33_650M_UR50D"]["parameters"] == 651_043_254
+    assert rows["esm2nv_20B"]["place"] == "not published; architecture only"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("esm2_t6_8M", "esm2_t6_8M_UR50D"),
+        ("esm2_650M", "esm2nv_650M"),
+        ("ESM1NV", "esm1nv"),
+        ("facebook/esm2_t30_150M", "esm2_t30_150M_UR50D"),
+    ],
+)
+def test_near_names_are_offered(name: str, near: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"unknown model '{name}'; did you mean .*{near}"):
+        published(name)
+
+
+def test_a_name_like_no_other() -> None:
+    with pytest.raises(UnknownModelError, match="`protea info --list` shows all names"):
+        protea.load("zzz")
+
+
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D"])
+def test_without_network_the_files_and_their_place_are_named(name: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        locate(name)
+    message = str(caught.value)
+    for part in (
+        "facebook/esm2_t6_8M_UR50D is not in the cache and cannot be downloaded",
+        "config.json",
+        "model.safetensors",
+        "https://huggingface.co/facebook/esm2_t6_8M_UR50D/tree/main",
+        "into a folder esm2_t6_8M_UR50D/ here",
+    ):
+        assert part in message
+
+
+def test_the_advice_works(model_folders: dict[str, Path]) -> None:
+    """Files put where the message says are found by the same name."""
+    shutil.copytree(model_folders["esm2"], "esm2_t6_8M_UR50D")
+    assert protea.load("esm2_t6_8M_UR50D", device="cpu").config == CONFIGS["esm2"]
+
+
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D", "someone/finetuned"])
+def test_the_cache_is_used(offline: Path, model_folders: dict[str, Path], name: str) -> None:
+    repository = name if "/" in name else f"facebook/{name}"
+    put_into_cache(offline, repository, model_folders["esm2"])
+    model = protea.load(name, device="cpu")
+    assert model.config == CONFIGS["esm2"]
+    assert model.name == name
+    assert describe(name)["sha256"]
+
+
+def test_esm1v_comes_without_the_random_contact_head_of_its_conversion(
+    offline: Path, model_folders: dict[str, Path]
+) -> None:
+    put_into_cache(offline, "facebook/esm1v_t33_650M_UR90S_1", model_folders["esm1v"])
+    assert "contacts" not in protea.load("esm1v_t33_650M_UR90S_1", device="cpu").capabilities
+    assert "contacts" in protea.load(model_folders["esm1v"], device="cpu").capabilities
+
+
+def test_a_cached_configuration_alone_is_no_model(offline: Path, model_folders: dict[str, Path]) -> None:
+    put_into_cache(offline, "someone/unfinished", model_folders["esm2"])
+    for weights in offline.rglob("*.safetensors"):
+        weights.unlink()
+    assert find_local("someone/unfinished") is None
+    with pytest.raises(CheckpointError, match=r"no model.safetensors"):
+        protea.load("someone/unfinished")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_stands_for_its_folder(model_folders: dict[str, Path], name: str) -> None:
+    assert locate(model_folders["esm2"] / name) == model_folders["esm2"]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "esm1nv.nemo"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"this version reads folders .*, not \.nemo files"):
+        locate(path)
+
+
+def test_a_path_that_is_not_there() -> None:
+    with pytest.raises(CheckpointError, match=r"\./models/absent: no such folder"):
+        locate("./models/absent")
+
+
+def test_weights_published_in_other_formats_or_not_at_all() -> None:
+    with pytest.raises(CheckpointError, match=r"esm1nv is published at https://catalog.ngc.nvidia.com/.*\.nemo"):
+        locate("esm1nv")
+    with pytest.raises(CheckpointError, match=r"no published weights; `protea init esm2nv_20B` makes random ones"):
+        locate("esm2nv_20B")
+
+
+def test_description_of_a_folder(model_folders: dict[str, Path]) -> None:
+    folder = model_folders["esm1nv"]
+    description = describe(str(folder))
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert description["sha256"] == {"model.safetensors": digest}
+    assert description["family"] == "ESM-1nv"
+    assert description["residue_limit"] == description["trained_residues"] == 510
+    assert description["stored_as"] == ["F32"]
+    assert description["memory_bytes"]["bfloat16"] == 2 * description["parameters"]
+    assert description["capabilities"] == ["attention", "logits"]
+
+
+def test_description_of_a_name_downloads_nothing() -> None:
+    description = describe("esm2_t48_15B_UR50D")
+    assert description["parameters"] == 15_129_100_194
+    assert description["residue_limit"] is None
+    assert description["trained_residues"] == 1022
+    assert description["licence"] == "MIT"
+    assert "sha256" not in description

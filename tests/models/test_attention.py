@@ -1,0 +1,172 @@
+"""Every kernel against the definition, and the choice between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from protea.models import attention
+from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, attend, pick_kernel
+from protea.packing import CuSeqlens
+
+HEADS = 3
+
+
+def definition(q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float) -> Tensor:
+    """One sequence, one head and one query at a time, in float64."""
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for (q0, q1), (k0, k1) in zip(cu_q.spans(), cu_k.spans(), strict=True):
+        for head in range(q.shape[1]):
+            keys, values = k[k0:k1, head].double(), v[k0:k1, head].double()
+            for row in range(q0, q1):
+                weights = torch.exp(scale * (keys @ q[row, head].double()))
+                out[row, head] = (weights / weights.sum()) @ values
+    return out
+
+
+def random_qkv(
+    lengths_q: list[int], lengths_k: list[int], width: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    totals = (sum(lengths_q), sum(lengths_k), sum(lengths_k))
+    q, k, v = (torch.empty(total, HEADS, width).normal_(generator=generator).to(dtype) for total in totals)
+    return q, k, v
+
+
+CPU_KERNELS = [(SDPA, torch.float32, 1e-5), (SDPA, torch.bfloat16, 2e-2), (PRODUCT, torch.bfloat16, 2e-2)]
+CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-12), (SDPA, torch.float16, 3e-3)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "tolerance"), CPU_KERNELS, ids=lambda value: getattr(value, "name", str(value))
+)
+@settings(deadline=None, max_examples=25)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 7, 50, 51, 64]), min_size=1, max_size=8),
+    width=st.sampled_from([8, 16, 24, 64]),
+    block=st.sampled_from([1 << 10, 1 << 14, 4 << 20]),
+)
+def test_kernel_equals_the_definition(
+    kernel: attention.Kernel, dtype: torch.dtype, tolerance: float, lengths: list[int], width: int, block: int
+) -> None:
+    """Any lengths: lone, repeated, long enough to be cut into blocks of rows."""
+    q, k, v = random_qkv(lengths, lengths, width, dtype)
+    cu = CuSeqlens.from_lengths(lengths)
+    scale = width**-0.5
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(attention, "_SCORE_BLOCK_BYTES", block)
+        out, probabilities = kernel.run(q, k, v, cu, cu, scale, None, 0.0, False)
+    assert probabilities is None
+    assert out.dtype == dtype
+    expected = definition(q, k, v, cu, cu, scale)
+    assert (out.double() - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
+
+
+@pytest.mark.parametrize("kernel", [SDPA, PRODUCT, REFERENCE], ids=lambda kernel: kernel.name)
+def test_queries_and_keys_of_different_lengths(kernel: attention.Kernel) -> None:
+    lengths_q, lengths_k = [3, 3, 60], [5, 5, 70]
+    q, k, v = random_qkv(lengths_q, lengths_k, 16, torch.bfloat16)
+    cu_q, cu_k = CuSeqlens.from_lengths(lengths_q), CuSeqlens.from_lengths(lengths_k)
+    out, _ = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0, False)
+    assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() < 2e-2
+
+
+def test_reference_returns_probabilities() -> None:
+    lengths = [4, 9]
+    q, k, v = random_qkv(lengths, lengths, 8, torch.float32)
+    cu = CuSeqlens.from_lengths(lengths)
+    out, probabilities = attend(q, k, v, cu, cu, 1.0, return_probs=True)
+    assert probabilities is not None
+    assert [tuple(p.shape) for p in probabilities] == [(HEADS, 4, 4), (HEADS, 9, 9)]
+    for (start, end), probs in zip(cu.spans(), probabilities, strict=True):
+        torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:2]))
+        torch.testing.assert_close(out[start:end], torch.einsum("hqk,khd->qhd", probs, v[start:end]))
+
+
+@pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
+def test_bias_is_added_to_every_sequence(kernel: attention.Kernel) -> None:
+    lengths = [3, 6]
+    q, k, v = random_qkv(lengths, lengths, 8, torch.float32)
+    cu = CuSeqlens.from_lengths(lengths)
+    bias = torch.randn(HEADS, 7, 7)
+    out, _ = kernel.run(q, k, v, cu, cu, 0.5, bias, 0.0, False)
+    for start, end in cu.spans():
+        size = end - start
+        scores = torch.einsum("qhd,khd->hqk", q[start:end], k[start:end]) * 0.5 + bias[:, :size, :size]
+        expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start:end])
+        torch.testing.assert_close(out[start:end], expected)
+
+
+@pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
+def test_dropout_drops_and_rescales(kernel: attention.Kernel) -> None:
+    """With values of 1 every output is the sum of the kept, rescaled probabilities: 1 on average, not everywhere."""
+    torch.manual_seed(0)
+    q, k, _ = random_qkv([400], [400], 8, torch.float32)
+    cu = CuSeqlens.from_lengths([400])
+    out, _ = kernel.run(q, k, torch.ones_like(k), cu, cu, 0.1, None, 0.3, False)
+    assert out.std() > 0.01
+    assert abs(out.mean().item() - 1) < 0.01
+
+
+@pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
+def test_gradients_equal_the_definitions(kernel: attention.Kernel) -> None:
+    lengths = [2, 5, 5]
+    tensors = [x.double().requires_grad_() for x in random_qkv(lengths, lengths, 8, torch.float32)]
+    cu = CuSeqlens.from_lengths(lengths)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: kernel.run(q, k, v, cu, cu, 0.4, None, 0.0, False)[0], tuple(tensors), fast_mode=True
+    )
+
+
+def test_the_last_kernel_takes_everything() -> None:
+    last = KERNELS[-1]
+    assert last.device is last.dtypes is last.head_widths is None
+    assert last.bias
+    assert last.dropout
+    assert last.probabilities
+    assert last.gradients
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "expected"),
+    [
+        (torch.float32, {}, SDPA),
+        (torch.float16, {}, SDPA),
+        (torch.float64, {}, SDPA),
+        (torch.bfloat16, {"dropout": True}, SDPA),
+        (torch.bfloat16, {"bias": True}, SDPA),
+        (torch.float32, {"probabilities": True}, REFERENCE),
+        (torch.bfloat16, {"probabilities": True}, REFERENCE),
+    ],
+)
+def test_choice(dtype: torch.dtype, asked: dict[str, bool], expected: attention.Kernel) -> None:
+    q = torch.zeros(4, HEADS, 16, dtype=dtype)
+    assert pick_kernel(q, q, q, **asked) is expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, PRODUCT), (False, SDPA)])
+def test_bfloat16_products_only_where_the_cpu_has_them(
+    monkeypatch: pytest.MonkeyPatch, native: bool, expected: attention.Kernel
+) -> None:
+    attention.multiplies_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
+    q = torch.zeros(4, HEADS, 16, dtype=torch.bfloat16)
+    assert pick_kernel(q, q, q) is expected
+    trained = q.clone().requires_grad_()
+    assert pick_kernel(trained, q, q) is SDPA
+    with torch.no_grad():
+        assert pick_kernel(trained, q, q) is expected
+    attention.multiplies_bfloat16.cache_clear()
+
+
+def test_varlen_declares_its_limits() -> None:
+    """CUDA only, half precision only, no bias, dropout or probabilities; checked without a GPU."""
+    q = torch.zeros(4, HEADS, 16, dtype=torch.bfloat16)
+    nothing = {"bias": False, "dropout": False, "probabilities": False, "gradients": False}
+    assert not VARLEN.supports(q, **nothing)
+    assert VARLEN.device == "cuda"
+    assert VARLEN.dtypes == {torch.float16, torch.bfloat16}
+    assert not any((VARLEN.bias, VARLEN.dropout, VARLEN.probabilities))

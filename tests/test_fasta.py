@@ -1,0 +1,175 @@
+"""FASTA in all its conditions, against a separate slow reading."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protea.errors import FastaError
+from protea.fasta import Record, read_fasta, unique
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd.compress,
+}
+
+
+def read(path: Path, content: bytes) -> list[Record]:
+    path.write_bytes(content)
+    return list(read_fasta([path]))
+
+
+def test_header_is_split_into_id_and_description(tmp_path: Path) -> None:
+    records = read(tmp_path / "a.fasta", b">sp|P1|X  human  protein \nMKT\n\nAYI\n> spaced id\nG\n")
+    assert [(r.id, r.description, r.sequence) for r in records] == [
+        ("sp|P1|X", "human  protein", "MKTAYI"),
+        ("spaced", "id", "G"),
+    ]
+    assert records[1].place == f"{tmp_path / 'a.fasta'}, line 5, record 'spaced'"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_all_line_ends_and_a_byte_order_mark(tmp_path: Path, end: bytes) -> None:
+    content = b"\xef\xbb\xbf" + end.join([b">a one", b"MK", b"T", b">b", b"AA"])
+    assert [(r.id, r.description, r.sequence) for r in read(tmp_path / "a.fasta", content)] == [
+        ("a", "one", "MKT"),
+        ("b", "", "AA"),
+    ]
+
+
+def test_nothing_between_line_breaks_is_dropped(tmp_path: Path) -> None:
+    """Comments, digits, gaps and control characters are for the alphabet to judge."""
+    (record,) = read(tmp_path / "a.fasta", b">a\nMK\n#AAA\n;C\n1 K\x00-*\n\xc3\xa9\n")
+    assert record.sequence == "MK#AAA;C1 K\x00-*Ã©"
+
+
+def test_headers_in_any_encoding(tmp_path: Path) -> None:
+    records = read(tmp_path / "a.fasta", ">a café\nM\n".encode() + ">b café\nM\n".encode("latin-1"))
+    assert [record.description for record in records] == ["café", "café"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compressed(tmp_path: Path, suffix: str) -> None:
+    content = b">a\nMKT\n>b\nAAA\n"
+    records = read(tmp_path / f"a.fasta.{suffix}", COMPRESSORS[suffix](content))
+    assert [record.sequence for record in records] == ["MKT", "AAA"]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compressed_data_cut_short_is_an_error_after_the_whole_records(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.fasta.{suffix}"
+    sequences = [bytes(65 + (i * j) % 23 for j in range(60)) for i in range(9000)]
+    whole = COMPRESSORS[suffix](b"".join(b">r%d\n%s\n" % row for row in enumerate(sequences)))
+    path.write_bytes(whole[: len(whole) // 2])
+    seen: list[str] = []
+    with pytest.raises(FastaError, match=f"a.fasta.{suffix}.*cut short"):
+        seen.extend(record.sequence for record in read_fasta([path]))
+    assert seen == [sequence.decode() for sequence in sequences[: len(seen)]]
+    assert len(seen) < len(sequences)
+
+
+@pytest.mark.parametrize("compress", [None, *COMPRESSORS.values()])
+def test_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes] | None
+) -> None:
+    content = b">a\nMKT\n"
+    path = tmp_path / "redirected"
+    path.write_bytes(compress(content) if compress else content)
+    with path.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        (record,) = read_fasta(["-"])
+    assert record.sequence == "MKT"
+    assert record.place == "standard input, line 1, record 'a'"
+
+
+def test_several_files_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("b.fasta", "a.fasta")]
+    for path in paths:
+        path.write_text(f">{path.stem}\nMK\n")
+    assert [record.id for record in read_fasta(paths)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no records; the file is empty"),
+        (b"\n\n", "no records; the file is empty"),
+        (b"MKT\n", "line 1: not FASTA: expected '>' and a header, found 'MKT'"),
+        (b"\n@read\nACGT\n+\nIIII\n", r"line 2: not FASTA.*FASTQ\?"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "not FASTA"),
+        (b">\nMKT\n", "line 1: a record without an id"),
+        (b">a\n>b\nMKT\n", "line 1, record 'a': no residues"),
+        (b">a\nMKT\n>b\n", "line 3, record 'b': no residues"),
+        (b">a\0b\nMKT\n", "NUL byte"),
+    ],
+)
+def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(FastaError, match=message):
+        read(tmp_path / "a.fasta", content)
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(FastaError, match=r"absent.fasta: no such file"):
+        list(read_fasta([tmp_path / "absent.fasta"]))
+    with pytest.raises(FastaError, match="is a folder"):
+        list(read_fasta([tmp_path]))
+
+
+def test_plain_text_named_gz(tmp_path: Path) -> None:
+    with pytest.raises(FastaError, match="not compressed as its name says"):
+        read(tmp_path / "a.fasta.gz", b">a\nMKT\n")
+
+
+def test_unique_names_the_second_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_bytes(b">a\nM\n>b\nM\n>a again\nM\n")
+    with pytest.raises(FastaError, match=r"line 5, record 'a': this id was used before"):
+        list(unique(read_fasta([path])))
+
+
+def slow_reading(content: bytes) -> list[tuple[str, str]] | None:
+    """A second reading of the format, as plain as can be; ``None`` where an error is due."""
+    lines = [line.strip() for line in content.replace(b"\r", b"\n").split(b"\n")]
+    lines = [line for line in lines if line]
+    if not lines or not lines[0].startswith(b">"):
+        return None
+    records: list[tuple[str, str]] = []
+    for line in lines:
+        if line.startswith(b">"):
+            words = line[1:].decode("latin-1").split()
+            if not words or b"\0" in line:
+                return None
+            records.append((words[0], ""))
+        else:
+            records[-1] = (records[-1][0], records[-1][1] + line.decode("latin-1"))
+    return records if all(sequence for _, sequence in records) else None
+
+
+pieces = st.sampled_from([b">", b">a", b">b c", b"MKT", b"mk", b"*", b"-", b" ", b"\t", b"\0", b"#x", b";", b"9", b"@"])
+
+
+@given(st.lists(st.tuples(pieces, st.sampled_from([b"\n", b"\r\n", b"\r", b"", b"\n\n"]))))
+def test_equals_the_slow_reading(tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[bytes, bytes]]) -> None:
+    content = b"".join(piece + end for piece, end in parts)
+    path = tmp_path_factory.getbasetemp() / "fuzz.fasta"
+    expected = slow_reading(content)
+    if expected is None:
+        with pytest.raises(FastaError):
+            read(path, content)
+    else:
+        assert [(record.id, record.sequence) for record in read(path, content)] == expected

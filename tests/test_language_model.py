@@ -1,0 +1,143 @@
+"""The Python interface."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import protea
+from conftest import CONFIGS, LoadModel
+from protea.errors import CapabilityError, ProteaWarning, SequenceTooLongError, UnknownResidueError, UsageError
+from protea.packing import pack
+from references import run_float64
+
+SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY" * 5]
+
+
+def test_residue_embeddings_have_a_row_a_residue(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    arrays = model.embed(SEQUENCES)
+    assert [array.shape for array in arrays] == [(10, 40), (1, 40), (100, 40)]
+    for sequence, array in zip(SEQUENCES, arrays, strict=True):
+        assert array.dtype == np.float32
+        ids = pack([model.alphabet.encode(sequence)], bos=0, eos=2).input_ids
+        states, _ = run_float64(model.module, ids)
+        np.testing.assert_allclose(array, states[-1][1:-1].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1, 12, 50, 10_000])
+def test_the_budget_changes_nothing_but_memory(load_small: LoadModel, budget: int) -> None:
+    model = load_small("esm2")
+    for a, b in zip(model.embed(SEQUENCES), model.embed(SEQUENCES, token_budget=budget), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_poolings_see_residues_only(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    residues = model.embed(SEQUENCES)
+    for pool, function in (("mean", np.mean), ("max", np.max), ("std", np.std)):
+        expected = np.stack([function(array, axis=0) for array in residues])
+        pooled = model.embed(SEQUENCES, pool=pool)
+        assert pooled.shape == (3, 40)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+    assert not model.embed(["G"], pool="std").any()
+    bos = model.embed(SEQUENCES, pool="bos")
+    ids = pack([model.alphabet.encode(SEQUENCES[0])], bos=0, eos=2).input_ids
+    np.testing.assert_allclose(bos[0], run_float64(model.module, ids)[0][-1][0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_make_a_first_axis(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    arrays = model.embed(SEQUENCES, layers=[0, 2, -1])
+    assert [array.shape for array in arrays] == [(3, 10, 40), (3, 1, 40), (3, 100, 40)]
+    np.testing.assert_array_equal(arrays[0][2], model.embed(SEQUENCES)[0])
+    np.testing.assert_array_equal(arrays[0][1], model.embed(SEQUENCES, layers=[-2])[0][0])
+    pooled = model.embed(SEQUENCES, layers=[0, -1], pool="mean")
+    assert pooled.shape == (3, 2, 40)
+    np.testing.assert_allclose(pooled[1, 0], arrays[1][0, 0], rtol=1e-6)
+    ids = pack([model.alphabet.encode(SEQUENCES[0])], bos=0, eos=2).input_ids
+    states, _ = run_float64(model.module, ids)
+    for got, layer in zip(arrays[0], (0, 2, 3), strict=True):
+        np.testing.assert_allclose(got, states[layer][1:-1].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_have_a_column_a_token_of_the_alphabet(load_small: LoadModel, name: str) -> None:
+    model = load_small(name)
+    values = model.logits(["MKT<mask>", "G"])
+    assert [value.shape for value in values] == [(4, len(model.alphabet)), (1, len(model.alphabet))]
+    assert values[0].dtype == np.float32
+    if name != "esm1nv":
+        ids = pack([model.alphabet.encode("MKT<mask>")], bos=0, eos=2).input_ids
+        expected = run_float64(model.module, ids)[1][1:-1, :33].numpy()
+        np.testing.assert_allclose(values[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_in_nothing_out(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    assert model.embed([]) == []
+    assert model.logits([]) == []
+    assert model.embed([], pool="mean").shape == (0, 40)
+    assert model.embed([], pool="mean", layers=[0, 1]).shape == (0, 2, 40)
+
+
+def test_a_long_sequence_runs_whole_or_is_truncated_aloud(load_small: LoadModel) -> None:
+    rotary, learned = load_small("esm2"), load_small("esm1nv")
+    long = "A" * 1030
+    assert rotary.embed([long])[0].shape == (1030, 40)
+    with pytest.warns(ProteaWarning, match="sequence 1 truncated from 1030 to 1022 residues"):
+        arrays = rotary.embed(["M", long], long="truncate")
+    np.testing.assert_allclose(arrays[1], rotary.embed(["A" * 1022])[0], atol=1e-5)
+    with pytest.raises(SequenceTooLongError, match="sequence 0: 1030 residues, but this ESM-2 model takes 1022"):
+        rotary.embed([long], long="error")
+    with pytest.raises(SequenceTooLongError, match=r"sequence 1: 511 residues.*takes 510; split.*without a limit"):
+        learned.embed(["M", "A" * 511])
+    assert learned.embed(["A" * 510])[0].shape == (510, 40)
+
+
+def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    with pytest.raises(UnknownResidueError, match="sequence 1: residue 'J' at position 2"):
+        model.embed(["MK", "MJ"])
+    with pytest.raises(UsageError, match="expected a list of sequences"):
+        model.embed("MKT")
+    with pytest.raises(UsageError, match="sequence 1 is empty"):
+        model.embed(["M", ""])
+    with pytest.raises(UsageError, match="unknown pooling 'median'; use mean, max, std, bos"):
+        model.embed(["M"], pool="median")
+    with pytest.raises(UsageError, match=r"layer 4 does not exist; this model has 0 to 3, or -4 to -1"):
+        model.embed(["M"], layers=[0, 4])
+    with pytest.raises(UsageError, match="none twice"):
+        model.embed(["M"], layers=[3, -1])
+    with pytest.raises(UsageError, match="at least one layer"):
+        model.embed(["M"], layers=[])
+    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use full, truncate, error"):
+        model.embed(["M"], long="cut")  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="budget must be at least 1, got 0"):
+        model.embed(["M"], token_budget=0)
+    model.module.lm_head = None
+    with pytest.raises(CapabilityError, match="no logits"):
+        model.logits(["M"])
+
+
+def test_loading_nothing_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="comes without a bundled model; name one"):
+        protea.load()
+
+
+def test_it_tells_what_it_is(load_small: LoadModel) -> None:
+    model = load_small("esm1b", dtype="bfloat16")
+    assert "ESM-1b, 3 layers, width 40, torch.bfloat16, cpu" in repr(model)
+    assert model.device == torch.device("cpu")
+    assert model.dtype == torch.bfloat16
+    assert model.capabilities == {"attention", "contacts", "logits"}
+    assert model.config == CONFIGS["esm1b"]
+    assert model.embed(["MKT"])[0].dtype == np.float32
+
+
+def test_saving(load_small: LoadModel, tmp_path: object) -> None:
+    model = load_small("esm1v")
+    model.save(f"{tmp_path}/saved")
+    again = protea.load(f"{tmp_path}/saved", device="cpu")
+    np.testing.assert_array_equal(again.embed(["MKT"])[0], model.embed(["MKT"])[0])

@@ -1,0 +1,91 @@
+"""What holds for the package as a whole: layers, public names, start-up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import protea
+
+SOURCE = Path(protea.__file__).parent
+
+LAYERS = [
+    {"errors"},
+    {"alphabet", "device"},
+    {"fasta", "packing"},
+    {"models"},
+    {"checkpoints"},
+    {"embed"},
+    {"language_model"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+"""Imports go from higher ranks to lower ones, or stay within one package."""
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file names, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("protea."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("protea.")}
+    return names
+
+
+def home(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(SOURCE.rglob("*.py")) if home(path) not in {"__init__", "__main__"}]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_left(path: Path) -> None:
+    mine = home(path)
+    wrong = {name for name in imported(path) if name != mine and RANK[name] >= RANK[mine]}
+    assert not wrong, f"{mine} imports {wrong}"
+
+
+def test_models_know_nothing_of_parallelism() -> None:
+    for path in (SOURCE / "models").rglob("*.py"):
+        assert "distributed" not in path.read_text(), path
+
+
+def test_public_names() -> None:
+    assert protea.__all__ == ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
+    for name in protea.__all__:
+        assert getattr(protea, name) is not None
+    assert dir(protea) == sorted(protea.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = protea.nothing
+
+
+HEAVY = {"torch", "numpy", "h5py", "pyarrow", "rich", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("statement", ["import protea", "import protea.cli"])
+def test_importing_stays_light(statement: str) -> None:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "protea" in loaded
+    assert not HEAVY & set(loaded)
+
+
+def test_errors_survive_pickling() -> None:
+    """They are raised in worker processes too."""
+    import pickle
+
+    from protea import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, protea.ProteaError)]
+    assert len(kinds) >= 9
+    for kind in kinds:
+        copy = pickle.loads(pickle.dumps(kind("what, where, how to mend")))
+        assert type(copy) is kind
+        assert str(copy) == "what, where, how to mend"
