@@ -256,10 +256,10 @@ def test_module_and_standard_input(fasta: Path, model_folders: dict[str, Path], 
 def test_interrupting_leaves_nothing(model_folders: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "big.fasta"
     path.write_text("".join(f">r{number}\n{'MKTAYIAKQR' * 60}\n" for number in range(20_000)))
-    command = [sys.executable, "-m", "protea", "embed", path, "-m", model_folders["esm2"], "-o", tmp_path / "s.parquet"]
+    command = [sys.executable, "-m", "protea", "embed", path, "-m", model_folders["esm2"], "-r", tmp_path / "r.h5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".s.parquet.partial")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".r.h5.partial")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

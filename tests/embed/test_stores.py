@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -153,6 +154,20 @@ def test_an_older_file_survives_a_failure(tmp_path: Path, name: str) -> None:
     with pytest.raises(RuntimeError), open_store(path, (1,), {}):
         raise RuntimeError
     assert path.read_text() == "older"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("name", ["a.h5", "a.parquet"])
+def test_a_folder_without_permission(tmp_path: Path, name: str) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match=f"{name}: cannot be written: Permission denied"):
+        open_store(tmp_path / name, (1,), {}).__enter__()
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.parquet"])
+def test_what_the_file_system_refuses(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written: File name too long"):
+        open_store(tmp_path / ("x" * 300 + name), (1,), {}).__enter__()
 
 
 def test_paths_are_checked_before_work(tmp_path: Path) -> None:

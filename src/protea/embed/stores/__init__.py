@@ -55,16 +55,18 @@ def open_store(path: Path, layers: tuple[int, ...], settings: Mapping[str, Any])
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        store = _create(temporary, path.suffix, layers, settings)
+        temporary.touch()  # a folder that cannot be written is found now, not after the first megabytes
         try:
-            yield store
+            store = _create(temporary, path.suffix, layers, settings)
+            try:
+                yield store
+            finally:
+                store.close()
+            temporary.replace(path)
         finally:
-            store.close()
-        temporary.replace(path)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _create(path: Path, suffix: str, layers: tuple[int, ...], settings: Mapping[str, Any]) -> Store:
