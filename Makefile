@@ -1,0 +1,58 @@
+# `make demo` shows Protea at work, `make test` checks everything; both build .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The system's pip installs into the environment: Debian's Python has no ensurepip to put one inside.
+PIP := $(PYTHON) -m pip --python $(BIN)/python
+TORCH := torch==2.13.0
+MODEL := build/demo/esm2_8M
+OUT := build/demo/proteins
+
+.PHONY: demo test lint types unit clean
+
+demo: $(VENV)/.installed $(MODEL)
+	@echo
+	@echo '$$ protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --long truncate'
+	@$(BIN)/protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --long truncate --overwrite
+	@echo
+	@echo '$$ python examples/read_embeddings.py $(OUT).parquet $(OUT).h5'
+	@$(BIN)/python examples/read_embeddings.py $(OUT).parquet $(OUT).h5
+	@echo
+	@echo 'These are random weights: the numbers show the formats, not proteins. For real ones: protea info --list'
+
+$(MODEL): $(VENV)/.installed
+	@rm -rf $@
+	@echo '$$ protea init esm2_t6_8M_UR50D -o $@'
+	@$(BIN)/protea init esm2_t6_8M_UR50D -o $@
+
+test: lint types unit
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.tested
+	$(BIN)/mypy
+
+unit: $(VENV)/.tested
+	PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest
+
+# On Linux PyPI's torch brings gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one,
+# else from PyTorch's own.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --without-pip $(VENV)
+	if [ "$$(uname)" = Linux ]; then \
+	  $(PIP) install -qq '$(TORCH)+cpu' || \
+	  $(PIP) install -qq '$(TORCH)+cpu' --index-url https://download.pytorch.org/whl/cpu; \
+	else $(PIP) install -qq '$(TORCH)'; fi
+	$(PIP) install -qq --editable .
+	touch $@
+
+# transformers 4 lives beside the environment, not in it: tests load our checkpoints with both major versions.
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install -qq --editable '.[test]'
+	$(PIP) install -qq --target $(VENV)/transformers4 --upgrade 'transformers>=4.57,<5'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build
