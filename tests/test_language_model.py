@@ -113,7 +113,7 @@ def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
     with pytest.raises(UsageError, match="at least one layer"):
         model.embed(["M"], layers=[])
     with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use full, truncate, error"):
-        model.embed(["M"], long="cut")  # type: ignore[call-overload]
+        model.embed(["M"], long="cut")
     with pytest.raises(UsageError, match="budget must be at least 1, got 0"):
         model.embed(["M"], token_budget=0)
     model.module.lm_head = None

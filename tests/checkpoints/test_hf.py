@@ -58,8 +58,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, name: str) -> None:
 def test_shards_hold_the_same(tmp_path: Path, name: str) -> None:
     model = random_model(name, tmp_path / "random")
     parameters = dict(model.named_parameters())
-    inv_freq = model.inv_freq if isinstance(model, ESM2) else None
-    hf.write(tmp_path / "sharded", model, lambda key: parameters[key].detach(), inv_freq, max_shard_bytes=100_000)
+    hf.write(tmp_path / "sharded", model, lambda key: parameters[key].detach(), max_shard_bytes=100_000)
     index = json.loads((tmp_path / "sharded" / INDEX).read_text())
     files = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
     assert len(files) > 2
@@ -211,7 +210,7 @@ def test_known_leftovers_pass_without_a_word(tmp_path: Path) -> None:
 def test_stored_frequencies_are_used_and_absent_ones_computed(tmp_path: Path) -> None:
     random_model("esm2", tmp_path / "random")
     exact = read(tmp_path / "random").inv_freq
-    rounded = exact.half()  # type: ignore[operator]
+    rounded = exact.half()
 
     def store(value: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,12 +221,12 @@ def test_stored_frequencies_are_used_and_absent_ones_computed(tmp_path: Path) ->
 
     assert not torch.equal(rounded.float(), exact)
     half = read(respell(tmp_path / "random", tmp_path / "half", store(rounded))).inv_freq
-    assert torch.equal(half, rounded.float())  # type: ignore[arg-type]
+    assert torch.equal(half, rounded.float())
     absent = read(respell(tmp_path / "random", tmp_path / "absent", store(None))).inv_freq
-    assert torch.equal(absent, exact)  # type: ignore[arg-type]
-    coarse = respell(tmp_path / "random", tmp_path / "coarse", store(exact.bfloat16()))  # type: ignore[operator]
+    assert torch.equal(absent, exact)
+    coarse = respell(tmp_path / "random", tmp_path / "coarse", store(exact.bfloat16()))
     with pytest.warns(ProteaWarning, match="stored in bfloat16, too coarse"):
-        assert torch.equal(read(coarse).inv_freq, exact)  # type: ignore[arg-type]
+        assert torch.equal(read(coarse).inv_freq, exact)
 
 
 @pytest.mark.parametrize("name", ["esm2", "esm2nv", "esm1b", "esm1v"])
@@ -303,7 +302,6 @@ def sharded(tmp_path: Path) -> Path:
         tmp_path / "sharded",
         model,
         lambda name: torch.zeros(model.get_parameter(name).shape),
-        torch.ones(4),
         max_shard_bytes=100_000,
     )
     return tmp_path / "sharded"
@@ -430,7 +428,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match=r"model: cannot be written: .*No space left"):
-        hf.write(tmp_path / "deeper" / "model", model, fail, None)
+        hf.write(tmp_path / "deeper" / "model", model, fail)
     assert list((tmp_path / "deeper").iterdir()) == []
 
 

@@ -22,8 +22,7 @@ from protea.checkpoints.hf_config import read_config, write_config
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models import build, initial_value
 from protea.models.encoder import Encoder
-from protea.models.esm2 import ESM2, ESM2Config
-from protea.models.layers import inverse_frequencies
+from protea.models.esm2 import ESM2
 
 MAX_SHARD_BYTES: Final = 5 << 30
 """Above this a checkpoint is split, as ``transformers`` does."""
@@ -87,7 +86,7 @@ def read(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Encoder:
         expected = {name: hf_name(name) for name, _ in model.named_parameters()}
         state = {name: weights[key].to(device=device, dtype=dtype) for name, key in expected.items()}
         if isinstance(model, ESM2):
-            state["inv_freq"] = _inverse_frequencies(model.config, weights).to(device)
+            state["inv_freq"] = _stored_frequencies(model, weights).to(device)
         _check_tied(state["word_embeddings.weight"], weights)
         _report_ignored(folder, weights, expected.values())
     model.load_state_dict(state, assign=True)
@@ -126,20 +125,20 @@ def _check_shapes(model: Encoder, weights: Weights, expected: Mapping[str, str])
             )
 
 
-def _inverse_frequencies(config: ESM2Config, weights: Weights) -> Tensor:
-    """The stored rotary frequencies, which Meta's models carry rounded to float16; else the exact ones."""
-    exact = inverse_frequencies(config.head_width, config.rope_theta)
+def _stored_frequencies(model: ESM2, weights: Weights) -> Tensor:
+    """The file's rotary frequencies, which Meta's models carry rounded to float16; the exact ones if it has none."""
+    exact = model.inv_freq
     stored = [weights[key] for key in weights if key.endswith(_INV_FREQ)]
     if not stored:
         return exact
     if any(not torch.equal(stored[0], other) for other in stored[1:]):
-        raise CheckpointError("rotary_embeddings.inv_freq differs between layers; such a model is not supported")
+        raise CheckpointError(f"{_INV_FREQ} differs between layers; such a model is not supported")
     if stored[0].shape != exact.shape:
         raise CheckpointError(f"{_INV_FREQ} has shape {list(stored[0].shape)}, expected {list(exact.shape)}")
     if stored[0].dtype == torch.bfloat16:
         warnings.warn(
             f"{_INV_FREQ} is stored in bfloat16, too coarse for positions; computed anew from rope_theta "
-            f"{config.rope_theta:g}",
+            f"{model.config.rope_theta:g}",
             ProteaWarning,
             stacklevel=2,
         )
@@ -187,8 +186,7 @@ def save(model: Encoder, folder: Path) -> None:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
     parameters = dict(model.named_parameters())
-    inv_freq = model.inv_freq if isinstance(model, ESM2) else None
-    write(folder, model, lambda name: parameters[name].detach().cpu(), inv_freq)
+    write(folder, model, lambda name: parameters[name].detach().cpu())
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
@@ -203,16 +201,13 @@ def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype)
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
-    config = model.config
-    inv_freq = inverse_frequencies(config.head_width, config.rope_theta) if isinstance(config, ESM2Config) else None
-    write(folder, model, lambda name: initial_value(model, name, seed), inv_freq, dtype=dtype)
+    write(folder, model, lambda name: initial_value(model, name, seed), dtype=dtype)
 
 
 def write(
     folder: Path,
     model: Encoder,
     parameter: Callable[[str], Tensor],
-    inv_freq: Tensor | None,
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -223,7 +218,6 @@ def write(
         folder: must not exist, or be empty; appears only when complete.
         model: says which parameters there are; may be on the meta device.
         parameter: gives the value of a parameter by our name.
-        inv_freq: rotary frequencies, written for every layer, always float32.
         dtype: type to store; the values' own by default.
         max_shard_bytes: size above which a file is split.
 
@@ -236,10 +230,11 @@ def write(
     with new_folder(folder) as temporary:
         for number, names in enumerate(shards, start=1):
             tensors = {hf_name(name): parameter(name).to(dtype=dtype).contiguous() for name in names}
-            if number == 1 and inv_freq is not None:
+            if number == 1 and isinstance(model, ESM2):
+                # Readers look for them in every layer, and rounding them further would move every position.
                 for layer in range(model.config.num_hidden_layers):
                     key = f"esm.encoder.layer.{layer}.attention.self.{_INV_FREQ}"
-                    tensors[key] = inv_freq.to("cpu", torch.float32, copy=True)
+                    tensors[key] = model.inv_freq.to("cpu", torch.float32, copy=True)
             name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             save_file(tensors, temporary / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)

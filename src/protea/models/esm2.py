@@ -58,7 +58,11 @@ SIZES: Final = {
 
 
 class ESM2(Encoder):
-    """The model. ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16."""
+    """The model.
+
+    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It holds values from the
+    start, on the meta device too, so that none can run with rotary frequencies that nobody set.
+    """
 
     config: ESM2Config
     inv_freq: Tensor
@@ -71,8 +75,7 @@ class ESM2(Encoder):
         """Move ``inv_freq`` between devices like everything else, but never round it to a narrower type."""
         exact = self.inv_freq
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not exact.is_meta:
-            self.inv_freq = exact.to(self.inv_freq.device)
+        self.inv_freq = exact.to(self.inv_freq.device)
         return self
 
     @property

@@ -134,8 +134,8 @@ def blank_embedding(rows: int, width: int) -> nn.Embedding:
 
 
 def inverse_frequencies(head_width: int, base: float) -> Tensor:
-    """Rotary frequencies ``[K/2]`` in float32: base^(-2i/K)."""
-    exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+    """Rotary frequencies ``[K/2]`` in float32: base^(-2i/K); on the CPU even where a model is built on meta."""
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu") / head_width
     return 1.0 / (base**exponents)
 
 
