@@ -32,10 +32,6 @@ _MIN_BLOCK_ROWS: Final = 32
 """Query rows a block has at least, however long the keys: fewer waste the product's rate."""
 
 
-_LONE_PEPTIDE: Final = 48
-"""Tokens under which a sequence with no neighbour of its length is faster in one fused call."""
-
-
 class KernelFunction(Protocol):
     """The signature all kernels share."""
 
@@ -230,42 +226,47 @@ def _product(
     """
     if scale != 1.0:
         q = q * scale
-    heads = q.shape[1]
+    heads, width = q.shape[1:]
     out = torch.empty_like(q)
     limit = _SCORE_BLOCK_BYTES // q.element_size()
-    # One allocation a call: fresh megabytes for every block would be page faults for every block.
-    scores, probs = torch.empty(2, max(limit, heads * cu_k.max_length * _MIN_BLOCK_ROWS), dtype=q.dtype)
+    # One buffer a call: fresh megabytes for every block would be page faults for every block.
+    buffer = torch.empty(2, max(limit, heads * cu_k.max_length * _MIN_BLOCK_ROWS), dtype=q.dtype)
     for rows_q, rows_k, n in _runs(cu_q, cu_k):
-        if n == 1 and rows_k.stop - rows_k.start < _LONE_PEPTIDE:
-            out[rows_q] = _fused(q[rows_q], k[rows_k], v[rows_k], 1, 1.0, None, 0.0)
-            continue
         length_q, length_k = (rows_q.stop - rows_q.start) // n, (rows_k.stop - rows_k.start) // n
-        together = max(1, min(n, limit // (heads * length_q * length_k)))
-        step = length_q if together > 1 else min(length_q, max(_MIN_BLOCK_ROWS, limit // (heads * length_k)))
+        if _fused_is_faster(n, length_k, width):
+            out[rows_q] = _fused(q[rows_q], k[rows_k], v[rows_k], n, 1.0, None, 0.0)
+            continue
+        # Sequences side by side are copied into order; a quarter of the limit keeps the copies in cache too.
+        together = max(1, min(n, limit // (4 * heads * length_q * max(length_k, width))))
+        step = min(length_q, max(_MIN_BLOCK_ROWS, limit // (heads * length_k)))
         for first in range(0, n, together):
-            count = min(together, n - first)
-            block_q = slice(rows_q.start + first * length_q, rows_q.start + (first + count) * length_q)
-            block_k = slice(rows_k.start + first * length_k, rows_k.start + (first + count) * length_k)
-            queries = _heads_first(q[block_q], count)
-            keys = _heads_first(k[block_k], count)
-            values = _heads_first(v[block_k], count)
-            target = _heads_first(out[block_q], count) if count == 1 else None
-            if step < length_q:
-                keys, values = keys.contiguous(), values.contiguous()
-            keys = keys.transpose(1, 2)
-            for row in range(0, length_q, step):
-                part = queries[:, row : row + step]
-                shape = (count * heads, part.shape[1], length_k)
-                size = shape[0] * shape[1] * shape[2]
-                block_scores, block_probs = scores[:size].view(shape), probs[:size].view(shape)
-                torch.bmm(part, keys, out=block_scores)
-                torch.softmax(block_scores, -1, out=block_probs)
-                y = torch.bmm(block_probs, values)
-                if target is None:
-                    out[block_q] = y.view(count, heads, length_q, -1).transpose(1, 2).flatten(0, 1)
-                else:
-                    target[:, row : row + step] = y
+            last = min(first + together, n)
+            some_q = slice(rows_q.start + first * length_q, rows_q.start + last * length_q)
+            some_k = slice(rows_k.start + first * length_k, rows_k.start + last * length_k)
+            _product_of_equals(q[some_q], k[some_k], v[some_k], out[some_q], last - first, step, buffer)
     return out, None
+
+
+def _product_of_equals(q: Tensor, k: Tensor, v: Tensor, out: Tensor, count: int, step: int, buffer: Tensor) -> None:
+    """``count`` sequences of equal length, ``step`` query rows of each at a time, into ``out``."""
+    queries, keys, values = _heads_first(q, count), _heads_first(k, count), _heads_first(v, count)
+    if step < queries.shape[1]:
+        keys, values = keys.contiguous(), values.contiguous()
+    keys = keys.transpose(1, 2)
+    target = out.view(count, -1, *out.shape[1:]).transpose(1, 2)
+    for row in range(0, queries.shape[1], step):
+        part = queries[:, row : row + step]
+        shape = (len(part), part.shape[1], keys.shape[2])
+        scores, probs = (half[: shape[0] * shape[1] * shape[2]].view(shape) for half in buffer)
+        torch.bmm(part, keys, out=scores)
+        torch.softmax(scores, -1, out=probs)
+        target[:, :, row : row + step] = torch.bmm(probs, values).view(count, -1, *part.shape[1:])
+
+
+def _fused_is_faster(count: int, length: int, width: int) -> bool:
+    """Where the product loses, as measured: a short sequence that shares no call, and narrow heads on many keys."""
+    lone_and_short = count == 1 and length < (64 if width <= 32 else 32)
+    return lone_and_short or (width < 32 and length >= 2048)
 
 
 def _heads_first(x: Tensor, count: int) -> Tensor:
