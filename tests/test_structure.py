@@ -77,6 +77,14 @@ def test_importing_stays_light(statement: str) -> None:
     assert not HEAVY & set(loaded)
 
 
+def test_loading_does_not_import_the_compiler(model_folders: dict[str, Path]) -> None:
+    """Building on the meta device does, a second of it, if a layer draws random numbers there."""
+    for folder in model_folders.values():
+        code = f"import protea, sys; protea.load({str(folder)!r}, device='cpu'); print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "torch._dynamo" not in done.stdout.split()
+
+
 def test_errors_survive_pickling() -> None:
     """They are raised in worker processes too."""
     import pickle

@@ -1,0 +1,99 @@
+"""On an NVIDIA GPU: the same numbers, and the packed kernel where it applies. Skipped where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import CONFIGS, LoadModel
+from protea.models.attention import REFERENCE, SDPA, VARLEN, pick_kernel
+from protea.packing import CuSeqlens
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+LENGTHS = [1, 7, 64, 64, 345, 1024]
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "ACDEFGHIKLMNPQRSTVWYX" * 20, "GG"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [8, 16, 24, 64, 128])
+def test_varlen_equals_the_reference(dtype: torch.dtype, width: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.empty(sum(LENGTHS), 4, width, device="cuda").normal_(generator=generator).to(dtype) for _ in range(3)
+    )
+    assert pick_kernel(q, k, v) is VARLEN
+    cu = CuSeqlens.from_lengths(LENGTHS).to("cuda")
+    out, _ = VARLEN.run(q, k, v, cu, cu, width**-0.5, None, 0.0, False)
+    expected, _ = REFERENCE.run(q, k, v, cu, cu, width**-0.5, None, 0.0, False)
+    assert (out.float() - expected.float()).abs().max() < 2e-2
+
+
+def test_varlen_gradients_equal_the_references() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.empty(sum(LENGTHS), 4, 16, device="cuda").normal_(generator=generator) for _ in range(3))
+    cu = CuSeqlens.from_lengths(LENGTHS).to("cuda")
+    gradients = []
+    for kernel, dtype in ((VARLEN, torch.bfloat16), (REFERENCE, torch.float32)):
+        inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
+        assert kernel is not VARLEN or pick_kernel(inputs[0], inputs[1], inputs[2]) is VARLEN
+        kernel.run(inputs[0], inputs[1], inputs[2], cu, cu, 0.25, None, 0.0, False)[0].float().pow(2).sum().backward()
+        gradients.append([x.grad.float() for x in inputs if x.grad is not None])
+    for ours, exact in zip(*gradients, strict=True):
+        assert torch.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.999
+
+
+def test_choice_on_cuda() -> None:
+    q = torch.zeros(4, 2, 16, device="cuda")
+    assert pick_kernel(q, q, q) is SDPA
+    half = q.bfloat16()
+    assert pick_kernel(half, half, half, bias=True) is SDPA
+    assert pick_kernel(half, half, half, dropout=True) is SDPA
+    assert pick_kernel(half, half, half, probabilities=True) is REFERENCE
+    narrow = torch.zeros(4, 2, 12, device="cuda", dtype=torch.bfloat16)
+    assert pick_kernel(narrow, narrow, narrow) is SDPA
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float32_equals_the_cpu(load_small: LoadModel, name: str) -> None:
+    cpu, gpu = load_small(name), load_small(name, device="cuda")
+    for a, b in zip(cpu.embed(SEQUENCES, layers=[0, 1, -1]), gpu.embed(SEQUENCES, layers=[0, 1, -1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, np.abs(a).max()))
+    for a, b in zip(cpu.logits(SEQUENCES), gpu.logits(SEQUENCES), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_points_the_same_way(load_small: LoadModel, name: str, dtype: str) -> None:
+    exact = load_small(name).embed(SEQUENCES)
+    rough = load_small(name, dtype=dtype, device="cuda").embed(SEQUENCES)
+    for a, b in zip(exact, rough, strict=True):
+        cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        assert cosine.min() >= 0.999
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sequence_is_the_same_alone_and_in_any_pack(load_small: LoadModel, dtype: str) -> None:
+    model = load_small("esm2", dtype=dtype, device="cuda")
+    together = model.embed(SEQUENCES)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for sequence, packed in zip(SEQUENCES, together, strict=True):
+        np.testing.assert_allclose(model.embed([sequence])[0], packed, rtol=0, atol=tolerance * np.abs(packed).max())
+
+
+def test_the_command_line(load_small: LoadModel, tmp_path: Path) -> None:
+    load_small("esm2").save(tmp_path / "model")
+    (tmp_path / "a.fasta").write_text(">a\nMKTAYIAKQR\n")
+    command = [sys.executable, "-m", "protea", "embed", tmp_path / "a.fasta", "-m", tmp_path / "model"]
+    done = subprocess.run([*command, "-o", tmp_path / "a.h5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cuda" in done.stderr
