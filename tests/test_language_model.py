@@ -89,9 +89,14 @@ def test_a_long_sequence_runs_whole_or_is_truncated_aloud(load_small: LoadModel)
     with pytest.warns(ProteaWarning, match="sequence 1 truncated from 1030 to 1022 residues"):
         arrays = rotary.embed(["M", long], long="truncate")
     np.testing.assert_allclose(arrays[1], rotary.embed(["A" * 1022])[0], atol=1e-5)
-    with pytest.raises(SequenceTooLongError, match="sequence 0: 1030 residues, but this ESM-2 model takes 1022"):
+    with pytest.raises(
+        SequenceTooLongError, match="sequence 0: 1030 residues, over the 1022 that ESM-2 was trained on; run it whole"
+    ):
         rotary.embed([long], long="error")
-    with pytest.raises(SequenceTooLongError, match=r"sequence 1: 511 residues.*takes 510; split.*without a limit"):
+    with pytest.raises(
+        SequenceTooLongError,
+        match=r"sequence 1: 511 residues, but this ESM-1nv model takes 510; take one without a limit",
+    ):
         learned.embed(["M", "A" * 511])
     assert learned.embed(["A" * 510])[0].shape == (510, 40)
 

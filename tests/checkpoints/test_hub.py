@@ -108,7 +108,8 @@ def test_a_cached_configuration_alone_is_no_model(offline: Path, model_folders: 
     put_into_cache(offline, "someone/unfinished", model_folders["esm2"])
     for weights in offline.rglob("*.safetensors"):
         weights.unlink()
-    assert find_local("someone/unfinished") is None
+    with pytest.raises(CheckpointError, match="neither a folder nor"):
+        find_local("someone/unfinished")
     with pytest.raises(CheckpointError, match=r"no model.safetensors"):
         protea.load("someone/unfinished")
 

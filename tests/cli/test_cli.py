@@ -162,14 +162,14 @@ def test_files_models_and_devices_that_are_not_there(run: Run, fasta: Path, mode
 def test_a_long_sequence_and_learned_positions(run: Run, model_folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "long.fasta").write_text(">ok\nM\n>long one\n" + "A" * 1023 + "\n")
     result = run("embed", "long.fasta", "-m", model_folders["esm1b"], "-o", "s.h5")
-    fails(result, 1, "line 3, record 'long': 1023 residues", "this ESM-1b model takes 1022", "--long truncate")
+    fails(result, 1, "line 3, record 'long': 1023 residues", "this ESM-1b model takes 1022", "long=truncate")
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["in.fasta"], "nothing to write"),
-        ([], "Missing argument"),
+        ([], "Missing argument 'IN.fasta...'; `protea embed --help` shows what there is"),
         (["in.fasta", "--nope"], "No such option"),
         (["in.fasta", "-o", "s.csv"], "unknown suffix '.csv'"),
         (["in.fasta", "-r", "r.parquet"], "unknown suffix '.parquet'; use .h5"),
@@ -219,6 +219,7 @@ def test_init_info_and_list(run: Run, tmp_path: Path) -> None:
     assert len(json.loads(run("info", "--list", "--json").out)) == 17
     fails(run("init", "esm2_t6_8M_UR50D", "-o", "model"), 1, "model: exists already")
     fails(run("init", "esm3", "-o", "other"), 2, "unknown model 'esm3'")
+    fails(run("info", "someone/absent"), 1, "someone/absent: neither a folder nor a repository in")
     fails(run("info"), 2, "name one MODEL, or pass --list")
 
 

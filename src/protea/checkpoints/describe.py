@@ -8,6 +8,7 @@ from typing import Any
 
 from protea.checkpoints import hf
 from protea.checkpoints.files import Weights, weight_files
+from protea.checkpoints.hf_config import read_config
 from protea.checkpoints.hub import PUBLISHED, find_local, published
 from protea.device import DTYPES
 from protea.models.encoder import Encoder
@@ -40,8 +41,9 @@ def describe(model: str) -> dict[str, Any]:
         known = published(model)
         architecture = _architecture(known.build())
         return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place}
+    config = read_config(folder)
     with Weights(folder, hf.normalized) as weights:
-        module = hf.skeleton(folder, weights)
+        module = hf.skeleton(config, weights)
         stored = sorted({weights.dtype(hf.hf_name(name)) for name, _ in module.named_parameters()})
     return {
         "model": model,

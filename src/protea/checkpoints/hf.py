@@ -21,7 +21,7 @@ from protea.checkpoints.files import CONFIG, INDEX, WEIGHTS, Weights, new_folder
 from protea.checkpoints.hf_config import read_config, write_config
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models import build, initial_value
-from protea.models.encoder import Encoder
+from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm2 import ESM2
 
 MAX_SHARD_BYTES: Final = 5 << 30
@@ -81,8 +81,9 @@ def read(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Encoder:
     Raises:
         CheckpointError: a file is missing, truncated or contradicts the configuration, naming file, tensor, shapes.
     """
+    config = read_config(folder)
     with Weights(folder, normalized) as weights:
-        model = skeleton(folder, weights)
+        model = skeleton(config, weights)
         expected = {name: hf_name(name) for name, _ in model.named_parameters()}
         state = {name: weights[key].to(device=device, dtype=dtype) for name, key in expected.items()}
         if isinstance(model, ESM2):
@@ -93,13 +94,13 @@ def read(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Encoder:
     return model
 
 
-def skeleton(folder: Path, weights: Weights) -> Encoder:
-    """The model a folder holds, on the meta device, with the heads it has, every shape checked.
+def skeleton(config: EncoderConfig, weights: Weights) -> Encoder:
+    """The model that some weights make up, on the meta device, with the heads they have, every shape checked.
 
     Raises:
         CheckpointError: the configuration and the weights do not fit together.
     """
-    model = build(read_config(folder))
+    model = build(config)
     # A checkpoint of the bare encoder, or one without contact head, is complete without them.
     if not any(key.startswith("lm_head.") for key in weights):
         model.lm_head = None

@@ -135,8 +135,11 @@ def locate(model: str | Path) -> Path:
 def find_local(model: str) -> Path | None:
     """The folder of a model if it is on this machine: named, or in Hugging Face's cache.
 
+    Returns:
+        ``None`` for a name without a path in it that is not on this machine, published or not.
+
     Raises:
-        CheckpointError: the path is a file of a kind this version does not read.
+        CheckpointError: a path or repository that is not here, or a file of a kind this version does not read.
     """
     from huggingface_hub import snapshot_download
 
@@ -144,14 +147,19 @@ def find_local(model: str) -> Path | None:
     if folder is not None:
         return folder
     known = PUBLISHED.get(model.removeprefix("facebook/"))
+    if known is None and "/" not in model:
+        return None
     repository = model if known is None else known.repository
-    if repository is None or not _is_repository(repository):
-        return None
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
-    except OSError:
-        return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    if repository is not None and _is_repository(repository):
+        try:
+            folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
+        except OSError:
+            folder = None
+        if folder is not None and any(folder.glob("*.safetensors")):
+            return folder
+    if known is None:
+        raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
+    return None
 
 
 def _as_folder(path: Path) -> Path | None:

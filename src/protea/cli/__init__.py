@@ -54,7 +54,8 @@ def main() -> NoReturn:
     try:
         code = app(prog_name="protea", standalone_mode=False)
     except TyperException as error:
-        _fail(f"{error.format_message()} (`protea --help` shows what there is)", error.exit_code)
+        command = getattr(getattr(error, "ctx", None), "command_path", "protea")
+        _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what there is", error.exit_code)
     except ProteaError as error:
         _fail(str(error), error.exit_code)
     if code == _INTERRUPTED:

@@ -107,7 +107,7 @@ def encode(records: Iterable[Record], model: Encoder, long: Long) -> Iterator[En
         truncated_from = None
         if len(ids) > limit and (long != "full" or model.max_tokens is not None):
             if long != "truncate":
-                raise _too_long(record, len(ids), limit, model)
+                raise _too_long(record, len(ids), model)
             truncated_from = len(ids)
             ids = ids[:limit]
         yield Encoded(record, ids, truncated_from)
@@ -120,12 +120,15 @@ def _encode(record: Record, alphabet: Alphabet) -> NDArray[np.uint8]:
         raise UnknownResidueError(f"{record.place}: {error}") from error
 
 
-def _too_long(record: Record, length: int, limit: int, model: Encoder) -> SequenceTooLongError:
-    rotary = "" if model.max_tokens is None else ", or take a model without a limit (ESM-2)"
-    return SequenceTooLongError(
-        f"{record.place}: {length} residues, but this {model.config.family} model takes {limit}; split the sequence, "
-        f"or keep its beginning (--long truncate; long='truncate' in Python){rotary}"
-    )
+def _too_long(record: Record, length: int, model: Encoder) -> SequenceTooLongError:
+    limit = model.trained_tokens - 2
+    if model.max_tokens is None:
+        what = f"over the {limit} that {model.config.family} was trained on; run it whole with long=full"
+    else:
+        what = (
+            f"but this {model.config.family} model takes {limit}; take one without a limit (ESM-2), split the sequence"
+        )
+    return SequenceTooLongError(f"{record.place}: {length} residues, {what}, or keep its beginning with long=truncate")
 
 
 def embed(
