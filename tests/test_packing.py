@@ -23,7 +23,7 @@ def test_boundaries(sizes: list[int]) -> None:
     assert cu.spans()[-1][1] == sum(sizes)
     assert cu.max_length == max(sizes)
     assert cu.lengths.tolist() == sizes
-    assert cu.device.dtype == cu.host.dtype == torch.int32
+    assert cu.offsets.dtype == cu.host_offsets.dtype == torch.int32
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [3, 0, 2]])

@@ -23,16 +23,16 @@ Item = TypeVar("Item")
 class CuSeqlens:
     """Cumulative lengths: sequence ``b`` of a packed batch is rows ``cu[b]`` to ``cu[b + 1]``.
 
-    Kernels on an accelerator read ``device``; Python loops read ``host``, which spares them a synchronisation.
+    Kernels on an accelerator read ``offsets``; Python loops read ``host_offsets``, which spares them a synchronisation.
 
     Attributes:
-        device: ``[B+1]`` int32, where the tokens are.
-        host: ``[B+1]`` int32, the same values in main memory.
+        offsets: ``[B+1]`` int32, on the device where the tokens are.
+        host_offsets: ``[B+1]`` int32, the same values in main memory.
         max_length: length of the longest sequence.
     """
 
-    device: Tensor
-    host: Tensor
+    offsets: Tensor
+    host_offsets: Tensor
     max_length: int
 
     @classmethod
@@ -49,18 +49,18 @@ class CuSeqlens:
         return cls(host, host, max(lengths))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> CuSeqlens:
-        """The same boundaries with ``device`` on another device."""
-        return CuSeqlens(self.host.to(device, non_blocking=non_blocking), self.host, self.max_length)
+        """The same boundaries with ``offsets`` on another device."""
+        moved = self.host_offsets.to(device, non_blocking=non_blocking)
+        return CuSeqlens(moved, self.host_offsets, self.max_length)
 
     def spans(self) -> list[tuple[int, int]]:
         """First row and row after the last, a sequence each."""
-        offsets = self.host.tolist()
-        return list(pairwise(offsets))
+        return list(pairwise(self.host_offsets.tolist()))
 
     @property
     def lengths(self) -> Tensor:
         """``[B]`` int32 on the device: tokens in each sequence."""
-        return self.device.diff()
+        return self.offsets.diff()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class PackedBatch:
         return self.cu_seqlens.max_length
 
     def __len__(self) -> int:
-        return int(self.cu_seqlens.host.numel()) - 1
+        return int(self.cu_seqlens.host_offsets.numel()) - 1
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
         """The same batch on another device."""
@@ -93,7 +93,7 @@ class PackedBatch:
     def positions(self) -> Tensor:
         """``[T]`` int64: the index of each token within its own sequence, from 0."""
         total = self.input_ids.numel()
-        starts = torch.repeat_interleave(self.cu_seqlens.device[:-1], self.cu_seqlens.lengths, output_size=total)
+        starts = torch.repeat_interleave(self.cu_seqlens.offsets[:-1], self.cu_seqlens.lengths, output_size=total)
         return torch.arange(total, device=self.input_ids.device) - starts
 
     def sequence_index(self) -> Tensor:

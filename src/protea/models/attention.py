@@ -293,7 +293,7 @@ def _varlen(
     # One split of the keys, so that a sequence gets the same bits in any pack; older PyTorch never splits.
     invariant: dict[str, Any] = {"num_splits": 1} if "num_splits" in _varlen_parameters() else {}
     longest = (cu_q.max_length, cu_k.max_length)
-    out = varlen_attn(q, k, v, cu_q.device, cu_k.device, *longest, scale=scale, **invariant)
+    out = varlen_attn(q, k, v, cu_q.offsets, cu_k.offsets, *longest, scale=scale, **invariant)
     assert isinstance(out, Tensor)
     return out, None
 
