@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,9 +32,10 @@ def build(config: EncoderConfig) -> Encoder:
 def initial_value(model: Encoder, name: str, seed: int) -> Tensor:
     """The published random initialisation of one parameter, float32 on the CPU.
 
-    A function of the seed and the parameter's name alone, so that order, sharding and the number of parameters
-    held at once change nothing. ``model`` may be on the meta device.
+    A function of the seed and the parameter's name alone, so that order, sharding, the number of parameters held at
+    once and the machine change nothing. ``model`` may be on the meta device.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    # NumPy's generator, since PyTorch's gives other values on processors with other vector instructions.
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return model.initial_parameter(name, tuple(model.get_parameter(name).shape), generator)

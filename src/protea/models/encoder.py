@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from torch import Generator, Tensor, nn
+import numpy as np
+from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
@@ -133,7 +134,7 @@ class Encoder(nn.Module, ABC):
         """What the layers need to know about this batch."""
 
     @abstractmethod
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
         """The published initialisation of one parameter, float32 on the CPU."""
 
     def final(self, x: Tensor) -> Tensor:

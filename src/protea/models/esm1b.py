@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from torch import Generator, Tensor, nn
+import numpy as np
+from torch import Tensor, nn
 
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
@@ -94,7 +95,7 @@ class ESM1b(Encoder):
         """Boundaries only: positions are in the embeddings."""
         return LayerContext(batch.cu_seqlens)
 
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
         """normal(0, initializer_range); the rows of padding are 0 in words and positions."""
         zero_row = self.alphabet.pad if "_embeddings." in name else None
         return initial_parameter(name, shape, generator, std=self.config.initializer_range, zero_row=zero_row)

@@ -12,7 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from torch import Generator, Tensor
+import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from protea.alphabet import ESM1NV as ESM1NV_ALPHABET
@@ -86,7 +87,7 @@ class ESM1nv(Encoder):
         """Boundaries only: positions are in the embeddings."""
         return LayerContext(batch.cu_seqlens)
 
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
         """normal(0, std); projections back into the residual stream normal(0, std / sqrt(2 · layers))."""
         std = self.config.initializer_range
         if name.endswith(("out_proj.weight", "fc2.weight")):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from torch import Generator, Tensor
+import numpy as np
+from torch import Tensor
 
 from protea.alphabet import ESM, Alphabet
 from protea.models.encoder import Encoder, EncoderConfig, LayerContext
@@ -97,7 +98,7 @@ class ESM2(Encoder):
         """Boundaries and rotary angles, shared by all layers."""
         return LayerContext(batch.cu_seqlens, rotary=rotary_angles(batch.positions(), self.inv_freq))
 
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
         """normal(0, initializer_range); the padding token's embedding is 0."""
         zero_row = self.alphabet.pad if name == "word_embeddings.weight" else None
         return initial_parameter(name, shape, generator, std=self.config.initializer_range, zero_row=zero_row)

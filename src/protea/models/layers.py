@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protea.models.attention import attend
@@ -168,7 +169,7 @@ def token_dropout(x: Tensor, batch: PackedBatch, mask_id: int) -> Tensor:
 
 
 def initial_parameter(
-    name: str, shape: tuple[int, ...], generator: Generator, *, std: float, zero_row: int | None = None
+    name: str, shape: tuple[int, ...], generator: np.random.Generator, *, std: float, zero_row: int | None = None
 ) -> Tensor:
     """BERT's initialisation of one parameter, float32 on the CPU.
 
@@ -182,7 +183,10 @@ def initial_parameter(
         return torch.zeros(shape)
     if "layer_norm" in name:
         return torch.ones(shape)
-    value = torch.empty(shape).normal_(0.0, std, generator=generator)
+    values = np.empty(shape, dtype=np.float32)
+    # Drawn in float64, whose last bits may depend on the machine's logarithm, and rounded, which takes them off.
+    for row in values:
+        row[:] = std * generator.standard_normal(row.shape)
     if zero_row is not None:
-        value[zero_row] = 0.0
-    return value
+        values[zero_row] = 0.0
+    return torch.from_numpy(values)
