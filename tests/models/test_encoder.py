@@ -209,7 +209,11 @@ def test_initialisation_is_the_same_on_any_processor(instructions: str) -> None:
         ),
         (
             lambda: ESM2Config(num_hidden_layers=0, hidden_size=9, num_attention_heads=3, intermediate_size=4),
-            "at least 1",
+            "num_hidden_layers must be from 1 to 1,000, got 0",
+        ),
+        (
+            lambda: ESM2Config(num_hidden_layers=1, hidden_size=9, num_attention_heads=3, intermediate_size=4),
+            "makes heads 3 wide; rotary positions need an even width",
         ),
         (lambda: ESM1nvConfig(hidden_act="relu"), "hidden_act must be one of gelu, gelu_tanh, got 'relu'"),
         (

@@ -31,8 +31,12 @@ def read_config(folder: Path) -> EncoderConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint folder holds {CONFIG} and {WEIGHTS}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     try:
@@ -58,12 +62,9 @@ def _config_from(raw: dict[str, Any]) -> EncoderConfig:
     if raw["model_type"] == "esm":
         values |= {"token_dropout": False}
     for name, kind in _field_types(family).items():
-        if raw.get(name) is None:
-            continue
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(raw[name], allowed) or (isinstance(raw[name], bool) and kind is not bool):
-            raise CheckpointError(f"{name} must be of type {kind.__name__}, got {raw[name]!r}")
-        values[name] = raw[name]
+        if raw.get(name) is not None:
+            _check_type(raw, name, kind)
+            values[name] = raw[name]
     config = family(**values)
     alphabet = config.alphabet
     if config.vocab_size < len(alphabet):
@@ -94,15 +95,23 @@ def _family(raw: dict[str, Any]) -> type[EncoderConfig]:
     ):
         if raw.get(key) not in allowed:
             raise CheckpointError(f"{key} {raw[key]!r} is not supported; expected {allowed[1]!r}")
+    if raw.get("emb_layer_norm_before") is None:
+        raw["emb_layer_norm_before"] = False
+    _check_type(raw, "emb_layer_norm_before", bool)
     position = raw.get("position_embedding_type", "absolute")
     if position == "absolute":
-        raw["emb_layer_norm_before"] = bool(raw.get("emb_layer_norm_before"))
         return ESM1bConfig
     if position != "rotary":
         raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
-    if raw.get("emb_layer_norm_before"):
+    if raw["emb_layer_norm_before"]:
         raise CheckpointError("emb_layer_norm_before with rotary positions is no published architecture")
     return ESM2Config
+
+
+def _check_type(raw: dict[str, Any], name: str, kind: type) -> None:
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(raw[name], allowed) or (isinstance(raw[name], bool) and kind is not bool):
+        raise CheckpointError(f"{name} must be of type {kind.__name__}, got {raw[name]!r}")
 
 
 def _field_types(family: type[EncoderConfig]) -> dict[str, type]:
@@ -112,9 +121,13 @@ def _field_types(family: type[EncoderConfig]) -> dict[str, type]:
 
 def _check_vocabulary(folder: Path, alphabet: Alphabet) -> None:
     path = folder / VOCABULARY
-    if not path.exists():
+    try:
+        tokens = tuple(path.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
         return
-    tokens = tuple(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise CheckpointError(f"{path}: cannot be read: {reason}; fetch it again, or remove it") from error
     if tokens[: len(alphabet)] != alphabet.tokens:
         differing = next(
             (i for i, (a, b) in enumerate(zip(tokens, alphabet.tokens, strict=False)) if a != b), len(tokens)

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,12 +31,23 @@ AttentionObserver = Callable[[int, Probabilities], None]
 """Called with a layer number, from 1, and one ``[H, L, L]`` tensor a sequence."""
 
 
+_LARGEST: Final = {
+    "num_hidden_layers": 1_000,
+    "hidden_size": 1 << 20,
+    "num_attention_heads": 1 << 20,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 20,
+    "max_position_embeddings": 1 << 30,
+}
+"""Far above any model, and low enough that a damaged number is named at once instead of filling memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ABC):
     """What all families are configured by; the names are those of Hugging Face's ``config.json``.
 
     Raises:
-        CheckpointError: if the numbers do not fit together.
+        CheckpointError: if a number is out of range, or the numbers do not fit together.
     """
 
     model_type: ClassVar[str]
@@ -54,9 +65,14 @@ class EncoderConfig(ABC):
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, largest in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise CheckpointError(f"{name} must be from 1 to {largest:,}, got {getattr(self, name)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CheckpointError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 < self.layer_norm_eps <= 1:
+            raise CheckpointError(f"layer_norm_eps must be above 0 and at most 1, got {self.layer_norm_eps}")
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from protea.alphabet import ESM, Alphabet
+from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig, LayerContext
 from protea.models.layers import initial_parameter, inverse_frequencies, rotary_angles, token_dropout
 from protea.packing import PackedBatch
@@ -38,6 +39,16 @@ class ESM2Config(EncoderConfig):
     def family(self) -> str:
         """``ESM-2``."""
         return "ESM-2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_width % 2:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} makes heads "
+                f"{self.head_width} wide; rotary positions need an even width"
+            )
+        if not 1 <= self.rope_theta <= 1e12:
+            raise CheckpointError(f"rope_theta must be from 1 to 1e12, got {self.rope_theta}")
 
 
 def _size(layers: int, width: int, heads: int) -> ESM2Config:
