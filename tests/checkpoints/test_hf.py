@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -156,11 +157,11 @@ def with_one_frequency_key(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return rest | {"esm.rotary_embeddings.inv_freq": first}
 
 
-@pytest.mark.parametrize("change", [with_gamma_and_beta, with_one_frequency_key])
-@pytest.mark.parametrize("name", ["esm2", "esm1b"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("esm2", with_gamma_and_beta), ("esm1b", with_gamma_and_beta), ("esm2", with_one_frequency_key)],
+)
 def test_other_spellings(tmp_path: Path, name: str, change: Callable[..., dict[str, Tensor]]) -> None:
-    if name == "esm1b" and change is with_one_frequency_key:
-        return
     model = random_model(name, tmp_path / "random")
     hf.save(model, tmp_path / "saved")
     assert same(model, read(respell(tmp_path / "saved", tmp_path / "other", change)))
@@ -344,7 +345,7 @@ def test_shapes_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     fails(
         respell(folder, tmp_path / "wide", lambda tensors: tensors, intermediate_size=80),
         r"wide/model.safetensors: esm.encoder.layer.0.intermediate.dense.weight has shape \[160, 40\], "
-        r"config.json asks for \[80, 40\]",
+        r"config.json asks for \[80, 40\]; the file does not fit its config.json, or is incomplete: fetch both again",
     )
     fails(
         respell(folder, tmp_path / "deep", lambda tensors: tensors, num_hidden_layers=4),
@@ -356,14 +357,63 @@ def test_an_untied_head(folder: Path, tmp_path: Path) -> None:
     def untie(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors | {"lm_head.decoder.weight": torch.ones(33, 40)}
 
-    fails(respell(folder, tmp_path / "untied", untie), "differs from the word embeddings; an untied head")
+    fails(
+        respell(folder, tmp_path / "untied", untie),
+        "untied/model.safetensors: lm_head.decoder.weight differs from esm.embeddings.word_embeddings.weight; .* leave",
+    )
+
+    def shift(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {"lm_head.decoder.bias": torch.ones(33)}
+
+    fails(
+        respell(folder, tmp_path / "shifted", shift),
+        r"shifted/model.safetensors: lm_head.decoder.bias differs from lm_head.bias; .* leave",
+    )
 
 
 def test_frequencies_that_differ_between_layers(folder: Path, tmp_path: Path) -> None:
-    def disagree(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors | {ROTARY_NAMES[0].format(1): torch.ones(4)}
+    key = ROTARY_NAMES[0].format(1)
 
-    fails(respell(folder, tmp_path / "m", disagree), "differs between layers")
+    def disagree(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {key: torch.ones(4)}
+
+    fails(
+        respell(folder, tmp_path / "m", disagree),
+        f"m/model.safetensors: {key} differs from {ROTARY_NAMES[0].format(0)}, .*; fetch the file again, or leave",
+    )
+
+
+def test_frequencies_of_another_width(folder: Path, tmp_path: Path) -> None:
+    def widen(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: torch.ones(5) if key.endswith("inv_freq") else value for key, value in tensors.items()}
+
+    fails(
+        respell(folder, tmp_path / "m", widen),
+        rf"m/model.safetensors: {ROTARY_NAMES[0].format(0)} has shape \[5\], config.json asks for \[4\]; .* fetch both",
+    )
+
+
+@pytest.mark.parametrize("key", ["lm_head.bias", ROTARY_NAMES[0].format(0)])
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int64, "I64"), (torch.bool, "BOOL")])
+def test_types_that_are_no_weights(folder: Path, tmp_path: Path, key: str, dtype: torch.dtype, name: str) -> None:
+    """Quantized weights, say, whose scales are elsewhere."""
+
+    def quantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors | {key: tensors[key].to(dtype)}
+
+    fails(
+        respell(folder, tmp_path / "m", quantize),
+        f"m/model.safetensors: {key} is stored as {name}, which is not supported; save it as one of F64, F32, F16",
+    )
+
+
+def test_weights_without_tensors(folder: Path) -> None:
+    save_file({}, folder / WEIGHTS)
+    fails(folder, f"{WEIGHTS}: no tensor esm.embeddings.word_embeddings.weight and .* more; .* fetch both again")
+    (folder / INDEX).write_text('{"weight_map": {}}')
+    fails(folder, f"{INDEX}: its weight_map names no tensors; fetch it again")
+    (folder / INDEX).write_text("[" * 100_000)
+    fails(folder, f"{INDEX}: damaged: RecursionError.*; fetch it again")
 
 
 @pytest.mark.parametrize(
@@ -376,6 +426,19 @@ def test_frequencies_that_differ_between_layers(folder: Path, tmp_path: Path) ->
         ({"hidden_size": True}, "hidden_size must be of type int, got True"),
         ({"hidden_size": 41}, "hidden_size 41 is no multiple of num_attention_heads 5"),
         ({"token_dropout": 1}, "token_dropout must be of type bool, got 1"),
+        ({"emb_layer_norm_before": "no"}, "emb_layer_norm_before must be of type bool, got 'no'"),
+        ({"position_embedding_type": "absolute", "emb_layer_norm_before": "no"}, "emb_layer_norm_before must be of"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be from 1 to 1,000, got 1000000000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be from 1 to 1,000, got -1"),
+        ({"intermediate_size": 10**18}, "intermediate_size must be from 1 to 1,048,576, got 10"),
+        ({"vocab_size": 10**12}, "vocab_size must be from 1 to 1,048,576, got 10"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be from 1 to 1,073,741,824, got 0"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps must be above 0 and at most 1, got 0"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be above 0 and at most 1, got nan"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps must be above 0 and at most 1, got 10"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob must be at least 0 and below 1, got 1.0"),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be at least 0 and below 1, got -0"),
+        ({"rope_theta": 0}, "rope_theta must be from 1 to 1e12, got 0"),
         ({"vocab_size": 20}, "vocab_size 20 is smaller than the 33 tokens of the ESM alphabet"),
         ({"mask_token_id": 2}, "mask_token_id 2 is not the ESM alphabet's 32"),
         ({"is_folding_model": True}, "is_folding_model True is not supported"),
@@ -389,7 +452,14 @@ def test_configurations_we_do_not_run(folder: Path, tmp_path: Path, change: dict
     fails(respell(folder, tmp_path / "other", lambda tensors: tensors, **change), f"other/config.json: {message}")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[]", "expected a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "config.json: cannot be read as JSON: .*; fetch it again"),
+        ("[" * 100_000, "config.json: cannot be read as JSON: .*; fetch it again"),
+        ("[]", "config.json: expected a JSON object"),
+    ],
+)
 def test_configuration_that_is_no_configuration(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     fails(folder, message)
@@ -405,6 +475,25 @@ def test_another_vocabulary(folder: Path) -> None:
     fails(folder, "token 2 is 'nothing' where the ESM alphabet has '<eos>'")
 
 
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", WEIGHTS])
+def test_files_that_cannot_be_read(folder: Path, name: str) -> None:
+    path = folder / name
+    path.chmod(0)
+    if not os.access(path, os.R_OK):
+        fails(folder, f"{name}: cannot be read: Permission denied; ")
+    path.unlink()
+    path.symlink_to(path)
+    fails(folder, f"{name}: cannot be read: .*symbolic links; ")
+    path.unlink()
+    path.mkdir()
+    fails(folder, f"{name}: cannot be read: Is a directory; ")
+
+
+def test_a_vocabulary_that_is_no_text(folder: Path) -> None:
+    (folder / "vocab.txt").write_bytes(b"\xff\xfe\x00")
+    fails(folder, "vocab.txt: cannot be read: not UTF-8 text; fetch it again, or remove it")
+
+
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
@@ -418,6 +507,20 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     hf.save(model, tmp_path / "empty")
     assert same(model, read(tmp_path / "empty"))
+
+
+def test_places_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    model = read(folder)
+    with pytest.raises(OutputError, match="x: cannot be written: File name too long; choose another place"):
+        hf.save(model, tmp_path / ("x" * 300))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError, match="loop: exists already; remove it or choose another name"):
+        hf.save(model, tmp_path / "loop")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    if not os.access(locked, os.R_OK):
+        with pytest.raises(OutputError, match="model: cannot be written: Permission denied; choose another place"):
+            hf.save(model, locked / "model")
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:

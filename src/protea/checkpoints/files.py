@@ -28,24 +28,38 @@ class Weights(Mapping[str, Tensor]):
         folder: holds ``model.safetensors``, or shards and their index.
         normalize: turns a stored key into the one to look it up by.
 
+    Attributes:
+        paths: the files, in order.
+
     Raises:
-        CheckpointError: a file is absent, truncated, or lacks what the index promises.
+        CheckpointError: a file is absent, unreadable, truncated, or lacks what the index promises.
     """
 
     def __init__(self, folder: Path, normalize: Callable[[str], str] = str) -> None:
         self._files = ExitStack()
         self._keys: dict[str, tuple[Any, str, Path]] = {}
         with self._files:
-            for path, listed in _shards(folder).items():
+            shards = _shards(folder)
+            self.paths = list(shards)
+            for path, listed in shards.items():
                 handle = self._open(path)
                 stored = set(handle.keys())
                 if absent := sorted(listed - stored):
-                    raise CheckpointError(f"{path}: lacks {absent[0]}, which {folder / INDEX} says it holds")
+                    raise CheckpointError(
+                        f"{path}: lacks {absent[0]}, which {folder / INDEX} says it holds; fetch both again"
+                    )
                 for key in stored:
                     self._keys[normalize(key)] = (handle, key, path)
             self._files = self._files.pop_all()
 
     def _open(self, path: Path) -> Any:
+        try:
+            # safetensors calls every file that it cannot open absent; Python says why.
+            path.open("rb").close()
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
+            ) from error
         try:
             return self._files.enter_context(safe_open(path, framework="pt", device="cpu"))
         except (SafetensorError, OSError) as error:
@@ -95,8 +109,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _shards(folder: Path) -> dict[Path, set[str]]:
     """The weight files, each with the keys the index expects in it (none without an index)."""
     index = folder / INDEX
-    if not index.exists():
-        if (folder / WEIGHTS).exists():
+    # lexists: a link that leads nowhere is a file that cannot be read, and opening it says why.
+    if not os.path.lexists(index):
+        if os.path.lexists(folder / WEIGHTS):
             return {folder / WEIGHTS: set()}
         if any(folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
@@ -109,9 +124,11 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
         shards: dict[Path, set[str]] = {}
         for key, name in weight_map.items():
             shards.setdefault(folder / Path(name).name, set()).add(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: damaged: {error!r}; fetch it again") from error
-    if absent := sorted(path.name for path in shards if not path.exists()):
+    if not shards:
+        raise CheckpointError(f"{index}: its weight_map names no tensors; fetch it again")
+    if absent := sorted(path.name for path in shards if not os.path.lexists(path)):
         raise CheckpointError(
             f"{folder}: {', '.join(absent)} missing of the {len(shards)} shards that {INDEX} names; fetch it"
         )
@@ -121,13 +138,14 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder that appears under its name only when everything in it is written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: exists already; remove it or choose another name")
     try:
+        # A link, dangling or not, could not be replaced by the finished folder.
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise OutputError(f"{folder}: exists already; remove it or choose another name")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another place") from error
     try:
         yield temporary
         umask = os.umask(0)

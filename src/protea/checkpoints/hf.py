@@ -50,6 +50,8 @@ _LAYER_MODULES: Final = {
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 _INV_FREQ: Final = "rotary_embeddings.inv_freq"
 _DECODER: Final = "lm_head.decoder."
+_FLOATS: Final = ("F64", "F32", "F16", "BF16")
+_MISFIT: Final = f"the file does not fit its {CONFIG}, or is incomplete: fetch both again"
 
 
 def hf_name(name: str) -> str:
@@ -88,7 +90,7 @@ def read(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Encoder:
         state = {name: weights[key].to(device=device, dtype=dtype) for name, key in expected.items()}
         if isinstance(model, ESM2):
             state["inv_freq"] = _stored_frequencies(model, weights).to(device)
-        _check_tied(state["word_embeddings.weight"], weights)
+        _check_tied(weights)
         _report_ignored(folder, weights, expected.values())
     model.load_state_dict(state, assign=True)
     return model
@@ -113,50 +115,66 @@ def skeleton(config: EncoderConfig, weights: Weights) -> Encoder:
 def _check_shapes(model: Encoder, weights: Weights, expected: Mapping[str, str]) -> None:
     if missing := [key for key in expected.values() if key not in weights]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"{', '.join(sorted({str(weights.path(key)) for key in weights}))}: no tensor {missing[0]}{more}; the file "
-            f"does not fit its {CONFIG}, or is incomplete"
-        )
+        raise CheckpointError(f"{', '.join(map(str, weights.paths))}: no tensor {missing[0]}{more}; {_MISFIT}")
     for name, parameter in model.named_parameters():
-        found = weights.shape(expected[name])
+        key = expected[name]
+        found = weights.shape(key)
         if found != tuple(parameter.shape):
             raise CheckpointError(
-                f"{weights.path(expected[name])}: {expected[name]} has shape {list(found)}, {CONFIG} asks for "
-                f"{list(parameter.shape)}"
+                f"{weights.path(key)}: {key} has shape {list(found)}, {CONFIG} asks for {list(parameter.shape)}; "
+                f"{_MISFIT}"
             )
+        _check_floating(weights, key)
+
+
+def _check_floating(weights: Weights, key: str) -> None:
+    """Quantized weights mean nothing without their scales, whatever type they are converted to."""
+    if weights.dtype(key) not in _FLOATS:
+        raise CheckpointError(
+            f"{weights.path(key)}: {key} is stored as {weights.dtype(key)}, which is not supported; save it as one of "
+            f"{', '.join(_FLOATS)}"
+        )
 
 
 def _stored_frequencies(model: ESM2, weights: Weights) -> Tensor:
     """The file's rotary frequencies, which Meta's models carry rounded to float16; the exact ones if it has none."""
     exact = model.inv_freq
-    stored = [weights[key] for key in weights if key.endswith(_INV_FREQ)]
-    if not stored:
+    keys = sorted(key for key in weights if key.endswith(_INV_FREQ))
+    if not keys:
         return exact
-    if any(not torch.equal(stored[0], other) for other in stored[1:]):
-        raise CheckpointError(f"{_INV_FREQ} differs between layers; such a model is not supported")
-    if stored[0].shape != exact.shape:
-        raise CheckpointError(f"{_INV_FREQ} has shape {list(stored[0].shape)}, expected {list(exact.shape)}")
-    if stored[0].dtype == torch.bfloat16:
+    stored = weights[keys[0]]
+    for key in keys:
+        _check_floating(weights, key)
+        if weights.shape(key) != tuple(exact.shape):
+            raise CheckpointError(
+                f"{weights.path(key)}: {key} has shape {list(weights.shape(key))}, {CONFIG} asks for "
+                f"{list(exact.shape)}; {_MISFIT}"
+            )
+        if not torch.equal(weights[key], stored):
+            raise CheckpointError(
+                f"{weights.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; fetch the "
+                "file again, or leave these tensors out to have them computed"
+            )
+    if stored.dtype == torch.bfloat16:
         warnings.warn(
-            f"{_INV_FREQ} is stored in bfloat16, too coarse for positions; computed anew from rope_theta "
-            f"{model.config.rope_theta:g}",
+            f"{weights.path(keys[0])}: {_INV_FREQ} is stored in bfloat16, too coarse for positions; computed anew "
+            f"from rope_theta {model.config.rope_theta:g}",
             ProteaWarning,
             stacklevel=2,
         )
         return exact
-    return stored[0].to(torch.float32)
+    return stored.to(torch.float32)
 
 
-def _check_tied(word_embeddings: Tensor, weights: Weights) -> None:
-    """Files may repeat the tied output matrix; one that differs belongs to another architecture."""
-    key = f"{_DECODER}weight"
-    if key in weights and not torch.equal(weights[key].to(word_embeddings), word_embeddings):
-        raise CheckpointError(
-            f"{weights.path(key)}: {key} differs from the word embeddings; an untied head is not supported"
-        )
-    key = f"{_DECODER}bias"
-    if key in weights and not torch.equal(weights[key], weights["lm_head.bias"]):
-        raise CheckpointError(f"{weights.path(key)}: {key} differs from lm_head.bias")
+def _check_tied(weights: Weights) -> None:
+    """Files may repeat the tied output matrix and its bias; ones that differ belong to another architecture."""
+    for kind, tied in (("weight", hf_name("word_embeddings.weight")), ("bias", hf_name("lm_head.bias"))):
+        key = f"{_DECODER}{kind}"
+        if key in weights and not torch.equal(weights[key], weights[tied]):
+            raise CheckpointError(
+                f"{weights.path(key)}: {key} differs from {tied}; an untied head is not supported: leave {key} out if "
+                f"{tied} is right"
+            )
 
 
 def _report_ignored(folder: Path, weights: Weights, used: Iterable[str]) -> None:
