@@ -1,9 +1,18 @@
-"""Names, folders and Hugging Face's cache, without a network."""
+"""Names, folders, Hugging Face's cache, and servers on this machine that fail; no network."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -53,16 +62,26 @@ def test_the_table() -> None:
         ("esm2_650M", "esm2nv_650M"),
         ("ESM1NV", "esm1nv"),
         ("facebook/esm2_t30_150M", "esm2_t30_150M_UR50D"),
+        ("facebook/esm2_t6_8M_UR50", "esm2_t6_8M_UR50D"),
+        ("esm2", "esm2_t6_8M_UR50D"),
     ],
 )
 def test_near_names_are_offered(name: str, near: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"unknown model '{name}'; did you mean .*{near}"):
-        published(name)
+    for find in (published, locate, describe):
+        with pytest.raises(UnknownModelError, match=f"unknown model '{name}'; did you mean .*{near}.*info --list"):
+            find(name)
 
 
 def test_a_name_like_no_other() -> None:
-    with pytest.raises(UnknownModelError, match="`protea info --list` shows all names"):
+    with pytest.raises(UnknownModelError, match="unknown model 'zzz'; `protea info --list` shows all names"):
         protea.load("zzz")
+
+
+@pytest.mark.parametrize("find", [locate, describe])
+def test_no_name_is_not_the_current_folder(model_folders: dict[str, Path], find: Callable[[str], object]) -> None:
+    shutil.copytree(model_folders["esm2"], ".", dirs_exist_ok=True)
+    with pytest.raises(UnknownModelError, match="unknown model ''"):
+        find("")
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D"])
@@ -71,7 +90,7 @@ def test_without_network_the_files_and_their_place_are_named(name: str) -> None:
         locate(name)
     message = str(caught.value)
     for part in (
-        "facebook/esm2_t6_8M_UR50D is not in the cache and cannot be downloaded",
+        "facebook/esm2_t6_8M_UR50D is no folder here, is not in the cache and cannot be downloaded",
         "config.json",
         "model.safetensors",
         "https://huggingface.co/facebook/esm2_t6_8M_UR50D/tree/main",
@@ -80,10 +99,79 @@ def test_without_network_the_files_and_their_place_are_named(name: str) -> None:
         assert part in message
 
 
-def test_the_advice_works(model_folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D", "someone/finetuned"])
+def test_the_advice_works(model_folders: dict[str, Path], name: str) -> None:
     """Files put where the message says are found by the same name."""
-    shutil.copytree(model_folders["esm2"], "esm2_t6_8M_UR50D")
-    assert protea.load("esm2_t6_8M_UR50D", device="cpu").config == CONFIGS["esm2"]
+    with pytest.raises(CheckpointError) as caught:
+        locate(name)
+    advised = re.search(r"into a folder (\S+)/ here", str(caught.value))
+    assert advised
+    shutil.copytree(model_folders["esm2"], advised[1])
+    assert protea.load(name, device="cpu").config == CONFIGS["esm2"]
+    assert describe(name)["weights"] == advised[1]
+
+
+# --- a network that fails ----------------------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers as its path's first part says: nothing, a web page, or a model whose files break off."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        _, failure, *path = self.path.split("/")
+        self.close_connection = True
+        if failure == "page":
+            self.reply(b"<html>Log in to use this network</html>")
+        elif failure == "break" and "tree" in path:
+            self.reply(json.dumps([{"type": "file", "path": "config.json", "size": 1000, "oid": "1"}]).encode())
+        elif failure == "break" and "revision" in path:
+            self.reply(json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": [{"rfilename": "config.json"}]}).encode())
+        elif failure == "break":
+            self.reply(b"{", length=1000)
+
+    def reply(self, body: bytes, length: int | None = None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(length or len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [("silence", "disconnected"), ("page", "Expecting value"), ("break", "received 1 bytes, expected 1000")],
+)
+def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None:
+    with serving() as address:
+        settings = {"HF_ENDPOINT": f"{address}/{failure}", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        code = "from protea.checkpoints.hub import locate; locate('someone/model')"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("protea.errors.CheckpointError: someone/model is no folder here, is not in the cache and")
+    assert reason in last
+
+
+# --- names and paths ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D", "someone/finetuned"])
@@ -131,8 +219,37 @@ def test_a_path_that_is_not_there() -> None:
         locate("./models/absent")
 
 
+@pytest.mark.parametrize("name", ["a/b--c", "a..b/c", "a/b.", "a/b.git", "a/b/c", f"a/{'b' * 120}", "ä/b"])
+def test_what_can_be_neither_a_repository_nor_a_folder(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: no such folder; `protea info --list`"):
+        locate(name)
+    with pytest.raises(CheckpointError, match=f"{name}: neither a folder nor a repository"):
+        describe(name)
+
+
+def test_a_mistyped_path_that_looks_like_a_repository(tmp_path: Path) -> None:
+    (tmp_path / "proteins.fa").write_text("")
+    with pytest.raises(CheckpointError, match=r"proteins\.fa/x is no folder here, is not in the cache and cannot be"):
+        locate("proteins.fa/x")
+
+
+@pytest.mark.parametrize("find", [locate, describe])
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, find: Callable[[str], object]) -> None:
+    with pytest.raises(CheckpointError, match="xxx: cannot be read: File name too long; name a folder"):
+        find("x" * 300)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CheckpointError, match=r"loop/model: (no such|neither a) folder"):
+        find(f"{tmp_path}/loop/model")
+    (tmp_path / "locked").mkdir(mode=0)
+    if not os.access(tmp_path / "locked", os.R_OK):
+        with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read: Permission denied; name a"):
+            find("locked/model.safetensors")
+
+
 def test_weights_published_in_other_formats_or_not_at_all() -> None:
-    with pytest.raises(CheckpointError, match=r"esm1nv is published at https://catalog.ngc.nvidia.com/.*\.nemo"):
+    with pytest.raises(
+        CheckpointError, match=r"esm1nv is published at https://.*\.nemo.*; convert .* `protea init esm1nv"
+    ):
         locate("esm1nv")
     with pytest.raises(CheckpointError, match=r"no published weights; `protea init esm2nv_20B` makes random ones"):
         locate("esm2nv_20B")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from protea.models.esm2 import SIZES
 
 _HUB: Final = "https://huggingface.co"
 _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
+_META: Final = "facebook/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Published:
 
 
 def _meta(name: str, config: EncoderConfig, *, contact_head: bool = True) -> Published:
-    repository = f"facebook/{name}"
+    repository = f"{_META}{name}"
     return Published(
         name=name,
         config=config,
@@ -94,15 +94,15 @@ def published(name: str) -> Published:
     Raises:
         UnknownModelError: with the names nearest to it.
     """
-    short = name.removeprefix("facebook/")
+    short = _short(name)
     if short in PUBLISHED:
         return PUBLISHED[short]
-    lower = {name.lower(): name for name in PUBLISHED}
-    near = difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)
-    advice = (
-        f"did you mean {', '.join(lower[name] for name in near)}?" if near else "`protea info --list` shows all names"
-    )
-    raise UnknownModelError(f"unknown model {name!r}; {advice}")
+    lower = {known.lower(): known for known in PUBLISHED}
+    begun = [known for known in lower if known.startswith(short.lower())]
+    close = difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)
+    near = list(dict.fromkeys(begun + close))[:3]
+    guess = f"did you mean {', '.join(lower[known] for known in near)}? " if near else ""
+    raise UnknownModelError(f"unknown model {name!r}; {guess}`protea info --list` shows all names")
 
 
 def locate(model: str | Path) -> Path:
@@ -115,40 +115,41 @@ def locate(model: str | Path) -> Path:
         UnknownModelError: no such name.
         CheckpointError: no such folder, or the download failed; says which files to fetch and where to put them.
     """
-    folder = _as_folder(Path(model))
+    name = str(model)
+    folder = _on_disk(model)
     if folder is not None:
         return folder
-    name = str(model)
-    if name.removeprefix("facebook/") not in PUBLISHED:
+    if not _is_published_or_near(name):
         if _is_repository(name):
             return _download(name)
         if "/" in name:
-            raise CheckpointError(f"{name}: no such folder")
+            raise CheckpointError(f"{name}: no such folder; `protea info --list` shows the names of published models")
     known = published(name)
     if known.repository is not None:
         return _download(known.repository)
     if not known.place:
         raise CheckpointError(f"{name} has no published weights; `protea init {name}` makes random ones")
-    raise CheckpointError(f"{name} is published at {known.place}, a format this version does not read")
+    raise CheckpointError(
+        f"{name} is published at {known.place}, a format this version does not read; convert it elsewhere to {CONFIG} "
+        f"and {WEIGHTS} and name their folder, or make random weights: `protea init {name} -o DIR`"
+    )
 
 
 def find_local(model: str) -> Path | None:
     """The folder of a model if it is on this machine: named, or in Hugging Face's cache.
 
     Returns:
-        ``None`` for a name without a path in it that is not on this machine, published or not.
+        ``None`` for a name that is not on this machine, published or not.
 
     Raises:
         CheckpointError: a path or repository that is not here, or a file of a kind this version does not read.
     """
     from huggingface_hub import snapshot_download
 
-    folder = _as_folder(Path(model))
+    folder = _on_disk(model)
     if folder is not None:
         return folder
-    known = PUBLISHED.get(model.removeprefix("facebook/"))
-    if known is None and "/" not in model:
-        return None
+    known = PUBLISHED.get(_short(model))
     repository = model if known is None else known.repository
     if repository is not None and _is_repository(repository):
         try:
@@ -157,16 +158,40 @@ def find_local(model: str) -> Path | None:
             folder = None
         if folder is not None and any(folder.glob("*.safetensors")):
             return folder
-    if known is None:
+    if "/" in model and not _is_published_or_near(model):
         raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
     return None
 
 
-def _as_folder(path: Path) -> Path | None:
-    if path.is_dir():
-        return path
-    if not path.is_file():
+def _short(name: str) -> str:
+    return name.removeprefix(_META)
+
+
+def _is_published_or_near(name: str) -> bool:
+    """Whether a name is in the table or, by its spelling, was meant to be: Meta's models are all there."""
+    return _short(name) in PUBLISHED or name.startswith(f"{_META}esm")
+
+
+def _on_disk(model: str | Path) -> Path | None:
+    """The folder that a name stands for; a published model's may be called by its short name alone."""
+    if model == "":
         return None
+    folder = _as_folder(Path(model))
+    if folder is None and _short(str(model)) in PUBLISHED:
+        folder = _as_folder(Path(_short(str(model))))
+    return folder
+
+
+def _as_folder(path: Path) -> Path | None:
+    try:
+        if path.is_dir():
+            return path
+        if not path.is_file():
+            return None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; name a folder that can be, or one of `protea info --list`"
+        ) from error
     if path.suffix == ".safetensors" or path.name in (CONFIG, INDEX):
         return path.parent
     raise CheckpointError(
@@ -175,21 +200,30 @@ def _as_folder(path: Path) -> Path | None:
 
 
 def _is_repository(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     wanted = [CONFIG, "model*.safetensors", INDEX, "vocab.txt"]
     try:
         return Path(snapshot_download(repository, allow_patterns=wanted))
-    except (OSError, HfHubHTTPError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        folder = repository.split("/")[1]
+    # Servers and networks fail in more ways than this call has exceptions of its own: its HTTP client's, its JSON
+    # parser's, the system's. None is a mistake of ours.
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        folder = _short(repository) if _short(repository) in PUBLISHED else repository
         raise CheckpointError(
-            f"{repository} is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} and {WEIGHTS} (for "
-            f"split weights {INDEX} and every shard) from {_HUB}/{repository}/tree/main, put them into a folder "
-            f"{folder}/ here, and run the same command again"
+            f"{repository} is no folder here, is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} "
+            f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {_HUB}/{repository}/tree/main, put them "
+            f"into a folder {folder}/ here, and run the same command again"
         ) from error
