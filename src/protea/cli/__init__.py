@@ -23,7 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
 )
 app.command()(embed)
 app.command()(info)
@@ -38,13 +37,16 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def main() -> NoReturn:
@@ -58,6 +60,10 @@ def main() -> NoReturn:
         _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what there is", error.exit_code)
     except ProteaError as error:
         _fail(str(error), error.exit_code)
+    except OSError as error:
+        # What no command foresaw: a full disk under standard output, a file that went while it was read.
+        _drop_output_that_cannot_be_written()
+        _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == _INTERRUPTED:
         typer.echo("protea: interrupted; unfinished output was removed", err=True)
     sys.exit(code if isinstance(code, int) else 0)
@@ -66,6 +72,14 @@ def main() -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"protea: error: {' '.join(message.splitlines())}", err=True)
     sys.exit(code)
+
+
+def _drop_output_that_cannot_be_written() -> None:
+    """Python flushes standard output when it ends, and would report a failure there a second time."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
