@@ -1,7 +1,7 @@
 """Implementations that Protea's are compared with: two published ones, and plain readings in float64.
 
-Nothing here shares code with the package. Weights travel by our parameter names, which differ from those of Meta's
-``esm`` in the embeddings alone.
+What they compute shares no code with the package; configurations, parameter names and their translation to Hugging
+Face's do. Weights travel by our parameter names, which differ from those of Meta's ``esm`` in the embeddings alone.
 """
 
 from __future__ import annotations

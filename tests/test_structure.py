@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,19 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 """Imports go from higher ranks to lower ones, or stay within one package."""
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of the package that a file names, wherever in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("protea."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("protea.")}
-    return names
+def imported(source: str, package: str) -> set[str]:
+    """The layers that a file of a package imports, wherever in it; ``import protea`` alone is none."""
+    paths: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            paths |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            paths |= {f"{module}.{alias.name}" for alias in node.names}
+    # A public name stands for the module it comes from.
+    public = {f"protea.{name}": module for name, module in protea._HOME.items()}
+    parts = [public.get(path, path).split(".") for path in paths]
+    return {part[1] for part in parts if part[0] == "protea" and len(part) > 1 and part[1] in RANK}
 
 
 def home(path: Path) -> str:
@@ -48,8 +53,32 @@ FILES = [path for path in sorted(SOURCE.rglob("*.py")) if home(path) not in {"__
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_left(path: Path) -> None:
     mine = home(path)
-    wrong = {name for name in imported(path) if name != mine and RANK[name] >= RANK[mine]}
+    package = ".".join(("protea", *path.relative_to(SOURCE).parent.parts))
+    wrong = {name for name in imported(path.read_text(), package) if name != mine and RANK[name] >= RANK[mine]}
     assert not wrong, f"{mine} imports {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "layers"),
+    [
+        ("import protea", set()),
+        ("import protea, protea.cli", {"cli"}),
+        ("import protea.embed.engine as engine", {"embed"}),
+        ("from protea import cli", {"cli"}),
+        ("from protea import cli as c, errors", {"cli", "errors"}),
+        ("from protea import load", {"language_model"}),
+        ("from protea import __version__", set()),
+        ("from protea.embed import engine", {"embed"}),
+        ("from . import attention", {"models"}),
+        ("from .attention import attend", {"models"}),
+        ("from .. import cli", {"cli"}),
+        ("from ..cli import main", {"cli"}),
+        ("def f():\n    from ..cli.embed import embed", {"cli"}),
+        ("from torch import nn\nimport numpy.random", set()),
+    ],
+)
+def test_every_way_to_import_is_seen(statement: str, layers: set[str]) -> None:
+    assert imported(statement, "protea.models") == layers
 
 
 def test_models_know_nothing_of_parallelism() -> None:
