@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 import protea
 from protea.checkpoints import hf
@@ -15,6 +16,10 @@ from protea.models.encoder import EncoderConfig
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
+
+# A shared machine may take any time for anything.
+settings.register_profile("protea", deadline=None)
+settings.load_profile("protea")
 
 SMALL = {"num_hidden_layers": 3, "hidden_size": 40, "num_attention_heads": 5, "intermediate_size": 160}
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protea.errors import FastaError
-from protea.fasta import Record, read_fasta, unique
+from protea.fasta import Record, read_fasta
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -113,8 +113,6 @@ def test_several_files_in_order(tmp_path: Path) -> None:
         (b"\n@read\nACGT\n+\nIIII\n", r"line 2: not FASTA.*FASTQ\?"),
         (b"\x89PNG\r\n\x1a\n\0\0", "not FASTA"),
         (b">\nMKT\n", "line 1: a record without an id"),
-        (b">a\n>b\nMKT\n", "line 1, record 'a': no residues"),
-        (b">a\nMKT\n>b\n", "line 3, record 'b': no residues"),
         (b">a\0b\nMKT\n", "NUL byte"),
     ],
 )
@@ -135,11 +133,10 @@ def test_plain_text_named_gz(tmp_path: Path) -> None:
         read(tmp_path / "a.fasta.gz", b">a\nMKT\n")
 
 
-def test_unique_names_the_second_record(tmp_path: Path) -> None:
+def test_records_without_residues_come_out_empty(tmp_path: Path) -> None:
     path = tmp_path / "a.fasta"
-    path.write_bytes(b">a\nM\n>b\nM\n>a again\nM\n")
-    with pytest.raises(FastaError, match=r"line 5, record 'a': this id was used before"):
-        list(unique(read_fasta([path])))
+    path.write_bytes(b">a\n>b\nMKT\n>c\n\n")
+    assert [(record.id, record.sequence) for record in read_fasta([path])] == [("a", ""), ("b", "MKT"), ("c", "")]
 
 
 def slow_reading(content: bytes) -> list[tuple[str, str]] | None:
@@ -157,7 +154,7 @@ def slow_reading(content: bytes) -> list[tuple[str, str]] | None:
             records.append((words[0], ""))
         else:
             records[-1] = (records[-1][0], records[-1][1] + line.decode("latin-1"))
-    return records if all(sequence for _, sequence in records) else None
+    return records
 
 
 pieces = st.sampled_from([b">", b">a", b">b c", b"MKT", b"mk", b"*", b"-", b" ", b"\t", b"\0", b"#x", b";", b"9", b"@"])
@@ -173,3 +170,19 @@ def test_equals_the_slow_reading(tmp_path_factory: pytest.TempPathFactory, parts
             read(path, content)
     else:
         assert [(record.id, record.sequence) for record in read(path, content)] == expected
+
+
+def test_paths_that_no_file_system_takes(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    plain = tmp_path / "plain"
+    plain.write_text(">a\nM\n")
+    for path in (loop, tmp_path / ("x" * 300), plain / "within"):
+        with pytest.raises(FastaError, match=r"(cannot be opened|no such file)"):
+            list(read_fasta([path]))
+
+
+def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(FastaError, match="standard input is closed"):
+        list(read_fasta(["-"]))

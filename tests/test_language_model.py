@@ -85,19 +85,20 @@ def test_nothing_in_nothing_out(load_small: LoadModel) -> None:
 def test_a_long_sequence_runs_whole_or_is_truncated_aloud(load_small: LoadModel) -> None:
     rotary, learned = load_small("esm2"), load_small("esm1nv")
     long = "A" * 1030
-    assert rotary.embed([long])[0].shape == (1030, 40)
-    with pytest.warns(ProteaWarning, match="sequence 1 truncated from 1030 to 1022 residues"):
+    assert rotary.embed([long], long="full")[0].shape == (1030, 40)
+    with pytest.warns(ProteaWarning, match="sequence 1 truncated: first 1022 of 1030 residues"):
         arrays = rotary.embed(["M", long], long="truncate")
     np.testing.assert_allclose(arrays[1], rotary.embed(["A" * 1022])[0], atol=1e-5)
     with pytest.raises(
-        SequenceTooLongError, match="sequence 0: 1030 residues, over the 1022 that ESM-2 was trained on; run it whole"
+        SequenceTooLongError,
+        match=r"sequence 0: 1030 residues, over the 1022 that ESM-2 .* full to run it whole",
     ):
         rotary.embed([long], long="error")
     with pytest.raises(
         SequenceTooLongError,
-        match=r"sequence 1: 511 residues, but this ESM-1nv model takes 510; take one without a limit",
+        match=r"sequence 1: 511 residues, over the 510 that ESM-1nv .* window to join overlapping windows$",
     ):
-        learned.embed(["M", "A" * 511])
+        learned.embed(["M", "A" * 511], long="full")
     assert learned.embed(["A" * 510])[0].shape == (510, 40)
 
 
@@ -117,7 +118,7 @@ def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
         model.embed(["M"], layers=[3, -1])
     with pytest.raises(UsageError, match="at least one layer"):
         model.embed(["M"], layers=[])
-    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use full, truncate, error"):
+    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use truncate, window, full, error"):
         model.embed(["M"], long="cut")
     with pytest.raises(UsageError, match="budget must be at least 1, got 0"):
         model.embed(["M"], token_budget=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -49,3 +50,12 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {name!r}; use {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+@cache
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself: GPUs from Ampere on, CPUs with AVX-512 BF16, AMX or Arm's BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -3,13 +3,16 @@
     ProteaError
     ├── UsageError                a wrong option or argument (exit code 2)
     │   └── UnknownModelError
-    ├── FastaError                a file that is missing, damaged or no FASTA
+    ├── FastaError                a file that is missing, unreadable or no FASTA
+    │   └── DamagedFileError
     ├── UnknownResidueError       a letter outside the model's alphabet
     ├── SequenceTooLongError      more tokens than the model has positions
     ├── CheckpointError           weights or configuration that cannot be used
     ├── CapabilityError           the model lacks what was asked of it
-    ├── DeviceError               hardware that is not there
+    ├── DeviceError               hardware that is not there, or too small
+    ├── NonFiniteError            numbers beyond what a type can hold
     └── OutputError               a file that cannot be written
+        └── ResumeError
 
 Exceptions carry one string and nothing else, so that they survive pickling between processes.
 """
@@ -36,7 +39,11 @@ class UnknownModelError(UsageError):
 
 
 class FastaError(ProteaError):
-    """A sequence file that is missing, unreadable, empty, cut short or not FASTA."""
+    """A sequence file that is missing, unreadable, empty or not FASTA."""
+
+
+class DamagedFileError(FastaError):
+    """A compressed file that breaks off or cannot be decompressed further; the records before came out whole."""
 
 
 class UnknownResidueError(ProteaError, ValueError):
@@ -56,11 +63,19 @@ class CapabilityError(ProteaError):
 
 
 class DeviceError(ProteaError):
-    """A device that this machine or this build of PyTorch does not have."""
+    """A device that this machine or this build of PyTorch does not have, or whose memory does not suffice."""
+
+
+class NonFiniteError(ProteaError, ArithmeticError):
+    """Infinities or NaN where there should be numbers, as narrow types give."""
 
 
 class OutputError(ProteaError):
     """An output file that exists already or cannot be written."""
+
+
+class ResumeError(OutputError):
+    """An unfinished run that cannot go on: other settings, other input, or another process at work on it."""
 
 
 class ProteaWarning(UserWarning):

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from xopen import xopen
 
-from protea.errors import FastaError
+from protea.errors import DamagedFileError, FastaError
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError
@@ -36,8 +36,8 @@ class Record(NamedTuple):
     Attributes:
         id: the first word of the header.
         description: the rest of the header.
-        sequence: the residues as they stand in the file, line breaks removed; a byte that is no ASCII becomes
-            the Latin-1 letter of its value.
+        sequence: the residues as they stand in the file, line breaks removed, perhaps none; a byte that is no
+            ASCII becomes the Latin-1 letter of its value.
         place: where it stands, for messages: file, line, id.
     """
 
@@ -51,26 +51,12 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
     """Yield the records of several files in order; ``-`` is standard input.
 
     Raises:
-        FastaError: a file is missing, a folder, unreadable, empty, cut short, or not FASTA; a record has no id
-            or no residues.
+        FastaError: a file is missing, a folder, unreadable, empty, or not FASTA; a record has no id.
+        DamagedFileError: a compressed file is cut short or damaged; the records before the damage came first.
     """
     for path in paths:
         with _open(path) as stream:
             yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
-
-
-def unique(records: Iterable[Record]) -> Iterator[Record]:
-    """The records, as long as no id comes twice.
-
-    Raises:
-        FastaError: naming the second record with an id.
-    """
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise FastaError(f"{record.place}: this id was used before; give each record its own")
-        seen.add(record.id)
-        yield record
 
 
 def _parse(stream: BinaryIO, name: str) -> Iterator[Record]:
@@ -100,8 +86,6 @@ def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Recor
     place = f"{name}, line {line}, record {words[0]!r}"
     if "\0" in text:
         raise FastaError(f"{place}: the header holds a NUL byte; remove it")
-    if not sequence:
-        raise FastaError(f"{place}: no residues; remove the record or add its sequence")
     return Record(words[0], words[1].strip() if len(words) > 1 else "", sequence.decode("latin-1"), place)
 
 
@@ -116,13 +100,15 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
             else:
                 yield line
     except _DAMAGED as error:
-        raise FastaError(
+        raise DamagedFileError(
             f"{name}: cannot be read to its end: cut short, damaged, or not compressed as its name says ({error})"
         ) from error
 
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[BinaryIO]:
+    if str(path) == STDIN and sys.stdin is None:
+        raise FastaError("standard input is closed; name a file, or pipe the records in")
     try:
         stream = xopen(path, "rb", threads=0)
     except FileNotFoundError as error:
@@ -131,6 +117,8 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
         raise FastaError(f"{path}: is a folder; name the FASTA files in it") from error
     except PermissionError as error:
         raise FastaError(f"{path}: permission denied; make the file readable") from error
+    except OSError as error:
+        raise FastaError(f"{path}: cannot be opened: {error.strerror or error}") from error
     with stream:
         yield stream
 

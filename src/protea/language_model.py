@@ -5,21 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import get_args, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
+from protea.checkpoints.describe import sha256
+from protea.checkpoints.files import weight_files
 from protea.checkpoints.hub import PUBLISHED, locate
 from protea.device import resolve_device, resolve_dtype
 from protea.embed import engine
-from protea.embed.engine import Encoded, FloatArray, Long, parse_long
+from protea.embed.engine import FloatArray, Wanted
 from protea.embed.pooling import check_poolings
-from protea.errors import ProteaWarning, UsageError
+from protea.embed.prepare import Encoded, Long, Note, Policies, fit
+from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.fasta import Record
 from protea.models.encoder import Encoder, EncoderConfig
+from protea.packing import pack_by_budget
 
 
 def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
@@ -41,12 +46,13 @@ def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = 
             "with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
         )
     where, kind = resolve_device(device), resolve_dtype(dtype)
-    module = hf.read(locate(model), dtype=kind, device=where)
+    folder = locate(model)
+    module = hf.read(folder, dtype=kind, device=where)
     known = PUBLISHED.get(str(model).removeprefix("facebook/"))
     if known is not None and not known.contact_head:
         # Published conversions of such models carry the random head their class was born with.
         module.contact_head = None
-    return LanguageModel(module, name=str(model))
+    return LanguageModel(module, name=str(model), folder=folder)
 
 
 class LanguageModel:
@@ -55,11 +61,13 @@ class LanguageModel:
     Attributes:
         module: the ``torch.nn.Module``.
         name: what it was loaded by.
+        folder: where its files are, if it was loaded from any.
     """
 
-    def __init__(self, module: Encoder, *, name: str) -> None:
+    def __init__(self, module: Encoder, *, name: str, folder: Path | None = None) -> None:
         self.module = module
         self.name = name
+        self.folder = folder
 
     def __repr__(self) -> str:
         config = self.config
@@ -93,6 +101,10 @@ class LanguageModel:
         """The type of the weights."""
         return self.module.word_embeddings.weight.dtype
 
+    def weights_sha256(self) -> dict[str, str]:
+        """SHA-256 of the weight files by name; nothing for a model that was not loaded from files."""
+        return {} if self.folder is None else {path.name: sha256(path) for path in weight_files(self.folder)}
+
     @overload
     def embed(
         self,
@@ -100,7 +112,7 @@ class LanguageModel:
         *,
         pool: None = None,
         layers: Sequence[int] | None = None,
-        long: Long = "full",
+        long: Long = "truncate",
         token_budget: int | None = None,
     ) -> list[FloatArray]: ...
 
@@ -111,7 +123,7 @@ class LanguageModel:
         *,
         pool: str,
         layers: Sequence[int] | None = None,
-        long: Long = "full",
+        long: Long = "truncate",
         token_budget: int | None = None,
     ) -> FloatArray: ...
 
@@ -121,7 +133,7 @@ class LanguageModel:
         *,
         pool: str | None = None,
         layers: Sequence[int] | None = None,
-        long: Long = "full",
+        long: Long = "truncate",
         token_budget: int | None = None,
     ) -> list[FloatArray] | FloatArray:
         """Hidden states of each residue, or one vector a sequence.
@@ -145,14 +157,11 @@ class LanguageModel:
             UsageError: an unknown pooling, layer or policy.
         """
         poolings = () if pool is None else check_poolings([pool])
-        results = engine.embed(
-            self.module,
-            self._encode(sequences, long),
-            layers=(-1,) if layers is None else layers,
-            poolings=poolings,
-            residues=pool is None,
-            token_budget=token_budget,
-        )
+        numbers = engine.resolve_layers((-1,) if layers is None else layers, self.module)
+        wanted = Wanted(layers=numbers, poolings=poolings, residues=pool is None)
+        budget = self._budget(token_budget)
+        packs = pack_by_budget(self._encode(sequences, long), lambda one: one.tokens, budget)
+        results = [one for finish in engine.embed(self.module, packs, wanted, budget) for one in finish()]
         arrays = [_array(result, pool) for result in results]
         if layers is None:
             arrays = [array[0] for array in arrays]
@@ -162,7 +171,7 @@ class LanguageModel:
         return np.stack(arrays) if arrays else np.empty(shape, dtype=np.float32)
 
     def logits(
-        self, sequences: Sequence[str], *, long: Long = "full", token_budget: int | None = None
+        self, sequences: Sequence[str], *, long: Long = "truncate", token_budget: int | None = None
     ) -> list[FloatArray]:
         """Language-model logits of each residue: a list of ``[L, V]`` float32, V in ``alphabet.tokens``' order.
 
@@ -171,7 +180,7 @@ class LanguageModel:
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: a sequence over the limit, unless truncated.
         """
-        return list(engine.logits(self.module, self._encode(sequences, long), token_budget=token_budget))
+        return list(engine.logits(self.module, self._encode(sequences, long), self._budget(token_budget)))
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
@@ -181,20 +190,34 @@ class LanguageModel:
         """
         hf.save(self.module, Path(folder))
 
+    def _budget(self, token_budget: int | None) -> int:
+        if token_budget is None:
+            return engine.default_budget(self.module)
+        if token_budget < 1:
+            raise UsageError(f"a token budget must be at least 1, got {token_budget}")
+        return token_budget
+
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[Encoded]:
         if isinstance(sequences, str):
             raise UsageError("expected a list of sequences, got one string; write [sequence]")
-        parse_long(long)
-        records = (_record(number, sequence) for number, sequence in enumerate(sequences))
-        for encoded in engine.encode(records, self.module, long):
+        if long not in get_args(Long):
+            raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
+        policies = Policies(long=long, unknown="error")
+        for number, sequence in enumerate(sequences):
+            record = _record(number, sequence)
+            notes: list[Note] = []
+            ids = _ids(record, self.alphabet)
+            encoded = fit(record, ids, self.module, policies, notes)
             if encoded.truncated_from is not None:
-                warnings.warn(
-                    f"sequence {encoded.record.id} truncated from {encoded.truncated_from} to {len(encoded.ids)} "
-                    "residues",
-                    ProteaWarning,
-                    stacklevel=4,
-                )
+                warnings.warn(f"sequence {number} truncated: {notes[-1].detail}", ProteaWarning, stacklevel=4)
             yield encoded
+
+
+def _ids(record: Record, alphabet: Alphabet) -> NDArray[np.uint8]:
+    try:
+        return alphabet.encode(record.sequence)
+    except UnknownResidueError as error:
+        raise UnknownResidueError(f"{record.place}: {error}") from error
 
 
 def _record(number: int, sequence: str) -> Record:

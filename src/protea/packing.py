@@ -90,6 +90,12 @@ class PackedBatch:
             self.cu_seqlens.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory, from which copies to an accelerator run beside its work."""
+        cu = self.cu_seqlens
+        pinned = cu.host_offsets.pin_memory()
+        return PackedBatch(self.input_ids.pin_memory(), CuSeqlens(pinned, pinned, cu.max_length))
+
     def positions(self) -> Tensor:
         """``[T]`` int64: the index of each token within its own sequence, from 0."""
         total = self.input_ids.numel()

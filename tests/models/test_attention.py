@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from protea import device
 from protea.models import attention
 from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, attend, pick_kernel
 from protea.packing import CuSeqlens
@@ -151,7 +152,7 @@ def test_choice(dtype: torch.dtype, asked: dict[str, bool], expected: attention.
 def test_bfloat16_products_only_where_the_cpu_has_them(
     monkeypatch: pytest.MonkeyPatch, native: bool, expected: attention.Kernel
 ) -> None:
-    attention.multiplies_bfloat16.cache_clear()
+    device.native_bfloat16.cache_clear()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
     q = torch.zeros(4, HEADS, 16, dtype=torch.bfloat16)
     assert pick_kernel(q, q, q) is expected
@@ -159,7 +160,7 @@ def test_bfloat16_products_only_where_the_cpu_has_them(
     assert pick_kernel(trained, q, q) is SDPA
     with torch.no_grad():
         assert pick_kernel(trained, q, q) is expected
-    attention.multiplies_bfloat16.cache_clear()
+    device.native_bfloat16.cache_clear()
 
 
 def test_varlen_declares_its_limits() -> None:

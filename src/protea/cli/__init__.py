@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from protea.cli.embed import embed
 from protea.cli.info import info
 from protea.cli.init import init
+from protea.cli.merge import merge
 from protea.errors import ProteaError, ProteaWarning
 
 _INTERRUPTED = 130
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(embed)
 app.command()(info)
 app.command("init")(init)
+app.command("merge")(merge)
 
 
 def _version(wanted: bool) -> None:
@@ -65,7 +67,10 @@ def main() -> NoReturn:
         _drop_output_that_cannot_be_written()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == _INTERRUPTED:
-        typer.echo("protea: interrupted; unfinished output was removed", err=True)
+        typer.echo(
+            "protea: interrupted; `protea embed` goes on when the same command is given again, without --overwrite",
+            err=True,
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

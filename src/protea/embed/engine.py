@@ -1,66 +1,38 @@
-"""The engine: records in, encoded, packed, run, pooled, embeddings out, one pack in memory at a time.
+"""The engine: packs in, embeddings out, in order, one pack on the device at a time.
 
-Order in is order out. Knows nothing of files: readers are upstream, stores downstream.
+Knows nothing of files: readers are upstream, stores downstream, each in a thread of its own where files are embedded.
 
 Shapes: N layers asked for, L residues, D model width, T tokens of a pack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, cast, get_args
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protea.alphabet import Alphabet
 from protea.embed.pooling import POOLINGS
-from protea.errors import SequenceTooLongError, UnknownResidueError, UsageError
-from protea.fasta import Record
+from protea.embed.prepare import Encoded
+from protea.embed.windows import join
+from protea.errors import DeviceError, NonFiniteError, UsageError
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack, pack_by_budget
 
 FloatArray = NDArray[np.float32]
 
-Long = Literal["full", "truncate", "error"]
-"""What happens to a sequence longer than the model's published limit.
+_CPU_BUDGET: Final = 4096
+"""Tokens a pack holds on a CPU: more gain nothing, and memory grows with them."""
 
-``full`` runs it whole, which only rotary models can; ``truncate`` keeps its beginning; ``error`` refuses it.
-"""
+_ACCELERATOR_BUDGET: Final = 65536
+"""Tokens a pack holds at most on an accelerator."""
 
-LONG_POLICIES: Final[tuple[str, ...]] = get_args(Long)
-
-
-def parse_long(name: str) -> Long:
-    """The policy of a name.
-
-    Raises:
-        UsageError: there is no such policy.
-    """
-    if name not in LONG_POLICIES:
-        raise UsageError(f"unknown policy for long sequences {name!r}; use {', '.join(LONG_POLICIES)}")
-    return cast("Long", name)
-
-
-TOKEN_BUDGET: Final = {"cpu": 4096, "cuda": 16384, "mps": 4096}
-"""Tokens a pack holds unless the caller says otherwise."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A record turned into token ids, BOS and EOS not yet added."""
-
-    record: Record
-    ids: NDArray[np.uint8]
-    truncated_from: int | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens with BOS and EOS."""
-        return len(self.ids) + 2
+_MEMORY_SHARE: Final = 4
+"""A pack takes at most one part in four of the memory that is free."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +48,33 @@ class Embedding:
     encoded: Encoded
     pooled: dict[str, FloatArray]
     residues: FloatArray | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to keep of each record.
+
+    Attributes:
+        layers: which hidden states, resolved.
+        poolings: names from ``POOLINGS``.
+        residues: whether to give one vector a residue.
+    """
+
+    layers: tuple[int, ...]
+    poolings: tuple[str, ...] = ()
+    residues: bool = False
+
+
+class _Pass(NamedTuple):
+    """One sequence of a pack: a record's residues, or a window of them."""
+
+    encoded: Encoded
+    start: int
+    end: int
+
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start + 2
 
 
 def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
@@ -94,123 +93,238 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
     return resolved
 
 
-def encode(records: Iterable[Record], model: Encoder, long: Long) -> Iterator[Encoded]:
-    """Encode records one by one.
+def default_budget(model: Encoder) -> int:
+    """Tokens a pack should hold, from the memory that is free on the model's device.
 
-    Raises:
-        UnknownResidueError: a letter outside the alphabet, with file, line, record and position.
-        SequenceTooLongError: a sequence over the limit that the policy does not allow.
+    On a CPU larger packs gain nothing beyond a few thousand tokens; an accelerator wants as many as fit.
     """
-    limit = model.trained_tokens - 2
-    for record in records:
-        ids = _encode(record, model.alphabet)
-        truncated_from = None
-        if len(ids) > limit and (long != "full" or model.max_tokens is not None):
-            if long != "truncate":
-                raise _too_long(record, len(ids), model)
-            truncated_from = len(ids)
-            ids = ids[:limit]
-        yield Encoded(record, ids, truncated_from)
-
-
-def _encode(record: Record, alphabet: Alphabet) -> NDArray[np.uint8]:
-    try:
-        return alphabet.encode(record.sequence)
-    except UnknownResidueError as error:
-        raise UnknownResidueError(f"{record.place}: {error}") from error
-
-
-def _too_long(record: Record, length: int, model: Encoder) -> SequenceTooLongError:
-    limit = model.trained_tokens - 2
-    if model.max_tokens is None:
-        what = f"over the {limit} that {model.config.family} was trained on; run it whole with long=full"
+    device = model.word_embeddings.weight.device
+    config = model.config
+    # Hidden state, its norm, q, k, v, their rotated copies, the output; the feed-forward layer before and after GELU.
+    values = 10 * config.hidden_size + 2 * config.intermediate_size
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], _ACCELERATOR_BUDGET
     else:
-        what = (
-            f"but this {model.config.family} model takes {limit}; take one without a limit (ESM-2), split the sequence"
-        )
-    return SequenceTooLongError(f"{record.place}: {length} residues, {what}, or keep its beginning with long=truncate")
+        free, most = _available_memory(), _CPU_BUDGET
+    fits = free // (_MEMORY_SHARE * values * model.word_embeddings.weight.element_size())
+    return max(1024, min(most, fits // 1024 * 1024))
+
+
+def _available_memory() -> int:
+    """Bytes of main memory that can be had without swapping; 8 GB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:  # noqa: PTH123  no path of the user's
+            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 8 << 30
 
 
 def embed(
-    model: Encoder,
-    items: Iterable[Encoded],
-    *,
-    layers: Sequence[int] = (-1,),
-    poolings: Sequence[str] = (),
-    residues: bool = False,
-    token_budget: int | None = None,
-) -> Iterator[Embedding]:
-    """Embed encoded records, in order.
+    model: Encoder, packs: Iterable[Sequence[Encoded]], wanted: Wanted, token_budget: int
+) -> Iterator[Callable[[], list[Embedding]]]:
+    """Embed packs of encoded records, in order.
 
     Args:
         model: on the device to compute on.
-        items: from ``encode``.
-        layers: which hidden states.
-        poolings: names from ``POOLINGS``.
-        residues: whether to give one vector a residue.
-        token_budget: tokens a pack holds; a longer sequence is a pack of its own.
+        packs: each either fits the budget or is one record.
+        wanted: what to keep.
+        token_budget: tokens computed at a time; a single pass over more is computed nonetheless.
+
+    Yields:
+        For each pack a function that gives its embeddings. On an accelerator the pack may still be computing, and
+        calling the function waits for it. On a CPU all is done: threads beside the computing one would steal from it.
+
+    Raises:
+        DeviceError: a single sequence does not fit in the accelerator's memory.
     """
-    wanted = resolve_layers(layers, model)
-    for group, batch in _batches(model, items, token_budget):
-        keeper = _Keeper(wanted, tuple(poolings), residues, batch.cu_seqlens.spans())
-        with torch.inference_mode():
-            model(batch, on_hidden=keeper)
-        yield from map(keeper.embedding, group, range(len(group)))
+    for records in packs:
+        passes = [_Pass(record, *window) for record in records for window in record.windows]
+        kept: list[_Kept] = []
+        for some in pack_by_budget(passes, lambda one: one.tokens, token_budget):
+            kept += _compute(model, some, wanted)
+        finish = _Finish(list(records), wanted, kept, model.word_embeddings.weight.dtype)
+        yield finish if model.word_embeddings.weight.device.type == "cuda" else _Done(finish()).get
 
 
-class _Keeper:
-    """Takes the hidden states of one pack as they arise and keeps what was asked for."""
-
-    def __init__(
-        self, layers: tuple[int, ...], poolings: tuple[str, ...], residues: bool, spans: list[tuple[int, int]]
-    ) -> None:
-        self.layers = layers
-        self.poolings = poolings
-        self.residues = residues
-        self.spans = spans
-        self.pooled: dict[tuple[int, str], FloatArray] = {}
-        self.states: dict[int, FloatArray] = {}
-
-    def __call__(self, number: int, x: Tensor) -> None:
-        if number not in self.layers:
-            return
-        x = x.float()
-        for name in self.poolings:
-            vectors = torch.stack([POOLINGS[name](x[start:end]) for start, end in self.spans])
-            self.pooled[number, name] = vectors.cpu().numpy()
-        if self.residues:
-            self.states[number] = x.cpu().numpy()
-
-    def embedding(self, encoded: Encoded, b: int) -> Embedding:
-        """What was kept of sequence ``b``."""
-        start, end = self.spans[b]
-        pooled = {name: np.stack([self.pooled[layer, name][b] for layer in self.layers]) for name in self.poolings}
-        states = [self.states[layer][start + 1 : end - 1] for layer in self.layers] if self.residues else None
-        return Embedding(encoded, pooled, None if states is None else np.stack(states))
-
-
-def logits(model: Encoder, items: Iterable[Encoded], *, token_budget: int | None = None) -> Iterator[FloatArray]:
+def logits(model: Encoder, records: Iterable[Encoded], token_budget: int) -> Iterator[FloatArray]:
     """Language-model logits ``[L, V]`` float32 of each record's residues, V in the alphabet's order.
+
+    Where windows overlap, logits are averaged as embeddings are.
 
     Raises:
         CapabilityError: the model has no language-model head.
     """
     model.require("logits")
-    for _, batch in _batches(model, items, token_budget):
-        with torch.inference_mode():
-            values = model.head(model(batch))[:, : len(model.alphabet)].float().cpu().numpy()
-        for start, end in batch.cu_seqlens.spans():
-            yield values[start + 1 : end - 1].copy()
+    size = len(model.alphabet)
+    for group in pack_by_budget(records, lambda record: record.tokens, token_budget):
+        passes = [_Pass(record, *window) for record in group for window in record.windows]
+        values: list[Tensor] = []
+        for some in pack_by_budget(passes, lambda one: one.tokens, token_budget):
+            batch = _batch(model, some)
+            with torch.inference_mode():
+                rows = model.head(model(batch))[:, :size].float().cpu()
+            values += [rows[start + 1 : end - 1] for start, end in batch.cu_seqlens.spans()]
+        for record in group:
+            windows = [values.pop(0) for _ in record.windows]
+            joined = join(windows, record.windows).numpy().copy()
+            _check_finite(joined, record, model.word_embeddings.weight.dtype)
+            yield joined
 
 
-def _batches(
-    model: Encoder, items: Iterable[Encoded], token_budget: int | None
-) -> Iterator[tuple[list[Encoded], PackedBatch]]:
-    device = model.word_embeddings.weight.device
-    budget = TOKEN_BUDGET[device.type] if token_budget is None else token_budget
-    if budget < 1:
-        raise UsageError(f"a token budget must be at least 1, got {budget}")
+class _Kept(NamedTuple):
+    """What is kept of some passes, on the device or on its way from there.
+
+    Attributes:
+        passes: which.
+        pooled: by layer and pooling, ``[B, D]``.
+        states: by layer, ``[T, D]``.
+        spans: first row and row after the last of each pass.
+        arrived: called before the values are read.
+    """
+
+    passes: list[_Pass]
+    pooled: dict[tuple[int, str], Tensor]
+    states: dict[int, Tensor]
+    spans: list[tuple[int, int]]
+    arrived: Callable[[], None]
+
+
+def _compute(model: Encoder, passes: list[_Pass], wanted: Wanted) -> list[_Kept]:
+    """Run passes as one pack, or as halves of it where an accelerator's memory does not suffice."""
+    try:
+        return [_forward(model, passes, wanted)]
+    except torch.OutOfMemoryError as error:
+        if len(passes) == 1:
+            place, length = passes[0].encoded.record.place, passes[0].tokens - 2
+            raise DeviceError(
+                f"{place}: {length} residues at once do not fit in the accelerator's memory; cut (truncate) or split "
+                "(window) long sequences, compute in bfloat16, or take a smaller model"
+            ) from error
+    # Outside the handler: the exception's frames would hold on to the tensors that did not fit.
+    torch.cuda.empty_cache()
+    half = len(passes) // 2
+    return _compute(model, passes[:half], wanted) + _compute(model, passes[half:], wanted)
+
+
+def _forward(model: Encoder, passes: list[_Pass], wanted: Wanted) -> _Kept:
+    batch = _batch(model, passes)
+    spans = batch.cu_seqlens.spans()
+    # Windows are joined first and pooled then.
+    whole = wanted.residues or any(len(one.encoded.windows) > 1 for one in passes)
+    pooled: dict[tuple[int, str], Tensor] = {}
+    states: dict[int, Tensor] = {}
+
+    def keep(number: int, x: Tensor) -> None:
+        if number not in wanted.layers:
+            return
+        x = x.float()
+        for name in wanted.poolings:
+            pooled[number, name] = torch.stack([POOLINGS[name](x[start:end]) for start, end in spans])
+        if whole:
+            states[number] = x
+
+    with torch.inference_mode():
+        model(batch, on_hidden=keep)
+        return _to_host(_Kept(passes, pooled, states, spans, lambda: None))
+
+
+def _to_host(kept: _Kept) -> _Kept:
+    """Start the copy to main memory; on an accelerator it runs beside the next pack's computation."""
+    values = [*kept.pooled.values(), *kept.states.values()]
+    if not values or values[0].device.type != "cuda":
+        return kept._replace(
+            pooled={key: value.cpu() for key, value in kept.pooled.items()},
+            states={key: value.cpu() for key, value in kept.states.items()},
+        )
+    device = values[0].device
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        pooled = {key: _pinned(value, stream) for key, value in kept.pooled.items()}
+        states = {key: _pinned(value, stream) for key, value in kept.states.items()}
+        event = stream.record_event()
+    return kept._replace(pooled=pooled, states=states, arrived=event.synchronize)
+
+
+def _pinned(value: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    host.copy_(value, non_blocking=True)
+    value.record_stream(stream)
+    return host
+
+
+_copy_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _copy_streams:
+        _copy_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _copy_streams[device]
+
+
+class _Done(NamedTuple):
+    embeddings: list[Embedding]
+
+    def get(self) -> list[Embedding]:
+        return self.embeddings
+
+
+@dataclass(frozen=True)
+class _Finish:
+    """Turns what was kept of a pack into embeddings, once it has arrived."""
+
+    records: list[Encoded]
+    wanted: Wanted
+    kept: list[_Kept]
+    dtype: torch.dtype
+
+    def __call__(self) -> list[Embedding]:
+        places: dict[int, list[tuple[_Kept, int]]] = {}
+        for kept in self.kept:
+            kept.arrived()
+            for number, one in enumerate(kept.passes):
+                places.setdefault(id(one.encoded), []).append((kept, number))
+        return [self._embedding(record, places[id(record)]) for record in self.records]
+
+    def _embedding(self, record: Encoded, places: list[tuple[_Kept, int]]) -> Embedding:
+        layers, poolings = self.wanted.layers, self.wanted.poolings
+        if len(places) == 1:
+            kept, number = places[0]
+            start, end = kept.spans[number]
+            pooled = {name: _stack([kept.pooled[layer, name][number] for layer in layers]) for name in poolings}
+            states = [kept.states[layer][start + 1 : end - 1] for layer in layers] if self.wanted.residues else []
+        else:
+            tokens = [self._joined(record, layer, places) for layer in layers]
+            pooled = {name: _stack([POOLINGS[name](x) for x in tokens]) for name in poolings}
+            states = [x[1:-1] for x in tokens] if self.wanted.residues else []
+        residues = _stack(states) if states else None
+        for array in (*pooled.values(), *(() if residues is None else (residues,))):
+            _check_finite(array, record, self.dtype)
+        return Embedding(record, pooled, residues)
+
+    def _joined(self, record: Encoded, layer: int, places: list[tuple[_Kept, int]]) -> Tensor:
+        """``[L+2, D]``: the windows' residues joined, between the means of their BOS and EOS vectors."""
+        windows = [kept.states[layer][slice(*kept.spans[number])] for kept, number in places]
+        bos, eos = (torch.stack([window[row] for window in windows]).mean(0)[None] for row in (0, -1))
+        return torch.cat((bos, join([window[1:-1] for window in windows], record.windows), eos))
+
+
+def _stack(tensors: list[Tensor]) -> FloatArray:
+    array: FloatArray = torch.stack(tensors).numpy()
+    return array
+
+
+def _check_finite(array: FloatArray, record: Encoded, dtype: torch.dtype) -> None:
+    if not np.isfinite(array).all():
+        name = str(dtype).removeprefix("torch.")
+        way_out = "use float32 or bfloat16" if dtype == torch.float16 else "the weights are damaged or diverged"
+        raise NonFiniteError(f"{record.record.place}: the model gives infinities or NaN in {name}; {way_out}")
+
+
+def _batch(model: Encoder, passes: Sequence[_Pass]) -> PackedBatch:
     alphabet = model.alphabet
-    for group in pack_by_budget(items, lambda item: item.tokens, budget):
-        batch = pack([item.ids for item in group], bos=alphabet.bos, eos=alphabet.eos)
-        yield group, batch.to(device)
+    device = model.word_embeddings.weight.device
+    batch = pack([one.encoded.ids[one.start : one.end] for one in passes], bos=alphabet.bos, eos=alphabet.eos)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=device.type == "cuda")

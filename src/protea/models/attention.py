@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from protea.device import native_bfloat16
 from protea.packing import CuSeqlens
 
 Probabilities = list[Tensor]
@@ -310,14 +311,6 @@ def _has_flash(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-@cache
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether this CPU has instructions for bfloat16 products (AVX-512 BF16, AMX, or Arm's)."""
-    assert device.type == "cpu"
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 _HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 VARLEN: Final = Kernel(
@@ -330,7 +323,7 @@ VARLEN: Final = Kernel(
     available=_has_flash,
 )
 PRODUCT: Final = Kernel(
-    "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=multiplies_bfloat16
+    "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=native_bfloat16
 )
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, probabilities=True, gradients=True)

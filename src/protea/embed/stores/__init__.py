@@ -1,79 +1,160 @@
-"""Files of embeddings, one module a format; ``open_store`` picks by the file's suffix."""
+"""Outputs of embeddings, one module a format; the path says which.
+
+A store works in a folder of its own beside the output's final place. ``commit`` makes everything written so far
+survive whatever happens to the process, ``finish`` makes the output complete; only then is it moved to its place.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from protea.embed.engine import Encoded, FloatArray
-from protea.errors import OutputError, UsageError
+import numpy as np
+from numpy.typing import NDArray
 
-SEQUENCE_SUFFIXES: Final = (".parquet", ".h5", ".hdf5")
-RESIDUE_SUFFIXES: Final = (".h5", ".hdf5")
+from protea.errors import UsageError
+
+Array = NDArray[np.floating]
+
+State = dict[str, Any]
+"""What a store must know to go on from a commit; plain values that JSON can hold."""
+
+RESIDUES: Final = "residues"
+"""The kind of an array with one vector a residue; other kinds are names of poolings."""
+
+_SUFFIXES: Final = {".h5": "h5", ".hdf5": "h5", ".parquet": "parquet", "": "folder"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is stored of a record beside its arrays.
+
+    Attributes:
+        id: unique in the output.
+        description: the rest of the header.
+        length: residues embedded.
+        truncated_from: residues before truncation; ``None`` if it was not truncated.
+    """
+
+    id: str
+    description: str
+    length: int
+    truncated_from: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every record's arrays look like.
+
+    Attributes:
+        kinds: names of poolings and ``RESIDUES``, in order.
+        layers: of the arrays' first axis.
+        width: of the last axis.
+        dtype: ``float32`` or ``float16``.
+        compression: gzip level of HDF5 datasets, or ``None``.
+    """
+
+    kinds: tuple[str, ...]
+    layers: tuple[int, ...]
+    width: int
+    dtype: str
+    compression: int | None = None
+
+    def to_json(self) -> str:
+        """As outputs carry it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """The inverse."""
+        values = json.loads(text)
+        return cls(**values | {"kinds": tuple(values["kinds"]), "layers": tuple(values["layers"])})
+
+    def bytes(self, sequences: int, residues: int) -> int:
+        """What the numbers alone take."""
+        vectors = sum(residues if kind == RESIDUES else sequences for kind in self.kinds)
+        return vectors * len(self.layers) * self.width * np.dtype(self.dtype).itemsize
 
 
 class Store(Protocol):
-    """Takes embeddings one record at a time."""
+    """Takes embeddings one record at a time; see the module for what a store promises."""
 
-    def write(self, encoded: Encoded, arrays: Mapping[str, FloatArray]) -> None:
-        """Add a record: by pooling name, ``[N, ...]`` arrays with an axis for layers."""
+    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+        """Add a record: for each kind an array ``[N, ...]`` with an axis for layers."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def commit(self) -> State:
+        """Make all records so far durable."""
+
+    def finish(self, provenance: Mapping[str, Any]) -> Path:
+        """Complete the output, with what was run as JSON inside, and give the file or folder to move into place."""
+
+    def abandon(self) -> None:
+        """Let go of everything since the last commit; never fails."""
 
 
-def check_path(path: Path, suffixes: tuple[str, ...], option: str, *, overwrite: bool) -> None:
-    """Refuse an output that no store can write, before any work is done.
+def kind_of(path: Path, option: str) -> str:
+    """The format of an output path: ``h5``, ``parquet`` or ``folder``.
 
     Raises:
-        UsageError: the suffix names no format.
-        OutputError: the file exists, or its folder does not.
+        UsageError: the suffix names none.
     """
-    if path.suffix not in suffixes:
-        raise UsageError(f"{option} {path}: unknown suffix {path.suffix!r}; use {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.suffix not in _SUFFIXES:
+        raise UsageError(
+            f"{option} {path}: unknown suffix {path.suffix!r}; use .parquet, .h5, or a name without suffix for a folder"
+        )
+    return _SUFFIXES[path.suffix]
 
 
-@contextmanager
-def open_store(path: Path, layers: tuple[int, ...], settings: Mapping[str, Any]) -> Iterator[Store]:
-    """A store that appears under its name only when complete.
+def open_store(kind: str, work: Path, layout: Layout, state: State | None) -> Store:
+    """A store at work in a folder.
 
     Args:
-        path: where to; the suffix picks the format.
-        layers: the layers of every array's first axis.
-        settings: what was run, kept inside the file as JSON.
-
-    Raises:
-        OutputError: the file cannot be written.
+        kind: from ``kind_of``.
+        work: an existing folder for this store alone.
+        layout: what arrays look like.
+        state: the commit to go on from; ``None`` to begin.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.touch()  # a folder that cannot be written is found now, not after the first megabytes
-        try:
-            store = _create(temporary, path.suffix, layers, settings)
-            try:
-                yield store
-            finally:
-                store.close()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _create(path: Path, suffix: str, layers: tuple[int, ...], settings: Mapping[str, Any]) -> Store:
-    if suffix == ".parquet":
+    if kind == "parquet":
         from protea.embed.stores.parquet import ParquetStore
 
-        return ParquetStore(path, layers, settings)
-    from protea.embed.stores.h5 import H5Store
+        return ParquetStore(work, layout, state)
+    if kind == "h5":
+        from protea.embed.stores.h5 import H5Store
 
-    return H5Store(path, layers, settings)
+        return H5Store(work, layout, state)
+    from protea.embed.stores.folder import FolderStore
+
+    return FolderStore(work, layout, state)
+
+
+class Contents(NamedTuple):
+    """A finished output, read back.
+
+    Attributes:
+        provenance: what was run.
+        layout: what arrays look like.
+        records: as they were given to ``write``.
+    """
+
+    provenance: dict[str, Any]
+    layout: Layout
+    records: Iterator[tuple[Entry, dict[str, Array]]]
+
+
+def read_store(path: Path) -> Contents:
+    """Open a finished output."""
+    kind = kind_of(path, "input")
+    if kind == "parquet":
+        from protea.embed.stores import parquet
+
+        return parquet.read(path)
+    if kind == "h5":
+        from protea.embed.stores import h5
+
+        return h5.read(path)
+    from protea.embed.stores import folder
+
+    return folder.read(path)

@@ -1,53 +1,99 @@
 """HDF5: one dataset a record at the root, as UniProt distributes its embeddings.
 
 The dataset's name is the record's id with ``/`` as ``%2F``; further poolings are ``id@max`` and so on. With several
-layers the first axis is theirs, and the file's attribute ``layers`` lists them.
+layers the first axis is theirs, and the file's attribute ``layers`` lists them. Iterating gives the input's order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import h5py
 
-from protea.embed.engine import Encoded, FloatArray
-from protea.errors import OutputError
+from protea.embed.names import store_name
+from protea.embed.stores import Array, Contents, Entry, Layout, State
+from protea.embed.stores.rollback import RollbackFile
 
-
-def dataset_name(record_id: str) -> str:
-    """The name HDF5 can hold: ``/`` would make groups, ``.`` alone means the root."""
-    return "%2E" if record_id == "." else record_id.replace("/", "%2F")
+_FORMAT: Final = ("v108", "v108")
+"""HDF5 1.8's file format: many datasets and long attributes, readable by everything since 2008."""
 
 
 class H5Store:
     """Writes one file. ``truncated_from`` is 0 for a record that was not truncated."""
 
-    def __init__(self, path: Path, layers: tuple[int, ...], settings: Mapping[str, Any]) -> None:
-        self._file = h5py.File(path, "w")
-        self._file.attrs["protea"] = json.dumps(dict(settings))
-        self._file.attrs["layers"] = layers
-        self._single = len(layers) == 1
+    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+        self._path = work / "data.h5"
+        self._layout = layout
+        self._raw = RollbackFile(self._path, None if state is None else (state["number"], state["size"]))
+        if state is None:
+            self._file = h5py.File(self._raw, "w", libver=_FORMAT, track_order=True)
+            self._file.attrs["layers"] = layout.layers
+            self._file.attrs["layout"] = layout.to_json()
+        else:
+            self._file = h5py.File(self._raw, "r+", libver=_FORMAT)
 
-    def write(self, encoded: Encoded, arrays: Mapping[str, FloatArray]) -> None:
-        """Add one dataset an array.
-
-        Raises:
-            OutputError: the name is taken by another record.
-        """
-        record = encoded.record
+    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+        """Add one dataset an array."""
+        level = self._layout.compression
+        options = {} if level is None else {"compression": "gzip", "compression_opts": level, "shuffle": True}
         for number, (kind, array) in enumerate(arrays.items()):
-            name = dataset_name(record.id) + (f"@{kind}" if number else "")
-            if name in self._file:
-                raise OutputError(f"{record.place}: the dataset {name!r} exists already; rename the record")
-            dataset = self._file.create_dataset(name, data=array[0] if self._single else array)
-            dataset.attrs["id"] = record.id
-            dataset.attrs["description"] = record.description
-            dataset.attrs["length"] = len(encoded.ids)
-            dataset.attrs["truncated_from"] = encoded.truncated_from or 0
+            name = store_name(entry.id) + (f"@{kind}" if number else "")
+            data = array if len(self._layout.layers) > 1 else array[0]
+            dataset = self._file.create_dataset(name, data=data, **options)
+            dataset.attrs["id"] = entry.id
+            dataset.attrs["description"] = entry.description
+            dataset.attrs["length"] = entry.length
+            dataset.attrs["truncated_from"] = entry.truncated_from or 0
+        self._raw.check()
 
-    def close(self) -> None:
-        """Flush and close."""
+    def commit(self) -> State:
+        """Flush; what the file held at the commit before can be restored until the caller has noted this one."""
+        self._raw.forget_older()
+        self._file.flush()
+        self._raw.check()
+        number, size = self._raw.commit()
+        return {"number": number, "size": size}
+
+    def finish(self, provenance: Mapping[str, Any]) -> Path:
+        """Note what was run and close."""
+        self._file.attrs["protea"] = json.dumps(dict(provenance))
         self._file.close()
+        self._raw.check()
+        self._raw.close()
+        return self._path
+
+    def abandon(self) -> None:
+        """Close without writing."""
+        self._raw.deaf = True
+        with suppress(OSError, RuntimeError, ValueError):
+            self._file.close()
+        self._raw.close()
+
+
+def read(path: Path) -> Contents:
+    """Read a finished file."""
+    with h5py.File(path) as file:
+        layout = Layout.from_json(file.attrs["layout"])
+        return Contents(json.loads(file.attrs["protea"]), layout, _records(path, layout))
+
+
+def _records(path: Path, layout: Layout) -> Iterator[tuple[Entry, dict[str, Array]]]:
+    several = len(layout.layers) > 1
+    with h5py.File(path) as file:
+        names = iter(file)
+        for name in names:
+            datasets = [file[each] for each in (name, *islice(names, len(layout.kinds) - 1))]
+            attributes = datasets[0].attrs
+            entry = Entry(
+                str(attributes["id"]),
+                str(attributes["description"]),
+                int(attributes["length"]),
+                int(attributes["truncated_from"]) or None,
+            )
+            arrays = [dataset[()] if several else dataset[()][None] for dataset in datasets]
+            yield entry, dict(zip(layout.kinds, arrays, strict=True))

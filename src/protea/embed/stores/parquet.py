@@ -1,14 +1,19 @@
 """Parquet: one row a sequence, one column a pooling and layer.
 
 The column is ``embedding`` when there is one; with several poolings ``embedding_mean``, with several layers
-``embedding_layer6``, with both ``embedding_mean_layer6``. ``truncated_from`` is null for a record that was not
-truncated.
+``embedding_layer6``, with both ``embedding_mean_layer6``. One vector a sequence is a ``fixed_size_list``, one a residue
+a list of them. ``truncated_from`` is null for a record that was not truncated.
+
+A Parquet file cannot be read before its last byte is written, so the work goes into parts, each a whole file, which
+are joined at the end. Where a row group ends depends on the rows alone, not on when the work was interrupted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.engine import Encoded, FloatArray
+from protea.embed.stores import RESIDUES, Array, Contents, Entry, Layout, State
 
 _ROW_GROUP_BYTES: Final = 32 << 20
 
@@ -24,52 +29,149 @@ _ROW_GROUP_BYTES: Final = 32 << 20
 class ParquetStore:
     """Writes one file, a row group at a time."""
 
-    def __init__(self, path: Path, layers: tuple[int, ...], settings: Mapping[str, Any]) -> None:
-        self._path = path
-        self._layers = layers
-        self._metadata = {b"protea": json.dumps(dict(settings)).encode()}
-        self._records: list[Encoded] = []
-        self._vectors: dict[str, list[FloatArray]] = {}
+    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+        self._work = work
+        self._layout = layout
+        self._schema = _schema(layout)
+        self._parts: int = 0 if state is None else state["parts"]
+        self._commits: int = 0 if state is None else state["commits"]
+        self._rows: list[tuple[Entry, dict[str, Array]]] = []
         self._bytes = 0
-        self._writer: pq.ParquetWriter | None = None
+        self._clear(keep=None if state is None else state["tail"])
+        if state is not None and state["tail"]:
+            for entry, arrays in _rows(work / state["tail"], layout):
+                self._hold(entry, arrays)
 
-    def write(self, encoded: Encoded, arrays: Mapping[str, FloatArray]) -> None:
+    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
         """Add one row."""
-        self._records.append(encoded)
-        for kind, array in arrays.items():
-            for layer, vector in zip(self._layers, array, strict=True):
-                self._vectors.setdefault(self._column(kind, layer, len(arrays)), []).append(vector)
-            self._bytes += array.nbytes
+        self._hold(entry, dict(arrays))
         if self._bytes >= _ROW_GROUP_BYTES:
-            self._flush()
+            self._save(self._part(self._parts))
+            self._parts += 1
+            self._rows, self._bytes = [], 0
 
-    def close(self) -> None:
-        """Write the last row group and the footer."""
-        if self._records:
-            self._flush()
-        if self._writer is not None:
-            self._writer.close()
+    def commit(self) -> State:
+        """Write the rows of the row group that is not full yet beside the full ones."""
+        self._commits += 1
+        tail = f"tail-{self._commits}.parquet" if self._rows else None
+        if tail:
+            self._save(self._work / tail)
+        for old in self._work.glob("tail-*.parquet"):
+            if old.name not in {tail, f"tail-{self._commits - 1}.parquet"}:
+                old.unlink()
+        return {"parts": self._parts, "tail": tail, "commits": self._commits}
 
-    def _column(self, kind: str, layer: int, kinds: int) -> str:
-        name = "embedding"
-        if kinds > 1:
-            name += f"_{kind}"
-        if len(self._layers) > 1:
-            name += f"_layer{layer}"
-        return name
+    def finish(self, provenance: Mapping[str, Any]) -> Path:
+        """Join the parts."""
+        target = self._work / "data.parquet"
+        with pq.ParquetWriter(target, self._schema) as writer:
+            writer.add_key_value_metadata({"protea": json.dumps(dict(provenance))})
+            for number in range(self._parts):
+                writer.write_table(pq.read_table(self._part(number), schema=self._schema))
+            if self._rows:
+                writer.write_table(self._table())
+        return target
 
-    def _flush(self) -> None:
-        columns = {
-            "id": pa.array([item.record.id for item in self._records], pa.string()),
-            "description": pa.array([item.record.description for item in self._records], pa.string()),
-            "length": pa.array([len(item.ids) for item in self._records], pa.int64()),
-            "truncated_from": pa.array([item.truncated_from for item in self._records], pa.int64()),
-        }
-        for name, vectors in self._vectors.items():
-            matrix = np.stack(vectors)
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
-        table = pa.table(columns).replace_schema_metadata(self._metadata)
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
-        self._records, self._vectors, self._bytes = [], {}, 0
+    def abandon(self) -> None:
+        """Forget the rows in memory."""
+        self._rows = []
+
+    def _hold(self, entry: Entry, arrays: dict[str, Array]) -> None:
+        self._rows.append((entry, arrays))
+        self._bytes += sum(array.nbytes for array in arrays.values())
+
+    def _part(self, number: int) -> Path:
+        return self._work / f"part-{number}.parquet"
+
+    def _save(self, path: Path) -> None:
+        pq.write_table(self._table(), path)
+
+    def _table(self) -> pa.Table:
+        entries = [entry for entry, _ in self._rows]
+        columns: list[pa.Array] = [
+            pa.array([entry.id for entry in entries], pa.string()),
+            pa.array([entry.description for entry in entries], pa.string()),
+            pa.array([entry.length for entry in entries], pa.int64()),
+            pa.array([entry.truncated_from for entry in entries], pa.int64()),
+        ]
+        for kind, number in product(self._layout.kinds, range(len(self._layout.layers))):
+            arrays = [arrays[kind][number] for _, arrays in self._rows]
+            columns.append(_column(arrays, kind, self._layout.width))
+        return pa.table(columns, schema=self._schema)
+
+    def _clear(self, keep: str | None) -> None:
+        """Remove what came after the commit: parts of its number or higher, and other tails."""
+        kept = {self._part(number).name for number in range(self._parts)} | {keep}
+        for path in self._work.glob("*.parquet"):
+            if path.name not in kept:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+
+def _schema(layout: Layout) -> pa.Schema:
+    vector = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.width)
+    columns = [
+        pa.field("id", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("length", pa.int64()),
+        pa.field("truncated_from", pa.int64()),
+    ]
+    for kind, layer in product(layout.kinds, layout.layers):
+        columns.append(pa.field(_name(layout, kind, layer), pa.list_(vector) if kind == RESIDUES else vector))
+    return pa.schema(columns, metadata={"layout": layout.to_json()})
+
+
+def _name(layout: Layout, kind: str, layer: int) -> str:
+    name = "embedding"
+    if len(layout.kinds) > 1:
+        name += f"_{kind}"
+    if len(layout.layers) > 1:
+        name += f"_layer{layer}"
+    return name
+
+
+def _column(arrays: list[Array], kind: str, width: int) -> pa.Array:
+    """``[D]`` vectors as fixed-size lists, ``[L, D]`` ones as lists of them."""
+    rows = np.concatenate([array.reshape(-1, width) for array in arrays])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
+    if kind != RESIDUES:
+        return vectors
+    offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), vectors)
+
+
+def read(path: Path) -> Contents:
+    """Read a finished file."""
+    metadata = pq.read_metadata(path).metadata
+    layout = Layout.from_json(metadata[b"layout"])
+    return Contents(json.loads(metadata[b"protea"]), layout, _rows(path, layout))
+
+
+def _rows(path: Path, layout: Layout) -> Iterator[tuple[Entry, dict[str, Array]]]:
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            entries = [
+                Entry(*values)
+                for values in zip(*(table.column(name).to_pylist() for name in table.column_names[:4]), strict=True)
+            ]
+            columns = {
+                kind: [table.column(_name(layout, kind, layer)).combine_chunks() for layer in layout.layers]
+                for kind in layout.kinds
+            }
+            for row, entry in enumerate(entries):
+                yield (
+                    entry,
+                    {
+                        kind: np.stack([_values(layer, row, kind, layout.width) for layer in layers])
+                        for kind, layers in columns.items()
+                    },
+                )
+
+
+def _values(column: Any, row: int, kind: str, width: int) -> Array:
+    inner = column[row].values
+    if kind == RESIDUES:
+        inner = inner.flatten()
+    array: Array = inner.to_numpy(zero_copy_only=False)
+    return array.reshape(-1, width) if kind == RESIDUES else array

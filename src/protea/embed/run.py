@@ -1,0 +1,431 @@
+"""FASTA files in, files of embeddings out: surveyed first, pipelined, resumable.
+
+Reading and preparing run in one thread, computing in another, writing in the caller's; each works ahead of the next by
+a few packs, so memory stays the same whatever the input's size.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import yaml
+
+import protea
+from protea.device import native_bfloat16
+from protea.embed import engine
+from protea.embed.engine import Embedding, Wanted
+from protea.embed.journal import Journal, Progress, differences, work_folder
+from protea.embed.prefetch import prefetch
+from protea.embed.prepare import Encoded, Prepared, prepare
+from protea.embed.settings import PROVENANCE, Settings
+from protea.embed.stores import RESIDUES, Array, Entry, Layout, Store, kind_of, open_store
+from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
+from protea.errors import DamagedFileError, FastaError, NonFiniteError, OutputError, ResumeError, UsageError
+from protea.fasta import STDIN, Record, read_fasta
+from protea.models.encoder import Encoder
+
+_COMMIT_SECONDS: Final = 10.0
+"""Work between two commits: what a killed run loses at most, with the packs then under way."""
+
+_AHEAD: Final = 2
+"""Packs that reading and computing are ahead."""
+
+
+class Watcher:
+    """Is told what a run does; the command line draws progress bars from it."""
+
+    def surveyed(self, residues: int) -> None:
+        """So many residues more were checked."""
+
+    def begun(self, total: Totals | None, done: Totals) -> None:
+        """Computing begins: what there is, if that is known, and what an unfinished run had done."""
+
+    def embedded(self, residues: int) -> None:
+        """So many residues more were written."""
+
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file or folder that a run writes.
+
+    Attributes:
+        path: its final place.
+        kind: its format.
+        layout: what its arrays look like.
+    """
+
+    path: Path
+    kind: str
+    layout: Layout
+
+    @property
+    def report(self) -> Path:
+        """Where the report lies."""
+        return self.path.with_name(f"{self.path.name}.report.tsv")
+
+    @property
+    def run_file(self) -> Path:
+        """Where settings and provenance lie."""
+        return self.path.with_name(f"{self.path.name}.run.yaml")
+
+    def needs(self, totals: Totals) -> int:
+        """Bytes of disk, at least; Parquet's parts lie beside the whole for a moment."""
+        return self.layout.bytes(totals.embedded, totals.residues) * (2 if self.kind == "parquet" else 1)
+
+
+@dataclass
+class Run:
+    """One run over the input, from checks to outputs in place.
+
+    Attributes:
+        settings: what the user asked for.
+        model: on the device to compute on.
+        model_files: SHA-256 of the weights by file name.
+        overwrite: replace outputs and forget unfinished ones.
+        watcher: is told what happens.
+    """
+
+    settings: Settings
+    model: Encoder
+    model_files: Mapping[str, str]
+    overwrite: bool = False
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def __post_init__(self) -> None:
+        self.layers = engine.resolve_layers(self.settings.layers, self.model)
+        self.outputs = _outputs(self.settings, self.layers, self.model.config.hidden_size)
+
+    def __call__(self) -> Totals:
+        """Do it.
+
+        Returns:
+            Counts of the whole run, an unfinished one's included.
+
+        Raises:
+            ProteaError: with what was wrong; finished work is kept for the same command to go on with.
+        """
+        try:
+            for output in self.outputs:
+                check_place(output.path, self.overwrite)
+            with Journal([output.path for output in self.outputs], anew=self.overwrite) as journal:
+                try:
+                    return self._locked(journal)
+                finally:
+                    if journal.progress is None:
+                        journal.remove()  # nothing was finished, so nothing is left behind
+        except OSError as error:
+            raise write_error(error, self.outputs[0].path) from error
+
+    def _locked(self, journal: Journal) -> Totals:
+        found = journal.progress
+        budget = (
+            self.settings.token_budget or self._followed(journal, "token_budget") or engine.default_budget(self.model)
+        )
+        if threads := self._followed(journal, "threads"):
+            torch.set_num_threads(threads)
+        surveyed = self._survey(budget)
+        plan = self._plan(budget, surveyed)
+        if found is None and any(output.path.exists() for output in self.outputs) and not self.overwrite:
+            taken = next(output.path for output in self.outputs if output.path.exists())
+            raise OutputError(f"{taken}: exists already; choose another name or pass --overwrite")
+        if journal.plan is not None:
+            self._check_plan(journal.plan, plan)
+            if journal.plan.get("input") is None:
+                journal.plan["input"] = plan["input"]
+        if found is None or not found.finished:
+            journal.begin(plan)
+            found = self._work(journal, surveyed, budget)
+        self._place(journal, found)
+        journal.remove()
+        return found.totals
+
+    # --- before the work -----------------------------------------------------------------------------------------
+
+    def _read(self) -> Iterator[Record]:
+        return read_fasta(self.settings.inputs)
+
+    def _survey(self, budget: int) -> Survey:
+        flows = [path for path in self.settings.inputs if _flows(path)]
+        if flows:
+            if self.settings.shard is not None:
+                raise UsageError(f"--shard needs files that can be read twice, not {flows[0]}")
+            return UNKNOWN
+        found = survey(self._read, self.model, self.settings.policies, budget, self.watcher.surveyed)
+        if found.damage is not None:
+            if self.settings.shard is not None:
+                raise found.damage
+            self.watcher.note(f"{found.damage}; the records before that are embedded first")
+        return found
+
+    def _plan(self, budget: int, surveyed: Survey) -> dict[str, Any]:
+        return self.settings.shown() | self._circumstances() | {"token_budget": budget, "input": surveyed.fingerprint}
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What numbers depend on beside the settings."""
+        weight = self.model.word_embeddings.weight
+        device = weight.device
+        bfloat16 = "native" if native_bfloat16(device) else "emulated"
+        return {
+            "version": protea.__version__,
+            "torch": str(torch.__version__),
+            "model_files": dict(self.model_files),
+            "computed_in": str(weight.dtype).removeprefix("torch."),
+            "computed_on": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "kernels": f"{torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16",
+            "threads": torch.get_num_threads(),
+        }
+
+    def _followed(self, journal: Journal, name: str) -> int | None:
+        return None if journal.plan is None else journal.plan.get(name)
+
+    def _check_plan(self, old: Mapping[str, Any], new: dict[str, Any]) -> None:
+        unimportant = {"devices"}
+        if self.settings.token_budget is None:
+            unimportant.add("token_budget")
+        if old.get("input") is None or new["input"] is None:
+            unimportant.add("input")  # only the records already read can be compared, and will be
+        ours = {name: value for name, value in new.items() if name not in unimportant}
+        theirs = {name: value for name, value in old.items() if name not in unimportant}
+        if changed := differences(theirs, ours):
+            raise ResumeError(
+                f"{self.outputs[0].path}: an unfinished run was started with other settings ({changed}); "
+                "use those again, or pass --overwrite to start anew"
+            )
+
+    def _check_space(self, total: Totals, done: Totals) -> None:
+        needed: dict[int, int] = {}
+        for output in self.outputs:
+            device = output.path.parent.stat().st_dev
+            needed[device] = needed.get(device, 0) + output.needs(total) - output.needs(done)
+        for output in self.outputs:
+            free = shutil.disk_usage(output.path.parent).free
+            missing = needed[output.path.parent.stat().st_dev]
+            if missing > free:
+                raise OutputError(
+                    f"{output.path}: needs {_size(missing)} more of disk, {_size(free)} are free; free some, write "
+                    "elsewhere, or pass --store float16"
+                )
+
+    # --- the work ------------------------------------------------------------------------------------------------
+
+    def _work(self, journal: Journal, surveyed: Survey, budget: int) -> Progress:
+        share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.groups)
+        progress = journal.progress or Progress(groups=0 if share is None else share.start)
+        total = surveyed.totals
+        if total is not None and share is None:
+            self._check_space(total, progress.totals)
+        self.watcher.begun(total if share is None else None, progress.totals)
+        with ExitStack() as stack:
+            stores = self._open(journal, progress)
+            for store in stores:
+                stack.callback(store.abandon)
+            source = self._groups(surveyed, budget, progress, share)
+            ready = stack.enter_context(closing(prefetch(source, _AHEAD)))
+            results = stack.enter_context(closing(prefetch(self._compute(ready, budget), _AHEAD)))
+            committed = time.monotonic()
+            damage: DamagedFileError | None = None
+            try:
+                for group, finish in results:
+                    progress = self._write(group, finish(), stores, journal, progress)
+                    if time.monotonic() - committed >= _COMMIT_SECONDS:
+                        progress = self._commit(journal, stores, progress)
+                        committed = time.monotonic()
+            except DamagedFileError as error:
+                damage = error
+            if progress.totals.embedded == 0 and share is None:
+                journal.progress = None
+                raise damage or FastaError(_nothing_left(self.settings.inputs, journal))
+            progress = self._commit(journal, stores, progress)
+            if damage is not None:
+                raise DamagedFileError(
+                    f"{damage}; the {progress.totals.embedded} sequences before are embedded and kept: mend the file "
+                    "and run the same command again"
+                )
+            names = [store.finish(self._provenance(progress.totals)).name for store in stores]
+        progress = replace(progress, finished=True, stores=tuple({"complete": name} for name in names))
+        journal.commit(progress)
+        return progress
+
+    def _open(self, journal: Journal, progress: Progress) -> list[Store]:
+        states = progress.stores or (None,) * len(self.outputs)
+        return [
+            open_store(output.kind, folder, output.layout, state)
+            for output, folder, state in zip(self.outputs, journal.folders, states, strict=True)
+        ]
+
+    def _groups(self, surveyed: Survey, budget: int, progress: Progress, share: range | None) -> Iterator[Group]:
+        """The groups still to do; what comes before them is read again, and checked to be the same."""
+        items = prepare(self._read(), self.model, self.settings.policies, surveyed.ids())
+        if progress.records:
+            _pass_over(items, progress, self.outputs[0].path)
+            rest = groups(items, budget, number=progress.groups, records=progress.records)
+        else:
+            rest = groups(items, budget)
+        for group in rest:
+            if share is not None and group.number >= share.stop:
+                return
+            if share is None or group.number >= share.start:
+                yield group
+
+    def _compute(self, ready: Iterable[Group], budget: int) -> Generator[tuple[Group, Callable[[], list[Embedding]]]]:
+        kinds = {kind for output in self.outputs for kind in output.layout.kinds}
+        poolings = tuple(kind for kind in self.settings.pool if kind in kinds)
+        wanted = Wanted(layers=self.layers, poolings=poolings, residues=RESIDUES in kinds)
+        under_way: deque[Group] = deque()
+
+        def packs() -> Iterator[list[Encoded]]:
+            for group in ready:
+                under_way.append(group)
+                yield [item.encoded for item in group.items if item.encoded is not None]
+
+        for finish in engine.embed(self.model, packs(), wanted, budget):
+            yield under_way.popleft(), finish
+
+    def _write(
+        self, group: Group, embeddings: list[Embedding], stores: list[Store], journal: Journal, progress: Progress
+    ) -> Progress:
+        for embedding in embeddings:
+            encoded = embedding.encoded
+            entry = Entry(encoded.record.id, encoded.record.description, len(encoded.ids), encoded.truncated_from)
+            arrays = dict(embedding.pooled)
+            if embedding.residues is not None:
+                arrays[RESIDUES] = embedding.residues
+            for output, store in zip(self.outputs, stores, strict=True):
+                store.write(entry, {kind: _narrowed(arrays[kind], output, encoded) for kind in output.layout.kinds})
+        totals = progress.totals
+        for item in group.items:
+            journal.note(item.notes)
+            totals = totals.plus(item)
+        self.watcher.embedded(totals.residues - progress.totals.residues)
+        return replace(
+            progress,
+            groups=group.number + 1,
+            records=group.records,
+            fingerprint=group.fingerprint.hex(),
+            totals=totals,
+        )
+
+    def _commit(self, journal: Journal, stores: list[Store], progress: Progress) -> Progress:
+        progress = replace(progress, stores=tuple(store.commit() for store in stores))
+        journal.commit(progress)
+        return progress
+
+    # --- after the work ------------------------------------------------------------------------------------------
+
+    def _provenance(self, totals: Totals) -> dict[str, Any]:
+        """Settings and what happened; nothing of when and how often it was interrupted."""
+        return self.settings.shown() | {PROVENANCE: self._circumstances() | {"counts": asdict(totals)}}
+
+    def _place(self, journal: Journal, progress: Progress) -> None:
+        """Move finished outputs into place; done again from the start if interrupted."""
+        report = b"id\twhat\tdetail\n" + journal.report()
+        run_file = yaml.safe_dump(self._provenance(progress.totals), sort_keys=False, allow_unicode=True)
+        for output, folder, state in zip(self.outputs, journal.folders, progress.stores, strict=True):
+            complete = folder / state["complete"]
+            if not complete.exists():
+                continue
+            output.report.write_bytes(report)
+            output.run_file.write_text(run_file, encoding="utf-8")
+            if output.path.is_dir():
+                shutil.rmtree(output.path)
+            complete.replace(output.path)
+
+
+def write_error(error: Exception, output: Path) -> OutputError:
+    """What went wrong with writing, in a line."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutputError(
+            f"{output}: the disk is full; finished work is kept: make room and run the same command again"
+        )
+    place = getattr(error, "filename", None) or output
+    return OutputError(f"{place}: cannot be read or written: {getattr(error, 'strerror', None) or error}")
+
+
+def _outputs(settings: Settings, layers: tuple[int, ...], width: int) -> list[Output]:
+    outputs = []
+    for path in settings.outputs:
+        option = "-o" if path == settings.sequences else "-r"
+        kind = kind_of(path, option)
+        kinds = settings.pool if path == settings.sequences else ()
+        if path == settings.residues:
+            kinds = (*kinds, RESIDUES)
+        compression = settings.compression if kind == "h5" else None
+        layout = Layout(kinds, layers, width, settings.store, compression)
+        outputs.append(Output(path if settings.shard is None else settings.shard.output(path), kind, layout))
+    return outputs
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Raises:
+        OutputError: it exists, or its folder does not.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    unfinished = work_folder(path).exists()
+    if path.exists() and not overwrite and not unfinished:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+
+
+def _pass_over(items: Iterator[Prepared], progress: Progress, output: Path) -> None:
+    """Read what was done before again, without computing.
+
+    Raises:
+        ResumeError: it is not what it was.
+    """
+    fingerprint = b""
+    records = 0
+    for item in items:
+        records += 1
+        fingerprint = item.fingerprint
+        if records == progress.records:
+            break
+    if records < progress.records or fingerprint.hex() != progress.fingerprint:
+        raise ResumeError(
+            f"{output}: the input has changed: its first {progress.records} records are not those an unfinished run "
+            "embedded; restore them, or pass --overwrite to start anew"
+        )
+
+
+def _nothing_left(inputs: Iterable[str], journal: Journal) -> str:
+    first = journal.report().decode().splitlines()[0].split("\t")
+    return f"{', '.join(inputs)}: every record was skipped; the first, {first[0]!r}: {first[2]}"
+
+
+def _narrowed(array: engine.FloatArray, output: Output, encoded: Encoded) -> Array:
+    if output.layout.dtype == "float32":
+        return array
+    with np.errstate(over="ignore"):
+        narrow: Array = array.astype(output.layout.dtype)
+    if not np.isfinite(narrow).all():
+        raise NonFiniteError(
+            f"{encoded.record.place}: values up to {np.abs(array).max():.0f}, beyond float16's 65,504; "
+            "use --store float32"
+        )
+    return narrow
+
+
+def _flows(path: str) -> bool:
+    """Whether the input is standard input or a pipe, gone once read."""
+    # os.path never raises, whatever the path; reading does later, with a message.
+    return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,174 @@
+"""Everything a run of ``protea embed`` can be told, from flags and from YAML alike."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from protea.embed.pooling import POOLINGS
+from protea.embed.prepare import Duplicates, Long, Policies, Unknown
+from protea.errors import UsageError
+from protea.fasta import STDIN
+
+PROVENANCE: Final = "provenance"
+"""The key of a run file that says what happened; read back, it is passed over."""
+
+
+def _split(value: Any) -> Any:
+    """A list may be written ``a,b``, and with one member without brackets."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int) else value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Shard(BaseModel):
+    """One of several equal shares of the work, counted from 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int = Field(ge=1)
+    of: int = Field(ge=1)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def output(self, path: Path) -> Path:
+        """Where this shard of an output goes: ``OUT.shard-2-of-8.h5``."""
+        return path.with_name(f"{path.stem}.shard-{self.number}-of-{self.of}{path.suffix}")
+
+    def groups(self, total: int) -> range:
+        """The numbers of the groups that are this shard's: neighbours, so that shards laid end to end are the whole."""
+        return range(total * (self.number - 1) // self.of, total * self.number // self.of)
+
+
+def _shard(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    number, slash, of = value.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ValueError("expected i/N with i from 1 to N, as in 3/8")
+    return {"number": int(number), "of": int(of)}
+
+
+class Settings(BaseModel):
+    """The options of ``protea embed``; names, defaults and meanings are those of the flags."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+    sequences: Path | None = None
+    residues: Path | None = None
+    model: str | None = None
+    pool: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("mean",)
+    layers: Annotated[tuple[int, ...], BeforeValidator(_split), Field(min_length=1)] = (-1,)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    fast: bool = False
+    store: Literal["float32", "float16"] = "float32"
+    compression: Annotated[int, Field(ge=1, le=9)] | None = None
+    device: str = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+    long: Long = "truncate"
+    unknown: Unknown = "x"
+    duplicates: Duplicates = "error"
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    shard: Annotated[Shard | None, BeforeValidator(_shard)] = None
+
+    @property
+    def policies(self) -> Policies:
+        """What becomes of odd records."""
+        return Policies(long=self.long, unknown=self.unknown, duplicates=self.duplicates)
+
+    @property
+    def outputs(self) -> list[Path]:
+        """What the user named, each once, the sequences' first."""
+        return list(dict.fromkeys(path for path in (self.sequences, self.residues) if path is not None))
+
+    def shown(self) -> dict[str, Any]:
+        """As plain values that YAML and JSON hold, in the form they are typed in."""
+        plain = self.model_dump(mode="json", exclude_defaults=False)
+        return plain | {"shard": None if self.shard is None else str(self.shard)}
+
+
+def parse(values: Mapping[str, Any], origin: str) -> Settings:
+    """Settings from values by name.
+
+    Args:
+        values: from flags, a file, or both.
+        origin: what messages call the place the values are from.
+
+    Raises:
+        UsageError: naming the option, its value and what it may be.
+    """
+    try:
+        settings = Settings.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(_explain(error, origin)) from error
+    for name in settings.pool:
+        if name not in POOLINGS:
+            raise UsageError(f"{origin}: unknown pooling {name!r}; use {', '.join(POOLINGS)}")
+    if len(set(settings.pool)) < len(settings.pool):
+        raise UsageError(f"{origin}: pooling {','.join(settings.pool)} names one twice")
+    if settings.fast and settings.dtype != "float32":
+        raise UsageError(f"{origin}: --fast chooses the type itself; leave out --dtype {settings.dtype}")
+    if not settings.outputs:
+        raise UsageError(
+            "nothing to write: name an output with -o (one vector a sequence) or -r (one vector a residue)"
+        )
+    _check_paths(settings)
+    if settings.shard is not None and settings.devices > 1:
+        raise UsageError("--shard and --devices exclude each other: --devices makes shards itself, one a GPU")
+    return settings
+
+
+def _check_paths(settings: Settings) -> None:
+    """Refuse outputs that would write over each other or over the input; never fails on odd paths."""
+    places: dict[str, str] = {os.path.realpath(path): "input" for path in settings.inputs if path != STDIN}
+    for option, path in (("-o", settings.sequences), ("-r", settings.residues)):
+        if path is None:
+            continue
+        taken = places.setdefault(os.path.realpath(path), option)
+        if taken == "input":
+            raise UsageError(f"{path} is input and output; name another output")
+        one_folder = settings.sequences == settings.residues and not path.suffix
+        if taken != option and not one_folder:
+            raise UsageError(f"-o and -r both name {path}; give each its own file, or name one folder for both")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a YAML file; the provenance that a run file carries is left out.
+
+    Raises:
+        UsageError: the file is missing, no YAML, or no mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--config {path}: cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"--config {path}: expected options as `name: value` lines")
+    return {str(name).replace("-", "_"): value for name, value in loaded.items() if name != PROVENANCE}
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        return f"{origin}: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if first["type"] == "missing":
+        return f"{origin}: no {name} given"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{origin}: {name} {first['input']!r}: {message}"

@@ -1,0 +1,98 @@
+"""A folder with one ``.pt`` file a record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
+
+``torch.load(file)`` gives ``label``, and for each kind asked for a dictionary by layer: ``representations`` ``[L, D]``,
+``mean_representations`` ``[D]``, ``bos_representations``, ``max_representations``, ``std_representations``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from protea.embed.names import file_name
+from protea.embed.stores import RESIDUES, Array, Contents, Entry, Layout, State
+
+_INDEX: Final = "index.csv"
+_SETTINGS: Final = "protea.json"
+_COLUMNS: Final = ("id", "file", "length", "truncated_from", "description")
+
+
+class FolderStore:
+    """Writes one folder."""
+
+    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+        self._folder = work / "data"
+        self._layout = layout
+        self._folder.mkdir(exist_ok=True)
+        self._index = (self._folder / _INDEX).open("a+", newline="", encoding="utf-8")
+        self._index.truncate(state["index"] if state else 0)
+        self._index.seek(0)
+        known = {row["file"] for row in csv.DictReader(self._index)}
+        for path in self._folder.iterdir():  # what came after the commit
+            if path.name not in known | {_INDEX}:
+                path.unlink()
+        self._rows = csv.writer(self._index)
+        if not state:
+            self._rows.writerow(_COLUMNS)
+
+    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+        """Add one file and a line of the index."""
+        contents: dict[str, Any] = {"label": entry.id}
+        for kind, array in arrays.items():
+            key = "representations" if kind == RESIDUES else f"{kind}_representations"
+            # Copies: a view would be saved with all of its pack.
+            contents[key] = {
+                layer: torch.from_numpy(np.array(values))
+                for layer, values in zip(self._layout.layers, array, strict=True)
+            }
+        name = f"{file_name(entry.id)}.pt"
+        with (self._folder / name).open("xb") as stream:
+            torch.save(contents, stream)
+        self._rows.writerow([entry.id, name, entry.length, entry.truncated_from, entry.description])
+
+    def commit(self) -> State:
+        """Flush the index."""
+        self._index.flush()
+        os.fsync(self._index.fileno())
+        return {"index": os.fstat(self._index.fileno()).st_size}
+
+    def finish(self, provenance: Mapping[str, Any]) -> Path:
+        """Close the index and note what was run."""
+        described = {"layout": self._layout.to_json(), "protea": dict(provenance)}
+        (self._folder / _SETTINGS).write_text(json.dumps(described))
+        self._index.close()
+        return self._folder
+
+    def abandon(self) -> None:
+        """Close; what came after the commit is removed when the work goes on."""
+        try:
+            self._index.close()
+        except OSError:
+            return
+
+
+def read(path: Path) -> Contents:
+    """Read a finished folder."""
+    described = json.loads((path / _SETTINGS).read_text())
+    layout = Layout.from_json(described["layout"])
+    return Contents(described["protea"], layout, _records(path, layout.kinds))
+
+
+def _records(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[Entry, dict[str, Array]]]:
+    with (path / _INDEX).open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            truncated_from = int(row["truncated_from"]) if row["truncated_from"] else None
+            entry = Entry(row["id"], row["description"], int(row["length"]), truncated_from)
+            contents = torch.load(path / row["file"], weights_only=True)
+            arrays: dict[str, Array] = {}
+            for kind in kinds:
+                layers = contents["representations" if kind == RESIDUES else f"{kind}_representations"]
+                arrays[kind] = np.stack([layers[layer].numpy() for layer in layers])
+            yield entry, arrays

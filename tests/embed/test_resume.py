@@ -1,0 +1,265 @@
+"""Runs that are killed, interrupted, out of disk or changed, and go on; real processes throughout."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from protea.embed.stores import read_store
+
+PROGRAM = """
+import resource, sys
+from protea.embed import run
+from protea.embed.stores import parquet
+commit, limit = float(sys.argv[1]), int(sys.argv[2])
+run._COMMIT_SECONDS = commit
+parquet._ROW_GROUP_BYTES = 20_000
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.argv = ["protea", *sys.argv[3:]]
+from protea.cli import main
+main()
+"""
+
+
+def start(*arguments: object, commit: float = 0.0, limit: int = 0) -> subprocess.Popen[str]:
+    """``protea`` in a process of its own, committing after every pack."""
+    command = [sys.executable, "-c", PROGRAM, str(commit), str(limit), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return process.returncode, err
+
+
+def protea(*arguments: object, commit: float = 0.0, limit: int = 0) -> tuple[int, str]:
+    return finish(start(*arguments, commit=commit, limit=limit))
+
+
+@pytest.fixture
+def job(tmp_path: Path, model_folders: dict[str, Path]) -> list[object]:
+    """Some hundred records, odd ones among them, in packs of a few; outputs of every format."""
+    rng = random.Random(0)
+    with gzip.open(tmp_path / "in.fasta.gz", "wt") as stream:
+        for number in range(300):
+            letters = "".join(rng.choices("ACDEFGHIKLMNPQRSTVWYX", k=rng.randint(1, 120)))
+            odd = {50: "", 51: letters.lower(), 52: letters + "*", 53: letters + "J", 200: letters * 30}
+            stream.write(f">r{number} about {number}\n{odd.get(number, letters)}\n")
+        stream.write(">r7 again\nMKT\n")
+    options = ["--duplicates", "rename", "--layers", "0,-1", "--pool", "mean,bos", "--token-budget", "300"]
+    return ["embed", tmp_path / "in.fasta.gz", "-m", model_folders["esm2"], "--long", "window", *options]
+
+
+def outputs(folder: Path, kind: str) -> list[object]:
+    folder.mkdir(exist_ok=True)
+    if kind == "files":
+        return ["-o", folder / "s.parquet", "-r", folder / "r.h5"]
+    return ["-o", folder / "all", "-r", folder / "all"]
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """The same records with the same bits in the same order, and the same report; nothing else left behind."""
+    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
+    for path in theirs.iterdir():
+        if path.name.endswith(".report.tsv"):
+            assert (ours / path.name).read_bytes() == path.read_bytes()
+        elif not path.name.endswith(".run.yaml"):
+            one, other = list(read_store(ours / path.name).records), list(read_store(path).records)
+            assert [entry for entry, _ in one] == [entry for entry, _ in other]
+            for (_, a), (_, b) in zip(one, other, strict=True):
+                assert a.keys() == b.keys()
+                assert all(np.array_equal(a[kind], b[kind]) for kind in a)
+
+
+@pytest.mark.parametrize("kind", ["files", "folder"])
+def test_killed_at_any_moment(tmp_path: Path, job: list[object], kind: str) -> None:
+    code, err = protea(*job, *outputs(tmp_path / "whole", kind))
+    assert code == 0, err
+    assert "1 windowed, 3 altered, 1 renamed, 1 skipped" in err
+    rng = random.Random()
+    arguments = [*job, *outputs(tmp_path / "killed", kind)]
+    for records in sorted(rng.sample(range(301), 4)):
+        process = start(*arguments)
+        if not wait_for_journal(tmp_path / "killed", process, records):
+            break  # done before it could be killed
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        process.communicate()
+    code, err = protea(*arguments)
+    assert code == 0 or "exists already" in err, err
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def wait_for_journal(folder: Path, process: subprocess.Popen[str], records: int) -> bool:
+    """Until the journal notes so many records; whether that came before the end."""
+    while process.poll() is None:
+        for path in folder.glob(".*.partial/journal.json"):
+            if json.loads(path.read_text())["progress"]["records"] >= records:
+                return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_politely(tmp_path: Path, job: list[object], number: signal.Signals) -> None:
+    arguments = [*job, *outputs(tmp_path / "out", "files")]
+    process = start(*arguments)
+    assert wait_for_journal(tmp_path / "out", process, 60)
+    process.send_signal(number)
+    code, err = finish(process)
+    assert code == 130
+    assert err.strip().splitlines()[-1].startswith("protea: interrupted; ")
+    assert not (tmp_path / "out" / "s.parquet").exists()
+    code, err = protea(*arguments)
+    assert code == 0, err
+    assert "going on after" in err
+    protea(*job, *outputs(tmp_path / "whole", "files"))
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, job: list[object]) -> list[object]:
+    """A run killed after its first commits."""
+    arguments = [*job, *outputs(tmp_path / "out", "files")]
+    process = start(*arguments)
+    assert wait_for_journal(tmp_path / "out", process, 60)
+    process.kill()
+    process.communicate()
+    return arguments
+
+
+def fails(result: tuple[int, str], *parts: str) -> None:
+    code, err = result
+    assert code == 1, err
+    assert len(err.strip().splitlines()) == 1, err
+    for part in parts:
+        assert part in err
+
+
+def test_other_settings_are_refused(unfinished: list[object], tmp_path: Path) -> None:
+    changed = [*unfinished, "--dtype", "bfloat16", "--layers", "-1"]
+    fails(
+        protea(*changed), "started with other settings", "layers 0,-1 -> -1; dtype float32 -> bfloat16", "--overwrite"
+    )
+    assert protea(*changed, "--overwrite")[0] == 0
+    with h5py.File(tmp_path / "out" / "r.h5") as file:
+        assert file["r0"].ndim == 2
+
+
+def test_other_weights_are_refused(unfinished: list[object], model_folders: dict[str, Path]) -> None:
+    at = unfinished.index("-m") + 1
+    other = [*unfinished[:at], model_folders["esm2nv"], *unfinished[at + 1 :]]
+    fails(protea(*other), "started with other settings", "model_files")
+
+
+def test_changed_input_is_refused(unfinished: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "in.fasta.gz"
+    text = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(text.replace(b">r250 about 250\n", b">r250 about 250\nM")))
+    fails(protea(*unfinished), "unfinished run", "input")
+    path.write_bytes(gzip.compress(text, mtime=0))  # the same records in other bytes are the same input
+    assert protea(*unfinished)[0] == 0
+
+
+def test_two_runs_on_one_output(job: list[object], tmp_path: Path) -> None:
+    arguments = [*job, *outputs(tmp_path / "out", "files")]
+    first = start(*arguments)
+    assert wait_for_journal(tmp_path / "out", first, 1)
+    first.send_signal(signal.SIGSTOP)
+    fails(protea(*arguments), "s.parquet: another run is writing it")
+    fails(protea(*arguments, "--overwrite"), "s.parquet: another run is writing it")
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+
+
+@pytest.mark.parametrize("limit", [3_000, 60_000, 400_000])
+def test_a_full_disk(job: list[object], tmp_path: Path, limit: int) -> None:
+    """A limit on file sizes, which fails writes as a full disk does."""
+    arguments = [*job, *outputs(tmp_path / "out", "files")]
+    fails(protea(*arguments, limit=limit), "the disk is full; finished work is kept")
+    assert not (tmp_path / "out" / "r.h5").exists()
+    assert protea(*arguments)[0] == 0
+    protea(*job, *outputs(tmp_path / "whole", "files"))
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_too_little_disk_is_said_beforehand(job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from protea.cli import main
+
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(sys, "argv", ["protea", *map(str, job), *map(str, outputs(tmp_path / "out", "files"))])
+    errors: list[str] = []
+    monkeypatch.setattr("typer.echo", lambda text, **_: errors.append(str(text)))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert "more of disk, 1.0 MB are free" in errors[-1]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_compressed_file_cut_short(tmp_path: Path, job: list[object]) -> None:
+    path = tmp_path / "in.fasta.gz"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    arguments = [*job, *outputs(tmp_path / "out", "files")]
+    code, err = protea(*arguments, commit=1000.0)
+    assert code == 1
+    assert "cut short" in err
+    assert "sequences before are embedded and kept: mend the file and run the same command again" in err
+    assert not (tmp_path / "out" / "s.parquet").exists()
+    path.write_bytes(content)
+    code, err = protea(*arguments)
+    assert code == 0, err
+    assert "going on after" in err
+    assert len(pd.read_parquet(tmp_path / "out" / "s.parquet")) == 300
+
+
+def test_standard_input_goes_on_too(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    text = "".join(f">r{number}\n{'MKTAYIAKQR' * 5}\n" for number in range(200))
+    arguments = ["embed", "-", "-m", model_folders["esm2"], "-o", tmp_path / "s.parquet", "--token-budget", "300"]
+    command = [sys.executable, "-c", PROGRAM, "0", "0", *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    process.stdin.write(text[: len(text) // 2].encode())
+    process.stdin.flush()
+    end = time.monotonic() + 60
+    while not (tmp_path / ".s.parquet.partial" / "journal.json").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    changed = subprocess.run(
+        command, input="X" + text.replace("MKT", "MKK"), text=True, capture_output=True, check=False
+    )
+    assert changed.returncode == 1
+    done = subprocess.run(command, input=text.replace("MKT", "MKK"), text=True, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert "the input has changed" in done.stderr
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stderr
+    assert len(pd.read_parquet(tmp_path / "s.parquet")) == 200
+
+
+def test_a_damaged_journal(unfinished: list[object], tmp_path: Path) -> None:
+    path = tmp_path / "out" / ".s.parquet.partial" / "journal.json"
+    path.write_text(path.read_text()[:100])
+    fails(protea(*unfinished), "the journal of an unfinished run", "--overwrite")
+    assert protea(*unfinished, "--overwrite")[0] == 0
