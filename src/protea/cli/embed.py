@@ -135,6 +135,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _load(settings: Settings) -> LanguageModel:
     from protea.device import native_bfloat16, resolve_device
     from protea.language_model import load
+    from protea.models.inference import for_inference
 
     dtype: str = settings.dtype
     if settings.fast:
@@ -142,7 +143,9 @@ def _load(settings: Settings) -> LanguageModel:
             dtype = "bfloat16"
         else:
             typer.echo("protea: note: --fast: this hardware has no native bfloat16; computing in float32", err=True)
-    return load(settings.model, device=settings.device, dtype=dtype)
+    model = load(settings.model, device=settings.device, dtype=dtype)
+    for_inference(model.module)
+    return model
 
 
 def _run_on_devices(settings: Settings, *, overwrite: bool) -> Totals:

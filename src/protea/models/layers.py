@@ -81,6 +81,7 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
+        self.activate = ACTIVATIONS[activation]
         self.dropout = dropout
         self.self_attn_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.self_attn = SelfAttention(width, heads, attention_dropout)
@@ -91,7 +92,7 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
         x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), context))
-        inner = ACTIVATIONS[self.activation](self.fc1(self.final_layer_norm(x)))
+        inner = self.activate(self.fc1(self.final_layer_norm(x)))
         return x + self._drop(self.fc2(inner))
 
     def _drop(self, x: Tensor) -> Tensor:

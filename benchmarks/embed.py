@@ -1,0 +1,243 @@
+"""Residues per second, file to file, beside transformers, fair-esm and esm-cpp.
+
+All contestants get the same random weights and the same FASTA file: 200 sequences of log-normal lengths (mean about
+345, 30 to 1,022). Each reads the file, computes the last hidden state of every residue, averages it over each
+sequence and writes the averages; start-up is not counted. Each runs in a process of its own; in every round each has
+its turn, so that a machine that drifts drifts for all. Peers run the way that is fastest for them:
+
+    transformers   SDPA, padded batches of 8 sequences sorted by length
+    fair-esm       its own batches of at most 4,096 tokens
+    esm-cpp        a sequence at a time, as it computes; int8 weights; its outputs are logits
+
+The ceiling is a product of matrices with a million weights each, in the same rounds: residues per second if a model
+were nothing but its linear layers at that rate (2 FLOP a parameter and residue).
+
+Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--esm-cpp PYTHON]
+       where PYTHON is an interpreter that has esm-cpp, which wants an older NumPy than Protea's tests
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+CONTESTANTS = (
+    "protea float32",
+    "protea --fast",
+    "transformers float32",
+    "transformers bfloat16",
+    "fair-esm float32",
+    "esm-cpp int8",
+)
+CEILINGS = ("ceiling float32", "ceiling bfloat16")
+CEILING_SIDE = 1024
+
+
+def write_fasta(path: Path, count: int, seed: int = 0) -> int:
+    """Random sequences; returns their residues."""
+    rng = random.Random(seed)
+    lengths = [min(1022, max(30, int(rng.lognormvariate(5.66, 0.6)))) for _ in range(count)]
+    letters = "LAGVSERTIDPKQNFYMHWC"
+    path.write_text("".join(f">s{n}\n{''.join(rng.choices(letters, k=length))}\n" for n, length in enumerate(lengths)))
+    return sum(lengths)
+
+
+def read_records(path: Path) -> list[tuple[str, str]]:
+    """The plain reader that scripts around the peers use."""
+    entries = path.read_text().split(">")[1:]
+    return [(name, "".join(lines)) for name, *lines in (entry.split("\n") for entry in entries)]
+
+
+def protea_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+    from protea import load
+    from protea.embed.run import Run
+    from protea.embed.settings import Settings
+    from protea.models.inference import for_inference
+
+    loaded = load(model, device="cpu", dtype=dtype)
+    for_inference(loaded.module)
+    settings = Settings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
+
+    def job() -> None:
+        Run(settings, loaded.module, {}, overwrite=True)()
+
+    return job
+
+
+def transformers_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+    import numpy as np
+    import torch
+    from transformers import EsmModel, EsmTokenizer
+
+    tokenizer = EsmTokenizer.from_pretrained(model)
+    loaded = EsmModel.from_pretrained(
+        model, dtype=getattr(torch, dtype), attn_implementation="sdpa", add_pooling_layer=False
+    ).eval()
+
+    def job() -> None:
+        records = read_records(fasta)
+        order = sorted(range(len(records)), key=lambda n: len(records[n][1]))
+        means = np.zeros((len(records), loaded.config.hidden_size), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(order), 8):
+                numbers = order[start : start + 8]
+                batch = tokenizer([records[n][1] for n in numbers], return_tensors="pt", padding=True)
+                states = loaded(**batch).last_hidden_state
+                for row, n in enumerate(numbers):
+                    means[n] = states[row, 1 : len(records[n][1]) + 1].float().mean(0).numpy()
+        np.save(out.with_suffix(".npy"), means)
+
+    return job
+
+
+def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+    import numpy as np
+    import torch
+    from esm import Alphabet, FastaBatchedDataset
+    from esm.model.esm2 import ESM2
+
+    config = json.loads((model / "config.json").read_text())
+    alphabet = Alphabet.from_architecture("ESM-1b")
+    layers = config["num_hidden_layers"]
+    # Random weights of its own: the numbers do not matter to the time.
+    loaded = ESM2(layers, config["hidden_size"], config["num_attention_heads"], alphabet).eval()
+
+    def job() -> None:
+        dataset = FastaBatchedDataset.from_file(fasta)
+        batches = dataset.get_batch_indices(4096, extra_toks_per_seq=1)
+        loader = torch.utils.data.DataLoader(dataset, collate_fn=alphabet.get_batch_converter(), batch_sampler=batches)
+        means = {}
+        with torch.inference_mode():
+            for labels, strings, tokens in loader:
+                states = loaded(tokens, repr_layers=[layers])["representations"][layers]
+                for row, label in enumerate(labels):
+                    means[label] = states[row, 1 : len(strings[row]) + 1].mean(0).numpy()
+        np.save(out.with_suffix(".npy"), np.stack(list(means.values())))
+
+    return job
+
+
+def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+    import esm_cpp
+    import numpy as np
+
+    loaded = esm_cpp.Model.load_from_safetensors(str(model / "model.safetensors"))
+    loaded.quantize_weights()
+    tokenizer = esm_cpp.Tokenizer()
+
+    def job() -> None:
+        ids = [np.array(tokenizer.encode(sequence), np.int32) for _, sequence in read_records(fasta)]
+        np.save(out.with_suffix(".npy"), np.stack([loaded.forward(one)[1:-1].mean(0) for one in ids]))
+
+    return job
+
+
+def ceiling_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+    import torch
+
+    kind = getattr(torch, dtype)
+    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE).to(kind) for _ in range(2))
+
+    def job() -> None:
+        for _ in range(200):
+            a @ b
+
+    return job
+
+
+JOBS = {
+    "protea": protea_job,
+    "transformers": transformers_job,
+    "fair-esm": fair_esm_job,
+    "esm-cpp": esm_cpp_job,
+    "ceiling": ceiling_job,
+}
+
+
+def work(name: str, model: Path, fasta: Path, out: Path) -> None:
+    """A process of its own: warm up, then one run for every line on standard input."""
+    peer, dtype = name.split()
+    job = JOBS[peer](model, fasta, out, {"--fast": "bfloat16"}.get(dtype, dtype))
+    job()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        job()
+        print(time.perf_counter() - start, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="esm2_t6_8M_UR50D")
+    parser.add_argument("--sequences", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--esm-cpp", metavar="PYTHON", help="an interpreter that has esm-cpp")
+    parser.add_argument("--only", help="contestants that contain this text")
+    parser.add_argument("--work", nargs=4, metavar=("NAME", "MODEL", "FASTA", "OUT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        name, *paths = arguments.work
+        work(name, *map(Path, paths))
+        return
+    names = [name for name in CONTESTANTS if not arguments.only or arguments.only in name]
+    if not arguments.esm_cpp:
+        names = [name for name in names if not name.startswith("esm-cpp")]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model, fasta = folder / "model", folder / "in.fasta"
+        init = [sys.executable, "-m", "protea", "init", arguments.model, "-o", str(model)]
+        subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
+        residues = write_fasta(fasta, arguments.sequences)
+        workers = {}
+        for name in (*names, *CEILINGS):
+            python = arguments.esm_cpp if name.startswith("esm-cpp") else sys.executable
+            command = [python, __file__, "--work", name, str(model), str(fasta), str(folder / name.replace(" ", "-"))]
+            workers[name] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            line = workers[name].stdout.readline()
+            while line and line.strip() != "ready":
+                line = workers[name].stdout.readline()
+            if not line:
+                raise SystemExit(f"{name} did not start")
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(arguments.rounds):
+            for name, worker in workers.items():
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                seconds[name].append(float(worker.stdout.readline()))
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+        parameters = (model / "model.safetensors").stat().st_size // 4
+    report(arguments.model, residues, names, seconds, parameters)
+
+
+def report(model: str, residues: int, names: list[str], seconds: dict[str, list[float]], parameters: int) -> None:
+    print(f"{model}: {residues:,} residues; median of {len(seconds[names[0]])} rounds (fastest, slowest)\n")
+    print("| | residues/s | of the best peer, round by round |\n|---|---|---|")
+    peers = [name for name in names if not name.startswith("protea")]
+    for name in names:
+        rates = sorted(residues / one for one in seconds[name])
+        rivals = [peer for peer in peers if "float32" in peer or name != "protea float32"]
+        ratio = ""
+        if name not in peers and rivals:
+            rounds = zip(*(seconds[peer] for peer in rivals), strict=True)
+            ratios = [min(theirs) / ours for ours, theirs in zip(seconds[name], rounds, strict=True)]
+            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {statistics.median(rates):,.0f} ({rates[-1]:,.0f}, {rates[0]:,.0f}) | {ratio} |")
+    for name in CEILINGS:
+        rate = 200 * 2 * CEILING_SIDE**3 / statistics.median(seconds[name])
+        print(f"| {name}: {rate / 1e9:,.0f} GFLOP/s | {rate / (2 * parameters):,.0f} | |")
+
+
+if __name__ == "__main__":
+    main()
