@@ -171,3 +171,20 @@ def test_varlen_declares_its_limits() -> None:
     assert VARLEN.device == "cuda"
     assert VARLEN.dtypes == {torch.float16, torch.bfloat16}
     assert not any((VARLEN.bias, VARLEN.dropout, VARLEN.probabilities))
+
+
+@pytest.mark.skipif(not device.native_bfloat16(torch.device("cpu")), reason="this CPU does not multiply bfloat16")
+@pytest.mark.parametrize("shift", [0.0, 30.0, 60.0, 120.0, -60.0, -120.0])
+def test_product_with_scores_of_any_size(shift: float) -> None:
+    """Exponentials of such scores overflow or vanish in bfloat16 unless the largest is subtracted first."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(150, HEADS, 16) for _ in range(3))
+    q[..., 0], k[..., 0] = 16.0, shift / 16.0
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    cu = CuSeqlens.from_lengths([100, 50])
+    ours, _ = PRODUCT.run(q, k, v, cu, cu, 1.0, None, 0.0, False)
+    exact, _ = REFERENCE.run(q.double(), k.double(), v.double(), cu, cu, 1.0, None, 0.0, False)
+    # Scores are rounded to bfloat16, so their error grows with their size.
+    assert ours.isfinite().all()
+    tolerance = 0.02 + 2**-8 * abs(shift)
+    assert (ours.double() - exact).norm() / exact.norm() <= tolerance

@@ -38,14 +38,18 @@ def for_inference(model: Encoder) -> None:
         return
     _keep_freed_memory()
     multiplied = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and native_bfloat16(weight.device))
-    if not multiplied or not torch.backends.mkldnn.is_available():
+    if not multiplied or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     with torch.inference_mode():
         for layer in model.layers:
             assert isinstance(layer, TransformerLayer)
-            layer.self_attn = FusedSelfAttention(layer.self_attn)
-            layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
-            layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
+            parts: dict[str, nn.Module] = {
+                "self_attn": FusedSelfAttention(layer.self_attn),
+                "fc1": PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation),
+                "fc2": PackedLinear(layer.fc2.weight, layer.fc2.bias),
+            }
+            for name, part in parts.items():
+                setattr(layer, name, part)
             layer.activate = _as_it_is
 
 
@@ -80,7 +84,7 @@ class FusedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         scale = q.shape[-1] ** -0.5
         if context.rotary is None:
             q = q * scale
@@ -88,7 +92,7 @@ class FusedSelfAttention(nn.Module):
             turn = torch.complex(*context.rotary)
             q, k = _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn)
         y, probabilities = attend(
-            q, k, v, context.cu_seqlens, context.cu_seqlens, 1.0, return_probs=context.on_attention is not None
+            q, k, v, context.cu_seqlens, context.cu_seqlens, scale=1.0, return_probs=context.on_attention is not None
         )
         if context.on_attention is not None and probabilities is not None:
             context.on_attention(probabilities)
@@ -111,7 +115,7 @@ def _pairs_together(heads: int, width: int) -> Tensor:
 
 def _rotate_pairs(x: Tensor, turn: Tensor) -> Tensor:
     """Rotate ``[T, H, K]`` by ``[T, 1, K/2]`` complex, in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
