@@ -8,17 +8,21 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protea.embed.names import store_name
 from protea.embed.prepare import IdCheck, Policies, Prepared, prepare
 from protea.errors import DamagedFileError
 from protea.fasta import Record
 from protea.models.encoder import Encoder
 from protea.packing import pack_by_budget
+
+Item = TypeVar("Item")
 
 Advance = Callable[[int], None]
 """Called with a number of residues done."""
@@ -161,14 +165,20 @@ def survey(
         ProteaError: whatever reading and preparing raise, but for damage on the way.
     """
     hashes = _Hashes()
-    found = _count(prepare(read(), model, policies, hashes), budget, advance)
+    found = None
+    if policies.duplicates == "skip":
+        # What is left out as a duplicate may be as odd as it likes; so ids come first.
+        for record in _until_damage(read(), []):
+            hashes.first_time(store_name(record.id))
+    else:
+        found = _count(prepare(read(), model, policies, hashes), budget, advance)
     known, counts = np.unique(np.frombuffer(hashes.values, np.uint64), return_counts=True)
     repeated = frozenset(known[counts > 1].tolist())
-    if not repeated:
-        return replace(found, ids=_AllFirst)
-    # Some ids come twice: only now can it be said what becomes of them.
-    found = _count(prepare(read(), model, policies, SurveyedIds(known, repeated)), budget, advance)
-    return replace(found, ids=lambda: SurveyedIds(known, repeated))
+    new_ids = partial(SurveyedIds, known, repeated) if repeated else _AllFirst
+    if found is None or repeated:
+        # Only now can it be said what becomes of ids that come twice.
+        found = _count(prepare(read(), model, policies, new_ids()), budget, advance)
+    return replace(found, ids=new_ids)
 
 
 def _count(items: Iterable[Prepared], budget: int, advance: Advance) -> Survey:
@@ -212,7 +222,7 @@ def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: 
         raise damage[0]
 
 
-def _until_damage(items: Iterable[Prepared], damage: list[DamagedFileError]) -> Iterator[Prepared]:
+def _until_damage(items: Iterable[Item], damage: list[DamagedFileError]) -> Iterator[Item]:
     try:
         yield from items
     except DamagedFileError as error:
