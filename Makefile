@@ -12,8 +12,8 @@ OUT := build/demo/proteins
 
 demo: $(VENV)/.installed $(MODEL)
 	@echo
-	@echo '$$ protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --long truncate'
-	@$(BIN)/protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --long truncate --overwrite
+	@echo '$$ protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5'
+	@$(BIN)/protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --overwrite
 	@echo
 	@echo '$$ python examples/read_embeddings.py $(OUT).parquet $(OUT).h5'
 	@$(BIN)/python examples/read_embeddings.py $(OUT).parquet $(OUT).h5

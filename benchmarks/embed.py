@@ -9,10 +9,15 @@ its turn, so that a machine that drifts drifts for all. Peers run the way that i
     fair-esm       its own batches of at most 4,096 tokens
     esm-cpp        a sequence at a time, as it computes; int8 weights; its outputs are logits
 
+On a GPU (``--device cuda``) the contestants are ``protea --fast`` and transformers in bfloat16 with SDPA, and model
+FLOP utilisation is printed: residues/s · (2 · parameters + 4 · layers · L · width) / peak, where L is the mean length a
+residue's sequence has and the peak is ``--peak-tflops`` (989 for H100 and H200).
+
 The ceiling is a product of matrices with a million weights each, in the same rounds: residues per second if a model
 were nothing but its linear layers at that rate (2 FLOP a parameter and residue).
 
 Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--esm-cpp PYTHON]
+       python benchmarks/embed.py --device cuda --sequences 5000 --model esm2_t33_650M_UR50D
        where PYTHON is an interpreter that has esm-cpp, which wants an older NumPy than Protea's tests
 """
 
@@ -37,6 +42,7 @@ CONTESTANTS = (
     "fair-esm float32",
     "esm-cpp int8",
 )
+ON_GPU = ("protea --fast", "transformers bfloat16")
 CEILINGS = ("ceiling float32", "ceiling bfloat16")
 CEILING_SIDE = 1024
 
@@ -56,13 +62,13 @@ def read_records(path: Path) -> list[tuple[str, str]]:
     return [(name, "".join(lines)) for name, *lines in (entry.split("\n") for entry in entries)]
 
 
-def protea_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     from protea import load
     from protea.embed.run import Run
     from protea.embed.settings import Settings
     from protea.models.inference import for_inference
 
-    loaded = load(model, device="cpu", dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype)
     for_inference(loaded.module)
     settings = Settings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
 
@@ -72,7 +78,7 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], 
     return job
 
 
-def transformers_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+def transformers_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     import numpy as np
     import torch
     from transformers import EsmModel, EsmTokenizer
@@ -81,6 +87,7 @@ def transformers_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callabl
     loaded = EsmModel.from_pretrained(
         model, dtype=getattr(torch, dtype), attn_implementation="sdpa", add_pooling_layer=False
     ).eval()
+    loaded.to(device)
 
     def job() -> None:
         records = read_records(fasta)
@@ -89,16 +96,16 @@ def transformers_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callabl
         with torch.inference_mode():
             for start in range(0, len(order), 8):
                 numbers = order[start : start + 8]
-                batch = tokenizer([records[n][1] for n in numbers], return_tensors="pt", padding=True)
+                batch = tokenizer([records[n][1] for n in numbers], return_tensors="pt", padding=True).to(device)
                 states = loaded(**batch).last_hidden_state
                 for row, n in enumerate(numbers):
-                    means[n] = states[row, 1 : len(records[n][1]) + 1].float().mean(0).numpy()
+                    means[n] = states[row, 1 : len(records[n][1]) + 1].float().mean(0).cpu().numpy()
         np.save(out.with_suffix(".npy"), means)
 
     return job
 
 
-def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     import numpy as np
     import torch
     from esm import Alphabet, FastaBatchedDataset
@@ -125,7 +132,7 @@ def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[]
     return job
 
 
-def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     import esm_cpp
     import numpy as np
 
@@ -140,7 +147,7 @@ def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[],
     return job
 
 
-def ceiling_job(model: Path, fasta: Path, out: Path, dtype: str) -> Callable[[], None]:
+def ceiling_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     import torch
 
     kind = getattr(torch, dtype)
@@ -162,10 +169,10 @@ JOBS = {
 }
 
 
-def work(name: str, model: Path, fasta: Path, out: Path) -> None:
+def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
     """A process of its own: warm up, then one run for every line on standard input."""
     peer, dtype = name.split()
-    job = JOBS[peer](model, fasta, out, {"--fast": "bfloat16"}.get(dtype, dtype))
+    job = JOBS[peer](model, fasta, out, {"--fast": "bfloat16"}.get(dtype, dtype), device)
     job()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -180,14 +187,15 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--esm-cpp", metavar="PYTHON", help="an interpreter that has esm-cpp")
-    parser.add_argument("--only", help="contestants that contain this text")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bfloat16")
     parser.add_argument("--work", nargs=4, metavar=("NAME", "MODEL", "FASTA", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         name, *paths = arguments.work
-        work(name, *map(Path, paths))
+        work(name, *map(Path, paths), device=arguments.device)
         return
-    names = [name for name in CONTESTANTS if not arguments.only or arguments.only in name]
+    names = list(CONTESTANTS if arguments.device == "cpu" else ON_GPU)
     if not arguments.esm_cpp:
         names = [name for name in names if not name.startswith("esm-cpp")]
     with tempfile.TemporaryDirectory() as temporary:
@@ -197,9 +205,10 @@ def main() -> None:
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
         residues = write_fasta(fasta, arguments.sequences)
         workers = {}
-        for name in (*names, *CEILINGS):
+        for name in (*names, *(CEILINGS if arguments.device == "cpu" else ())):
             python = arguments.esm_cpp if name.startswith("esm-cpp") else sys.executable
             command = [python, __file__, "--work", name, str(model), str(fasta), str(folder / name.replace(" ", "-"))]
+            command += ["--device", arguments.device]
             workers[name] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
@@ -218,7 +227,15 @@ def main() -> None:
             worker.stdin.close()
             worker.wait()
         parameters = (model / "model.safetensors").stat().st_size // 4
+        config = json.loads((model / "config.json").read_text())
+        lengths = [len(sequence) for _, sequence in read_records(fasta)]
     report(arguments.model, residues, names, seconds, parameters)
+    if arguments.device == "cuda":
+        met = sum(length**2 for length in lengths) / sum(lengths)
+        flop = 2 * parameters + 4 * config["num_hidden_layers"] * met * config["hidden_size"]
+        for name in names:
+            rate = residues / statistics.median(seconds[name])
+            print(f"{name}: model FLOP utilisation {rate * flop / arguments.peak_tflops / 1e12:.1%}")
 
 
 def report(model: str, residues: int, names: list[str], seconds: dict[str, list[float]], parameters: int) -> None:
@@ -234,7 +251,7 @@ def report(model: str, residues: int, names: list[str], seconds: dict[str, list[
             ratios = [min(theirs) / ours for ours, theirs in zip(seconds[name], rounds, strict=True)]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"| {name} | {statistics.median(rates):,.0f} ({rates[-1]:,.0f}, {rates[0]:,.0f}) | {ratio} |")
-    for name in CEILINGS:
+    for name in filter(seconds.get, CEILINGS):
         rate = 200 * 2 * CEILING_SIDE**3 / statistics.median(seconds[name])
         print(f"| {name}: {rate / 1e9:,.0f} GFLOP/s | {rate / (2 * parameters):,.0f} | |")
 

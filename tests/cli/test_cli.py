@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -79,7 +80,7 @@ def test_both_outputs_in_one_pass(run: Run, fasta: Path, model_folders: dict[str
     frame = pd.read_parquet("s.parquet")
     assert frame["id"].tolist() == ["a", "b", "c|3/x"]
     assert frame["description"].tolist() == ["first protein", "", ""]
-    np.testing.assert_allclose(np.stack(frame["embedding"]), [array.mean(0) for array in expected], rtol=1e-5)
+    np.testing.assert_allclose(np.stack(frame["embedding"]), [array.mean(0) for array in expected], rtol=0, atol=1e-6)
     with h5py.File("r.h5") as file:
         for name, array in zip(["a", "b", "c|3%2Fx"], expected, strict=True):
             np.testing.assert_allclose(file[name][:], array, rtol=0, atol=1e-6)
@@ -394,3 +395,11 @@ def test_places_that_cannot_be_written(run: Run, fasta: Path, model_folders: dic
     fails(run(*arguments, f"{'x' * 300}.h5"), 1, "File name too long")
     if Path("/proc/self").exists():  # not even root writes there
         fails(run(*arguments, "/proc/s.h5"), 1, "/proc")
+
+
+def test_every_option_of_embed_is_documented(run: Run) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text()
+    options = set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", run("embed", "--help").out, re.MULTILINE)) - {"--help"}
+    assert len(options) > 15
+    for option in options:
+        assert f"`{option}`" in documented, option

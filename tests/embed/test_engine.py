@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from tests.conftest import LoadModel
 from torch import Tensor
 
+from conftest import LoadModel
 from protea.embed import engine
 from protea.embed.engine import Wanted, default_budget, embed
 from protea.embed.prefetch import prefetch

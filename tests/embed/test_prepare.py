@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import CONFIGS
 
+from conftest import CONFIGS
 from protea.alphabet import ESM
 from protea.embed.names import file_name, store_name
 from protea.embed.prepare import Encoded, Note, Policies, prepare

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import LoadModel
 
+from conftest import LoadModel
 from protea.embed.windows import join, spans, weights
 
 

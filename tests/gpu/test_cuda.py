@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import protea
 from conftest import CONFIGS, LoadModel
 from protea.models.attention import REFERENCE, SDPA, VARLEN, pick_kernel
 from protea.packing import CuSeqlens
@@ -97,3 +98,47 @@ def test_the_command_line(load_small: LoadModel, tmp_path: Path) -> None:
     done = subprocess.run([*command, "-o", tmp_path / "a.h5"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cuda" in done.stderr
+
+
+def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Pinned copies, a stream of their own, no synchronisation a pack: and still every number in its place."""
+    from protea.embed.run import Run
+    from protea.embed.settings import Settings
+    from protea.embed.stores import read_store
+
+    rng = np.random.default_rng(0)
+    fasta = tmp_path / "in.fasta"
+    letters = list("ACDEFGHIKLMNPQRSTVWY")
+    fasta.write_text("".join(f">r{n}\n{''.join(rng.choice(letters, rng.integers(1, 1500)))}\n" for n in range(200)))
+    read = {}
+    for device in ("cpu", "cuda"):
+        settings = Settings(
+            inputs=(str(fasta),), residues=tmp_path / f"{device}.h5", layers=(0, -1), long="window", token_budget=3000
+        )
+        Run(settings, protea.load(model_folders["esm2"], device=device).module, {})()
+        read[device] = list(read_store(tmp_path / f"{device}.h5").records)
+    for (entry, ours), (expected, theirs) in zip(read["cuda"], read["cpu"], strict=True):
+        assert entry == expected
+        np.testing.assert_allclose(ours["residues"], theirs["residues"], rtol=0, atol=1e-4)
+
+
+def test_running_out_of_memory_halves_the_pack(load_small: LoadModel) -> None:
+    from protea.embed.engine import Wanted, embed
+    from protea.embed.prepare import Encoded
+    from protea.fasta import Record
+
+    model = load_small("esm2", device="cuda").module
+    ids = np.full(500, 20, dtype=np.uint8)
+    records = [Encoded(Record(str(n), "", "M" * 500, ""), ids, ((0, 500),), None) for n in range(400)]
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 100e6) / total))
+    try:
+        (finish,) = embed(model, [records], Wanted(layers=(3,), residues=True), 1_000_000)
+        embeddings = finish()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert free > 0
+    assert len(embeddings) == 400
+    for one in embeddings[1:]:
+        np.testing.assert_allclose(one.residues, embeddings[0].residues, rtol=0, atol=1e-5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import CONFIGS, LoadModel
 
+from conftest import CONFIGS, LoadModel
 from protea.device import native_bfloat16
 from protea.models.inference import FusedSelfAttention, PackedLinear, for_inference
 
