@@ -7,6 +7,7 @@ line breaks is handed on, so that whoever encodes decides what it means.
 from __future__ import annotations
 
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -57,6 +58,12 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
     for path in paths:
         with _open(path) as stream:
             yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
+
+
+def flows(path: str) -> bool:
+    """Whether an input is standard input or a pipe, gone once read."""
+    # os.path never raises, whatever the path; reading does later, with a message.
+    return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
 
 
 def _parse(stream: BinaryIO, name: str) -> Iterator[Record]:

@@ -185,7 +185,7 @@ def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> N
         )
     odd = [f"{count:,} {what}" for what in _ODD if (count := getattr(totals, what))]
     if odd:
-        typer.echo(f"protea: note: {', '.join(odd)}: see {run.outputs[0].report}", err=True)
+        typer.echo(f"protea: note: {', '.join(odd)}: see {run.outputs[0].path}.report.tsv", err=True)
     typer.echo(
         f"{totals.residues:,} residues in {seconds:.1f} s, {str(model.dtype).removeprefix('torch.')}, {model.device}",
         err=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,8 @@ import yaml
 
 from protea.embed.journal import JOURNAL, work_folder
 from protea.embed.merge import merge
-from protea.embed.run import Watcher, check_place
+from protea.embed.outputs import check_place
+from protea.embed.run import Watcher
 from protea.embed.settings import Settings, Shard
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, ProteaError
@@ -44,7 +46,7 @@ def run_on_devices(settings: Settings, watcher: Watcher, *, overwrite: bool) -> 
     if settings.device != "cpu" and torch.cuda.device_count() < count:
         raise DeviceError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs")
     for output in settings.outputs:
-        check_place(output, overwrite)
+        check_place(output, overwrite=overwrite)
     shards = [Shard(number=number, of=count) for number in range(1, count + 1)]
     to_do = [shard for shard in shards if overwrite or not _finished(settings, shard)]
     watcher.begun(None, Totals())
@@ -115,7 +117,5 @@ def _residues(journal: Path) -> int:
 
 
 def _remove(output: Path) -> None:
-    import shutil
-
     for path in (output, output.with_name(f"{output.name}.report.tsv"), output.with_name(f"{output.name}.run.yaml")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from protea.embed.journal import Journal, differences
-from protea.embed.run import check_place, write_error
+from protea.embed.outputs import REPORT_HEADER, check_place, move_into_place, write_beside, write_error
 from protea.embed.settings import PROVENANCE
 from protea.embed.stores import kind_of, open_store, read_store
 from protea.embed.survey import Totals
 from protea.errors import OutputError, ResumeError
-
-_HEADER = b"id\twhat\tdetail\n"
 
 
 def find_shards(output: Path) -> list[Path]:
@@ -54,7 +49,7 @@ def merge(output: Path, *, overwrite: bool = False) -> Totals:
         OutputError: shards are missing or of different runs, or the output exists or cannot be written.
     """
     try:
-        check_place(output, overwrite)
+        check_place(output, overwrite=overwrite)
         shards = find_shards(output)
         contents = [read_store(shard) for shard in shards]
         provenance = _common(output, [each.provenance for each in contents], shards)
@@ -69,10 +64,9 @@ def merge(output: Path, *, overwrite: bool = False) -> Totals:
                 complete = store.finish(provenance)
             finally:
                 store.abandon()
-            _beside(output, shards, provenance)
-            if output.is_dir():
-                shutil.rmtree(output)
-            complete.replace(output)
+            reports = [shard.with_name(f"{shard.name}.report.tsv").read_bytes() for shard in shards]
+            write_beside(output, b"".join(report.removeprefix(REPORT_HEADER) for report in reports), provenance)
+            move_into_place(complete, output)
             journal.remove()
     except (OSError, KeyError, ValueError) as error:
         raise write_error(error, output) from error
@@ -88,10 +82,3 @@ def _common(output: Path, each: list[dict[str, Any]], shards: list[Path]) -> dic
             raise OutputError(f"{output}: {shards[0].name} and {shard.name} are of different runs ({changed})")
     total = {name: sum(getattr(count, name) for count in counts) for name in asdict(counts[0])}
     return each[0] | {"shard": None, PROVENANCE: each[0][PROVENANCE] | {"counts": total}}
-
-
-def _beside(output: Path, shards: list[Path], provenance: dict[str, Any]) -> None:
-    reports = [shard.with_name(f"{shard.name}.report.tsv").read_bytes().removeprefix(_HEADER) for shard in shards]
-    output.with_name(f"{output.name}.report.tsv").write_bytes(_HEADER + b"".join(reports))
-    run_file = yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True)
-    output.with_name(f"{output.name}.run.yaml").write_text(run_file, encoding="utf-8")

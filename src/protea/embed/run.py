@@ -6,9 +6,6 @@ a few packs, so memory stays the same whatever the input's size.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -17,22 +14,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-import yaml
 
 import protea
 from protea.device import native_bfloat16
 from protea.embed import engine
 from protea.embed.engine import Embedding, Wanted
-from protea.embed.journal import Journal, Progress, differences, work_folder
+from protea.embed.journal import Journal, Progress, differences
+from protea.embed.outputs import check_place, check_space, move_into_place, outputs_of, write_beside, write_error
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import Encoded, Prepared, prepare
 from protea.embed.settings import PROVENANCE, Settings
-from protea.embed.stores import RESIDUES, Array, Entry, Layout, Store, kind_of, open_store
+from protea.embed.stores import RESIDUES, Entry, Store, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
-from protea.errors import DamagedFileError, FastaError, NonFiniteError, OutputError, ResumeError, UsageError
-from protea.fasta import STDIN, Record, read_fasta
+from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
+from protea.fasta import Record, flows, read_fasta
 from protea.models.encoder import Encoder
 
 _COMMIT_SECONDS: Final = 10.0
@@ -58,35 +54,6 @@ class Watcher:
         """Something the user should know."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """One file or folder that a run writes.
-
-    Attributes:
-        path: its final place.
-        kind: its format.
-        layout: what its arrays look like.
-    """
-
-    path: Path
-    kind: str
-    layout: Layout
-
-    @property
-    def report(self) -> Path:
-        """Where the report lies."""
-        return self.path.with_name(f"{self.path.name}.report.tsv")
-
-    @property
-    def run_file(self) -> Path:
-        """Where settings and provenance lie."""
-        return self.path.with_name(f"{self.path.name}.run.yaml")
-
-    def needs(self, totals: Totals) -> int:
-        """Bytes of disk, at least; Parquet's parts lie beside the whole for a moment."""
-        return self.layout.bytes(totals.embedded, totals.residues) * (2 if self.kind == "parquet" else 1)
-
-
 @dataclass
 class Run:
     """One run over the input, from checks to outputs in place.
@@ -107,7 +74,9 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layers = engine.resolve_layers(self.settings.layers, self.model)
-        self.outputs = _outputs(self.settings, self.layers, self.model.config.hidden_size)
+        self._total: Totals | None = None
+        self._done = Totals()
+        self.outputs = outputs_of(self.settings, self.layers, self.model.config.hidden_size)
 
     def __call__(self) -> Totals:
         """Do it.
@@ -120,7 +89,7 @@ class Run:
         """
         try:
             for output in self.outputs:
-                check_place(output.path, self.overwrite)
+                check_place(output.path, overwrite=self.overwrite)
             with Journal([output.path for output in self.outputs], anew=self.overwrite) as journal:
                 try:
                     return self._locked(journal)
@@ -128,7 +97,7 @@ class Run:
                     if journal.progress is None:
                         journal.remove()  # nothing was finished, so nothing is left behind
         except OSError as error:
-            raise write_error(error, self.outputs[0].path) from error
+            raise write_error(error, self.outputs[0].path, self._missing()) from error
 
     def _locked(self, journal: Journal) -> Totals:
         found = journal.progress
@@ -159,10 +128,9 @@ class Run:
         return read_fasta(self.settings.inputs)
 
     def _survey(self, budget: int) -> Survey:
-        flows = [path for path in self.settings.inputs if _flows(path)]
-        if flows:
+        if once := [path for path in self.settings.inputs if flows(path)]:
             if self.settings.shard is not None:
-                raise UsageError(f"--shard needs files that can be read twice, not {flows[0]}")
+                raise UsageError(f"--shard needs files that can be read twice, not {once[0]}")
             return UNKNOWN
         found = survey(self._read, self.model, self.settings.policies, budget, self.watcher.surveyed)
         if found.damage is not None:
@@ -206,20 +174,6 @@ class Run:
                 "use those again, or pass --overwrite to start anew"
             )
 
-    def _check_space(self, total: Totals, done: Totals) -> None:
-        needed: dict[int, int] = {}
-        for output in self.outputs:
-            device = output.path.parent.stat().st_dev
-            needed[device] = needed.get(device, 0) + output.needs(total) - output.needs(done)
-        for output in self.outputs:
-            free = shutil.disk_usage(output.path.parent).free
-            missing = needed[output.path.parent.stat().st_dev]
-            if missing > free:
-                raise OutputError(
-                    f"{output.path}: needs {_size(missing)} more of disk, {_size(free)} are free; free some, write "
-                    "elsewhere, or pass --store float16"
-                )
-
     # --- the work ------------------------------------------------------------------------------------------------
 
     def _work(self, journal: Journal, surveyed: Survey, budget: int) -> Progress:
@@ -227,7 +181,8 @@ class Run:
         progress = journal.progress or Progress(groups=0 if share is None else share.start)
         total = surveyed.totals
         if total is not None and share is None:
-            self._check_space(total, progress.totals)
+            check_space(self.outputs, total, progress.totals)
+            self._total = total
         self.watcher.begun(total if share is None else None, progress.totals)
         with ExitStack() as stack:
             stores = self._open(journal, progress)
@@ -305,12 +260,13 @@ class Run:
             if embedding.residues is not None:
                 arrays[RESIDUES] = embedding.residues
             for output, store in zip(self.outputs, stores, strict=True):
-                store.write(entry, {kind: _narrowed(arrays[kind], output, encoded) for kind in output.layout.kinds})
+                store.write(entry, {kind: output.narrowed(arrays[kind], encoded) for kind in output.layout.kinds})
         totals = progress.totals
         for item in group.items:
             journal.note(item.notes)
             totals = totals.plus(item)
         self.watcher.embedded(totals.residues - progress.totals.residues)
+        self._done = totals
         return replace(
             progress,
             groups=group.number + 1,
@@ -324,6 +280,12 @@ class Run:
         journal.commit(progress)
         return progress
 
+    def _missing(self) -> int | None:
+        """Bytes still to be written, if the whole is known."""
+        if self._total is None:
+            return None
+        return sum(output.needs(self._total) - output.needs(self._done) for output in self.outputs)
+
     # --- after the work ------------------------------------------------------------------------------------------
 
     def _provenance(self, totals: Totals) -> dict[str, Any]:
@@ -332,55 +294,11 @@ class Run:
 
     def _place(self, journal: Journal, progress: Progress) -> None:
         """Move finished outputs into place; done again from the start if interrupted."""
-        report = b"id\twhat\tdetail\n" + journal.report()
-        run_file = yaml.safe_dump(self._provenance(progress.totals), sort_keys=False, allow_unicode=True)
         for output, folder, state in zip(self.outputs, journal.folders, progress.stores, strict=True):
             complete = folder / state["complete"]
-            if not complete.exists():
-                continue
-            output.report.write_bytes(report)
-            output.run_file.write_text(run_file, encoding="utf-8")
-            if output.path.is_dir():
-                shutil.rmtree(output.path)
-            complete.replace(output.path)
-
-
-def write_error(error: Exception, output: Path) -> OutputError:
-    """What went wrong with writing, in a line."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(
-            f"{output}: the disk is full; finished work is kept: make room and run the same command again"
-        )
-    place = getattr(error, "filename", None) or output
-    return OutputError(f"{place}: cannot be read or written: {getattr(error, 'strerror', None) or error}")
-
-
-def _outputs(settings: Settings, layers: tuple[int, ...], width: int) -> list[Output]:
-    outputs = []
-    for path in settings.outputs:
-        option = "-o" if path == settings.sequences else "-r"
-        kind = kind_of(path, option)
-        kinds = settings.pool if path == settings.sequences else ()
-        if path == settings.residues:
-            kinds = (*kinds, RESIDUES)
-        compression = settings.compression if kind == "h5" else None
-        layout = Layout(kinds, layers, width, settings.store, compression)
-        outputs.append(Output(path if settings.shard is None else settings.shard.output(path), kind, layout))
-    return outputs
-
-
-def check_place(path: Path, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Raises:
-        OutputError: it exists, or its folder does not.
-    """
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    unfinished = work_folder(path).exists()
-    if path.exists() and not overwrite and not unfinished:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+            if complete.exists():
+                write_beside(output.path, journal.report(), self._provenance(progress.totals))
+                move_into_place(complete, output.path)
 
 
 def _pass_over(items: Iterator[Prepared], progress: Progress, output: Path) -> None:
@@ -406,26 +324,3 @@ def _pass_over(items: Iterator[Prepared], progress: Progress, output: Path) -> N
 def _nothing_left(inputs: Iterable[str], journal: Journal) -> str:
     first = journal.report().decode().splitlines()[0].split("\t")
     return f"{', '.join(inputs)}: every record was skipped; the first, {first[0]!r}: {first[2]}"
-
-
-def _narrowed(array: engine.FloatArray, output: Output, encoded: Encoded) -> Array:
-    if output.layout.dtype == "float32":
-        return array
-    with np.errstate(over="ignore"):
-        narrow: Array = array.astype(output.layout.dtype)
-    if not np.isfinite(narrow).all():
-        raise NonFiniteError(
-            f"{encoded.record.place}: values up to {np.abs(array).max():.0f}, beyond float16's 65,504; "
-            "use --store float32"
-        )
-    return narrow
-
-
-def _flows(path: str) -> bool:
-    """Whether the input is standard input or a pipe, gone once read."""
-    # os.path never raises, whatever the path; reading does later, with a message.
-    return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
