@@ -173,11 +173,11 @@ def test_a_long_sequence_and_learned_positions(run: Run, model_folders: dict[str
         (["-o", "s.h5"], "no inputs given"),
         (["in.fasta", "-o", "./in.fasta"], "in.fasta is input and output; name another output"),
         (["in.fasta", "-o", "s.h5", "--fast", "--dtype", "bfloat16"], "--fast chooses the type itself"),
-        (["in.fasta", "-o", "s.h5", "--shard", "0/4"], "shard '0/4': expected i/N with i from 1 to N"),
+        (["in.fasta", "-o", "s.h5", "--shard", "0/4"], "shard '0/4' should be i/N with i from 1 to N"),
         (["in.fasta", "-o", "s.h5", "--shard", "1/4", "--devices", "2"], "exclude each other"),
-        (["in.fasta", "-o", "s.h5", "--store", "float64"], "store 'float64': 'float32' or 'float16'"),
-        (["in.fasta", "-o", "s.h5", "--unknown", "y"], "unknown 'y': 'x', 'error' or 'skip'"),
-        (["in.fasta", "-o", "s.h5", "--compression", "10"], "compression 10: "),
+        (["in.fasta", "-o", "s.h5", "--store", "float64"], "store 'float64' should be 'float32' or 'float16'"),
+        (["in.fasta", "-o", "s.h5", "--unknown", "y"], "unknown 'y' should be 'x', 'error' or 'skip'"),
+        (["in.fasta", "-o", "s.h5", "--compression", "10"], "compression 10 should be "),
         (["in.fasta", "-o", "s.h5", "--config", "absent.yaml"], "--config absent.yaml: cannot be read"),
         (["in.fasta", "--nope"], "No such option"),
         (["in.fasta", "-o", "s.csv"], "unknown suffix '.csv'"),
@@ -185,12 +185,12 @@ def test_a_long_sequence_and_learned_positions(run: Run, model_folders: dict[str
         (["in.fasta", "-o", "s.h5", "-r", "s.h5"], "-o and -r both name s.h5"),
         (["in.fasta", "-o", "s.h5", "--pool", "median"], "unknown pooling 'median'"),
         (["in.fasta", "-o", "s.h5", "--pool", "mean,mean"], "names one twice"),
-        (["in.fasta", "-o", "s.h5", "--layers", "one"], "layers 'one': "),
+        (["in.fasta", "-o", "s.h5", "--layers", "one"], "layers 'one' should be "),
         (["in.fasta", "-o", "s.h5", "--layers", "9"], "layer 9 does not exist"),
-        (["in.fasta", "-o", "s.h5", "--long", "cut"], "long 'cut': 'truncate', 'window', 'full' or 'error'"),
-        (["in.fasta", "-o", "s.h5", "--dtype", "bf16"], "dtype 'bf16': 'float32', 'bfloat16' or 'float16'"),
+        (["in.fasta", "-o", "s.h5", "--long", "cut"], "long 'cut' should be 'truncate', 'window', 'full' or 'error'"),
+        (["in.fasta", "-o", "s.h5", "--dtype", "bf16"], "dtype 'bf16' should be 'float32', 'bfloat16' or 'float16'"),
         (["in.fasta", "-o", "s.h5", "--device", "tpu"], "unknown device 'tpu'"),
-        (["in.fasta", "-o", "s.h5", "--token-budget", "0"], "token_budget 0: "),
+        (["in.fasta", "-o", "s.h5", "--token-budget", "0"], "token_budget 0 should be "),
     ],
 )
 def test_wrong_usage(run: Run, fasta: Path, model_folders: dict[str, Path], arguments: list[str], part: str) -> None:
@@ -392,7 +392,7 @@ def test_store_float16(run: Run, fasta: Path, model_folders: dict[str, Path], tm
 def test_places_that_cannot_be_written(run: Run, fasta: Path, model_folders: dict[str, Path]) -> None:
     arguments = ("embed", fasta, "-m", model_folders["esm2"], "-o")
     fails(run(*arguments, "absent/s.h5"), 1, "absent/s.h5: there is no folder absent; create it first")
-    fails(run(*arguments, f"{'x' * 300}.h5"), 1, "File name too long")
+    fails(run(*arguments, f"{'x' * 300}.h5"), 1, "the name is too long")
     if Path("/proc/self").exists():  # not even root writes there
         fails(run(*arguments, "/proc/s.h5"), 1, "/proc")
 
@@ -403,3 +403,212 @@ def test_every_option_of_embed_is_documented(run: Run) -> None:
     assert len(options) > 15
     for option in options:
         assert f"`{option}`" in documented, option
+
+
+# --- what must never be lost or mixed up ---------------------------------------------------------------------------
+
+
+def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "in.fasta").write_text(FASTA)
+    (data / "thesis.txt").write_text("years of work")
+    model = ("-m", model_folders["esm2"], "--overwrite")
+    (tmp_path / "copy.fasta").write_text(FASTA)
+    fails(run("embed", "copy.fasta", *model, "-o", "data"), 1, "data: exists and is no folder of embeddings")
+    fails(run("embed", "data/in.fasta", *model, "-o", "data"), 2, "data: the input ", "is in it")
+    for name in (".", "..", "/", ""):
+        fails(run("embed", "copy.fasta", *model, "-o", name), 2, "names no file or folder of its own")
+    (tmp_path / "link").symlink_to(data)
+    fails(run("embed", "copy.fasta", *model, "-o", "link"), 1, "link: exists and is no folder of embeddings")
+    (tmp_path / "folder.h5").mkdir()
+    fails(run("embed", "copy.fasta", *model, "-o", "folder.h5"), 1, "folder.h5: is a folder; name a file")
+    assert {path.name for path in data.iterdir()} == {"in.fasta", "thesis.txt"}
+    assert not list(tmp_path.glob(".*.partial"))
+    for _ in range(2):  # an empty folder and one of ours may be replaced
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert run("embed", "copy.fasta", *model, "-o", "empty").code == 0
+    assert len(list((tmp_path / "empty").glob("*.pt"))) == 3
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have runs commit after every pack, and stop at the n-th commit; 0 for never."""
+    from protea.embed import run
+    from protea.embed.journal import Journal, Progress
+
+    commit = Journal.commit
+    left = [0]
+
+    def limited(self: Journal, progress: Progress) -> None:
+        commit(self, progress)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(Journal, "commit", limited)
+    return lambda count: left.__setitem__(0, count)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    path = tmp_path / "many.fasta"
+    path.write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY'[n % 20 :]}MKT\n" for n in range(60)))
+    return path
+
+
+def test_outputs_of_another_unfinished_run(
+    run: Run, many: Path, fasta: Path, model_folders: dict[str, Path], interrupt: Callable[[int], None]
+) -> None:
+    model = ("-m", model_folders["esm2"], "--token-budget", 60)
+    interrupt(5)
+    assert run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5").code == 130
+    interrupt(0)
+    fails(run("embed", fasta, *model, "-r", "b.h5"), 1, "b.h5: belongs to an unfinished run of a.parquet")
+    fails(run("embed", many, *model, "-o", "a.parquet", "-r", "c.h5"), 1, "residues b.h5 -> c.h5")
+    assert not Path(".c.h5.partial").exists()
+    assert run("embed", fasta, *model, "-r", "b.h5", "--overwrite").code == 0
+    Path("b.h5").unlink()
+    fails(
+        run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5"),
+        1,
+        ".b.h5.partial: what an unfinished run had written is gone",
+    )
+    assert run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5", "--overwrite").code == 0
+    with h5py.File("b.h5") as file:
+        assert list(file) == [f"r{n}" for n in range(60)]
+    assert not list(Path().glob(".*.partial"))
+
+
+def test_a_mistake_does_not_cost_unfinished_work(
+    run: Run, many: Path, model_folders: dict[str, Path], interrupt: Callable[[int], None]
+) -> None:
+    arguments = ("-m", model_folders["esm2"], "--token-budget", 60, "-o", "a.parquet", "-r", "b.h5")
+    interrupt(5)
+    assert run("embed", many, *arguments).code == 130
+    interrupt(0)
+    fails(run("embed", "absent.fasta", *arguments, "--overwrite"), 1, "absent.fasta: no such file")
+    result = run("embed", many, *arguments)
+    assert result.code == 0
+    assert "going on after" in result.err
+
+
+def test_input_that_changes_while_it_is_read(
+    run: Run, many: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protea.embed import run as module
+
+    survey = module.survey
+    for addition in (">new\nMKT\n", ">r5\nMKT\n"):
+
+        def changing(*arguments: object, addition: str = addition, **options: object) -> object:
+            found = survey(*arguments, **options)  # type: ignore[arg-type]
+            many.write_text(many.read_text() + addition)
+            return found
+
+        monkeypatch.setattr(module, "survey", changing)
+        result = run("embed", many, "-m", model_folders["esm2"], "-r", "r.h5")
+        fails(result, 1, "the input changed while it was read")
+        assert not Path("r.h5").exists()
+
+
+def test_shards_of_what_is_not_one_whole(
+    run: Run, many: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protea.embed import engine
+
+    many.write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY' * 5}\n" for n in range(200)))
+    arguments = ("embed", many, "-m", model_folders["esm2"], "-o", "s.parquet", "--shard")
+    assert run(*arguments, "1/2").code == 0
+    monkeypatch.setattr(engine, "_available_memory", lambda: 12_000_000)  # another machine
+    assert run(*arguments, "2/2").code == 0
+    assert run("merge", "s.parquet").code == 0
+    assert len(pd.read_parquet("s.parquet")) == 200
+    many.write_text(many.read_text() + ">more\nMKT\n")
+    assert run(*arguments, "2/2", "--overwrite").code == 0
+    fails(run("merge", "s.parquet", "--overwrite"), 1, "are of different runs (input ")
+
+
+@pytest.mark.parametrize("name", ["out", "out.h5", "out.parquet"])
+def test_shards_of_every_format(run: Run, many: Path, model_folders: dict[str, Path], name: str) -> None:
+    from protea.embed.stores import kind_of, read_store
+
+    output = ("-r", name) if name == "out.parquet" else ("-o", name, "--pool", "mean,bos")
+    arguments = ("embed", many, "-m", model_folders["esm2"], *output, "--layers", "0,-1", "--token-budget", 200)
+    whole = Path("whole") / name
+    whole.parent.mkdir()
+    assert run(*[whole if part == name else part for part in arguments]).code == 0
+    assert run(*arguments, "--shard", "1/2").code == 0
+    assert run(*arguments, "--shard", "2/2").code == 0
+    result = run("merge", name)
+    assert result.code == 0, result
+    kind = kind_of(Path(name), "-o")
+    ours, theirs = (list(read_store(path, kind).records) for path in (Path(name), whole))
+    assert [entry for entry, _ in ours] == [entry for entry, _ in theirs]
+    for (_, a), (_, b) in zip(ours, theirs, strict=True):
+        assert all(np.array_equal(a[key], b[key]) for key in b)
+    shard = Path(name).with_name(f"out.shard-2-of-2{Path(name).suffix}")
+    broken = sorted(shard.glob("*.pt"))[3] if shard.is_dir() else shard
+    broken.write_bytes(broken.read_bytes()[:-200])
+    fails(run("merge", name, "--overwrite"), 1, f"{shard}: damaged, or no shard", "run that shard again")
+    assert kind_of(Path(name), "-o") == kind
+    assert len(list(read_store(Path(name), kind).records)) == 60
+    assert not list(Path().glob(".*.partial"))
+    fails(run("merge", "x.txt"), 2, "unknown suffix '.txt'")
+
+
+def test_devices_keep_to_their_own_shards(
+    run: Run, many: Path, fasta: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protea.embed import devices
+    from protea.errors import OutputError
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = ("-m", model_folders["esm2"], "--token-budget", 60)
+    for number in (1, 2):
+        assert run("embed", fasta, *model, "-o", "s.h5", "--shard", f"{number}/2").code == 0
+    arguments = ("embed", many, *model, "-o", "s.h5", "-r", "r", "--devices", 2, "--device", "cpu")
+    merge = devices.merge
+
+    def failing(output: Path, *rest: object, **options: object) -> object:
+        if output.name == "r":
+            raise OutputError("r: stopped here")
+        return merge(output, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(devices, "merge", failing)
+    fails(run(*arguments), 1, "r: stopped here")
+    monkeypatch.setattr(devices, "merge", merge)
+    fails(run(*arguments, "--pool", "max"), 1, "s.h5: an unfinished run was started with other settings")
+    result = run(*arguments)
+    assert result.code == 0, result
+    with h5py.File("s.h5") as file:
+        assert list(file) == [f"r{n}" for n in range(60)]
+        assert json.loads(file.attrs["protea"])["sequences"] == "s.h5"
+    assert len(list(Path("r").glob("*.pt"))) == 60
+    assert Path("s.shard-1-of-2.h5").exists()
+    assert not list(Path().glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("shard: 3", "shard 3 should be i/N"),
+        ("shard: {number: 5, of: 2}", "should be i/N"),
+        ("layers: true", "layers True should be a list, or members by comma"),
+        ("layers: 1.5", "layers 1.5 should be a list"),
+        ("pool:", "pool None should be a list"),
+        ("residues: ''", "names no file or folder of its own"),
+        ('model: "a\\0b"', "no such folder"),
+        ('residues: "a\\0b"', "a path holds a NUL byte"),
+        ("overwrite: true", "unknown option 'overwrite'"),
+    ],
+)
+def test_odd_values_in_a_config_file(
+    run: Run, fasta: Path, model_folders: dict[str, Path], line: str, part: str
+) -> None:
+    Path("c.yaml").write_text(f"inputs: in.fasta\nsequences: s.h5\n{line}\n")
+    arguments = () if line.startswith("model") else ("-m", model_folders["esm2"])
+    result = run("embed", "--config", "c.yaml", *arguments)
+    fails(result, result.code, part if not line.startswith("model") else "")
+    assert result.code in (1, 2)

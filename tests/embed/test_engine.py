@@ -36,7 +36,7 @@ def test_prefetch_keeps_order_and_works_ahead() -> None:
             made.append(number)
             yield number
 
-    ahead = prefetch(numbers(), 2)
+    ahead = prefetch(numbers(), 2, threading.Event())
     assert next(ahead) == 0
     time.sleep(0.3)
     assert len(made) <= 5, "one handed out, two waiting, one in hand, and the next begun"
@@ -48,7 +48,7 @@ def test_prefetch_passes_exceptions_on_in_their_place() -> None:
         yield 1
         raise KeyError("two")
 
-    ahead = prefetch(numbers(), 3)
+    ahead = prefetch(numbers(), 3, threading.Event())
     assert next(ahead) == 1
     with pytest.raises(KeyError, match="two"):
         next(ahead)
@@ -65,7 +65,7 @@ def test_closing_prefetch_ends_its_thread_and_its_source() -> None:
             closed.set()
 
     before = threading.active_count()
-    ahead = prefetch(numbers(), 2)
+    ahead = prefetch(numbers(), 2, threading.Event())
     next(ahead)
     ahead.close()
     assert closed.is_set()

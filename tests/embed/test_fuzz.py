@@ -135,9 +135,9 @@ def check(content: bytes, rng: random.Random, model: protea.LanguageModel, folde
             job()
         return caught.type.__name__
     totals = job()
-    from protea.embed.stores import read_store
+    from protea.embed.stores import kind_of, read_store
 
-    records = list(read_store(output).records)
+    records = list(read_store(output, kind_of(output, "-o")).records)
     assert [entry.id for entry, _ in records] == [name for name, _ in expected], (content, unknown, duplicates)
     vectors = model.embed([sequence for _, sequence in expected], pool="mean")
     for (entry, arrays), (_, sequence), vector in zip(records, expected, vectors, strict=True):

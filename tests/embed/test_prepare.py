@@ -195,3 +195,18 @@ def test_fingerprints_depend_on_everything_before() -> None:
     assert fingerprints(record("K", "a"), b)[1] != second
     assert fingerprints(a._replace(description="x"), b)[0] != first
     assert ESM.encode("M").dtype == "uint8"
+
+
+def test_renaming_many_is_not_quadratic() -> None:
+    class Counting(SeenIds):
+        asked = 0
+
+        def free(self, name: str) -> bool:
+            self.asked += 1
+            return super().free(name)
+
+    ids = Counting()
+    records = [record("M", "prot")] * 500
+    items = list(prepare(records, MODELS["esm2"], Policies(duplicates="rename"), ids))
+    assert [item.encoded.record.id for item in items if item.encoded][-1] == "prot_500"
+    assert ids.asked < 1000

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from protea.embed.stores import read_store
+from protea.embed.stores import kind_of, read_store
 
 PROGRAM = """
 import resource, sys
@@ -79,11 +79,12 @@ def assert_same(ours: Path, theirs: Path) -> None:
         if path.name.endswith(".report.tsv"):
             assert (ours / path.name).read_bytes() == path.read_bytes()
         elif not path.name.endswith(".run.yaml"):
-            one, other = list(read_store(ours / path.name).records), list(read_store(path).records)
+            kind = kind_of(path, "-o")
+            one, other = (list(read_store(folder / path.name, kind).records) for folder in (ours, theirs))
             assert [entry for entry, _ in one] == [entry for entry, _ in other]
             for (_, a), (_, b) in zip(one, other, strict=True):
                 assert a.keys() == b.keys()
-                assert all(np.array_equal(a[kind], b[kind]) for kind in a)
+                assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("kind", ["files", "folder"])
@@ -171,7 +172,7 @@ def test_changed_input_is_refused(unfinished: list[object], tmp_path: Path) -> N
     path = tmp_path / "in.fasta.gz"
     text = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(text.replace(b">r250 about 250\n", b">r250 about 250\nM")))
-    fails(protea(*unfinished), "unfinished run", "input")
+    fails(protea(*unfinished), "the input has changed since an unfinished run began", "--overwrite")
     path.write_bytes(gzip.compress(text, mtime=0))  # the same records in other bytes are the same input
     assert protea(*unfinished)[0] == 0
 
@@ -191,7 +192,12 @@ def test_two_runs_on_one_output(job: list[object], tmp_path: Path) -> None:
 def test_a_full_disk(job: list[object], tmp_path: Path, limit: int) -> None:
     """A limit on file sizes, which fails writes as a full disk does."""
     arguments = [*job, *outputs(tmp_path / "out", "files")]
-    fails(protea(*arguments, limit=limit), "the disk is full; finished work is kept")
+    fails(
+        protea(*arguments, limit=limit),
+        "the disk is full; ",
+        "make room for ",
+        "MB more and run the same command again",
+    )
     assert not (tmp_path / "out" / "r.h5").exists()
     assert protea(*arguments)[0] == 0
     protea(*job, *outputs(tmp_path / "whole", "files"))
@@ -263,3 +269,26 @@ def test_a_damaged_journal(unfinished: list[object], tmp_path: Path) -> None:
     path.write_text(path.read_text()[:100])
     fails(protea(*unfinished), "the journal of an unfinished run", "--overwrite")
     assert protea(*unfinished, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_waiting_for_input(
+    tmp_path: Path, model_folders: dict[str, Path], number: signal.Signals
+) -> None:
+    """A pipe that says nothing blocks the reader; the process ends all the same, and the second signal is harmless."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = start("embed", pipe, "-m", model_folders["esm2"], "-o", tmp_path / "s.h5")
+    with pipe.open("w") as writer:
+        writer.write(">a\nMKT\n")
+        writer.flush()
+        end = time.monotonic() + 60
+        while not (tmp_path / ".s.h5.partial").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(number)
+        time.sleep(0.2)
+        process.send_signal(number)
+        code, err = finish(process)
+    assert code == 130, err
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -139,7 +139,7 @@ ODD_IDS = ["a/b", ".", "..", "../../x", "x" * 5000, "ü", "a@b", "a@max", "%", "
 def test_any_id_and_any_description(tmp_path: Path, name: str) -> None:
     rows = [(Entry(one, "d" * 100_000 + "é\x1b", 3, None), {"mean": vectors(1, 4)}) for one in ODD_IDS]
     path = write(tmp_path / name, layout("mean"), rows)
-    read = list(read_store(path).records)
+    read = list(read_store(path, kind_of(path, "-o")).records)
     assert [one for one, _ in read] == [one for one, _ in rows]
     for (_, ours), (_, theirs) in zip(read, rows, strict=True):
         np.testing.assert_array_equal(ours["mean"], theirs["mean"])
@@ -200,7 +200,7 @@ def test_going_on_from_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     store = open_store(kind, tmp_path, shape, state)
     path = tmp_path / name
     store.finish({"x": 1}).replace(path)
-    contents = read_store(path)
+    contents = read_store(path, kind)
     assert contents.provenance == {"x": 1}
     assert contents.layout == shape
     read = list(contents.records)
@@ -217,7 +217,7 @@ def test_going_on_from_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_an_output_without_records(tmp_path: Path, name: str) -> None:
     """The last of too many shards has none."""
     path = write(tmp_path / name, layout("mean"), [])
-    assert list(read_store(path).records) == []
+    assert list(read_store(path, kind_of(path, "-o")).records) == []
 
 
 def test_suffixes() -> None:

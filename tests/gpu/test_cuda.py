@@ -116,7 +116,7 @@ def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -
             inputs=(str(fasta),), residues=tmp_path / f"{device}.h5", layers=(0, -1), long="window", token_budget=3000
         )
         Run(settings, protea.load(model_folders["esm2"], device=device).module, {})()
-        read[device] = list(read_store(tmp_path / f"{device}.h5").records)
+        read[device] = list(read_store(tmp_path / f"{device}.h5", "h5").records)
     for (entry, ours), (expected, theirs) in zip(read["cuda"], read["cpu"], strict=True):
         assert entry == expected
         np.testing.assert_allclose(ours["residues"], theirs["residues"], rtol=0, atol=1e-4)

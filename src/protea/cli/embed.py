@@ -107,7 +107,8 @@ def embed(
     values: dict[str, Any] = {} if config is None else read_config(config)
     values |= _given(ctx)
     settings = parse(values, "protea embed" if config is None else f"--config {config}")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     if settings.devices > 1:
         totals = _run_on_devices(settings, overwrite=overwrite)
         for output in settings.outputs:
@@ -129,6 +130,9 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: what follows is cleaning up, which another signal must not break off."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -31,6 +31,9 @@ _CPU_BUDGET: Final = 4096
 _ACCELERATOR_BUDGET: Final = 65536
 """Tokens a pack holds at most on an accelerator."""
 
+_SHARED_BUDGET: Final = (_CPU_BUDGET, 16384)
+"""Tokens a pack holds where machines of different memory, on CPUs or GPUs, must make the same packs."""
+
 _MEMORY_SHARE: Final = 4
 """A pack takes at most one part in four of the memory that is free."""
 
@@ -93,12 +96,18 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
     return resolved
 
 
-def default_budget(model: Encoder) -> int:
+def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:
     """Tokens a pack should hold, from the memory that is free on the model's device.
 
     On a CPU larger packs gain nothing beyond a few thousand tokens; an accelerator wants as many as fit.
+
+    Args:
+        model: on its device.
+        whatever_is_free: the same number on every machine, as processes need that share their work by packs.
     """
     device = model.word_embeddings.weight.device
+    if whatever_is_free:
+        return _SHARED_BUDGET[device.type == "cuda"]
     config = model.config
     # Hidden state, its norm, q, k, v, their rotated copies, the output; the feed-forward layer before and after GELU.
     values = 10 * config.hidden_size + 2 * config.intermediate_size

@@ -2,7 +2,8 @@
 
 Beside each output ``OUT`` lies a folder ``.OUT.partial`` until the output is complete. The first output's folder holds
 the journal: the plan, which a resumed run follows, and how far the work is. It is replaced in one step at each commit,
-so whatever moment the process is killed at, the journal and the stores it describes agree.
+so whatever moment the process is killed at, the journal and the stores it describes agree. Every folder says whose it
+is, so that runs which share one output of two cannot take each other's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, NamedTuple, Self
+from uuid import uuid4
 
 from protea.embed.prepare import Note
 from protea.embed.survey import Totals
@@ -24,6 +26,7 @@ from protea.errors import ResumeError
 JOURNAL: Final = "journal.json"
 _REPORT: Final = "report.tsv"
 _LOCK: Final = "lock"
+_OWNER: Final = "owner.json"
 _FORMAT: Final = 1
 _NO_PLAN: Final = "nothing"
 
@@ -59,47 +62,68 @@ class Journal:
 
     Args:
         outputs: what the run writes; the journal lies with the first.
-        anew: forget what an unfinished run left.
+        anew: take no notice of what an unfinished run left, and clear it away once the new one begins.
 
     Attributes:
         plan: of the unfinished run found, or ``None``.
         progress: of the unfinished run found, or ``None``.
 
     Raises:
-        ResumeError: another process is at work on one of the outputs, or the journal cannot be read.
+        ResumeError: another process is at work on one of the outputs, an unfinished run of other outputs has left
+            one of them, or the journal cannot be read.
         OSError: a folder cannot be written.
     """
 
     def __init__(self, outputs: list[Path], *, anew: bool = False) -> None:
         self.folders = [work_folder(output) for output in outputs]
-        self._locks = ExitStack()
-        with self._locks:
-            for folder, output in zip(self.folders, outputs, strict=True):
-                folder.mkdir(exist_ok=True)
-                self._lock(folder, output)
-            self._locks = self._locks.pop_all()
         self.plan: dict[str, Any] | None = None
         self.progress: Progress | None = None
-        if anew:
-            self._clear()
-        path = self.folders[0] / JOURNAL
-        if path.exists():
-            self._read(path, outputs[0])
-        self._report = self._locks.enter_context((self.folders[0] / _REPORT).open("ab"))
+        self._run = uuid4().hex
+        self._reported = 0
+        with ExitStack() as undo, ExitStack() as locks:
+            self._locks = locks
+            for folder, output in zip(self.folders, outputs, strict=True):
+                if not folder.exists():
+                    folder.mkdir()
+                    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+                self._lock(folder, output)
+            path = self.folders[0] / JOURNAL
+            if not anew:
+                if path.exists():
+                    self._read(path, outputs[0])
+                self._check_owners(outputs)
+            self._report: BinaryIO = self._locks.enter_context((self.folders[0] / _REPORT).open("ab"))
+            self._undo, self._locks = undo.pop_all(), locks.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Unlock; what this run created and nobody can go on from is removed."""
         self._locks.close()
+        self._undo.close()
 
     def begin(self, plan: Mapping[str, Any]) -> None:
-        """Note the plan of a new run, or cut the report to where the unfinished one stands."""
+        """Note the plan of a new run, or cut the report to where the unfinished one stands.
+
+        Raises:
+            ResumeError: a folder of the unfinished run is gone.
+        """
+        for folder in self.folders:
+            if self.progress is not None and _owner(folder) is None:
+                raise ResumeError(
+                    f"{folder}: what an unfinished run had written is gone; pass --overwrite to start anew"
+                )
+        self._undo.pop_all()
         if self.progress is None:
             self.plan = dict(plan)
-            self._report.truncate(0)
-        else:
-            self._report.truncate(self._reported)
+            self._clear()
+            for folder in self.folders:
+                self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
+                owner = {"run": self._run, "journal": str(self.folders[0].resolve())}
+                (folder / _OWNER).write_text(json.dumps(owner))
+            self._report = self._locks.enter_context((self.folders[0] / _REPORT).open("ab"))
+        self._report.truncate(self._reported)
 
     def note(self, notes: tuple[Note, ...]) -> None:
         """Add lines to the report."""
@@ -111,7 +135,7 @@ class Journal:
         self._report.flush()
         os.fsync(self._report.fileno())
         size = os.fstat(self._report.fileno()).st_size
-        entry = {"format": _FORMAT, "plan": self.plan, "report": size, "progress": asdict(progress)}
+        entry = {"format": _FORMAT, "run": self._run, "plan": self.plan, "report": size, "progress": asdict(progress)}
         path = self.folders[0] / JOURNAL
         temporary = path.with_suffix(".new")
         with temporary.open("w") as stream:
@@ -120,6 +144,7 @@ class Journal:
             os.fsync(stream.fileno())
         temporary.replace(path)
         self.progress = progress
+        self._undo.pop_all()
 
     def report(self) -> bytes:
         """The report so far, without its header."""
@@ -148,19 +173,46 @@ class Journal:
                 elif path.name != _LOCK:
                     path.unlink()
 
+    def _check_owners(self, outputs: list[Path]) -> None:
+        """See that no folder is of a run with another journal."""
+        for folder, output in zip(self.folders, outputs, strict=True):
+            owner = _owner(folder)
+            if owner is not None and owner.run != self._run:
+                other = owner.journal.name.removeprefix(".").removesuffix(".partial")
+                raise ResumeError(
+                    f"{output}: belongs to an unfinished run of {other} and other outputs; finish that one first, "
+                    "or pass --overwrite to start anew"
+                )
+
     def _read(self, path: Path, output: Path) -> None:
         try:
             entry = json.loads(path.read_text())
             known = entry["progress"]
             if entry["format"] != _FORMAT:
                 raise ValueError(f"format {entry['format']}")
-            self.plan, self._reported = entry["plan"], entry["report"]
+            self._run, self.plan, self._reported = entry["run"], entry["plan"], entry["report"]
             self.progress = Progress(**{**known, "totals": Totals(**known["totals"]), "stores": tuple(known["stores"])})
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(
                 f"{output}: the journal of an unfinished run, {path}, cannot be read ({error}); "
                 "pass --overwrite to start anew"
             ) from error
+
+
+class _Owner(NamedTuple):
+    run: str
+    journal: Path
+
+
+def _owner(folder: Path) -> _Owner | None:
+    """The unfinished run that a work folder belongs to; ``None`` if it never came to its first commit."""
+    try:
+        noted = json.loads((folder / _OWNER).read_text())
+        owner = _Owner(noted["run"], Path(noted["journal"]))
+        journal = json.loads((owner.journal / JOURNAL).read_text())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return owner if journal.get("run") == owner.run else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from protea.embed.engine import FloatArray
 from protea.embed.journal import work_folder
 from protea.embed.prepare import Encoded
 from protea.embed.settings import Settings
-from protea.embed.stores import RESIDUES, Array, Layout, kind_of
+from protea.embed.stores import RESIDUES, Array, Layout, is_output_folder, kind_of
 from protea.embed.survey import Totals
 from protea.errors import NonFiniteError, OutputError
 
 REPORT_HEADER: Final = b"id\twhat\tdetail\n"
+
+_LONGEST_NAME: Final = 255 - len(".report.tsv")
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -79,15 +82,25 @@ def outputs_of(settings: Settings, layers: tuple[int, ...], width: int) -> list[
     return outputs
 
 
-def check_place(path: Path, *, overwrite: bool) -> None:
+def check_place(path: Path, kind: str, *, overwrite: bool) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
     Raises:
-        OutputError: it exists and no unfinished run is writing it, or its folder does not exist.
+        OutputError: it exists and no unfinished run is writing it; it exists and is nothing that may be replaced; its
+            folder does not exist; its name is too long for what lies beside it.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.exists() and not overwrite and not work_folder(path).exists():
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OutputError(f"{path}: the name is too long; {_LONGEST_NAME} bytes leave room for the report beside it")
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_dir() and kind != "folder":
+        raise OutputError(f"{path}: is a folder; name a file")
+    if kind == "folder" and (path.is_symlink() or not is_output_folder(path)):
+        # Whatever else is there is not ours to remove, --overwrite or not.
+        raise OutputError(f"{path}: exists and is no folder of embeddings; name another")
+    if not overwrite and not work_folder(path).exists():
         raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
@@ -125,19 +138,19 @@ def move_into_place(complete: Path, output: Path) -> None:
     complete.replace(output)
 
 
-def write_error(error: Exception, output: Path, missing: int | None = None) -> OutputError:
+def write_error(error: Exception, output: Path, missing: int | None = None, *, kept: bool = False) -> OutputError:
     """What went wrong with reading or writing, in a line.
 
     Args:
         error: what was raised.
         output: what was being written.
         missing: bytes that were still to be written, if known.
+        kept: finished work is there to go on from.
     """
     if getattr(error, "errno", None) in _FULL:
         needed = "make room" if missing is None else f"make room for {size(missing)} more"
-        return OutputError(
-            f"{output}: the disk is full; finished work is kept: {needed} and run the same command again"
-        )
+        work = "finished work is kept" if kept else "nothing was finished yet"
+        return OutputError(f"{output}: the disk is full; {work}: {needed} and run the same command again")
     place = getattr(error, "filename", None) or output
     return OutputError(f"{place}: cannot be read or written: {getattr(error, 'strerror', None) or error}")
 

@@ -13,6 +13,14 @@ _POLL: Final = 0.05
 """Seconds between looks at whether the consumer has gone."""
 
 
+_PATIENCE: Final = 1.0
+"""Seconds to wait for a thread that may be waiting for input."""
+
+
+class _StoppedError(Exception):
+    """Ends a chain from within; whoever set ``stop`` is not listening any more."""
+
+
 class _End:
     """Marks the end, and the exception that came instead of another item."""
 
@@ -20,17 +28,23 @@ class _End:
         self.error = error
 
 
-def prefetch(items: Iterator[Item], depth: int) -> Generator[Item]:
+def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool = False) -> Generator[Item]:
     """The same items in the same order, up to ``depth`` of them made in advance.
 
-    An exception arrives where the next item would have. Closing the generator stops the thread after the item it
-    is at, and closes ``items``.
+    An exception arrives where the next item would have. Closing the generator sets ``stop``, waits for the item being
+    made, and closes ``items``.
+
+    Args:
+        items: what to work ahead on.
+        depth: how many items wait at most.
+        stop: ends all of a chain of prefetching generators at once, each after the item it is at.
+        may_block: ``items`` may wait for input that never comes; its thread is then left behind.
     """
     queue: Queue[Item | _End] = Queue(depth)
-    stop = Event()
+    gone = Event()  # the consumer of this generator
 
     def put(item: Item | _End) -> None:
-        while not stop.is_set():
+        while not gone.is_set() and not (stop.is_set() and not isinstance(item, _End)):
             try:
                 queue.put(item, timeout=_POLL)
             except Full:
@@ -46,26 +60,30 @@ def prefetch(items: Iterator[Item], depth: int) -> Generator[Item]:
         except BaseException as error:  # raised again where the item was wanted
             put(_End(error))
         else:
-            put(_End())
+            put(_End(_StoppedError() if stop.is_set() else None))
         finally:
             if isinstance(items, Generator):
                 items.close()
 
     thread = Thread(target=work, name="prefetch", daemon=True)
     thread.start()
+    ended = False
     try:
         while True:
-            item = queue.get()
+            try:
+                item = queue.get(timeout=_POLL)
+            except Empty:
+                if stop.is_set():
+                    raise _StoppedError from None
+                continue
             if isinstance(item, _End):
+                ended = True
                 if item.error is not None:
                     raise item.error
                 return
             yield item
     finally:
-        stop.set()
-        try:
-            while True:
-                queue.get_nowait()
-        except Empty:
-            pass
-        thread.join()
+        gone.set()
+        if not ended:
+            stop.set()
+        thread.join(_PATIENCE if may_block else None)

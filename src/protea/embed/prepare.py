@@ -103,7 +103,7 @@ class Prepared:
 
 
 class IdCheck(Protocol):
-    """Knows which ids were used before; see ``ids.py``."""
+    """Knows which ids were used before; ``survey.py`` has the ways of knowing."""
 
     def first_time(self, name: str) -> bool:
         """Whether this is the first record of that name."""
@@ -128,10 +128,11 @@ def prepare(records: Iterable[Record], model: Encoder, policies: Policies, ids: 
             ``unknown`` is ``error``.
     """
     fingerprint = b""
+    numbers: dict[str, int] = {}
     for record in records:
         fingerprint = _chain(fingerprint, record)
         notes: list[Note] = []
-        named = _unique(record, policies.duplicates, ids, notes)
+        named = _unique(record, policies.duplicates, ids, numbers, notes)
         residues = None if named is None else _encode(named, model.alphabet, policies.unknown, notes)
         encoded = None if named is None or residues is None else fit(named, residues, model, policies, notes)
         yield Prepared(encoded, tuple(notes), fingerprint)
@@ -162,7 +163,10 @@ def _chain(previous: bytes, record: Record) -> bytes:
     return blake2b(previous + "\0".join(parts).encode(), digest_size=16).digest()
 
 
-def _unique(record: Record, policy: Duplicates, ids: IdCheck, notes: list[Note]) -> Record | None:
+def _unique(
+    record: Record, policy: Duplicates, ids: IdCheck, numbers: dict[str, int], notes: list[Note]
+) -> Record | None:
+    """The record under an id of its own, or ``None``; ``numbers`` holds the last one tried for each repeated id."""
     if ids.first_time(store_name(record.id)):
         return record
     if policy == "error":
@@ -173,9 +177,10 @@ def _unique(record: Record, policy: Duplicates, ids: IdCheck, notes: list[Note])
     if policy == "skip":
         notes.append(Note(record.id, "skipped", f"duplicate id, {record.place}"))
         return None
-    number = 2
+    number = numbers.get(record.id, 1) + 1
     while not (ids.free(store_name(f"{record.id}_{number}")) and ids.first_time(store_name(f"{record.id}_{number}"))):
         number += 1
+    numbers[record.id] = number
     name = f"{record.id}_{number}"
     notes.append(Note(name, "renamed", f"duplicate of {record.id}"))
     return record._replace(id=name)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import torch
@@ -36,6 +37,13 @@ _COMMIT_SECONDS: Final = 10.0
 
 _AHEAD: Final = 2
 """Packs that reading and computing are ahead."""
+
+
+_HAPPENED: Final = (
+    *("version", "torch", "model_files", "computed_in", "computed_on", "kernels", "threads"),
+    *("token_budget", "groups", "input"),
+)
+"""What of the plan goes into the provenance beside the settings."""
 
 
 class Watcher:
@@ -74,6 +82,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.layers = engine.resolve_layers(self.settings.layers, self.model)
+        self._plan: dict[str, Any] = {}
+        self._kept = False
         self._total: Totals | None = None
         self._done = Totals()
         self.outputs = outputs_of(self.settings, self.layers, self.model.config.hidden_size)
@@ -89,32 +99,31 @@ class Run:
         """
         try:
             for output in self.outputs:
-                check_place(output.path, overwrite=self.overwrite)
+                check_place(output.path, output.kind, overwrite=self.overwrite)
             with Journal([output.path for output in self.outputs], anew=self.overwrite) as journal:
-                try:
-                    return self._locked(journal)
-                finally:
-                    if journal.progress is None:
-                        journal.remove()  # nothing was finished, so nothing is left behind
+                return self._locked(journal)
         except OSError as error:
-            raise write_error(error, self.outputs[0].path, self._missing()) from error
+            raise write_error(error, self.outputs[0].path, self._missing(), kept=self._kept) from error
 
     def _locked(self, journal: Journal) -> Totals:
         found = journal.progress
+        self._kept = found is not None
         budget = (
-            self.settings.token_budget or self._followed(journal, "token_budget") or engine.default_budget(self.model)
+            self.settings.token_budget
+            or self._followed(journal, "token_budget")
+            or engine.default_budget(self.model, whatever_is_free=self.settings.shard is not None)
         )
         if threads := self._followed(journal, "threads"):
             torch.set_num_threads(threads)
         surveyed = self._survey(budget)
-        plan = self._plan(budget, surveyed)
+        plan = self._plan = self.settings.shown() | self._circumstances() | _identity(budget, surveyed)
         if found is None and any(output.path.exists() for output in self.outputs) and not self.overwrite:
             taken = next(output.path for output in self.outputs if output.path.exists())
             raise OutputError(f"{taken}: exists already; choose another name or pass --overwrite")
         if journal.plan is not None:
             self._check_plan(journal.plan, plan)
             if journal.plan.get("input") is None:
-                journal.plan["input"] = plan["input"]
+                journal.plan |= _identity(budget, surveyed)
         if found is None or not found.finished:
             journal.begin(plan)
             found = self._work(journal, surveyed, budget)
@@ -139,9 +148,6 @@ class Run:
             self.watcher.note(f"{found.damage}; the records before that are embedded first")
         return found
 
-    def _plan(self, budget: int, surveyed: Survey) -> dict[str, Any]:
-        return self.settings.shown() | self._circumstances() | {"token_budget": budget, "input": surveyed.fingerprint}
-
     def _circumstances(self) -> dict[str, Any]:
         """What numbers depend on beside the settings."""
         weight = self.model.word_embeddings.weight
@@ -161,16 +167,21 @@ class Run:
         return None if journal.plan is None else journal.plan.get(name)
 
     def _check_plan(self, old: Mapping[str, Any], new: dict[str, Any]) -> None:
-        unimportant = {"devices"}
+        output = self.outputs[0].path
+        # Of input that cannot be known beforehand only the records already read can be compared, and will be.
+        if None not in (old.get("input"), new["input"]) and old["input"] != new["input"]:
+            raise ResumeError(
+                f"{output}: the input has changed since an unfinished run began ({old['groups']} packs then, "
+                f"{new['groups']} now); restore it, or pass --overwrite to start anew"
+            )
+        unimportant = {"devices", "input", "groups"}
         if self.settings.token_budget is None:
             unimportant.add("token_budget")
-        if old.get("input") is None or new["input"] is None:
-            unimportant.add("input")  # only the records already read can be compared, and will be
         ours = {name: value for name, value in new.items() if name not in unimportant}
         theirs = {name: value for name, value in old.items() if name not in unimportant}
         if changed := differences(theirs, ours):
             raise ResumeError(
-                f"{self.outputs[0].path}: an unfinished run was started with other settings ({changed}); "
+                f"{output}: an unfinished run was started with other settings ({changed}); "
                 "use those again, or pass --overwrite to start anew"
             )
 
@@ -188,9 +199,9 @@ class Run:
             stores = self._open(journal, progress)
             for store in stores:
                 stack.callback(store.abandon)
-            source = self._groups(surveyed, budget, progress, share)
-            ready = stack.enter_context(closing(prefetch(source, _AHEAD)))
-            results = stack.enter_context(closing(prefetch(self._compute(ready, budget), _AHEAD)))
+            stop = Event()
+            ready = prefetch(self._groups(surveyed, budget, progress, share), _AHEAD, stop, may_block=True)
+            results = stack.enter_context(closing(prefetch(self._compute(ready, budget), _AHEAD, stop)))
             committed = time.monotonic()
             damage: DamagedFileError | None = None
             try:
@@ -202,8 +213,10 @@ class Run:
             except DamagedFileError as error:
                 damage = error
             if progress.totals.embedded == 0 and share is None:
-                journal.progress = None
-                raise damage or FastaError(_nothing_left(self.settings.inputs, journal))
+                message = _nothing_left(self.settings.inputs, journal)
+                journal.remove()
+                raise damage or FastaError(message)
+            self._check_input(surveyed, share, progress)
             progress = self._commit(journal, stores, progress)
             if damage is not None:
                 raise DamagedFileError(
@@ -214,6 +227,20 @@ class Run:
         progress = replace(progress, finished=True, stores=tuple({"complete": name} for name in names))
         journal.commit(progress)
         return progress
+
+    def _check_input(self, surveyed: Survey, share: range | None, progress: Progress) -> None:
+        """See that what was read is what was surveyed."""
+        if surveyed.fingerprint is None:
+            return
+        if share is None:
+            same = progress.fingerprint == surveyed.fingerprint
+        else:
+            same = not len(share) or progress.groups == share.stop
+        if not same:
+            raise ResumeError(
+                f"{self.outputs[0].path}: the input changed while it was read; run again with --overwrite, "
+                "on files that nobody is writing"
+            )
 
     def _open(self, journal: Journal, progress: Progress) -> list[Store]:
         states = progress.stores or (None,) * len(self.outputs)
@@ -278,6 +305,7 @@ class Run:
     def _commit(self, journal: Journal, stores: list[Store], progress: Progress) -> Progress:
         progress = replace(progress, stores=tuple(store.commit() for store in stores))
         journal.commit(progress)
+        self._kept = True
         return progress
 
     def _missing(self) -> int | None:
@@ -290,7 +318,8 @@ class Run:
 
     def _provenance(self, totals: Totals) -> dict[str, Any]:
         """Settings and what happened; nothing of when and how often it was interrupted."""
-        return self.settings.shown() | {PROVENANCE: self._circumstances() | {"counts": asdict(totals)}}
+        happened = {name: value for name, value in self._plan.items() if name in _HAPPENED}
+        return self.settings.shown() | {PROVENANCE: happened | {"counts": asdict(totals)}}
 
     def _place(self, journal: Journal, progress: Progress) -> None:
         """Move finished outputs into place; done again from the start if interrupted."""
@@ -299,6 +328,11 @@ class Run:
             if complete.exists():
                 write_beside(output.path, journal.report(), self._provenance(progress.totals))
                 move_into_place(complete, output.path)
+
+
+def _identity(budget: int, surveyed: Survey) -> dict[str, Any]:
+    """What packs depend on; shards of one whole have it in common."""
+    return {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
 
 
 def _pass_over(items: Iterator[Prepared], progress: Progress, output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from protea.embed.pooling import POOLINGS
+from protea.embed.pooling import check_poolings
 from protea.embed.prepare import Duplicates, Long, Policies, Unknown
 from protea.errors import UsageError
 from protea.fasta import STDIN
@@ -22,9 +22,10 @@ PROVENANCE: Final = "provenance"
 
 def _split(value: Any) -> Any:
     """A list may be written ``a,b``, and with one member without brackets."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [value] if isinstance(value, int) else value
+    members = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not members or any(isinstance(member, bool) or not isinstance(member, str | int) for member in members):
+        raise ValueError("should be a list, or members by comma")
+    return [member.strip() if isinstance(member, str) else member for member in members]
 
 
 def _listed(value: Any) -> Any:
@@ -52,12 +53,12 @@ class Shard(BaseModel):
 
 
 def _shard(value: Any) -> Any:
-    if not isinstance(value, str):
+    if value is None or isinstance(value, Shard):
         return value
-    number, slash, of = value.partition("/")
-    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise ValueError("expected i/N with i from 1 to N, as in 3/8")
-    return {"number": int(number), "of": int(of)}
+    number, _, of = str(value).partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ValueError("should be i/N with i from 1 to N, as in 3/8")
+    return Shard(number=int(number), of=int(of))
 
 
 class Settings(BaseModel):
@@ -113,11 +114,7 @@ def parse(values: Mapping[str, Any], origin: str) -> Settings:
         settings = Settings.model_validate(dict(values))
     except ValidationError as error:
         raise UsageError(_explain(error, origin)) from error
-    for name in settings.pool:
-        if name not in POOLINGS:
-            raise UsageError(f"{origin}: unknown pooling {name!r}; use {', '.join(POOLINGS)}")
-    if len(set(settings.pool)) < len(settings.pool):
-        raise UsageError(f"{origin}: pooling {','.join(settings.pool)} names one twice")
+    check_poolings(settings.pool)
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type itself; leave out --dtype {settings.dtype}")
     if not settings.outputs:
@@ -131,11 +128,18 @@ def parse(values: Mapping[str, Any], origin: str) -> Settings:
 
 
 def _check_paths(settings: Settings) -> None:
-    """Refuse outputs that would write over each other or over the input; never fails on odd paths."""
+    """Refuse outputs that would write over each other, over the input, or over the folder it is in."""
+    if any("\0" in str(path) for path in (*settings.inputs, *settings.outputs)):
+        raise UsageError("a path holds a NUL byte")
     places: dict[str, str] = {os.path.realpath(path): "input" for path in settings.inputs if path != STDIN}
     for option, path in (("-o", settings.sequences), ("-r", settings.residues)):
         if path is None:
             continue
+        if path.name in ("", ".."):
+            raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
+        within = next((given for given in places if Path(given).is_relative_to(os.path.realpath(path))), None)
+        if within is not None and places[within] == "input" and within != os.path.realpath(path):
+            raise UsageError(f"{option} {path}: the input {within} is in it; name another output")
         taken = places.setdefault(os.path.realpath(path), option)
         if taken == "input":
             raise UsageError(f"{path} is input and output; name another output")
@@ -166,9 +170,9 @@ def _explain(error: ValidationError, origin: str) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.75)
         return f"{origin}: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{origin}: no {name} given"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{origin}: {name} {first['input']!r}: {message}"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    return f"{origin}: {name} {first['input']!r} {message}"

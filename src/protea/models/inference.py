@@ -107,9 +107,9 @@ def _as_it_is(x: Tensor) -> Tensor:
 def _pairs_together(heads: int, width: int) -> Tensor:
     """``[D]``: row order that brings entry i of each head's width next to its partner i + K/2.
 
-    Scores do not change if the widths of queries and keys are reordered alike.
+    Scores do not change if the widths of queries and keys are reordered alike. An odd width has no pairs.
     """
-    within = torch.arange(width).view(2, -1).T.flatten()
+    within = torch.arange(width).view(2, -1).T.flatten() if width % 2 == 0 else torch.arange(width)
     return (torch.arange(heads)[:, None] * width + within).flatten()
 
 

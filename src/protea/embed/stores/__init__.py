@@ -144,9 +144,13 @@ class Contents(NamedTuple):
     records: Iterator[tuple[Entry, dict[str, Array]]]
 
 
-def read_store(path: Path) -> Contents:
-    """Open a finished output."""
-    kind = kind_of(path, "input")
+def is_output_folder(path: Path) -> bool:
+    """Whether a folder is empty or holds embeddings of ours, so that it may be replaced."""
+    return path.is_dir() and ((path / "protea.json").is_file() or not any(path.iterdir()))
+
+
+def read_store(path: Path, kind: str) -> Contents:
+    """Open a finished output of a format."""
     if kind == "parquet":
         from protea.embed.stores import parquet
 

@@ -18,6 +18,7 @@ import h5py
 from protea.embed.names import store_name
 from protea.embed.stores import Array, Contents, Entry, Layout, State
 from protea.embed.stores.rollback import RollbackFile
+from protea.errors import ResumeError
 
 _FORMAT: Final = ("v108", "v108")
 """HDF5 1.8's file format: many datasets and long attributes, readable by everything since 2008."""
@@ -43,6 +44,8 @@ class H5Store:
         options = {} if level is None else {"compression": "gzip", "compression_opts": level, "shuffle": True}
         for number, (kind, array) in enumerate(arrays.items()):
             name = store_name(entry.id) + (f"@{kind}" if number else "")
+            if name in self._file:
+                raise ResumeError(f"record {entry.id!r} is in the output already: the input changed while it was read")
             data = array if len(self._layout.layers) > 1 else array[0]
             dataset = self._file.create_dataset(name, data=data, **options)
             dataset.attrs["id"] = entry.id
