@@ -310,7 +310,7 @@ def _varlen(
     """PyTorch's FlashAttention for packed sequences."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # One split of the keys, so that a sequence gets the same bits in any pack; older PyTorch never splits.
+    # One split of the keys, where PyTorch lets us say so: the same bits for a sequence in any pack.
     invariant: dict[str, Any] = {"num_splits": 1} if "num_splits" in _varlen_parameters() else {}
     longest = (cu_q.max_length, cu_k.max_length)
     out = varlen_attn(q, k, v, cu_q.offsets, cu_k.offsets, *longest, scale=scale, **invariant)
