@@ -62,7 +62,7 @@ def memory(model: Path, folder: Path, counts: list[int], gigabytes: float, secon
     rng = random.Random(1)
     for count in counts:
         fasta = folder / f"{count}.fasta"
-        write_fasta(fasta, [rng.randint(5, 35) for _ in range(count)])
+        write_fasta(fasta, [rng.randint(5, 15) for _ in range(count)])
         wall, peak, err = watch(embed(model, fasta), 3600)
         assert "residues in" in err, err
         print(
