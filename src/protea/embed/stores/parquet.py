@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 from protea.embed.stores import RESIDUES, Array, Contents, Entry, Layout, State
 
 _ROW_GROUP_BYTES: Final = 32 << 20
+_ROW_GROUP_ROWS: Final = 4096
+"""Rows wait in memory until their group is full, where each takes kilobytes beside its numbers."""
 
 
 class ParquetStore:
@@ -45,7 +47,7 @@ class ParquetStore:
     def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
         """Add one row."""
         self._hold(entry, dict(arrays))
-        if self._bytes >= _ROW_GROUP_BYTES:
+        if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
             self._save(self._part(self._parts))
             self._parts += 1
             self._rows, self._bytes = [], 0
