@@ -22,7 +22,7 @@ def store_name(record_id: str) -> str:
     if record_id == ".":
         return "%2E"
     name = record_id.replace("/", "%2F")
-    return re.sub(r"@(mean|max|std|bos)$", r"%40\1", name)
+    return re.sub(r"@(mean|max|std|bos)$", r"%40\1", name) if "@" in name else name
 
 
 def file_name(record_id: str) -> str:

@@ -288,10 +288,9 @@ class Run:
                 arrays[RESIDUES] = embedding.residues
             for output, store in zip(self.outputs, stores, strict=True):
                 store.write(entry, {kind: output.narrowed(arrays[kind], encoded) for kind in output.layout.kinds})
-        totals = progress.totals
         for item in group.items:
             journal.note(item.notes)
-            totals = totals.plus(item)
+        totals = progress.totals.plus(group.items)
         self.watcher.embedded(totals.residues - progress.totals.residues)
         self._done = totals
         return replace(

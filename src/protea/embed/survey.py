@@ -1,16 +1,17 @@
 """A first reading of the input: what is wrong with it, how much there is, which ids come twice.
 
-It costs a few seconds a gigabyte and saves hours: a record that cannot be taken is found before any work is done.
+It costs half a minute a gigabyte and saves hours: a record that cannot be taken is found before any work is done.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,12 +119,17 @@ class Totals:
     renamed: int = 0
     residues: int = 0
 
-    def plus(self, item: Prepared) -> Totals:
-        """With one record more."""
-        counts: dict[str, Any] = {name: getattr(self, name) + 1 for name in {note.what for note in item.notes}}
-        if item.encoded is not None:
-            counts |= {"embedded": self.embedded + 1, "residues": self.residues + len(item.encoded.ids)}
-        return replace(self, records=self.records + 1, **counts)
+    def plus(self, items: Iterable[Prepared]) -> Totals:
+        """With some records more."""
+        counts = Counter(asdict(self))
+        for item in items:
+            counts["records"] += 1
+            for note in item.notes:
+                counts[note.what] += 1
+            if item.encoded is not None:
+                counts["embedded"] += 1
+                counts["residues"] += len(item.encoded.ids)
+        return Totals(**counts)
 
 
 @dataclass(frozen=True)
@@ -186,9 +192,9 @@ def _count(items: Iterable[Prepared], budget: int, advance: Advance) -> Survey:
     damage = None
     try:
         for group in groups(items, budget):
-            for item in group.items:
-                totals = totals.plus(item)
-                advance(len(item.encoded.ids) if item.encoded else 0)
+            before = totals.residues
+            totals = totals.plus(group.items)
+            advance(totals.residues - before)
             number, fingerprint = group.number + 1, group.fingerprint
     except DamagedFileError as error:
         damage = error
