@@ -31,6 +31,7 @@ from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
 from protea.fasta import Record, flows, read_fasta
 from protea.models.encoder import Encoder
+from protea.models.inference import return_freed_memory
 
 _COMMIT_SECONDS: Final = 10.0
 """Work between two commits: what a killed run loses at most, with the packs then under way."""
@@ -305,6 +306,7 @@ class Run:
         progress = replace(progress, stores=tuple(store.commit() for store in stores))
         journal.commit(progress)
         self._kept = True
+        return_freed_memory()
         return progress
 
     def _missing(self) -> int | None:

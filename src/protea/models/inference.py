@@ -119,6 +119,15 @@ def _rotate_pairs(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
+def return_freed_memory() -> None:
+    """Give the system what glibc keeps free, the holes that long-lived small blocks leave in the heap among it.
+
+    Now and then: memory that is kept for good grows for hours, memory that is returned at once costs page faults.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next pack: giving megabytes back and forth costs a page fault every 4 kB.
 
