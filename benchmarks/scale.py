@@ -52,8 +52,8 @@ def watch(command: list[str], seconds: float) -> tuple[float, int, str]:
     return wall, peak, process.communicate()[1]
 
 
-def embed(model: Path, fasta: Path, *options: str) -> list[str]:
-    outputs = ["-o", str(fasta.with_suffix(".parquet")), "-r", str(fasta.with_suffix(".h5"))]
+def embed(model: Path, fasta: Path, *options: str, residues: bool = False) -> list[str]:
+    outputs = ["-o", str(fasta.with_suffix(".parquet"))] + ["-r", str(fasta.with_suffix(".h5"))] * residues
     return [sys.executable, "-m", "protea", "embed", str(fasta), "-m", str(model), *outputs, *options]
 
 
@@ -63,7 +63,7 @@ def memory(model: Path, folder: Path, counts: list[int], gigabytes: float, secon
     for count in counts:
         fasta = folder / f"{count}.fasta"
         write_fasta(fasta, [rng.randint(5, 15) for _ in range(count)])
-        wall, peak, err = watch(embed(model, fasta), 3600)
+        wall, peak, err = watch(embed(model, fasta, residues=True), 3600)
         assert "residues in" in err, err
         print(
             f"| {count:,} sequences, {fasta.stat().st_size / 1e6:.1f} MB | {wall:.0f} | {peak / 1e6:.0f} |", flush=True
@@ -71,7 +71,7 @@ def memory(model: Path, folder: Path, counts: list[int], gigabytes: float, secon
     if gigabytes:
         fasta = folder / "large.fasta"
         write_fasta(fasta, [345] * int(gigabytes * 1e9 / 355))
-        wall, peak, _ = watch([*embed(model, fasta)[:-2], "--fast"], seconds)
+        wall, peak, _ = watch(embed(model, fasta, "--fast"), seconds)
         size = fasta.stat().st_size / 1e9
         journal = folder / ".large.parquet.partial" / "journal.json"
         done = re.search(r'"records": (\d+)', journal.read_text())[1] if journal.exists() else "0"
@@ -85,7 +85,7 @@ def length(model: Path, folder: Path, *options: str) -> None:
     for size in (20, 50, 100, 200, 400, 700, 1022):
         fasta = folder / f"{size}.fasta"
         write_fasta(fasta, [size] * (100_000 // size))
-        _, _, err = watch(embed(model, fasta, *options)[:-2] + list(options), 600)
+        _, _, err = watch(embed(model, fasta, *options), 600)
         match = re.search(r"([\d,]+) residues in ([\d.]+) s", err)
         assert match, err
         print(f"| {size:,} | {int(match[1].replace(',', '')) / float(match[2]):,.0f} |", flush=True)
