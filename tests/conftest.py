@@ -1,8 +1,11 @@
-"""Fixtures: small random models on disk, written once a session."""
+"""Fixtures: small random models on disk, written once a session, and the command line in this process."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import settings
 
 import protea
 from protea.checkpoints import hf
+from protea.cli import main
 from protea.models import build
 from protea.models.encoder import EncoderConfig
 from protea.models.esm1b import ESM1bConfig
@@ -64,3 +68,49 @@ def disturb(module: torch.nn.Module, seed: int = 7) -> None:
             if name.endswith("bias") or "norm" in name.lower():
                 noise = torch.empty(parameter.shape).normal_(0, 0.1, generator=generator)
                 parameter.add_(noise.to(parameter))
+
+
+FASTA = ">a first protein\nMKTAYIAKQR\n>b\nG\n>c|3/x\nACDEFGHIKLMNPQRSTVWYX\n"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["protea", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Result(caught.value.code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    path = tmp_path / "in.fasta"
+    path.write_text(FASTA)
+    return path
+
+
+def fails(result: Result, code: int, *parts: str) -> None:
+    """One line on standard error, no traceback, the given exit code."""
+    assert result.code == code, result
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("protea: error: ")
+    for part in parts:
+        assert part in lines[0]

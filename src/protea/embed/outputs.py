@@ -100,7 +100,17 @@ def check_place(path: Path, kind: str, *, overwrite: bool) -> None:
     if kind == "folder" and (path.is_symlink() or not is_output_folder(path)):
         # Whatever else is there is not ours to remove, --overwrite or not.
         raise OutputError(f"{path}: exists and is no folder of embeddings; name another")
-    if not overwrite and not work_folder(path).exists():
+    if not work_folder(path).exists():
+        refuse_existing(path, overwrite=overwrite)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Do not replace an output unasked.
+
+    Raises:
+        OutputError: it exists.
+    """
+    if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from queue import Empty, Full, Queue
+from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Final, TypeVar
 
@@ -32,7 +32,8 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
     """The same items in the same order, up to ``depth`` of them made in advance.
 
     An exception arrives where the next item would have. Closing the generator sets ``stop``, waits for the item being
-    made, and closes ``items``.
+    made, and closes ``items``. Both directions are ``SimpleQueue``, which a signal cannot break off half way; the locks
+    of ``Queue`` are Python code, and a KeyboardInterrupt within them leaves them in either state.
 
     Args:
         items: what to work ahead on.
@@ -40,15 +41,18 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
         stop: ends all of a chain of prefetching generators at once, each after the item it is at.
         may_block: ``items`` may wait for input that never comes; its thread is then left behind.
     """
-    queue: Queue[Item | _End] = Queue(depth)
-    gone = Event()  # the consumer of this generator
+    queue: SimpleQueue[Item | _End] = SimpleQueue()
+    places: SimpleQueue[None] = SimpleQueue()
+    for _ in range(depth):
+        places.put(None)
 
-    def put(item: Item | _End) -> None:
-        while not gone.is_set() and not (stop.is_set() and not isinstance(item, _End)):
+    def put(item: Item) -> None:
+        while not stop.is_set():
             try:
-                queue.put(item, timeout=_POLL)
-            except Full:
+                places.get(timeout=_POLL)
+            except Empty:
                 continue
+            queue.put(item)
             return
 
     def work() -> None:
@@ -58,9 +62,9 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
                 if stop.is_set():
                     break
         except BaseException as error:  # raised again where the item was wanted
-            put(_End(error))
+            queue.put(_End(error))
         else:
-            put(_End(_StoppedError() if stop.is_set() else None))
+            queue.put(_End(_StoppedError() if stop.is_set() else None))
         finally:
             if isinstance(items, Generator):
                 items.close()
@@ -81,9 +85,9 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
                 if item.error is not None:
                     raise item.error
                 return
+            places.put(None)
             yield item
     finally:
-        gone.set()
         if not ended:
             stop.set()
         thread.join(_PATIENCE if may_block else None)

@@ -22,13 +22,21 @@ from protea.device import native_bfloat16
 from protea.embed import engine
 from protea.embed.engine import Embedding, Wanted
 from protea.embed.journal import Journal, Progress, differences
-from protea.embed.outputs import check_place, check_space, move_into_place, outputs_of, write_beside, write_error
+from protea.embed.outputs import (
+    check_place,
+    check_space,
+    move_into_place,
+    outputs_of,
+    refuse_existing,
+    write_beside,
+    write_error,
+)
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import Encoded, Prepared, prepare
 from protea.embed.settings import PROVENANCE, Settings
 from protea.embed.stores import RESIDUES, Entry, Store, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
-from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
+from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
 from protea.fasta import Record, flows, read_fasta
 from protea.models.encoder import Encoder
 from protea.models.inference import return_freed_memory
@@ -109,18 +117,18 @@ class Run:
     def _locked(self, journal: Journal) -> Totals:
         found = journal.progress
         self._kept = found is not None
+        if found is None:
+            for output in self.outputs:  # a folder that a killed run left without a journal is no reason to go on
+                refuse_existing(output.path, overwrite=self.overwrite)
+        followed = journal.plan or {}
         budget = (
             self.settings.token_budget
-            or self._followed(journal, "token_budget")
+            or followed.get("token_budget")
             or engine.default_budget(self.model, whatever_is_free=self.settings.shard is not None)
         )
-        if threads := self._followed(journal, "threads"):
-            torch.set_num_threads(threads)
+        torch.set_num_threads(followed.get("threads", torch.get_num_threads()))
         surveyed = self._survey(budget)
         plan = self._plan = self.settings.shown() | self._circumstances() | _identity(budget, surveyed)
-        if found is None and any(output.path.exists() for output in self.outputs) and not self.overwrite:
-            taken = next(output.path for output in self.outputs if output.path.exists())
-            raise OutputError(f"{taken}: exists already; choose another name or pass --overwrite")
         if journal.plan is not None:
             self._check_plan(journal.plan, plan)
             if journal.plan.get("input") is None:
@@ -163,9 +171,6 @@ class Run:
             "kernels": f"{torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16",
             "threads": torch.get_num_threads(),
         }
-
-    def _followed(self, journal: Journal, name: str) -> int | None:
-        return None if journal.plan is None else journal.plan.get(name)
 
     def _check_plan(self, old: Mapping[str, Any], new: dict[str, Any]) -> None:
         output = self.outputs[0].path
