@@ -59,3 +59,12 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def available_memory() -> int:
+    """Bytes of main memory that can be had without swapping; 8 GB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:  # noqa: PTH123  no path of the user's
+            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 8 << 30

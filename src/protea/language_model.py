@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
 from protea.checkpoints.describe import sha256
-from protea.checkpoints.files import weight_files
+from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import PUBLISHED, locate
 from protea.device import resolve_device, resolve_dtype
 from protea.embed import engine
@@ -31,7 +31,8 @@ def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = 
     """Load a model.
 
     Args:
-        model: a published name (``protea info --list``), a Hugging Face repository, a folder, or a weight file in one.
+        model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format: a
+            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
@@ -46,13 +47,15 @@ def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = 
             "with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
         )
     where, kind = resolve_device(device), resolve_dtype(dtype)
-    folder = locate(model)
-    module = hf.read(folder, dtype=kind, device=where)
+    path = locate(model)
+    with open_checkpoint(path) as checkpoint:
+        module = checkpoint.load(dtype=kind, device=where)
+        files = files_of(path, checkpoint)
     known = PUBLISHED.get(str(model).removeprefix("facebook/"))
     if known is not None and not known.contact_head:
         # Published conversions of such models carry the random head their class was born with.
         module.contact_head = None
-    return LanguageModel(module, name=str(model), folder=folder)
+    return LanguageModel(module, name=str(model), files=files)
 
 
 class LanguageModel:
@@ -61,13 +64,13 @@ class LanguageModel:
     Attributes:
         module: the ``torch.nn.Module``.
         name: what it was loaded by.
-        folder: where its files are, if it was loaded from any.
+        files: the files it was loaded from, if any.
     """
 
-    def __init__(self, module: Encoder, *, name: str, folder: Path | None = None) -> None:
+    def __init__(self, module: Encoder, *, name: str, files: Sequence[Path] = ()) -> None:
         self.module = module
         self.name = name
-        self.folder = folder
+        self.files = list(files)
 
     def __repr__(self) -> str:
         config = self.config
@@ -103,7 +106,7 @@ class LanguageModel:
 
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of the weight files by name; nothing for a model that was not loaded from files."""
-        return {} if self.folder is None else {path.name: sha256(path) for path in weight_files(self.folder)}
+        return {path.name: sha256(path) for path in self.files}
 
     @overload
     def embed(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from conftest import CONFIGS, disturb
 from protea.checkpoints import hf
-from protea.checkpoints.files import INDEX, WEIGHTS
+from protea.checkpoints.files import staged
+from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, OutputError, ProteaWarning
 from protea.models import build
 from protea.models.encoder import Encoder
@@ -30,7 +31,8 @@ CPU = torch.device("cpu")
 
 
 def read(folder: Path, dtype: torch.dtype = torch.float32) -> Encoder:
-    return hf.read(folder, dtype=dtype, device=CPU)
+    with hf.open_checkpoint(folder) as checkpoint:
+        return checkpoint.load(dtype=dtype, device=CPU)
 
 
 def random_model(name: str, folder: Path) -> Encoder:
@@ -59,7 +61,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, name: str) -> None:
 def test_shards_hold_the_same(tmp_path: Path, name: str) -> None:
     model = random_model(name, tmp_path / "random")
     parameters = dict(model.named_parameters())
-    hf.write(tmp_path / "sharded", model, lambda key: parameters[key].detach(), max_shard_bytes=100_000)
+    hf.write(tmp_path / "sharded", model, parameters.__getitem__, torch.float32, max_shard_bytes=100_000)
     index = json.loads((tmp_path / "sharded" / INDEX).read_text())
     files = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
     assert len(files) > 2
@@ -104,7 +106,7 @@ def test_weights_stay_mapped(tmp_path: Path) -> None:
         "    rows = dict(line.split(':') for line in open('/proc/self/status') if ':' in line)\n"
         "    return int(rows['RssAnon'].split()[0])\n"
         "def load(path):\n"
-        "    model = hf.read(pathlib.Path(path), dtype=torch.float32, device=torch.device('cpu'))\n"
+        "    model = hf.open_checkpoint(pathlib.Path(path)).load(dtype=torch.float32, device=torch.device('cpu'))\n"
         "    return model, sum(parameter.sum() for parameter in model.parameters())\n"
         "small = load(sys.argv[1])\n"
         "before = anonymous()\n"
@@ -303,6 +305,7 @@ def sharded(tmp_path: Path) -> Path:
         tmp_path / "sharded",
         model,
         lambda name: torch.zeros(model.get_parameter(name).shape),
+        torch.float32,
         max_shard_bytes=100_000,
     )
     return tmp_path / "sharded"
@@ -324,7 +327,7 @@ def test_absent_files(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     fails(folder, f"model: no {WEIGHTS} and no {INDEX}")
     (folder / "pytorch_model.bin").write_bytes(b"")
-    fails(folder, "holds pytorch_model.bin only, which this version does not read")
+    fails(folder, "pytorch_model.bin: no file of torch.save, or truncated; fetch it again")
     (folder / "config.json").unlink()
     fails(folder, "no config.json; a checkpoint folder holds config.json and model.safetensors")
 
@@ -334,7 +337,7 @@ def test_absent_and_damaged_shards(sharded: Path) -> None:
     paths[1].rename(sharded / "elsewhere")
     fails(sharded, f"{paths[1].name} missing of the {len(paths)} shards that {INDEX} names")
     paths[1].write_bytes(paths[0].read_bytes())
-    fails(sharded, f"{paths[1].name}: lacks .*, which .*{INDEX} says it holds")
+    fails(sharded, f"{paths[1].name}: lacks .*, which its index says it holds")
     (sharded / INDEX).write_text("{")
     fails(sharded, f"{INDEX}: damaged")
     (sharded / INDEX).write_text('{"weight_map": {"x": "../../outside.safetensors"}}')
@@ -530,7 +533,8 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match=r"model: cannot be written: .*No space left"):
-        hf.write(tmp_path / "deeper" / "model", model, fail)
+        with staged(tmp_path / "deeper" / "model") as place:
+            hf.write(place, model, fail, torch.float32)
     assert list((tmp_path / "deeper").iterdir()) == []
 
 

@@ -44,10 +44,12 @@ def put_into_cache(cache: Path, repository: str, folder: Path) -> None:
 
 
 def test_the_table() -> None:
-    assert len(PUBLISHED) == 17
+    assert len(PUBLISHED) == 28
     for name, known in PUBLISHED.items():
         assert known.name == name
         assert known.licence in ({"MIT", "Apache-2.0"} if known.place else {""})
+        assert known.format in ({"hf", "te", "nemo", "nemo2"} if known.place else {""})
+        assert known.sha256 == "" or re.fullmatch("[0-9a-f]{64}", known.sha256)
         assert known.contact_head == name.startswith(("esm2_", "esm1b_"))
         assert "contacts" in known.build().capabilities or not known.contact_head
     rows = {row["name"]: row for row in listing()}
@@ -207,11 +209,14 @@ def test_a_file_stands_for_its_folder(model_folders: dict[str, Path], name: str)
     assert locate(model_folders["esm2"] / name) == model_folders["esm2"]
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "esm1nv.nemo"
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"this version reads folders .*, not \.nemo files"):
-        locate(path)
+    assert locate(path) == path
+    with pytest.raises(
+        CheckpointError, match=r"esm1nv\.nemo: no checkpoint; looked for a file of torch.save .* and a tar"
+    ):
+        protea.load(path)
 
 
 def test_a_path_that_is_not_there() -> None:
@@ -248,7 +253,8 @@ def test_paths_that_cannot_be_looked_at(tmp_path: Path, find: Callable[[str], ob
 
 def test_weights_published_in_other_formats_or_not_at_all() -> None:
     with pytest.raises(
-        CheckpointError, match=r"esm1nv is published at https://.*\.nemo.*; convert .* `protea init esm1nv"
+        CheckpointError,
+        match=r"esm1nv is published at https://.*\.nemo.*: fetch it and name the file, .* `protea init esm1nv",
     ):
         locate("esm1nv")
     with pytest.raises(CheckpointError, match=r"no published weights; `protea init esm2nv_20B` makes random ones"):

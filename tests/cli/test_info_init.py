@@ -72,7 +72,7 @@ def test_a_file_that_fails_unforeseen(model_folders: dict[str, Path], tmp_path: 
     code = (
         "import sys, protea.checkpoints.describe as describe\n"
         "from pathlib import Path\n"
-        "describe.weight_files = lambda folder: [folder]\n"
+        "describe.files_of = lambda folder, checkpoint: [folder]\n"
         "import protea.cli\n"
         "protea.cli.main()\n"
     )

@@ -112,9 +112,9 @@ def test_out_of_memory_halves_the_pack(load_small: LoadModel, monkeypatch: pytes
 def test_the_budget_follows_the_memory(load_small: LoadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_small("esm2").module
     assert default_budget(model) == 4096
-    monkeypatch.setattr(engine, "_available_memory", lambda: 12_000_000)
+    monkeypatch.setattr(engine, "available_memory", lambda: 12_000_000)
     assert default_budget(model) == 1024
-    monkeypatch.setattr(engine, "_available_memory", lambda: 30_000_000)
+    monkeypatch.setattr(engine, "available_memory", lambda: 30_000_000)
     assert 1024 < default_budget(model) < 4096
 
 

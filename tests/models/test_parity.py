@@ -76,7 +76,7 @@ def random_model(config: EncoderConfig, initialisation: str, tmp_path: Path) -> 
         from_fair_esm(new_fair_esm(model), model)
     else:
         EsmForMaskedLM(transformers_config(model)).save_pretrained(tmp_path / "initial")
-        model = hf.read(tmp_path / "initial", dtype=torch.float32, device=torch.device("cpu"))
+        model = hf.open_checkpoint(tmp_path / "initial").load(dtype=torch.float32, device=torch.device("cpu"))
     disturb(model)
     if isinstance(config, ESM2Config):
         # Meta's files carry the frequencies rounded to float16; both references must then use these.
@@ -170,7 +170,7 @@ def test_attention_maps_equal_transformers(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_esm1nv_equals_a_plain_reading(config: ESM1nvConfig, tmp_path: Path) -> None:
     hf.write_random(tmp_path / "model", build(config), seed=0, dtype=torch.float32)
-    model = hf.read(tmp_path / "model", dtype=torch.float32, device=torch.device("cpu"))
+    model = hf.open_checkpoint(tmp_path / "model").load(dtype=torch.float32, device=torch.device("cpu"))
     disturb(model)
     plain = PlainESM1nv(config).take(model).eval()
     exact = PlainESM1nv(config).take(model).eval().double()

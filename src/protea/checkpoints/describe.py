@@ -6,9 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from protea.checkpoints import hf
-from protea.checkpoints.files import Weights, weight_files
-from protea.checkpoints.hf_config import read_config
+from protea.checkpoints.formats import files_of, open_checkpoint, recognised
 from protea.checkpoints.hub import PUBLISHED, find_local, published
 from protea.device import DTYPES
 from protea.models.encoder import Encoder
@@ -23,7 +21,9 @@ def listing() -> list[dict[str, Any]]:
             "parameters": parameter_count(known.build()),
             "licence": known.licence,
             "contact_head": known.contact_head,
+            "format": known.format,
             "place": known.place or "not published; architecture only",
+            "sha256": known.sha256,
         }
         for known in PUBLISHED.values()
     ]
@@ -36,22 +36,20 @@ def describe(model: str) -> dict[str, Any]:
         UnknownModelError: no such name.
         CheckpointError: the folder's files are absent, damaged or do not fit together.
     """
-    folder = find_local(model)
-    if folder is None:
+    path = find_local(model)
+    if path is None:
         known = published(model)
         architecture = _architecture(known.build())
         return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place}
-    config = read_config(folder)
-    with Weights(folder, hf.normalized) as weights:
-        module = hf.skeleton(config, weights)
-        stored = sorted({weights.dtype(hf.hf_name(name)) for name, _ in module.named_parameters()})
-    return {
-        "model": model,
-        **_architecture(module),
-        "stored_as": stored,
-        "weights": str(folder),
-        "sha256": {path.name: sha256(path) for path in weight_files(folder)},
-    }
+    with open_checkpoint(path) as checkpoint:
+        return {
+            "model": model,
+            **_architecture(checkpoint.model),
+            "format": recognised(path).TITLE,
+            "stored_as": checkpoint.stored_types,
+            "weights": str(path),
+            "sha256": {file.name: sha256(file) for file in files_of(path, checkpoint)},
+        }
 
 
 def parameter_count(module: Encoder) -> int:

@@ -1,168 +1,192 @@
-"""Files of a checkpoint folder: safetensors read through a memory map, and folders that appear only when complete."""
+"""Files and folders of checkpoints: stretches of them read in place, and new ones that appear only when complete."""
 
 from __future__ import annotations
 
+import io
 import json
+import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from protea.errors import CheckpointError, OutputError
 
 CONFIG: Final = "config.json"
-WEIGHTS: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
+
+_ALIGNMENT: Final = 16
+"""Bytes that kernels expect tensors to be aligned to; ones that are not are copied."""
 
 
-class Weights(Mapping[str, Tensor]):
-    """The tensors of a folder, memory-mapped, each file opened once.
-
-    Args:
-        folder: holds ``model.safetensors``, or shards and their index.
-        normalize: turns a stored key into the one to look it up by.
+@dataclass(frozen=True)
+class Region:
+    """A stretch of a memory-mapped file: a whole file, a member of an archive, a tensor's bytes.
 
     Attributes:
-        paths: the files, in order.
-
-    Raises:
-        CheckpointError: a file is absent, unreadable, truncated, or lacks what the index promises.
+        path: the file.
+        name: what messages call the stretch.
+        start: its first byte within the file.
+        size: its length in bytes.
     """
 
-    def __init__(self, folder: Path, normalize: Callable[[str], str] = str) -> None:
-        self._files = ExitStack()
-        self._keys: dict[str, tuple[Any, str, Path]] = {}
-        with self._files:
-            shards = _shards(folder)
-            self.paths = list(shards)
-            for path, listed in shards.items():
-                handle = self._open(path)
-                stored = set(handle.keys())
-                if absent := sorted(listed - stored):
-                    raise CheckpointError(
-                        f"{path}: lacks {absent[0]}, which {folder / INDEX} says it holds; fetch both again"
-                    )
-                for key in stored:
-                    self._keys[normalize(key)] = (handle, key, path)
-            self._files = self._files.pop_all()
+    path: Path
+    name: str
+    start: int
+    size: int
+    _data: mmap.mmap | bytes
 
-    def _open(self, path: Path) -> Any:
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """A whole file, mapped so that nothing written to tensors reaches it.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         try:
-            # safetensors calls every file that it cannot open absent; Python says why.
-            path.open("rb").close()
-        except OSError as error:
+            with path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{path}: cannot be read: {reason}; check the file and its permissions") from error
+        return cls(path, str(path), 0, size, data)
+
+    def part(self, start: int, size: int, name: str | None = None) -> Region:
+        """A stretch within this one.
+
+        Raises:
+            CheckpointError: it does not lie within.
+        """
+        if start < 0 or size < 0 or start + size > self.size:
             raise CheckpointError(
-                f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
-            ) from error
-        try:
-            return self._files.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch it again") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
-    def __getitem__(self, key: str) -> Tensor:
-        handle, stored, _ = self._keys[key]
-        tensor: Tensor = handle.get_tensor(stored)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        handle, stored, _ = self._keys[key]
-        return tuple(handle.get_slice(stored).get_shape())
-
-    def dtype(self, key: str) -> str:
-        """A tensor's type in the file, as safetensors names it (``F32``, ``BF16``, ...)."""
-        handle, stored, _ = self._keys[key]
-        return str(handle.get_slice(stored).get_dtype())
-
-    def path(self, key: str) -> Path:
-        """The file a tensor is in."""
-        return self._keys[key][2]
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, in order.
-
-    Raises:
-        CheckpointError: none are there, or one that the index names is absent.
-    """
-    return list(_shards(folder))
-
-
-def _shards(folder: Path) -> dict[Path, set[str]]:
-    """The weight files, each with the keys the index expects in it (none without an index)."""
-    index = folder / INDEX
-    # lexists: a link that leads nowhere is a file that cannot be read, and opening it says why.
-    if not os.path.lexists(index):
-        if os.path.lexists(folder / WEIGHTS):
-            return {folder / WEIGHTS: set()}
-        if any(folder.glob("pytorch_model*.bin")):
-            raise CheckpointError(
-                f"{folder}: holds pytorch_model.bin only, which this version does not read; save it as {WEIGHTS} "
-                "with transformers (save_pretrained)"
+                f"{name or self.name}: truncated or damaged: bytes {start} to {start + size} of {self.size}; fetch it "
+                "again"
             )
-        raise CheckpointError(f"{folder}: no {WEIGHTS} and no {INDEX}; put the weights beside {CONFIG}")
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[Path, set[str]] = {}
-        for key, name in weight_map.items():
-            shards.setdefault(folder / Path(name).name, set()).add(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: damaged: {error!r}; fetch it again") from error
-    if not shards:
-        raise CheckpointError(f"{index}: its weight_map names no tensors; fetch it again")
-    if absent := sorted(path.name for path in shards if not os.path.lexists(path)):
-        raise CheckpointError(
-            f"{folder}: {', '.join(absent)} missing of the {len(shards)} shards that {INDEX} names; fetch it"
-        )
-    return dict(sorted(shards.items()))
+        return Region(self.path, name or self.name, self.start + start, size, self._data)
+
+    def read(self, start: int = 0, size: int | None = None) -> bytes:
+        """A copy of the bytes from ``start``, to the end or ``size`` of them if there are as many."""
+        end = self.size if size is None else min(self.size, start + size)
+        return bytes(self._data[self.start + start : self.start + end])
+
+    def stream(self) -> RegionStream:
+        """The bytes as a file, for libraries that read files."""
+        return RegionStream(self)
+
+    def tensor(self, dtype: torch.dtype) -> Tensor:
+        """The bytes as a vector, mapped, not copied, where their place in the file allows it."""
+        count = self.size // dtype.itemsize
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        mapped = torch.frombuffer(self._data, dtype=dtype, count=count, offset=self.start)
+        return mapped.clone() if self.start % _ALIGNMENT else mapped
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name only when everything in it is written."""
+class RegionStream(io.RawIOBase):
+    """A region as a file; asked for more bytes than there are, it reserves no memory for them."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """The next byte's place."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._region.size}[whence]
+        if start + offset < 0:
+            raise ValueError("a place before the beginning")
+        self._at = start + offset
+        return self._at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As many bytes as there are, up to ``size``."""
+        left = max(0, self._region.size - self._at)
+        data = self._region.read(self._at, left if size is None or size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """The same into a buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: the file is absent, unreadable, or holds something else.
+    """
     try:
-        # A link, dangling or not, could not be replaced by the finished folder.
-        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise OutputError(f"{folder}: exists already; remove it or choose another name")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another place") from error
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        # Temporary folders and safetensors files are born private; others should be able to read the result.
-        temporary.chmod(0o777 & ~umask)
-        for path in temporary.iterdir():
-            path.chmod(0o666 & ~umask)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Readable JSON, keys sorted."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A place to write a checkpoint at; it appears as ``target`` only when complete, with any files put beside it.
+
+    Args:
+        target: a file or folder that does not exist, or an empty folder.
+
+    Raises:
+        OutputError: it exists, or cannot be written; nothing is left behind.
+    """
+    try:
+        _refuse(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}; choose another place") from error
+    try:
+        yield temporary / target.name
+        # What goes with the target comes before it: where the target is, everything is.
+        written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
+        for path in written:
+            _refuse(target.parent / path.name)
+        for path in written:
+            if path.is_dir() and (target.parent / path.name).exists():
+                (target.parent / path.name).rmdir()
+            path.rename(target.parent / path.name)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse(target: Path) -> None:
+    # A link, dangling or not, could not be replaced by the finished checkpoint.
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise OutputError(f"{target}: exists already; remove it or choose another name")

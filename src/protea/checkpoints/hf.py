@@ -8,21 +8,23 @@ tensor names with ``model_type`` ``esm1nv``. Weights stay memory-mapped wherever
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from protea.checkpoints.files import CONFIG, INDEX, WEIGHTS, Weights, new_folder, write_json
+from protea.checkpoints.files import CONFIG, staged, write_json
 from protea.checkpoints.hf_config import read_config, write_config
-from protea.errors import CheckpointError, ProteaWarning
-from protea.models import build, initial_value
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm2 import ESM2
+from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles, shards, write_safetensors
+from protea.checkpoints.tensors import Checkpoint, Layout, Place, Planned, plan_of
+from protea.checkpoints.torch_file import open_state_dicts
+from protea.models import initial_value
+from protea.models.encoder import Encoder
+
+NAME: Final = "hf"
+TITLE: Final = "a Hugging Face folder"
 
 MAX_SHARD_BYTES: Final = 5 << 30
 """Above this a checkpoint is split, as ``transformers`` does."""
@@ -48,10 +50,8 @@ _LAYER_MODULES: Final = {
     "final_layer_norm": "LayerNorm",
 }
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
-_INV_FREQ: Final = "rotary_embeddings.inv_freq"
-_DECODER: Final = "lm_head.decoder."
-_FLOATS: Final = ("F64", "F32", "F16", "BF16")
-_MISFIT: Final = f"the file does not fit its {CONFIG}, or is incomplete: fetch both again"
+_BIN: Final = "pytorch_model.bin"
+_BIN_INDEX: Final = "pytorch_model.bin.index.json"
 
 
 def hf_name(name: str) -> str:
@@ -69,133 +69,51 @@ def normalized(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
+def _leftover(key: str) -> bool:
+    """A repeat of the tied head, position ids, or the position embeddings that rotary files carry for nothing."""
+    return key.endswith(".position_ids") or key.startswith(("lm_head.decoder.", _MODULES["position_embeddings"]))
+
+
+LAYOUT: Final = Layout(
+    place=lambda name: Place(hf_name(name)),
+    # Readers look for frequencies in every layer, and rounding them further would move every position.
+    frequencies=lambda layer: (f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq",),
+    leftovers=_leftover,
+)
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Encoder:
-    """Load a checkpoint folder.
+def recognise(path: Path) -> bool:
+    """Whether a path is a folder with a ``config.json``."""
+    return path.is_dir() and (path / CONFIG).exists()
 
-    Args:
-        folder: holds ``config.json`` and ``model.safetensors`` or its shards.
-        dtype: type of all parameters; rotary frequencies stay float32.
-        device: where they go.
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open a checkpoint folder: ``config.json`` and ``model.safetensors``, its shards, or ``pytorch_model.bin``.
 
     Raises:
         CheckpointError: a file is missing, truncated or contradicts the configuration, naming file, tensor, shapes.
     """
     config = read_config(folder)
-    with Weights(folder, normalized) as weights:
-        model = skeleton(config, weights)
-        expected = {name: hf_name(name) for name, _ in model.named_parameters()}
-        state = {name: weights[key].to(device=device, dtype=dtype) for name, key in expected.items()}
-        if isinstance(model, ESM2):
-            state["inv_freq"] = _stored_frequencies(model, weights).to(device)
-        _check_tied(weights)
-        _report_ignored(folder, weights, expected.values())
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def skeleton(config: EncoderConfig, weights: Weights) -> Encoder:
-    """The model that some weights make up, on the meta device, with the heads they have, every shape checked.
-
-    Raises:
-        CheckpointError: the configuration and the weights do not fit together.
-    """
-    model = build(config)
-    # A checkpoint of the bare encoder, or one without contact head, is complete without them.
-    if not any(key.startswith("lm_head.") for key in weights):
-        model.lm_head = None
-    if not any(key.startswith(_MODULES["contact_head.regression"]) for key in weights):
-        model.contact_head = None
-    _check_shapes(model, weights, {name: hf_name(name) for name, _ in model.named_parameters()})
-    return model
-
-
-def _check_shapes(model: Encoder, weights: Weights, expected: Mapping[str, str]) -> None:
-    if missing := [key for key in expected.values() if key not in weights]:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{', '.join(map(str, weights.paths))}: no tensor {missing[0]}{more}; {_MISFIT}")
-    for name, parameter in model.named_parameters():
-        key = expected[name]
-        found = weights.shape(key)
-        if found != tuple(parameter.shape):
-            raise CheckpointError(
-                f"{weights.path(key)}: {key} has shape {list(found)}, {CONFIG} asks for {list(parameter.shape)}; "
-                f"{_MISFIT}"
-            )
-        _check_floating(weights, key)
-
-
-def _check_floating(weights: Weights, key: str) -> None:
-    """Quantized weights mean nothing without their scales, whatever type they are converted to."""
-    if weights.dtype(key) not in _FLOATS:
-        raise CheckpointError(
-            f"{weights.path(key)}: {key} is stored as {weights.dtype(key)}, which is not supported; save it as one of "
-            f"{', '.join(_FLOATS)}"
-        )
-
-
-def _stored_frequencies(model: ESM2, weights: Weights) -> Tensor:
-    """The file's rotary frequencies, which Meta's models carry rounded to float16; the exact ones if it has none."""
-    exact = model.inv_freq
-    keys = sorted(key for key in weights if key.endswith(_INV_FREQ))
-    if not keys:
-        return exact
-    stored = weights[keys[0]]
-    for key in keys:
-        _check_floating(weights, key)
-        if weights.shape(key) != tuple(exact.shape):
-            raise CheckpointError(
-                f"{weights.path(key)}: {key} has shape {list(weights.shape(key))}, {CONFIG} asks for "
-                f"{list(exact.shape)}; {_MISFIT}"
-            )
-        if not torch.equal(weights[key], stored):
-            raise CheckpointError(
-                f"{weights.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; fetch the "
-                "file again, or leave these tensors out to have them computed"
-            )
-    if stored.dtype == torch.bfloat16:
-        warnings.warn(
-            f"{weights.path(keys[0])}: {_INV_FREQ} is stored in bfloat16, too coarse for positions; computed anew "
-            f"from rope_theta {model.config.rope_theta:g}",
-            ProteaWarning,
-            stacklevel=2,
-        )
-        return exact
-    return stored.to(torch.float32)
-
-
-def _check_tied(weights: Weights) -> None:
-    """Files may repeat the tied output matrix and its bias; ones that differ belong to another architecture."""
-    for kind, tied in (("weight", hf_name("word_embeddings.weight")), ("bias", hf_name("lm_head.bias"))):
-        key = f"{_DECODER}{kind}"
-        if key in weights and not torch.equal(weights[key], weights[tied]):
-            raise CheckpointError(
-                f"{weights.path(key)}: {key} differs from {tied}; an untied head is not supported: leave {key} out if "
-                f"{tied} is right"
-            )
-
-
-def _report_ignored(folder: Path, weights: Weights, used: Iterable[str]) -> None:
-    """Name what the file holds and the model has no use for; known leftovers are not worth a word."""
-    unknown = sorted(
-        key
-        for key in weights.keys() - set(used)
-        if not key.endswith((_INV_FREQ, ".position_ids"))
-        and not key.startswith((_DECODER, _MODULES["position_embeddings"]))
+    legacy = not any((folder / name).exists() for name in (WEIGHTS, INDEX)) and any(folder.glob("pytorch_model*.bin*"))
+    tensors = (
+        open_state_dicts(shards(folder, _BIN, _BIN_INDEX), normalized)
+        if legacy
+        else SafetensorsFiles(shards(folder), normalized)
     )
-    if unknown:
-        roots = sorted({key.split(".")[0] for key in unknown})
-        warnings.warn(
-            f"{folder}: {len(unknown)} tensors have no place in the model and were left out: "
-            f"{', '.join(f'{root}.*' for root in roots)} (first: {unknown[0]})",
-            ProteaWarning,
-            stacklevel=2,
-        )
+    checkpoint = Checkpoint(config, tensors, LAYOUT, CONFIG)
+    tied = (("weight", "word_embeddings.weight"), ("bias", "lm_head.bias"))
+    checkpoint.check_tied(*((f"lm_head.decoder.{kind}", hf_name(name)) for kind, name in tied))
+    return checkpoint
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
+
+
+def unsupported(model: Encoder) -> None:
+    """This layout holds every family."""
 
 
 def save(model: Encoder, folder: Path) -> None:
@@ -205,11 +123,13 @@ def save(model: Encoder, folder: Path) -> None:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
     parameters = dict(model.named_parameters())
-    write(folder, model, lambda name: parameters[name].detach().cpu())
+    dtype = model.word_embeddings.weight.dtype
+    with staged(folder) as place:
+        write(place, model, lambda name: parameters[name], dtype)
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
-    """Write a model with random weights, one shard at a time, by its family's published initialisation.
+    """Write a model with random weights, one tensor at a time, by its family's published initialisation.
 
     Args:
         folder: must not exist, or be empty.
@@ -220,58 +140,51 @@ def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype)
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
-    write(folder, model, lambda name: initial_value(model, name, seed), dtype=dtype)
+    with staged(folder) as place:
+        write(place, model, lambda name: initial_value(model, name, seed).to(dtype), dtype)
 
 
 def write(
     folder: Path,
     model: Encoder,
     parameter: Callable[[str], Tensor],
+    dtype: torch.dtype,
     *,
-    dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint one shard at a time; no more than a shard is held in memory.
+    """Write a checkpoint one tensor at a time.
 
     Args:
-        folder: must not exist, or be empty; appears only when complete.
+        folder: where; made if need be.
         model: says which parameters there are; may be on the meta device.
-        parameter: gives the value of a parameter by our name.
-        dtype: type to store; the values' own by default.
+        parameter: gives the value of a parameter, of type ``dtype``, by our name.
+        dtype: the type.
         max_shard_bytes: size above which a file is split.
 
     Raises:
-        OutputError: the folder exists and is not empty, or cannot be written.
+        OSError: the folder cannot be written.
     """
-    shards = _plan_shards(model, dtype, max_shard_bytes)
+    folder.mkdir(exist_ok=True)
+    plan = plan_of(model, LAYOUT, parameter, dtype)
+    files = _split(plan, max_shard_bytes)
     weight_map: dict[str, str] = {}
-    total = 0
-    with new_folder(folder) as temporary:
-        for number, names in enumerate(shards, start=1):
-            tensors = {hf_name(name): parameter(name).to(dtype=dtype).contiguous() for name in names}
-            if number == 1 and isinstance(model, ESM2):
-                # Readers look for them in every layer, and rounding them further would move every position.
-                for layer in range(model.config.num_hidden_layers):
-                    key = f"esm.encoder.layer.{layer}.attention.self.{_INV_FREQ}"
-                    tensors[key] = model.inv_freq.to("cpu", torch.float32, copy=True)
-            name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file(tensors, temporary / name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, name)
-            total += sum(tensor.nbytes for tensor in tensors.values())
-            stored_dtype = next(iter(tensors.values())).dtype
-        if len(shards) > 1:
-            write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        write_config(temporary, model, stored_dtype)
+    for number, some in enumerate(files, start=1):
+        name = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_safetensors(folder / name, some)
+        weight_map |= dict.fromkeys((planned.key for planned in some), name)
+    if len(files) > 1:
+        total = sum(planned.size for planned in plan)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_config(folder, model, dtype)
 
 
-def _plan_shards(model: Encoder, dtype: torch.dtype | None, max_shard_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
+def _split(plan: list[Planned], max_shard_bytes: int) -> list[list[Planned]]:
+    files: list[list[Planned]] = [[]]
     filled = 0
-    for name, parameter in model.named_parameters():
-        size = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
+    for planned in plan:
+        if files[-1] and filled + planned.size > max_shard_bytes:
+            files.append([])
             filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
+        files[-1].append(planned)
+        filled += planned.size
+    return files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, get_type_hints
@@ -10,7 +10,8 @@ from typing import Any, Final, get_type_hints
 import torch
 
 from protea.alphabet import Alphabet
-from protea.checkpoints.files import CONFIG, WEIGHTS, write_json
+from protea.checkpoints.files import CONFIG, read_json, write_json
+from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1b import ESM1bConfig
@@ -27,27 +28,23 @@ def read_config(folder: Path) -> EncoderConfig:
         CheckpointError: ``config.json`` is missing, damaged, or describes something Protea does not run.
     """
     path = folder / CONFIG
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint folder holds {CONFIG} and {WEIGHTS}")
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint folder holds {CONFIG} and {WEIGHTS}") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    try:
-        config = _config_from(raw)
+        config = config_from(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     _check_vocabulary(folder, config.alphabet)
     return config
 
 
-def _config_from(raw: dict[str, Any]) -> EncoderConfig:
+def config_from(raw: dict[str, Any]) -> EncoderConfig:
+    """The configuration that a ``config.json`` describes.
+
+    Raises:
+        CheckpointError: a value is missing, of the wrong type or out of range, or describes what Protea does not run.
+    """
     family = _family(raw)
     required = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
     missing = [key for key in required if raw.get(key) is None]
@@ -141,11 +138,12 @@ def _check_vocabulary(folder: Path, alphabet: Alphabet) -> None:
 
 def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
     """Write ``config.json``, the vocabulary, and for the ESM alphabet what ``AutoTokenizer`` looks for."""
-    write_json(folder / CONFIG, _config_json(model, dtype))
+    write_json(folder / CONFIG, config_json(model, dtype))
     _write_tokenizer(folder, model)
 
 
-def _config_json(model: Encoder, dtype: torch.dtype) -> dict[str, Any]:
+def config_json(model: Encoder, dtype: torch.dtype) -> dict[str, Any]:
+    """What ``config.json`` says of a model stored as ``dtype``."""
     config = model.config
     values = asdict(config) | {
         "model_type": config.model_type,

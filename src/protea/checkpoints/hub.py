@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from protea.checkpoints.files import CONFIG, INDEX, WEIGHTS
+from protea.checkpoints.files import CONFIG
+from protea.checkpoints.formats import checkpoint_path
+from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, UnknownModelError
 from protea.models import build
 from protea.models.encoder import Encoder, EncoderConfig
@@ -23,23 +25,27 @@ _META: Final = "facebook/"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published model, or an architecture that a name stands for.
+    """A published checkpoint, or an architecture that a name stands for.
 
     Attributes:
         name: what users type.
         config: its architecture.
         licence: of the weights, an SPDX id; empty where no weights are published.
-        repository: on Hugging Face, in the layout this version reads; ``None`` elsewhere.
+        format: what the published files are, by the name that ``protea convert`` calls it; empty without any.
+        repository: on Hugging Face, where files are fetched from; ``None`` elsewhere.
         place: where the weights are, in words.
         contact_head: whether it was published with a fitted contact head.
+        sha256: of the published file, where its publisher states it.
     """
 
     name: str
     config: EncoderConfig
     licence: str
+    format: str
     repository: str | None
     place: str
     contact_head: bool
+    sha256: str = ""
 
     def build(self) -> Encoder:
         """The model on the meta device, with the heads it was published with."""
@@ -49,39 +55,66 @@ class Published:
         return model
 
 
-def _meta(name: str, config: EncoderConfig, *, contact_head: bool = True) -> Published:
-    repository = f"{_META}{name}"
+def _on_hub(
+    name: str, repository: str, config: EncoderConfig, kind: str = "hf", *, contact_head: bool = True
+) -> Published:
     return Published(
         name=name,
         config=config,
         licence="MIT",
+        format=kind,
         repository=repository,
         place=f"{_HUB}/{repository}",
         contact_head=contact_head,
     )
 
 
-def _nvidia(name: str, config: EncoderConfig, place: str | None) -> Published:
+def _on_ngc(name: str, config: EncoderConfig, place: str, kind: str = "nemo", sha256: str = "") -> Published:
     return Published(
         name=name,
         config=config,
         licence="Apache-2.0" if place else "",
+        format=kind if place else "",
         repository=None,
-        place=f"{_NGC}/{place} (.nemo)" if place else "",
+        place=f"{_NGC}/{place} ({'.nemo' if kind == 'nemo' else '.tar.gz'})" if place else "",
         contact_head=False,
+        sha256=sha256,
     )
 
 
+_LAYERS: Final = {"8M": 6, "35M": 12, "150M": 30, "650M": 33, "3B": 36, "15B": 48}
+
+# BioNeMo framework, bionemo-core/data/resources/esm2.yaml: of the .nemo file, and of archives of directories.
+_SHA256: Final = {
+    "esm2nv_650M": "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7",
+    "esm2nv8m:2.0": "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16",
+    "esm2nv650m:2.0": "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997",
+    "esm2nv3b:2.0": "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed",
+    "esm2nv650m:2.1": "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe",
+    "esm2nv3b:2.1": "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6",
+}
+
+
 def _published() -> Iterator[Published]:
-    for layers, size in ((6, "8M"), (12, "35M"), (30, "150M"), (33, "650M"), (36, "3B"), (48, "15B")):
-        yield _meta(f"esm2_t{layers}_{size}_UR50D", SIZES[size])
-    yield _meta("esm1b_t33_650M_UR50S", ESM1B)
+    for size, layers in _LAYERS.items():
+        name = f"esm2_t{layers}_{size}_UR50D"
+        yield _on_hub(name, f"{_META}{name}", SIZES[size])
+    yield _on_hub("esm1b_t33_650M_UR50S", f"{_META}esm1b_t33_650M_UR50S", ESM1B)
     for number in range(1, 6):
-        yield _meta(f"esm1v_t33_650M_UR90S_{number}", ESM1V, contact_head=False)
-    yield _nvidia("esm1nv", ESM1NV, "esm1nv")
-    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", None), ("20B", None)):
+        name = f"esm1v_t33_650M_UR90S_{number}"
+        yield _on_hub(name, f"{_META}{name}", ESM1V, contact_head=False)
+    yield _on_ngc("esm1nv", ESM1NV, "esm1nv")
+    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", ""), ("20B", "")):
         # NVIDIA pads the vocabulary's 33 rows to 128.
-        yield _nvidia(f"esm2nv_{size}", replace(SIZES[size], vocab_size=128), place)
+        padded = replace(SIZES[size], vocab_size=128)
+        yield _on_ngc(f"esm2nv_{size}", padded, place, sha256=_SHA256.get(f"esm2nv_{size}", ""))
+    # 2.0 is converted from Meta's weights, 2.1 NVIDIA's own training.
+    for size, tag in (("8M", "2.0"), ("650M", "2.0"), ("3B", "2.0"), ("650M", "2.1"), ("3B", "2.1")):
+        name = f"esm2nv{size.lower()}:{tag}"
+        yield _on_ngc(name, SIZES[size], f"esm2nv{size.lower()}", "nemo2", _SHA256[name])
+    for size, layers in _LAYERS.items():
+        name = f"nvidia/esm2_t{layers}_{size}_UR50D"
+        yield _on_hub(name, name, SIZES[size], "te", contact_head=False)
 
 
 PUBLISHED: Final = {published.name: published for published in _published()}
@@ -106,10 +139,10 @@ def published(name: str) -> Published:
 
 
 def locate(model: str | Path) -> Path:
-    """The folder that holds a model's files, downloaded if need be.
+    """Where a model's files are: a folder, or a checkpoint file; downloaded if need be.
 
     Args:
-        model: a folder, a weight file within one, a published name, or a Hugging Face repository.
+        model: a folder, a checkpoint file, a weight file in a folder, a published name, or a Hugging Face repository.
 
     Raises:
         UnknownModelError: no such name.
@@ -130,19 +163,19 @@ def locate(model: str | Path) -> Path:
     if not known.place:
         raise CheckpointError(f"{name} has no published weights; `protea init {name}` makes random ones")
     raise CheckpointError(
-        f"{name} is published at {known.place}, a format this version does not read; convert it elsewhere to {CONFIG} "
-        f"and {WEIGHTS} and name their folder, or make random weights: `protea init {name} -o DIR`"
+        f"{name} is published at {known.place}, which needs an account there: fetch it and name the file, or the "
+        f"folder it unpacks to; or make random weights: `protea init {name} -o DIR`"
     )
 
 
 def find_local(model: str) -> Path | None:
-    """The folder of a model if it is on this machine: named, or in Hugging Face's cache.
+    """Where a model is if it is on this machine: named, or in Hugging Face's cache.
 
     Returns:
         ``None`` for a name that is not on this machine, published or not.
 
     Raises:
-        CheckpointError: a path or repository that is not here, or a file of a kind this version does not read.
+        CheckpointError: a path or repository that is not here.
     """
     from huggingface_hub import snapshot_download
 
@@ -192,11 +225,7 @@ def _as_folder(path: Path) -> Path | None:
         raise CheckpointError(
             f"{path}: cannot be read: {error.strerror}; name a folder that can be, or one of `protea info --list`"
         ) from error
-    if path.suffix == ".safetensors" or path.name in (CONFIG, INDEX):
-        return path.parent
-    raise CheckpointError(
-        f"{path}: this version reads folders with {CONFIG} and {WEIGHTS}, not {path.suffix or 'such'} files"
-    )
+    return checkpoint_path(path)
 
 
 def _is_repository(name: str) -> bool:

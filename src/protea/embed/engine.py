@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protea.device import available_memory
 from protea.embed.pooling import POOLINGS
 from protea.embed.prepare import Encoded
 from protea.embed.windows import join
@@ -114,18 +115,9 @@ def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:
     if device.type == "cuda":
         free, most = torch.cuda.mem_get_info(device)[0], _ACCELERATOR_BUDGET
     else:
-        free, most = _available_memory(), _CPU_BUDGET
+        free, most = available_memory(), _CPU_BUDGET
     fits = free // (_MEMORY_SHARE * values * model.word_embeddings.weight.element_size())
     return max(1024, min(most, fits // 1024 * 1024))
-
-
-def _available_memory() -> int:
-    """Bytes of main memory that can be had without swapping; 8 GB where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as stream:  # noqa: PTH123  no path of the user's
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 8 << 30
 
 
 def embed(

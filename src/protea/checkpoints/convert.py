@@ -1,0 +1,246 @@
+"""Any format to any other, one tensor at a time, and the proof that the copy is one.
+
+What is written is read back: every tensor is compared bit for bit with the source's, logits of fixed sequences with
+the source's and, where it is installed, with the library whose format it is. Only then does the copy appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from protea.checkpoints import fair_esm
+from protea.checkpoints.files import staged
+from protea.checkpoints.formats import FORMATS, Format, complete, recognised, write_extras
+from protea.checkpoints.peers import TOLERANCE, peer_logits
+from protea.checkpoints.probe import difference, logits
+from protea.checkpoints.tensors import FLOATS, VOCABULARY, Checkpoint, raw_bytes
+from protea.errors import CheckpointError, UsageError
+from protea.models.esm1b import ESM1b
+from protea.models.esm2 import ESM2
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass
+class Conversion:
+    """What was done, and what was found to be so.
+
+    Attributes:
+        source: title of the format read.
+        target: title of the format written.
+        family: of the model.
+        parameters: how many it has.
+        dtype: type the copy is stored in.
+        tensors: parameters compared bit for bit.
+        checks: what else was compared, in words, with the differences found.
+        apart: what the format has no room for and where it is kept.
+        notes: what to know before using the copy elsewhere.
+    """
+
+    source: str
+    target: str
+    family: str
+    parameters: int
+    dtype: torch.dtype
+    tensors: int = 0
+    checks: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    to: str,
+    *,
+    dtype: torch.dtype | None = None,
+    peers: bool = True,
+    progress: Progress = lambda _what, _done, _of: None,
+) -> Conversion:
+    """Write a checkpoint in another format, and prove the copy.
+
+    Args:
+        source: a checkpoint of any format.
+        target: what to write; must not exist.
+        to: the format's name, one of ``FORMATS``.
+        dtype: type to store; the source's own by default.
+        peers: compare with the library whose format it is, if it is installed and memory allows.
+        progress: told how far it is.
+
+    Raises:
+        UsageError: no such format, or a target that the format's library would not take by its name.
+        CheckpointError: the source is damaged or cannot be held by the format, or the copy differs.
+        OutputError: the target exists or cannot be written. Nothing is left behind in any case.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"unknown format {to!r}; use {', '.join(FORMATS)}")
+    written = FORMATS[to]
+    read = recognised(source)
+    with complete(read.open_checkpoint(source), source) as checkpoint, staged(target) as place:
+        model = checkpoint.model
+        why = written.unsupported(model)
+        if why:
+            raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
+        _check_name(target, to, checkpoint)
+        kind = dtype or _common_type(checkpoint)
+        report = Conversion(
+            read.TITLE, written.TITLE, model.config.family, sum(one.numel() for one in model.parameters()), kind
+        )
+        total = len(list(model.parameters()))
+        done = 0
+
+        def parameter(name: str) -> Tensor:
+            nonlocal done
+            done += 1
+            progress("writing", done, total)
+            return _cast(checkpoint, name, kind)
+
+        written.write(place, model, parameter, kind)
+        _verify(checkpoint, place, written, report, progress)
+        _compare_logits(checkpoint, place, written, report, peers=peers, progress=progress)
+    report.apart = [line.replace(str(place), str(target)) for line in report.apart]
+    return report
+
+
+def _check_name(target: Path, to: str, checkpoint: Checkpoint) -> None:
+    """Meta's package goes by names."""
+    if to != fair_esm.NAME:
+        return
+    rotary = isinstance(checkpoint.model, ESM2)
+    if target.suffix != ".pt" or target.name.startswith("esm2") != rotary:
+        wanted = "esm2NAME.pt" if rotary else "NAME.pt with another beginning than esm2"
+        raise UsageError(f"{target.name}: Meta's esm package goes by the file's name; call it {wanted}")
+
+
+def _common_type(checkpoint: Checkpoint) -> torch.dtype:
+    """The type that holds every stored parameter exactly."""
+    first, *others = (FLOATS[name] for name in checkpoint.stored_types)
+    for other in others:
+        first = torch.promote_types(first, other)
+    return first
+
+
+def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    value = checkpoint.parameter(name)
+    if value.dtype == dtype:
+        return value
+    narrow = value.to(dtype)
+    if not narrow.isfinite().all() and value.isfinite().all():
+        raise CheckpointError(
+            f"{name} has values up to {float(value.abs().max()):.3g}, beyond what {str(dtype).removeprefix('torch.')} "
+            "holds; choose another --dtype"
+        )
+    return narrow
+
+
+def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, progress: Progress) -> None:
+    """Compare every parameter of what was written with the source's; what is lost is put beside it."""
+    lost: dict[str, Tensor] = {}
+    model = checkpoint.model
+    names = [name for name, _ in model.named_parameters()]
+    with written.open_checkpoint(place) as copy:
+        there = dict(copy.model.named_parameters())
+        for number, name in enumerate(names, start=1):
+            value = _cast(checkpoint, name, report.dtype)
+            if name not in there or (name in VOCABULARY and not same_bits(value, copy.parameter(name))):
+                lost[name] = value
+            elif not same_bits(value, copy.parameter(name)):
+                raise CheckpointError(f"{name} came back different from {place.name}; nothing was kept")
+            progress("comparing", number, len(names))
+        if (
+            isinstance(model, ESM2)
+            and isinstance(copy.model, ESM2)
+            and not torch.equal(model.inv_freq, copy.model.inv_freq)
+        ):
+            lost["inv_freq"] = model.inv_freq
+        differing = [
+            key
+            for key, value in vars(model.config).items()
+            if key != "vocab_size" and vars(copy.model.config)[key] != value
+        ]
+        if not lost and model.config == copy.model.config:
+            report.tensors = len(names)
+            return
+    beside = write_extras(place, model, lost)
+    report.apart += [f"{what}, in {beside}" for what in _described(lost, differing)]
+    if "word_embeddings.weight" in lost and isinstance(model, ESM1b):
+        report.notes.append("Meta's loader sets the mask token's row to 0: its logit for <mask> differs there")
+    with complete(written.open_checkpoint(place), place) as copy:
+        if copy.model.config != model.config:
+            raise CheckpointError(f"the configuration came back different from {place.name}; nothing was kept")
+        for name in names:
+            if name in lost and not same_bits(lost[name], copy.parameter(name)):
+                raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
+        if (
+            isinstance(model, ESM2)
+            and isinstance(copy.model, ESM2)
+            and not torch.equal(model.inv_freq, copy.model.inv_freq)
+        ):
+            raise CheckpointError(f"inv_freq came back different from {beside.name}; nothing was kept")
+    report.tensors = len(names)
+
+
+def _described(lost: dict[str, Tensor], differing: list[str]) -> list[str]:
+    """What a format had no room for, in words."""
+    found: list[str] = []
+    if any(name.startswith("contact_head.") for name in lost):
+        found.append("the contact head")
+    if any(name.startswith("lm_head.") and name not in VOCABULARY for name in lost):
+        found.append("the language-model head")
+    if any(name in VOCABULARY for name in lost):
+        found.append("rows of the vocabulary")
+    if "inv_freq" in lost:
+        found.append("the stored rotary frequencies")
+    if differing:
+        found.append(f"the settings {', '.join(differing)}")
+    return found or ["the size of the padded vocabulary"]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape, one type, and the same bits, NaN and signs of zero included."""
+    return a.shape == b.shape and a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
+
+
+def _compare_logits(
+    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, *, peers: bool, progress: Progress
+) -> None:
+    what = "logits" if checkpoint.model.lm_head is not None else "last hidden states"
+    progress(f"computing {what}", 0, 2)
+    source = logits(checkpoint)
+    progress(f"computing {what}", 1, 2)
+    with complete(written.open_checkpoint(place), place) as copy:
+        ours = logits(copy)
+        progress(f"computing {what}", 2, 2)
+        if report.dtype in (FLOATS[name] for name in checkpoint.stored_types) and len(checkpoint.stored_types) == 1:
+            if not all(same_bits(a, b) for a, b in zip(source, ours, strict=True)):
+                raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
+            report.checks.append(f"{what} of {len(ours)} sequences identical to the source's")
+        else:
+            report.checks.append(
+                f"{what} of {len(ours)} sequences within {difference(ours, source):.1e} of the source's, whose type is "
+                f"another"
+            )
+        if not peers:
+            return
+        peer = peer_logits(written.NAME, place, copy)
+        if peer is None:
+            return
+        if peer.logits is None:
+            report.checks.append(f"not compared with {peer.name}: {peer.why}")
+            return
+        columns = slice(None)
+        if any("mask token" in note for note in report.notes):
+            columns = slice(0, copy.model.alphabet.mask)
+        found = difference([one[:, columns] for one in ours], [one[:, columns] for one in peer.logits])
+        if not found <= TOLERANCE:
+            raise CheckpointError(
+                f"{peer.name} computes other logits from {place.name}: they differ by {found:.1e} of the "
+                "largest; nothing was kept"
+            )
+        report.checks.append(f"logits within {found:.1e} of {peer.name}'s")

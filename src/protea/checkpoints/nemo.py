@@ -1,0 +1,346 @@
+"""BioNeMo 1's ``.nemo``: a tar archive of ``model_config.yaml`` and ``model_weights.ckpt``, for ESM-1nv and ESM-2nv.
+
+Megatron's names, vocabulary rows padded to a multiple of 128, query, key and value fused and interleaved head by head;
+tensor-parallel runs keep one ``mp_rank_XX/model_weights.ckpt`` a rank. Sources: BioNeMo 1's ``base_config.yaml`` of
+both models, its converter from Hugging Face, and NeMo 1's ``bert_model.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+from torch import Tensor
+
+from protea.alphabet import ESM, ESM1NV, Alphabet
+from protea.checkpoints.archive import folder_members, is_tar, tar_members
+from protea.checkpoints.files import Region
+from protea.checkpoints.tensors import Checkpoint, Layout, Place, Tensors, plan_of, true_vocabulary
+from protea.checkpoints.torch_file import TorchFile, TorchTensors, save_torch_file
+from protea.errors import CheckpointError
+from protea.models.encoder import Encoder, EncoderConfig
+from protea.models.esm1nv import ESM1nvConfig
+from protea.models.esm2 import ESM2, ESM2Config
+
+NAME: Final = "nemo"
+TITLE: Final = "a .nemo file of BioNeMo 1"
+
+_CONFIG: Final = "model_config.yaml"
+_WEIGHTS: Final = "model_weights.ckpt"
+_MAX_CONFIG_BYTES: Final = 1 << 20
+
+_ROOT: Final = "model.language_model"
+_MODULES: Final = {
+    "word_embeddings": f"{_ROOT}.embedding.word_embeddings",
+    "position_embeddings": f"{_ROOT}.embedding.position_embeddings",
+    "emb_layer_norm_after": f"{_ROOT}.encoder.final_layernorm",
+    "lm_head": "model.lm_head",
+    "lm_head.dense": "model.lm_head.dense",
+    "lm_head.layer_norm": "model.lm_head.layernorm",
+    "contact_head.regression": "contact_head.regression",
+}
+_LAYER_MODULES: Final = {
+    "self_attn.q_proj": "self_attention.query_key_value",
+    "self_attn.k_proj": "self_attention.query_key_value",
+    "self_attn.v_proj": "self_attention.query_key_value",
+    "self_attn.out_proj": "self_attention.dense",
+    "self_attn_layer_norm": "input_layernorm",
+    "final_layer_norm": "post_attention_layernorm",
+    "fc1": "mlp.dense_h_to_4h",
+    "fc2": "mlp.dense_4h_to_h",
+}
+
+
+def _place(name: str) -> Place:
+    module, kind = name.rsplit(".", 1)
+    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
+        return Place(f"{_ROOT}.encoder.layers.{match[1]}.{_LAYER_MODULES[match[2]]}.{kind}")
+    return Place(f"{_MODULES.get(module, module)}.{kind}")
+
+
+LAYOUT: Final = Layout(
+    place=_place,
+    padding=128,
+    frequencies=lambda _: (f"{_ROOT}.rotary_pos_emb.inv_freq",),
+)
+
+_COLUMN_PARALLEL: Final = re.compile(
+    r".*(query_key_value|dense_h_to_4h)\.(weight|bias)|.*word_embeddings\.weight|model\.lm_head\.bias"
+)
+_ROW_PARALLEL: Final = re.compile(r".*(self_attention\.dense|dense_4h_to_h)\.weight")
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def recognise(path: Path) -> bool:
+    """Whether a path is a tar archive, or a folder that one was unpacked into."""
+    return (path / _CONFIG).is_file() if path.is_dir() else path.is_file() and is_tar(Region.of_file(path))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a ``.nemo`` file, or the folder it was unpacked into.
+
+    Raises:
+        CheckpointError: it is damaged, hostile, of another architecture, or its parts do not fit together.
+    """
+    members = folder_members(path) if path.is_dir() else tar_members(path)
+    tensors = _tensors(path, members)
+    if _CONFIG not in members:
+        raise CheckpointError(f"{path}: no {_CONFIG} in it; this is no .nemo file, or part of one")
+    try:
+        config = _config(_read_yaml(members[_CONFIG]), tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {_CONFIG}: {error}") from error
+    return Checkpoint(config, tensors, LAYOUT, _CONFIG)
+
+
+def _tensors(path: Path, members: dict[str, Region]) -> Tensors:
+    weights = sorted(name for name in members if name.rsplit("/", 1)[-1] == _WEIGHTS)
+    if not weights:
+        raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is no .nemo file, or part of one")
+    if weights != [_WEIGHTS] and not all(
+        re.fullmatch(r"(mp|tp)_rank_\d+/" + re.escape(_WEIGHTS), name) for name in weights
+    ):
+        raise CheckpointError(
+            f"{path}: weights in {', '.join(weights[:4])}; pipeline-parallel parts are not supported: merge them with "
+            "NeMo's megatron_change_num_partitions.py"
+        )
+    parts: list[TorchTensors] = []
+    for name in weights:
+        file = TorchFile(members[name])
+        state = file.content
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        parts.append(TorchTensors({path: (file, state, set())}))
+    return parts[0] if len(parts) == 1 else _Merged(parts)
+
+
+class _Merged(Tensors):
+    """The parts of a tensor-parallel run as the tensors they are parts of."""
+
+    def __init__(self, parts: list[TorchTensors]) -> None:
+        self._parts = parts
+        self.paths = parts[0].paths
+        for number, part in enumerate(parts):
+            if differing := sorted(part.keys() ^ parts[0].keys()):
+                raise CheckpointError(f"{self.paths[0]}: rank {number} and rank 0 do not both hold {differing[0]}")
+
+    @staticmethod
+    def _axis(key: str) -> int | None:
+        if _COLUMN_PARALLEL.fullmatch(key):
+            return 0
+        return 1 if _ROW_PARALLEL.fullmatch(key) else None
+
+    def __getitem__(self, key: str) -> Tensor:
+        axis = self._axis(key)
+        values = [part[key] for part in self._parts]
+        if axis is None:
+            if not all(torch.equal(value, values[0]) for value in values):
+                raise CheckpointError(f"{self.paths[0]}: {key} differs between ranks, which should hold the same")
+            return values[0]
+        return torch.cat(values, dim=axis)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts[0])
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        axis = self._axis(key)
+        shapes = [part.shape(key) for part in self._parts]
+        if axis is None or axis >= len(shapes[0]):
+            return shapes[0]
+        return (*shapes[0][:axis], sum(shape[axis] for shape in shapes), *shapes[0][axis + 1 :])
+
+    def dtype(self, key: str) -> str:
+        """The stored type."""
+        return self._parts[0].dtype(key)
+
+    def path(self, key: str) -> Path:
+        """The archive."""
+        return self._parts[0].path(key)
+
+
+def _read_yaml(region: Region) -> dict[str, Any]:
+    if region.size > _MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{region.size:,} bytes, far beyond what describes a model; not read")
+    try:
+        raw = yaml.safe_load(region.read())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    # NeMo writes the model's own section; a whole run's configuration has it under ``model``.
+    if isinstance(raw, dict) and isinstance(raw.get("model"), dict) and "num_attention_heads" not in raw:
+        raw = raw["model"]
+    if not isinstance(raw, dict):
+        raise CheckpointError("no mapping of options")
+    return raw
+
+
+def _config(raw: dict[str, Any], tensors: Tensors) -> EncoderConfig:
+    rotary = raw.get("position_embedding_type") == "rope"
+    for key, allowed in (
+        ("megatron_legacy", (None, False)),
+        ("normalization", (None, "layernorm")),
+        ("share_embeddings_and_output_weights", (None, True)),
+        ("position_embedding_type", (None, "rope", "learned_absolute")),
+        ("bias", (None, True)),
+        ("activation", (None, "gelu")),
+        ("transformer_block_type", (None, "pre_ln")),
+    ):
+        if raw.get(key) not in allowed:
+            raise CheckpointError(f"{key} {str(raw[key])[:100]!r} is not supported; expected {allowed[-1]!r}")
+    shapes = {name: _shape(tensors, name) for name in ("word_embeddings.weight", "layers.0.fc1.weight")}
+    alphabet: Alphabet = ESM if rotary else ESM1NV
+    values: dict[str, Any] = {
+        "num_hidden_layers": _number(raw, "num_layers", _depth(tensors)),
+        "num_attention_heads": _number(raw, "num_attention_heads"),
+        "hidden_size": _number(raw, "hidden_size", shapes["word_embeddings.weight"][1]),
+        "intermediate_size": _number(raw, "ffn_hidden_size", shapes["layers.0.fc1.weight"][0]),
+        "vocab_size": true_vocabulary(tensors, LAYOUT, len(alphabet))
+        if rotary
+        else shapes["word_embeddings.weight"][0],
+        "layer_norm_eps": _number(raw, "layernorm_epsilon", 1e-5),
+        "hidden_dropout_prob": _number(raw, "hidden_dropout", 0.1),
+        "attention_probs_dropout_prob": _number(raw, "attention_dropout", 0.1),
+        "initializer_range": _number(raw, "init_method_std", 0.02),
+    }
+    # NeMo fuses bias and GELU unless told otherwise, and its fused form is the tanh one.
+    tanh = bool(raw.get("bias_gelu_fusion", True)) and not raw.get("esm_gelu", False)
+    if rotary:
+        if tanh:
+            raise CheckpointError(
+                "bias_gelu_fusion without esm_gelu: ESM-2 with the tanh form of GELU is not supported"
+            )
+        return ESM2Config(**values, token_dropout=bool(raw.get("embedding_token_dropout", False)))
+    positions = _shape(tensors, "position_embeddings.weight")[0]
+    return ESM1nvConfig(**values, max_position_embeddings=positions, hidden_act="gelu_tanh" if tanh else "gelu")
+
+
+def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
+    key = LAYOUT.place(name).key
+    if key not in tensors or len(tensors.shape(key)) != 2:
+        raise CheckpointError(f"the weights have no tensor {key} of two axes, which ESM-1nv and ESM-2nv have")
+    return tensors.shape(key)
+
+
+def _depth(tensors: Tensors) -> int:
+    numbers = [
+        int(match[1])
+        for key in tensors
+        if (match := re.match(rf"{re.escape(_ROOT)}\.encoder\.layers\.(\d{{1,6}})\.", key))
+    ]
+    return 1 + max(numbers, default=0)
+
+
+def _number(raw: dict[str, Any], key: str, default: Any = None) -> Any:
+    """An option's number; what it refers to elsewhere (``${...}``) is taken from the weights."""
+    value = raw.get(key)
+    if value is None or (isinstance(value, str) and value.startswith("${")):
+        value = default
+    if isinstance(value, str):  # YAML 1.1 reads 1e-5 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise CheckpointError(f"{key} is {str(raw.get(key))[:100]!r}, not a number")
+    return value
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def unsupported(model: Encoder) -> str | None:
+    """Why BioNeMo 1 has no such model."""
+    if not isinstance(model.config, ESM2Config | ESM1nvConfig):
+        return f"BioNeMo 1 has no {model.config.family}"
+    return None
+
+
+def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> None:
+    """Write a ``.nemo`` file of one part.
+
+    The weights are written beside it first, one tensor at a time, and then copied in: for a moment they take their
+    space twice.
+
+    Args:
+        path: the file.
+        model: says which parameters there are; may be on the meta device.
+        parameter: gives the value of a parameter, of type ``dtype``, by our name.
+        dtype: the type.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    weights = path.with_name(f".{path.name}.{_WEIGHTS}")
+    plan = [one for one in plan_of(model, LAYOUT, parameter, dtype) if not one.key.startswith("contact_head.")]
+    save_torch_file(weights, lambda tensors: tensors, plan)
+    vocabulary = path.with_name(f".{path.name}.vocab.txt")
+    vocabulary.write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
+    described = path.with_name(f".{path.name}.{_CONFIG}")
+    described.write_text(yaml.safe_dump(_described(model), sort_keys=False), encoding="utf-8")
+    with tarfile.open(path, "w") as archive:
+        for name, part in ((_CONFIG, described), (_WEIGHTS, weights), ("vocab.txt", vocabulary)):
+            archive.add(part, f"./{name}", filter=_anonymous)
+            part.unlink()
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = member.mtime = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def _described(model: Encoder) -> dict[str, Any]:
+    config = model.config
+    length = 1024 if model.max_tokens is None else model.max_tokens
+    described = {
+        "seq_length": length,
+        "max_position_embeddings": length,
+        "encoder_seq_length": length,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "init_method_std": config.initializer_range,
+        "hidden_dropout": config.hidden_dropout_prob,
+        "attention_dropout": config.attention_probs_dropout_prob,
+        "kv_channels": None,
+        "layernorm_epsilon": config.layer_norm_eps,
+        "make_vocab_size_divisible_by": LAYOUT.padding,
+        "pre_process": True,
+        "post_process": True,
+        "bert_binary_head": False,
+        "megatron_legacy": False,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+    }
+    if isinstance(model, ESM2):
+        return described | {
+            "name": "esm2nv",
+            "position_embedding_type": "rope",
+            "embedding_use_attention_mask": True,
+            "embedding_token_dropout": model.config.token_dropout,
+            "mask_token_id": model.alphabet.mask,
+            "normalize_attention_scores": False,
+            "bias_gelu_fusion": False,
+            "use_esm_attention": True,
+            "esm_gelu": True,
+            "tokenizer": {"library": "huggingface", "model_name": "facebook/esm2_t33_650M_UR50D", "mask_id": ESM.mask},
+        }
+    assert isinstance(config, ESM1nvConfig)
+    return described | {
+        "name": "esm1nv",
+        "position_embedding_type": "learned_absolute",
+        "apply_query_key_layer_scaling": True,
+        "bias_gelu_fusion": config.hidden_act == "gelu_tanh",
+        "tokenizer": {"library": "sentencepiece", "vocab_file": "nemo:vocab.txt"},
+    }

@@ -1,0 +1,284 @@
+"""BioNeMo 2's checkpoint directories for ESM-2: ``context/`` beside ``weights/`` in Megatron's distributed format.
+
+Megatron stacks like layers: no number in the key, an axis of layers first in the tensor; other runs keep
+``layers.N.`` in the key, and both are read. Query, key and value are fused and interleaved head by head, norms belong
+to the projection after them, the vocabulary is padded to a multiple of 128. Rotary frequencies are computed, not
+stored. Sources: BioNeMo 2's converter from Hugging Face and megatron-core's ``dist_checkpointing``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+from torch import Tensor
+
+from protea.alphabet import ESM
+from protea.checkpoints.distcp import METADATA, DistributedTensors, Stack, write_distributed
+from protea.checkpoints.files import read_json, write_json
+from protea.checkpoints.tensors import (
+    Checkpoint,
+    Entry,
+    Layout,
+    Place,
+    Tensors,
+    entries,
+    join,
+    stored_shape,
+    true_vocabulary,
+)
+from protea.checkpoints.torch_file import to_bytes
+from protea.errors import CheckpointError
+from protea.models.encoder import Encoder
+from protea.models.esm2 import SIZES, ESM2Config
+
+NAME: Final = "nemo2"
+TITLE: Final = "a checkpoint directory of BioNeMo 2"
+
+_WORDS: Final = "embedding.word_embeddings.weight"
+_MODEL: Final = "model.yaml"
+_PREFIX: Final = "module."
+_NAMES: Final = {
+    "word_embeddings.weight": _WORDS,
+    "emb_layer_norm_after.weight": "encoder.final_layernorm.weight",
+    "emb_layer_norm_after.bias": "encoder.final_layernorm.bias",
+    "lm_head.bias": "output_layer.bias",
+}
+_LAYER_MODULES: Final = {
+    "self_attn.q_proj.": "self_attention.linear_qkv.",
+    "self_attn.k_proj.": "self_attention.linear_qkv.",
+    "self_attn.v_proj.": "self_attention.linear_qkv.",
+    "self_attn.out_proj.": "self_attention.linear_proj.",
+    "self_attn_layer_norm.": "self_attention.linear_qkv.layer_norm_",
+    "final_layer_norm.": "mlp.linear_fc1.layer_norm_",
+    "fc1.": "mlp.linear_fc1.",
+    "fc2.": "mlp.linear_fc2.",
+}
+
+
+def layout(prefix: str = _PREFIX, *, stacked: bool = True) -> Layout:
+    """How the directories keep parameters.
+
+    Args:
+        prefix: what keys begin with.
+        stacked: layers are stacked.
+    """
+
+    def place(name: str) -> Place:
+        match = re.fullmatch(r"layers\.(\d+)\.(.+\.)(weight|bias)", name)
+        if match is None:
+            return Place(f"{prefix}{_NAMES.get(name, name)}")
+        key = f"{_LAYER_MODULES[match[2]]}{match[3]}"
+        if stacked:
+            return Place(f"{prefix}encoder.layers.{key}", int(match[1]))
+        return Place(f"{prefix}encoder.layers.{match[1]}.{key}")
+
+    return Layout(
+        place=place,
+        padding=128,
+        leftovers=lambda key: (
+            key.startswith("optimizer.") or "_extra_state" in key or key.endswith("output_layer.weight")
+        ),
+    )
+
+
+def _weights(path: Path) -> Path:
+    return path / "weights" if (path / "weights").is_dir() else path
+
+
+def recognise(path: Path) -> bool:
+    """Whether a path is such a directory, or its ``weights``."""
+    return path.is_dir() and any((_weights(path) / name).is_file() for name in (METADATA, "metadata.json"))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint directory, or its ``weights``.
+
+    Raises:
+        CheckpointError: it is damaged, hostile, incomplete, of another architecture, or does not fit together.
+    """
+    weights = _weights(path)
+    if (weights / "metadata.json").is_file():
+        backend = read_json(weights / "metadata.json").get("sharded_backend")
+        if backend != "torch_dist":
+            raise CheckpointError(
+                f"{weights}: written by the backend {str(backend)[:50]!r}; only torch_dist is supported"
+            )
+    tensors = DistributedTensors(weights)
+    words = [key for key in tensors if key.endswith(_WORDS) and not key.startswith("optimizer.")]
+    if len(words) != 1:
+        raise CheckpointError(f"{weights}: no tensor {_PREFIX}{_WORDS}; this is no checkpoint of ESM-2")
+    prefix = words[0].removesuffix(_WORDS)
+    stacked = f"{prefix}encoder.layers.mlp.linear_fc1.weight" in tensors
+    arranged = layout(prefix, stacked=stacked)
+    described = _described_in(weights.parent / "context" / _MODEL)
+    try:
+        config = _config(described, tensors, prefix, stacked=stacked)
+        config = replace(config, vocab_size=true_vocabulary(tensors, arranged, len(ESM)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights}: {error}") from error
+    checkpoint = Checkpoint(config, tensors, arranged, f"context/{_MODEL}")
+    checkpoint.check_tied((f"{prefix}output_layer.weight", words[0]))
+    return checkpoint
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped
+    """YAML whose tags of Python objects mean nothing: what they mark is plain data."""
+
+
+def _untagged(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return str(node.value)
+
+
+_Loader.add_constructor(None, _untagged)
+
+
+def _described_in(path: Path) -> dict[str, Any]:
+    """The part of ``model.yaml`` that says how the model is built; nothing if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; check the file, or remove it") from error
+    try:
+        waiting = [yaml.load(text[: 1 << 20], Loader=_Loader)]  # a SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be read as YAML: {reason}; fetch it again, or remove it") from error
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) in seen or not isinstance(one, dict | list):
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict) and "num_attention_heads" in one:
+            return one
+        waiting += one.values() if isinstance(one, dict) else one
+    return {}
+
+
+def _config(described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked: bool) -> ESM2Config:
+    fc1 = f"{prefix}encoder.layers.{'' if stacked else '0.'}mlp.linear_fc1.weight"
+    if fc1 not in tensors or len(tensors.shape(fc1)) != 2 + stacked:
+        raise CheckpointError(f"no tensor {fc1} of {2 + stacked} axes; this is no checkpoint of ESM-2")
+    *stack, inner, width = tensors.shape(fc1)
+    depth = stack[0] if stacked else _depth(tensors, prefix)
+    for key, found in (("num_layers", depth), ("hidden_size", width), ("ffn_hidden_size", inner)):
+        if isinstance(described.get(key), int) and described[key] != found:
+            raise CheckpointError(f"context/{_MODEL} has {key} {described[key]}, the weights {found}; fetch both again")
+    heads = described.get("num_attention_heads")
+    if heads is None:
+        same = [size for size in SIZES.values() if (size.num_hidden_layers, size.hidden_size) == (depth, width)]
+        if not same:
+            raise CheckpointError(
+                f"no context/{_MODEL} says how many attention heads there are, and no published model has {depth} "
+                f"layers of width {width}; put {_MODEL} with num_attention_heads into context/"
+            )
+        heads = same[0].num_attention_heads
+    if not isinstance(heads, int) or isinstance(heads, bool):
+        raise CheckpointError(f"context/{_MODEL} has num_attention_heads {str(heads)[:50]!r}, not a number")
+    return ESM2Config(
+        num_hidden_layers=depth,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        token_dropout=described.get("token_dropout", True) is not False,
+        layer_norm_eps=_float(described, "layernorm_epsilon", 1e-5),
+        hidden_dropout_prob=_float(described, "hidden_dropout", 0.0),
+        attention_probs_dropout_prob=_float(described, "attention_dropout", 0.0),
+        rope_theta=_float(described, "rotary_base", 10_000.0),
+    )
+
+
+def _depth(tensors: Tensors, prefix: str) -> int:
+    pattern = re.compile(rf"{re.escape(prefix)}encoder\.layers\.(\d{{1,6}})\.")
+    return 1 + max(int(match[1]) for key in tensors if (match := pattern.match(key)))
+
+
+def _float(described: dict[str, Any], key: str, default: float) -> float:
+    value = described.get(key, default)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise CheckpointError(f"context/{_MODEL} has {key} {str(value)[:50]!r}, not a number") from None
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def unsupported(model: Encoder) -> str | None:
+    """Why BioNeMo 2 has no such model."""
+    if not isinstance(model.config, ESM2Config):
+        return f"BioNeMo 2's ESM-2 cannot hold {model.config.family}"
+    return None
+
+
+def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> None:
+    """Write a checkpoint directory, one layer of one tensor at a time.
+
+    ``weights/`` is what megatron-core's ``dist_checkpointing`` loads. ``context/`` holds ``model.yaml``; ``io.json``,
+    which NeMo makes by serialising its own classes, is not written.
+
+    Args:
+        path: the directory; made if need be.
+        model: says which parameters there are; may be on the meta device.
+        parameter: gives the value of a parameter, of type ``dtype``, by our name.
+        dtype: the type.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    weights, context = path / "weights", path / "context"
+    for folder in (path, weights, context):
+        folder.mkdir(exist_ok=True)
+    write_distributed(weights, _stacks(model, parameter, dtype))
+    (weights / "common.pt").write_bytes(to_bytes({"epoch": 0, "global_step": 0}))
+    backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    write_json(weights / "metadata.json", backends | {"common_backend": "torch", "common_backend_version": 1})
+    config = model.config
+    assert isinstance(config, ESM2Config)
+    described = {
+        "_target_": "bionemo.esm2.model.model.ESM2Config",
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "token_dropout": config.token_dropout,
+        "layernorm_epsilon": config.layer_norm_eps,
+        "hidden_dropout": config.hidden_dropout_prob,
+        "attention_dropout": config.attention_probs_dropout_prob,
+        "rotary_base": config.rope_theta,
+        "make_vocab_size_divisible_by": 128,
+        "position_embedding_type": "rope",
+    }
+    (context / _MODEL).write_text(yaml.safe_dump({"config": described}, sort_keys=False), encoding="utf-8")
+    (context / "vocab.txt").write_text("\n".join(ESM.tokens) + "\n", encoding="utf-8")
+
+
+def _stacks(model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> Iterator[Stack]:
+    arranged = layout()
+    by_key: dict[str, list[Entry]] = {}
+    for entry in entries(model, arranged):
+        if "contact_head" not in entry.place.key:
+            by_key.setdefault(entry.place.key, []).append(entry)
+
+    def piece(entry: Entry) -> Callable[[], Tensor]:
+        if entry.place.layer is None:
+            return lambda: join(model, arranged, entry, parameter).clone()
+        return lambda: join(model, arranged, entry, parameter).clone()[None]
+
+    for key, some in by_key.items():
+        shape = stored_shape(model, arranged, some[0])
+        if some[0].place.layer is not None:
+            shape = (len(some), *shape)
+        yield Stack(key, shape, dtype, [piece(entry) for entry in some])
