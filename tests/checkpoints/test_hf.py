@@ -532,9 +532,9 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     def fail(name: str) -> Tensor:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutputError, match=r"model: cannot be written: .*No space left"):
-        with staged(tmp_path / "deeper" / "model") as place:
-            hf.write(place, model, fail, torch.float32)
+    wanted = pytest.raises(OutputError, match=r"model: cannot be written: .*No space left")
+    with wanted, staged(tmp_path / "deeper" / "model") as place:
+        hf.write(place, model, fail, torch.float32)
     assert list((tmp_path / "deeper").iterdir()) == []
 
 

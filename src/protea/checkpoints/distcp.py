@@ -22,6 +22,9 @@ from protea.errors import CheckpointError
 
 METADATA: Final = ".metadata"
 
+_ALIGNMENT: Final = 64
+"""Where pieces begin: torch.save aligns numbers to this within a file, and readers then map them in place."""
+
 
 class _Piece(NamedTuple):
     """A rectangular piece of a tensor: where it begins, how large it is, and the bytes that hold it."""
@@ -112,6 +115,9 @@ class DistributedTensors(Tensors):
         if not 0 <= index < first:
             raise CheckpointError(f"{self._folder}: {key} has {first} layers, not {index + 1}")
         return self._read(key, ((index, index + 1), *((0, length) for length in rest)))[0]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._stored
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -222,6 +228,7 @@ def write_distributed(folder: Path, stacks: Iterable[Stack]) -> None:
             for number, make in enumerate(stack.pieces):
                 piece = make()
                 data = to_bytes(piece)
+                stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 offsets = torch.Size((row, *[0] * (piece.ndim - 1)))
                 where[MetadataIndex(stack.key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))
                 chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=piece.shape))

@@ -146,6 +146,9 @@ class _Merged(Tensors):
             return values[0]
         return torch.cat(values, dim=axis)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._parts[0]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts[0])
 

@@ -69,6 +69,9 @@ class SafetensorsFiles(Tensors):
         tensor: Tensor = handle.get_tensor(stored)
         return tensor
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 

@@ -42,6 +42,10 @@ class Tensors(Mapping[str, Tensor], ABC):
     paths: list[Path]
 
     @abstractmethod
+    def __contains__(self, key: object) -> bool:
+        """Whether a tensor is there; a mapping would read it to find out."""
+
+    @abstractmethod
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
 

@@ -202,6 +202,9 @@ class TorchTensors(Tensors):
         file, ref, _ = self._keys[key]
         return file.tensor(ref)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 

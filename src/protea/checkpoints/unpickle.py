@@ -39,12 +39,15 @@ _STORAGES: Final = {
 }
 _INERT: Final = re.compile(
     r"argparse\.Namespace|typing\.\w+|pathlib\.\w+|datetime\.\w+|_?io\.BytesIO|collections\.(Counter|deque)"
-    r"|builtins\.(int|float|str|bool|bytes|bytearray|list|dict|tuple|set|frozenset|complex|object|slice|type|range)"
+    r"|builtins\.(int|long|unicode|float|str|bool|bytes|bytearray|list|dict|tuple|set|frozenset|complex|object|slice|type|range)"
     r"|(omegaconf|fairseq|megatron|nemo|bionemo|lightning|pytorch_lightning|lightning_fabric|transformer_engine"
     r"|numpy|torch\.distributed|torch\.serialization)\.[\w.]+"
     r"|torch\.(device|memory_format|contiguous_format|strided|nn\.parameter\.Parameter)"
 )
 """Names that become records: classes of the configurations and metadata that real checkpoints carry."""
+
+_PYTHON_3: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules that protocol 2 calls as Python 2 did."""
 
 _OPERATIONS: Final = (
     "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
@@ -135,7 +138,7 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; nothing is imported."""
-        full = f"{module}.{name}"
+        full = f"{_PYTHON_3.get(module, module)}.{name}"
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if full in _CALLS:
