@@ -117,7 +117,9 @@ def test_the_advice_works(model_folders: dict[str, Path], name: str) -> None:
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers as its path's first part says: nothing, a web page, or a model whose files break off."""
+    """Answers as its path's first part says: nothing, a web page, a model whose files break off, or a whole one."""
+
+    folder = Path()
 
     def do_HEAD(self) -> None:
         self.answer()
@@ -130,6 +132,16 @@ class Server(BaseHTTPRequestHandler):
         self.close_connection = True
         if failure == "page":
             self.reply(b"<html>Log in to use this network</html>")
+        elif failure == "whole" and "resolve" in path:
+            self.reply((self.folder / path[-1]).read_bytes())
+        elif failure == "whole" and "tree" in path:
+            files = [
+                {"type": "file", "path": one.name, "size": one.stat().st_size, "oid": one.name} for one in self.files()
+            ]
+            self.reply(json.dumps(files).encode())
+        elif failure == "whole":
+            siblings = [{"rfilename": one.name} for one in self.files()]
+            self.reply(json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": siblings}).encode())
         elif failure == "break" and "tree" in path:
             self.reply(json.dumps([{"type": "file", "path": "config.json", "size": 1000, "oid": "1"}]).encode())
         elif failure == "break" and "revision" in path:
@@ -137,10 +149,13 @@ class Server(BaseHTTPRequestHandler):
         elif failure == "break":
             self.reply(b"{", length=1000)
 
+    def files(self) -> list[Path]:
+        return sorted(self.folder.iterdir())
+
     def reply(self, body: bytes, length: int | None = None) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(length or len(body)))
-        self.send_header("ETag", '"1"')
+        self.send_header("ETag", f'"{self.path.rsplit("/", 1)[-1]}"')
         self.send_header("X-Repo-Commit", "0" * 40)
         self.end_headers()
         if self.command == "GET":
@@ -171,6 +186,29 @@ def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None
     last = done.stderr.splitlines()[-1]
     assert last.startswith("protea.errors.CheckpointError: someone/model is no folder here, is not in the cache and")
     assert reason in last
+
+
+def test_a_repository_of_pickles_alone(
+    tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the largest ESM-2 were published: fetched when there is no safetensors file, and read without running them."""
+    import torch
+    from safetensors.torch import load_file
+
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(model_folders["esm2"] / "config.json", served)
+    torch.save(load_file(model_folders["esm2"] / "model.safetensors"), served / "pytorch_model.bin")
+    (served / "tf_model.h5").write_bytes(b"not wanted")
+    monkeypatch.setattr(Server, "folder", served)
+    with serving() as address:
+        settings = {"HF_ENDPOINT": f"{address}/whole", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        code = "import protea; print(protea.load('someone/model', device='cpu').files)"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pytorch_model.bin" in done.stdout
+    assert not list((tmp_path / "home").rglob("tf_model.h5"))
 
 
 # --- names and paths ---------------------------------------------------------------------------------------------

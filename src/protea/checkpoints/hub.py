@@ -189,7 +189,7 @@ def find_local(model: str) -> Path | None:
             folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
         except OSError:
             folder = None
-        if folder is not None and any(folder.glob("*.safetensors")):
+        if folder is not None and _has_weights(folder):
             return folder
     if "/" in model and not _is_published_or_near(model):
         raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
@@ -239,20 +239,27 @@ def _is_repository(name: str) -> bool:
     return "/" in name
 
 
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = [CONFIG, "model*.safetensors", INDEX, "vocab.txt"]
     try:
-        return Path(snapshot_download(repository, allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        if not _has_weights(folder):  # the largest of Meta's have pickles only
+            folder = Path(snapshot_download(repository, allow_patterns=[*wanted, "pytorch_model*.bin*"]))
+        return folder
     # Servers and networks fail in more ways than this call has exceptions of its own: its HTTP client's, its JSON
     # parser's, the system's. None is a mistake of ours.
     except Exception as error:
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        folder = _short(repository) if _short(repository) in PUBLISHED else repository
+        place = _short(repository) if _short(repository) in PUBLISHED else repository
         raise CheckpointError(
             f"{repository} is no folder here, is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} "
             f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {_HUB}/{repository}/tree/main, put them "
-            f"into a folder {folder}/ here, and run the same command again"
+            f"into a folder {place}/ here, and run the same command again"
         ) from error

@@ -56,7 +56,8 @@ def convert(
     kind = None if dtype is None else resolve_dtype(dtype)
     with interruptible():
         path = locate(source)
-        with Progress(console=Console(stderr=True), transient=True) as bars:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task("reading", total=None)
             report = run(
                 path,
