@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from protea.cli.data import data
 from protea.cli.embed import embed
 from protea.cli.info import info
 from protea.cli.init import init
@@ -29,6 +30,7 @@ app.command()(embed)
 app.command()(info)
 app.command("init")(init)
 app.command("merge")(merge)
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> None:
@@ -68,7 +70,8 @@ def main() -> NoReturn:
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == _INTERRUPTED:
         typer.echo(
-            "protea: interrupted; `protea embed` goes on when the same command is given again, without --overwrite",
+            "protea: interrupted; `protea embed` and `protea data` go on when the same command is given again, "
+            "without --overwrite",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)
