@@ -125,7 +125,7 @@ def uniref(
       protea data uniref --uniref50 uniref50.fasta.gz --no-filter --valid 5000 --test 1000000 \\
         --max-length 512 --alphabet esm-1nv -o esm1nv-data/
     """
-    from protea.data.build import Settings
+    from protea.data.settings import Settings
     from protea.data.uniref import build_uniref
 
     values = _values(locals(), Settings)
@@ -229,7 +229,7 @@ def import_(
       protea data import --train-clusters train.parquet --valid-clusters valid.parquet --database protein.db -o store/
     """
     from protea.data import importers
-    from protea.data.build import Settings
+    from protea.data.settings import Settings
 
     kinds = {"--mapping": mapping, "--csv": shards, "--train-clusters": train_clusters}
     if sum(value is not None for value in kinds.values()) != 1:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Empty, Members, assemble, check_empty, count_members
+from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Members, assemble, check_empty, count_members
 from protea.data.draws import SPLIT, Permutation, key
 from protea.data.manifest import LOG, alphabet_named, write_manifest
-from protea.data.mapping import ENTRIES, Absent
-from protea.data.mmseqs import REVERSE_FLAGS, SEARCH_FLAGS, MMseqs, read_pairs, split_flags, write_fasta
-from protea.data.records import Policies, Reader, Unknown
+from protea.data.mapping import ENTRIES
+from protea.data.mmseqs import MMseqs, read_pairs, write_fasta
+from protea.data.records import Reader
+from protea.data.settings import Settings, sample_size
 from protea.data.table import IdIndex, Table, map_file
 from protea.data.work import STORE, Numbers, Watcher, Work, check_space, fingerprints
-from protea.errors import DataError, UsageError
+from protea.errors import DataError
 from protea.fasta import Record
 
 REPORT: Final = "report.tsv"
@@ -50,98 +50,6 @@ class Read(NamedTuple):
     ids: IdIndex
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What all builds can be told.
-
-    Attributes:
-        output: the store's folder; must be new.
-        alphabet: ``esm`` or ``esm-1nv``.
-        valid: clusters for validation, a number or a percentage.
-        test: clusters for testing, likewise.
-        seed: of the sample.
-        filtered: training clusters similar to a validation cluster are removed.
-        search_from: ``train`` looks each training cluster up among the validation ones, as public pipelines do;
-            ``valid`` the other way round, which is as many times faster as there are more of the former.
-        filter_flags: of ``mmseqs search``; those of the direction by default.
-        unknown: what becomes of residues outside the alphabet.
-        min_length: residues a sequence must have.
-        max_length: residues a sequence may have.
-        leave_out: a regular expression of headers.
-        absent: what becomes of members that are named and not there.
-        empty: what becomes of training clusters without members.
-        mmseqs: the program.
-        threads: of the program.
-    """
-
-    output: Path
-    alphabet: str = "esm"
-    valid: str = "0.5%"
-    test: str = "0"
-    seed: int = 0
-    filtered: bool = True
-    search_from: str = "train"
-    filter_flags: str | None = None
-    unknown: Unknown = "x"
-    min_length: int = 1
-    max_length: int | None = None
-    leave_out: str | None = None
-    absent: Absent = "error"
-    empty: Empty = "error"
-    mmseqs: str = "mmseqs"
-    threads: int | None = None
-
-    def check(self) -> None:
-        """See that every value can be meant.
-
-        Raises:
-            UsageError: one cannot.
-        """
-        alphabet_named(self.alphabet)
-        split_flags(self.filter_flags or "")
-        for name, value, known in (
-            ("unknown", self.unknown, ("x", "error", "skip")),
-            ("search-from", self.search_from, ("train", "valid")),
-            ("absent", self.absent, ("error", "skip")),
-            ("empty", self.empty, ("error", "representative", "drop")),
-        ):
-            if value not in known:
-                raise UsageError(f"--{name} {value}: use {', '.join(known)}")
-        sample_size("valid", self.valid, 0)
-        sample_size("test", self.test, 0)
-        if self.min_length < 1 or (self.max_length is not None and self.max_length < self.min_length):
-            raise UsageError(f"lengths from {self.min_length} to {self.max_length}: nothing would be taken")
-        try:
-            re.compile(self.leave_out or "")
-        except re.error as error:
-            raise UsageError(f"--leave-out {self.leave_out!r} is no regular expression: {error}") from error
-
-    @property
-    def flags(self) -> str:
-        """Of ``mmseqs search``."""
-        return self.filter_flags or (SEARCH_FLAGS if self.search_from == "train" else REVERSE_FLAGS)
-
-    def plan(self, command: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the outcome depends on, and what the manifest says was run."""
-        values = asdict(self)
-        for name in ("output", "mmseqs", "threads"):
-            del values[name]
-        named = {name: _names(value) for name, value in inputs.items()}
-        return {"command": command, **named, **values}
-
-
-def sample_size(name: str, text: str, total: int) -> int:
-    """How many of ``total`` clusters ``5000`` or ``0.5%`` are.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*%", text.strip())
-    if match is None or (match[2] and float(match[2]) > 100):
-        raise UsageError(f"--{name} {text}: give a number of clusters, or a percentage as in 0.5%")
-    return int(match[1]) if match[1] else int(total * float(match[2]) / 100)
-
-
 class Build:
     """One build under way.
 
@@ -160,8 +68,7 @@ class Build:
         self.settings, self.watcher = settings, watcher
         self.alphabet = alphabet_named(settings.alphabet)
         self._plan = settings.plan(command, inputs)
-        prints = {name: fingerprints(_files(value)) for name, value in inputs.items()}
-        self.work = Work(settings.output, {**self._plan, "inputs": prints}, watcher, overwrite=overwrite)
+        self.work = Work(settings.output, watcher, overwrite=overwrite)
         self.problems = settings.output.with_name(f"{settings.output.name}.problems.tsv")
         self._steps: list[Numbers] = []
         self._reports: list[Path] = []
@@ -174,9 +81,9 @@ class Build:
     def __exit__(self, *_: object) -> None:
         self.work.__exit__()
 
-    def step(self, name: str, make: Callable[[Path], Numbers]) -> Path:
+    def step(self, name: str, make: Callable[[Path], Numbers], given: Any = None) -> Path:
         """A stage that the manifest reports; its folder."""
-        self._steps.append({"step": name, **self.work.stage(name, make)})
+        self._steps.append({"step": name, **self.work.stage(name, make, given)})
         return self.work.folder / name
 
     def check_space(self, residues: int) -> None:
@@ -191,26 +98,29 @@ class Build:
             self._mmseqs = MMseqs(self.settings.mmseqs, self.settings.threads, log, self.watcher)
         return self._mmseqs
 
-    def read(self, name: str, records: Iterable[Record], watch: Callable[[Path], Watch] | None = None) -> Read:
-        """Read records into a table and index their ids; ``watch`` is given the folder, and then all that is taken.
+    def read(
+        self, name: str, records: Iterable[Record], sources: Iterable[Any], watch: Callable[[Path], Watch] | None = None
+    ) -> Read:
+        """Read records into a table and index their ids.
+
+        Args:
+            name: of the stage.
+            records: in the order of the table.
+            sources: the files they come from.
+            watch: is given the folder, and then everything that is taken.
 
         Raises:
             DataError: an id comes twice, or nothing was taken.
         """
-        settings = self.settings
-        policies = Policies(
-            unknown=settings.unknown,
-            min_length=settings.min_length,
-            max_length=settings.max_length,
-            leave_out=settings.leave_out,
-        )
+        policies = self.settings.policies
 
         def make(folder: Path) -> Numbers:
             self.watcher.begin(name)
             reader = Reader(self.alphabet, policies, folder / REPORT, self.watcher.advance)
             return asdict(reader.table(records, folder / TABLE, watch and watch(folder)))
 
-        folder = self.step(name, make)
+        given = [self.alphabet.name, asdict(policies), fingerprints(sources), watch is not None]
+        folder = self.step(name, make, given)
         self._reports.append(folder / REPORT)
         return self.index(name, folder)
 
@@ -263,7 +173,7 @@ class Build:
             _flush(kinds)
             return {"clusters": total, "valid": valid, "test": test, "train": total - valid - test}
 
-        return map_file(self.step("draw", make) / _KINDS, np.uint8)
+        return map_file(self.step("draw", make, [valid, test, self.settings.seed]) / _KINDS, np.uint8)
 
     def filter(self, representatives: Table, kinds: Any) -> Any:
         """Remove training clusters whose representative matches a validation one."""
@@ -294,7 +204,7 @@ class Build:
                 shutil.rmtree(folder / "work")
                 return {"mmseqs": program.version, "commands": program.commands[before:]}
 
-            numbers = self.work.stage(name, search)
+            numbers = self.work.stage(name, search, [flags, reverse])
             commands, version = numbers["commands"], numbers["mmseqs"]
             hits.append(self.work.folder / name / "hits.npy")
 
@@ -326,7 +236,7 @@ class Build:
 
         counts = None
         if members is not None:
-            counts = map_file(self.step("members of clusters", count) / "counts", np.uint32)
+            counts = map_file(self.step("members of clusters", count, settings.empty) / "counts", np.uint32)
 
         def make(folder: Path) -> Numbers:
             self.watcher.begin("write")
@@ -356,7 +266,7 @@ class Build:
                 shutil.copyfile(log, folder / LOG)
             return splits
 
-        numbers = self.work.stage(STORE, make)
+        numbers = self.work.stage(STORE, make, self._plan)
         self.work.finish()
         self.problems.unlink(missing_ok=True)
         return {"steps": self._steps, "splits": numbers}
@@ -371,17 +281,6 @@ class Build:
                 yield batch.take(rows)
 
         write_fasta(path, ((batch, chosen.pop()) for batch in batches()), self.alphabet)
-
-
-def _names(value: Any) -> Any:
-    """Files by their names alone, so that a store does not tell where it was made."""
-    if isinstance(value, list | tuple):
-        return [_names(each) for each in value]
-    return Path(value).name if isinstance(value, str | Path) else value
-
-
-def _files(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _parts(array: Any) -> Iterable[Any]:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.data.assemble import Members
-from protea.data.build import Build, Settings
+from protea.data.build import Build
 from protea.data.mapping import ENTRIES
 from protea.data.mmseqs import CLUSTER_FLAGS, MEMBER_FLAGS, read_pairs, split_flags, write_fasta
+from protea.data.settings import Settings
 from protea.data.table import Batch, Table, TableWriter, map_file
 from protea.data.work import Numbers, Watcher, residues_in
 from protea.errors import DataError
@@ -51,7 +52,7 @@ def build_fasta(
     with Build(settings, "fasta", {"sequences": list(inputs)}, watcher, overwrite=overwrite) as build:
         build.check_space(residues_in(inputs))
         build.mmseqs()
-        table = build.read("read sequences", read_fasta(inputs)).table
+        table = build.read("read sequences", read_fasta(inputs), inputs).table
         members = _cluster(build, "cluster members", table, None, settings.member_flags)
         clusters = _cluster(build, "cluster", table, members, settings.cluster_flags)
         folder, representatives = _representatives(build, table, clusters)
@@ -93,7 +94,7 @@ def _cluster(build: Build, name: str, table: Table, before: Any, flags: str) -> 
         commands = program.commands[first:]
         return {"mmseqs": program.version, "commands": commands, "sequences": total, "representatives": found}
 
-    return map_file(build.step(name, make) / "representative", np.int64)
+    return map_file(build.step(name, make, flags) / "representative", np.int64)
 
 
 def _own(of: Any, start: int) -> int:

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from xopen import xopen
 
 from protea.data.assemble import TEST, TRAIN, VALID, Members
-from protea.data.build import TABLE, Build, Read, Settings
+from protea.data.build import TABLE, Build, Read
 from protea.data.mapping import ENTRIES, Entries, Problems, read_mapping
+from protea.data.settings import Settings
 from protea.data.table import Batch, TableWriter, keys_of, map_file
 from protea.data.uniref import assign
-from protea.data.work import Numbers, Watcher, residues_in
+from protea.data.work import Numbers, Watcher, fingerprints, residues_in
 from protea.errors import DataError, UsageError
 from protea.fasta import Record, read_fasta
 
@@ -58,10 +59,10 @@ def import_fasta(
         sources: dict[str, Iterable[Record]] = {"train": read_fasta([uniref50])}
         if valid is not None:
             sources["valid"] = read_fasta([valid])
-        clusters = build.read("read representatives", _marked(sources), _note_kinds)
+        clusters = build.read("read representatives", _marked(sources), [uniref50, valid], _note_kinds)
         kinds = map_file(clusters.folder / _KINDS, np.uint8)
-        members = build.read("read members", read_fasta([uniref90]))
-        return build.store(clusters.table, kinds, assign(build, clusters, members, read_mapping(mapping)))
+        members = build.read("read members", read_fasta([uniref90]), [uniref90])
+        return build.store(clusters.table, kinds, assign(build, clusters, members, read_mapping(mapping), mapping))
 
 
 def import_csv(
@@ -93,13 +94,14 @@ def import_csv(
     with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
         build.check_space(residues_in([path for paths in (*shards.values(), more) for path in paths]))
         sources = {name: _rows(paths) for name, paths in shards.items()}
-        clusters = build.read("read clusters", _marked(sources), _note_kinds)
+        files = [path for paths in shards.values() for path in paths]
+        clusters = build.read("read clusters", _marked(sources), files, _note_kinds)
         kinds = map_file(clusters.folder / _KINDS, np.uint8)
         if members is None:
             return build.store(clusters.table, kinds, None)
         if starts is None or counts is None:
             raise DataError(f"{members}: members need --starts and --counts, which say whose they are")
-        read = build.read("read members", _rows(more))
+        read = build.read("read members", _rows(more), more)
         found = _by_position(build, read, int((np.asarray(kinds) == TRAIN).sum()), starts, counts)
         return build.store(clusters.table, kinds, found)
 
@@ -130,7 +132,7 @@ def import_parquet(
         build.check_space(residues_in([database]))
         validation = None
         if valid is not None:
-            validation = build.read("read validation", _looked_up(build, database, valid))
+            validation = build.read("read validation", _looked_up(build, database, valid), [database, valid])
 
         def make(folder: Path) -> Numbers:
             # The training clusters have names and members, but no representative.
@@ -146,10 +148,10 @@ def import_parquet(
                     np.full(len(batch), VALID, np.uint8).tofile(kinds)
             return {"train": total, "valid": 0 if validation is None else len(validation.table)}
 
-        folder = build.step("read clusters", make)
+        folder = build.step("read clusters", make, fingerprints([train]))
         clusters = build.index("read clusters", folder)
-        members = build.read("read members", _proteins(database))
-        found = assign(build, clusters, members, _lists(train))
+        members = build.read("read members", _proteins(database), [database])
+        found = assign(build, clusters, members, _lists(train), train)
         return build.store(clusters.table, map_file(folder / _KINDS, np.uint8), found)
 
 
@@ -231,7 +233,7 @@ def _by_position(build: Build, read: Read, clusters: int, starts_file: Path, cou
             assigned += len(rows)
         return {"assigned": assigned, "without_cluster": total - assigned}
 
-    return Members.found(read.table, build.step("attach members", make))
+    return Members.found(read.table, build.step("attach members", make, fingerprints([starts_file, counts_file])))
 
 
 def _lists(path: Path) -> Iterator[Entries]:

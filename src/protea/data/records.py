@@ -115,9 +115,8 @@ class Reader:
     def left_out(self) -> str:
         """What was not taken, in words."""
         counts = vars(self.counts)
-        return ", ".join(
-            f"{counts[name]:,} {name[8:]}" for name in counts if name.startswith("skipped") and counts[name]
-        )
+        names = [name for name in counts if name.startswith("skipped") and counts[name]]
+        return ", ".join(f"{counts[name]:,} {name[8:].replace('_', ' ')}" for name in names)
 
     def _encode(self, group: list[Record]) -> tuple[list[Record], Batch]:
         counts, policies = self.counts, self._policies
@@ -140,9 +139,10 @@ class Reader:
 
     def _note(self, item: Record, what: str, detail: str) -> None:
         fields = (item.id, what, detail)
-        self._lines.append(
-            "\t".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in f) for f in fields) + "\n"
-        )
+        clean = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in fields)
+        self._lines.append("\t".join(clean) + "\n")
+        if what == "skipped":
+            self._skipped.append(item.id)
 
     def _by_header(self, item: Record) -> bool:
         assert self._pattern is not None

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from protea.data.assemble import Members
-from protea.data.build import Build, Read, Settings
+from protea.data.build import Build, Read
 from protea.data.mapping import Assigner, Entries, HeaderClusters, Problems, assign_by_keys, read_mapping
-from protea.data.work import Numbers, Watcher, residues_in
+from protea.data.settings import Settings
+from protea.data.work import Numbers, Watcher, fingerprints, residues_in
 from protea.errors import DataError
 from protea.fasta import read_fasta
 
@@ -44,7 +45,7 @@ def build_uniref(
         build.check_space(residues_in([*uniref50, *uniref90]))
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
-        representatives = build.read("read representatives", read_fasta(uniref50))
+        representatives = build.read("read representatives", read_fasta(uniref50), uniref50)
         kinds = build.filter(representatives.table, build.draw(representatives.table))
         members = attach(build, representatives, uniref90, mapping) if uniref90 else None
         return build.store(representatives.table, kinds, members)
@@ -57,9 +58,11 @@ def attach(build: Build, clusters: Read, sequences: Sequence[Path], mapping: Pat
         DataError: the mapping contradicts itself or the sequences.
     """
     watch = None if mapping is not None else lambda folder: HeaderClusters(folder / _NAMED)
-    members = build.read("read members", read_fasta(sequences), watch)
+    members = build.read(
+        "read members", read_fasta(sequences), [*sequences, "by header" if watch else "by mapping"], watch
+    )
     if mapping is not None:
-        return assign(build, clusters, members, read_mapping(mapping))
+        return assign(build, clusters, members, read_mapping(mapping), mapping)
 
     def make(folder: Path) -> Numbers:
         build.watcher.begin("headers")
@@ -68,8 +71,8 @@ def attach(build: Build, clusters: Read, sequences: Sequence[Path], mapping: Pat
     return Members.found(members.table, build.step("attach members", make))
 
 
-def assign(build: Build, clusters: Read, members: Read, mapping: Iterable[Entries]) -> Members:
-    """Note which cluster each member belongs to, by a mapping.
+def assign(build: Build, clusters: Read, members: Read, mapping: Iterable[Entries], source: Path) -> Members:
+    """Note which cluster each member belongs to, by a mapping that comes from a file.
 
     Raises:
         DataError: the mapping contradicts itself or the sequences.
@@ -85,4 +88,5 @@ def assign(build: Build, clusters: Read, members: Read, mapping: Iterable[Entrie
             raise DataError("the mapping names none of the clusters and members; take all files from one release")
         return asdict(assigner.counts)
 
-    return Members.found(members.table, build.step("attach members", make))
+    given = [fingerprints([source]), build.settings.absent]
+    return Members.found(members.table, build.step("attach members", make, given))

@@ -1,22 +1,25 @@
 """How a store is built: in stages, each in a folder of its own, so that the same command goes on after any kill.
 
-Beside the output ``DIR`` lies ``.DIR.partial`` until it is complete. Its journal holds the plan (all settings, and the
-size and time of every input) and the numbers of every finished stage. A stage that was broken off is done again from
-its beginning; since stages depend on nothing but the plan and each other, the outcome is the same, byte for byte.
+Beside the output ``DIR`` lies ``.DIR.partial`` until it is complete. Its journal holds the numbers of every finished
+stage, and a hash of all that went into it: its own settings, the size and time of its inputs, and the stages before. A
+stage that was broken off, or that something changed for, is done again from its beginning; others are not.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Self
+from uuid import uuid4
 
 from protea.data.manifest import is_store
 from protea.errors import OutputError, ResumeError
+from protea.fasta import flows
 
 Numbers = dict[str, Any]
 """What a stage reports: what JSON can hold."""
@@ -49,16 +52,15 @@ class Work:
 
     Args:
         output: the folder to make.
-        plan: everything that the outcome depends on.
         watcher: told of progress.
-        overwrite: replace a store that is there, and forget an unfinished run with another plan.
+        overwrite: replace a store that is there.
 
     Raises:
         OutputError: the output exists, or has no place to be.
-        ResumeError: another run is at work on it, or an unfinished run had another plan.
+        ResumeError: another run is at work on it.
     """
 
-    def __init__(self, output: Path, plan: Mapping[str, Any], watcher: Watcher, *, overwrite: bool = False) -> None:
+    def __init__(self, output: Path, watcher: Watcher, *, overwrite: bool = False) -> None:
         _check_place(output, overwrite=overwrite)
         self.output, self.watcher = output, watcher
         self.folder = output.with_name(f".{output.name}.partial")
@@ -72,13 +74,8 @@ class Work:
         except BlockingIOError as error:
             self._lock.close()
             raise ResumeError(f"{output}: another run is making it; wait for that one, or name another") from error
-        self._plan = json.loads(json.dumps(plan))
-        self._done: dict[str, Numbers] = {}
-        try:
-            self._resume(overwrite=overwrite)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._done = self._journal()
+        self._chain = ""
 
     def __enter__(self) -> Self:
         return self
@@ -94,23 +91,29 @@ class Work:
         """Whether a stage was finished before."""
         return bool(self._done)
 
-    def stage(self, name: str, make: Callable[[Path], Numbers]) -> Numbers:
-        """The numbers of a stage: noted ones if it was finished before, else those of doing it now in its folder."""
-        if name not in self._done:
-            folder = self.folder / name
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir()
-            numbers = make(folder)
-            _sync(folder)
-            self._done[name] = json.loads(json.dumps(numbers))
-            self._commit()
-        return self._done[name]
+    def stage(self, name: str, make: Callable[[Path], Numbers], given: Any = None) -> Numbers:
+        """The numbers of a stage: noted ones if it was finished before, else those of doing it now in its folder.
 
-    def discard(self, *names: str) -> None:
-        """Free the space of stages whose files are not needed any more."""
-        for name in names:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        Args:
+            name: of the stage and its folder.
+            make: does it.
+            given: what it depends on besides the stages before; what JSON can hold.
+        """
+        entry = json.dumps([_FORMAT, self._chain, name, given], sort_keys=True)
+        self._chain = hashlib.sha256(entry.encode()).hexdigest()
+        known = self._done.get(name)
+        if known is not None and known["key"] == self._chain:
+            self.watcher.note(f"{name}: done before")
+            return dict(known["numbers"])
+        folder = self.folder / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        numbers = make(folder)
+        _sync(folder)
+        self._done[name] = {"key": self._chain, "numbers": json.loads(json.dumps(numbers))}
+        self._commit()
+        return dict(self._done[name]["numbers"])
 
     def finish(self) -> None:
         """Give the store the output's name and clear the work away."""
@@ -121,59 +124,37 @@ class Work:
         _sync_folder(self.output.parent)
         self._done.clear()
 
-    def _resume(self, *, overwrite: bool) -> None:
-        path = self.folder / _JOURNAL
-        if not path.exists():
-            return
+    def _journal(self) -> dict[str, Numbers]:
+        """What was finished before; a journal that cannot be read is of nothing."""
         try:
-            journal = json.loads(path.read_text())
-            if journal["format"] != _FORMAT:
-                raise ValueError(f"format {journal['format']}")
-            plan, done = dict(journal["plan"]), dict(journal["done"])
-        except (ValueError, KeyError, TypeError) as error:
-            if not overwrite:
-                raise ResumeError(
-                    f"{self.output}: the journal of an unfinished run, {path}, cannot be read ({error}); "
-                    "pass --overwrite to start anew"
-                ) from error
-            plan, done = {}, {}
-        if STORE in done and not (self.folder / STORE).exists():
-            path.unlink()  # it was moved into place, and only clearing away was left
-        elif plan == self._plan:
-            self._done = done
-            self.watcher.note(f"going on with an unfinished run: {', '.join(done)} done before")
-        elif overwrite:
-            path.unlink()
-        else:
-            changed = "; ".join(
-                f"{name} {_shown(plan.get(name))} -> {_shown(self._plan.get(name))}"
-                for name in {**plan, **self._plan}
-                if plan.get(name) != self._plan.get(name)
-            )
-            raise ResumeError(
-                f"{self.output}: an unfinished run had other settings or input ({changed}); use those again, "
-                "or pass --overwrite to start anew"
-            )
+            done = dict(json.loads((self.folder / _JOURNAL).read_text())["done"])
+            if all({"key", "numbers"} <= set(entry) for entry in done.values()):
+                return {name: entry for name, entry in done.items() if (self.folder / name).is_dir()}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return {}
 
     def _commit(self) -> None:
         path = self.folder / _JOURNAL
         temporary = path.with_suffix(".new")
         with temporary.open("w") as stream:
-            json.dump({"format": _FORMAT, "plan": self._plan, "done": self._done}, stream)
+            json.dump({"done": self._done}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
 
 
 def fingerprints(paths: Iterable[str | Path | None]) -> list[Any]:
-    """Size and time of each input, by which a resumed run knows that they are the same."""
+    """Name, size and time of each input, by which a resumed run knows that they are the same."""
     prints: list[Any] = []
     for path in paths:
-        if path is None or not os.path.isfile(path):
-            prints.append(None)  # standard input, or missing, which reading says better
+        if path is None:
+            prints.append(None)
+        elif flows(str(path)) or not os.path.isfile(path):
+            prints.append(uuid4().hex)  # gone once read, or missing, which reading says better
         else:
             status = os.stat(path)  # noqa: PTH116  of str and Path alike
-            prints.append([status.st_size, status.st_mtime_ns])
+            prints.append([Path(path).name, status.st_size, status.st_mtime_ns])
     return prints
 
 
@@ -217,10 +198,6 @@ def _check_place(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output}: exists and is no store of training data; name another folder")
     if not overwrite:
         raise OutputError(f"{output}: exists already; choose another name or pass --overwrite")
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value)
 
 
 def _sync(folder: Path) -> None:
