@@ -43,8 +43,10 @@ def same(store: Store, sources: Sources) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However its files are cut into batches and its members into buckets."""
+    from protea import fasta
     from protea.data import records, writer
 
+    monkeypatch.setattr(fasta, "_BLOCK", rows * 40)
     monkeypatch.setattr(writer, "_SEQUENCE_ROWS", rows)
     monkeypatch.setattr(writer, "_CLUSTER_ROWS", rows + 3)
     monkeypatch.setattr(assemble, "_BUCKET_BYTES", rows * 50)

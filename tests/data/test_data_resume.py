@@ -144,7 +144,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
 @needs_mmseqs
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
 def test_mmseqs_and_its_runs_that_are_killed(tmp_path: Path) -> None:
-    sources = make_sources(tmp_path, 1500, most=2, low=200, high=400)
+    sources = make_sources(tmp_path, 500, most=2, low=200, high=400)
     slow = ("--valid", 20, "--threads", 1)
     work = tmp_path / ".store.partial"
     # The whole run is killed: its MMseqs2 goes with it.

@@ -11,7 +11,7 @@ from protea.alphabet import ESM, ESM1NV, Alphabet
 from protea.data.records import Counts, Policies, Reader
 from protea.data.table import Table
 from protea.errors import DataError, FastaError, UnknownResidueError
-from protea.fasta import Record
+from protea.fasta import Record, read_blocks, read_fasta
 
 
 def read(
@@ -101,3 +101,41 @@ def test_every_record_is_kept_or_counted(tmp_path: Path, sequences: list[str], l
     assert counts.residues == sum(map(len, taken))
     assert len(Table(tmp_path / "t").keys(".left")) == left
     assert all(set(text) <= set(ESM.residues) for text in taken)
+
+
+lines = st.lists(
+    st.tuples(
+        st.sampled_from(["r", "é", "r x", "r\tx", "\x1cr", "r >", ""]),
+        st.lists(st.sampled_from(["MKT", "MkT", "M K", "MJ", "M*", "", "M1", " MK", "MK "]), max_size=3),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(lines, st.integers(1, 4), st.sampled_from([None, 5]))
+def test_blocks_are_read_as_records_are(
+    tmp_path: Path, parts: list[tuple[str, list[str]]], least: int, most: int | None
+) -> None:
+    """Whole blocks are taken at once where they are plain; nobody can tell from the outcome."""
+    path = tmp_path / "in.fasta"
+    path.write_text(
+        "".join(f">{head}{n}\n" + "".join(f"{row}\n" for row in rows) for n, (head, rows) in enumerate(parts))
+    )
+    outcomes = []
+    for read_records in (read_fasta, read_blocks):
+        (tmp_path / "report").unlink(missing_ok=True)
+        policies = Policies(unknown="skip", min_length=least, max_length=most)
+        reader = Reader(ESM, policies, tmp_path / "report", lambda _: None)
+        try:
+            counts = asdict(reader.table(read_records([path]), tmp_path / "t"))
+        except (DataError, FastaError) as error:
+            outcomes.append(str(error))
+            continue
+        batches = list(Table(tmp_path / "t").batches())
+        ids = [name for batch in batches for name in batch.ids.to_pylist()]
+        tokens = [each for batch in batches for each in batch.tokens.to_pylist()]
+        keys = Table(tmp_path / "t").keys().tolist()
+        outcomes.append((counts, ids, tokens, keys, (tmp_path / "report").read_text()))
+    assert outcomes[0] == outcomes[1]

@@ -36,7 +36,7 @@ def test_an_index_is_a_dictionary(tmp_path: Path, keys: list[tuple[int, int]], p
 
 def test_keys_are_the_same_on_every_machine() -> None:
     """BLAKE2b of "abc" with 16 bytes, from another program: b2sum -l 128."""
-    assert [hex(word) for word in keys_of(["abc"])[0].tolist()] == ["0xcf4ab791c62b8d2b", "0x2109c90275287816"]
+    assert [hex(word) for word in keys_of([b"abc"])[0].tolist()] == ["0xcf4ab791c62b8d2b", "0x2109c90275287816"]
 
 
 texts = st.lists(st.text("ébc|/ ", min_size=0, max_size=5), max_size=30)
@@ -50,9 +50,8 @@ def test_tables_give_back_what_they_got(tmp_path: Path, ids: list[str], size: in
         for start in range(0, len(ids), size):
             part = sequences[start : start + size]
             lengths = np.array([len(each) for each in part], np.int64)
-            writer.write(
-                Batch.of(ids[start : start + size], lengths, b"".join(part)), keys_of(ids[start : start + size])
-            )
+            names = [name.encode() for name in ids[start : start + size]]
+            writer.write(Batch.of(names, lengths, b"".join(part)), keys_of(names))
     table = Table(tmp_path / "t")
     assert len(table) == len(ids)
     found = list(table.batches())
@@ -61,7 +60,7 @@ def test_tables_give_back_what_they_got(tmp_path: Path, ids: list[str], size: in
     assert [batch.first for batch in found] == list(range(0, len(ids), size))
     assert [batch.flat().tobytes() for batch in table.batches(1)] == [b.flat().tobytes() for b in found[1:]]
     assert [length for _, lengths in table.lengths() for length in lengths] == [len(each) for each in sequences]
-    assert table.keys().tolist() == keys_of(ids).tolist()
+    assert table.keys().tolist() == keys_of(name.encode() for name in ids).tolist()
     rows = np.arange(len(ids))[::-1]
     assert table.names(rows) == ids[::-1]
     if found:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.data.manifest import SPLITS, Manifest
 from protea.data.mapping import ENTRIES
-from protea.data.table import Batch, Table, integers, map_file
+from protea.data.table import Batch, Table, integers, map_file, numbers_of
 from protea.data.writer import SplitWriter
 from protea.errors import DataError
 
@@ -174,7 +174,7 @@ def _sorted(
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writers.append(stack.enter_context(pa.ipc.new_stream(sink, _SCHEMA)))
         for batch in members.batches(counts, kinds, empty, representatives):
-            clusters = batch.column(2).to_numpy()
+            clusters = numbers_of(batch.column(2))
             buckets = bucket_of[clusters >> _BLOCK]
             order = np.argsort(buckets, kind="stable")
             dealt = batch.take(integers(order))
@@ -191,7 +191,7 @@ def _sorted(
         if batches:
             columns = [pa.concat_arrays(column) for column in zip(*(batch.columns for batch in batches), strict=True)]
             del batches
-            order = np.lexsort((columns[3].to_numpy(), columns[2].to_numpy()))
+            order = np.lexsort((numbers_of(columns[3]), numbers_of(columns[2])))
             yield from _in_pieces(Batch(columns[0], columns[1]), order)
 
 

@@ -20,7 +20,7 @@ from protea.data.settings import Settings, sample_size
 from protea.data.table import IdIndex, Table, map_file
 from protea.data.work import STORE, Numbers, Watcher, Work, check_space, fingerprints
 from protea.errors import DataError
-from protea.fasta import Record
+from protea.fasta import Block, Record
 
 REPORT: Final = "report.tsv"
 TABLE: Final = "table"
@@ -99,7 +99,11 @@ class Build:
         return self._mmseqs
 
     def read(
-        self, name: str, records: Iterable[Record], sources: Iterable[Any], watch: Callable[[Path], Watch] | None = None
+        self,
+        name: str,
+        records: Iterable[Record | Block],
+        sources: Iterable[Any],
+        watch: Callable[[Path], Watch] | None = None,
     ) -> Read:
         """Read records into a table and index their ids.
 

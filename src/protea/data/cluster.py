@@ -19,7 +19,7 @@ from protea.data.settings import Settings
 from protea.data.table import Batch, Table, TableWriter, map_file
 from protea.data.work import Numbers, Watcher, residues_in
 from protea.errors import DataError
-from protea.fasta import read_fasta
+from protea.fasta import read_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def build_fasta(
     with Build(settings, "fasta", {"sequences": list(inputs)}, watcher, overwrite=overwrite) as build:
         build.check_space(residues_in(inputs))
         build.mmseqs()
-        table = build.read("read sequences", read_fasta(inputs), inputs).table
+        table = build.read("read sequences", read_blocks(inputs), inputs).table
         members = _cluster(build, "cluster members", table, None, settings.member_flags)
         clusters = _cluster(build, "cluster", table, members, settings.cluster_flags)
         folder, representatives = _representatives(build, table, clusters)

@@ -25,7 +25,7 @@ from protea.data.table import Batch, TableWriter, keys_of, map_file
 from protea.data.uniref import assign
 from protea.data.work import Numbers, Watcher, fingerprints, residues_in
 from protea.errors import DataError, UsageError
-from protea.fasta import Record, read_fasta
+from protea.fasta import Record, read_blocks, read_fasta
 
 _SOURCES: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
 _KINDS: Final = "kinds"
@@ -61,7 +61,7 @@ def import_fasta(
             sources["valid"] = read_fasta([valid])
         clusters = build.read("read representatives", _marked(sources), [uniref50, valid], _note_kinds)
         kinds = map_file(clusters.folder / _KINDS, np.uint8)
-        members = build.read("read members", read_fasta([uniref90]), [uniref90])
+        members = build.read("read members", read_blocks([uniref90]), [uniref90])
         return build.store(clusters.table, kinds, assign(build, clusters, members, read_mapping(mapping), mapping))
 
 
@@ -139,12 +139,13 @@ def import_parquet(
             build.watcher.begin("read clusters")
             with TableWriter(folder / TABLE) as writer, (folder / _KINDS).open("wb") as kinds:
                 for entries in _lists(train):
-                    empty = np.zeros(len(entries.clusters), np.int64)
-                    writer.write(Batch.of(entries.clusters, empty, b""), keys_of(entries.clusters))
+                    names = [name.encode() for name in entries.clusters]
+                    empty = np.zeros(len(names), np.int64)
+                    writer.write(Batch.of(names, empty, b""), keys_of(names))
                     np.full(len(empty), TRAIN, np.uint8).tofile(kinds)
                 total = writer.rows
                 for batch in () if validation is None else validation.table.batches():
-                    writer.write(batch, keys_of(batch.ids.to_pylist()))
+                    writer.write(batch, keys_of(name.encode() for name in batch.ids.to_pylist()))
                     np.full(len(batch), VALID, np.uint8).tofile(kinds)
             return {"train": total, "valid": 0 if validation is None else len(validation.table)}
 

@@ -158,8 +158,8 @@ class Assigner:
             DataError: a member is in two clusters.
         """
         for number, entries in enumerate(mapping):
-            found = self._clusters.find(keys_of(entries.clusters))
-            rows = self._members.find(keys_of(entries.members))
+            found = self._clusters.find(_keys(entries.clusters))
+            rows = self._members.find(_keys(entries.members))
             if number == 0 and found[0] < 0 and (rows[: entries.counts[0]] < 0).all():
                 # Neither the cluster nor a member is known: a header, which some mappings have.
                 skip = entries.counts[0]
@@ -207,7 +207,7 @@ class Assigner:
         counts.unknown_clusters += int(unknown.sum())
         missing = np.flatnonzero((rows < 0) & ~unknown)
         if missing.size:
-            left = self._left.find(keys_of([entries.members[at] for at in missing])) >= 0
+            left = self._left.find(_keys([entries.members[at] for at in missing])) >= 0
             counts.left_out += int(left.sum())
             names = np.repeat(np.arange(len(entries.clusters)), entries.counts)
             for at in missing[~left]:
@@ -228,6 +228,10 @@ class Assigner:
             counts.repeated -= 1
 
 
+def _keys(names: Iterable[str]) -> Keys:
+    return keys_of(name.encode("utf-8", "surrogateescape") for name in names)
+
+
 class HeaderClusters:
     """Reads the cluster of a UniRef90 record from its header, or failing that from its name; for ``Reader.table``.
 
@@ -245,7 +249,7 @@ class HeaderClusters:
             for record in records
         ]
         with self._path.open("ab") as stream:
-            keys_of(names).tofile(stream)
+            _keys(names).tofile(stream)
 
 
 def assign_by_keys(folder: Path, clusters: IdIndex, members: Table, keys: Path) -> Assignment:

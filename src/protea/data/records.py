@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.table import BATCH_BYTES, Batch, TableWriter, keys_of
+from protea.data.table import BATCH_BYTES, Batch, Keys, TableWriter, keys_of
 from protea.errors import DataError, FastaError, UnknownResidueError
-from protea.fasta import Record
+from protea.fasta import Block, Record
 
 Unknown = Literal["x", "error", "skip"]
 """A residue outside the alphabet: it becomes X, is an error, or its record is left out."""
@@ -26,6 +27,7 @@ Advance = Callable[[int], None]
 """Called with a number of residues done."""
 
 _INVALID: Final = 255
+_END: Final = 254
 _REPLACEABLE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.")
 _BLANK: Final = re.compile(r"[ \t\v\f]+")
 _RAISED: Final = {ord(letter): letter.upper() for letter in "abcdefghijklmnopqrstuvwxyz"}
@@ -83,11 +85,15 @@ class Reader:
         for letter in alphabet.residues:
             table[ord(letter)] = int(alphabet.encode(letter)[0])
         self._to_id = bytes(table)
+        table[ord(">")] = _END
+        self._with_ends = bytes(table)
         self._pattern = re.compile(policies.leave_out) if policies.leave_out else None
         self._report = report
         self._advance = advance
 
-    def table(self, items: Iterable[Record], path: Path, watch: Callable[[list[Record]], None] | None = None) -> Counts:
+    def table(
+        self, items: Iterable[Record | Block], path: Path, watch: Callable[[list[Record]], None] | None = None
+    ) -> Counts:
         """Write a table of all records taken; ``watch`` sees them, a batch at a time, as they are numbered.
 
         Raises:
@@ -97,17 +103,23 @@ class Reader:
         """
         with TableWriter(path) as writer, self._report.open("a", encoding="utf-8") as report:
             self._lines: list[str] = []
-            self._skipped: list[str] = []
+            self._skipped: list[bytes] = []
             for group in _groups(items):
-                taken, batch = self._encode(group)
+                whole = self._encode_block(group) if isinstance(group, Block) and watch is None else None
+                if whole is not None:
+                    writer.write(*whole)
+                    self._advance(int(whole[0].lengths().sum()))
+                    continue
+                records = list(group.records()) if isinstance(group, Block) else group
+                taken, batch = self._encode(records)
                 if taken:
-                    writer.write(batch, keys_of(item.id for item in taken))
+                    writer.write(batch, keys_of(item.id.encode() for item in taken))
                     if watch is not None:
                         watch(taken)
                 writer.leave_out(self._skipped)
                 report.writelines(self._lines)
                 self._lines, self._skipped = [], []
-                self._advance(sum(len(item.sequence) for item in group))
+                self._advance(sum(len(item.sequence) for item in records))
         if not self.counts.kept:
             raise DataError(f"none of {self.counts.records:,} records was taken: {self.left_out()}")
         return self.counts
@@ -118,31 +130,62 @@ class Reader:
         names = [name for name in counts if name.startswith("skipped") and counts[name]]
         return ", ".join(f"{counts[name]:,} {name[8:].replace('_', ' ')}" for name in names)
 
+    def _encode_block(self, block: Block) -> tuple[Batch, Keys] | None:
+        """All records of a block, if it is plain and every one is taken as it is."""
+        if self._pattern is not None or not block.plain:
+            return None
+        records = [record.partition(b"\n") for record in block.data[1:].split(b"\n>")]
+        words = [header.split(None, 1) for header, _, _ in records]
+        if not all(words):
+            return None
+        # ">" is in no alphabet and in no plain record's residues but as damage, so it can stand between them.
+        tokens = b">".join([residues for _, _, residues in records]).translate(self._with_ends, b"\n")
+        if _INVALID in tokens:
+            return None
+        ends = np.append(np.flatnonzero(np.frombuffer(tokens, np.uint8) == _END), len(tokens))
+        lengths = np.diff(ends, prepend=-1) - 1
+        policies = self._policies
+        if len(lengths) != len(records) or lengths.min() < policies.min_length:
+            return None
+        if policies.max_length is not None and lengths.max() > policies.max_length:
+            return None
+        ids = [word[0] for word in words]
+        self.counts.records += len(records)
+        self.counts.kept += len(records)
+        self.counts.residues += int(lengths.sum())
+        return Batch.of(ids, lengths, tokens.translate(None, bytes([_END]))), keys_of(ids)
+
     def _encode(self, group: list[Record]) -> tuple[list[Record], Batch]:
         counts, policies = self.counts, self._policies
         counts.records += len(group)
-        if self._pattern is not None:
-            group = [item for item in group if not self._by_header(item)]
-        tokens = "".join([item.sequence for item in group]).encode("latin-1").translate(self._to_id)
-        if _INVALID in tokens:
-            group = [mended for item in group if (mended := self._mended(item)) is not None]
-            tokens = "".join([item.sequence for item in group]).encode("latin-1").translate(self._to_id)
-        lengths = np.fromiter((len(item.sequence) for item in group), np.int64, len(group))
+        tokens, lengths = self._joined(group)
         most = policies.max_length
-        if lengths.size and (lengths.min() < max(1, policies.min_length) or (most and lengths.max() > most)):
-            group = [item for item in group if self._fits(item)]
-            tokens = "".join([item.sequence for item in group]).encode("latin-1").translate(self._to_id)
-            lengths = np.fromiter((len(item.sequence) for item in group), np.int64, len(group))
+        odd = self._pattern is not None or _INVALID in tokens or lengths.min() < max(1, policies.min_length)
+        if odd or (most is not None and lengths.max() > most):
+            group = [taken for item in group if (taken := self._taken(item)) is not None]
+            tokens, lengths = self._joined(group)
         counts.kept += len(group)
         counts.residues += len(tokens)
-        return group, Batch.of([item.id for item in group], lengths, tokens)
+        return group, Batch.of([item.id.encode() for item in group], lengths, tokens)
+
+    def _joined(self, group: list[Record]) -> tuple[bytes, NDArray[np.int64]]:
+        """The token ids of some records end to end, and how many each has."""
+        tokens = "".join([item.sequence for item in group]).encode("latin-1").translate(self._to_id)
+        return tokens, np.fromiter((len(item.sequence) for item in group), np.int64, len(group))
+
+    def _taken(self, item: Record) -> Record | None:
+        """A record as it is taken, or ``None``; all that is done to one is told before the next."""
+        if self._pattern is not None and self._by_header(item):
+            return None
+        mended = self._mended(item)
+        return mended if mended is not None and self._fits(mended) else None
 
     def _note(self, item: Record, what: str, detail: str) -> None:
         fields = (item.id, what, detail)
         clean = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in fields)
         self._lines.append("\t".join(clean) + "\n")
         if what == "skipped":
-            self._skipped.append(item.id)
+            self._skipped.append(item.id.encode())
 
     def _by_header(self, item: Record) -> bool:
         assert self._pattern is not None
@@ -203,10 +246,13 @@ class Reader:
         return item._replace(sequence=bare)
 
 
-def _groups(items: Iterable[Record]) -> Iterator[list[Record]]:
+def _groups(items: Iterable[Record | Block]) -> Iterator[list[Record] | Block]:
     group: list[Record] = []
     size = 0
     for item in items:
+        if isinstance(item, Block):
+            yield item
+            continue
         group.append(item)
         size += len(item.sequence) + 100  # what else a record takes, so that empty ones do not pile up
         if size >= BATCH_BYTES:

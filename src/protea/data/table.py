@@ -45,7 +45,7 @@ class Batch:
         return len(self.ids)
 
     @classmethod
-    def of(cls, ids: Sequence[str], lengths: NDArray[np.int64], tokens: bytes) -> Self:
+    def of(cls, ids: Sequence[bytes], lengths: NDArray[np.int64], tokens: bytes) -> Self:
         """From ids, lengths and the sequences end to end."""
         return cls(strings(ids), _joined(pa.binary(), lengths, tokens))
 
@@ -63,19 +63,24 @@ class Batch:
         return flat_of(self.tokens)
 
 
-# pyarrow.array() would import pandas where it is installed, for a second or two.
+# pyarrow.array() and to_numpy() would import pandas where it is installed, for a second or two.
 
 
-def strings(values: Sequence[str]) -> pa.StringArray:
-    """An Arrow array of text."""
-    encoded = [value.encode() for value in values]
-    return _joined(pa.string(), np.fromiter(map(len, encoded), np.int64, len(encoded)), b"".join(encoded))
+def strings(values: Sequence[bytes]) -> pa.StringArray:
+    """An Arrow array of text, given as UTF-8."""
+    return _joined(pa.string(), np.fromiter(map(len, values), np.int64, len(values)), b"".join(values))
 
 
 def integers(values: NDArray[np.integer]) -> pa.Array:
     """An Arrow array of a NumPy array, its memory shared."""
     flat = np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
+
+
+def numbers_of(array: pa.Array) -> NDArray[np.int64]:
+    """The NumPy array of an Arrow array of 64-bit integers, its memory shared."""
+    buffer = array.buffers()[1]
+    return np.frombuffer(buffer, np.int64, len(array), array.offset * 8) if len(array) else np.zeros(0, np.int64)
 
 
 def _joined(kind: pa.DataType, lengths: NDArray[np.int64], values: bytes) -> pa.Array:
@@ -99,9 +104,9 @@ def flat_of(array: pa.Array) -> NDArray[np.uint8]:
     return np.frombuffer(buffer, np.uint8, int(offsets[-1] - offsets[0]), int(offsets[0]))
 
 
-def keys_of(ids: Iterable[str]) -> Keys:
-    """What ids are compared by."""
-    digests = b"".join([blake2b(name.encode(), digest_size=16).digest() for name in ids])
+def keys_of(ids: Iterable[bytes]) -> Keys:
+    """What ids, in UTF-8, are compared by."""
+    digests = b"".join([blake2b(name, digest_size=16).digest() for name in ids])
     # Read as big-endian, so that the numbers are the same on every machine.
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
 
@@ -129,7 +134,7 @@ class TableWriter:
         self._keys.close()
         self._left.close()
 
-    def leave_out(self, ids: Sequence[str]) -> None:
+    def leave_out(self, ids: Sequence[bytes]) -> None:
         """Remember ids that the table does not have though its source did."""
         keys_of(ids).tofile(self._left)
 

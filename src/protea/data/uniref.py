@@ -13,7 +13,7 @@ from protea.data.mapping import Assigner, Entries, HeaderClusters, Problems, ass
 from protea.data.settings import Settings
 from protea.data.work import Numbers, Watcher, fingerprints, residues_in
 from protea.errors import DataError
-from protea.fasta import read_fasta
+from protea.fasta import read_blocks
 
 _NAMED: Final = "named clusters"
 
@@ -45,7 +45,7 @@ def build_uniref(
         build.check_space(residues_in([*uniref50, *uniref90]))
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
-        representatives = build.read("read representatives", read_fasta(uniref50), uniref50)
+        representatives = build.read("read representatives", read_blocks(uniref50), uniref50)
         kinds = build.filter(representatives.table, build.draw(representatives.table))
         members = attach(build, representatives, uniref90, mapping) if uniref90 else None
         return build.store(representatives.table, kinds, members)
@@ -59,7 +59,7 @@ def attach(build: Build, clusters: Read, sequences: Sequence[Path], mapping: Pat
     """
     watch = None if mapping is not None else lambda folder: HeaderClusters(folder / _NAMED)
     members = build.read(
-        "read members", read_fasta(sequences), [*sequences, "by header" if watch else "by mapping"], watch
+        "read members", read_blocks(sequences), [*sequences, "by header" if watch else "by mapping"], watch
     )
     if mapping is not None:
         return assign(build, clusters, members, read_mapping(mapping), mapping)
