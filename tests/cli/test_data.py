@@ -101,6 +101,7 @@ def test_damage_is_one_line(run: Run, store: Path) -> None:
 def test_wrong_usage(run: Run, files: list[object]) -> None:
     fails(run("data", "uniref", *files, "--no-filter", "--valid", "many", "-o", "s"), 2, "--valid many")
     fails(run("data", "uniref", *files, "--alphabet", "dna", "-o", "s"), 2, "unknown alphabet 'dna'")
+    fails(run("data", "uniref", *files[:2], *files[4:], "-o", "s"), 2, "--members needs --uniref90")
     fails(run("data", "import", "-o", "s"), 2, "with one of --mapping, --csv, --train-clusters")
     fails(run("data", "import", "--mapping", "map.tsv", "-o", "s"), 2, "--mapping needs --uniref50 and --uniref90")
     fails(run("data", "import", "--train-clusters", "t", "-o", "s"), 2, "--train-clusters needs --database")

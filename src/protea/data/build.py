@@ -18,7 +18,7 @@ from protea.data.mmseqs import MMseqs, read_pairs, write_fasta
 from protea.data.records import Reader
 from protea.data.settings import Settings, sample_size
 from protea.data.table import IdIndex, Table, map_file
-from protea.data.work import STORE, Numbers, Watcher, Work, check_space, fingerprints
+from protea.data.work import STORE, Numbers, Watcher, Work, check_space, fingerprints, residues_in
 from protea.errors import DataError
 from protea.fasta import Block, Record
 
@@ -28,9 +28,6 @@ TABLE: Final = "table"
 _SEARCH_PARTS: Final = 128
 """Batches of 4 MB searched at a time; what a kill can cost."""
 _KINDS: Final = "kinds"
-_DISK: Final = 3.5
-"""Bytes of work and store for each byte of sequences, at the most, from measurements."""
-
 _LISTED: Final = 1000
 
 Watch = Callable[[list[Record]], None]
@@ -86,10 +83,15 @@ class Build:
         self._steps.append({"step": name, **self.work.stage(name, make, given)})
         return self.work.folder / name
 
-    def check_space(self, residues: int) -> None:
-        """Refuse to begin what the disk cannot hold."""
+    def check_space(self, sources: Iterable[Any], times: float = 2) -> None:
+        """Refuse to begin what the disk cannot hold.
+
+        Args:
+            sources: the files that are read.
+            times: bytes of work and store for each byte of theirs, at the most, from measurements.
+        """
         if not self.work.begun:
-            check_space(self.settings.output, int(residues * _DISK))
+            check_space(self.settings.output, int(residues_in(sources) * times))
 
     def mmseqs(self) -> MMseqs:
         """The program, looked for once, before anything is read."""

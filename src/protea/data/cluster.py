@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,12 @@ from protea.data.mapping import ENTRIES
 from protea.data.mmseqs import CLUSTER_FLAGS, MEMBER_FLAGS, read_pairs, split_flags, write_fasta
 from protea.data.settings import Settings
 from protea.data.table import Batch, Table, TableWriter, map_file
-from protea.data.work import Numbers, Watcher, residues_in
+from protea.data.work import Numbers, Watcher
 from protea.errors import DataError
 from protea.fasta import read_blocks
+
+_DISK: Final = 4.0
+"""Bytes of disk for each byte of input, MMseqs2's own included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ def build_fasta(
         ProteaError: see ``docs/data.md`` for all that can be wrong.
     """
     with Build(settings, "fasta", {"sequences": list(inputs)}, watcher, overwrite=overwrite) as build:
-        build.check_space(residues_in(inputs))
+        build.check_space(inputs, _DISK)
         build.mmseqs()
         table = build.read("read sequences", read_blocks(inputs), inputs).table
         members = _cluster(build, "cluster members", table, None, settings.member_flags)

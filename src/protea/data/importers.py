@@ -23,7 +23,7 @@ from protea.data.mapping import ENTRIES, Entries, Problems, read_mapping
 from protea.data.settings import Settings
 from protea.data.table import Batch, TableWriter, keys_of, map_file
 from protea.data.uniref import assign
-from protea.data.work import Numbers, Watcher, fingerprints, residues_in
+from protea.data.work import Numbers, Watcher, fingerprints
 from protea.errors import DataError, UsageError
 from protea.fasta import Record, read_blocks, read_fasta
 
@@ -55,7 +55,7 @@ def import_fasta(
     """
     inputs = {"mapping": mapping, "uniref50": uniref50, "uniref90": uniref90, "uniref50_valid": valid}
     with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space(residues_in([uniref50, uniref90, valid]))
+        build.check_space([uniref50, uniref90, valid])
         sources: dict[str, Iterable[Record]] = {"train": read_fasta([uniref50])}
         if valid is not None:
             sources["valid"] = read_fasta([valid])
@@ -92,7 +92,7 @@ def import_csv(
     more = _shards(members) if members is not None else []
     inputs = {**shards, "members": more, "starts": starts, "counts": counts}
     with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space(residues_in([path for paths in (*shards.values(), more) for path in paths]))
+        build.check_space([path for paths in (*shards.values(), more) for path in paths])
         sources = {name: _rows(paths) for name, paths in shards.items()}
         files = [path for paths in shards.values() for path in paths]
         clusters = build.read("read clusters", _marked(sources), files, _note_kinds)
@@ -129,7 +129,7 @@ def import_parquet(
         raise UsageError("--empty representative: these clusters have no representatives; use error or drop")
     inputs = {"train_clusters": train, "valid_clusters": valid, "database": database}
     with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space(residues_in([database]))
+        build.check_space([database])
         validation = None
         if valid is not None:
             validation = build.read("read validation", _looked_up(build, database, valid), [database, valid])

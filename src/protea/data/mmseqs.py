@@ -33,6 +33,9 @@ MEMBER_FLAGS: Final = "--min-seq-id 0.9 -c 0.8 --cov-mode 1"
 CLUSTER_FLAGS: Final = "--min-seq-id 0.5 -c 0.8 --cov-mode 1"
 """As UniRef90 and UniRef50 are made: alignments cover 80 % of the representative, which is the longest member."""
 
+_PROTEINS: Final = "--dbtype 1"
+"""Not to be guessed: peptides of A, C, G and T alone are taken for DNA."""
+
 _GUARD: Final = """
 exec 3<&0
 (read -r _ <&3; kill -KILL -$$) >/dev/null 2>&1 &
@@ -84,7 +87,7 @@ class MMseqs:
     def cluster(self, fasta: Path, folder: Path, flags: str) -> Path:
         """Cluster by ``linclust``: a table of representative and member, by number."""
         folder.mkdir()
-        self._run("createdb", [fasta, folder / "db"])
+        self._run("createdb", [fasta, folder / "db"], _PROTEINS)
         self._run("linclust", [folder / "db", folder / "clusters", folder / "tmp"], flags)
         result = folder / "clusters.tsv"
         self._run("createtsv", [folder / "db", folder / "db", folder / "clusters", result])
@@ -93,8 +96,8 @@ class MMseqs:
     def search(self, queries: Path, targets: Path, folder: Path, flags: str) -> Path:
         """Search each query among the targets: a table of query, target, identity and both coverages."""
         folder.mkdir()
-        self._run("createdb", [queries, folder / "queries"])
-        self._run("createdb", [targets, folder / "targets"])
+        self._run("createdb", [queries, folder / "queries"], _PROTEINS)
+        self._run("createdb", [targets, folder / "targets"], _PROTEINS)
         paths = [folder / "queries", folder / "targets", folder / "hits"]
         self._run("search", [*paths, folder / "tmp"], flags)
         result = folder / "hits.tsv"

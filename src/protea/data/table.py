@@ -6,6 +6,7 @@ that are mapped into memory, built a part at a time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -281,8 +282,12 @@ class IdIndex:
 def map_file(path: Path, dtype: Any, *, write: int | None = None) -> Any:
     """An array that lies in a file; with ``write`` a new one of that many zeros."""
     if write is not None:
+        size = write * np.dtype(dtype).itemsize
         with path.open("wb") as stream:
-            stream.truncate(write * np.dtype(dtype).itemsize)
+            stream.truncate(size)
+            # A full disk is an error here and now, and not a signal when a page cannot be written.
+            if size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
     if path.stat().st_size == 0:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r" if write is None else "r+")

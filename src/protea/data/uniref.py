@@ -11,8 +11,8 @@ from protea.data.assemble import Members
 from protea.data.build import Build, Read
 from protea.data.mapping import Assigner, Entries, HeaderClusters, Problems, assign_by_keys, read_mapping
 from protea.data.settings import Settings
-from protea.data.work import Numbers, Watcher, fingerprints, residues_in
-from protea.errors import DataError
+from protea.data.work import Numbers, Watcher, fingerprints
+from protea.errors import DataError, UsageError
 from protea.fasta import read_blocks
 
 _NAMED: Final = "named clusters"
@@ -40,9 +40,11 @@ def build_uniref(
     Raises:
         ProteaError: see ``docs/data.md`` for all that can be wrong.
     """
+    if mapping is not None and not uniref90:
+        raise UsageError("--members needs --uniref90, which has the sequences of the members")
     inputs = {"uniref50": list(uniref50), "uniref90": list(uniref90), "members": mapping}
     with Build(settings, "uniref", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space(residues_in([*uniref50, *uniref90]))
+        build.check_space([*uniref50, *uniref90])
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
         representatives = build.read("read representatives", read_blocks(uniref50), uniref50)
