@@ -69,6 +69,14 @@ def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: P
     assert f"mmseqs search queries targets hits tmp {flags}" in step["commands"]
     assert any(line.endswith(flags) and "mmseqs search" in line for line in notes.lines)
     assert flags in (tmp_path / "store/mmseqs.log").read_text()
+    removed = [line.split("\t") for line in (tmp_path / "store/removed.tsv").read_text().splitlines()[1:]]
+    assert len(removed) == step["removed"]
+    for cluster, like, identity, *covers in removed:
+        assert records[cluster] not in kept
+        assert records[like] in valid
+        ours = aligned(records[cluster], records[like])
+        assert abs(ours[0] - float(identity)) < 0.05
+        assert abs(ours[1] - min(map(float, covers))) < 0.05
     above = below = 0
     for text in records.values():
         if text in valid:

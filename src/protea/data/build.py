@@ -14,7 +14,7 @@ from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Members, assemble,
 from protea.data.draws import SPLIT, Permutation, key
 from protea.data.manifest import LOG, alphabet_named, write_manifest
 from protea.data.mapping import ENTRIES
-from protea.data.mmseqs import MMseqs, read_pairs, write_fasta
+from protea.data.mmseqs import MMseqs, best_hits, write_fasta
 from protea.data.records import Reader
 from protea.data.settings import Settings, sample_size
 from protea.data.table import IdIndex, Table, map_file
@@ -23,6 +23,7 @@ from protea.errors import DataError
 from protea.fasta import Block, Record
 
 REPORT: Final = "report.tsv"
+REMOVED_LIST: Final = "removed.tsv"
 TABLE: Final = "table"
 
 _SEARCH_PARTS: Final = 128
@@ -203,8 +204,7 @@ class Build:
                 sides = [folder / "train.fasta", folder / "valid.fasta"]
                 queries, targets = sides[::-1] if reverse else sides
                 result = program.search(queries, targets, folder / "work", flags)
-                found = [np.unique(pairs[:, int(reverse)]) for pairs in read_pairs(result)]
-                np.save(folder / "hits.npy", np.unique(np.concatenate([np.zeros(0, np.int64), *found])))
+                np.save(folder / "hits.npy", best_hits(result, reverse=reverse))
                 for path in sides:
                     path.unlink()
                 shutil.rmtree(folder / "work")
@@ -219,10 +219,16 @@ class Build:
             for start in range(0, len(kinds), ENTRIES):
                 after[start : start + ENTRIES] = kinds[start : start + ENTRIES]
             removed = 0
-            for path in hits:
-                rows = np.load(path)
-                after[rows] = REMOVED
-                removed += len(rows)
+            with (folder / REMOVED_LIST).open("w", encoding="utf-8") as stream:
+                stream.write("cluster\tlike\tidentity\tcluster_coverage\tlike_coverage\n")
+                for path in hits:
+                    found = np.load(path)
+                    rows = found[:, 0].astype(np.int64)
+                    after[rows] = REMOVED
+                    removed += len(rows)
+                    pairs = zip(representatives.names(rows), representatives.names(found[:, 1]), found, strict=True)
+                    for name, like, (_, _, *figures) in pairs:
+                        stream.write("\t".join([name, like, *(f"{figure:.3f}" for figure in figures)]) + "\n")
             _flush(after)
             train = sum(int((part == TRAIN).sum()) for part in _parts(after))
             return {"searches": len(hits), "mmseqs": version, "commands": commands, "removed": removed, "kept": train}
@@ -266,6 +272,9 @@ class Build:
                 for path in self._reports:
                     with path.open("rb") as stream:
                         shutil.copyfileobj(stream, report)
+            removed = self.work.folder / "filter" / REMOVED_LIST
+            if any(step["step"] == "filter" for step in self._steps):
+                shutil.copyfile(removed, folder / REMOVED_LIST)
             write_manifest(folder, self.alphabet, self._plan, self._steps, splits)
             log = self.work.folder / LOG
             if log.exists():

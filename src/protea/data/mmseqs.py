@@ -164,6 +164,22 @@ def read_pairs(path: Path) -> Iterator[NDArray[np.int64]]:
             yield np.array([line.split(b"\t", 2)[:2] for line in lines]).astype(np.int64)
 
 
+def best_hits(path: Path, *, reverse: bool) -> NDArray[np.float64]:
+    """The hit of highest identity of each training sequence: ``[K, 5]``.
+
+    Its columns are the training sequence, the validation sequence, identity, and the coverage of each.
+    """
+    order = [1, 0, 2, 4, 3] if reverse else [0, 1, 2, 3, 4]
+    best = np.zeros((0, 5))
+    with path.open("rb") as stream:
+        while lines := stream.readlines(BATCH_BYTES):
+            hits = np.array([line.split() for line in lines]).astype(np.float64)[:, order]
+            hits = np.concatenate([best, hits])
+            hits = hits[np.lexsort((hits[:, 1], -hits[:, 2], hits[:, 0]))]
+            best = hits[np.unique(hits[:, 0], return_index=True)[1]]
+    return best
+
+
 def _failure(module: str, code: int, log: Path, start: int) -> str:
     """What MMseqs2 said last."""
     with log.open("rb") as stream:
