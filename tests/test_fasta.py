@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protea.errors import FastaError
-from protea.fasta import Record, read_fasta
+from protea import fasta
+from protea.errors import DamagedFileError, FastaError
+from protea.fasta import Record, read_blocks, read_fasta
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -186,3 +187,39 @@ def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(FastaError, match="standard input is closed"):
         list(read_fasta(["-"]))
+
+
+@given(st.lists(st.tuples(pieces, st.sampled_from([b"\n", b"\r\n", b"\r", b"", b"\n\n"]))), st.integers(1, 20))
+def test_blocks_hold_the_same_records(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[bytes, bytes]], size: int
+) -> None:
+    """However small they are, with the same places and the same errors."""
+    path = tmp_path_factory.getbasetemp() / "blocks.fasta"
+    path.write_bytes(b"".join(piece + end for piece, end in parts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fasta, "_BLOCK", size)
+        outcomes = []
+        for records in (read_fasta([path]), (r for block in read_blocks([path]) for r in block.records())):
+            found: list[Record | str] = []
+            try:
+                found.extend(records)
+            except FastaError as error:
+                found.append(str(error))
+            outcomes.append(found)
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_blocks_before_damage_come_out(tmp_path: Path, suffix: str) -> None:
+    content = b"".join(b">r%d\n%s\n" % (n, bytes([65 + n * 7 % 20]) * (n % 90)) for n in range(20_000))
+    path = tmp_path / f"in.fasta.{suffix}"
+    path.write_bytes(COMPRESSORS[suffix](content)[:-9])
+    counts = []
+    for records in (read_fasta([path]), (record for block in read_blocks([path]) for record in block.records())):
+        found: list[Record] = []
+        with pytest.raises(DamagedFileError, match="cannot be read to its end"):
+            found.extend(records)
+        counts.append(len(found))
+        assert all(int(record.id[1:]) == number for number, record in enumerate(found))
+    # What a decompressor holds back when it fails is its own affair.
+    assert counts[1] > 0.8 * counts[0]

@@ -20,7 +20,7 @@ LAYERS = [
     {"fasta", "packing"},
     {"models"},
     {"checkpoints"},
-    {"embed"},
+    {"embed", "data"},
     {"language_model"},
     {"cli"},
 ]

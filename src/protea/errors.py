@@ -11,6 +11,10 @@
     ├── CapabilityError           the model lacks what was asked of it
     ├── DeviceError               hardware that is not there, or too small
     ├── NonFiniteError            numbers beyond what a type can hold
+    ├── DataError                 training data that contradict themselves, or do not suffice
+    │   └── StoreError            a store that is missing, incomplete, damaged or of another alphabet
+    ├── ProgramError              another program that is not installed, or failed
+    ├── MissingExtraError         an optional part of this package that is not installed
     └── OutputError               a file that cannot be written
         └── ResumeError
 
@@ -68,6 +72,22 @@ class DeviceError(ProteaError):
 
 class NonFiniteError(ProteaError, ArithmeticError):
     """Infinities or NaN where there should be numbers, as narrow types give."""
+
+
+class DataError(ProteaError):
+    """Training data that contradict themselves, or do not suffice for what was asked."""
+
+
+class StoreError(DataError):
+    """A store of training data that is missing, incomplete, damaged, or of another alphabet."""
+
+
+class ProgramError(ProteaError):
+    """Another program that this one runs and that is not installed, or failed."""
+
+
+class MissingExtraError(ProteaError, ImportError):
+    """A library of an optional part of this package, which is not installed."""
 
 
 class OutputError(ProteaError):

@@ -12,6 +12,8 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -27,6 +29,9 @@ else:
 
 STDIN: Final = "-"
 
+_BLOCK: Final = 1 << 22
+_CHUNK: Final = 1 << 16
+_CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
 _DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
 
@@ -60,17 +65,100 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
             yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some whole records as they stand in a file.
+
+    Attributes:
+        data: their lines; the last has no line break.
+        name: of the file.
+        line: the number of the first line.
+    """
+
+    data: bytes
+    name: str
+    line: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ASCII without any sign that reading would treat in a way of its own.
+
+        Records then are what a line break and ``>`` separate, their headers end at the first line break, and nothing
+        but line breaks is to be removed from their residues.
+        """
+        data = self.data
+        return (
+            data.startswith(b">")
+            and data.isascii()
+            and len(data.translate(None, _CONTROL)) == len(data)
+            and not (b" \n" in data or b"\n " in data or data.endswith(b" "))
+        )
+
+    def records(self) -> Iterator[Record]:
+        """The records, read as ``read_fasta`` does."""
+        return _parse(BytesIO(self.data), self.name, self.line)
+
+
+def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
+    """Yield the same records as ``read_fasta``, thousands at a time, for those who can take them so.
+
+    Raises:
+        FastaError: as ``read_fasta``; what is not FASTA is found when the block's records are read.
+        DamagedFileError: likewise.
+    """
+    for path in paths:
+        with _open(path) as stream:
+            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path))
+
+
 def flows(path: str) -> bool:
     """Whether an input is standard input or a pipe, gone once read."""
     # os.path never raises, whatever the path; reading does later, with a message.
     return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
 
 
-def _parse(stream: BinaryIO, name: str) -> Iterator[Record]:
+def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
+    """The file, cut before lines that begin with ``>``."""
+    rest, line = b"", 1
+    damage: DamagedFileError | None = None
+    while damage is None:
+        parts, size = [rest], 0
+        try:
+            # Not read(), which would lose what a damaged file still had; all that xopen opens has read1().
+            while size < _BLOCK and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
+                parts.append(chunk)
+                size += len(chunk)
+        except _DAMAGED as error:
+            damage = _damaged(name, error)
+            damage.__cause__ = error
+        data = b"".join(parts)
+        if line == 1:
+            data = data.removeprefix(_BOM)
+        cut = data.rfind(b"\n>") if size or damage else len(data)
+        if cut > 0 and (not size or data[:cut].strip()):
+            block, rest = data[:cut], data[cut + 1 :]
+            yield Block(block.removesuffix(b"\n") if cut == len(data) else block, name, line)
+            line += sum(1 for _ in _lines(BytesIO(block + b"\n"), name)) if b"\r" in block else block.count(b"\n") + 1
+        else:
+            rest = data
+        if not size and damage is None:
+            if line == 1:
+                yield Block(b"", name, 1)
+            return
+    raise damage
+
+
+def _damaged(name: str, error: BaseException) -> DamagedFileError:
+    return DamagedFileError(
+        f"{name}: cannot be read to its end: cut short, damaged, or not compressed as its name says ({error})"
+    )
+
+
+def _parse(stream: BinaryIO, name: str, first: int = 1) -> Iterator[Record]:
     header: bytes | None = None
     header_line = 0
     residues: list[bytes] = []
-    for number, line in enumerate(_lines(stream, name), start=1):
+    for number, line in enumerate(_lines(stream, name), start=first):
         if line[:1] == b">":
             if header is not None:
                 yield _record(header, residues, name, header_line)
@@ -107,9 +195,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
             else:
                 yield line
     except _DAMAGED as error:
-        raise DamagedFileError(
-            f"{name}: cannot be read to its end: cut short, damaged, or not compressed as its name says ({error})"
-        ) from error
+        raise _damaged(name, error) from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from protea.cli.check import check
 from protea.cli.convert import convert
+from protea.cli.data import data
 from protea.cli.embed import embed
 from protea.cli.info import info
 from protea.cli.init import init
@@ -33,6 +34,7 @@ app.command("init")(init)
 app.command("merge")(merge)
 app.command("convert")(convert)
 app.command("check")(check)
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> None:
@@ -72,8 +74,8 @@ def main() -> NoReturn:
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == _INTERRUPTED:
         typer.echo(
-            "protea: interrupted; `protea embed` goes on when the same command is given again, without --overwrite; "
-            "other commands begin anew",
+            "protea: interrupted; `protea embed` and `protea data` go on when the same command is given again, "
+            "without --overwrite; other commands begin anew",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)

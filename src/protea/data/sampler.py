@@ -1,0 +1,188 @@
+"""Which sequence, and which part of it, an epoch shows at each of its places.
+
+An epoch has as many places as there are clusters and visits each once. Place ``i`` of epoch ``e`` shows
+
+    cluster  = Permutation(clusters, fold(seed, e, EPOCH_ORDER))[i]
+    member   = starts[cluster] + below(fold(seed, e, MEMBER, i), counts[cluster])
+    window   = below(fold(seed, e, CROP, i), windows)         of the windows that there are, the last included
+
+Nothing is stored and nothing depends on what was drawn before, so that any process can compute any place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protea.data.draws import CROP, EPOCH_ORDER, MEMBER, Permutation, below, fold, key
+from protea.data.store import Split
+from protea.errors import DataError, UsageError
+
+Crop = Literal["random", "head", "random-tokens", "head-tokens"]
+"""What becomes of a sequence that is longer than fits.
+
+``random``: a random window of ``max_tokens - 2`` residues, between BOS and EOS, which are always there. ``head``: its
+beginning, likewise (fair-esm, Hugging Face). ``random-tokens``: a random window of ``max_tokens`` of the sequence with
+its BOS and EOS, which are there only if the window reaches them (BioNeMo 2, whose own last window, the one with EOS, is
+never drawn; here it is). ``head-tokens``: the first ``max_tokens`` of those: BOS, and no EOS (BioNeMo 1).
+"""
+
+CROPS: Final = ("random", "head", "random-tokens", "head-tokens")
+
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What some places of an epoch show; arrays of one value a place.
+
+    Attributes:
+        index: the places.
+        sequence: the member's row in the split.
+        start: where in the split's ``tokens`` its window begins.
+        residues: residues in the window.
+        offset: residues of the sequence before the window.
+        bos: whether BOS comes before.
+        eos: whether EOS comes after.
+    """
+
+    index: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    start: NDArray[np.int64]
+    residues: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    bos: NDArray[np.bool_]
+    eos: NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Tokens of each, BOS and EOS included."""
+        return self.residues + self.bos + self.eos
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, chosen: slice | NDArray[np.integer]) -> Draws:
+        return Draws(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+
+class Sampler:
+    """Computes what the places of an epoch show.
+
+    Args:
+        split: of a store.
+        seed: of everything that is drawn.
+        max_tokens: tokens of a sequence at most, BOS and EOS included.
+        crop: what becomes of longer ones.
+        max_length: leave longer sequences out altogether, and clusters of nothing else; costs 8 bytes a cluster.
+        shuffle: visit clusters in a seeded order, else in that of the store.
+
+    Raises:
+        UsageError: a value cannot be meant.
+        DataError: nothing is left to show.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        seed: int = 0,
+        max_tokens: int = 1024,
+        crop: Crop = "random",
+        max_length: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        if crop not in CROPS:
+            raise UsageError(f"unknown crop {crop!r}; use {', '.join(CROPS)}")
+        if max_tokens < 3:
+            raise UsageError(f"max_tokens must be at least 3 (BOS, a residue, EOS), got {max_tokens}")
+        self.split, self.seed, self.max_tokens, self.crop, self.shuffle = split, seed, max_tokens, crop, shuffle
+        self.max_length = max_length
+        self._clusters = None if max_length is None else self._short_enough()
+        self._size = split.clusters if self._clusters is None else len(self._clusters)
+        if not self._size:
+            raise DataError(f"split {split.name}: no cluster has a sequence of at most {max_length} residues")
+
+    def __len__(self) -> int:
+        """Places of an epoch."""
+        return self._size
+
+    def draw(self, epoch: int, index: NDArray[np.integer]) -> Draws:
+        """What some places of an epoch show.
+
+        Raises:
+            IndexError: a place is outside the epoch.
+        """
+        places = np.asarray(index, np.int64)
+        words = places.astype(np.uint64)
+        order = self._order(epoch)
+        clusters = places if order is None else order[places]
+        if self._clusters is not None:
+            clusters = self._clusters[clusters]
+        draws = fold(self.seed, epoch, MEMBER, words)
+        sequences = self._members(clusters, draws)
+        start, length = self.split.spans(sequences)
+        return self._window(epoch, places, sequences, start, length)
+
+    def _order(self, epoch: int) -> Permutation | None:
+        return Permutation(self._size, key(self.seed, epoch, EPOCH_ORDER)) if self.shuffle else None
+
+    def _members(self, clusters: NDArray[np.int64], draws: NDArray[np.uint64]) -> NDArray[np.int64]:
+        starts, counts = self.split.starts(clusters), self.split.counts(clusters)
+        if self.max_length is None:
+            return starts + below(draws, counts.astype(np.uint64)).astype(np.int64)
+        # Among the members that are short enough, in order: the k-th of those.
+        rows, fits, ends = self._fitting(starts, counts)
+        before = np.cumsum(fits) - fits
+        firsts = before[ends - counts]
+        numbers = np.add.reduceat(fits, ends - counts)
+        chosen = firsts + below(draws, numbers.astype(np.uint64)).astype(np.int64)
+        found: NDArray[np.int64] = rows[np.flatnonzero(fits)[chosen]]
+        return found
+
+    def _fitting(
+        self, starts: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """All members of some clusters, whether each is short enough, and where each cluster's end."""
+        ends = np.cumsum(counts)
+        rows = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        assert self.max_length is not None
+        return rows, (self.split.spans(rows)[1] <= self.max_length).astype(np.int64), ends
+
+    def _short_enough(self) -> NDArray[np.int64]:
+        found = [np.zeros(0, np.int64)]
+        for first in range(0, self.split.clusters, _CHUNK):
+            clusters = np.arange(first, min(first + _CHUNK, self.split.clusters))
+            counts = self.split.counts(clusters)
+            _, fits, ends = self._fitting(self.split.starts(clusters), counts)
+            found.append(clusters[np.add.reduceat(fits, ends - counts) > 0])
+        return np.concatenate(found)
+
+    def _window(
+        self,
+        epoch: int,
+        places: NDArray[np.int64],
+        sequences: NDArray[np.int64],
+        start: NDArray[np.int64],
+        length: NDArray[np.int64],
+    ) -> Draws:
+        everywhere = np.ones(len(places), np.bool_)
+        if self.crop in {"random", "head"}:
+            residues = np.minimum(length, self.max_tokens - 2)
+            offset = self._offset(epoch, places, length - residues) if self.crop == "random" else np.zeros_like(length)
+            return Draws(places, sequences, start + offset, residues, offset, everywhere, everywhere)
+        # A window of the tokens: BOS is the first, EOS the one after the residues.
+        tokens = np.minimum(length + 2, self.max_tokens)
+        first = (
+            self._offset(epoch, places, length + 2 - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
+        )
+        bos, eos = first == 0, first + tokens == length + 2
+        offset = first - 1 + bos
+        return Draws(places, sequences, start + offset, tokens - bos - eos, offset, bos, eos)
+
+    def _offset(self, epoch: int, places: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:
+        draws = fold(self.seed, epoch, CROP, places.astype(np.uint64))
+        return below(draws, (room + 1).astype(np.uint64)).astype(np.int64)

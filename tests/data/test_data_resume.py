@@ -1,0 +1,182 @@
+"""Builds that are killed or interrupted, at every stage and at any moment, and go on to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sources import Sources, build, contents, make_sources, needs_mmseqs
+
+from protea.data.work import Watcher
+
+QUICK = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 1 -c 0.8 --cov-mode 0"
+
+
+class Killer(Watcher):
+    """Stops a build at the beginning of its n-th stage, or in the midst of it."""
+
+    def __init__(self, stage: int, *, amid: bool) -> None:
+        self.stage, self.amid = stage, amid
+        self.notes: list[str] = []
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        self.stage -= 1
+        if self.stage < 0 and not self.amid:
+            raise KeyboardInterrupt
+
+    def advance(self, amount: int) -> None:
+        if self.stage < 0 and self.amid:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_a_build_stopped_at_any_stage_goes_on(tmp_path: Path, amid: bool) -> None:
+    sources = make_sources(tmp_path, 60)
+    expected = contents(build(sources, tmp_path / "whole", valid="7").folder)
+    stopped = 0
+    for stage in range(20):
+        killer = Killer(stage, amid=amid)
+        try:
+            build(sources, tmp_path / "store", valid="7", watcher=killer)
+        except KeyboardInterrupt:
+            stopped += 1
+            assert not (tmp_path / "store").exists()
+            killer = Killer(1000, amid=False)
+            build(sources, tmp_path / "store", valid="7", watcher=killer)
+            assert sum("done before" in note for note in killer.notes) >= stage * (not amid) * 0.5
+        assert contents(tmp_path / "store") == expected
+        assert not list(tmp_path.glob(".store.partial"))
+        for path in sorted((tmp_path / "store").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (tmp_path / "store").rmdir()
+    assert stopped >= (3 if amid else 6)
+
+
+def test_what_changed_is_done_again(tmp_path: Path) -> None:
+    """An unfinished build is not in the way of another one: only stages that depend on the change are repeated."""
+    sources = make_sources(tmp_path, 60)
+    with pytest.raises(KeyboardInterrupt):
+        build(sources, tmp_path / "store", valid="7", watcher=Killer(6, amid=False))
+    sources.sequences[sources.clusters["UniRef50_C3"][0]] = "MKTAYIAKQR" * 4
+    sources.write()
+    killer = Killer(1000, amid=False)
+    store = build(sources, tmp_path / "store", valid="9", watcher=killer)
+    assert [note for note in killer.notes if "done before" in note] == []
+    assert contents(store.folder) == contents(build(sources, tmp_path / "fresh", valid="9").folder)
+    with pytest.raises(KeyboardInterrupt):
+        build(sources, tmp_path / "next", valid="9", watcher=Killer(6, amid=False))
+    killer = Killer(1000, amid=False)
+    build(sources, tmp_path / "next", valid="8", watcher=killer)
+    assert [note.split(":")[0] for note in killer.notes] == ["read representatives", "index read representatives"]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "protea", "data", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" not in err, err
+    return process.returncode, err
+
+
+def command(sources: Sources, output: Path, *options: object) -> list[object]:
+    return [
+        *("uniref", "--uniref50", sources.uniref50, "--uniref90", sources.uniref90, "--members", sources.mapping),
+        *("-o", output, *options),
+    ]
+
+
+def appears(path: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def at_work(folder: Path) -> list[int]:
+    """Processes of MMseqs2 whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if b"mmseqs" in line and str(folder).encode() in line and state != "Z" and b"-m\0protea" not in line:
+            found.append(int(entry.name))
+    return found
+
+
+def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path, 2000, most=8, low=100, high=300)
+    options = ("--valid", 100, "--no-filter")
+    assert finish(start(*command(sources, tmp_path / "whole", *options)))[0] == 0
+    expected = contents(tmp_path / "whole")
+    rng = random.Random(0)
+    for _ in range(4):
+        process = start(*command(sources, tmp_path / "store", *options))
+        assert appears((tmp_path / ".store.partial").exists)
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        if (tmp_path / "store").exists():
+            assert contents(tmp_path / "store") == expected
+            break
+    else:
+        assert finish(start(*command(sources, tmp_path / "store", *options)))[0] == 0
+    assert contents(tmp_path / "store") == expected
+
+
+@needs_mmseqs
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes in /proc")
+def test_mmseqs_and_its_runs_that_are_killed(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path, 500, most=2, low=200, high=400)
+    slow = ("--valid", 20, "--threads", 1)
+    work = tmp_path / ".store.partial"
+    # The whole run is killed: its MMseqs2 goes with it.
+    process = start(*command(sources, tmp_path / "store", *slow))
+    assert appears(lambda: bool(at_work(work)))
+    process.kill()
+    process.communicate()
+    assert appears(lambda: not at_work(work), 10)
+    assert not (tmp_path / "store").exists()
+    # MMseqs2 alone is killed: its run says so.
+    process = start(*command(sources, tmp_path / "store", *slow))
+    assert appears(lambda: any(b"prefilter" in Path(f"/proc/{n}/cmdline").read_bytes() for n in at_work(work)))
+    for number in at_work(work):
+        if b"prefilter" in Path(f"/proc/{number}/cmdline").read_bytes():
+            os.kill(number, signal.SIGKILL)
+    code, err = finish(process)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("protea: error: mmseqs search failed with code ")
+    assert "it said: " in last
+    assert "Killed" in last or "prefilter died" in last
+    # Interrupted, it ends at once, MMseqs2 too, and says how to go on.
+    process = start(*command(sources, tmp_path / "store", *slow))
+    assert appears(lambda: bool(at_work(work)))
+    process.send_signal(signal.SIGINT)
+    code, err = finish(process)
+    assert code == 130
+    assert "`protea data` go on when the same command is given again" in err
+    assert appears(lambda: not at_work(work), 10)
+    quick = (*slow, "--filter-flags", QUICK)
+    code, err = finish(start(*command(sources, tmp_path / "store", *quick)))
+    assert code == 0, err
+    assert "read representatives: done before" in err
+    assert finish(start(*command(sources, tmp_path / "whole", *quick)))[0] == 0
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")

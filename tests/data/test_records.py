@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protea.alphabet import ESM, ESM1NV, Alphabet
+from protea.data.records import Counts, Policies, Reader
+from protea.data.table import Table
+from protea.errors import DataError, FastaError, UnknownResidueError
+from protea.fasta import Record, read_blocks, read_fasta
+
+
+def read(
+    folder: Path, *sequences: str, alphabet: Alphabet = ESM, description: str = "", **policies: object
+) -> tuple[Counts, list[str], str]:
+    """The counts, the sequences taken, and the report."""
+    records = [Record(f"r{n}", description, text, f"f, line {n}, record 'r{n}'") for n, text in enumerate(sequences)]
+    (folder / "report").unlink(missing_ok=True)
+    reader = Reader(alphabet, Policies(**policies), folder / "report", lambda _: None)  # type: ignore[arg-type]
+    counts = reader.table(records, folder / "t")
+    taken = [alphabet.decode(b.take([n]).flat()) for b in Table(folder / "t").batches() for n in _rows(b)]  # type: ignore[arg-type]
+    return counts, taken, (folder / "report").read_text()
+
+
+def _rows(batch: object) -> list[int]:
+    import numpy as np
+
+    return np.arange(len(batch)).tolist()  # type: ignore[arg-type]
+
+
+def test_plain_sequences_are_taken_as_they_are(tmp_path: Path) -> None:
+    counts, taken, report = read(tmp_path, "MKTAYIAK", "GDGTQDNLSGAEKAXBUZO.-")
+    assert taken == ["MKTAYIAK", "GDGTQDNLSGAEKAXBUZO.-"]
+    assert (counts.records, counts.kept, counts.residues, counts.altered_records) == (2, 2, 29, 0)
+    assert report == ""
+
+
+def test_odd_letters_are_mended_and_told(tmp_path: Path) -> None:
+    counts, taken, report = read(tmp_path, "mkTA", "MK TA", "MKTA**", "MKJA*T", "MKTA")
+    assert taken == ["MKTA", "MKTA", "MKTA", "MKXAXT", "MKTA"]
+    assert (counts.altered_records, counts.altered_letters) == (4, 2 + 1 + 2 + 2)
+    assert report.splitlines() == [
+        "r0\taltered\t2 lower-case letters raised",
+        "r1\taltered\t1 blanks or stops removed",
+        "r2\taltered\t2 blanks or stops removed",
+        "r3\taltered\treplaced by X: * at 5; J at 3",
+    ]
+
+
+def test_gaps_are_letters_of_one_alphabet_alone(tmp_path: Path) -> None:
+    assert read(tmp_path, "MK-A.T", alphabet=ESM1NV)[1] == ["MKXAXT"]
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    counts, taken, report = read(
+        tmp_path, "", "MK", "MKTAY", "MKTAYIAKQR", "MKT1", "MKJT", min_length=3, max_length=8, unknown="skip"
+    )
+    assert taken == ["MKTAY"]
+    numbers = asdict(counts)
+    assert sum(value for name, value in numbers.items() if name.startswith("skipped")) == 5
+    assert (counts.skipped_empty, counts.skipped_short, counts.skipped_long, counts.skipped_unknown) == (1, 1, 1, 2)
+    assert {line.split("\t")[2] for line in report.splitlines()} == {
+        "no residues",
+        "2 residues, below 3",
+        "10 residues, over 8",
+        "not in the alphabet: 1 at 4",
+        "not in the alphabet: J at 3",
+    }
+    assert len(Table(tmp_path / "t").keys(".left")) == 5
+
+
+def test_headers_leave_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of 1 records was taken: 1 by header"):
+        read(tmp_path, "MKTA", description="X Tax=synthetic construct", leave_out="Tax=synthetic")
+    assert read(tmp_path, "MKTA", description="X Tax=Homo", leave_out="Tax=synthetic")[0].kept == 1
+
+
+def test_what_no_policy_mends(tmp_path: Path) -> None:
+    with pytest.raises(UnknownResidueError, match="f, line 1, record 'r1': not a residue: 1 at 2, 4; mend the record"):
+        read(tmp_path, "MK", "M1K1")
+    with pytest.raises(UnknownResidueError, match="record 'r0': not in the ESM alphabet: J at 2"):
+        read(tmp_path, "MJ", unknown="error")
+    with pytest.raises(FastaError, match="record 'r0': no residues"):
+        read(tmp_path, "", unknown="error")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.lists(st.text("ACDXJ*- mé1", max_size=12), min_size=1, max_size=12), st.integers(1, 4))
+def test_every_record_is_kept_or_counted(tmp_path: Path, sequences: list[str], least: int) -> None:
+    try:
+        counts, taken, _ = read(tmp_path, *sequences, unknown="skip", min_length=least)
+    except DataError:
+        return
+    numbers = asdict(counts)
+    left = sum(value for name, value in numbers.items() if name.startswith("skipped"))
+    assert counts.records == len(sequences) == counts.kept + left
+    assert counts.residues == sum(map(len, taken))
+    assert len(Table(tmp_path / "t").keys(".left")) == left
+    assert all(set(text) <= set(ESM.residues) for text in taken)
+
+
+lines = st.lists(
+    st.tuples(
+        st.sampled_from(["r", "é", "r x", "r\tx", "\x1cr", "r >", ""]),
+        st.lists(st.sampled_from(["MKT", "MkT", "M K", "MJ", "M*", "", "M1", " MK", "MK "]), max_size=3),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(lines, st.integers(1, 4), st.sampled_from([None, 5]))
+def test_blocks_are_read_as_records_are(
+    tmp_path: Path, parts: list[tuple[str, list[str]]], least: int, most: int | None
+) -> None:
+    """Whole blocks are taken at once where they are plain; nobody can tell from the outcome."""
+    path = tmp_path / "in.fasta"
+    path.write_text(
+        "".join(f">{head}{n}\n" + "".join(f"{row}\n" for row in rows) for n, (head, rows) in enumerate(parts))
+    )
+    outcomes = []
+    for read_records in (read_fasta, read_blocks):
+        (tmp_path / "report").unlink(missing_ok=True)
+        policies = Policies(unknown="skip", min_length=least, max_length=most)
+        reader = Reader(ESM, policies, tmp_path / "report", lambda _: None)
+        try:
+            counts = asdict(reader.table(read_records([path]), tmp_path / "t"))
+        except (DataError, FastaError) as error:
+            outcomes.append(str(error))
+            continue
+        batches = list(Table(tmp_path / "t").batches())
+        ids = [name for batch in batches for name in batch.ids.to_pylist()]
+        tokens = [each for batch in batches for each in batch.tokens.to_pylist()]
+        keys = Table(tmp_path / "t").keys().tolist()
+        outcomes.append((counts, ids, tokens, keys, (tmp_path / "report").read_text()))
+    assert outcomes[0] == outcomes[1]

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from sources import build, make_sources
+
+from protea.data.sampler import CROPS, Sampler
+from protea.data.store import Split
+from protea.errors import DataError, UsageError
+
+slow_setup = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    return build(make_sources(tmp_path, 40, most=6), tmp_path / "store").split("train")
+
+
+def cluster_of(split: Split) -> np.ndarray:
+    return np.repeat(np.arange(split.clusters), split.counts(np.arange(split.clusters)))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_visits_every_cluster_once(split: Split, shuffle: bool) -> None:
+    owner = cluster_of(split)
+    orders = []
+    for epoch in range(5):
+        draws = Sampler(split, seed=3, shuffle=shuffle).draw(epoch, np.arange(split.clusters))
+        found = owner[draws.sequence]
+        assert sorted(found.tolist()) == list(range(split.clusters))
+        orders.append(found.tolist())
+    assert (len({tuple(order) for order in orders}) == 5) == shuffle
+
+
+def test_members_are_drawn_uniformly(split: Split) -> None:
+    """Over epochs and seeds each member of a cluster comes up as often as the others."""
+    counts = np.zeros(split.sequences)
+    for seed in (0, 1):
+        for epoch in range(400):
+            draws = Sampler(split, seed=seed).draw(epoch, np.arange(split.clusters))
+            counts += np.bincount(draws.sequence, minlength=split.sequences)
+    sizes = split.counts(np.arange(split.clusters))
+    expected = np.repeat(800 / sizes, sizes)
+    assert chisquare(counts, expected, ddof=split.clusters - 1).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("crop", ["random", "random-tokens"])
+def test_every_window_is_drawn_as_often(split: Split, crop: str) -> None:
+    """The last included, which is the one that BioNeMo 2 never draws."""
+    sampler = Sampler(split, max_tokens=18, crop=crop, shuffle=False)  # type: ignore[arg-type]
+    counts = np.split(np.arange(split.sequences), np.cumsum(split.counts(np.arange(split.clusters)))[:-1])
+    cluster = next(n for n, rows in enumerate(counts) if len(rows) == 1)
+    length = int(split.spans(counts[cluster])[1][0])
+    windows = length - 16 + 1 if crop == "random" else length + 2 - 18 + 1
+    starts = []
+    for epoch in range(60 * windows):
+        draws = sampler.draw(epoch, np.array([cluster]))
+        starts.append(int(draws.offset[0]) + (crop == "random-tokens" and not draws.bos[0]))
+    found = np.bincount(starts, minlength=windows)
+    assert len(found) == windows
+    assert chisquare(found).pvalue > 1e-4
+
+
+@slow_setup
+@given(st.sampled_from(CROPS), st.integers(3, 90), st.integers(0, 100), st.integers(0, 2**63))
+def test_windows_are_of_their_sequence(split: Split, crop: str, most: int, epoch: int, seed: int) -> None:
+    draws = Sampler(split, seed=seed, max_tokens=most, crop=crop).draw(epoch, np.arange(split.clusters))  # type: ignore[arg-type]
+    begin, length = split.spans(draws.sequence)
+    assert (draws.start == begin + draws.offset).all()
+    assert (draws.offset >= 0).all()
+    assert (draws.offset + draws.residues <= length).all()
+    assert (draws.tokens == np.minimum(length + 2, most)).all()
+    whole = length + 2 <= most
+    assert (draws.residues[whole] == length[whole]).all()
+    assert (draws.bos & draws.eos)[whole].all()
+    if crop in {"random", "head"}:
+        assert (draws.bos & draws.eos).all()
+    else:
+        assert (draws.bos == (draws.offset == 0) & (draws.residues + draws.eos < most)).all()
+        assert (draws.eos <= (draws.offset + draws.residues == length)).all()
+    if crop.startswith("head"):
+        assert (draws.offset == 0).all()
+        assert draws.bos.all()
+        assert crop == "head" or not draws.eos[~whole].any()
+
+
+@slow_setup
+@given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.data())
+def test_a_place_does_not_depend_on_others(split: Split, seed: int, epoch: int, data: st.DataObject) -> None:
+    places = np.array(data.draw(st.lists(st.integers(0, split.clusters - 1), min_size=1, max_size=10)))
+    sampler = Sampler(split, seed=seed, max_tokens=20)
+    whole = sampler.draw(epoch, np.arange(split.clusters))
+    some = sampler.draw(epoch, places)
+    for name in ("sequence", "start", "residues", "offset", "bos", "eos"):
+        assert (getattr(some, name) == getattr(whole, name)[places]).all()
+
+
+def test_long_members_and_clusters_are_left_out(split: Split) -> None:
+    lengths = split.spans(np.arange(split.sequences))[1]
+    owner = cluster_of(split)
+    limit = 35
+    left = sorted(set(owner[lengths <= limit].tolist()))
+    assert 0 < len(left) < split.clusters
+    sampler = Sampler(split, max_length=limit)
+    assert len(sampler) == len(left)
+    counts = np.zeros(split.sequences)
+    for epoch in range(400):
+        draws = sampler.draw(epoch, np.arange(len(sampler)))
+        assert sorted(owner[draws.sequence].tolist()) == left
+        counts += np.bincount(draws.sequence, minlength=split.sequences)
+    short = lengths <= limit
+    assert not counts[~short].any()
+    sizes = np.bincount(owner[short], minlength=split.clusters)
+    assert chisquare(counts[short], 400 / sizes[owner[short]], ddof=len(left) - 1).pvalue > 1e-4
+
+
+def test_values_that_cannot_be_meant(split: Split) -> None:
+    with pytest.raises(UsageError, match="unknown crop 'tail'; use random, head"):
+        Sampler(split, crop="tail")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="at least 3"):
+        Sampler(split, max_tokens=2)
+    with pytest.raises(DataError, match="no cluster has a sequence of at most 3 residues"):
+        Sampler(split, max_length=3)
+    with pytest.raises(IndexError):
+        Sampler(split).draw(0, np.array([split.clusters]))
