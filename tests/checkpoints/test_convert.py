@@ -376,3 +376,14 @@ def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pyte
         golden.PUBLISHED, "esm2_small", replace(known, config=replace(CONFIGS["esm2"], num_hidden_layers=9))
     )
     fails(run("check", other), 1, "3 layers of width 40, esm2_small has 9 of width 40")
+
+
+def test_a_published_file_is_recognised(
+    run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sources["esm2", "nemo"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(golden.PUBLISHED, "esm2nv_650M", replace(golden.PUBLISHED["esm2nv_650M"], sha256=digest))
+    result = run("check", path)
+    assert result.code == 0, result.out
+    assert result.out.splitlines()[1] == "pass  the file's SHA-256 is the one published for esm2nv_650M"

@@ -40,7 +40,9 @@ def describe(model: str) -> dict[str, Any]:
     if path is None:
         known = published(model)
         architecture = _architecture(known.build())
-        return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place}
+        return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place} | (
+            {"published_sha256": known.sha256} if known.sha256 else {}
+        )
     with open_checkpoint(path) as checkpoint:
         return {
             "model": model,

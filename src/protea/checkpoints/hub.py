@@ -121,6 +121,11 @@ PUBLISHED: Final = {published.name: published for published in _published()}
 """Every name Protea knows."""
 
 
+def by_sha256(digest: str) -> str | None:
+    """The name of the published file with this SHA-256."""
+    return next((known.name for known in PUBLISHED.values() if known.sha256 == digest), None)
+
+
 def published(name: str) -> Published:
     """Look a name up, with or without its organisation.
 

@@ -14,7 +14,7 @@ def check(
 ) -> None:
     """Compare what a checkpoint computes with the numbers that were published for it.
 
-    A checkpoint is compared with the published model it is named after, else with the one whose architecture it has.
+    A checkpoint in one file is also recognised by its SHA-256, where its publisher states that. A checkpoint is compared with the published model it is named after, else with the one whose architecture it has.
 
     Exit code: 0 all agree, 1 some differ, 3 nothing is known to compare with.
 
@@ -25,9 +25,10 @@ def check(
     """
     import torch
 
+    from protea.checkpoints.describe import sha256
     from protea.checkpoints.formats import open_checkpoint, recognised
     from protea.checkpoints.golden import TOLERANCE, compare, meant
-    from protea.checkpoints.hub import locate
+    from protea.checkpoints.hub import by_sha256, locate
 
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
@@ -36,6 +37,10 @@ def check(
         findings = (
             [] if name is None else compare(checkpoint.load(dtype=torch.float32, device=torch.device("cpu")), name)
         )
+    file = path if path.is_file() else None
+    published_as = None if file is None else by_sha256(sha256(file))
+    if published_as is not None:
+        typer.echo(f"pass  the file's SHA-256 is the one published for {published_as}")
     for finding in findings:
         golden = finding.golden
         verdict = "pass" if finding.passed else "fail"
@@ -43,7 +48,7 @@ def check(
             f"{verdict}  {golden.what} of {golden.model}, from {golden.source}: largest difference "
             f"{finding.difference:.1e}, allowed {TOLERANCE:g}"
         )
-    if not findings:
+    if not findings and published_as is None:
         which = "this architecture" if name is None else name
         typer.echo(f"nothing could be checked: no published numbers are known for {which}")
         raise typer.Exit(_NOTHING_TO_COMPARE)

@@ -45,10 +45,19 @@ def _print_list(as_json: bool) -> None:
         "name": "NAME",
         "family": "FAMILY",
         "parameters": "PARAMETERS",
+        "format": "FORMAT",
+        "contact_head": "CONTACTS",
         "licence": "LICENCE",
         "place": "WEIGHTS",
     }
-    lines = [header, *({**row, "parameters": f"{row['parameters']:,}"} for row in rows)]
+    contacts = {True: "yes", False: "no"}
+    lines = [
+        header,
+        *(
+            {**row, "parameters": f"{row['parameters']:,}", "contact_head": contacts[row["contact_head"]]}
+            for row in rows
+        ),
+    ]
     widths = {key: max(len(str(line[key])) for line in lines) for key in header}
     for line in lines:
         cells = [
@@ -82,6 +91,10 @@ def _lines(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "licence" in description:
         yield "licence", description["licence"] or "no published weights"
     yield "weights", description["weights"] or "none"
+    if description.get("published_sha256"):
+        yield "sha256", f"{description['published_sha256']} (as published)"
+    if "format" in description:
+        yield "format", description["format"]
     if "sha256" not in description:
         yield "", "not on this machine"
         return
