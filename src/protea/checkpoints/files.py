@@ -21,6 +21,10 @@ from protea.errors import CheckpointError, OutputError
 
 CONFIG: Final = "config.json"
 
+_MAX_READ: Final = 32 << 20
+_MAX_LINE: Final = 4096
+_MAX_TEXT: Final = 16 << 20
+
 _ALIGNMENT: Final = 16
 """Bytes that kernels expect tensors to be aligned to; ones that are not are copied."""
 
@@ -90,7 +94,11 @@ class Region:
 
 
 class RegionStream(io.RawIOBase):
-    """A region as a file; asked for more bytes than there are, it reserves no memory for them."""
+    """A region as a file; asked for more bytes than there are, it reserves no memory for them.
+
+    Raises:
+        ValueError: asked for more at once than headers, names and pickles have; files with holes have any size.
+    """
 
     def __init__(self, region: Region) -> None:
         self._region = region
@@ -119,15 +127,39 @@ class RegionStream(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         """As many bytes as there are, up to ``size``."""
         left = max(0, self._region.size - self._at)
-        data = self._region.read(self._at, left if size is None or size < 0 else min(size, left))
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _MAX_READ:
+            raise ValueError(f"{size:,} bytes where a header or a name is expected")
+        data = self._region.read(self._at, size)
         self._at += len(data)
         return data
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """A line; longer ones, which would be read byte by byte, in parts."""
+        return super().readline(_MAX_LINE if size is None or size < 0 else min(size, _MAX_LINE))
 
     def readinto(self, buffer: Any) -> int:
         """The same into a buffer."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def read_text(path: Path, limit: int = _MAX_TEXT) -> str:
+    """A text, if it is no longer than those of checkpoints.
+
+    Raises:
+        OSError: the file is absent or unreadable.
+        ValueError: it is longer, or no UTF-8.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes, which is far beyond what describes a model")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, unreadable, or holds something else.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
