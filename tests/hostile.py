@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 
 from protea.checkpoints import hf
 from protea.checkpoints.convert import convert
+from protea.checkpoints.formats import open_checkpoint
+from protea.errors import ProteaError
 from protea.models import build
 from protea.models.esm2 import ESM2Config
 
@@ -42,6 +45,25 @@ def copied(path: Path, folder: Path) -> Path:
     for one in path.parent.glob(f"{path.stem}*"):
         (shutil.copytree if one.is_dir() else shutil.copy)(one, folder / one.name)
     return folder / path.name
+
+
+def listing(folder: Path) -> dict[str, int]:
+    """What is in a folder, and how large it is."""
+    return {str(path): path.lstat().st_size for path in sorted(folder.rglob("*"))}
+
+
+def refused(path: Path, *messages: str) -> None:
+    """Opening and loading a checkpoint gives one line that names it, and leaves the folder as it was."""
+    before = listing(path.parent)
+    with pytest.raises(ProteaError) as caught, open_checkpoint(path) as checkpoint:
+        checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
+    message = str(caught.value)
+    assert str(path.with_suffix("")) in message
+    assert "\n" not in message
+    assert len(message) < 1500
+    assert listing(path.parent) == before
+    for expected in messages:
+        assert expected in message
 
 
 # --- pickles, by hand --------------------------------------------------------------------------------------------

@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from hostile import CONTAINERS, EVERYWHERE, NAMES, STREAMS, TENSORS, call, copied, live, originals, torch_zip, whole
+from hostile import CONTAINERS, EVERYWHERE, NAMES, STREAMS, TENSORS, call, copied, live, refused, torch_zip, whole
 from protea.checkpoints.formats import open_checkpoint
-from protea.errors import ProteaError
 
 MARKER = Path("/nowhere/marker")
 LIVE = list(live(MARKER))
-MEMORY_KB = 300_000
-"""Allowed to each case; reading all of these files needs less than a tenth."""
-
-
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return originals(tmp_path_factory.mktemp("good"))
-
-
-def peak_kb() -> int:
-    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(rows["VmHWM"].split()[0])
-
-
-@pytest.fixture
-def bounded() -> Iterator[None]:
-    """Bounds the memory that a test takes above what there was."""
-    if not Path("/proc/self/clear_refs").exists():
-        yield
-        return
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_kb()
-    yield
-    assert peak_kb() - before < MEMORY_KB
-
-
-def listing(folder: Path) -> dict[str, int]:
-    return {str(path): path.lstat().st_size for path in sorted(folder.rglob("*"))}
-
-
-def refused(path: Path, *messages: str) -> str:
-    """Neither opening nor loading a checkpoint gives more than one line, which names it."""
-    before = listing(path.parent)
-    with pytest.raises(ProteaError) as caught, open_checkpoint(path) as checkpoint:
-        checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
-    message = str(caught.value)
-    assert str(path.with_suffix("")) in message
-    assert "\n" not in message
-    assert len(message) < 1500
-    assert listing(path.parent) == before
-    for expected in messages:
-        assert expected in message
-    return message
-
-
-# --- pickles -----------------------------------------------------------------------------------------------------
 
 
 def test_the_pickles_would_run(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,6 +21,11 @@ from torch import Tensor
 from protea.errors import CheckpointError, OutputError
 
 CONFIG: Final = "config.json"
+
+# Private, so that writing to tensors does not reach the file; and without a claim on memory for all of it, which
+# Linux refuses for files larger than the machine's. Python has the constant since 3.13.
+_MAP: Final = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_PROTECTION: Final = mmap.PROT_READ | mmap.PROT_WRITE
 
 _MAX_READ: Final = 32 << 20
 _MAX_LINE: Final = 4096
@@ -56,7 +62,7 @@ class Region:
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
+                data = mmap.mmap(stream.fileno(), 0, flags=_MAP, prot=_PROTECTION) if size else b""
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: cannot be read: {reason}; check the file and its permissions") from error
@@ -196,8 +202,10 @@ def staged(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: it exists, or cannot be written; nothing is left behind.
     """
+    made: list[Path] = []
     try:
         _refuse(target)
+        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
@@ -216,6 +224,9 @@ def staged(target: Path) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # they hold something
+            for folder in made:
+                folder.rmdir()
 
 
 def _refuse(target: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -173,7 +174,7 @@ def _members(region: Region) -> list[Region]:
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         start = info.header_offset + _LOCAL_HEADER + lengths
         end = start + info.file_size
-        found.append(region.part(start, info.file_size, name))
+        found.append(replace(region.part(start, info.file_size), name=name))
     if len({member.name for member in found}) != len(found):
         raise ValueError("two members have one name")
     return found
