@@ -6,7 +6,10 @@ import gzip
 import io
 import json
 import pickle
+import re
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -23,7 +26,7 @@ from torch import Tensor
 from hostile import CONTAINERS, EVERYWHERE, NAMES, TENSORS, copied, live, mapping, refused, tensor, torch_zip, whole
 from protea.checkpoints.convert import convert, same_bits
 from protea.checkpoints.formats import open_checkpoint
-from protea.errors import CheckpointError, ProteaWarning
+from protea.errors import CheckpointError, OutputError, ProteaWarning
 
 Paths = dict[str, Path]
 
@@ -606,3 +609,37 @@ def test_how_many_there_are() -> None:
     kinds = [TAR_MEMBERS, TAR_BYTES, ZIPS, CONFIGS, METADATA, MISFITS, EXTRAS, *[YAMLS] * 2, *[SAFETENSORS] * 3]
     here = sum(map(len, kinds)) + 3 * len(INDICES)
     assert here + len(CONTAINERS) * len(live(Path("x"))) + len(EVERYWHERE) + len(NAMES) + 3 * len(TENSORS) >= 700
+
+
+@pytest.mark.parametrize("kind", ["fair-esm", "nemo"])
+def test_what_lies_beside_from_before_is_not_taken_in(tmp_path: Path, paths: Paths, kind: str) -> None:
+    """A contact head of another model would be read with the new file."""
+    copied(paths[kind], tmp_path)
+    (tmp_path / paths[kind].name).unlink()
+    with pytest.raises(OutputError, match="exists already, and would be read with"):
+        convert(paths["hf"], tmp_path / paths[kind].name, kind, peers=False)
+    assert not (tmp_path / paths[kind].name).exists()
+
+
+def test_weights_of_nan_are_converted_and_not_compared(tmp_path: Path, paths: Paths) -> None:
+    source = changed(copied(paths["hf"], tmp_path), lambda tensors: tensors.update({QUERY: tensors[QUERY] * torch.nan}))
+    report = convert(source, tmp_path / "copy", "hf")
+    assert report.checks[-1].startswith("not compared with other libraries")
+
+
+@pytest.mark.parametrize("kind", ["hf", "fair-esm", "nemo", "nemo2", "te"])
+def test_a_full_disk(tmp_path: Path, paths: Paths, kind: str) -> None:
+    """One line, and nothing left behind, wherever the writing stops."""
+    name = {"fair-esm": "esm2_copy.pt", "nemo": "copy.nemo"}.get(kind, "copy")
+    code = (
+        "import resource, signal, sys\n"
+        "from protea.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "convert", str(paths["hf"]), name, "--to", kind]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"protea: error: {name}: cannot be written: .+\n", done.stderr)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ the source's and, where it is installed, with the library whose format it is. On
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm
 from protea.checkpoints.files import staged
-from protea.checkpoints.formats import FORMATS, Format, complete, recognised, write_extras
+from protea.checkpoints.formats import FORMATS, Format, complete, extras_path, recognised, write_extras
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
 from protea.checkpoints.tensors import FLOATS, VOCABULARY, Checkpoint, raw_bytes
-from protea.errors import CheckpointError, UsageError
+from protea.errors import CheckpointError, OutputError, UsageError
 from protea.models.esm1b import ESM1b
 from protea.models.esm2 import ESM2
 
@@ -88,6 +89,7 @@ def convert(
         if why:
             raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
         _check_name(target, to, checkpoint)
+        _check_beside(target)
         kind = dtype or _common_type(checkpoint)
         report = Conversion(
             read.TITLE, written.TITLE, model.config.family, sum(one.numel() for one in model.parameters()), kind
@@ -116,6 +118,13 @@ def _check_name(target: Path, to: str, checkpoint: Checkpoint) -> None:
     if target.suffix != ".pt" or target.name.startswith("esm2") != rotary:
         wanted = "esm2NAME.pt" if rotary else "NAME.pt with another beginning than esm2"
         raise UsageError(f"{target.name}: Meta's esm package goes by the file's name; call it {wanted}")
+
+
+def _check_beside(target: Path) -> None:
+    """What lies beside a file from an earlier one would be taken for the new one's."""
+    for beside in (fair_esm.regression_path(target), extras_path(target)):
+        if target.suffix and os.path.lexists(beside):
+            raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
 
 
 def _common_type(checkpoint: Checkpoint) -> torch.dtype:
@@ -227,6 +236,9 @@ def _compare_logits(
                 f"another"
             )
         if not peers:
+            return
+        if not all(one.isfinite().all() for one in ours):
+            report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
             return
         peer = peer_logits(written.NAME, place, copy)
         if peer is None:

@@ -6,6 +6,7 @@ published ESM-1b. Numbers stay in the file until asked for.
 
 from __future__ import annotations
 
+import errno
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -251,8 +252,11 @@ def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], pla
         OSError: the file cannot be written.
     """
     blanks = {planned.key: torch.empty(planned.shape, dtype=planned.dtype) for planned in plan}
-    with torch.serialization.skip_data():
-        torch.save(content(blanks), path)
+    try:
+        with torch.serialization.skip_data():
+            torch.save(content(blanks), path)
+    except RuntimeError as error:  # whatever the system said, PyTorch says this
+        raise OSError(errno.EIO, "PyTorch could not write all of it: the disk is full, or fails") from error
     file = TorchFile(Region.of_file(path))
     refs: dict[str, TensorRef] = {}
     for state in _dictionaries(file.content):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,10 @@ def convert(
     kind = None if dtype is None else resolve_dtype(dtype)
     with interruptible():
         path = locate(source)
-        with Progress(console=Console(stderr=True), transient=True) as bars:
+        console = Console(stderr=True)
+        bars = Progress(console=console, transient=True)
+        # Where nobody watches, rich would end its bars by an empty line.
+        with bars if console.is_interactive else nullcontext():
             task = bars.add_task("reading", total=None)
             report = run(
                 path,
