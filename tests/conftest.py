@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,3 +114,33 @@ def fails(result: Result, code: int, *parts: str) -> None:
     assert lines[0].startswith("protea: error: ")
     for part in parts:
         assert part in lines[0]
+
+
+MEMORY_KB = 300_000
+"""What a hostile file may take; all of them together are smaller, those with holes apart."""
+
+
+@pytest.fixture(scope="session")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small undamaged checkpoint of every format."""
+    from hostile import originals
+
+    return originals(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Bounds the memory that a test takes, by Linux's own account of it."""
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        yield
+        return
+    forget.write_text("5")  # the largest size so far
+    before = _peak_kb()
+    yield
+    assert _peak_kb() - before < MEMORY_KB
+
+
+def _peak_kb() -> int:
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows["VmHWM"].split()[0])

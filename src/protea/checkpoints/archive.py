@@ -10,6 +10,7 @@ from protea.checkpoints.files import Region
 from protea.errors import CheckpointError
 
 _MAX_MEMBERS: Final = 100_000
+_MAX_HEADERS: Final = 100
 _MAGIC_AT: Final = 257
 
 
@@ -35,6 +36,7 @@ def tar_members(path: Path) -> dict[str, Region]:
     try:
         with tarfile.open(fileobj=whole.stream(), mode="r:") as archive:
             for count, member in enumerate(archive, start=1):
+                archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
                 name = str(PurePosixPath(member.name))
                 why = _refused(member, name, members) or ("is one of too many" if count > _MAX_MEMBERS else None)
                 if why:
@@ -43,12 +45,17 @@ def tar_members(path: Path) -> dict[str, Region]:
                     )
                 if member.isfile():
                     members[name] = whole.part(member.offset_data, member.size, f"{path}: {name}")
+            # What follows the last member is zeros; the library takes anything, and nothing, for an end.
+            if whole.read(archive.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError("no end of the archive")
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch it again") from error
     return members
 
 
 def _refused(member: tarfile.TarInfo, name: str, members: dict[str, Region]) -> str | None:
+    if len(member.pax_headers) > _MAX_HEADERS:
+        return "has more headers than any"
     if not (member.isdir() or member.isreg()) or member.issparse():
         return "is neither a file nor a folder"
     if name.startswith("/") or ".." in PurePosixPath(name).parts:

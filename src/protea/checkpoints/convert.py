@@ -6,6 +6,7 @@ the source's and, where it is installed, with the library whose format it is. On
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm
 from protea.checkpoints.files import staged
-from protea.checkpoints.formats import FORMATS, Format, complete, recognised, write_extras
+from protea.checkpoints.formats import FORMATS, Format, complete, extras_path, recognised, write_extras
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
 from protea.checkpoints.tensors import FLOATS, VOCABULARY, Checkpoint, raw_bytes
-from protea.errors import CheckpointError, UsageError
+from protea.errors import CheckpointError, OutputError, UsageError
 from protea.models.esm1b import ESM1b
 from protea.models.esm2 import ESM2
+from protea.models.inference import return_freed_memory
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -88,6 +90,7 @@ def convert(
         if why:
             raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
         _check_name(target, to, checkpoint)
+        _check_beside(target)
         kind = dtype or _common_type(checkpoint)
         report = Conversion(
             read.TITLE, written.TITLE, model.config.family, sum(one.numel() for one in model.parameters()), kind
@@ -99,6 +102,7 @@ def convert(
             nonlocal done
             done += 1
             progress("writing", done, total)
+            return_freed_memory()
             return _cast(checkpoint, name, kind)
 
         written.write(place, model, parameter, kind)
@@ -116,6 +120,13 @@ def _check_name(target: Path, to: str, checkpoint: Checkpoint) -> None:
     if target.suffix != ".pt" or target.name.startswith("esm2") != rotary:
         wanted = "esm2NAME.pt" if rotary else "NAME.pt with another beginning than esm2"
         raise UsageError(f"{target.name}: Meta's esm package goes by the file's name; call it {wanted}")
+
+
+def _check_beside(target: Path) -> None:
+    """What lies beside a file from an earlier one would be taken for the new one's."""
+    for beside in (fair_esm.regression_path(target), extras_path(target)):
+        if target.suffix and os.path.lexists(beside):
+            raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
 
 
 def _common_type(checkpoint: Checkpoint) -> torch.dtype:
@@ -153,6 +164,7 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
             elif not same_bits(value, copy.parameter(name)):
                 raise CheckpointError(f"{name} came back different from {place.name}; nothing was kept")
             progress("comparing", number, len(names))
+            return_freed_memory()
         if (
             isinstance(model, ESM2)
             and isinstance(copy.model, ESM2)
@@ -227,6 +239,9 @@ def _compare_logits(
                 f"another"
             )
         if not peers:
+            return
+        if not all(one.isfinite().all() for one in ours):
+            report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
             return
         peer = peer_logits(written.NAME, place, copy)
         if peer is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +23,7 @@ from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, Inert, TensorRef, unpi
 from protea.errors import CheckpointError
 
 METADATA: Final = ".metadata"
+_MAX_AXES: Final = 16
 
 _ALIGNMENT: Final = 64
 """Where pieces begin: torch.save aligns numbers to this within a file, and readers then map them in place."""
@@ -71,29 +74,36 @@ class DistributedTensors(Tensors):
         for index, info in state["storage_data"].items():
             at = _fields(index, "MetadataIndex")
             if at.get("offset") is not None:
-                where[str(at["fqn"]), tuple(at["offset"])] = _fields(info, "_StorageInfo")
+                where[_text(at["fqn"]), _numbers(at["offset"])] = _fields(info, "_StorageInfo")
         stored: dict[str, _Stored] = {}
         for key, described in state["state_dict_metadata"].items():
             if not isinstance(described, Inert) or not described.name.endswith(".TensorStorageMetadata"):
                 continue
             tensor = _fields(described, "TensorStorageMetadata")
-            shape = tuple(int(length) for length in tensor["size"])
-            pieces = [
-                self._piece(str(key), _fields(chunk, "ChunkStorageMetadata"), where) for chunk in tensor["chunks"]
-            ]
-            stored[str(key)] = _Stored(shape, _type_name(tensor["properties"]), pieces)
+            shape = _numbers(tensor["size"])
+            pieces = [self._piece(key, _fields(chunk, "ChunkStorageMetadata"), where) for chunk in tensor["chunks"]]
+            for piece in pieces:
+                bounds = zip(piece.offsets, piece.sizes, shape, strict=True)
+                if any(offset + size > length for offset, size, length in bounds):
+                    raise ValueError(f"{key}: a piece outside its tensor")
+            stored[_text(key)] = _Stored(shape, _type_name(tensor["properties"]), pieces)
+        # Pieces that share their bytes could make up a tensor of any size.
+        regions = [piece.region for one in stored.values() for piece in one.pieces]
+        spans = sorted((str(region.path), region.start, region.start + region.size) for region in regions)
+        if any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(spans)):
+            raise ValueError("pieces that overlap in their file")
         return stored
 
     def _piece(
         self, key: str, chunk: dict[str, Any], where: dict[tuple[str, tuple[int, ...]], dict[str, Any]]
     ) -> _Piece:
-        offsets, sizes = tuple(map(int, chunk["offsets"])), tuple(map(int, chunk["sizes"]))
+        offsets, sizes = _numbers(chunk["offsets"]), _numbers(chunk["sizes"])
         if (key, offsets) not in where:
             raise CheckpointError(
                 f"{self._folder / METADATA}: says nowhere where {key} at {list(offsets)} is; fetch it again"
             )
         info = where[key, offsets]
-        name = str(info["relative_path"])
+        name = _text(info["relative_path"])
         if Path(name).name != name or name in ("", "..", "."):
             raise CheckpointError(f"{self._folder / METADATA}: {name[:200]!r} leads out of the folder; not loaded")
         if info.get("transform_descriptors"):
@@ -153,7 +163,13 @@ class DistributedTensors(Tensors):
                 found.append((outside, _tensor(piece, FLOATS.get(self._stored[key].dtype))[inside]))
         if len(found) == 1 and found[0][1].shape == shape:
             return found[0][1]
-        if sum(part.numel() for _, part in found) != torch.Size(shape).numel():
+        missing = sum(part.numel() for _, part in found) != prod(shape)
+        if not missing:
+            filled = torch.zeros(shape, dtype=torch.bool)
+            for outside, _ in found:
+                filled[outside] = True
+            missing = not bool(filled.all())
+        if missing:
             raise CheckpointError(f"{self._folder}: the pieces of {key} do not make it up; fetch the checkpoint again")
         whole = torch.empty(shape, dtype=found[0][1].dtype) if found else torch.empty(shape)
         for outside, part in found:
@@ -181,10 +197,26 @@ def _fields(record: Any, kind: str) -> dict[str, Any]:
     return record.state
 
 
+def _numbers(values: Any) -> tuple[int, ...]:
+    """An offset or a shape."""
+    numbers = tuple(values)
+    if len(numbers) > _MAX_AXES or not all(isinstance(one, int) and 0 <= one < 1 << 60 for one in numbers):
+        raise ValueError("an impossible shape or offset")
+    return numbers
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a name that is no text")
+    return value
+
+
 def _type_name(properties: Any) -> str:
     """A type from ``TensorProperties``, whose state is a tuple that begins with it."""
     state = properties.state
     dtype = state[0] if isinstance(state, tuple) else state["dtype"]
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError("no type")
     return next((name for name, known in FLOATS.items() if known == dtype), str(dtype).removeprefix("torch."))
 
 

@@ -21,7 +21,7 @@ from protea.alphabet import ESM
 from protea.checkpoints.files import Region
 from protea.checkpoints.tensors import Checkpoint, Layout, Place, like, plan_of
 from protea.checkpoints.torch_file import TorchFile, TorchTensors, is_torch_file, save_torch_file
-from protea.checkpoints.unpickle import Inert
+from protea.checkpoints.unpickle import Inert, shown
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1b import ESM1bConfig
@@ -35,6 +35,7 @@ _NAMES: Final = {
     "position_embeddings.weight": "embed_positions.weight",
 }
 _PREFIX: Final = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
+_MAX_WRAPPINGS: Final = 4
 _SOURCE: Final = "args or cfg"
 
 
@@ -100,17 +101,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _config(content: Mapping[str, Any], tensors: TorchTensors) -> EncoderConfig:
     cfg = plain(content.get("cfg"))
-    if isinstance(cfg, dict) and isinstance(cfg.get("model"), dict):
-        return _config_of_esm2(cfg["model"], tensors)
+    esm2 = plain(cfg.get("model")) if isinstance(cfg, dict) else None
+    if isinstance(esm2, dict):
+        return _config_of_esm2(esm2, tensors)
     args = plain(content.get("args"))
     if not isinstance(args, dict):
         raise CheckpointError("holds neither 'args' nor 'cfg' to say what its model is")
+    args = {key.removeprefix("encoder_"): plain(value) for key, value in args.items() if isinstance(key, str)}
     if args.get("arch") != "roberta_large":
         raise CheckpointError(
-            f"architecture {str(args.get('arch'))[:100]!r} is not supported; ESM-1b and ESM-1v (roberta_large) are, "
-            "and ESM-2"
+            f"architecture {shown(args.get('arch'))} is not supported; ESM-1b and ESM-1v (roberta_large) are, and ESM-2"
         )
-    args = {key.removeprefix("encoder_"): value for key, value in args.items()}
     return ESM1bConfig(
         **_sizes(args, "layers", "attention_heads", tensors),
         max_position_embeddings=_shape(tensors, "embed_positions.weight")[0],
@@ -121,19 +122,20 @@ def _config(content: Mapping[str, Any], tensors: TorchTensors) -> EncoderConfig:
 
 def _config_of_esm2(cfg: Mapping[str, Any], tensors: TorchTensors) -> ESM2Config:
     sizes = _sizes(cfg, "encoder_layers", "encoder_attention_heads", tensors)
-    return ESM2Config(**sizes, token_dropout=bool(cfg.get("token_dropout", True)))
+    return ESM2Config(**sizes, token_dropout=bool(plain(cfg.get("token_dropout", True))))
 
 
 def _sizes(found: Mapping[str, Any], layers: str, heads: str, tensors: TorchTensors) -> dict[str, int]:
-    for key in (layers, heads):
-        if not isinstance(found.get(key), int) or isinstance(found.get(key), bool):
-            raise CheckpointError(f"{key} is {str(found.get(key))[:100]!r}, not a number")
+    depth, count = plain(found.get(layers)), plain(found.get(heads))
+    for key, value in ((layers, depth), (heads, count)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise CheckpointError(f"{key} is {shown(value)}, not a number")
     rows, width = _shape(tensors, "embed_tokens.weight")
     if rows != len(ESM):
         raise CheckpointError(f"{rows} tokens are not the alphabet's {len(ESM)}; models with another are not supported")
     return {
-        "num_hidden_layers": found[layers],
-        "num_attention_heads": found[heads],
+        "num_hidden_layers": depth,
+        "num_attention_heads": count,
         "hidden_size": width,
         "intermediate_size": _shape(tensors, "layers.0.fc1.weight")[0],
         "vocab_size": rows,
@@ -148,16 +150,16 @@ def _shape(tensors: TorchTensors, key: str) -> tuple[int, int]:
 
 
 def plain(value: Any) -> Any:
-    """What a configuration object says, whatever class it was: Namespace, or OmegaConf's containers and nodes."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if not isinstance(value, Inert):
-        return value
-    if not isinstance(value.state, dict):
-        return None
-    if value.name.startswith("omegaconf."):
-        return plain(value.state.get("_content", value.state.get("_val")))
-    return {key: plain(one) for key, one in value.state.items()}
+    """What a configuration object says, whatever class it was: Namespace, or OmegaConf's containers and nodes.
+
+    What is within stays as it is, to be asked for in its turn: objects may hold each other, and without end.
+    """
+    for _ in range(_MAX_WRAPPINGS):
+        if not isinstance(value, Inert):
+            return value
+        state = value.state if isinstance(value.state, dict) else {}
+        value = state.get("_content", state.get("_val")) if value.name.startswith("omegaconf.") else state
+    return None
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

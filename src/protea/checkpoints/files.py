@@ -7,9 +7,10 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,6 +21,15 @@ from torch import Tensor
 from protea.errors import CheckpointError, OutputError
 
 CONFIG: Final = "config.json"
+
+# Private, so that writing to tensors does not reach the file; and without a claim on memory for all of it, which
+# Linux refuses for files larger than the machine's. Python has the constant since 3.13.
+_MAP: Final = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_PROTECTION: Final = mmap.PROT_READ | mmap.PROT_WRITE
+
+_MAX_READ: Final = 32 << 20
+_MAX_LINE: Final = 4096
+_MAX_TEXT: Final = 16 << 20
 
 _ALIGNMENT: Final = 16
 """Bytes that kernels expect tensors to be aligned to; ones that are not are copied."""
@@ -52,7 +62,7 @@ class Region:
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
-                data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) if size else b""
+                data = mmap.mmap(stream.fileno(), 0, flags=_MAP, prot=_PROTECTION) if size else b""
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: cannot be read: {reason}; check the file and its permissions") from error
@@ -90,7 +100,11 @@ class Region:
 
 
 class RegionStream(io.RawIOBase):
-    """A region as a file; asked for more bytes than there are, it reserves no memory for them."""
+    """A region as a file; asked for more bytes than there are, it reserves no memory for them.
+
+    Raises:
+        ValueError: asked for more at once than headers, names and pickles have; files with holes have any size.
+    """
 
     def __init__(self, region: Region) -> None:
         self._region = region
@@ -119,15 +133,39 @@ class RegionStream(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         """As many bytes as there are, up to ``size``."""
         left = max(0, self._region.size - self._at)
-        data = self._region.read(self._at, left if size is None or size < 0 else min(size, left))
+        size = left if size is None or size < 0 else min(size, left)
+        if size > _MAX_READ:
+            raise ValueError(f"{size:,} bytes where a header or a name is expected")
+        data = self._region.read(self._at, size)
         self._at += len(data)
         return data
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """A line; longer ones, which would be read byte by byte, in parts."""
+        return super().readline(_MAX_LINE if size is None or size < 0 else min(size, _MAX_LINE))
 
     def readinto(self, buffer: Any) -> int:
         """The same into a buffer."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def read_text(path: Path, limit: int = _MAX_TEXT) -> str:
+    """A text, if it is no longer than those of checkpoints.
+
+    Raises:
+        OSError: the file is absent or unreadable.
+        ValueError: it is longer, or no UTF-8.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit:,} bytes, which is far beyond what describes a model")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -137,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is absent, unreadable, or holds something else.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
@@ -164,8 +202,10 @@ def staged(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: it exists, or cannot be written; nothing is left behind.
     """
+    made: list[Path] = []
     try:
         _refuse(target)
+        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
@@ -184,6 +224,9 @@ def staged(target: Path) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # they hold something
+            for folder in made:
+                folder.rmdir()
 
 
 def _refuse(target: Path) -> None:

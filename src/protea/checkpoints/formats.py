@@ -15,7 +15,7 @@ from protea.checkpoints.archive import is_gzip
 from protea.checkpoints.files import CONFIG, Region
 from protea.checkpoints.hf_config import config_from, config_json
 from protea.checkpoints.safetensors_files import INDEX, SafetensorsFiles, write_safetensors
-from protea.checkpoints.tensors import Checkpoint, Planned
+from protea.checkpoints.tensors import FLOATS, Checkpoint, Planned
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 
@@ -107,6 +107,10 @@ def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     extras = SafetensorsFiles({beside: set()})
     try:
         raw = json.loads(extras.metadata(beside)[_CONFIG_KEY])
+        if not isinstance(raw, dict):
+            raise ValueError("no configuration")
+        if wrong := sorted({extras.dtype(key) for key in extras} - FLOATS.keys()):
+            raise ValueError(f"stored as {wrong[0]}")
         checkpoint.complete({key: extras[key] for key in extras}, config_from(raw))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{beside}: damaged: {error!r}; convert the checkpoint again, or remove it") from error

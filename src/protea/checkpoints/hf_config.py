@@ -10,7 +10,7 @@ from typing import Any, Final, get_type_hints
 import torch
 
 from protea.alphabet import Alphabet
-from protea.checkpoints.files import CONFIG, read_json, write_json
+from protea.checkpoints.files import CONFIG, read_json, read_text, write_json
 from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig
@@ -119,11 +119,11 @@ def _field_types(family: type[EncoderConfig]) -> dict[str, type]:
 def _check_vocabulary(folder: Path, alphabet: Alphabet) -> None:
     path = folder / VOCABULARY
     try:
-        tokens = tuple(path.read_text(encoding="utf-8").split())
+        tokens = tuple(read_text(path).split())
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path}: cannot be read: {reason}; fetch it again, or remove it") from error
     if tokens[: len(alphabet)] != alphabet.tokens:
         differing = next(

@@ -22,6 +22,8 @@ from protea.checkpoints.archive import folder_members, is_tar, tar_members
 from protea.checkpoints.files import Region
 from protea.checkpoints.tensors import Checkpoint, Layout, Place, Tensors, plan_of, true_vocabulary
 from protea.checkpoints.torch_file import TorchFile, TorchTensors, save_torch_file
+from protea.checkpoints.unpickle import shown
+from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1nv import ESM1nvConfig
@@ -32,7 +34,6 @@ TITLE: Final = "a .nemo file of BioNeMo 1"
 
 _CONFIG: Final = "model_config.yaml"
 _WEIGHTS: Final = "model_weights.ckpt"
-_MAX_CONFIG_BYTES: Final = 1 << 20
 
 _ROOT: Final = "model.language_model"
 _MODULES: Final = {
@@ -130,6 +131,10 @@ class _Merged(Tensors):
         for number, part in enumerate(parts):
             if differing := sorted(part.keys() ^ parts[0].keys()):
                 raise CheckpointError(f"{self.paths[0]}: rank {number} and rank 0 do not both hold {differing[0]}")
+            for key in part:
+                a, b = (one.dtype(key) + str(list(one.shape(key))) for one in (parts[0], part))
+                if a != b:
+                    raise CheckpointError(f"{self.paths[0]}: {key} is {a} in rank 0 and {b} in rank {number}")
 
     @staticmethod
     def _axis(key: str) -> int | None:
@@ -173,12 +178,7 @@ class _Merged(Tensors):
 
 
 def _read_yaml(region: Region) -> dict[str, Any]:
-    if region.size > _MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{region.size:,} bytes, far beyond what describes a model; not read")
-    try:
-        raw = yaml.safe_load(region.read())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+    raw = read_yaml(region.read(0, MAX_YAML_BYTES + 1))
     # NeMo writes the model's own section; a whole run's configuration has it under ``model``.
     if isinstance(raw, dict) and isinstance(raw.get("model"), dict) and "num_attention_heads" not in raw:
         raw = raw["model"]
@@ -199,14 +199,14 @@ def _config(raw: dict[str, Any], tensors: Tensors) -> EncoderConfig:
         ("transformer_block_type", (None, "pre_ln")),
     ):
         if raw.get(key) not in allowed:
-            raise CheckpointError(f"{key} {str(raw[key])[:100]!r} is not supported; expected {allowed[-1]!r}")
+            raise CheckpointError(f"{key} {shown(raw[key])} is not supported; expected {allowed[-1]!r}")
     shapes = {name: _shape(tensors, name) for name in ("word_embeddings.weight", "layers.0.fc1.weight")}
     alphabet: Alphabet = ESM if rotary else ESM1NV
     values: dict[str, Any] = {
-        "num_hidden_layers": _number(raw, "num_layers", _depth(tensors)),
-        "num_attention_heads": _number(raw, "num_attention_heads"),
-        "hidden_size": _number(raw, "hidden_size", shapes["word_embeddings.weight"][1]),
-        "intermediate_size": _number(raw, "ffn_hidden_size", shapes["layers.0.fc1.weight"][0]),
+        "num_hidden_layers": _count(raw, "num_layers", _depth(tensors)),
+        "num_attention_heads": _count(raw, "num_attention_heads"),
+        "hidden_size": _count(raw, "hidden_size", shapes["word_embeddings.weight"][1]),
+        "intermediate_size": _count(raw, "ffn_hidden_size", shapes["layers.0.fc1.weight"][0]),
         "vocab_size": true_vocabulary(tensors, LAYOUT, len(alphabet))
         if rotary
         else shapes["word_embeddings.weight"][0],
@@ -253,9 +253,16 @@ def _number(raw: dict[str, Any], key: str, default: Any = None) -> Any:
             value = float(value)
         except ValueError:
             value = None
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise CheckpointError(f"{key} is {str(raw.get(key))[:100]!r}, not a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1 << 60:
+        raise CheckpointError(f"{key} is {shown(raw.get(key))}, not a number")
     return value
+
+
+def _count(raw: dict[str, Any], key: str, default: Any = None) -> int:
+    value = _number(raw, key, default)
+    if value != int(value):
+        raise CheckpointError(f"{key} is {value}, not a whole number")
+    return int(value)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

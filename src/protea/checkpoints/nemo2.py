@@ -33,6 +33,8 @@ from protea.checkpoints.tensors import (
     true_vocabulary,
 )
 from protea.checkpoints.torch_file import to_bytes
+from protea.checkpoints.unpickle import shown
+from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.esm2 import SIZES, ESM2Config
@@ -127,34 +129,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped
-    """YAML whose tags of Python objects mean nothing: what they mark is plain data."""
-
-
-def _untagged(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return str(node.value)
-
-
-_Loader.add_constructor(None, _untagged)
-
-
 def _described_in(path: Path) -> dict[str, Any]:
     """The part of ``model.yaml`` that says how the model is built; nothing if there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_YAML_BYTES + 1)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; check the file, or remove it") from error
     try:
-        waiting = [yaml.load(text[: 1 << 20], Loader=_Loader)]  # a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: cannot be read as YAML: {reason}; fetch it again, or remove it") from error
+        waiting = [read_yaml(data)]
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; fetch it again, or remove it") from error
     seen: set[int] = set()
     while waiting:
         one = waiting.pop(0)
@@ -186,7 +173,7 @@ def _config(described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked
             )
         heads = same[0].num_attention_heads
     if not isinstance(heads, int) or isinstance(heads, bool):
-        raise CheckpointError(f"context/{_MODEL} has num_attention_heads {str(heads)[:50]!r}, not a number")
+        raise CheckpointError(f"context/{_MODEL} has num_attention_heads {shown(heads)}, not a number")
     return ESM2Config(
         num_hidden_layers=depth,
         hidden_size=width,
@@ -209,8 +196,8 @@ def _float(described: dict[str, Any], key: str, default: float) -> float:
     value = described.get(key, default)
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise CheckpointError(f"context/{_MODEL} has {key} {str(value)[:50]!r}, not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise CheckpointError(f"context/{_MODEL} has {key} {shown(value)}, not a number") from None
 
 
 # --- writing -----------------------------------------------------------------------------------------------------

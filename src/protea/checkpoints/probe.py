@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from protea.checkpoints.tensors import Checkpoint, like
 from protea.models.encoder import Encoder
+from protea.models.inference import return_freed_memory
 from protea.packing import PackedBatch, pack
 
 PROBES: Final = (
@@ -37,13 +38,18 @@ def logits(checkpoint: Checkpoint) -> list[Tensor]:
             fill(module, f"{name}.")
     for number, layer in enumerate(model.layers):
         layer.register_forward_pre_hook(lambda module, _, number=number: fill(module, f"layers.{number}."))
-        layer.register_forward_hook(lambda module, _, __: module.to("meta") and None)
+        layer.register_forward_hook(lambda module, _, __: _empty(module))
     batch = probe_batch(model)
     with torch.inference_mode():
         x = model(batch)
         if model.lm_head is not None:
             x = model.head(x)[:, : len(model.alphabet)]
     return [x[start:end] for start, end in batch.cu_seqlens.spans()]
+
+
+def _empty(module: nn.Module) -> None:
+    module.to("meta")
+    return_freed_memory()  # what was put together for a layer would else stay in holes too small for the next
 
 
 def probe_batch(model: Encoder) -> PackedBatch:

@@ -12,12 +12,14 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protea.checkpoints.files import CONFIG
+from protea.checkpoints.files import CONFIG, read_text
 from protea.checkpoints.tensors import FLOATS, Planned, Tensors, raw_bytes
 from protea.errors import CheckpointError
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+
+_MAX_HEADER: Final = 16 << 20
 
 _NAMES: Final = {dtype: name for name, dtype in FLOATS.items()}
 
@@ -49,16 +51,22 @@ class SafetensorsFiles(Tensors):
 
     def _open(self, path: Path) -> Any:
         try:
-            # safetensors calls every file that it cannot open absent; Python says why.
-            path.open("rb").close()
+            # safetensors calls every file that it cannot open absent, and takes the last of two tensors of one name.
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = stream.read(length) if length <= _MAX_HEADER else b""
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
             ) from error
+        if length > _MAX_HEADER:
+            raise CheckpointError(f"{path}: truncated or damaged: a header of {length:,} bytes; fetch it again")
         try:
-            return self._files.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except (SafetensorError, OSError, ValueError, MemoryError) as error:
+            handle = self._files.enter_context(safe_open(path, framework="pt", device="cpu"))
+            json.loads(header, object_pairs_hook=_unique)
+        except (SafetensorError, OSError, ValueError, MemoryError, RecursionError) as error:
             raise CheckpointError(f"{path}: truncated or damaged ({error}); fetch it again") from error
+        return handle
 
     def close(self) -> None:
         """Let the files go; tensors already read stay valid."""
@@ -97,6 +105,13 @@ class SafetensorsFiles(Tensors):
         return dict(self._handles[path].metadata() or {})
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("two entries of the header have one name")
+    return found
+
+
 def add_key(keys: dict[str, Any], key: str, value: Any, path: Path) -> None:
     """Note where a tensor is; one name may not stand for two.
 
@@ -130,7 +145,7 @@ def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Pat
             return {folder / weights: set()}
         raise CheckpointError(f"{folder}: no {weights} and no {index}; put the weights beside {CONFIG}")
     try:
-        weight_map = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_text(folder / index))["weight_map"]
         found: dict[Path, set[str]] = {}
         for key, name in weight_map.items():
             found.setdefault(folder / Path(name).name, set()).add(key)

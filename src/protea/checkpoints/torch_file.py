@@ -6,9 +6,11 @@ published ESM-1b. Numbers stay in the file until asked for.
 
 from __future__ import annotations
 
+import errno
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +69,8 @@ class TorchFile:
         """
         storage = self._storage(ref.storage)
         if 0 in ref.shape:
+            if prod(max(1, length) for length in ref.shape) > self.region.size:
+                raise CheckpointError(f"{self.region.name}: a tensor of impossible shape; fetch it again")
             return torch.empty(ref.shape, dtype=ref.storage.dtype)
         end = 1 + ref.offset + sum((length - 1) * step for length, step in zip(ref.shape, ref.stride, strict=True))
         # A view that repeats elements would be larger than what it is stored in, as large as the file likes.
@@ -100,7 +104,7 @@ class TorchFile:
             )
         root = pickles[0].removesuffix("data.pkl")
         order = members.get(f"{root}byteorder")
-        if order is not None and order.read() != b"little":
+        if order is not None and order.read(0, 8) != b"little":
             raise CheckpointError(f"{self.region.name}: saved on a big-endian machine, which is not supported")
         self._storages = {
             name[len(root) + 5 :]: region for name, region in members.items() if name.startswith(f"{root}data/")
@@ -108,7 +112,7 @@ class TorchFile:
         return unpickle(_small(members[pickles[0]]), f"{self.region.name}: data.pkl")
 
     def _read_legacy(self) -> Any:
-        stream = self.region.stream()
+        stream = self.region.part(0, min(self.region.size, MAX_PICKLE_BYTES)).stream()
         where = self.region.name
         for _ in range(2):  # the magic number, the protocol
             unpickle(stream, where)
@@ -117,7 +121,8 @@ class TorchFile:
             raise CheckpointError(f"{where}: saved on a big-endian machine, which is not supported")
         content = unpickle(stream, where)
         keys = unpickle(stream, where)
-        if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys):
+        named = isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+        if not named or len(set(map(str, keys))) != len(keys):
             raise CheckpointError(f"{where}: damaged: no list of storages; fetch it again")
         widths = {ref.storage.key: ref.storage.dtype.itemsize for ref in _refs(content)}
         for key in map(str, keys):
@@ -170,7 +175,7 @@ def _members(region: Region) -> list[Region]:
         lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         start = info.header_offset + _LOCAL_HEADER + lengths
         end = start + info.file_size
-        found.append(region.part(start, info.file_size, name))
+        found.append(replace(region.part(start, info.file_size), name=name))
     if len({member.name for member in found}) != len(found):
         raise ValueError("two members have one name")
     return found
@@ -192,7 +197,7 @@ class TorchTensors(Tensors):
         for path, (file, state, expected) in files.items():
             if not isinstance(state, dict):
                 raise CheckpointError(f"{path}: holds no dictionary of tensors where one is expected")
-            tensors = {key: ref for key, ref in state.items() if isinstance(ref, TensorRef)}
+            tensors = {key: ref for key, ref in state.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
             check_expected(path, expected, set(tensors))
             for key, ref in tensors.items():
                 file.tensor(ref)  # a truncated file is found now, before any work
@@ -250,8 +255,11 @@ def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], pla
         OSError: the file cannot be written.
     """
     blanks = {planned.key: torch.empty(planned.shape, dtype=planned.dtype) for planned in plan}
-    with torch.serialization.skip_data():
-        torch.save(content(blanks), path)
+    try:
+        with torch.serialization.skip_data():
+            torch.save(content(blanks), path)
+    except RuntimeError as error:  # whatever the system said, PyTorch says this
+        raise OSError(errno.EIO, "PyTorch could not write all of it: the disk is full, or fails") from error
     file = TorchFile(Region.of_file(path))
     refs: dict[str, TensorRef] = {}
     for state in _dictionaries(file.content):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +18,13 @@ import torch
 
 from protea.errors import CheckpointError
 
-MAX_PICKLE_BYTES: Final = 256 << 20
+MAX_PICKLE_BYTES: Final = 64 << 20
 """Far above the description of any model; what is larger holds something else."""
+
+_MAX_OPERATIONS: Final = 8_000_000
+"""The same for what is in it: an operation of one byte may make an object of a hundred."""
+
+_MAX_AXES: Final = 16
 
 _DTYPES: Final = {
     name: getattr(torch, name)
@@ -39,23 +45,21 @@ _STORAGES: Final = {
 }
 _INERT: Final = re.compile(
     r"argparse\.Namespace|typing\.\w+|pathlib\.\w+|datetime\.\w+|_?io\.BytesIO|collections\.(Counter|deque)"
-    r"|builtins\.(int|long|unicode|float|str|bool|bytes|bytearray|list|dict|tuple|set|frozenset|complex|object|slice|type|range)"
+    r"|builtins\.(int|float|str|bool|bytes|bytearray|list|dict|tuple|set|frozenset|complex|object|slice|type|range)"
     r"|(omegaconf|fairseq|megatron|nemo|bionemo|lightning|pytorch_lightning|lightning_fabric|transformer_engine"
-    r"|numpy|torch\.distributed|torch\.serialization)\.[\w.]+"
-    r"|torch\.(device|memory_format|contiguous_format|strided|nn\.parameter\.Parameter)"
+    r"|torch\.distributed)\.[\w.]+"
+    r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|bool_?|u?int\d+|float\d+)"
+    r"|torch\.(device|serialization\._get_layout|memory_format|contiguous_format|strided|nn\.parameter\.Parameter)"
 )
 """Names that become records: classes of the configurations and metadata that real checkpoints carry."""
 
-_PYTHON_3: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-"""Modules that protocol 2 calls as Python 2 did."""
-
 _OPERATIONS: Final = (
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
+    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING EMPTY_LIST APPEND "
     "APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINPUT LONG_BINPUT BINGET LONG_BINGET "
     "MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX BUILD BINPERSID"
 )
-"""Of pickle's 68 operations; without any that reserves memory for data which is not there."""
+"""Of pickle's 68 operations; without any that reserves memory for data which is not there, or numbers of any length."""
 
 
 class StorageRef(NamedTuple):
@@ -96,6 +100,11 @@ class Inert:
         self.items.append(item)
 
 
+def shown(value: Any) -> str:
+    """A value as messages show it: what is built of others could be of any size once written out."""
+    return f"a {type(value).__name__}" if isinstance(value, dict | list | tuple) else repr(value)[:100]
+
+
 class _Name(NamedTuple):
     """A name that a pickle may call, and what happens then."""
 
@@ -131,14 +140,18 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
+    proto: int
 
     def __init__(self, stream: io.IOBase, where: str) -> None:
         super().__init__(stream)
         self._where = where
+        self._operations = 0
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for; nothing is imported."""
-        full = f"{_PYTHON_3.get(module, module)}.{name}"
+        if self.proto < 3:  # written with the names of Python 2
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{module}.{name}"
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         if full in _CALLS:
@@ -155,7 +168,8 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> StorageRef:
         """A storage, which a pickle names by a tuple."""
         kind, dtype, key, _, count, *_ = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(count, int):
+        described = isinstance(dtype, torch.dtype) and isinstance(key, str | int) and isinstance(count, int)
+        if kind != "storage" or not described:
             raise ValueError("not a storage")
         return StorageRef(dtype, str(key), count)
 
@@ -217,12 +231,37 @@ class _Unpickler(pickle._Unpickler):
                 raise ValueError("items for what takes none")
 
 
+class _Operations(dict[int, Callable[[Any], None]]):
+    """The allowed operations; another is refused by its code."""
+
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        def refuse(reader: _Unpickler) -> None:
+            raise CheckpointError(
+                f"{reader._where}: asks for the operation {bytes([code])!r}, which no checkpoint needs; this file is "
+                "damaged or hostile, and was not loaded"
+            )
+
+        return refuse
+
+
+def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(reader: _Unpickler) -> None:
+        reader._operations += 1
+        if reader._operations > _MAX_OPERATIONS:
+            raise CheckpointError(f"{reader._where}: describes far more than a model; not read")
+        operation(reader)
+
+    return run
+
+
 _KNOWN: Final[dict[int, Callable[[Any], None]]] = pickle._Unpickler.dispatch
-_Unpickler.dispatch = {
-    code: _Unpickler.__dict__.get(f"load_{name.lower()}", _KNOWN[code])
-    for name in _OPERATIONS.split()
-    for code in getattr(pickle, name)
-}
+_Unpickler.dispatch = _Operations(
+    {
+        code: _counted(_Unpickler.__dict__.get(f"load_{name.lower()}", _KNOWN[code]))
+        for name in _OPERATIONS.split()
+        for code in getattr(pickle, name)
+    }
+)
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
@@ -240,7 +279,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
     if not isinstance(storage, StorageRef):
         raise ValueError("a tensor without a storage")
     numbers = (offset, *shape, *stride)
-    if len(shape) != len(stride) or not all(isinstance(number, int) and 0 <= number < 1 << 60 for number in numbers):
+    possible = all(isinstance(number, int) and 0 <= number < 1 << 60 for number in numbers)
+    if len(shape) != len(stride) or len(shape) > _MAX_AXES or not possible:
         raise ValueError("a tensor of impossible shape")
     return TensorRef(storage, offset, tuple(shape), tuple(stride))
 

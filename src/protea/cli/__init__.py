@@ -82,7 +82,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"protea: error: {' '.join(message.splitlines())}", err=True)
+    typer.echo(f"protea: error: {_printable(message)}", err=True)
     sys.exit(code)
 
 
@@ -95,4 +95,10 @@ def _drop_output_that_cannot_be_written() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"protea: note: {message}", err=True)
+    typer.echo(f"protea: note: {_printable(str(message))}", err=True)
+
+
+def _printable(message: str) -> str:
+    """One line without what terminals obey: files have names of any characters, and so have tensors in them."""
+    line = " ".join(message.splitlines())
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)

@@ -14,7 +14,8 @@ def check(
 ) -> None:
     """Compare what a checkpoint computes with the numbers that were published for it.
 
-    A checkpoint in one file is also recognised by its SHA-256, where its publisher states that. A checkpoint is compared with the published model it is named after, else with the one whose architecture it has.
+    It is compared with the published model it is named after, else with the one whose architecture it has; a
+    checkpoint in one file is also recognised by its SHA-256, where its publisher states that.
 
     Exit code: 0 all agree, 1 some differ, 3 nothing is known to compare with.
 
