@@ -156,6 +156,11 @@ def test_extras_of_another_checkpoint(sources: dict[tuple[str, str], Path], tmp_
     (tmp_path / f"o.nemo.{EXTRAS}").replace(tmp_path / f"m.nemo.{EXTRAS}")
     with pytest.raises(CheckpointError, match=r"m\.nemo\.extras\.safetensors: belongs to another checkpoint than"):
         protea.load(path)
+    hf.write_random(tmp_path / "twin", build(CONFIGS["esm2"]), seed=9, dtype=torch.float32)
+    convert(tmp_path / "twin", tmp_path / "t.nemo", "nemo", peers=False)
+    (tmp_path / f"t.nemo.{EXTRAS}").replace(tmp_path / f"m.nemo.{EXTRAS}")
+    with pytest.raises(CheckpointError, match="its contents were written for other weights; remove it"):
+        protea.load(path)
 
 
 @pytest.mark.parametrize("kind", HELD)

@@ -21,6 +21,7 @@ from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
 from protea.checkpoints.tensors import FLOATS, VOCABULARY, Checkpoint, raw_bytes
 from protea.errors import CheckpointError, OutputError, UsageError
+from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1b
 from protea.models.esm2 import ESM2
 from protea.models.inference import return_freed_memory
@@ -108,6 +109,11 @@ def convert(
         written.write(place, model, parameter, kind)
         _verify(checkpoint, place, written, report, progress)
         _compare_logits(checkpoint, place, written, report, peers=peers, progress=progress)
+        if to == fair_esm.NAME and model.contact_head is None and "esm1v" not in target.name:
+            report.notes.append(
+                f"without a contact head, Meta's loader misses {fair_esm.regression_path(target).name}: give "
+                "load_model_and_alphabet_core the loaded file and no regression"
+            )
     report.apart = [line.replace(str(place), str(target)) for line in report.apart]
     return report
 
@@ -144,8 +150,8 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     narrow = value.to(dtype)
     if not narrow.isfinite().all() and value.isfinite().all():
         raise CheckpointError(
-            f"{name} has values up to {float(value.abs().max()):.3g}, beyond what {str(dtype).removeprefix('torch.')} "
-            "holds; choose another --dtype"
+            f"{checkpoint.files[0]}: {name} has values up to {float(value.abs().max()):.3g}, beyond what "
+            f"{str(dtype).removeprefix('torch.')} holds; choose another --dtype"
         )
     return narrow
 
@@ -179,8 +185,8 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
         if not lost and model.config == copy.model.config:
             report.tensors = len(names)
             return
-    beside = write_extras(place, model, lost)
-    report.apart += [f"{what}, in {beside}" for what in _described(lost, differing)]
+        beside = write_extras(place, copy, model, lost)
+    report.apart += [f"{what}, in {beside}" for what in _described(model, lost, differing)]
     if "word_embeddings.weight" in lost and isinstance(model, ESM1b):
         report.notes.append("Meta's loader sets the mask token's row to 0: its logit for <mask> differs there")
     with complete(written.open_checkpoint(place), place) as copy:
@@ -198,7 +204,7 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
     report.tensors = len(names)
 
 
-def _described(lost: dict[str, Tensor], differing: list[str]) -> list[str]:
+def _described(model: Encoder, lost: dict[str, Tensor], differing: list[str]) -> list[str]:
     """What a format had no room for, in words."""
     found: list[str] = []
     if any(name.startswith("contact_head.") for name in lost):
@@ -206,7 +212,7 @@ def _described(lost: dict[str, Tensor], differing: list[str]) -> list[str]:
     if any(name.startswith("lm_head.") and name not in VOCABULARY for name in lost):
         found.append("the language-model head")
     if any(name in VOCABULARY for name in lost):
-        found.append("rows of the vocabulary")
+        found.append("the mask token's row" if isinstance(model, ESM1b) else "rows of the vocabulary")
     if "inv_freq" in lost:
         found.append("the stored rotary frequencies")
     if differing:

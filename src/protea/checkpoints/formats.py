@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +16,13 @@ from protea.checkpoints.archive import is_gzip
 from protea.checkpoints.files import CONFIG, Region
 from protea.checkpoints.hf_config import config_from, config_json
 from protea.checkpoints.safetensors_files import INDEX, SafetensorsFiles, write_safetensors
-from protea.checkpoints.tensors import FLOATS, Checkpoint, Planned
+from protea.checkpoints.tensors import FLOATS, Checkpoint, Planned, raw_bytes
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 
 EXTRAS: Final = "extras.safetensors"
 _CONFIG_KEY: Final = "protea_config"
+_OWNER_KEY: Final = "protea_written_for"
 
 
 class Format(Protocol):
@@ -106,11 +108,14 @@ def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         return checkpoint
     extras = SafetensorsFiles({beside: set()})
     try:
-        raw = json.loads(extras.metadata(beside)[_CONFIG_KEY])
+        metadata = extras.metadata(beside)
+        raw = json.loads(metadata[_CONFIG_KEY])
         if not isinstance(raw, dict):
             raise ValueError("no configuration")
         if wrong := sorted({extras.dtype(key) for key in extras} - FLOATS.keys()):
             raise ValueError(f"stored as {wrong[0]}")
+        if metadata[_OWNER_KEY] != _fingerprint(checkpoint):
+            raise CheckpointError("were written for other weights")
         checkpoint.complete({key: extras[key] for key in extras}, config_from(raw))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{beside}: damaged: {error!r}; convert the checkpoint again, or remove it") from error
@@ -121,11 +126,20 @@ def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def write_extras(path: Path, model: Encoder, values: Mapping[str, Tensor]) -> Path:
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """What tells a checkpoint from others of its architecture: the hash of some of it, as its format gives it."""
+    digest = hashlib.sha256()
+    for name in ("word_embeddings.weight", "layers.0.self_attn.out_proj.weight", "emb_layer_norm_after.weight"):
+        digest.update(raw_bytes(checkpoint.parameter(name)))
+    return digest.hexdigest()
+
+
+def write_extras(path: Path, checkpoint: Checkpoint, model: Encoder, values: Mapping[str, Tensor]) -> Path:
     """Keep beside a checkpoint what its format has no room for.
 
     Args:
         path: the checkpoint.
+        checkpoint: the same, opened, without anything beside it.
         model: whose configuration is kept.
         values: parameters by our names; ``inv_freq`` for rotary frequencies.
 
@@ -137,5 +151,6 @@ def write_extras(path: Path, model: Encoder, values: Mapping[str, Tensor]) -> Pa
         for name, value in values.items()
     ]
     metadata = {_CONFIG_KEY: json.dumps(config_json(model, torch.float32), sort_keys=True)}
+    metadata[_OWNER_KEY] = _fingerprint(checkpoint)
     write_safetensors(extras_path(path), plan, metadata)
     return extras_path(path)

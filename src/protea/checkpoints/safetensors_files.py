@@ -148,7 +148,9 @@ def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Pat
         weight_map = json.loads(read_text(folder / index))["weight_map"]
         found: dict[Path, set[str]] = {}
         for key, name in weight_map.items():
-            found.setdefault(folder / Path(name).name, set()).add(key)
+            if Path(name).name != name:
+                raise ValueError(f"{name[:200]!r} is in another folder")
+            found.setdefault(folder / name, set()).add(key)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / index}: damaged: {error!r}; fetch it again") from error
     if not found:

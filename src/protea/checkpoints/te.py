@@ -64,12 +64,8 @@ LAYOUT: Final = Layout(
 
 
 def recognise(path: Path) -> bool:
-    """Whether a path is a folder whose configuration or tensors are the recipe's."""
-    if not (path / CONFIG).is_file() or not any(path.glob("*.safetensors*")):
-        return False
-    if read_json(path / CONFIG).get("model_type") == _MODEL_TYPE:
-        return True
-    return any(".layernorm_qkv." in key for key in SafetensorsFiles(shards(path)))
+    """Whether a path is a folder whose configuration is the recipe's."""
+    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == _MODEL_TYPE
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

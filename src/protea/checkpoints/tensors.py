@@ -367,6 +367,8 @@ class Checkpoint:
         stored = self.tensors[keys[0]]
         for key in keys:
             self.check_tensor(key, tuple(exact.shape))
+            if not stored.isfinite().all():
+                raise CheckpointError(f"{self.tensors.path(key)}: {key} is not finite; fetch the file again")
             if not torch.equal(self.tensors[key], stored):
                 raise CheckpointError(
                     f"{self.tensors.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; "
