@@ -16,7 +16,7 @@ from sources import Sources, build, contents, make_sources, needs_mmseqs
 
 from protea.data.work import Watcher
 
-QUICK = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 1 -c 0.8 --cov-mode 0"
+QUICK = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 1 -k 5 -c 0.8 --cov-mode 0"
 
 
 class Killer(Watcher):
