@@ -129,7 +129,7 @@ def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
     assert {name: split.text(row) for row, name in enumerate(split.ids(np.arange(11296)))} == sequences
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=15), st.randoms(use_true_random=False))
 def test_mappings_of_every_kind(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
     """Comma lists, a member a line in any order, and UniProt's table give the same clusters."""
