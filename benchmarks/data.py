@@ -184,9 +184,7 @@ def check_filter(sources: list[str], store: Path, valid: int, train: int) -> Non
     for name in chosen:
         for _, other in sorted(best[name], key=lambda item: -item[0])[:train]:
             table[kind(texts[name], other), "kept"] += 1
-    print(
-        "| by parasail | removed, beside the sequence noted | kept, beside those most like them |"
-    )
+    print("| by parasail | removed, beside the sequence noted | kept, beside those most like them |")
     print("|---|---|---|")
     for label in ("above by 3 points or more", "within 3 points", "below by 3 points or more"):
         print(f"| {label} | {table[label, 'removed']:,} | {table[label, 'kept']:,} |")
