@@ -33,7 +33,8 @@ _BLOCK: Final = 1 << 22
 _CHUNK: Final = 1 << 16
 _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
-_DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
+DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
+"""What decompressors raise for data that are cut short or damaged."""
 
 
 class Record(NamedTuple):
@@ -128,7 +129,7 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
             while size < _BLOCK and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
                 parts.append(chunk)
                 size += len(chunk)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             damage = _damaged(name, error)
             damage.__cause__ = error
         data = b"".join(parts)
@@ -194,7 +195,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
                 yield from map(bytes.strip, line.split(b"\r"))
             else:
                 yield line
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _damaged(name, error) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -112,8 +113,6 @@ def test_the_same_bytes_wherever_it_is_made(tmp_path: Path) -> None:
 
 @needs_shared
 def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
-    import gzip
-
     from protea.fasta import read_fasta
 
     folder = SHARED / "uniref202104_sample"
@@ -129,7 +128,7 @@ def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
     assert {name: split.text(row) for row, name in enumerate(split.ids(np.arange(11296)))} == sequences
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=15), st.randoms(use_true_random=False))
 def test_mappings_of_every_kind(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
     """Comma lists, a member a line in any order, and UniProt's table give the same clusters."""
@@ -262,7 +261,13 @@ def test_other_mappings_that_say_nothing(tmp_path: Path) -> None:
     refused(tmp_path, sources, DataError, "line 1: 1 columns; a mapping has two")
     sources.mapping.write_text("head\tline\nUniRef50_other\tx,y\n")
     refused(tmp_path, sources, DataError, "names none of the clusters and members")
-    sources.mapping.unlink()
+    packed = gzip.compress(sources.mapping.read_bytes() * 100)
+    for damaged in (packed[:-9], packed[:40] + b"damage" + packed[46:]):
+        sources.mapping.write_bytes(damaged)
+        sources.mapping.rename(tmp_path / "mapping.tsv.gz")
+        given = settings(tmp_path / "store"), [sources.uniref50], [sources.uniref90], tmp_path / "mapping.tsv.gz"
+        with pytest.raises(DataError, match=r"mapping\.tsv\.gz: cannot be read: "):
+            build_uniref(*given, Watcher())
     refused(tmp_path, sources, DataError, r"mapping\.tsv: cannot be read: No such file")
 
 

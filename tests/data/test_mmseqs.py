@@ -104,7 +104,9 @@ def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a.fasta").write_text("".join(f">s{n}\n{text}\n" for n, text in enumerate(texts)))
 
     def train(name: str) -> list[str]:
-        given = settings(tmp_path / name, valid="3", filtered=True, filter_flags=SEARCH_FLAGS.replace("-s 7", "-s 1"))
+        given = settings(
+            tmp_path / name, valid="3", filtered=True, filter_flags=SEARCH_FLAGS.replace("-s 7", "-s 1 -k 5")
+        )
         build_uniref(given, [tmp_path / "a.fasta"], [], None, Watcher())
         split = Store(tmp_path / name, ESM).split("train")
         return split.ids(np.arange(split.sequences))

@@ -199,7 +199,9 @@ class Build:
                 program = self.mmseqs()
                 before = len(program.commands)
                 stop = min(start + _SEARCH_PARTS, representatives.parts)
-                self._fasta(folder / "train.fasta", representatives, kinds, TRAIN, start, stop)
+                if not self._fasta(folder / "train.fasta", representatives, kinds, TRAIN, start, stop):
+                    np.save(folder / "hits.npy", np.zeros((0, 5)))
+                    return {"mmseqs": program.version, "commands": []}
                 self._fasta(folder / "valid.fasta", representatives, kinds, VALID, 0, representatives.parts)
                 sides = [folder / "train.fasta", folder / "valid.fasta"]
                 queries, targets = sides[::-1] if reverse else sides
@@ -211,7 +213,7 @@ class Build:
                 return {"mmseqs": program.version, "commands": program.commands[before:]}
 
             numbers = self.work.stage(name, search, [flags, reverse])
-            commands, version = numbers["commands"], numbers["mmseqs"]
+            commands, version = numbers["commands"] or commands, numbers["mmseqs"]
             hits.append(self.work.folder / name / "hits.npy")
 
         def make(folder: Path) -> Numbers:
@@ -286,7 +288,7 @@ class Build:
         self.problems.unlink(missing_ok=True)
         return {"steps": self._steps, "splits": numbers}
 
-    def _fasta(self, path: Path, table: Table, kinds: Any, kind: int, start: int, stop: int) -> None:
+    def _fasta(self, path: Path, table: Table, kinds: Any, kind: int, start: int, stop: int) -> int:
         chosen = []
 
         def batches() -> Iterable[Any]:
@@ -295,7 +297,7 @@ class Build:
                 chosen.append(rows + batch.first)
                 yield batch.take(rows)
 
-        write_fasta(path, ((batch, chosen.pop()) for batch in batches()), self.alphabet)
+        return write_fasta(path, ((batch, chosen.pop()) for batch in batches()), self.alphabet)
 
 
 def _parts(array: Any) -> Iterable[Any]:

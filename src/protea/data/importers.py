@@ -25,7 +25,7 @@ from protea.data.table import Batch, TableWriter, keys_of, map_file
 from protea.data.uniref import assign
 from protea.data.work import Numbers, Watcher, fingerprints
 from protea.errors import DataError, UsageError
-from protea.fasta import Record, read_blocks, read_fasta
+from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
 
 _SOURCES: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
 _KINDS: Final = "kinds"
@@ -195,7 +195,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[Record]:
                     if not row["record_name"] or row["sequence"] is None:
                         raise DataError(f"{place}: a row without a name or a sequence; mend the file")
                     yield Record(row["record_name"].split()[0], "", row["sequence"], place)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
 
 

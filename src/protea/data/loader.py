@@ -258,10 +258,11 @@ class Loader:
         masked, hidden = self._masker(tokens, keys, starts)
         host = torch.from_numpy(starts.astype(np.int32))
         boundaries = CuSeqlens(host, host, int(lengths.max()))
+        # NumPy converts: PyTorch would wake its threads for it, which then spin while they wait for one another.
         result = TrainingBatch(
-            PackedBatch(torch.from_numpy(masked).long(), boundaries),
-            torch.from_numpy(tokens).long(),
-            torch.from_numpy(hidden).float(),
+            PackedBatch(torch.from_numpy(masked.astype(np.int64)), boundaries),
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(hidden.astype(np.float32)),
             draws.index,
             position,
             epoch,

@@ -18,7 +18,7 @@ from xopen import xopen
 
 from protea.data.table import IdIndex, Keys, Table, keys_of, map_file
 from protea.errors import DataError
-from protea.fasta import Record
+from protea.fasta import DAMAGED, Record
 
 Absent = Literal["error", "skip"]
 """A member that the mapping names and the sequences do not have: an error, or it is left out."""
@@ -73,7 +73,7 @@ def read_mapping(path: Path) -> Iterator[Entries]:
                 if len(members) >= ENTRIES:
                     yield Entries(clusters, counts, members, f"{path}, lines from {first}")
                     clusters, counts, members, first = [], [], [], number + 1
-    except (OSError, EOFError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if clusters:
         yield Entries(clusters, counts, members, f"{path}, lines from {first}")
