@@ -67,7 +67,7 @@ def main() -> None:
         for kind in options.formats or NAMES:
             target = folder / NAMES[kind]
             command = [sys.executable, "-c", CONVERT, str(folder / "source"), str(target), kind]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds, peak, tensors = map(float, done.stdout.split())
             print(f"hf -> {kind:<9}{seconds:7.0f} s  peak {peak / 1e9:.2f} GB anonymous, {tensors:.0f} tensors")
             shutil.rmtree(target) if target.is_dir() else target.unlink()

@@ -201,7 +201,7 @@ def test_nemo_files_of_esm1nv(tmp_path: Path, fusion: dict[str, Any], activation
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"megatron_legacy": True}, r"model_config\.yaml: megatron_legacy 'True' is not supported"),
+        ({"megatron_legacy": True}, r"model_config\.yaml: megatron_legacy True is not supported"),
         ({"normalization": "layernorm1p"}, "normalization 'layernorm1p' is not supported; expected 'layernorm'"),
         ({"esm_gelu": False, "bias_gelu_fusion": True}, "tanh form of GELU is not supported"),
         ({"num_attention_heads": "many"}, "num_attention_heads is 'many', not a number"),
