@@ -18,10 +18,10 @@ import protea
 from conftest import CONFIGS, Run, disturb, fails
 from protea.checkpoints import convert as convert_module
 from protea.checkpoints import golden, hf, nemo
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import EXTRAS, FORMATS, open_checkpoint
 from protea.checkpoints.golden import Golden
-from protea.checkpoints.tensors import Checkpoint
 from protea.errors import CheckpointError, OutputError, UsageError
 from protea.models import build
 from protea.models.encoder import Encoder

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import protea
 from conftest import CONFIGS, disturb
 from protea.checkpoints import hf
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import open_checkpoint, recognised
-from protea.checkpoints.tensors import Checkpoint
 from protea.models import build
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2

@@ -7,7 +7,7 @@ the source's and, where it is installed, with the library whose format it is. On
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints import fair_esm
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.files import staged
 from protea.checkpoints.formats import FORMATS, Format, complete, extras_path, recognised, write_extras
+from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
-from protea.checkpoints.tensors import FLOATS, VOCABULARY, Checkpoint, raw_bytes
+from protea.checkpoints.tensors import FLOATS, raw_bytes
 from protea.errors import CheckpointError, OutputError, UsageError
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1b
@@ -107,14 +109,15 @@ def convert(
             return _cast(checkpoint, name, kind)
 
         written.write(place, model, parameter, kind)
-        _verify(checkpoint, place, written, report, progress)
-        _compare_logits(checkpoint, place, written, report, peers=peers, progress=progress)
+        lost = _verify(checkpoint, place, target, written, report, progress)
+        # Meta's package cannot agree on a column whose row it replaces.
+        columns = model.alphabet.mask if _mask_row_differs(model, lost) else len(model.alphabet)
+        _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
         if to == fair_esm.NAME and model.contact_head is None and "esm1v" not in target.name:
             report.notes.append(
                 f"without a contact head, Meta's loader misses {fair_esm.regression_path(target).name}: give "
                 "load_model_and_alphabet_core the loaded file and no regression"
             )
-    report.apart = [line.replace(str(place), str(target)) for line in report.apart]
     return report
 
 
@@ -156,8 +159,10 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     return narrow
 
 
-def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, progress: Progress) -> None:
-    """Compare every parameter of what was written with the source's; what is lost is put beside it."""
+def _verify(
+    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion, progress: Progress
+) -> dict[str, Tensor]:
+    """Compare every parameter of what was written with the source's; what is lost is put beside it, and returned."""
     lost: dict[str, Tensor] = {}
     model = checkpoint.model
     names = [name for name, _ in model.named_parameters()]
@@ -171,12 +176,8 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
                 raise CheckpointError(f"{name} came back different from {place.name}; nothing was kept")
             progress("comparing", number, len(names))
             return_freed_memory()
-        if (
-            isinstance(model, ESM2)
-            and isinstance(copy.model, ESM2)
-            and not torch.equal(model.inv_freq, copy.model.inv_freq)
-        ):
-            lost["inv_freq"] = model.inv_freq
+        if not _same_frequencies(model, copy.model):
+            lost["inv_freq"] = model.get_buffer("inv_freq")
         differing = [
             key
             for key, value in vars(model.config).items()
@@ -184,10 +185,11 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
         ]
         if not lost and model.config == copy.model.config:
             report.tensors = len(names)
-            return
+            return lost
         beside = write_extras(place, copy, model, lost)
-    report.apart += [f"{what}, in {beside}" for what in _described(model, lost, differing)]
-    if "word_embeddings.weight" in lost and isinstance(model, ESM1b):
+    shown = target.parent / beside.relative_to(place.parent)
+    report.apart += [f"{what}, in {shown}" for what in _described(model, lost, differing)]
+    if _mask_row_differs(model, lost):
         report.notes.append("Meta's loader sets the mask token's row to 0: its logit for <mask> differs there")
     with complete(written.open_checkpoint(place), place) as copy:
         if copy.model.config != model.config:
@@ -195,13 +197,19 @@ def _verify(checkpoint: Checkpoint, place: Path, written: Format, report: Conver
         for name in names:
             if name in lost and not same_bits(lost[name], copy.parameter(name)):
                 raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
-        if (
-            isinstance(model, ESM2)
-            and isinstance(copy.model, ESM2)
-            and not torch.equal(model.inv_freq, copy.model.inv_freq)
-        ):
+        if not _same_frequencies(model, copy.model):
             raise CheckpointError(f"inv_freq came back different from {beside.name}; nothing was kept")
     report.tensors = len(names)
+    return lost
+
+
+def _same_frequencies(a: Encoder, b: Encoder) -> bool:
+    return not (isinstance(a, ESM2) and isinstance(b, ESM2)) or torch.equal(a.inv_freq, b.inv_freq)
+
+
+def _mask_row_differs(model: Encoder, lost: Mapping[str, Tensor]) -> bool:
+    """Of ESM-1b and ESM-1v: Meta's loader has its own row for the mask token."""
+    return isinstance(model, ESM1b) and "word_embeddings.weight" in lost
 
 
 def _described(model: Encoder, lost: dict[str, Tensor], differing: list[str]) -> list[str]:
@@ -226,8 +234,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _compare_logits(
-    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, *, peers: bool, progress: Progress
+    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, peer_columns: int, progress: Progress
 ) -> None:
+    """Compare logits with the source's, and the first ``peer_columns`` of them with another library's."""
     what = "logits" if checkpoint.model.lm_head is not None else "last hidden states"
     progress(f"computing {what}", 0, 2)
     source = logits(checkpoint)
@@ -235,16 +244,16 @@ def _compare_logits(
     with complete(written.open_checkpoint(place), place) as copy:
         ours = logits(copy)
         progress(f"computing {what}", 2, 2)
-        if report.dtype in (FLOATS[name] for name in checkpoint.stored_types) and len(checkpoint.stored_types) == 1:
+        if [FLOATS[name] for name in checkpoint.stored_types] == [report.dtype]:
             if not all(same_bits(a, b) for a, b in zip(source, ours, strict=True)):
                 raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
             report.checks.append(f"{what} of {len(ours)} sequences identical to the source's")
         else:
             report.checks.append(
                 f"{what} of {len(ours)} sequences within {difference(ours, source):.1e} of the source's, whose type is "
-                f"another"
+                "another"
             )
-        if not peers:
+        if not peer_columns:
             return
         if not all(one.isfinite().all() for one in ours):
             report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
@@ -255,10 +264,7 @@ def _compare_logits(
         if peer.logits is None:
             report.checks.append(f"not compared with {peer.name}: {peer.why}")
             return
-        columns = slice(None)
-        if any("mask token" in note for note in report.notes):
-            columns = slice(0, copy.model.alphabet.mask)
-        found = difference([one[:, columns] for one in ours], [one[:, columns] for one in peer.logits])
+        found = difference([one[:, :peer_columns] for one in ours], [one[:, :peer_columns] for one in peer.logits])
         if not found <= TOLERANCE:
             raise CheckpointError(
                 f"{peer.name} computes other logits from {place.name}: they differ by {found:.1e} of the "

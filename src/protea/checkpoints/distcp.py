@@ -7,7 +7,7 @@ reader runs that pickle; this one does not.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -53,6 +53,8 @@ class DistributedTensors(Tensors):
         CheckpointError: it is damaged, incomplete, or asks for what no checkpoint needs.
     """
 
+    _keys: dict[str, _Stored]
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         path = folder / METADATA
@@ -61,7 +63,7 @@ class DistributedTensors(Tensors):
             raise CheckpointError(f"{path}: {region.size:,} bytes, far beyond what describes a model; not read")
         self._files: dict[str, Region] = {}
         try:
-            self._stored = self._understood(unpickle(region.read(), str(path)))
+            self._keys = self._understood(unpickle(region.read(), str(path)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: not as torch.distributed.checkpoint writes ({error!r}); fetch it again"
@@ -116,43 +118,34 @@ class DistributedTensors(Tensors):
         return _Piece(offsets, sizes, region)
 
     def __getitem__(self, key: str) -> Tensor:
-        shape = self._stored[key].shape
+        shape = self._keys[key].shape
         return self._read(key, tuple((0, length) for length in shape))
 
     def row(self, key: str, index: int) -> Tensor:
         """One entry along the first axis; only the pieces that hold it are read."""
-        first, *rest = self._stored[key].shape
+        first, *rest = self._keys[key].shape
         if not 0 <= index < first:
             raise CheckpointError(f"{self._folder}: {key} has {first} layers, not {index + 1}")
         return self._read(key, ((index, index + 1), *((0, length) for length in rest)))[0]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return self._stored[key].shape
+        return self._keys[key].shape
 
     def dtype(self, key: str) -> str:
         """A tensor's stored type."""
-        return self._stored[key].dtype
+        return self._keys[key].dtype
 
     def path(self, key: str) -> Path:
         """The file a tensor begins in."""
-        pieces = self._stored[key].pieces
+        pieces = self._keys[key].pieces
         return pieces[0].region.path if pieces else self._folder / METADATA
 
     def _read(self, key: str, wanted: tuple[tuple[int, int], ...]) -> Tensor:
         """A box of a tensor, put together from the pieces that it touches."""
         shape = tuple(stop - start for start, stop in wanted)
         found: list[tuple[tuple[slice, ...], Tensor]] = []
-        for piece in self._stored[key].pieces:
+        for piece in self._keys[key].pieces:
             box = [
                 (max(start, offset), min(stop, offset + size))
                 for (start, stop), offset, size in zip(wanted, piece.offsets, piece.sizes, strict=True)
@@ -160,7 +153,7 @@ class DistributedTensors(Tensors):
             if all(start < stop for start, stop in box) or not shape:
                 inside = tuple(slice(a - o, b - o) for (a, b), o in zip(box, piece.offsets, strict=True))
                 outside = tuple(slice(a - w, b - w) for (a, b), (w, _) in zip(box, wanted, strict=True))
-                found.append((outside, _tensor(piece, FLOATS.get(self._stored[key].dtype))[inside]))
+                found.append((outside, _tensor(piece, FLOATS.get(self._keys[key].dtype))[inside]))
         if len(found) == 1 and found[0][1].shape == shape:
             return found[0][1]
         missing = sum(part.numel() for _, part in found) != prod(shape)

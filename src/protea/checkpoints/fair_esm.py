@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from protea.alphabet import ESM
+from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.files import Region
-from protea.checkpoints.tensors import Checkpoint, Layout, Place, like, plan_of
+from protea.checkpoints.layout import Layout, Place, plan_of
 from protea.checkpoints.torch_file import TorchFile, TorchTensors, is_torch_file, save_torch_file
 from protea.checkpoints.unpickle import Inert, shown
 from protea.errors import CheckpointError

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm, hf, nemo, nemo2, te
 from protea.checkpoints.archive import is_gzip
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.files import CONFIG, Region
 from protea.checkpoints.hf_config import config_from, config_json
+from protea.checkpoints.layout import Planned
 from protea.checkpoints.safetensors_files import INDEX, SafetensorsFiles, write_safetensors
-from protea.checkpoints.tensors import FLOATS, Checkpoint, Planned, raw_bytes
+from protea.checkpoints.tensors import FLOATS, raw_bytes
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 
@@ -146,10 +148,7 @@ def write_extras(path: Path, checkpoint: Checkpoint, model: Encoder, values: Map
     Returns:
         The file.
     """
-    plan = [
-        Planned(name, tuple(value.shape), value.dtype, lambda value=value: value)  # type: ignore[misc]
-        for name, value in values.items()
-    ]
+    plan = [Planned(name, tuple(value.shape), value.dtype, value.detach) for name, value in values.items()]
     metadata = {_CONFIG_KEY: json.dumps(config_json(model, torch.float32), sort_keys=True)}
     metadata[_OWNER_KEY] = _fingerprint(checkpoint)
     write_safetensors(extras_path(path), plan, metadata)

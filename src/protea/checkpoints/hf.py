@@ -15,10 +15,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.files import CONFIG, staged, write_json
 from protea.checkpoints.hf_config import read_config, write_config
+from protea.checkpoints.layout import Layout, Place, Planned, plan_of
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles, shards, write_safetensors
-from protea.checkpoints.tensors import Checkpoint, Layout, Place, Planned, plan_of
 from protea.checkpoints.torch_file import open_state_dicts
 from protea.models import initial_value
 from protea.models.encoder import Encoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from protea.alphabet import ESM, ESM1NV, Alphabet
 from protea.checkpoints.archive import folder_members, is_tar, tar_members
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.files import Region
-from protea.checkpoints.tensors import Checkpoint, Layout, Place, Tensors, plan_of, true_vocabulary
+from protea.checkpoints.layout import Layout, Place, plan_of, true_vocabulary
+from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import TorchFile, TorchTensors, save_torch_file
 from protea.checkpoints.unpickle import shown
 from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml
@@ -127,6 +129,7 @@ class _Merged(Tensors):
 
     def __init__(self, parts: list[TorchTensors]) -> None:
         self._parts = parts
+        self._keys = parts[0]
         self.paths = parts[0].paths
         for number, part in enumerate(parts):
             if differing := sorted(part.keys() ^ parts[0].keys()):
@@ -150,15 +153,6 @@ class _Merged(Tensors):
                 raise CheckpointError(f"{self.paths[0]}: {key} differs between ranks, which should hold the same")
             return values[0]
         return torch.cat(values, dim=axis)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._parts[0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts[0])
-
-    def __len__(self) -> int:
-        return len(self._parts[0])
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the whole tensor."""

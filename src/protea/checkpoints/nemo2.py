@@ -19,19 +19,11 @@ import yaml
 from torch import Tensor
 
 from protea.alphabet import ESM
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.distcp import METADATA, DistributedTensors, Stack, write_distributed
 from protea.checkpoints.files import read_json, write_json
-from protea.checkpoints.tensors import (
-    Checkpoint,
-    Entry,
-    Layout,
-    Place,
-    Tensors,
-    entries,
-    join,
-    stored_shape,
-    true_vocabulary,
-)
+from protea.checkpoints.layout import Entry, Layout, Place, entries, join, stored_shape, true_vocabulary
+from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
 from protea.checkpoints.unpickle import shown
 from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml

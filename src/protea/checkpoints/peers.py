@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints import fair_esm, hf
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.probe import probe_batch
-from protea.checkpoints.tensors import Checkpoint
 from protea.device import available_memory
 from protea.errors import CheckpointError
 from protea.models.esm1nv import ESM1nvConfig

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from protea.checkpoints.tensors import Checkpoint, like
+from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.models.encoder import Encoder
 from protea.models.inference import return_freed_memory
 from protea.packing import PackedBatch, pack

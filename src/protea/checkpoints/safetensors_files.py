@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protea.checkpoints.files import CONFIG, read_text
-from protea.checkpoints.tensors import FLOATS, Planned, Tensors, raw_bytes
+from protea.checkpoints.layout import Planned
+from protea.checkpoints.tensors import FLOATS, Tensors, raw_bytes
 from protea.errors import CheckpointError
 
 WEIGHTS: Final = "model.safetensors"
@@ -76,15 +77,6 @@ class SafetensorsFiles(Tensors):
         handle, stored, _ = self._keys[key]
         tensor: Tensor = handle.get_tensor(stored)
         return tensor
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from protea.alphabet import ESM
+from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.files import CONFIG, read_json, write_json
 from protea.checkpoints.hf_config import config_from
+from protea.checkpoints.layout import Layout, Place, plan_of, true_vocabulary
 from protea.checkpoints.safetensors_files import WEIGHTS, SafetensorsFiles, shards, write_safetensors
-from protea.checkpoints.tensors import Checkpoint, Layout, Place, plan_of, true_vocabulary
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2Config

@@ -1,35 +1,17 @@
-"""Named tensors in files of any format, and the checkpoint that they make up: an architecture with our parameters.
-
-A format contributes two things: a ``Tensors``, which reads stored tensors by their stored names, and a function from
-our parameter names to ``Place``s, which says where each is kept. Reading and writing go by the same places, so that
-neither can drift from the other. Nothing here knows any format.
-"""
+"""Stored tensors by their stored names, whatever files they are in, read when asked for."""
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from math import prod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from protea.errors import CheckpointError, ProteaWarning
-from protea.models import build
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm2 import ESM2
-
 FLOATS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that weights are read in, by safetensors' names for them."""
-
-VOCABULARY: Final = ("word_embeddings.weight", "lm_head.bias")
-"""Parameters with a row a token, which some formats pad."""
 
 
 class Tensors(Mapping[str, Tensor], ABC):
@@ -41,9 +23,17 @@ class Tensors(Mapping[str, Tensor], ABC):
 
     paths: list[Path]
 
-    @abstractmethod
+    _keys: Mapping[str, Any]
+    """What is there, by stored name; asking for a name must not read its tensor."""
+
     def __contains__(self, key: object) -> bool:
-        """Whether a tensor is there; a mapping would read it to find out."""
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     @abstractmethod
     def shape(self, key: str) -> tuple[int, ...]:
@@ -65,365 +55,6 @@ class Tensors(Mapping[str, Tensor], ABC):
         """Let the files go; tensors already read stay valid."""
 
 
-class Place(NamedTuple):
-    """Where a parameter is stored.
-
-    Attributes:
-        key: the tensor's stored name; parameters of one key are its parts, query, key and value in this order.
-        layer: its entry on a leading axis of layers, where layers are stacked.
-    """
-
-    key: str
-    layer: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a format keeps parameters.
-
-    Attributes:
-        place: where one of ours is kept.
-        interleaved: a fused query, key, value is ordered head by head, not one after another.
-        padding: multiple that the rows of the vocabulary are padded to; 1 for none.
-        bias_padding: what the output bias is padded with, by type; the embeddings with zeros.
-        frequencies: where rotary frequencies are stored, for each layer; ``None`` if the format computes them.
-        leftovers: stored tensors that nobody needs, not worth a word.
-    """
-
-    place: Callable[[str], Place]
-    interleaved: bool = True
-    padding: int = 1
-    bias_padding: Callable[[torch.dtype], float] = lambda _: 0.0
-    frequencies: Callable[[int], Iterable[str]] | None = None
-    leftovers: Callable[[str], bool] = lambda _: False
-
-
-class Entry(NamedTuple):
-    """One stored tensor, or one entry of a stack: its place and the parameters it is made of."""
-
-    place: Place
-    names: tuple[str, ...]
-
-
-def entries(model: Encoder, layout: Layout) -> list[Entry]:
-    """What a format stores of a model, in the model's order."""
-    found: dict[Place, list[str]] = {}
-    for name, _ in model.named_parameters():
-        found.setdefault(layout.place(name), []).append(name)
-    return [Entry(place, tuple(names)) for place, names in found.items()]
-
-
-def stored_shape(model: Encoder, layout: Layout, entry: Entry) -> tuple[int, ...]:
-    """The shape a format gives an entry, its place in a stack apart."""
-    first, *rest = model.get_parameter(entry.names[0]).shape
-    rows = first * len(entry.names)
-    if entry.names[0] in VOCABULARY:
-        rows = -(-rows // layout.padding) * layout.padding
-    return (rows, *rest)
-
-
-def join(model: Encoder, layout: Layout, entry: Entry, parameter: Callable[[str], Tensor]) -> Tensor:
-    """The tensor a format stores for some parameters: one, padded perhaps, or query, key and value fused."""
-    values = [parameter(name) for name in entry.names]
-    if len(values) > 1:
-        heads = model.config.num_attention_heads if layout.interleaved else 1
-        split = [value.view(heads, -1, *value.shape[1:]) for value in values]
-        return torch.stack(split, dim=1).flatten(0, 2)
-    (value,) = values
-    missing = stored_shape(model, layout, entry)[0] - value.shape[0]
-    if not missing:
-        return value
-    fill = layout.bias_padding(value.dtype) if value.ndim == 1 else 0.0
-    return torch.cat((value, value.new_full((missing, *value.shape[1:]), fill)))
-
-
-class Planned(NamedTuple):
-    """A tensor to be written: its name and size are known before its values, which are made when asked for."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return prod(self.shape) * self.dtype.itemsize
-
-    def value(self) -> Tensor:
-        """The tensor."""
-        tensor = self.make()
-        assert (tuple(tensor.shape), tensor.dtype) == (self.shape, self.dtype), self.key
-        return tensor
-
-
-def plan_of(model: Encoder, layout: Layout, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> list[Planned]:
-    """The tensors a format writes for a model, those that are not stacked.
-
-    Args:
-        model: says which parameters there are; may be on the meta device.
-        layout: the format's.
-        parameter: gives the value of a parameter, of type ``dtype``, by our name.
-        dtype: the type.
-    """
-    plan: list[Planned] = []
-    if isinstance(model, ESM2) and layout.frequencies is not None:
-        keys = dict.fromkeys(
-            key for layer in range(model.config.num_hidden_layers) for key in layout.frequencies(layer)
-        )
-        plan += [Planned(key, tuple(model.inv_freq.shape), torch.float32, lambda: model.inv_freq) for key in keys]
-    for entry in entries(model, layout):
-        make = partial(join, model, layout, entry, parameter)
-        plan.append(Planned(entry.place.key, stored_shape(model, layout, entry), dtype, make))
-    return plan
-
-
 def raw_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values as bytes, in the machine's order, which all formats here take to be little-endian."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A model on the meta device with another's heads and rotary frequencies.
-
-    Args:
-        model: the other.
-        config: its configuration, if not the other's.
-    """
-    twin = build(config or model.config)
-    for head in ("lm_head", "contact_head"):
-        if getattr(model, head) is None:
-            setattr(twin, head, None)
-    if isinstance(model, ESM2) and isinstance(twin, ESM2):
-        twin.inv_freq = model.inv_freq
-    return twin
-
-
-class Checkpoint:
-    """An opened checkpoint: an architecture and its parameters by our names, read when asked for.
-
-    Args:
-        config: the architecture, its vocabulary as stored.
-        tensors: what is stored.
-        layout: how.
-        source: what messages call the configuration.
-
-    Attributes:
-        model: the model on the meta device, with the heads that are stored; rotary frequencies have their values.
-        files: the files that make up the checkpoint.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of another shape or kind than the configuration asks for.
-    """
-
-    def __init__(self, config: EncoderConfig, tensors: Tensors, layout: Layout, source: str) -> None:
-        self.tensors = tensors
-        self.layout = layout
-        self.source = source
-        self._replaced: dict[str, Tensor] = {}
-        self.model = build(config)
-        # A checkpoint of the bare encoder, or one without contact head, is complete without them.
-        for head in ("lm_head", "contact_head"):
-            names = [name for name, _ in self.model.named_parameters() if name.startswith(f"{head}.")]
-            if not any(layout.place(name).key in tensors for name in names):
-                setattr(self.model, head, None)
-        self.entries = entries(self.model, layout)
-        self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
-        self._check()
-        if isinstance(self.model, ESM2):
-            self.model.inv_freq = self._stored_frequencies(self.model)
-        self._report_ignored()
-
-    @property
-    def files(self) -> list[Path]:
-        """The files it is in."""
-        return self.tensors.paths
-
-    @property
-    def stored_types(self) -> list[str]:
-        """Types the parameters are stored in, as safetensors names them."""
-        return sorted({self.tensors.dtype(entry.place.key) for entry in self.entries})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.tensors.close()
-
-    def parameter(self, name: str) -> Tensor:
-        """A parameter as stored; mapped from its file where it is stored in one piece."""
-        if name in self._replaced:
-            return self._replaced[name]
-        entry, part = self._part[name]
-        key, layer = entry.place
-        value = self.tensors[key] if layer is None else self.tensors.row(key, layer)
-        if len(entry.names) > 1:
-            heads = self.model.config.num_attention_heads if self.layout.interleaved else 1
-            whole: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
-            return whole[:, part].flatten(0, 1)
-        return value[: self.model.get_parameter(name).shape[0]]
-
-    def complete(self, values: Mapping[str, Tensor], config: EncoderConfig | None = None) -> None:
-        """Add what a format could not hold: parameters beside stored ones or in their place, a configuration.
-
-        Args:
-            values: by our names; ``inv_freq`` for rotary frequencies.
-            config: the configuration they fit, of the same family.
-
-        Raises:
-            CheckpointError: they fit neither each other nor what is stored.
-        """
-        model = build(config or self.model.config)
-        if type(model) is not type(self.model):
-            raise CheckpointError(f"describe {model.config.family}, and the checkpoint is {self.model.config.family}")
-        values = dict(values)
-        if isinstance(model, ESM2) and isinstance(self.model, ESM2):
-            exact, model.inv_freq = model.inv_freq, values.pop("inv_freq", self.model.inv_freq)
-            if model.inv_freq.shape != exact.shape:
-                raise CheckpointError(f"inv_freq has shape {list(model.inv_freq.shape)}, not {list(exact.shape)}")
-        found = {name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | values).items()}
-        for head in ("lm_head", "contact_head"):
-            if not any(name.startswith(f"{head}.") for name in found):
-                setattr(model, head, None)
-        expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        if wrong := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
-            raise CheckpointError(
-                f"{wrong[0]} has shape {found.get(wrong[0])}, the model asks for {expected.get(wrong[0])}"
-            )
-        self.model = model
-        self._replaced |= values
-
-    def load(self, *, dtype: torch.dtype, device: torch.device) -> Encoder:
-        """The model with its weights.
-
-        Args:
-            dtype: type of all parameters; rotary frequencies stay float32. Weights stored in it stay in their file.
-            device: where they go.
-        """
-        state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
-        model = like(self.model)
-        if isinstance(self.model, ESM2):
-            state["inv_freq"] = self.model.inv_freq.to(device)
-        model.load_state_dict(state, assign=True)
-        return model
-
-    def _check(self) -> None:
-        tensors = self.tensors
-        if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}; {self._misfit}")
-        depth = self.model.config.num_hidden_layers
-        for entry in self.entries:
-            expected = stored_shape(self.model, self.layout, entry)
-            if entry.place.layer is not None:
-                expected = (depth, *expected)
-            self.check_tensor(entry.place.key, expected)
-
-    def check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
-        """Check a stored tensor's shape, and that it holds plain numbers.
-
-        Quantized weights mean nothing without their scales, whatever type they are converted to.
-
-        Raises:
-            CheckpointError: naming file, tensor, and both shapes or the type.
-        """
-        found = self.tensors.shape(key)
-        if found != expected:
-            raise CheckpointError(
-                f"{self.tensors.path(key)}: {key} has shape {list(found)}, {self.source} asks for {list(expected)}; "
-                f"{self._misfit}"
-            )
-        if self.tensors.dtype(key) not in FLOATS:
-            raise CheckpointError(
-                f"{self.tensors.path(key)}: {key} is stored as {self.tensors.dtype(key)}, which is not supported; save "
-                f"it as one of {', '.join(FLOATS)}"
-            )
-
-    def check_tied(self, *pairs: tuple[str, str]) -> None:
-        """Files may repeat the tied output matrix and its bias; ones that differ belong to another architecture.
-
-        Raises:
-            CheckpointError: a repeat differs from what it repeats.
-        """
-        for key, tied in pairs:
-            if key in self.tensors and tied in self.tensors and not torch.equal(self.tensors[key], self.tensors[tied]):
-                raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {tied}; an untied head is not supported: leave "
-                    f"{key} out if {tied} is right"
-                )
-
-    @property
-    def _misfit(self) -> str:
-        return f"the file does not fit its {self.source}, or is incomplete: fetch both again"
-
-    def _stored_frequencies(self, model: ESM2) -> Tensor:
-        """The file's rotary frequencies, rounded to float16 in Meta's models; the exact ones if it has none."""
-        exact = model.inv_freq
-        keys = sorted(key for key in self.tensors if key.endswith("inv_freq"))
-        if not keys:
-            return exact
-        stored = self.tensors[keys[0]]
-        for key in keys:
-            self.check_tensor(key, tuple(exact.shape))
-            if not stored.isfinite().all():
-                raise CheckpointError(f"{self.tensors.path(key)}: {key} is not finite; fetch the file again")
-            if not torch.equal(self.tensors[key], stored):
-                raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; "
-                    "fetch the file again, or leave these tensors out to have them computed"
-                )
-        if stored.dtype == torch.bfloat16:
-            warnings.warn(
-                f"{self.tensors.path(keys[0])}: {keys[0]} is stored in bfloat16, too coarse for positions; computed "
-                f"anew from rope_theta {model.config.rope_theta:g}",
-                ProteaWarning,
-                stacklevel=2,
-            )
-            return exact
-        return stored.to(torch.float32)
-
-    def _report_ignored(self) -> None:
-        """Name what is stored and the model has no use for; known leftovers are not worth a word."""
-        used = {entry.place.key for entry in self.entries}
-        unknown = sorted(
-            key
-            for key in self.tensors.keys() - used
-            if not key.endswith(("inv_freq", "_extra_state")) and not self.layout.leftovers(key)
-        )
-        if unknown:
-            roots = sorted({key.split(".")[0] for key in unknown})
-            warnings.warn(
-                f"{self.tensors.paths[0]}: {len(unknown)} tensors have no place in the model and were left out: "
-                f"{', '.join(f'{root}.*' for root in roots)} (first: {unknown[0]})",
-                ProteaWarning,
-                stacklevel=2,
-            )
-
-
-def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
-    """Rows of a stored vocabulary that are a model's: ``size`` of them if all others are this format's padding.
-
-    Rows that training touched are kept, so that writing the checkpoint back gives what was read.
-
-    Raises:
-        CheckpointError: the embeddings are missing, or have fewer than ``size`` rows.
-    """
-    words, bias = (layout.place(name).key for name in VOCABULARY)
-    if words not in tensors:
-        raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {words}; fetch the file again")
-    shape = tensors.shape(words)
-    if len(shape) != 2 or shape[0] < size:
-        raise CheckpointError(
-            f"{tensors.path(words)}: {words} has shape {list(shape)}, fewer than the alphabet's {size} rows; models "
-            "with another alphabet are not supported"
-        )
-    rows = -(-size // layout.padding) * layout.padding
-    if shape[0] != rows or tensors[words][size:].any():
-        return shape[0]
-    if bias in tensors:
-        values = tensors[bias]
-        if values.shape != (rows,) or not (values[size:] == layout.bias_padding(values.dtype)).all():
-            return rows
-    return size

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.files import Region
+from protea.checkpoints.layout import Planned
 from protea.checkpoints.safetensors_files import add_key, check_expected
-from protea.checkpoints.tensors import FLOATS, Planned, Tensors, raw_bytes
+from protea.checkpoints.tensors import FLOATS, Tensors, raw_bytes
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, StorageRef, TensorRef, unpickle
 from protea.errors import CheckpointError
 
@@ -67,18 +68,29 @@ class TorchFile:
         Raises:
             CheckpointError: it reaches beyond its storage, or the storage beyond the file.
         """
+        storage = self.checked(ref)
+        if 0 in ref.shape:
+            return torch.empty(ref.shape, dtype=ref.storage.dtype)
+        return storage.tensor(ref.storage.dtype).as_strided(ref.shape, ref.stride, ref.offset)
+
+    def checked(self, ref: TensorRef) -> Region:
+        """The storage of a tensor that lies within it; nothing is read.
+
+        Raises:
+            CheckpointError: it reaches beyond its storage, or the storage beyond the file.
+        """
         storage = self._storage(ref.storage)
         if 0 in ref.shape:
             if prod(max(1, length) for length in ref.shape) > self.region.size:
                 raise CheckpointError(f"{self.region.name}: a tensor of impossible shape; fetch it again")
-            return torch.empty(ref.shape, dtype=ref.storage.dtype)
+            return storage
         end = 1 + ref.offset + sum((length - 1) * step for length, step in zip(ref.shape, ref.stride, strict=True))
         # A view that repeats elements would be larger than what it is stored in, as large as the file likes.
         if max(end, prod(ref.shape)) * ref.storage.dtype.itemsize > storage.size:
             raise CheckpointError(
                 f"{self.region.name}: a tensor reaches beyond its storage {ref.storage.key}; fetch it again"
             )
-        return storage.tensor(ref.storage.dtype).as_strided(ref.shape, ref.stride, ref.offset)
+        return storage
 
     def storage(self, key: str) -> Region:
         """The bytes of a storage."""
@@ -200,21 +212,12 @@ class TorchTensors(Tensors):
             tensors = {key: ref for key, ref in state.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
             check_expected(path, expected, set(tensors))
             for key, ref in tensors.items():
-                file.tensor(ref)  # a truncated file is found now, before any work
+                file.checked(ref)  # a truncated file is found now, before any work
                 add_key(self._keys, normalize(key), (file, ref, path), path)
 
     def __getitem__(self, key: str) -> Tensor:
         file, ref, _ = self._keys[key]
         return file.tensor(ref)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""

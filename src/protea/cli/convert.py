@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from protea.cli.interrupt import interruptible
+from protea.cli.terminal import progress_bars
 
 
 def convert(
@@ -46,9 +47,6 @@ def convert(
       protea convert esm2_8M/ esm2_8M.nemo
       protea convert esm2_t33_650M_UR50D 650M-te/ --to te --dtype bfloat16
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from protea.checkpoints.convert import convert as run
     from protea.checkpoints.hub import locate
     from protea.device import resolve_dtype
@@ -56,8 +54,7 @@ def convert(
     kind = None if dtype is None else resolve_dtype(dtype)
     with interruptible():
         path = locate(source)
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        with progress_bars() as bars:
             task = bars.add_task("reading", total=None)
             report = run(
                 path,

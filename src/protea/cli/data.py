@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
+from protea.cli.terminal import progress_bars
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -318,18 +319,7 @@ def _counts(value: Any) -> bool:
 
 @contextmanager
 def _bars() -> Iterator[Watcher]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
     from protea.cli.data_progress import Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.completed:,.0f}"),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bars(remaining=False) as progress:
         yield Bars(progress)

@@ -12,6 +12,7 @@ import typer
 
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Device, Model
+from protea.cli.terminal import progress_bars
 
 if TYPE_CHECKING:
     from protea.embed.run import Run, Watcher
@@ -160,20 +161,9 @@ def _run_on_devices(settings: Settings, *, overwrite: bool) -> Totals:
 
 @contextmanager
 def _bars() -> Iterator[Watcher]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     from protea.cli.progress import Bars
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.completed:,.0f} residues"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bars("residues") as progress:
         yield Bars(progress)
 
 

@@ -1,0 +1,238 @@
+"""An opened checkpoint of any format: an architecture, and its parameters by our names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from protea.checkpoints.layout import Layout, entries, stored_shape
+from protea.checkpoints.tensors import FLOATS, Tensors
+from protea.errors import CheckpointError, ProteaWarning
+from protea.models import build
+from protea.models.encoder import Encoder, EncoderConfig
+from protea.models.esm2 import ESM2
+
+
+def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
+    """A model on the meta device with another's heads and rotary frequencies.
+
+    Args:
+        model: the other.
+        config: its configuration, if not the other's.
+    """
+    twin = build(config or model.config)
+    for head in ("lm_head", "contact_head"):
+        if getattr(model, head) is None:
+            setattr(twin, head, None)
+    if isinstance(model, ESM2) and isinstance(twin, ESM2):
+        twin.inv_freq = model.inv_freq
+    return twin
+
+
+class Checkpoint:
+    """An opened checkpoint: an architecture and its parameters by our names, read when asked for.
+
+    Args:
+        config: the architecture, its vocabulary as stored.
+        tensors: what is stored.
+        layout: how.
+        source: what messages call the configuration.
+
+    Attributes:
+        model: the model on the meta device, with the heads that are stored; rotary frequencies have their values.
+        files: the files that make up the checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another shape or kind than the configuration asks for.
+    """
+
+    def __init__(self, config: EncoderConfig, tensors: Tensors, layout: Layout, source: str) -> None:
+        self.tensors = tensors
+        self.layout = layout
+        self.source = source
+        self._replaced: dict[str, Tensor] = {}
+        self.model = build(config)
+        # A checkpoint of the bare encoder, or one without contact head, is complete without them.
+        for head in ("lm_head", "contact_head"):
+            names = [name for name, _ in self.model.named_parameters() if name.startswith(f"{head}.")]
+            if not any(layout.place(name).key in tensors for name in names):
+                setattr(self.model, head, None)
+        self.entries = entries(self.model, layout)
+        self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
+        self._check()
+        if isinstance(self.model, ESM2):
+            self.model.inv_freq = self._stored_frequencies(self.model)
+        self._report_ignored()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files it is in."""
+        return self.tensors.paths
+
+    @property
+    def stored_types(self) -> list[str]:
+        """Types the parameters are stored in, as safetensors names them."""
+        return sorted({self.tensors.dtype(entry.place.key) for entry in self.entries})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.tensors.close()
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter as stored; mapped from its file where it is stored in one piece."""
+        if name in self._replaced:
+            return self._replaced[name]
+        entry, part = self._part[name]
+        key, layer = entry.place
+        value = self.tensors[key] if layer is None else self.tensors.row(key, layer)
+        if len(entry.names) > 1:
+            heads = self.model.config.num_attention_heads if self.layout.interleaved else 1
+            whole: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
+            return whole[:, part].flatten(0, 1)
+        return value[: self.model.get_parameter(name).shape[0]]
+
+    def complete(self, values: Mapping[str, Tensor], config: EncoderConfig | None = None) -> None:
+        """Add what a format could not hold: parameters beside stored ones or in their place, a configuration.
+
+        Args:
+            values: by our names; ``inv_freq`` for rotary frequencies.
+            config: the configuration they fit, of the same family.
+
+        Raises:
+            CheckpointError: they fit neither each other nor what is stored.
+        """
+        model = build(config or self.model.config)
+        if type(model) is not type(self.model):
+            raise CheckpointError(f"describe {model.config.family}, and the checkpoint is {self.model.config.family}")
+        values = dict(values)
+        if isinstance(model, ESM2) and isinstance(self.model, ESM2):
+            exact, model.inv_freq = model.inv_freq, values.pop("inv_freq", self.model.inv_freq)
+            if model.inv_freq.shape != exact.shape:
+                raise CheckpointError(f"inv_freq has shape {list(model.inv_freq.shape)}, not {list(exact.shape)}")
+        found = {name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | values).items()}
+        for head in ("lm_head", "contact_head"):
+            if not any(name.startswith(f"{head}.") for name in found):
+                setattr(model, head, None)
+        expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if wrong := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
+            raise CheckpointError(
+                f"{wrong[0]} has shape {found.get(wrong[0])}, the model asks for {expected.get(wrong[0])}"
+            )
+        self.model = model
+        self._replaced |= values
+
+    def load(self, *, dtype: torch.dtype, device: torch.device) -> Encoder:
+        """The model with its weights.
+
+        Args:
+            dtype: type of all parameters; rotary frequencies stay float32. Weights stored in it stay in their file.
+            device: where they go.
+        """
+        state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
+        model = like(self.model)
+        if isinstance(self.model, ESM2):
+            state["inv_freq"] = self.model.inv_freq.to(device)
+        model.load_state_dict(state, assign=True)
+        return model
+
+    def _check(self) -> None:
+        tensors = self.tensors
+        if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}; {self._misfit}")
+        depth = self.model.config.num_hidden_layers
+        for entry in self.entries:
+            expected = stored_shape(self.model, self.layout, entry)
+            if entry.place.layer is not None:
+                expected = (depth, *expected)
+            self.check_tensor(entry.place.key, expected)
+
+    def check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
+        """Check a stored tensor's shape, and that it holds plain numbers.
+
+        Quantized weights mean nothing without their scales, whatever type they are converted to.
+
+        Raises:
+            CheckpointError: naming file, tensor, and both shapes or the type.
+        """
+        found = self.tensors.shape(key)
+        if found != expected:
+            raise CheckpointError(
+                f"{self.tensors.path(key)}: {key} has shape {list(found)}, {self.source} asks for {list(expected)}; "
+                f"{self._misfit}"
+            )
+        if self.tensors.dtype(key) not in FLOATS:
+            raise CheckpointError(
+                f"{self.tensors.path(key)}: {key} is stored as {self.tensors.dtype(key)}, which is not supported; save "
+                f"it as one of {', '.join(FLOATS)}"
+            )
+
+    def check_tied(self, *pairs: tuple[str, str]) -> None:
+        """Files may repeat the tied output matrix and its bias; ones that differ belong to another architecture.
+
+        Raises:
+            CheckpointError: a repeat differs from what it repeats.
+        """
+        for key, tied in pairs:
+            if key in self.tensors and tied in self.tensors and not torch.equal(self.tensors[key], self.tensors[tied]):
+                raise CheckpointError(
+                    f"{self.tensors.path(key)}: {key} differs from {tied}; an untied head is not supported: leave "
+                    f"{key} out if {tied} is right"
+                )
+
+    @property
+    def _misfit(self) -> str:
+        return f"the file does not fit its {self.source}, or is incomplete: fetch both again"
+
+    def _stored_frequencies(self, model: ESM2) -> Tensor:
+        """The file's rotary frequencies, rounded to float16 in Meta's models; the exact ones if it has none."""
+        exact = model.inv_freq
+        keys = sorted(key for key in self.tensors if key.endswith("inv_freq"))
+        if not keys:
+            return exact
+        stored = self.tensors[keys[0]]
+        for key in keys:
+            self.check_tensor(key, tuple(exact.shape))
+            if not stored.isfinite().all():
+                raise CheckpointError(f"{self.tensors.path(key)}: {key} is not finite; fetch the file again")
+            if not torch.equal(self.tensors[key], stored):
+                raise CheckpointError(
+                    f"{self.tensors.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; "
+                    "fetch the file again, or leave these tensors out to have them computed"
+                )
+        if stored.dtype == torch.bfloat16:
+            warnings.warn(
+                f"{self.tensors.path(keys[0])}: {keys[0]} is stored in bfloat16, too coarse for positions; computed "
+                f"anew from rope_theta {model.config.rope_theta:g}",
+                ProteaWarning,
+                stacklevel=2,
+            )
+            return exact
+        return stored.to(torch.float32)
+
+    def _report_ignored(self) -> None:
+        """Name what is stored and the model has no use for; known leftovers are not worth a word."""
+        used = {entry.place.key for entry in self.entries}
+        unknown = sorted(
+            key
+            for key in self.tensors.keys() - used
+            if not key.endswith(("inv_freq", "_extra_state")) and not self.layout.leftovers(key)
+        )
+        if unknown:
+            roots = sorted({key.split(".")[0] for key in unknown})
+            warnings.warn(
+                f"{self.tensors.paths[0]}: {len(unknown)} tensors have no place in the model and were left out: "
+                f"{', '.join(f'{root}.*' for root in roots)} (first: {unknown[0]})",
+                ProteaWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,40 @@
+"""Bars on standard error, where somebody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@contextmanager
+def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[Progress]:
+    """Rich's bars with rate, amount and time; nothing at all where standard error is no terminal.
+
+    Args:
+        unit: of the amounts.
+        remaining: show the time left, for work whose size is known, or the time that has passed.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
+        TimeRemainingColumn() if remaining else TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
