@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -82,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
         path = folder / name
         if not path.is_file():
             raise StoreError(f"{path}: is missing, and the manifest lists it; build the store again")
-        if (size := os.stat(path).st_size) != known["bytes"]:  # noqa: PTH116
+        if (size := path.stat().st_size) != known["bytes"]:
             raise StoreError(f"{path}: has {size:,} bytes, {known['bytes']:,} in the manifest; build the store again")
     return manifest
 

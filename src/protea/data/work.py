@@ -163,7 +163,7 @@ def residues_in(paths: Iterable[str | Path | None]) -> int:
     total = 0.0
     for path in paths:
         if path is not None and os.path.isfile(path):
-            size = os.path.getsize(path)  # noqa: PTH202
+            size = os.path.getsize(path)  # noqa: PTH202  of str and Path alike
             total += size * (_PACKED if str(path).endswith((".gz", ".bz2", ".xz", ".zst")) else 1)
     return int(total)
 
