@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.device import native_bfloat16
-from protea.models.attention import attend
-from protea.models.encoder import Encoder, LayerContext
+from protea.models.encoder import Encoder
 from protea.models.layers import SelfAttention, TransformerLayer
 
 _POINTWISE: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
@@ -82,22 +81,14 @@ class FusedSelfAttention(nn.Module):
         self.qkv = PackedLinear(weight, bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         scale = q.shape[-1] ** -0.5
-        if context.rotary is None:
-            q = q * scale
-        else:
-            turn = torch.complex(*context.rotary)
-            q, k = _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn)
-        y, probabilities = attend(
-            q, k, v, context.cu_seqlens, context.cu_seqlens, scale=1.0, return_probs=context.on_attention is not None
-        )
-        if context.on_attention is not None and probabilities is not None:
-            context.on_attention(probabilities)
-        out: Tensor = self.out_proj(y.flatten(-2))
-        return out
+        if rotary is None:
+            return q * scale, k, v
+        turn = torch.complex(*rotary)
+        return _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn), v
 
 
 def _as_it_is(x: Tensor) -> Tensor:

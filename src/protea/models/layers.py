@@ -32,41 +32,29 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention; the query is scaled by K^-1/2 before any rotation, as in Meta's code."""
+    """Projections of multi-head attention; the query is scaled by K^-1/2 before any rotation, as in Meta's code."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+    def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
         q = q * q.shape[-1] ** -0.5
-        if context.rotary is not None:
-            q, k = rotate(q, *context.rotary), rotate(k, *context.rotary)
-        y, probabilities = attend(
-            q,
-            k,
-            v,
-            context.cu_seqlens,
-            context.cu_seqlens,
-            scale=1.0,
-            dropout=self.dropout if self.training else 0.0,
-            return_probs=context.on_attention is not None,
-        )
-        if context.on_attention is not None and probabilities is not None:
-            context.on_attention(probabilities)
-        out: Tensor = self.out_proj(y.flatten(-2))
-        return out
+        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm block: attention and feed-forward, each normed before and added after."""
+    """Pre-norm block: attention and feed-forward, each normed before and added after.
+
+    What lies before and after attention, token by token, is a method each: a compiler gains from those, not from
+    attention.
+    """
 
     def __init__(
         self,
@@ -82,16 +70,37 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.activation = activation
         self.activate = ACTIVATIONS[activation]
-        self.dropout = dropout
+        self.dropout, self.attention_dropout = dropout, attention_dropout
         self.self_attn_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.self_attn = SelfAttention(width, heads, attention_dropout)
+        self.self_attn = SelfAttention(width, heads)
         self.final_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
-        x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x), context))
+        q, k, v = self.before(x, context.rotary)
+        y, probabilities = attend(
+            q,
+            k,
+            v,
+            context.cu_seqlens,
+            context.cu_seqlens,
+            scale=1.0,
+            dropout=self.attention_dropout if self.training else 0.0,
+            return_probs=context.on_attention is not None,
+        )
+        if context.on_attention is not None and probabilities is not None:
+            context.on_attention(probabilities)
+        return self.after(x, y.flatten(-2))
+
+    def before(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """All that comes before attention, token by token: ``[T, D]`` to queries, keys and values ``[T, H, K]``."""
+        return self.self_attn.project(self.self_attn_layer_norm(x), rotary)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """All that comes after, token by token: the layer's input and what attention gathered, both ``[T, D]``."""
+        x = x + self._drop(self.self_attn.out_proj(y))
         inner = self.activate(self.fc1(self.final_layer_norm(x)))
         return x + self._drop(self.fc2(inner))
 
