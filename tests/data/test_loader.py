@@ -33,7 +33,7 @@ def same(one: TrainingBatch, other: TrainingBatch) -> bool:
         torch.equal(one.inputs.input_ids, other.inputs.input_ids)
         and torch.equal(one.inputs.cu_seqlens.offsets, other.inputs.cu_seqlens.offsets)
         and torch.equal(one.targets, other.targets)
-        and torch.equal(one.weights, other.weights)
+        and torch.equal(one.rows, other.rows)
         and one.index.tolist() == other.index.tolist()
         and one.position == other.position
     )
@@ -70,10 +70,10 @@ def test_batches_hold_what_was_drawn(split: Split) -> None:
             first = int(draws.offset[number])
             assert (target[1:-1] == residues[first : first + len(target) - 2]).all()
         differs = batch.inputs.input_ids != batch.targets
-        assert batch.weights[differs].all()
-        assert set(batch.weights.unique().tolist()) <= {0.0, 1.0}
+        assert set(differs.nonzero().flatten().tolist()) <= set(batch.rows.tolist())
+        assert (batch.rows.diff() > 0).all()
         assert batch.inputs.max_length == max(end - start for start, end in spans)
-        assert (batch.inputs.input_ids.dtype, batch.weights.dtype) == (torch.int64, torch.float32)
+        assert (batch.inputs.input_ids.dtype, batch.rows.dtype) == (torch.int64, torch.int64)
         seen += batch.index.tolist()
     assert sorted(seen) == list(range(split.clusters))
     assert work.padding == pytest.approx(1 - tokens / (work.packs * PACKING.tokens))
@@ -106,7 +106,7 @@ def test_the_same_packs_for_any_number_of_ranks_and_workers(split: Split, world:
     for one, other in zip(plain, dealt, strict=True):
         assert one.index.tolist() == other.index.tolist()
         assert torch.equal(one.inputs.input_ids, other.inputs.input_ids)
-        assert torch.equal(one.weights, other.weights)
+        assert torch.equal(one.rows, other.rows)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -174,7 +174,7 @@ def test_values_that_cannot_be_meant(split: Split) -> None:
 
 def test_masks_and_draws_are_the_same_on_every_machine(split: Split) -> None:
     batch = next(loader(split).batches())
-    assert np.flatnonzero(batch.weights.numpy()).tolist()[:6] == HIDDEN
+    assert batch.rows.tolist()[:6] == HIDDEN
     assert batch.index.tolist() == INDEX
 
 

@@ -51,7 +51,7 @@ class TrainingBatch:
     Attributes:
         inputs: what the model sees.
         targets: ``[T]`` int64, the tokens as they were before masking.
-        weights: ``[T]`` float32, 1 where the model is to predict the target, else 0.
+        rows: ``[M]`` int64, ascending: the tokens that the model is to predict.
         index: ``[B]`` int64, the places of the epoch that these sequences are, in host memory.
         position: where to go on after this batch.
         epoch: whose places they are.
@@ -59,7 +59,7 @@ class TrainingBatch:
 
     inputs: PackedBatch
     targets: Tensor
-    weights: Tensor
+    rows: Tensor
     index: NDArray[np.int64]
     position: Position
     epoch: int
@@ -69,7 +69,7 @@ class TrainingBatch:
         return TrainingBatch(
             self.inputs.to(device, non_blocking=non_blocking),
             self.targets.to(device, non_blocking=non_blocking),
-            self.weights.to(device, non_blocking=non_blocking),
+            self.rows.to(device, non_blocking=non_blocking),
             self.index,
             self.position,
             self.epoch,
@@ -80,7 +80,7 @@ class TrainingBatch:
         return TrainingBatch(
             self.inputs.pin_memory(),
             self.targets.pin_memory(),
-            self.weights.pin_memory(),
+            self.rows.pin_memory(),
             self.index,
             self.position,
             self.epoch,
@@ -262,7 +262,7 @@ class Loader:
         result = TrainingBatch(
             PackedBatch(torch.from_numpy(masked.astype(np.int64)), boundaries),
             torch.from_numpy(tokens.astype(np.int64)),
-            torch.from_numpy(hidden.astype(np.float32)),
+            torch.from_numpy(np.flatnonzero(hidden)),
             draws.index,
             position,
             epoch,
