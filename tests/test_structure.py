@@ -21,6 +21,7 @@ LAYERS = [
     {"models"},
     {"checkpoints"},
     {"embed", "data"},
+    {"train"},
     {"language_model"},
     {"cli"},
 ]

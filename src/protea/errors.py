@@ -11,6 +11,7 @@
     ├── CapabilityError           the model lacks what was asked of it
     ├── DeviceError               hardware that is not there, or too small
     ├── NonFiniteError            numbers beyond what a type can hold
+    ├── TrainingError             a run that cannot begin or go on
     ├── DataError                 training data that contradict themselves, or do not suffice
     │   └── StoreError            a store that is missing, incomplete, damaged or of another alphabet
     ├── ProgramError              another program that is not installed, or failed
@@ -72,6 +73,10 @@ class DeviceError(ProteaError):
 
 class NonFiniteError(ProteaError, ArithmeticError):
     """Infinities or NaN where there should be numbers, as narrow types give."""
+
+
+class TrainingError(ProteaError):
+    """A training run that cannot begin, or cannot go on."""
 
 
 class DataError(ProteaError):

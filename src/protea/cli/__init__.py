@@ -13,12 +13,13 @@ from protea.cli.check import check
 from protea.cli.convert import convert
 from protea.cli.data import data
 from protea.cli.embed import embed
+from protea.cli.export import average, export
 from protea.cli.info import info
 from protea.cli.init import init
+from protea.cli.interrupt import INTERRUPTED
 from protea.cli.merge import merge
+from protea.cli.pretrain import pretrain
 from protea.errors import ProteaError, ProteaWarning
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="protea",
@@ -35,6 +36,9 @@ app.command("merge")(merge)
 app.command("convert")(convert)
 app.command("check")(check)
 app.add_typer(data)
+app.command()(pretrain)
+app.command()(export)
+app.command()(average)
 
 
 def _version(wanted: bool) -> None:
@@ -72,10 +76,10 @@ def main() -> NoReturn:
         # What no command foresaw: a full disk under standard output, a file that went while it was read.
         _drop_output_that_cannot_be_written()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         typer.echo(
-            "protea: interrupted; `protea embed` and `protea data` go on when the same command is given again, "
-            "without --overwrite; other commands begin anew",
+            "protea: interrupted; `protea embed`, `protea data` and `protea pretrain` go on when the same command is "
+            "given again, without --overwrite; other commands begin anew",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)

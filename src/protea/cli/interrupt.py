@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_SECONDS: Final = 0.05
+
+INTERRUPTED: Final = 130
+"""The exit code of what a signal ended."""
 
 
 @contextmanager
@@ -50,3 +53,31 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = previous
+
+
+class StopRequest:
+    """A signal as a wish to stop that is granted at the next good moment; another one breaks off.
+
+    Args:
+        tell: is told what was asked for.
+
+    Attributes:
+        asked: whether a signal came.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.asked = False
+        self._tell = tell
+        self._before: dict[signal.Signals, signal.Handlers | int | Callable[..., object] | None] = {}
+
+    def install(self) -> None:
+        """From here on."""
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number in _SIGNALS:
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+        self._tell("stopping: saves a checkpoint first; once more breaks off at once")

@@ -7,6 +7,8 @@ time, straight from the mapped file.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,12 @@ class Store:
     def splits(self) -> tuple[str, ...]:
         """The names of the splits it has."""
         return tuple(self.manifest["splits"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the hashes of its files."""
+        known = sorted((name, file["sha256"]) for name, file in self.manifest["files"].items())
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
         """One of its splits.

@@ -1,0 +1,1 @@
+"""Pre-training: recipes, the loop, checkpoints that resume exactly, metrics."""

@@ -1,0 +1,104 @@
+"""The folder of a run: whose it is, and that one process at a time works on it.
+
+recipe.yaml       the recipe as it is run, complete
+metrics.jsonl     what docs/pretraining.md defines, a line a logged step
+tensorboard/      the same for TensorBoard
+checkpoints/      step-000001000/ and so on
+store/            training data, where the recipe names FASTA files
+"""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any, Final, Self
+
+import yaml
+
+from protea.errors import OutputError, ResumeError
+from protea.train.recipe import Recipe, differences
+from protea.train.state import checkpoint_folder
+
+RECIPE: Final = "recipe.yaml"
+_LOCK: Final = ".lock"
+
+
+class RunFolder:
+    """A run's folder, locked against other processes.
+
+    Args:
+        path: a folder that is new, empty, or this run's.
+        recipe: of the run.
+        accept_changes: go on although the recipe is not the one that the run began with.
+
+    Raises:
+        OutputError: it holds something else, or cannot be written.
+        ResumeError: it is another recipe's, or another process is at work on it.
+
+    Attributes:
+        path: the folder.
+        changes: that were accepted.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, accept_changes: bool = False) -> None:
+        self.path = path
+        known = path / RECIPE
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: is a file; name a folder")
+        strangers = [] if known.exists() or not path.exists() else [one.name for one in path.iterdir()]
+        if set(strangers) - {_LOCK, f".{RECIPE}"}:
+            raise OutputError(f"{path}: holds something else ({sorted(strangers)[0]}); name a new folder")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / _LOCK).open("w")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ResumeError(f"{path}: another process trains in it; wait for that one, or name another") from error
+        try:
+            self.changes = self._claim(known, recipe, accept_changes=accept_changes)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _claim(self, known: Path, recipe: Recipe, *, accept_changes: bool) -> list[str]:
+        changes: list[str] = []
+        if known.exists():
+            changes = list(differences(read_shown(known), recipe.shown()))
+            if changes and not accept_changes and any(checkpoint_folder(self.path).glob("*")):
+                raise ResumeError(
+                    f"{self.path}: its recipe was another: {'; '.join(changes)}. Give that one again, name a new "
+                    "folder, or go on with the change: --accept-changes"
+                )
+        text = yaml.safe_dump(recipe.shown(), sort_keys=False)
+        try:
+            temporary = self.path / f".{RECIPE}"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(known)
+        except OSError as error:
+            raise OutputError(f"{known}: cannot be written: {error.strerror or error}") from error
+        return changes
+
+
+def read_shown(path: Path) -> dict[str, Any]:
+    """The recipe in a run's folder, as plain values.
+
+    Raises:
+        ResumeError: it is missing or damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResumeError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ResumeError(f"{path}: holds no recipe")
+    return values

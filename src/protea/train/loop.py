@@ -1,0 +1,242 @@
+"""Pre-training: one straight function from a recipe to a trained model, and the step that it repeats.
+
+A step's loss is the summed cross-entropy of all its packs over the number of tokens they masked, which is known before
+the first of them is computed; it is never a mean of means. Nothing is read back from an accelerator except where
+metrics are logged, weights validated, or a checkpoint taken: losses are looked at when they have arrived.
+
+Everything random is a function of the seed and the step, so that a run that goes on from a checkpoint repeats what an
+undisturbed one does, bit for bit on the same CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from protea.data.draws import key
+from protea.data.loader import Loader, Packing, TrainingBatch
+from protea.data.sampler import Sampler
+from protea.device import resolve_device
+from protea.errors import DeviceError, OutputError, UsageError
+from protea.train.estimate import Estimate, check_memory, estimate
+from protea.train.folder import RunFolder
+from protea.train.metrics import Logbook
+from protea.train.model import Precision, apply, architecture, initialise, masked_logits
+from protea.train.optim import Optimizers, parameters_to_train
+from protea.train.recipe import Recipe
+from protea.train.resume import Progress, Trained, resume, save
+from protea.train.schedule import learning_rate
+from protea.train.sources import open_store
+from protea.train.state import Checkpoints, checkpoint_folder
+from protea.train.suspects import Suspects
+from protea.train.validate import Validation
+from protea.train.watcher import Watcher
+
+_DROPOUT: Final = 6
+"""What a draw is for, beside those of ``protea.data.draws``."""
+
+_SAMPLE: Final = 4096
+"""Places of an epoch that the mean length is taken from."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: updates done.
+        finished: all of them.
+    """
+
+    step: int
+    finished: bool
+
+
+def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: bool = False) -> Outcome:
+    """Train, from the beginning or from the newest intact checkpoint in the output folder.
+
+    Args:
+        recipe: what to do.
+        output: the run's folder.
+        watcher: told of progress, and asked whether to stop.
+        accept_changes: go on although the recipe is not the one that the run began with.
+
+    Raises:
+        ProteaError: ``docs/pretraining.md`` lists what can be wrong.
+    """
+    device = resolve_device(recipe.run.device)
+    blank = architecture(recipe)
+    if blank.max_tokens is not None and recipe.data.max_tokens > blank.max_tokens:
+        raise UsageError(
+            f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {blank.max_tokens:,} positions of "
+            f"{blank.config.family}; lower it"
+        )
+    with RunFolder(output, recipe, accept_changes=accept_changes) as folder:
+        for change in folder.changes:
+            watcher.note(f"the recipe changed: {change}")
+        store = open_store(recipe, output, blank.alphabet, watcher)
+        loader = Loader(
+            Sampler(
+                store.split("train"),
+                seed=recipe.run.seed,
+                max_tokens=recipe.data.max_tokens,
+                crop=recipe.data.crop,
+                max_length=recipe.data.max_length,
+            ),
+            masking=recipe.data.masking,
+            packing=Packing(tokens=recipe.batch.pack),
+            workers=recipe.run.workers,
+            pin=device.type == "cuda",
+        )
+        validation = None if recipe.validation.every is None else Validation(store, recipe)
+        needs = estimate(blank, recipe, mean_length(loader.sampler))
+        check_memory(needs, device)
+        del blank
+        try:
+            return _train(recipe, folder.path, store.fingerprint, device, loader, validation, needs, watcher)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise _too_large(recipe, device) from error
+        except RuntimeError as error:
+            # PyTorch's allocator of main memory has no error of its own.
+            if "allocate memory" not in str(error):
+                raise
+            raise _too_large(recipe, device) from error
+        except OSError as error:
+            raise OutputError(f"{error.filename or output}: {error.strerror or error}") from error
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    data: str,
+    device: torch.device,
+    loader: Loader,
+    validation: Validation | None,
+    needs: Estimate,
+    watcher: Watcher,
+) -> Outcome:
+    model = initialise(recipe, device).train()
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
+    trained = Trained(model, optimizers, Precision(recipe.run.precision, device), recipe, data)
+    checkpoints = Checkpoints(checkpoint_folder(folder), recipe.save)
+    progress = resume(checkpoints, trained, watcher)
+    apply(model, recipe, watcher)
+    watcher.begin(needs, recipe, progress.step)
+    logbook = Logbook(folder, trained, progress.step, device, watcher)
+    suspects = Suspects(recipe, folder, loader.sampler)
+    batches = loader.batches(progress.position)
+    try:
+        while True:
+            if validation is not None and validation.due(progress):
+                suspects.check(wait=True)
+                began = time.perf_counter()
+                progress.validation_loss = validation.loss(model, trained.precision, device, watcher.stop)
+                if progress.validation_loss is not None:
+                    logbook.validated(progress.step, progress.validation_loss, time.perf_counter() - began)
+            if progress.step == recipe.run.steps or watcher.stop():
+                break
+            if (failure := checkpoints.failed()) is not None:
+                again = checkpoints.try_again(progress.step)
+                watcher.note(f"a checkpoint could not be written: {failure}; tried again after step {again:,}")
+            if checkpoints.due(progress.step):
+                suspects.check(wait=True)
+                save(checkpoints, trained, progress)
+
+            packs = [next(batches) for _ in range(recipe.batch.packs)]
+            step = progress.step + 1
+            rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=recipe.run.steps)
+            result = train_step(trained, packs, step, rate, device, watcher)
+            if result is None:
+                break
+            progress = progress.after(packs)
+            suspects.add(step, packs, *result)
+            logbook.count(packs)
+            suspects.check(wait=logbook.due(step))
+            if logbook.due(step):
+                logbook.step(progress, *result, rate)
+        suspects.check(wait=True)
+        _save_last(checkpoints, trained, progress)
+    finally:
+        batches.close()
+        checkpoints.wait()
+        logbook.close()
+    return Outcome(progress.step, progress.step == recipe.run.steps)
+
+
+def _save_last(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None:
+    checkpoints.wait()
+    failure = checkpoints.failed()
+    if progress.step and checkpoints.last != progress.step:
+        save(checkpoints, trained, progress)
+        checkpoints.wait()
+        failure = checkpoints.failed()
+    if failure is not None:
+        raise OutputError(
+            f"{checkpoints.folder}: the checkpoint of step {progress.step:,} could not be written: {failure}; make "
+            "room and give the same command again: it goes on from the one before"
+        )
+
+
+def train_step(
+    trained: Trained,
+    packs: Sequence[TrainingBatch],
+    step: int,
+    rate: float,
+    device: torch.device,
+    watcher: Watcher | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """One update of the weights.
+
+    Args:
+        trained: the model, its optimizers, the precision.
+        packs: all that the step learns from.
+        step: its number, from 1; seeds dropout.
+        rate: its learning rate.
+        device: where the model is.
+        watcher: asked after every pack whether to stop.
+
+    Returns:
+        The loss and the norm of its gradient before clipping, on the device; nothing if it was stopped, which leaves
+        weights and optimizers as they were.
+    """
+    model, optimizers, scaler = trained.model, trained.optimizers, trained.precision.scaler
+    masked = max(1, sum(len(pack.rows) for pack in packs))
+    loss = torch.zeros((), device=device)
+    optimizers.zero_grad()
+    for number, pack in enumerate(packs):
+        if watcher is not None and number and watcher.stop():
+            optimizers.zero_grad()
+            return None
+        here = pack.to(device, non_blocking=True)
+        torch.manual_seed(key(trained.recipe.run.seed, step, _DROPOUT, number) >> 1)
+        with trained.precision.autocast():
+            logits = masked_logits(model, model(here.inputs), here.rows)
+        targets = here.targets.index_select(0, here.rows)
+        share = F.cross_entropy(logits, targets, reduction="sum") / masked
+        scaler.scale(share).backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
+    norm = optimizers.clip(scaler, trained.recipe.optimizer.clip)
+    optimizers.step(scaler, rate)
+    return loss, norm
+
+
+def mean_length(sampler: Sampler) -> float:
+    """Mean over tokens of the length of the sequence that each is in, as the first epoch begins."""
+    lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
+    return float((lengths**2).sum() / lengths.sum())
+
+
+def _too_large(recipe: Recipe, device: torch.device) -> DeviceError:
+    where = "GPU memory" if device.type == "cuda" else "main memory"
+    return DeviceError(
+        f"out of {where} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set run.recompute=true; "
+        "checkpoints written so far stay, and the same command with that change and --accept-changes goes on"
+    )

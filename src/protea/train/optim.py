@@ -1,0 +1,117 @@
+"""Optimizers over a model's parameters, and their state by the parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from protea.errors import CheckpointError
+from protea.train.recipe import Optimizer
+
+PREFIX: Final = "optimizer."
+
+
+def parameters_to_train(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All but the contact head's, which is fitted to structures and has no part in the loss."""
+    return {name: each for name, each in model.named_parameters() if not name.startswith("contact_head.")}
+
+
+def is_matrix_of_layer(name: str, parameter: Tensor) -> bool:
+    """Whether Muon would update it."""
+    return parameter.ndim == 2 and name.startswith("layers.")
+
+
+class Optimizers:
+    """One or two optimizers that step together.
+
+    AdamW keeps its moments in float32 and updates everything in one fused kernel. With Muon (Jordan et al. 2024), the
+    layers' matrices are updated by it, scaled so that AdamW's learning rates fit (Liu et al. 2025); embeddings, norms,
+    biases and the head stay with AdamW.
+
+    Args:
+        parameters: by name; all are trained.
+        settings: which, and how.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Optimizer) -> None:
+        self.parameters = dict(parameters)
+        matrices = {
+            name
+            for name, each in parameters.items()
+            if settings.name == "muon" and each.ndim == 2 and "layers." in name
+        }
+        rest = [(name, each) for name, each in parameters.items() if name not in matrices]
+        groups: list[dict[str, Any]] = [
+            {"params": [each for _, each in rest if each.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [each for _, each in rest if each.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.each: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=settings.lr,
+                betas=settings.betas,
+                eps=settings.eps,
+                fused=True,
+            )
+        ]
+        if matrices:
+            self.each.append(
+                torch.optim.Muon(
+                    [parameters[name] for name in parameters if name in matrices],
+                    lr=settings.lr,
+                    weight_decay=settings.weight_decay,
+                    momentum=settings.momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def clip(self, scaler: torch.amp.GradScaler, limit: float | None) -> Tensor:
+        """The norm of all gradients together, which are scaled down to a limit if there is one."""
+        for optimizer in self.each:
+            scaler.unscale_(optimizer)
+        gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
+        return norm
+
+    def step(self, scaler: torch.amp.GradScaler, rate: float) -> None:
+        """Update the weights, at a learning rate."""
+        for optimizer in self.each:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            scaler.step(optimizer)
+        scaler.update()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self.each:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """All that the next step depends on: ``optimizer.NAME.KIND`` and its tensor."""
+        names = {id(each): name for name, each in self.parameters.items()}
+        for optimizer in self.each:
+            for parameter, kinds in optimizer.state.items():
+                for kind, value in kinds.items():
+                    yield f"{PREFIX}{names[id(parameter)]}.{kind}", value
+
+    def load(self, stored: Mapping[str, Tensor]) -> None:
+        """Take over a state.
+
+        Raises:
+            CheckpointError: it is of other parameters.
+        """
+        owners = {
+            id(each): optimizer for optimizer in self.each for g in optimizer.param_groups for each in g["params"]
+        }
+        for key, value in stored.items():
+            name, _, kind = key.removeprefix(PREFIX).rpartition(".")
+            parameter = self.parameters.get(name)
+            if parameter is None or (value.ndim and value.shape != parameter.shape):
+                raise CheckpointError(f"{key} belongs to no parameter of this model")
+            # AdamW's step counts stay where they are read: fused kernels want them beside the parameter.
+            owners[id(parameter)].state[parameter][kind] = value.to(parameter.device, copy=True)

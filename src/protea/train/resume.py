@@ -1,0 +1,133 @@
+"""What a checkpoint holds, put together from a run's parts and taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+import protea
+from protea.checkpoints.hf_config import config_json
+from protea.data.loader import Position, TrainingBatch
+from protea.errors import CheckpointError, ResumeError
+from protea.models.encoder import Encoder
+from protea.models.esm2 import ESM2
+from protea.train.model import Precision
+from protea.train.optim import PREFIX, Optimizers
+from protea.train.recipe import Recipe
+from protea.train.state import Checkpoints, Saved
+from protea.train.watcher import Watcher
+
+MODEL: Final = "model."
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: updates done.
+        position: where the data go on.
+        tokens: seen so far, BOS and EOS included.
+        validation_loss: at this step, if it was measured.
+    """
+
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    tokens: int = 0
+    validation_loss: float | None = None
+
+    def after(self, packs: Sequence[TrainingBatch]) -> Progress:
+        """One step further."""
+        seen = sum(pack.inputs.input_ids.numel() for pack in packs)
+        return Progress(self.step + 1, packs[-1].position, self.tokens + seen)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, and with what.
+
+    Attributes:
+        model: in training mode.
+        optimizers: over its parameters.
+        precision: of products.
+        recipe: of the run.
+        data: hash of the training data.
+    """
+
+    model: Encoder
+    optimizers: Optimizers
+    precision: Precision
+    recipe: Recipe
+    data: str
+
+
+def save(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None:
+    """Have everything written that the next step depends on."""
+    tensors: dict[str, Tensor] = {f"{MODEL}{name}": each for name, each in trained.model.named_parameters()}
+    if isinstance(trained.model, ESM2):
+        tensors[f"{MODEL}inv_freq"] = trained.model.inv_freq
+    checkpoints.save(
+        progress.step,
+        tensors | dict(trained.optimizers.state()),
+        {
+            "position": list(progress.position),
+            "tokens": progress.tokens,
+            "validation_loss": progress.validation_loss,
+            "scaler": trained.precision.scaler.state_dict(),
+            "config": config_json(trained.model, torch.float32),
+            "recipe": trained.recipe.shown(),
+            "data": trained.data,
+            "threads": torch.get_num_threads(),
+            "protea": protea.__version__,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Progress:
+    """Take over the newest intact checkpoint, if there is any; damaged ones are passed over, and said so.
+
+    Raises:
+        ResumeError: there are only damaged ones, or it is of other data.
+        CheckpointError: it is of another model or optimizer.
+    """
+    checkpoints.clear_unfinished()
+    damaged: list[CheckpointError] = []
+    for found in checkpoints.newest():
+        if isinstance(found, Saved):
+            break
+        watcher.note(f"{found}; passed over")
+        damaged.append(found)
+    else:
+        if damaged:
+            raise ResumeError(f"{checkpoints.folder}: no checkpoint is intact; remove the folder to begin anew")
+        return Progress()
+    values = found.values
+    if values["data"] != trained.data:
+        raise ResumeError(f"{found.folder}: was trained on other data; give those again, or name a new folder")
+    if values["threads"] != torch.get_num_threads():
+        watcher.note(
+            f"began with {values['threads']} threads, now {torch.get_num_threads()}: not the same to the last bit"
+        )
+    _load(found, trained)
+    checkpoints.last = found.step
+    watcher.note(f"goes on after step {found.step:,}")
+    return Progress(found.step, Position(*values["position"]), values["tokens"], found.loss)
+
+
+def _load(saved: Saved, trained: Trained) -> None:
+    tensors = saved.tensors()
+    for name, parameter in trained.model.named_parameters():
+        key = f"{MODEL}{name}"
+        if key not in tensors or tensors.shape(key) != tuple(parameter.shape):
+            raise CheckpointError(f"{saved.folder}: {key} is missing or of another shape; it is of another model")
+        with torch.no_grad():
+            parameter.copy_(tensors[key])
+    trained.optimizers.load({key: tensors[key] for key in tensors if key.startswith(PREFIX)})
+    scaler: dict[str, Any] = saved.values["scaler"]
+    if trained.precision.scaler.is_enabled() and scaler:
+        trained.precision.scaler.load_state_dict(scaler)

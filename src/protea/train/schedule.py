@@ -1,0 +1,48 @@
+"""Learning rates as plain functions of the step: the first update is step 1.
+
+    linear       max·s/w up to step w, then straight down to floor·max at step decay·S, and there to the end
+    anneal-hold  min + (max - min)·s/w up to step w, then max·(1 - (s - w)/(S - w)), never under floor·max
+    cosine       max·s/w up to step w, then min + (max - min)·(1 + cos(π·(s - w)/(S - c - w)))/2, and min for the
+                 last c steps
+    constant     max·s/w up to step w, then max
+
+with s the step, w the warm-up, S the schedule's steps, c its constant ones. ``linear`` is Meta's and NVIDIA's recipes'
+for ESM-2, ``anneal-hold`` BioNeMo's ``WarmupAnnealDecayHold``, ``cosine`` NeMo's ``CosineAnnealing`` with
+``constant_steps``, that of ESM-1nv.
+"""
+
+from __future__ import annotations
+
+import math
+
+from protea.train.recipe import Schedule
+
+
+def learning_rate(schedule: Schedule, step: int, *, highest: float, steps: int) -> float:
+    """The learning rate of a step.
+
+    Args:
+        schedule: which curve.
+        step: from 1; steps after the curve's last have its last value.
+        highest: the rate that warm-up ends with.
+        steps: of the run, where the schedule has none of its own.
+    """
+    total = schedule.steps or steps
+    step = min(step, total)
+    warmup = schedule.warmup
+    if step <= warmup:
+        start = schedule.min_lr if schedule.name == "anneal-hold" else 0.0
+        return start + (highest - start) * step / warmup
+    match schedule.name:
+        case "linear":
+            end = max(warmup, round(schedule.decay * total))
+            done = 1.0 if step >= end else (step - warmup) / (end - warmup)
+            return highest * (1 - (1 - schedule.floor) * done)
+        case "anneal-hold":
+            return highest * max(schedule.floor, 1 - (step - warmup) / (total - warmup))
+        case "cosine":
+            end = total - schedule.constant
+            done = 1.0 if step >= end else (step - warmup) / (end - warmup)
+            return schedule.min_lr + (highest - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "constant":
+            return highest

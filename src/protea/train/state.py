@@ -1,0 +1,317 @@
+"""Checkpoints of a run: written beside the training, complete or not there at all, and checked before they are used.
+
+A checkpoint is a folder of PyTorch's distributed checkpoint format plus ``state.json``, which holds everything that is
+no tensor and the SHA-256 of the other files. It is written under another name by a thread of its own, from copies in
+main memory, and renamed when all of it is on the disk. Reading goes through Protea's own reader, which runs no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from protea.checkpoints.describe import sha256
+from protea.checkpoints.distcp import DistributedTensors
+from protea.errors import CheckpointError, ResumeError
+from protea.train.recipe import Save
+
+STATE: Final = "state.json"
+_FORMAT: Final = "protea training state"
+_VERSION: Final = 1
+_STEP: Final = "step-"
+_UNFINISHED: Final = "."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on the disk.
+
+    Attributes:
+        folder: where.
+        step: after which it was taken.
+        values: what ``state.json`` holds.
+    """
+
+    folder: Path
+    step: int
+    values: dict[str, Any]
+
+    @property
+    def loss(self) -> float | None:
+        """The validation loss at that step, if it was measured then."""
+        loss: float | None = self.values["validation_loss"]
+        return loss
+
+    def tensors(self) -> DistributedTensors:
+        """What it holds, mapped.
+
+        Raises:
+            CheckpointError: it is damaged or hostile.
+        """
+        return DistributedTensors(self.folder)
+
+    def verify(self) -> None:
+        """Compare every file with its hash.
+
+        Raises:
+            CheckpointError: one is missing or differs.
+        """
+        for name, known in self.values["files"].items():
+            try:
+                found = sha256(self.folder / name)
+            except OSError as error:
+                raise CheckpointError(f"{self.folder / name}: cannot be read: {error.strerror}") from error
+            if found != known:
+                raise CheckpointError(f"{self.folder / name}: SHA-256 {found[:16]}…, not {known[:16]}… as was written")
+
+
+def read_saved(folder: Path) -> Saved:
+    """A checkpoint by its folder.
+
+    Raises:
+        CheckpointError: there is none, or its ``state.json`` is damaged.
+    """
+    path = folder / STATE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != _FORMAT or values["version"] != _VERSION:
+            raise ValueError("of another program or version")
+        if not all(isinstance(one, str) for pair in values["files"].items() for one in pair):
+            raise ValueError("no list of files")
+        if any(Path(name).name != name for name in values["files"]):
+            raise ValueError("a file outside the folder")
+        loss = values["validation_loss"]
+        if not (loss is None or isinstance(loss, float)):
+            raise ValueError("no loss")
+        return Saved(folder, int(values["step"]), values)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where; made when the first is saved.
+        keep: which stay.
+
+    Attributes:
+        last: the step of the newest that was begun or read; none after a failure.
+    """
+
+    def __init__(self, folder: Path, keep: Save) -> None:
+        self.folder, self.keep = folder, keep
+        self.last: int | None = None
+        self._again = 0
+        self._copies: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def folders(self) -> list[Path]:
+        """All complete ones by step, the oldest first."""
+        return sorted(self.folder.glob(f"{_STEP}*")) if self.folder.is_dir() else []
+
+    def clear_unfinished(self) -> None:
+        """Remove what a killed process left half written."""
+        for path in self.folder.glob(f"{_UNFINISHED}*") if self.folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def newest(self) -> Iterator[Saved | CheckpointError]:
+        """From the newest on: each checkpoint that is intact, or what is wrong with it."""
+        for folder in reversed(self.folders()):
+            try:
+                saved = read_saved(folder)
+                saved.verify()
+                yield saved
+            except CheckpointError as error:
+                yield error
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Copy everything, and have it written while training goes on.
+
+        Waits for the one before, whose failure ``failed`` tells.
+
+        Args:
+            step: after which this is.
+            tensors: by name.
+            values: what JSON can hold; ``validation_loss`` among it.
+        """
+        self.wait()
+        self._copy(tensors)
+        self.last = step
+        plain = {"format": _FORMAT, "version": _VERSION, "step": step, **values}
+        self._thread = threading.Thread(target=self._write, args=(step, plain), name="checkpoint")
+        self._thread.start()
+
+    def due(self, step: int) -> bool:
+        """Whether one is to be saved after a step; not twice."""
+        return step > 0 and step != self.last and (step % self.keep.every == 0 or step == self._again)
+
+    def try_again(self, step: int) -> int:
+        """The step at which to try once more, after one that could not be written."""
+        self._again = step + max(1, self.keep.every // 10)
+        return self._again
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def failed(self) -> str | None:
+        """Why the last one could not be written, told once; nothing while it is still being written."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.last = None
+        return None if failure is None else _reason(failure)
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Into memory that stays ours, page-locked where that makes it fast."""
+        pin = torch.cuda.is_available()
+        self._copies = {
+            name: known
+            if (known := self._copies.get(name)) is not None and known.shape == each.shape and known.dtype == each.dtype
+            else torch.empty(each.shape, dtype=each.dtype, pin_memory=pin)
+            for name, each in tensors.items()
+        }
+        for name, each in tensors.items():
+            self._copies[name].copy_(each.detach(), non_blocking=True)
+        if pin:
+            torch.cuda.synchronize()
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        # That this is a single process is what no_dist says.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        target = self.folder / f"{_STEP}{step:09d}"
+        unfinished = self.folder / f"{_UNFINISHED}{target.name}"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            save(self._copies, storage_writer=FileSystemWriter(unfinished), no_dist=True)
+            values["files"] = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
+            _write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
+            if target.exists():
+                # Of a run that was told to go on from an earlier step.
+                shutil.rmtree(target)
+            unfinished.rename(target)
+            _sync(self.folder)
+            self._remove_old()
+        except BaseException as error:  # what PyTorch's writer raises is no Exception
+            self._failure = error
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _remove_old(self) -> None:
+        folders = self.folders()
+        kept = set(folders[-self.keep.newest :])
+        if self.keep.keep_every is not None:
+            kept |= {path for path in folders if step_of(path) % self.keep.keep_every == 0}
+        if self.keep.best:
+            losses = [(loss, path) for path in folders if (loss := _loss(path)) is not None]
+            kept |= {path for _, path in sorted(losses)[: self.keep.best]}
+        for path in folders:
+            if path not in kept:
+                # First out of sight, so that what is listed is whole.
+                hidden = path.with_name(f"{_UNFINISHED}{path.name}")
+                path.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(folder.name.removeprefix(_STEP))
+
+
+def checkpoint_folder(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return run / "checkpoints"
+
+
+def all_saved(run: Path) -> list[Saved]:
+    """All checkpoints of a run, the oldest first; not verified.
+
+    Raises:
+        ResumeError: there is none.
+        CheckpointError: one is damaged.
+    """
+    folders = Checkpoints(checkpoint_folder(run), Save()).folders()
+    if not folders:
+        raise ResumeError(f"{run}: no checkpoint of a training run in {checkpoint_folder(run)}")
+    return [read_saved(folder) for folder in folders]
+
+
+def choose(run: Path, which: str) -> Saved:
+    """One checkpoint of a run.
+
+    Args:
+        run: its folder.
+        which: ``newest``, ``best`` by validation loss, or a step.
+
+    Raises:
+        ResumeError: there is none of that kind.
+        CheckpointError: it is damaged.
+    """
+    saved = {each.step: each for each in all_saved(run)}
+    if which == "newest":
+        chosen = saved[max(saved)]
+    elif which == "best":
+        losses = [(each.loss, step) for step, each in saved.items() if each.loss is not None]
+        if not losses:
+            raise ResumeError(f"{run}: no checkpoint has a validation loss; name a step, or newest")
+        chosen = saved[min(losses)[1]]
+    elif which.isdecimal() and int(which) in saved:
+        chosen = saved[int(which)]
+    else:
+        raise ResumeError(f"{run}: no checkpoint {which!r}; use newest, best, or a step: {', '.join(map(str, saved))}")
+    chosen.verify()
+    return chosen
+
+
+def _loss(folder: Path) -> float | None:
+    try:
+        return read_saved(folder).loss
+    except CheckpointError:
+        return None
+
+
+def _reason(failure: BaseException) -> str:
+    """The operating system's words where they are within what PyTorch's writer raises."""
+    inner = getattr(failure, "failures", None)
+    if isinstance(inner, Mapping):
+        for wrapped in inner.values():
+            failure = wrapped[0] if isinstance(wrapped, tuple) else wrapped
+            break
+    if isinstance(failure, OSError):
+        return failure.strerror or str(failure)
+    return " ".join(str(failure).split()) or type(failure).__name__
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

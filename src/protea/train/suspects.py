@@ -1,0 +1,92 @@
+"""Losses looked at without waiting for them: a run stops at the first that is no number, and says of which records."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protea.data.loader import TrainingBatch
+from protea.data.sampler import Sampler
+from protea.errors import TrainingError
+from protea.train.recipe import Recipe
+
+_NAMED = 3
+
+
+class _Step(NamedTuple):
+    step: int
+    places: list[tuple[int, NDArray[np.int64]]]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Suspects:
+    """Losses and gradient norms on their way from the device.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        sampler: tells which records a pack was of.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, sampler: Sampler) -> None:
+        self._recipe, self._folder, self._sampler = recipe, folder, sampler
+        self._waiting: deque[_Step] = deque()
+
+    def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:
+        """A step was computed, or will have been."""
+        values = torch.stack((loss, norm))
+        arrived = None
+        if values.device.type == "cuda":
+            values = values.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._waiting.append(_Step(step, [(pack.epoch, pack.index) for pack in packs], values, arrived))
+
+    def check(self, *, wait: bool) -> None:
+        """Look at what has arrived, or wait for all.
+
+        Raises:
+            TrainingError: a loss is no number or too large, or a gradient infinite, naming step and records.
+        """
+        while self._waiting:
+            first = self._waiting[0]
+            if first.arrived is not None:
+                if not wait and not first.arrived.query():  # type: ignore[no-untyped-call]
+                    return
+                first.arrived.synchronize()
+            self._waiting.popleft()
+            loss, norm = first.values.tolist()
+            if not math.isfinite(loss) or loss > self._recipe.run.max_loss:
+                raise self._error(first, f"the loss is {loss:g}")
+            # Scaled float16 gradients overflow now and then; the scaler leaves such steps out.
+            if not math.isfinite(norm) and self._recipe.run.precision != "fp16-mixed":
+                raise self._error(first, f"the gradient is {norm:g}")
+
+    def _error(self, step: _Step, what: str) -> TrainingError:
+        path = self._folder / f"step-{step.step:09d}-records.tsv"
+        split = self._sampler.split
+        lines = ["id\tfirst\tresidues\n"]
+        names: list[str] = []
+        for epoch, index in step.places:
+            draws = self._sampler.draw(epoch, index)
+            ids = split.ids(draws.sequence)
+            names += ids
+            lines += [
+                f"{name}\t{first + 1}\t{residues}\n"
+                for name, first, residues in zip(ids, draws.offset, draws.residues, strict=True)
+            ]
+        path.write_text("".join(lines), encoding="utf-8")
+        return TrainingError(
+            f"step {step.step:,}: {what}; its {len(names):,} records ({', '.join(names[:_NAMED])}, ...) are in {path}. "
+            "The checkpoints before it stay: go on from the newest with --accept-changes and a lower optimizer.lr, "
+            f"or optimizer.clip; run.max_loss is {self._recipe.run.max_loss:g}"
+        )

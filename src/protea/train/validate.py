@@ -1,0 +1,100 @@
+"""Perplexity of the validation split: the same sequences, crops and masks every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+
+from protea.data.loader import Loader, Packing, TrainingBatch
+from protea.data.sampler import Sampler
+from protea.data.store import Store
+from protea.errors import UsageError
+from protea.models.encoder import Encoder
+from protea.train.model import Precision, masked_logits
+from protea.train.recipe import Recipe
+from protea.train.resume import Progress
+
+SPLIT = "valid"
+
+
+class Validation:
+    """What validation looks at.
+
+    Args:
+        store: with a validation split.
+        recipe: says how much of it.
+
+    Raises:
+        UsageError: the store has no such split.
+    """
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        if SPLIT not in store.splits:
+            raise UsageError(
+                f"{store.folder}: has no {SPLIT} split; build it with --valid, or set validation.every=null"
+            )
+        data, self._tokens = recipe.data, recipe.validation.tokens
+        self._every, self._last = recipe.validation.every, recipe.run.steps
+        sampler = Sampler(
+            store.split(SPLIT),
+            seed=recipe.validation.seed,
+            max_tokens=data.max_tokens,
+            crop=data.crop,
+            max_length=data.max_length,
+        )
+        self._loader = Loader(
+            sampler, masking=data.masking, packing=Packing(tokens=recipe.batch.pack), workers=min(1, recipe.run.workers)
+        )
+
+    def due(self, progress: Progress) -> bool:
+        """Whether a step is to be validated: after it, or first thing where a run was stopped before that."""
+        due = self._every is not None and (progress.step % self._every == 0 or progress.step == self._last)
+        return due and progress.step > 0 and progress.validation_loss is None
+
+    def batches(self) -> Iterator[TrainingBatch]:
+        """One epoch, up to the number of tokens asked for; at least one pack."""
+        seen = 0
+        batches = self._loader.batches(epochs=1)
+        for batch in batches:
+            seen += batch.inputs.input_ids.numel()
+            yield batch
+            if self._tokens is not None and seen >= self._tokens:
+                batches.close()
+                return
+
+    def loss(
+        self, model: Encoder, precision: Precision, device: torch.device, stop: Callable[[], bool] = lambda: False
+    ) -> float | None:
+        """Mean cross-entropy of all masked tokens, in nats; perplexity is its exponential.
+
+        The model is left in training mode.
+
+        Args:
+            model: to be validated.
+            precision: of products.
+            device: where the model is.
+            stop: asked after every pack; nothing is returned if it says so.
+
+        Raises:
+            UsageError: the split is so small that no token of it is masked.
+        """
+        model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        masked = 0
+        with torch.no_grad():
+            for batch in self.batches():
+                if stop():
+                    model.train()
+                    return None
+                masked += len(batch.rows)
+                here = batch.to(device, non_blocking=True)
+                with precision.autocast():
+                    logits = masked_logits(model, model(here.inputs), here.rows)
+                targets = here.targets.index_select(0, here.rows)
+                total += F.cross_entropy(logits, targets, reduction="sum").double()
+        model.train()
+        if not masked:
+            raise UsageError("validation masks no token, so few there are; add sequences, or set validation.every=null")
+        return total.item() / masked
