@@ -70,6 +70,8 @@ def recognised(path: Path) -> Format:
     for known in FORMATS.values():
         if known.recognise(path):
             return known
+    if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
+        raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
     if path.is_dir():
         raise CheckpointError(
             f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
