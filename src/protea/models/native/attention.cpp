@@ -84,10 +84,29 @@ Item* take(size_t items) {
 
 // ---- Rearranging ----
 
-// [n, K] with a stride to pairs of neighbouring columns, [size, K / 2], zeros after row n.
-void copy_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t size, int half) {
-    for (int64_t row = 0; row < n; row++) memcpy(to + row * half, from + row * stride, half * sizeof(pair));
-    memset(to + n * half, 0, (size - n) * half * sizeof(pair));
+// 4 columns of 4 rows within each 128 bits: vectors of rows to vectors of columns, and back.
+inline void transpose(__m512i (&x)[4]) {
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c), x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+inline __m128i load_8(const bf16* from, bool there) {
+    return there ? _mm_loadu_si128((const __m128i*)from) : _mm_setzero_si128();
+}
+
+// [n, K] to pairs of neighbouring columns, four rows side by side: [size / 4, K / 2, 4], the last `apart` in memory.
+void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
+    for (int64_t row = 0; row < size; row += 4, from += 4 * stride) {
+        for (int d = 0; d < width; d += 8, to += 4 * apart) {
+            __m512i x[4];
+            UNROLL for (int i = 0; i < 4; i++)
+                x[i] = _mm512_castsi128_si512(load_8(from + i * stride + d, row + i < n));
+            transpose(x);
+            UNROLL for (int c = 0; c < 4; c++) _mm_storeu_si128((__m128i*)(to + c * apart), _mm512_castsi512_si128(x[c]));
+        }
+    }
 }
 
 // [n, K] to pairs of neighbouring rows, [size / 2, K].
@@ -106,11 +125,17 @@ void pair_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t si
 // [n, K] to pairs of neighbouring columns with rows across lanes, [K / 2, B * 16].
 template <int B>
 void pair_columns(pair* to, const bf16* from, int64_t stride, int n, int width) {
-    for (int row = 0; row < B * LANES; row++) {
-        for (int d = 0; d < width; d += 2) {
-            pair x = 0;
-            if (row < n) memcpy(&x, from + row * stride + d, sizeof x);
-            to[d / 2 * B * LANES + row] = x;
+    for (int b = 0; b < B; b++, from += LANES * stride, n -= LANES) {
+        for (int d = 0; d < width; d += 8) {
+            __m512i x[4];
+            UNROLL for (int i = 0; i < 4; i++) {
+                x[i] = _mm512_castsi128_si512(load_8(from + i * stride + d, i < n));
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 4) * stride + d, i + 4 < n), 1);
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 8) * stride + d, i + 8 < n), 2);
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 12) * stride + d, i + 12 < n), 3);
+            }
+            transpose(x);
+            UNROLL for (int c = 0; c < 4; c++) _mm512_store_si512(to + ((d / 2 + c) * B + b) * LANES, x[c]);
         }
     }
 }
@@ -120,15 +145,20 @@ template <int B>
 void store_columns(bf16* to, const float* sums, const __m512 (&factor)[B], int64_t stride, int n, int width) {
     const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                                 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    for (int d = 0; d < width; d += 2) {
-        UNROLL for (int b = 0; b < B; b++) {
-            const float* at = sums + (d * B + b) * LANES;
-            const __m512 low = _mm512_mul_ps(_mm512_loadu_ps(at), factor[b]);
-            const __m512 high = _mm512_mul_ps(_mm512_loadu_ps(at + B * LANES), factor[b]);
-            alignas(64) pair lanes[LANES];
-            _mm512_store_si512(lanes, _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
-            for (int i = 0; i < LANES && b * LANES + i < n; i++)
-                memcpy(to + (b * LANES + i) * stride + d, lanes + i, sizeof(pair));
+    UNROLL for (int b = 0; b < B; b++, to += LANES * stride, n -= LANES) {
+        for (int d = 0; d < width; d += 8) {
+            __m512i x[4];
+            UNROLL for (int c = 0; c < 4; c++) {
+                const float* at = sums + ((d + 2 * c) * B + b) * LANES;
+                const __m512 low = _mm512_mul_ps(_mm512_load_ps(at), factor[b]);
+                const __m512 high = _mm512_mul_ps(_mm512_load_ps(at + B * LANES), factor[b]);
+                x[c] = _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            }
+            transpose(x);
+            alignas(64) __m128i rows[LANES];
+            UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(rows + 4 * i, x[i]);
+            for (int i = 0; i < LANES && i < n; i++)
+                _mm_storeu_si128((__m128i*)(to + i * stride + d), rows[i % 4 * 4 + i / 4]);
         }
     }
 }
@@ -144,16 +174,34 @@ void store_rows(bf16* to, const float* sums, float factor, int64_t stride, int64
 
 // ---- Products ----
 
-// N keys times B * 16 queries: x [K / 2, B * 16] pairs of columns, rows [N, K / 2] pairs.
-template <int B, int N>
-inline void dot(__m512 (&out)[N][B], const pair* x, const pair* rows, int half) {
-    UNROLL for (int t = 0; t < N; t++) UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_setzero_ps();
-    for (int d = 0; d < half; d++) {
+// 8 keys times B * 16 queries: x [K / 2, B * 16] and four_rows [2, K / 2, 4], pairs of columns both.
+template <int B>
+inline void dot(__m512 (&out)[KEY_TILE][B], const pair* x, const pair* rows, int half) {
+    UNROLL for (int t = 0; t < KEY_TILE; t++) UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_setzero_ps();
+    const pair* more = rows + 4 * half;
+    for (int d = 0; d < half; d++, x += B * LANES, rows += 4, more += 4) {
         __m512bh columns[B];
-        UNROLL for (int b = 0; b < B; b++) columns[b] = load_pairs(x + (d * B + b) * LANES);
-        UNROLL for (int t = 0; t < N; t++) {
-            const __m512bh key = repeat(rows[t * half + d]);
+        UNROLL for (int b = 0; b < B; b++) columns[b] = load_pairs(x + b * LANES);
+        UNROLL for (int t = 0; t < KEY_TILE; t++) {
+            const __m512bh key = repeat(t < 4 ? rows[t] : more[t - 4]);
             UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_dpbf16_ps(out[t][b], columns[b], key);
+        }
+    }
+}
+
+// Likewise 4 keys and values: x and y [K / 2, B * 16], keys and values side by side in rows [K / 2, 2, 4].
+template <int B>
+inline void dot_twice(__m512 (&s)[4][B], __m512 (&t)[4][B], const pair* x, const pair* y, const pair* rows, int half) {
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int b = 0; b < B; b++) s[i][b] = t[i][b] = _mm512_setzero_ps();
+    for (int d = 0; d < half; d++, x += B * LANES, y += B * LANES, rows += 8) {
+        __m512bh first[B], second[B];
+        UNROLL for (int b = 0; b < B; b++) first[b] = load_pairs(x + b * LANES), second[b] = load_pairs(y + b * LANES);
+        UNROLL for (int i = 0; i < 4; i++) {
+            const __m512bh key = repeat(rows[i]), value = repeat(rows[4 + i]);
+            UNROLL for (int b = 0; b < B; b++) {
+                s[i][b] = _mm512_dpbf16_ps(s[i][b], first[b], key);
+                t[i][b] = _mm512_dpbf16_ps(t[i][b], second[b], value);
+            }
         }
     }
 }
@@ -310,7 +358,7 @@ void forward_block(const Call& call, const Task& task, int64_t row, int n, const
         UNROLL for (int b = 0; b < B; b++) before[b] = largest[b];
         for (int j = 0; j < count; j += KEY_TILE) {
             __m512 tile[KEY_TILE][B];
-            dot<B, KEY_TILE>(tile, q, keys + (first + j) * half, half);
+            dot<B>(tile, q, keys + (first + j) * half, half);
             UNROLL for (int t = 0; t < KEY_TILE; t++) {
                 UNROLL for (int b = 0; b < B; b++) {
                     // Padding scores nothing: its place is taken by a key that counts.
@@ -363,7 +411,7 @@ bool forward_task(const Call& call, const Task& task, int64_t begin, int64_t end
     const int width = call.width, half = width / 2;
     if (!reserve(2 * rounded(size * half * sizeof(pair)))) return false;
     pair *keys = take<pair>(size * half), *values = take<pair>(size * half);
-    copy_rows(keys, call.k + task.offset_k, task.stride, task.lk, size, half);
+    four_rows(keys, 4, call.k + task.offset_k, task.stride, task.lk, size, width);
     pair_rows(values, call.v + task.offset_k, task.stride, task.lk, size, width);
     for (int64_t row = begin; row < end; row += 2 * LANES) {
         const int n = int(least(2 * LANES, end - row));
@@ -379,9 +427,9 @@ bool forward_task(const Call& call, const Task& task, int64_t begin, int64_t end
 
 struct Gathered {  // what a range of keys needs, and collects
     int64_t count;
-    const pair *keys, *values;  // [size, K / 2], pairs of columns
-    const pair* key_pairs;      // [size / 2, K], pairs of keys, or null: no gradient of queries
-    float *dk, *dv;             // [size, K] sums, or null
+    const pair* rows;   // of keys and values, [size / 4, K / 2, 2, 4], pairs of columns
+    const pair* pairs;  // of keys, [size / 2, K], or null: no gradient of queries
+    float *dk, *dv;     // [size, K] sums, or null
 };
 
 // Sum over K of out * dout, negated, for B * 16 rows.
@@ -426,32 +474,12 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
         const int count = int(least(BACKWARD_KEYS, part.count - first)), size = int(padded(count));
         for (int j = 0; j < size; j += TILE) {
             __m512 p[TILE][B], ds[TILE][B];
-            {
-                __m512 s[TILE][B], dp[TILE][B];
-                UNROLL for (int t = 0; t < TILE; t++)
-                    UNROLL for (int b = 0; b < B; b++) s[t][b] = dp[t][b] = _mm512_setzero_ps();
-                const pair *keys = part.keys + (first + j) * half, *values = part.values + (first + j) * half;
-                for (int d = 0; d < half; d++) {
-                    __m512bh x[B], y[B];
-                    UNROLL for (int b = 0; b < B; b++) {
-                        x[b] = load_pairs(q + (d * B + b) * LANES);
-                        y[b] = load_pairs(dout + (d * B + b) * LANES);
-                    }
-                    UNROLL for (int t = 0; t < TILE; t++) {
-                        const __m512bh key = repeat(keys[t * half + d]), value = repeat(values[t * half + d]);
-                        UNROLL for (int b = 0; b < B; b++) {
-                            s[t][b] = _mm512_dpbf16_ps(s[t][b], x[b], key);
-                            dp[t][b] = _mm512_dpbf16_ps(dp[t][b], y[b], value);
-                        }
-                    }
-                }
-                UNROLL for (int t = 0; t < TILE; t++) {
-                    UNROLL for (int b = 0; b < B; b++) {
-                        const __m512 lse = _mm512_load_ps(lses + b * LANES);
-                        p[t][b] = exp2(_mm512_fmsub_ps(s[t][b], factor, lse));
-                        ds[t][b] = _mm512_mul_ps(p[t][b], _mm512_add_ps(dp[t][b], _mm512_load_ps(deltas + b * LANES)));
-                        if (j + t >= count) p[t][b] = ds[t][b] = _mm512_setzero_ps();
-                    }
+            dot_twice<B>(p, ds, q, dout, part.rows + (first + j) * width, half);
+            UNROLL for (int t = 0; t < TILE; t++) {
+                UNROLL for (int b = 0; b < B; b++) {
+                    p[t][b] = exp2(_mm512_fmsub_ps(p[t][b], factor, _mm512_load_ps(lses + b * LANES)));
+                    ds[t][b] = _mm512_mul_ps(p[t][b], _mm512_add_ps(ds[t][b], _mm512_load_ps(deltas + b * LANES)));
+                    if (j + t >= count) p[t][b] = ds[t][b] = _mm512_setzero_ps();
                 }
             }
             UNROLL for (int t = 0; t < TILE; t += 2) {
@@ -464,9 +492,9 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
             add_over_queries<B>(part.dv + first * width, weights, dout_pairs, size, width);
             add_over_queries<B>(part.dk + first * width, slopes, q_pairs, size, width);
         }
-        if (part.key_pairs) add_over_keys<B>(sums, slope_pairs, part.key_pairs + first / 2 * width, size, width);
+        if (part.pairs) add_over_keys<B>(sums, slope_pairs, part.pairs + first / 2 * width, size, width);
     }
-    if (!part.key_pairs) return;
+    if (!part.pairs) return;
     __m512 scale[B];
     UNROLL for (int b = 0; b < B; b++) scale[b] = _mm512_set1_ps(call.scale);
     store_columns<B>(call.dq + at, sums, scale, task.stride, n, width);
@@ -479,15 +507,11 @@ bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t 
     const int width = call.width, half = width / 2;
     if (!reserve(3 * rounded(size * half * sizeof(pair)) + 2 * rounded(size * width * sizeof(float)))) return false;
     const int64_t offset = task.offset_k + k_begin * task.stride;
-    pair *own_keys = take<pair>(size * half), *own_values = take<pair>(size * half);
-    copy_rows(own_keys, call.k + offset, task.stride, count, size, half);
-    copy_rows(own_values, call.v + offset, task.stride, count, size, half);
-    Gathered part{count, own_keys, own_values, nullptr, nullptr, nullptr};
-    if (queries) {
-        pair* key_pairs = take<pair>(size * half);
-        pair_rows(key_pairs, call.k + offset, task.stride, count, size, width);
-        part.key_pairs = key_pairs;
-    }
+    pair *rows = take<pair>(size * width), *pairs = take<pair>(size * half);
+    four_rows(rows, 8, call.k + offset, task.stride, count, size, width);
+    four_rows(rows + 4, 8, call.v + offset, task.stride, count, size, width);
+    if (queries) pair_rows(pairs, call.k + offset, task.stride, count, size, width);
+    Gathered part{count, rows, queries ? pairs : nullptr, nullptr, nullptr};
     if (keys) {
         part.dk = take<float>(size * width);
         part.dv = take<float>(size * width);

@@ -26,7 +26,7 @@ CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"
 """What ``/proc/cpuinfo`` calls the instructions that the source uses; the compiler spells the last without ``_``."""
 
 FLAGS: Final = (
-    *("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-w", "-mfma"),
+    *("-std=c++17", "-O2", "-fno-tree-vectorize", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-w", "-mfma"),
     *(f"-m{flag.replace('_', '')}" for flag in CPU_FLAGS),
 )
 """Instructions by name rather than ``-march=native``: one file serves every machine that shares a home folder."""
