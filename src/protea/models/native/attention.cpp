@@ -28,6 +28,7 @@ constexpr int LANES = 16;
 constexpr int KEY_TILE = 8;        // keys are padded to a multiple of this with zeros
 constexpr int FORWARD_KEYS = 128;  // keys whose scores are held at once: 16 KB, half of a first-level cache
 constexpr int BACKWARD_KEYS = 64;
+constexpr int FETCHED_ROWS = 16;              // ahead of those being read
 constexpr int TASK_ROWS = 256;                // rows of one task where a sequence is split among threads
 constexpr size_t KEPT_BYTES = size_t(8) << 20;  // of scratch memory a thread keeps from call to call
 
@@ -84,6 +85,12 @@ Item* take(size_t items) {
 
 // ---- Rearranging ----
 
+// Rows of one head lie far apart: no processor guesses where the next one is.
+inline void fetch(const bf16* row, int width) {
+    for (int d = 0; d < width; d += 32) _mm_prefetch((const char*)(row + d), _MM_HINT_T0);
+    _mm_prefetch((const char*)(row + width - 1), _MM_HINT_T0);
+}
+
 // 4 columns of 4 rows within each 128 bits: vectors of rows to vectors of columns, and back.
 inline void transpose(__m512i (&x)[4]) {
     const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
@@ -96,13 +103,18 @@ inline __m128i load_8(const bf16* from, bool there) {
     return there ? _mm_loadu_si128((const __m128i*)from) : _mm_setzero_si128();
 }
 
-// [n, K] to pairs of neighbouring columns, four rows side by side: [size / 4, K / 2, 4], the last `apart` in memory.
+// [n, K] to pairs of neighbouring columns, four rows side by side: [size / 4, K / 2, 4], the fours `apart` in memory.
+// The last row fills up the rest: its scores change no maximum, and no exponential overflows that did not anyway.
 void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
-    for (int64_t row = 0; row < size; row += 4, from += 4 * stride) {
+    for (int64_t row = 0; row < size; row += 4) {
+        const bf16* at[4];
+        UNROLL for (int i = 0; i < 4; i++) {
+            at[i] = from + least(row + i, n - 1) * stride;
+            fetch(from + least(row + i + FETCHED_ROWS, n - 1) * stride, width);
+        }
         for (int d = 0; d < width; d += 8, to += 4 * apart) {
             __m512i x[4];
-            UNROLL for (int i = 0; i < 4; i++)
-                x[i] = _mm512_castsi128_si512(load_8(from + i * stride + d, row + i < n));
+            UNROLL for (int i = 0; i < 4; i++) x[i] = _mm512_castsi128_si512(load_8(at[i] + d, true));
             transpose(x);
             UNROLL for (int c = 0; c < 4; c++) _mm_storeu_si128((__m128i*)(to + c * apart), _mm512_castsi512_si128(x[c]));
         }
@@ -112,6 +124,8 @@ void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n,
 // [n, K] to pairs of neighbouring rows, [size / 2, K].
 void pair_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
     for (int64_t row = 0; row < size; row += 2, to += width) {
+        fetch(from + least(row + FETCHED_ROWS, n - 1) * stride, width);
+        fetch(from + least(row + 1 + FETCHED_ROWS, n - 1) * stride, width);
         for (int d = 0; d < width; d += 8) {
             __m256i low = _mm256_setzero_si256(), high = low;
             if (row < n) low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + row * stride + d)));
@@ -125,6 +139,7 @@ void pair_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t si
 // [n, K] to pairs of neighbouring columns with rows across lanes, [K / 2, B * 16].
 template <int B>
 void pair_columns(pair* to, const bf16* from, int64_t stride, int n, int width) {
+    for (int row = 0; row < n; row++) fetch(from + row * stride, width);
     for (int b = 0; b < B; b++, from += LANES * stride, n -= LANES) {
         for (int d = 0; d < width; d += 8) {
             __m512i x[4];
@@ -206,14 +221,14 @@ inline void dot_twice(__m512 (&s)[4][B], __m512 (&t)[4][B], const pair* x, const
     }
 }
 
-// sums [K, B * 16] += x [keys / 2, B * 16] times rows [keys / 2, K], pairs of keys both: sums over keys.
+// sums [K, B * 16] += x [n, B * 16] times rows [n, K], pairs of keys both: sums over keys.
 template <int B>
-inline void add_over_keys(float* sums, const pair* x, const pair* rows, int keys, int width) {
+inline void add_over_keys(float* sums, const pair* x, const pair* rows, int n, int width) {
     for (int d = 0; d < width; d += 8) {
         __m512 sum[8][B];
         UNROLL for (int t = 0; t < 8; t++)
             UNROLL for (int b = 0; b < B; b++) sum[t][b] = _mm512_loadu_ps(sums + ((d + t) * B + b) * LANES);
-        for (int j = 0; j < keys / 2; j++) {
+        for (int j = 0; j < n; j++) {
             __m512bh weights[B];
             UNROLL for (int b = 0; b < B; b++) weights[b] = load_pairs(x + (j * B + b) * LANES);
             UNROLL for (int t = 0; t < 8; t++) {
@@ -353,7 +368,7 @@ void forward_block(const Call& call, const Task& task, int64_t row, int n, const
     __m512 largest[B], total[B];
     UNROLL for (int b = 0; b < B; b++) largest[b] = _mm512_set1_ps(-INFINITY), total[b] = _mm512_setzero_ps();
     for (int64_t first = 0; first < task.lk; first += FORWARD_KEYS) {
-        const int count = int(least(FORWARD_KEYS, task.lk - first)), size = int(padded(count));
+        const int count = int(least(FORWARD_KEYS, task.lk - first));
         __m512 before[B];
         UNROLL for (int b = 0; b < B; b++) before[b] = largest[b];
         for (int j = 0; j < count; j += KEY_TILE) {
@@ -361,8 +376,6 @@ void forward_block(const Call& call, const Task& task, int64_t row, int n, const
             dot<B>(tile, q, keys + (first + j) * half, half);
             UNROLL for (int t = 0; t < KEY_TILE; t++) {
                 UNROLL for (int b = 0; b < B; b++) {
-                    // Padding scores nothing: its place is taken by a key that counts.
-                    if (j + t >= count) tile[t][b] = tile[0][b];
                     _mm512_store_ps(scores + ((j + t) * B + b) * LANES, tile[t][b]);
                     largest[b] = _mm512_max_ps(largest[b], tile[t][b]);
                 }
@@ -379,23 +392,22 @@ void forward_block(const Call& call, const Task& task, int64_t row, int n, const
                 _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), rescale));
             }
         }
-        for (int j = 0; j < size; j += 2) {
+        for (int j = 0; j < count; j += 2) {
             __m512 even[B], odd[B];
             UNROLL for (int b = 0; b < B; b++) {
                 const float* at = scores + (j * B + b) * LANES;
                 even[b] = exp2(_mm512_fmsub_ps(_mm512_load_ps(at), factor, shift[b]));
                 odd[b] = exp2(_mm512_fmsub_ps(_mm512_load_ps(at + B * LANES), factor, shift[b]));
-                if (j >= count) even[b] = _mm512_setzero_ps();
-                if (j + 1 >= count) odd[b] = _mm512_setzero_ps();
-                total[b] = _mm512_add_ps(total[b], _mm512_add_ps(even[b], odd[b]));
             }
+            if (j + 1 == count) UNROLL for (int b = 0; b < B; b++) odd[b] = _mm512_setzero_ps();
+            UNROLL for (int b = 0; b < B; b++) total[b] = _mm512_add_ps(total[b], _mm512_add_ps(even[b], odd[b]));
             store_pair_of_keys<B>(nullptr, weights + j / 2 * B * LANES, even, odd);
         }
-        add_over_keys<B>(sums, weights, values + first / 2 * width, size, width);
+        add_over_keys<B>(sums, weights, values + first / 2 * width, (count + 1) / 2, width);
     }
 
     __m512 inverse[B];
-    UNROLL for (int b = 0; b < B; b++) {
+    for (int b = 0; b < B; b++) {
         inverse[b] = _mm512_div_ps(_mm512_set1_ps(1.0f), total[b]);
         alignas(64) float totals[LANES], shifts[LANES];
         _mm512_store_ps(totals, total[b]);
@@ -479,7 +491,6 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
                 UNROLL for (int b = 0; b < B; b++) {
                     p[t][b] = exp2(_mm512_fmsub_ps(p[t][b], factor, _mm512_load_ps(lses + b * LANES)));
                     ds[t][b] = _mm512_mul_ps(p[t][b], _mm512_add_ps(ds[t][b], _mm512_load_ps(deltas + b * LANES)));
-                    if (j + t >= count) p[t][b] = ds[t][b] = _mm512_setzero_ps();
                 }
             }
             UNROLL for (int t = 0; t < TILE; t += 2) {
@@ -492,7 +503,7 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
             add_over_queries<B>(part.dv + first * width, weights, dout_pairs, size, width);
             add_over_queries<B>(part.dk + first * width, slopes, q_pairs, size, width);
         }
-        if (part.pairs) add_over_keys<B>(sums, slope_pairs, part.pairs + first / 2 * width, size, width);
+        if (part.pairs) add_over_keys<B>(sums, slope_pairs, part.pairs + first / 2 * width, (count + 1) / 2, width);
     }
     if (!part.pairs) return;
     __m512 scale[B];

@@ -6,9 +6,10 @@ Shapes: T tokens, H heads, K head width.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,11 +58,18 @@ def _call(name: str, tensors: tuple[Tensor, ...], cu_q: CuSeqlens, cu_k: CuSeqle
     _check(k, offsets_k)
     # The longest first, so that no thread begins a long one when the others are through.
     order = (offsets_q.diff() * offsets_k.diff().long()).argsort(descending=True, stable=True).int()
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*tensors, offsets_q, offsets_k, order)]
-    sizes = [ctypes.c_int64(size) for size in (len(order), *q.shape[1:])]
-    threads = torch.get_num_threads()
-    if loaded[name](*pointers, *sizes, ctypes.c_float(scale), ctypes.c_int(threads), _parallel()):
+    pointers = [x.data_ptr() for x in (*tensors, offsets_q, offsets_k, order)]
+    function = _function(loaded, name, len(pointers))
+    if function(*pointers, len(order), *q.shape[1:], scale, torch.get_num_threads(), _parallel()):
         raise MemoryError("attention ran out of memory")
+
+
+@cache
+def _function(loaded: ctypes.CDLL, name: str, pointers: int) -> Callable[..., int]:
+    function = getattr(loaded, name)
+    sizes = [ctypes.c_int64] * 3
+    function.argtypes = [*[ctypes.c_void_p] * pointers, *sizes, ctypes.c_float, ctypes.c_int, ctypes.c_void_p]
+    return cast("Callable[..., int]", function)
 
 
 def _check(x: Tensor, offsets: Tensor) -> None:
@@ -74,7 +82,7 @@ def _check(x: Tensor, offsets: Tensor) -> None:
 
 
 @cache
-def _parallel() -> ctypes.c_void_p:
+def _parallel() -> int | None:
     """``GOMP_parallel`` of the OpenMP runtime that PyTorch itself runs: a second one would spin beside it."""
     runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p)
+    return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
