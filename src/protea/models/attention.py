@@ -211,9 +211,9 @@ def _sdpa(
         q, k, v = q.float(), k.float(), v.float()  # whose backward pass takes a quarter of bfloat16's
     runs = _runs(cu_q, cu_k)
     # Split, not sliced: the gradient of a slice is a tensor as long as the pack, for every sequence.
-    sizes_q, sizes_k = ([rows[i].stop - rows[i].start for rows in runs] for i in (0, 1))
-    parts = zip(q.split(sizes_q), k.split(sizes_k), v.split(sizes_k), runs, strict=True)
-    outputs = [_fused(*qkv, n, scale, bias, dropout) for *qkv, (_, _, n) in parts]
+    queries = torch.split(q, [rows_q.stop - rows_q.start for rows_q, _, _ in runs])
+    keys, values = (torch.split(x, [rows_k.stop - rows_k.start for _, rows_k, _ in runs]) for x in (k, v))
+    outputs = [_fused(queries[i], keys[i], values[i], n, scale, bias, dropout) for i, (_, _, n) in enumerate(runs)]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype), None
 
 
@@ -378,7 +378,7 @@ NATIVE: Final = Kernel(
     head_widths=range(8, 129, 8),
     gradients=True,
     inference=False,
-    available=lambda device: native.library() is not None,
+    available=lambda device: native.compiled() is not None,
 )
 PRODUCT: Final = Kernel(
     "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=native_bfloat16

@@ -11,7 +11,7 @@ import ctypes
 
 from protea.models.native.library import UnavailableError, load
 
-__all__ = ["disable", "enable", "library"]
+__all__ = ["compiled", "disable", "enable"]
 
 _library: ctypes.CDLL | None = None
 
@@ -36,6 +36,6 @@ def disable() -> None:
     _library = None
 
 
-def library() -> ctypes.CDLL | None:
+def compiled() -> ctypes.CDLL | None:
     """The compiled functions, if enabled."""
     return _library

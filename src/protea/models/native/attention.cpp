@@ -2,7 +2,7 @@
 //
 // Queries lie across the 16 lanes of a vector, so that softmax works lane by lane and scores never cross lanes:
 // scores are held transposed, a vector for each key and block of 16 queries. One instruction multiplies pairs of
-// bfloat16 and adds both products to a float32, hence the "pairs" below: two neighbours of the summed dimension in 32 bits.
+// bfloat16 and adds both products to a float32, hence the "pairs" below: neighbours along what is summed, in 32 bits.
 //
 // Scores, softmax, log-sum-exp and all sums are float32; probabilities and their gradients are rounded to bfloat16
 // only as factors of the next product. A row of every result is computed by one thread, in an order given by its
@@ -116,7 +116,8 @@ void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n,
             __m512i x[4];
             UNROLL for (int i = 0; i < 4; i++) x[i] = _mm512_castsi128_si512(load_8(at[i] + d, true));
             transpose(x);
-            UNROLL for (int c = 0; c < 4; c++) _mm_storeu_si128((__m128i*)(to + c * apart), _mm512_castsi512_si128(x[c]));
+            UNROLL for (int c = 0; c < 4; c++)
+                _mm_storeu_si128((__m128i*)(to + c * apart), _mm512_castsi512_si128(x[c]));
         }
     }
 }
@@ -511,7 +512,7 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
     store_columns<B>(call.dq + at, sums, scale, task.stride, n, width);
 }
 
-// Gradients of rows q_begin:q_end of the queries, or of k_begin:k_end of the keys and values, or of both if those are all.
+// Gradients of rows q_begin:q_end of the queries, or of k_begin:k_end of keys and values, or of both if those are all.
 bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
                    bool queries, bool keys) {
     const int64_t count = k_end - k_begin, size = padded(count);

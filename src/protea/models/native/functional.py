@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.models.native import library
+from protea.models.native import compiled
 from protea.packing import CuSeqlens
 
 
@@ -28,9 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens,
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: D102  autograd's
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float) -> Tensor:
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
@@ -41,7 +39,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102  autograd's
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         tensors = (q, k, v, out, lse, dout.contiguous(), dq, dk, dv)
@@ -50,7 +48,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _call(name: str, tensors: tuple[Tensor, ...], cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float) -> None:
-    loaded = library()
+    loaded = compiled()
     assert loaded is not None, "native attention called without being enabled"
     q, k = tensors[:2]
     offsets_q, offsets_k = cu_q.host_offsets, cu_k.host_offsets
