@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
+from protea.models import native
 from protea.packing import CuSeqlens
 
 Probabilities = list[Tensor]
@@ -69,6 +70,7 @@ class Kernel:
         dropout: can drop attention probabilities.
         probabilities: can return them.
         gradients: can be differentiated.
+        inference: serves calls without gradients too.
         available: whether this machine has what the kernel needs.
     """
 
@@ -81,6 +83,7 @@ class Kernel:
     dropout: bool = False
     probabilities: bool = False
     gradients: bool = False
+    inference: bool = True
     available: Callable[[torch.device], bool] = lambda device: True
 
     def supports(self, q: Tensor, *, bias: bool, dropout: bool, probabilities: bool, gradients: bool) -> bool:
@@ -92,7 +95,7 @@ class Kernel:
             and (self.bias or not bias)
             and (self.dropout or not dropout)
             and (self.probabilities or not probabilities)
-            and (self.gradients or not gradients)
+            and (self.gradients if gradients else self.inference)
             and self.available(q.device)
         )
 
@@ -132,12 +135,16 @@ def pick_kernel(
     q: Tensor, k: Tensor, v: Tensor, *, bias: bool = False, dropout: bool = False, probabilities: bool = False
 ) -> Kernel:
     """The first kernel of ``KERNELS`` that supports the call."""
-    gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    gradients = _needs_gradients(q, k, v)
     return next(
         kernel
         for kernel in KERNELS
         if kernel.supports(q, bias=bias, dropout=dropout, probabilities=probabilities, gradients=gradients)
     )
+
+
+def _needs_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def _spans(cu_q: CuSeqlens, cu_k: CuSeqlens) -> Iterator[tuple[slice, slice]]:
@@ -199,10 +206,15 @@ def _sdpa(
     return_probs: bool,
 ) -> tuple[Tensor, Probabilities | None]:
     """PyTorch's scaled dot product attention, one call for each run of equal lengths."""
-    outputs = [
-        _fused(q[rows_q], k[rows_k], v[rows_k], n, scale, bias, dropout) for rows_q, rows_k, n in _runs(cu_q, cu_k)
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and q.device.type == "cpu" and _needs_gradients(q, k, v):
+        q, k, v = q.float(), k.float(), v.float()  # whose backward pass takes a quarter of bfloat16's
+    runs = _runs(cu_q, cu_k)
+    # Split, not sliced: the gradient of a slice is a tensor as long as the pack, for every sequence.
+    queries = torch.split(q, [rows_q.stop - rows_q.start for rows_q, _, _ in runs])
+    keys, values = (torch.split(x, [rows_k.stop - rows_k.start for _, rows_k, _ in runs]) for x in (k, v))
+    outputs = [_fused(queries[i], keys[i], values[i], n, scale, bias, dropout) for i, (_, _, n) in enumerate(runs)]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype), None
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, n: int, scale: float, bias: Tensor | None, dropout: float) -> Tensor:
@@ -325,6 +337,23 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
+def _native(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None,
+    dropout: float,
+    return_probs: bool,
+) -> tuple[Tensor, Probabilities | None]:
+    """The compiled kernel, where it was asked for."""
+    from protea.models.native.functional import attention
+
+    return attention(q, k, v, cu_q, cu_k, scale), None
+
+
 @cache
 def _has_flash(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -341,11 +370,21 @@ VARLEN: Final = Kernel(
     gradients=True,
     available=_has_flash,
 )
+NATIVE: Final = Kernel(
+    "native",
+    _native,
+    device="cpu",
+    dtypes=frozenset({torch.bfloat16}),
+    head_widths=range(8, 129, 8),
+    gradients=True,
+    inference=False,
+    available=lambda device: native.compiled() is not None,
+)
 PRODUCT: Final = Kernel(
     "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=native_bfloat16
 )
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, probabilities=True, gradients=True)
 
-KERNELS: Final = (VARLEN, PRODUCT, SDPA, REFERENCE)
+KERNELS: Final = (VARLEN, NATIVE, PRODUCT, SDPA, REFERENCE)
 """In order of preference; the last supports everything."""

@@ -1,0 +1,41 @@
+"""Attention for training on CPUs, in C++, compiled where it runs; off until asked for.
+
+PyTorch's attention gains nothing from a CPU's bfloat16 instructions and loses in the backward pass. The kernel here
+uses them, where there is a C++ compiler and a processor with AVX-512 BF16. ``protea.models.attention`` picks it for
+calls that need gradients once ``enable`` has succeeded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from protea.models.native.library import UnavailableError, load
+
+__all__ = ["compiled", "disable", "enable"]
+
+_library: ctypes.CDLL | None = None
+
+
+def enable() -> str | None:
+    """Compile the kernel, unless it lies compiled in the user's cache, and have attention use it for training.
+
+    Returns:
+        ``None``, or in one line why the kernel cannot be had here.
+    """
+    global _library  # noqa: PLW0603  one switch for the process
+    try:
+        _library = _library or load()
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def disable() -> None:
+    """Have attention choose as if ``enable`` had never been called."""
+    global _library  # noqa: PLW0603
+    _library = None
+
+
+def compiled() -> ctypes.CDLL | None:
+    """The compiled functions, if enabled."""
+    return _library

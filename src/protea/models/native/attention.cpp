@@ -1,0 +1,630 @@
+// Attention within the sequences of a packed batch, forward and backward, in bfloat16, for AVX-512 BF16.
+//
+// Queries lie across the 16 lanes of a vector, so that softmax works lane by lane and scores never cross lanes:
+// scores are held transposed, a vector for each key and block of 16 queries. One instruction multiplies pairs of
+// bfloat16 and adds both products to a float32, hence the "pairs" below: neighbours along what is summed, in 32 bits.
+//
+// Scores, softmax, log-sum-exp and all sums are float32; probabilities and their gradients are rounded to bfloat16
+// only as factors of the next product. A row of every result is computed by one thread, in an order given by its
+// sequence's length alone: the bits depend neither on threads nor on what else is in the pack. The softmax in blocks
+// is that of FlashAttention (Dao et al. 2022), the backward pass that of its second version (Dao 2023).
+//
+// Shapes: T tokens of all sequences, H heads, K head width (a multiple of 8), L tokens of one sequence.
+// No libraries, not even C++'s: memory comes from malloc, threads from the OpenMP that the caller already runs.
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+using bf16 = uint16_t;
+using pair = uint32_t;  // two bfloat16, the first in the low half
+
+constexpr int LANES = 16;
+constexpr int KEY_TILE = 8;        // keys are padded to a multiple of this with zeros
+constexpr int FORWARD_KEYS = 128;  // keys whose scores are held at once: 16 KB, half of a first-level cache
+constexpr int BACKWARD_KEYS = 64;
+constexpr int FETCHED_ROWS = 16;              // ahead of those being read
+constexpr int TASK_ROWS = 256;                // rows of one task where a sequence is split among threads
+constexpr size_t KEPT_BYTES = size_t(8) << 20;  // of scratch memory a thread keeps from call to call
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t padded(int64_t n) { return (n + KEY_TILE - 1) / KEY_TILE * KEY_TILE; }
+inline __m512bh as_pairs(__m512i x) { return (__m512bh)x; }
+inline __m512bh load_pairs(const pair* p) { return as_pairs(_mm512_loadu_si512(p)); }
+inline __m512bh repeat(pair x) { return as_pairs(_mm512_set1_epi32(int(x))); }
+
+// 2^x to 2e-7, by a minimax polynomial on [0, 1) and an exact scaling; 2^-inf is 0 and NaN stays NaN.
+inline __m512 exp2(__m512 x) {
+    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+    __m512 y = _mm512_set1_ps(0.001877576345577836f);
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.00898934155702591f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.05582631751894951f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.24015361070632935f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.6931530833244324f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.9999999403953552f));
+    return _mm512_scalef_ps(y, x);
+}
+
+// Scratch memory of a thread: fresh pages for every call would cost more than what is computed in them.
+struct Scratch {
+    char* data;
+    size_t size, used;
+};
+thread_local Scratch scratch;
+
+bool reserve(size_t bytes) {
+    scratch.used = 0;
+    if (scratch.size >= bytes) return true;
+    free(scratch.data);
+    scratch.data = static_cast<char*>(aligned_alloc(64, bytes));
+    scratch.size = scratch.data ? bytes : 0;
+    return scratch.data != nullptr;
+}
+
+void give_back() {
+    if (scratch.size <= KEPT_BYTES) return;
+    free(scratch.data);
+    scratch = {};
+}
+
+constexpr size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class Item>
+Item* take(size_t items) {
+    Item* taken = reinterpret_cast<Item*>(scratch.data + scratch.used);
+    scratch.used += rounded(items * sizeof(Item));
+    return taken;
+}
+
+// ---- Rearranging ----
+
+// Rows of one head lie far apart: no processor guesses where the next one is.
+inline void fetch(const bf16* row, int width) {
+    for (int d = 0; d < width; d += 32) _mm_prefetch((const char*)(row + d), _MM_HINT_T0);
+    _mm_prefetch((const char*)(row + width - 1), _MM_HINT_T0);
+}
+
+// 4 columns of 4 rows within each 128 bits: vectors of rows to vectors of columns, and back.
+inline void transpose(__m512i (&x)[4]) {
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c), x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d), x[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+inline __m128i load_8(const bf16* from, bool there) {
+    return there ? _mm_loadu_si128((const __m128i*)from) : _mm_setzero_si128();
+}
+
+// [n, K] to pairs of neighbouring columns, four rows side by side: [size / 4, K / 2, 4], the fours `apart` in memory.
+// The last row fills up the rest: its scores change no maximum, and no exponential overflows that did not anyway.
+void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
+    for (int64_t row = 0; row < size; row += 4) {
+        const bf16* at[4];
+        UNROLL for (int i = 0; i < 4; i++) {
+            at[i] = from + least(row + i, n - 1) * stride;
+            fetch(from + least(row + i + FETCHED_ROWS, n - 1) * stride, width);
+        }
+        for (int d = 0; d < width; d += 8, to += 4 * apart) {
+            __m512i x[4];
+            UNROLL for (int i = 0; i < 4; i++) x[i] = _mm512_castsi128_si512(load_8(at[i] + d, true));
+            transpose(x);
+            UNROLL for (int c = 0; c < 4; c++)
+                _mm_storeu_si128((__m128i*)(to + c * apart), _mm512_castsi512_si128(x[c]));
+        }
+    }
+}
+
+// [n, K] to pairs of neighbouring rows, [size / 2, K].
+void pair_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
+    for (int64_t row = 0; row < size; row += 2, to += width) {
+        fetch(from + least(row + FETCHED_ROWS, n - 1) * stride, width);
+        fetch(from + least(row + 1 + FETCHED_ROWS, n - 1) * stride, width);
+        for (int d = 0; d < width; d += 8) {
+            __m256i low = _mm256_setzero_si256(), high = low;
+            if (row < n) low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + row * stride + d)));
+            if (row + 1 < n)
+                high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + (row + 1) * stride + d)));
+            _mm256_storeu_si256((__m256i*)(to + d), _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
+        }
+    }
+}
+
+// [n, K] to pairs of neighbouring columns with rows across lanes, [K / 2, B * 16].
+template <int B>
+void pair_columns(pair* to, const bf16* from, int64_t stride, int n, int width) {
+    for (int row = 0; row < n; row++) fetch(from + row * stride, width);
+    for (int b = 0; b < B; b++, from += LANES * stride, n -= LANES) {
+        for (int d = 0; d < width; d += 8) {
+            __m512i x[4];
+            UNROLL for (int i = 0; i < 4; i++) {
+                x[i] = _mm512_castsi128_si512(load_8(from + i * stride + d, i < n));
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 4) * stride + d, i + 4 < n), 1);
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 8) * stride + d, i + 8 < n), 2);
+                x[i] = _mm512_inserti32x4(x[i], load_8(from + (i + 12) * stride + d, i + 12 < n), 3);
+            }
+            transpose(x);
+            UNROLL for (int c = 0; c < 4; c++) _mm512_store_si512(to + ((d / 2 + c) * B + b) * LANES, x[c]);
+        }
+    }
+}
+
+// Sums [K, B * 16] times a factor a lane, rounded, to rows [n, K].
+template <int B>
+void store_columns(bf16* to, const float* sums, const __m512 (&factor)[B], int64_t stride, int n, int width) {
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    UNROLL for (int b = 0; b < B; b++, to += LANES * stride, n -= LANES) {
+        for (int d = 0; d < width; d += 8) {
+            __m512i x[4];
+            UNROLL for (int c = 0; c < 4; c++) {
+                const float* at = sums + ((d + 2 * c) * B + b) * LANES;
+                const __m512 low = _mm512_mul_ps(_mm512_load_ps(at), factor[b]);
+                const __m512 high = _mm512_mul_ps(_mm512_load_ps(at + B * LANES), factor[b]);
+                x[c] = _mm512_permutexvar_epi16(interleave, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            }
+            transpose(x);
+            alignas(64) __m128i rows[LANES];
+            UNROLL for (int i = 0; i < 4; i++) _mm512_store_si512(rows + 4 * i, x[i]);
+            for (int i = 0; i < LANES && i < n; i++)
+                _mm_storeu_si128((__m128i*)(to + i * stride + d), rows[i % 4 * 4 + i / 4]);
+        }
+    }
+}
+
+// Sums [n, K] times a factor, rounded, to rows with a stride.
+void store_rows(bf16* to, const float* sums, float factor, int64_t stride, int64_t n, int width) {
+    for (int64_t row = 0; row < n; row++)
+        for (int d = 0; d < width; d += 8) {
+            const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(sums + row * width + d), _mm256_set1_ps(factor));
+            _mm_storeu_si128((__m128i*)(to + row * stride + d), (__m128i)_mm256_cvtneps_pbh(x));
+        }
+}
+
+// ---- Products ----
+
+// 8 keys times B * 16 queries: x [K / 2, B * 16] and four_rows [2, K / 2, 4], pairs of columns both.
+template <int B>
+inline void dot(__m512 (&out)[KEY_TILE][B], const pair* x, const pair* rows, int half) {
+    UNROLL for (int t = 0; t < KEY_TILE; t++) UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_setzero_ps();
+    const pair* more = rows + 4 * half;
+    for (int d = 0; d < half; d++, x += B * LANES, rows += 4, more += 4) {
+        __m512bh columns[B];
+        UNROLL for (int b = 0; b < B; b++) columns[b] = load_pairs(x + b * LANES);
+        UNROLL for (int t = 0; t < KEY_TILE; t++) {
+            const __m512bh key = repeat(t < 4 ? rows[t] : more[t - 4]);
+            UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_dpbf16_ps(out[t][b], columns[b], key);
+        }
+    }
+}
+
+// Likewise 4 keys and values: x and y [K / 2, B * 16], keys and values side by side in rows [K / 2, 2, 4].
+template <int B>
+inline void dot_twice(__m512 (&s)[4][B], __m512 (&t)[4][B], const pair* x, const pair* y, const pair* rows, int half) {
+    UNROLL for (int i = 0; i < 4; i++) UNROLL for (int b = 0; b < B; b++) s[i][b] = t[i][b] = _mm512_setzero_ps();
+    for (int d = 0; d < half; d++, x += B * LANES, y += B * LANES, rows += 8) {
+        __m512bh first[B], second[B];
+        UNROLL for (int b = 0; b < B; b++) first[b] = load_pairs(x + b * LANES), second[b] = load_pairs(y + b * LANES);
+        UNROLL for (int i = 0; i < 4; i++) {
+            const __m512bh key = repeat(rows[i]), value = repeat(rows[4 + i]);
+            UNROLL for (int b = 0; b < B; b++) {
+                s[i][b] = _mm512_dpbf16_ps(s[i][b], first[b], key);
+                t[i][b] = _mm512_dpbf16_ps(t[i][b], second[b], value);
+            }
+        }
+    }
+}
+
+// sums [K, B * 16] += x [n, B * 16] times rows [n, K], pairs of keys both: sums over keys.
+template <int B>
+inline void add_over_keys(float* sums, const pair* x, const pair* rows, int n, int width) {
+    for (int d = 0; d < width; d += 8) {
+        __m512 sum[8][B];
+        UNROLL for (int t = 0; t < 8; t++)
+            UNROLL for (int b = 0; b < B; b++) sum[t][b] = _mm512_loadu_ps(sums + ((d + t) * B + b) * LANES);
+        for (int j = 0; j < n; j++) {
+            __m512bh weights[B];
+            UNROLL for (int b = 0; b < B; b++) weights[b] = load_pairs(x + (j * B + b) * LANES);
+            UNROLL for (int t = 0; t < 8; t++) {
+                const __m512bh value = repeat(rows[j * width + d + t]);
+                UNROLL for (int b = 0; b < B; b++) sum[t][b] = _mm512_dpbf16_ps(sum[t][b], weights[b], value);
+            }
+        }
+        UNROLL for (int t = 0; t < 8; t++)
+            UNROLL for (int b = 0; b < B; b++) _mm512_storeu_ps(sums + ((d + t) * B + b) * LANES, sum[t][b]);
+    }
+}
+
+// C vectors of 16 columns and, with R, 8 columns more, of what add_over_queries adds.
+template <int B, int C, int R>
+inline void add_over_queries_at(float* sums, const pair* x, const pair* rows, int keys, int width) {
+    for (int j = 0; j < keys; j += KEY_TILE) {
+        __m512 sum[KEY_TILE][C + 1];
+        __m256 rest[KEY_TILE];
+        UNROLL for (int t = 0; t < KEY_TILE; t++) {
+            UNROLL for (int c = 0; c < C; c++) sum[t][c] = _mm512_loadu_ps(sums + (j + t) * width + c * LANES);
+            if (R) rest[t] = _mm256_loadu_ps(sums + (j + t) * width + C * LANES);
+        }
+        for (int i = 0; i < B * LANES / 2; i++) {
+            __m512bh columns[C + 1];
+            __m256bh last;
+            UNROLL for (int c = 0; c < C; c++) columns[c] = load_pairs(rows + i * width + c * LANES);
+            if (R) last = (__m256bh)_mm256_loadu_si256((const __m256i*)(rows + i * width + C * LANES));
+            UNROLL for (int t = 0; t < KEY_TILE; t++) {
+                const __m512bh weight = repeat(x[(j + t) * B * LANES / 2 + i]);
+                UNROLL for (int c = 0; c < C; c++) sum[t][c] = _mm512_dpbf16_ps(sum[t][c], columns[c], weight);
+                if (R) rest[t] = _mm256_dpbf16_ps(rest[t], last, (__m256bh)_mm512_castsi512_si256((__m512i)weight));
+            }
+        }
+        UNROLL for (int t = 0; t < KEY_TILE; t++) {
+            UNROLL for (int c = 0; c < C; c++) _mm512_storeu_ps(sums + (j + t) * width + c * LANES, sum[t][c]);
+            if (R) _mm256_storeu_ps(sums + (j + t) * width + C * LANES, rest[t]);
+        }
+    }
+}
+
+// sums [keys, K] += x [keys, B * 8] times rows [B * 8, K], pairs of queries both: sums over queries.
+template <int B>
+inline void add_over_queries(float* sums, const pair* x, const pair* rows, int keys, int width) {
+    int d = 0;
+    for (; d + 32 <= width; d += 32) add_over_queries_at<B, 2, 0>(sums + d, x, rows + d, keys, width);
+    switch (width - d) {
+        case 24: return add_over_queries_at<B, 1, 1>(sums + d, x, rows + d, keys, width);
+        case 16: return add_over_queries_at<B, 1, 0>(sums + d, x, rows + d, keys, width);
+        case 8: return add_over_queries_at<B, 0, 1>(sums + d, x, rows + d, keys, width);
+        default: return;
+    }
+}
+
+// Rows j and j + 1 of B * 16 lanes, rounded: as they are into `rows` (unless null), as pairs of keys into `pairs`.
+template <int B>
+inline void store_pair_of_keys(pair* rows, pair* pairs, const __m512 (&even)[B], const __m512 (&odd)[B]) {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    if constexpr (B == 2) {
+        const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(even[1], even[0]);
+        const __m512i second = (__m512i)_mm512_cvtne2ps_pbh(odd[1], odd[0]);
+        if (rows) {
+            _mm512_storeu_si512(rows, first);
+            _mm512_storeu_si512(rows + LANES, second);
+        }
+        if (pairs) {
+            const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(LANES));
+            _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(first, low, second));
+            _mm512_storeu_si512(pairs + LANES, _mm512_permutex2var_epi16(first, high, second));
+        }
+    } else {
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd[0], even[0]);
+        if (rows) _mm512_storeu_si512(rows, both);
+        if (pairs)
+            _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(both, low, _mm512_alignr_epi64(both, both, 4)));
+    }
+}
+
+// ---- Work ----
+
+struct Call {
+    const bf16 *q, *k, *v;
+    bf16* out;   // forward writes it, backward reads it
+    float* lse;  // [H, Tq], logarithms to base 2
+    const bf16* dout;
+    bf16 *dq, *dk, *dv;
+    const int32_t *cu_q, *cu_k, *order;  // order: sequences, longest first
+    int64_t sequences, heads;
+    int width;
+    float scale;  // of scores
+    int threads;
+    int64_t all_scores = 0;  // of one head, in all sequences
+    int64_t next = 0;        // task, taken by whichever thread is free
+    int failed = 0;
+
+    int64_t scores(int64_t b) const { return int64_t(cu_q[b + 1] - cu_q[b]) * (cu_k[b + 1] - cu_k[b]); }
+};
+
+struct Task {
+    int64_t q0, lq, k0, lk, head;
+    int64_t stride, offset_q, offset_k;
+
+    Task(const Call& call, int64_t b, int64_t h) : head(h) {
+        q0 = call.cu_q[b], lq = call.cu_q[b + 1] - q0;
+        k0 = call.cu_k[b], lk = call.cu_k[b + 1] - k0;
+        stride = call.heads * call.width;
+        offset_q = q0 * stride + head * call.width;
+        offset_k = k0 * stride + head * call.width;
+    }
+};
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+inline float* lse_of(const Call& call, const Task& task, int64_t row) {
+    return call.lse + task.head * call.cu_q[call.sequences] + task.q0 + row;
+}
+
+// Flips signs so that the factor on scores is positive, which lets the largest score be found before scaling.
+void negate(pair* x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] ^= 0x80008000u;
+}
+
+// ---- Forward ----
+
+template <int B>
+void forward_block(const Call& call, const Task& task, int64_t row, int n, const pair* keys, const pair* values) {
+    const int width = call.width, half = width / 2;
+    const __m512 factor = _mm512_set1_ps(fabsf(call.scale) * LOG2_E);
+    alignas(64) float scores[FORWARD_KEYS * B * LANES];
+    alignas(64) pair weights[FORWARD_KEYS / 2 * B * LANES];
+    alignas(64) pair q[64 * B * LANES];
+    alignas(64) float sums[128 * B * LANES];
+    pair_columns<B>(q, call.q + task.offset_q + row * task.stride, task.stride, n, width);
+    if (call.scale < 0) negate(q, half * B * LANES);
+    memset(sums, 0, sizeof(float) * width * B * LANES);
+
+    __m512 largest[B], total[B];
+    UNROLL for (int b = 0; b < B; b++) largest[b] = _mm512_set1_ps(-INFINITY), total[b] = _mm512_setzero_ps();
+    for (int64_t first = 0; first < task.lk; first += FORWARD_KEYS) {
+        const int count = int(least(FORWARD_KEYS, task.lk - first));
+        __m512 before[B];
+        UNROLL for (int b = 0; b < B; b++) before[b] = largest[b];
+        for (int j = 0; j < count; j += KEY_TILE) {
+            __m512 tile[KEY_TILE][B];
+            dot<B>(tile, q, keys + (first + j) * half, half);
+            UNROLL for (int t = 0; t < KEY_TILE; t++) {
+                UNROLL for (int b = 0; b < B; b++) {
+                    _mm512_store_ps(scores + ((j + t) * B + b) * LANES, tile[t][b]);
+                    largest[b] = _mm512_max_ps(largest[b], tile[t][b]);
+                }
+            }
+        }
+        __m512 shift[B];
+        UNROLL for (int b = 0; b < B; b++) {
+            shift[b] = _mm512_mul_ps(largest[b], factor);
+            if (first == 0) continue;
+            const __m512 rescale = exp2(_mm512_fmsub_ps(before[b], factor, shift[b]));
+            total[b] = _mm512_mul_ps(total[b], rescale);
+            for (int d = 0; d < width; d++) {
+                float* at = sums + (d * B + b) * LANES;
+                _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), rescale));
+            }
+        }
+        for (int j = 0; j < count; j += 2) {
+            __m512 even[B], odd[B];
+            UNROLL for (int b = 0; b < B; b++) {
+                const float* at = scores + (j * B + b) * LANES;
+                even[b] = exp2(_mm512_fmsub_ps(_mm512_load_ps(at), factor, shift[b]));
+                odd[b] = exp2(_mm512_fmsub_ps(_mm512_load_ps(at + B * LANES), factor, shift[b]));
+            }
+            if (j + 1 == count) UNROLL for (int b = 0; b < B; b++) odd[b] = _mm512_setzero_ps();
+            UNROLL for (int b = 0; b < B; b++) total[b] = _mm512_add_ps(total[b], _mm512_add_ps(even[b], odd[b]));
+            store_pair_of_keys<B>(nullptr, weights + j / 2 * B * LANES, even, odd);
+        }
+        add_over_keys<B>(sums, weights, values + first / 2 * width, (count + 1) / 2, width);
+    }
+
+    __m512 inverse[B];
+    for (int b = 0; b < B; b++) {
+        inverse[b] = _mm512_div_ps(_mm512_set1_ps(1.0f), total[b]);
+        alignas(64) float totals[LANES], shifts[LANES];
+        _mm512_store_ps(totals, total[b]);
+        _mm512_store_ps(shifts, _mm512_mul_ps(largest[b], factor));
+        float* lse = lse_of(call, task, row + b * LANES);
+        for (int i = 0; i < LANES && b * LANES + i < n; i++) lse[i] = shifts[i] + log2f(totals[i]);
+    }
+    store_columns<B>(call.out + task.offset_q + row * task.stride, sums, inverse, task.stride, n, width);
+}
+
+bool forward_task(const Call& call, const Task& task, int64_t begin, int64_t end) {
+    const int64_t size = padded(task.lk);
+    const int width = call.width, half = width / 2;
+    if (!reserve(2 * rounded(size * half * sizeof(pair)))) return false;
+    pair *keys = take<pair>(size * half), *values = take<pair>(size * half);
+    four_rows(keys, 4, call.k + task.offset_k, task.stride, task.lk, size, width);
+    pair_rows(values, call.v + task.offset_k, task.stride, task.lk, size, width);
+    for (int64_t row = begin; row < end; row += 2 * LANES) {
+        const int n = int(least(2 * LANES, end - row));
+        if (n > LANES)
+            forward_block<2>(call, task, row, n, keys, values);
+        else
+            forward_block<1>(call, task, row, n, keys, values);
+    }
+    return true;
+}
+
+// ---- Backward ----
+
+struct Gathered {  // what a range of keys needs, and collects
+    int64_t count;
+    const pair* rows;   // of keys and values, [size / 4, K / 2, 2, 4], pairs of columns
+    const pair* pairs;  // of keys, [size / 2, K], or null: no gradient of queries
+    float *dk, *dv;     // [size, K] sums, or null
+};
+
+// Sum over K of out * dout, negated, for B * 16 rows.
+template <int B>
+void minus_deltas(float* to, const bf16* out, const bf16* dout, int64_t stride, int n, int width) {
+    for (int row = 0; row < B * LANES; row++) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int d = 0; row < n && d < width; d += 8) {
+            const __m128i x = _mm_loadu_si128((const __m128i*)(out + row * stride + d));
+            const __m128i y = _mm_loadu_si128((const __m128i*)(dout + row * stride + d));
+            sum = _mm256_fmadd_ps((__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16),
+                                  (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(y), 16), sum);
+        }
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        to[row] = -_mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
+}
+
+template <int B>
+void backward_block(const Call& call, const Task& task, int64_t row, int n, const Gathered& part) {
+    constexpr int TILE = 4;  // two products at once: 16 sums of B * 16 queries fit the registers
+    const int width = call.width, half = width / 2;
+    const __m512 factor = _mm512_set1_ps(call.scale * LOG2_E);
+    alignas(64) pair q[64 * B * LANES], dout[64 * B * LANES];
+    alignas(64) pair q_pairs[B * LANES / 2 * 128], dout_pairs[B * LANES / 2 * 128];
+    alignas(64) pair weights[BACKWARD_KEYS * B * LANES / 2], slopes[BACKWARD_KEYS * B * LANES / 2];
+    alignas(64) pair slope_pairs[BACKWARD_KEYS / 2 * B * LANES];
+    alignas(64) float sums[128 * B * LANES], deltas[B * LANES], lses[B * LANES] = {};
+    const int64_t at = task.offset_q + row * task.stride;
+    pair_columns<B>(q, call.q + at, task.stride, n, width);
+    pair_columns<B>(dout, call.dout + at, task.stride, n, width);
+    if (part.dk) {
+        pair_rows(q_pairs, call.q + at, task.stride, n, B * LANES, width);
+        pair_rows(dout_pairs, call.dout + at, task.stride, n, B * LANES, width);
+    }
+    minus_deltas<B>(deltas, call.out + at, call.dout + at, task.stride, n, width);
+    memcpy(lses, lse_of(call, task, row), n * sizeof(float));
+    memset(sums, 0, sizeof(float) * width * B * LANES);
+
+    for (int64_t first = 0; first < part.count; first += BACKWARD_KEYS) {
+        const int count = int(least(BACKWARD_KEYS, part.count - first)), size = int(padded(count));
+        for (int j = 0; j < size; j += TILE) {
+            __m512 p[TILE][B], ds[TILE][B];
+            dot_twice<B>(p, ds, q, dout, part.rows + (first + j) * width, half);
+            UNROLL for (int t = 0; t < TILE; t++) {
+                UNROLL for (int b = 0; b < B; b++) {
+                    p[t][b] = exp2(_mm512_fmsub_ps(p[t][b], factor, _mm512_load_ps(lses + b * LANES)));
+                    ds[t][b] = _mm512_mul_ps(p[t][b], _mm512_add_ps(ds[t][b], _mm512_load_ps(deltas + b * LANES)));
+                }
+            }
+            UNROLL for (int t = 0; t < TILE; t += 2) {
+                pair* rows = slopes + (j + t) * B * LANES / 2;
+                store_pair_of_keys<B>(weights + (j + t) * B * LANES / 2, nullptr, p[t], p[t + 1]);
+                store_pair_of_keys<B>(rows, slope_pairs + (j + t) / 2 * B * LANES, ds[t], ds[t + 1]);
+            }
+        }
+        if (part.dk) {
+            add_over_queries<B>(part.dv + first * width, weights, dout_pairs, size, width);
+            add_over_queries<B>(part.dk + first * width, slopes, q_pairs, size, width);
+        }
+        if (part.pairs) add_over_keys<B>(sums, slope_pairs, part.pairs + first / 2 * width, (count + 1) / 2, width);
+    }
+    if (!part.pairs) return;
+    __m512 scale[B];
+    UNROLL for (int b = 0; b < B; b++) scale[b] = _mm512_set1_ps(call.scale);
+    store_columns<B>(call.dq + at, sums, scale, task.stride, n, width);
+}
+
+// Gradients of rows q_begin:q_end of the queries, or of k_begin:k_end of keys and values, or of both if those are all.
+bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
+                   bool queries, bool keys) {
+    const int64_t count = k_end - k_begin, size = padded(count);
+    const int width = call.width, half = width / 2;
+    if (!reserve(3 * rounded(size * half * sizeof(pair)) + 2 * rounded(size * width * sizeof(float)))) return false;
+    const int64_t offset = task.offset_k + k_begin * task.stride;
+    pair *rows = take<pair>(size * width), *pairs = take<pair>(size * half);
+    four_rows(rows, 8, call.k + offset, task.stride, count, size, width);
+    four_rows(rows + 4, 8, call.v + offset, task.stride, count, size, width);
+    if (queries) pair_rows(pairs, call.k + offset, task.stride, count, size, width);
+    Gathered part{count, rows, queries ? pairs : nullptr, nullptr, nullptr};
+    if (keys) {
+        part.dk = take<float>(size * width);
+        part.dv = take<float>(size * width);
+        memset(part.dk, 0, size * width * sizeof(float));
+        memset(part.dv, 0, size * width * sizeof(float));
+    }
+    for (int64_t row = q_begin; row < q_end; row += 2 * LANES) {
+        const int n = int(least(2 * LANES, q_end - row));
+        if (n > LANES)
+            backward_block<2>(call, task, row, n, part);
+        else
+            backward_block<1>(call, task, row, n, part);
+    }
+    if (keys) {
+        store_rows(call.dk + offset, part.dk, call.scale, task.stride, count, width);
+        store_rows(call.dv + offset, part.dv, 1.0f, task.stride, count, width);
+    }
+    return true;
+}
+
+// ---- Threads ----
+
+int64_t pieces(int64_t rows) { return (rows + TASK_ROWS - 1) / TASK_ROWS; }
+
+// Runs do_task(b, head, piece) for all; pieces_of(b) is how many pieces each head of a sequence has.
+template <class Pieces, class Do>
+void share(Call& call, Pieces pieces_of, Do do_task) {
+    int64_t task = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED), first = 0;
+    for (int64_t i = 0; i < call.sequences; i++) {
+        const int64_t b = call.order[i], each = pieces_of(b), last = first + each * call.heads;
+        for (; task < last; task = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED))
+            if (!do_task(b, (task - first) / each, (task - first) % each))
+                __atomic_store_n(&call.failed, 1, __ATOMIC_RELAXED);
+        first = last;
+    }
+    give_back();
+}
+
+void forward_thread(void* data) {
+    Call& call = *static_cast<Call*>(data);
+    share(
+        call, [&](int64_t b) { return pieces(call.cu_q[b + 1] - call.cu_q[b]); },
+        [&](int64_t b, int64_t head, int64_t piece) {
+            const Task task(call, b, head);
+            return forward_task(call, task, piece * TASK_ROWS, least(task.lq, (piece + 1) * TASK_ROWS));
+        });
+}
+
+// Whether a head of a sequence is so much of the work that threads would wait for it.
+// Its gradients are then computed in pieces, those of queries apart from those of keys: 7 products instead of 5.
+bool is_split(const Call& call, int64_t b) {
+    const int64_t own = call.scores(b);
+    return call.threads > 1 && own > TASK_ROWS * TASK_ROWS && 2 * own * call.threads > call.all_scores * call.heads;
+}
+
+void backward_thread(void* data) {
+    Call& call = *static_cast<Call*>(data);
+    share(
+        call,
+        [&](int64_t b) {
+            const int64_t lq = call.cu_q[b + 1] - call.cu_q[b], lk = call.cu_k[b + 1] - call.cu_k[b];
+            return is_split(call, b) ? pieces(lq) + pieces(lk) : 1;
+        },
+        [&](int64_t b, int64_t head, int64_t piece) {
+            const Task task(call, b, head);
+            if (!is_split(call, b)) return backward_task(call, task, 0, task.lq, 0, task.lk, true, true);
+            if (piece < pieces(task.lq))
+                return backward_task(call, task, piece * TASK_ROWS, least(task.lq, (piece + 1) * TASK_ROWS), 0, task.lk,
+                                     true, false);
+            piece -= pieces(task.lq);
+            return backward_task(call, task, 0, task.lq, piece * TASK_ROWS, least(task.lk, (piece + 1) * TASK_ROWS),
+                                 false, true);
+        });
+}
+
+}  // namespace
+
+// GOMP_parallel, which every OpenMP runtime exports: runs a function in so many threads.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+extern "C" {
+
+// q, out [Tq, H, K], k, v [Tk, H, K], lse [H, Tq]; 0, or 1 if memory ran out.
+int protea_attention_forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const int32_t* cu_q,
+                             const int32_t* cu_k, const int32_t* order, int64_t sequences, int64_t heads, int64_t width,
+                             float scale, int threads, Parallel parallel) {
+    Call call{q,    k,     v,         out,   lse,        nullptr, nullptr, nullptr, nullptr, cu_q,
+              cu_k, order, sequences, heads, int(width), scale,   threads};
+    parallel(forward_thread, &call, unsigned(threads), 0);
+    return call.failed;
+}
+
+// Likewise, with the gradient dout of out, to the gradients dq, dk, dv.
+int protea_attention_backward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const bf16* dout,
+                              bf16* dq, bf16* dk, bf16* dv, const int32_t* cu_q, const int32_t* cu_k,
+                              const int32_t* order, int64_t sequences, int64_t heads, int64_t width, float scale,
+                              int threads, Parallel parallel) {
+    Call call{q,    k,     v,         out,   lse,        dout,  dq,     dk, dv, cu_q,
+              cu_k, order, sequences, heads, int(width), scale, threads};
+    for (int64_t b = 0; b < sequences; b++) call.all_scores += call.scores(b);
+    parallel(backward_thread, &call, unsigned(threads), 0);
+    return call.failed;
+}
+}
