@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.errors import DeviceError
-from protea.models import build, initial_value
+from protea.models import build, initial_value, native
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2
 from protea.train.recipe import Recipe
@@ -87,11 +87,14 @@ class Precision:
 
 
 def apply(model: Encoder, recipe: Recipe, watcher: Watcher) -> None:
-    """Compile and recompute, as a recipe asks for; the model's parameters and their names stay.
+    """Compile and recompute, as a recipe asks for, and have the fastest attention; parameters and their names stay.
 
     Raises:
         DeviceError: there is nothing to compile with.
     """
+    on_cpu = model.word_embeddings.weight.device.type == "cpu"
+    if on_cpu and recipe.run.precision == "bf16-mixed" and (reason := native.enable()) is not None:
+        watcher.note(f"attention runs PyTorch's own kernel, which trains several times slower: {reason}")
     if recipe.run.compile:
         compile_layers(model)
     if recipe.run.recompute:
