@@ -26,6 +26,7 @@ from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.device import resolve_device
 from protea.errors import DeviceError, OutputError, UsageError
+from protea.models.inference import return_freed_memory
 from protea.train.estimate import Estimate, check_memory, estimate
 from protea.train.folder import RunFolder
 from protea.train.metrics import Logbook
@@ -162,6 +163,8 @@ def _train(
             suspects.check(wait=logbook.due(step))
             if logbook.due(step):
                 logbook.step(progress, *result, rate)
+                # Packs of ever other lengths leave holes in the heap, which would grow to several times what is used.
+                return_freed_memory()
         suspects.check(wait=True)
         _save_last(checkpoints, trained, progress)
     finally:
