@@ -119,14 +119,14 @@ def _taken_over(found: Saved, trained: Trained, watcher: Watcher) -> Progress:
     values = found.values
     if values["data"] != trained.data:
         raise ResumeError(f"{found.folder}: was trained on other data; give those again, or name a new folder")
-    position = Position(*map(int, values["position"]))
-    if min(position) < 0:
+    epoch, block, pack = map(int, values["position"])
+    if min(epoch, block, pack) < 0:
         raise ValueError("a place before the first")
     threads, now = int(values["threads"]), torch.get_num_threads()
     if threads != now:
         watcher.note(f"began with {threads} threads, now {now}: not the same to the last bit")
     _load(found, trained)
-    return Progress(found.step, position, int(values["tokens"]), found.loss)
+    return Progress(found.step, Position(epoch, block, pack), int(values["tokens"]), found.loss)
 
 
 def _load(saved: Saved, trained: Trained) -> None:
