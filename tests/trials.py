@@ -14,12 +14,13 @@ from typing import Any, Final
 import torch
 import yaml
 
+from protea.checkpoints.describe import sha256
 from protea.data.settings import Settings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, parse
-from protea.train.state import choose
+from protea.train.state import STATE, _seal, choose
 from protea.train.watcher import Watcher
 
 LETTERS: Final = "ACDEFGHIKLMNPQRSTVWY"
@@ -119,6 +120,15 @@ def assert_same(ours: Path, theirs: Path) -> None:
     if any("validation_loss" in line for line in metrics(theirs)):
         best, known = choose(ours, "best"), choose(theirs, "best")
         assert (best.step, best.loss) == (known.step, known.loss)
+
+
+def reseal(checkpoint: Path, **values: Any) -> None:
+    """Make the hashes right again, as somebody who means harm would."""
+    known = json.loads((checkpoint / STATE).read_text())
+    known["files"] = {name: sha256(checkpoint / name) for name in known["files"] if (checkpoint / name).exists()}
+    known |= values
+    known["sha256"] = _seal(known)
+    (checkpoint / STATE).write_text(json.dumps(known))
 
 
 def start(told: Recipe, folder: Path, *options: object) -> subprocess.Popen[str]:

@@ -24,8 +24,8 @@ from protea.errors import CheckpointError, OutputError, ResumeError
 from protea.train.average import average, export
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, Save
-from protea.train.state import STATE, Checkpoints, Saved, _seal, choose, newest_saved, read_saved
-from trials import Witness, assert_same, make_store, metrics, recipe, train
+from protea.train.state import STATE, Checkpoints, Saved, choose, newest_saved, read_saved
+from trials import Witness, assert_same, make_store, metrics, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -235,17 +235,6 @@ def test_export_needs_no_more_than_it_takes(run: tuple[Recipe, Path], tmp_path: 
 
 
 # --- malice ------------------------------------------------------------------------------------------------------
-
-
-def reseal(folder: Path, **values: Any) -> None:
-    """Make the hashes right again, as somebody who means harm would."""
-    from protea.checkpoints.describe import sha256
-
-    known = json.loads((folder / STATE).read_text())
-    known["files"] = {name: sha256(folder / name) for name in known["files"] if (folder / name).exists()}
-    known |= values
-    known["sha256"] = _seal(known)
-    (folder / STATE).write_text(json.dumps(known))
 
 
 LIVE: Final = list(live(Path("/nowhere")))

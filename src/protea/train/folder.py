@@ -108,7 +108,8 @@ def read_shown(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ResumeError(f"{path}: cannot be read: {error}; mend it, or name a new folder") from error
+        why = " ".join(str(error).split())
+        raise ResumeError(f"{path}: cannot be read: {why}; mend it, or name a new folder") from error
     if not isinstance(values, dict):
         raise ResumeError(f"{path}: holds no recipe; mend it, or name a new folder")
     return values
