@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,10 +51,10 @@ def make_store(folder: Path, *, alphabet: str = "esm", seed: int = 0, valid: str
     return folder / "store"
 
 
-def recipe(store: Path | None, changes: Mapping[str, Any] | None = None, **sections: Any) -> Recipe:
+def recipe(store: Path | None, **sections: Any) -> Recipe:
     """Four steps of three packs, saved and validated every two, with dropout."""
     values: dict[str, dict[str, Any]] = {
-        "model": TINY,
+        "model": {} if "init" in sections else TINY,
         "data": {"store": store, "max_tokens": 32},
         "batch": {"tokens": 288, "pack": 96},
         "optimizer": {"lr": 1e-2},
@@ -66,7 +65,7 @@ def recipe(store: Path | None, changes: Mapping[str, Any] | None = None, **secti
         "log": {"every": 1, "tensorboard": False, "peak_tflops": 0.1},
     }
     merged = {name: known | sections.pop(name, {}) for name, known in values.items()}
-    return parse(merged | sections | dict(changes or {}), "test")
+    return parse(merged | sections, "test")
 
 
 class Killed(BaseException):
