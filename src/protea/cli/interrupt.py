@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -80,4 +80,6 @@ class StopRequest:
         self.asked = True
         for each, handler in self._before.items():
             signal.signal(each, handler)
-        self._tell("stopping: saves a checkpoint first; once more breaks off at once")
+        # It may have come amid a line that is being printed, which cannot be printed into.
+        with suppress(RuntimeError):
+            self._tell("stopping: saves a checkpoint first; once more breaks off at once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,10 +65,19 @@ def pretrain(
         from protea.cli.pretrain_view import View
         from protea.train.loop import pretrain as run
 
-        with View() as view:
-            outcome = run(known, output, view, accept_changes=accept_changes)
+        view = View()
+        try:
+            with view:
+                outcome = run(known, output, view, accept_changes=accept_changes)
+        except KeyboardInterrupt:
+            if view.stop():
+                # Once more: Python would still wait for the checkpoint that is being written.
+                typer.echo(f"{output}: broken off; the same command goes on from the newest checkpoint", err=True)
+                os._exit(INTERRUPTED)
+            raise
     if not outcome.finished:
-        typer.echo(f"{output}: stopped after step {outcome.step:,} of {known.run.steps:,}, which is saved", err=True)
+        saved = ", which is saved" if outcome.step else ""
+        typer.echo(f"{output}: stopped after step {outcome.step:,} of {known.run.steps:,}{saved}", err=True)
         raise typer.Exit(INTERRUPTED)
     typer.echo(f"{output}: {outcome.step:,} steps done; `protea export {output} -o FOLDER` makes a model of it")
 

@@ -17,7 +17,7 @@ from protea.models import build
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2
 from protea.train.resume import MODEL
-from protea.train.state import Saved, all_saved, choose
+from protea.train.state import Saved, choose, newest_saved
 
 NEWEST: Final = "newest"
 
@@ -60,14 +60,11 @@ def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.fl
         CheckpointError: one is damaged, or of another model.
         OutputError: the folder exists, or cannot be written.
     """
-    saved = all_saved(run)
+    saved = newest_saved(run, last)
     if len(saved) < last:
         raise ResumeError(
             f"{run}: has {len(saved)} checkpoints, not {last}; save.newest and save.keep_every say which are kept"
         )
-    saved = saved[-last:]
-    for each in saved:
-        each.verify()
     stored = [each.tensors() for each in saved]
     model = _model(saved[-1], stored[-1])
     for each, tensors in zip(saved, stored, strict=True):

@@ -4,7 +4,7 @@ recipe.yaml       the recipe as it is run, complete
 metrics.jsonl     what docs/pretraining.md defines, a line a logged step
 tensorboard/      the same for TensorBoard
 checkpoints/      step-000001000/ and so on
-store/            training data, where the recipe names FASTA files
+store/            training data, where the recipe names FASTA files; store.sources.json says which they were
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 
 from protea.errors import OutputError, ResumeError
 from protea.train.recipe import Recipe, differences
-from protea.train.state import checkpoint_folder
+from protea.train.state import Checkpoints, checkpoint_folder, write_durably
 
 RECIPE: Final = "recipe.yaml"
 _LOCK: Final = ".lock"
@@ -41,13 +41,13 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, accept_changes: bool = False) -> None:
-        self.path = path
+        self.path, self._recipe = path, recipe
         known = path / RECIPE
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file; name a folder")
-        strangers = [] if known.exists() or not path.exists() else [one.name for one in path.iterdir()]
-        if set(strangers) - {_LOCK, f".{RECIPE}"}:
-            raise OutputError(f"{path}: holds something else ({sorted(strangers)[0]}); name a new folder")
+        found = set() if known.exists() or not path.exists() else {one.name for one in path.iterdir()}
+        if strangers := sorted(found - {_LOCK, f".{RECIPE}"}):
+            raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / _LOCK).open("w")
@@ -59,7 +59,9 @@ class RunFolder:
             self._lock.close()
             raise ResumeError(f"{path}: another process trains in it; wait for that one, or name another") from error
         try:
-            self.changes = self._claim(known, recipe, accept_changes=accept_changes)
+            self.changes = self._changes(known, accept_changes=accept_changes)
+            if not known.exists() or not self._begun:
+                self.accept()
         except BaseException:
             self._lock.close()
             raise
@@ -70,22 +72,30 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def _claim(self, known: Path, recipe: Recipe, *, accept_changes: bool) -> list[str]:
-        changes: list[str] = []
-        if known.exists():
-            changes = list(differences(read_shown(known), recipe.shown()))
-            if changes and not accept_changes and any(checkpoint_folder(self.path).glob("*")):
-                raise ResumeError(
-                    f"{self.path}: its recipe was another: {'; '.join(changes)}. Give that one again, name a new "
-                    "folder, or go on with the change: --accept-changes"
-                )
-        text = yaml.safe_dump(recipe.shown(), sort_keys=False)
+    def accept(self) -> None:
+        """Make the recipe the folder's; a changed one when it is known that the run goes on with it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        known, temporary = self.path / RECIPE, self.path / f".{RECIPE}"
         try:
-            temporary = self.path / f".{RECIPE}"
-            temporary.write_text(text, encoding="utf-8")
+            write_durably(temporary, yaml.safe_dump(self._recipe.shown(), sort_keys=False))
             temporary.replace(known)
         except OSError as error:
             raise OutputError(f"{known}: cannot be written: {error.strerror or error}") from error
+
+    @property
+    def _begun(self) -> bool:
+        return bool(Checkpoints(checkpoint_folder(self.path), self._recipe.save).folders())
+
+    def _changes(self, known: Path, *, accept_changes: bool) -> list[str]:
+        changes = list(differences(read_shown(known), self._recipe.shown())) if known.exists() else []
+        if changes and not accept_changes and self._begun:
+            raise ResumeError(
+                f"{self.path}: its recipe was another: {'; '.join(changes)}. Give that one again, name a new "
+                "folder, or go on with the change: --accept-changes"
+            )
         return changes
 
 
@@ -98,7 +108,8 @@ def read_shown(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ResumeError(f"{path}: cannot be read: {error}") from error
+        why = " ".join(str(error).split())
+        raise ResumeError(f"{path}: cannot be read: {why}; mend it, or name a new folder") from error
     if not isinstance(values, dict):
-        raise ResumeError(f"{path}: holds no recipe")
+        raise ResumeError(f"{path}: holds no recipe; mend it, or name a new folder")
     return values

@@ -10,6 +10,7 @@ undisturbed one does, bit for bit on the same CPU.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +26,11 @@ from protea.data.draws import key
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.device import resolve_device
-from protea.errors import DeviceError, OutputError, UsageError
+from protea.errors import DeviceError, OutputError, ResumeError, UsageError
 from protea.models.inference import return_freed_memory
 from protea.train.estimate import Estimate, check_memory, estimate
 from protea.train.folder import RunFolder
-from protea.train.metrics import Logbook
+from protea.train.metrics import Logbook, check_log
 from protea.train.model import Precision, apply, architecture, initialise, masked_logits
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import Recipe
@@ -74,6 +75,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         ProteaError: ``docs/pretraining.md`` lists what can be wrong.
     """
     device = resolve_device(recipe.run.device)
+    check_log(recipe.log)
     blank = architecture(recipe)
     if blank.max_tokens is not None and recipe.data.max_tokens > blank.max_tokens:
         raise UsageError(
@@ -102,7 +104,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         check_memory(needs, device)
         del blank
         try:
-            return _train(recipe, folder.path, store.fingerprint, device, loader, validation, needs, watcher)
+            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, watcher)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(recipe, device) from error
         except RuntimeError as error:
@@ -116,7 +118,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
 
 def _train(
     recipe: Recipe,
-    folder: Path,
+    folder: RunFolder,
     data: str,
     device: torch.device,
     loader: Loader,
@@ -127,17 +129,20 @@ def _train(
     model = initialise(recipe, device).train()
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
     trained = Trained(model, optimizers, Precision(recipe.run.precision, device), recipe, data)
-    checkpoints = Checkpoints(checkpoint_folder(folder), recipe.save)
-    progress = resume(checkpoints, trained, watcher)
+    checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
+    progress = _resume(checkpoints, trained, folder, loader, watcher)
     apply(model, recipe, watcher)
     watcher.begin(needs, recipe, progress.step)
-    logbook = Logbook(folder, trained, progress.step, device, watcher)
-    suspects = Suspects(recipe, folder, loader.sampler)
+    logbook = Logbook(folder.path, trained, progress, device, watcher)
+    suspects = Suspects(recipe, folder.path, loader.sampler)
+    if validation is not None and validation.due(progress):
+        # The run was stopped in its midst; the checkpoint is written again with the result.
+        checkpoints.last = None
     batches = loader.batches(progress.position)
     try:
         while True:
             if validation is not None and validation.due(progress):
-                suspects.check(wait=True)
+                suspects.settle(trained)
                 began = time.perf_counter()
                 progress.validation_loss = validation.loss(model, trained.precision, device, watcher.stop)
                 if progress.validation_loss is not None:
@@ -148,7 +153,7 @@ def _train(
                 again = checkpoints.try_again(progress.step)
                 watcher.note(f"a checkpoint could not be written: {failure}; tried again after step {again:,}")
             if checkpoints.due(progress.step):
-                suspects.check(wait=True)
+                suspects.settle(trained)
                 save(checkpoints, trained, progress)
 
             packs = [next(batches) for _ in range(recipe.batch.packs)]
@@ -165,13 +170,36 @@ def _train(
                 logbook.step(progress, *result, rate)
                 # Packs of ever other lengths leave holes in the heap, which would grow to several times what is used.
                 return_freed_memory()
-        suspects.check(wait=True)
+        suspects.settle(trained)
         _save_last(checkpoints, trained, progress)
     finally:
         batches.close()
-        checkpoints.wait()
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            # Who breaks off does not wait: what is half written then, the next run clears away.
+            checkpoints.wait()
         logbook.close()
     return Outcome(progress.step, progress.step == recipe.run.steps)
+
+
+def _resume(
+    checkpoints: Checkpoints, trained: Trained, folder: RunFolder, loader: Loader, watcher: Watcher
+) -> Progress:
+    """Where the run is, and that it can go on from there by a recipe that may have changed, which is then its own."""
+    progress = resume(checkpoints, trained, watcher)
+    steps, blocks = trained.recipe.run.steps, loader.blocks
+    if progress.step > steps:
+        raise ResumeError(
+            f"{folder.path}: is after step {progress.step:,} already, past run.steps {steps:,}; raise that, or name a "
+            "new folder"
+        )
+    if progress.position.block >= blocks:
+        raise ResumeError(
+            f"{folder.path}: is in block {progress.position.block + 1:,} of an epoch, which now has {blocks:,}; leave "
+            "data.max_length as it was, or name a new folder"
+        )
+    if folder.changes:
+        folder.accept()
+    return progress
 
 
 def _save_last(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None:

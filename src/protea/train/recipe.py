@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
@@ -25,6 +25,11 @@ _ARCHITECTURE: Final = "architecture"
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _listed(value: Any) -> Any:
+    """A single file may be given as such."""
+    return [value] if isinstance(value, str | Path) else value
 
 
 class Section(BaseModel):
@@ -46,7 +51,7 @@ class Data(Section):
     """
 
     store: Path | None = None
-    fasta: tuple[Path, ...] | None = None
+    fasta: Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
     masking: str = "standard"
     crop: Crop = "random"
     max_tokens: Annotated[int, Field(ge=3)] = 1024

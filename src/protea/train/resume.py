@@ -18,7 +18,7 @@ from protea.models.esm2 import ESM2
 from protea.train.model import Precision
 from protea.train.optim import PREFIX, Optimizers
 from protea.train.recipe import Recipe
-from protea.train.state import Checkpoints, Saved
+from protea.train.state import STATE, Checkpoints, Saved
 from protea.train.watcher import Watcher
 
 MODEL: Final = "model."
@@ -106,17 +106,27 @@ def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Prog
         if damaged:
             raise ResumeError(f"{checkpoints.folder}: no checkpoint is intact; remove the folder to begin anew")
         return Progress()
+    try:
+        progress = _taken_over(found, trained, watcher)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{found.folder / STATE}: not of a run of Protea's: {error!r}") from error
+    checkpoints.last = found.step
+    watcher.note(f"goes on after step {found.step:,}")
+    return progress
+
+
+def _taken_over(found: Saved, trained: Trained, watcher: Watcher) -> Progress:
     values = found.values
     if values["data"] != trained.data:
         raise ResumeError(f"{found.folder}: was trained on other data; give those again, or name a new folder")
-    if values["threads"] != torch.get_num_threads():
-        watcher.note(
-            f"began with {values['threads']} threads, now {torch.get_num_threads()}: not the same to the last bit"
-        )
+    epoch, block, pack = map(int, values["position"])
+    if min(epoch, block, pack) < 0:
+        raise ValueError("a place before the first")
+    threads, now = int(values["threads"]), torch.get_num_threads()
+    if threads != now:
+        watcher.note(f"began with {threads} threads, now {now}: not the same to the last bit")
     _load(found, trained)
-    checkpoints.last = found.step
-    watcher.note(f"goes on after step {found.step:,}")
-    return Progress(found.step, Position(*values["position"]), values["tokens"], found.loss)
+    return Progress(found.step, Position(epoch, block, pack), int(values["tokens"]), found.loss)
 
 
 def _load(saved: Saved, trained: Trained) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from protea.alphabet import Alphabet
 from protea.data import work
@@ -12,9 +13,11 @@ from protea.data.manifest import ALPHABETS, is_store
 from protea.data.store import Store
 from protea.errors import UsageError
 from protea.train.recipe import Recipe
+from protea.train.state import write_durably
 from protea.train.watcher import Watcher
 
 STORE: Final = "store"
+_SOURCES: Final = "store.sources.json"
 
 
 class _Steps(work.Watcher):
@@ -42,8 +45,29 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watche
         return Store(data.store, alphabet)
     if data.fasta is None:
         raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
-    output = folder / STORE
-    if not is_store(output):
-        name = next(name for name, known in ALPHABETS.items() if known == alphabet)
-        build_fasta(ClusterSettings(output=output, alphabet=name), data.fasta, _Steps(watcher))
+    output, record = folder / STORE, folder / _SOURCES
+    name = next(name for name, known in ALPHABETS.items() if known == alphabet)
+    sources = {"alphabet": name, "files": [_describe(path) for path in data.fasta]}
+    if not is_store(output) or not _same(record, sources):
+        if is_store(output):
+            watcher.note("training data: the FASTA files are not those that the store was made of; it is made anew")
+        build_fasta(ClusterSettings(output=output, alphabet=name), data.fasta, _Steps(watcher), overwrite=True)
+        write_durably(record, json.dumps(sources))
     return Store(output, alphabet)
+
+
+def _describe(path: Path) -> list[Any]:
+    """Name, size and time, by which a file is known again."""
+    found = path.stat() if path.is_file() else None
+    return [str(path), *((found.st_size, found.st_mtime_ns) if found else ())]
+
+
+def _same(record: Path, sources: dict[str, Any]) -> bool:
+    """Whether a store was made of these; of a file that is gone by now, the name must do."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        pairs = list(zip(known["files"], sources["files"], strict=True))
+        same = all(one == other or [one[0]] == other for one, other in pairs)
+        return bool(same and known["alphabet"] == sources["alphabet"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return False

@@ -1,14 +1,17 @@
 """Checkpoints of a run: written beside the training, complete or not there at all, and checked before they are used.
 
 A checkpoint is a folder of PyTorch's distributed checkpoint format plus ``state.json``, which holds everything that is
-no tensor and the SHA-256 of the other files. It is written under another name by a thread of its own, from copies in
-main memory, and renamed when all of it is on the disk. Reading goes through Protea's own reader, which runs no pickle.
+no tensor, the SHA-256 of the other files, and that of itself without it. It is written under another name by a thread
+of its own, from copies in main memory, and renamed when all of it is on the disk. Reading goes through Protea's own
+reader, which runs no pickle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -28,8 +31,10 @@ from protea.train.recipe import Save
 STATE: Final = "state.json"
 _FORMAT: Final = "protea training state"
 _VERSION: Final = 1
-_STEP: Final = "step-"
+_NAME: Final = re.compile(r"step-(\d+)")
 _UNFINISHED: Final = "."
+_REMOVED: Final = ".removed-"
+_SEAL: Final = "sha256"
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,11 @@ def read_saved(folder: Path) -> Saved:
         loss = values["validation_loss"]
         if not (loss is None or isinstance(loss, float)):
             raise ValueError("no loss")
-        return Saved(folder, int(values["step"]), values)
+        if values["step"] != step_of(folder):
+            raise ValueError(f"of step {values['step']}, not of its folder's")
+        if values[_SEAL] != _seal(values):
+            raise ValueError("SHA-256 of what it holds is not as was written")
+        return Saved(folder, step_of(folder), values)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -121,7 +130,8 @@ class Checkpoints:
 
     def folders(self) -> list[Path]:
         """All complete ones by step, the oldest first."""
-        return sorted(self.folder.glob(f"{_STEP}*")) if self.folder.is_dir() else []
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
     def clear_unfinished(self) -> None:
         """Remove what a killed process left half written."""
@@ -199,43 +209,46 @@ class Checkpoints:
 
         # That this is a single process is what no_dist says.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        target = self.folder / f"{_STEP}{step:09d}"
+        target = self.folder / f"step-{step:09d}"
         unfinished = self.folder / f"{_UNFINISHED}{target.name}"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             save(self._copies, storage_writer=FileSystemWriter(unfinished), no_dist=True)
             values["files"] = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
-            _write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
+            values = json.loads(json.dumps(values))
+            values[_SEAL] = _seal(values)
+            write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
+            _sync(unfinished)
             if target.exists():
-                # Of a run that was told to go on from an earlier step.
-                shutil.rmtree(target)
+                _remove(target)
             unfinished.rename(target)
             _sync(self.folder)
-            self._remove_old()
+            self._remove_old(step)
         except BaseException as error:  # what PyTorch's writer raises is no Exception
             self._failure = error
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _remove_old(self) -> None:
-        folders = self.folders()
+    def _remove_old(self, newest: int) -> None:
+        # What is of a later step was damaged, or the run would not be at this one.
+        folders = [path for path in self.folders() if step_of(path) <= newest]
         kept = set(folders[-self.keep.newest :])
         if self.keep.keep_every is not None:
             kept |= {path for path in folders if step_of(path) % self.keep.keep_every == 0}
         if self.keep.best:
             losses = [(loss, path) for path in folders if (loss := _loss(path)) is not None]
             kept |= {path for _, path in sorted(losses)[: self.keep.best]}
-        for path in folders:
+        for path in self.folders():
             if path not in kept:
-                # First out of sight, so that what is listed is whole.
-                hidden = path.with_name(f"{_UNFINISHED}{path.name}")
-                path.rename(hidden)
-                shutil.rmtree(hidden, ignore_errors=True)
+                _remove(path)
 
 
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named by."""
-    return int(folder.name.removeprefix(_STEP))
+    found = _NAME.fullmatch(folder.name)
+    if found is None:
+        raise ValueError(f"{folder.name} is no name of a checkpoint")
+    return int(found[1])
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -243,21 +256,21 @@ def checkpoint_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def all_saved(run: Path) -> list[Saved]:
-    """All checkpoints of a run, the oldest first; not verified.
+def newest_saved(run: Path, count: int) -> list[Saved]:
+    """So many of a run's newest checkpoints, or all where there are fewer, the oldest first; verified.
 
     Raises:
         ResumeError: there is none.
         CheckpointError: one is damaged.
     """
-    folders = Checkpoints(checkpoint_folder(run), Save()).folders()
-    if not folders:
-        raise ResumeError(f"{run}: no checkpoint of a training run in {checkpoint_folder(run)}")
-    return [read_saved(folder) for folder in folders]
+    found = [read_saved(folder) for folder in _folders(run)[-count:]]
+    for each in found:
+        each.verify()
+    return found
 
 
 def choose(run: Path, which: str) -> Saved:
-    """One checkpoint of a run.
+    """One checkpoint of a run; what else is damaged does not matter, unless it could be the best.
 
     Args:
         run: its folder.
@@ -267,20 +280,38 @@ def choose(run: Path, which: str) -> Saved:
         ResumeError: there is none of that kind.
         CheckpointError: it is damaged.
     """
-    saved = {each.step: each for each in all_saved(run)}
+    folders = {step_of(folder): folder for folder in _folders(run)}
     if which == "newest":
-        chosen = saved[max(saved)]
+        chosen = read_saved(folders[max(folders)])
     elif which == "best":
-        losses = [(each.loss, step) for step, each in saved.items() if each.loss is not None]
+        saved = [read_saved(folder) for folder in folders.values()]
+        losses = [(each.loss, each.step) for each in saved if each.loss is not None]
         if not losses:
             raise ResumeError(f"{run}: no checkpoint has a validation loss; name a step, or newest")
-        chosen = saved[min(losses)[1]]
-    elif which.isdecimal() and int(which) in saved:
-        chosen = saved[int(which)]
+        chosen = read_saved(folders[min(losses)[1]])
+    elif which.isdecimal() and int(which) in folders:
+        chosen = read_saved(folders[int(which)])
     else:
-        raise ResumeError(f"{run}: no checkpoint {which!r}; use newest, best, or a step: {', '.join(map(str, saved))}")
+        raise ResumeError(
+            f"{run}: no checkpoint {which!r}; use newest, best, or a step: {', '.join(map(str, folders))}"
+        )
     chosen.verify()
     return chosen
+
+
+def _folders(run: Path) -> list[Path]:
+    folders = Checkpoints(checkpoint_folder(run), Save()).folders()
+    if not folders:
+        raise ResumeError(f"{run}: no checkpoint of a training run in {checkpoint_folder(run)}")
+    return folders
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file, and see that it is on the disk."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _loss(folder: Path) -> float | None:
@@ -302,11 +333,17 @@ def _reason(failure: BaseException) -> str:
     return " ".join(str(failure).split()) or type(failure).__name__
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _seal(values: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in values.items() if name != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """First out of sight, so that what is listed is whole."""
+    hidden = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from protea.data.loader import TrainingBatch
 from protea.data.sampler import Sampler
 from protea.errors import TrainingError
 from protea.train.recipe import Recipe
+from protea.train.resume import Trained
 
 _NAMED = 3
 
@@ -40,6 +41,7 @@ class Suspects:
     def __init__(self, recipe: Recipe, folder: Path, sampler: Sampler) -> None:
         self._recipe, self._folder, self._sampler = recipe, folder, sampler
         self._waiting: deque[_Step] = deque()
+        self._last: _Step | None = None
 
     def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:
         """A step was computed, or will have been."""
@@ -63,13 +65,27 @@ class Suspects:
                 if not wait and not first.arrived.query():  # type: ignore[no-untyped-call]
                     return
                 first.arrived.synchronize()
-            self._waiting.popleft()
+            self._last = self._waiting.popleft()
             loss, norm = first.values.tolist()
             if not math.isfinite(loss) or loss > self._recipe.run.max_loss:
                 raise self._error(first, f"the loss is {loss:g}")
             # Scaled float16 gradients overflow now and then; the scaler leaves such steps out.
             if not math.isfinite(norm) and self._recipe.run.precision != "fp16-mixed":
                 raise self._error(first, f"the gradient is {norm:g}")
+
+    def settle(self, trained: Trained) -> None:
+        """Wait for all, and see that what they led to, which is to be validated or saved, are numbers too.
+
+        Raises:
+            TrainingError: a loss, a gradient, a weight or a moment is none, naming step and records.
+        """
+        self.check(wait=True)
+        if self._last is None:
+            return
+        kept = [each.detach() for each in trained.model.parameters()]
+        kept += [each for _, each in trained.optimizers.state()]
+        if not math.isfinite(nn.utils.get_total_norm(kept).item()):
+            raise self._error(self._last, "it left weights that are no numbers")
 
     def _error(self, step: _Step, what: str) -> TrainingError:
         path = self._folder / f"step-{step.step:09d}-records.tsv"
@@ -84,9 +100,13 @@ class Suspects:
                 f"{name}\t{first + 1}\t{residues}\n"
                 for name, first, residues in zip(ids, draws.offset, draws.residues, strict=True)
             ]
-        path.write_text("".join(lines), encoding="utf-8")
+        try:
+            path.write_text("".join(lines), encoding="utf-8")
+            where = f"are in {path}"
+        except OSError as error:
+            where = f"could not be listed in {path}: {error.strerror or error}"
         return TrainingError(
-            f"step {step.step:,}: {what}; its {len(names):,} records ({', '.join(names[:_NAMED])}, ...) are in {path}. "
+            f"step {step.step:,}: {what}; its {len(names):,} records ({', '.join(names[:_NAMED])}, ...) {where}. "
             "The checkpoints before it stay: go on from the newest with --accept-changes and a lower optimizer.lr, "
             f"or optimizer.clip; run.max_loss is {self._recipe.run.max_loss:g}"
         )

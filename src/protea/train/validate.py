@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.data.store import Store
-from protea.errors import UsageError
+from protea.errors import TrainingError, UsageError
 from protea.models.encoder import Encoder
 from protea.train.model import Precision, masked_logits
 from protea.train.recipe import Recipe
@@ -79,6 +80,7 @@ class Validation:
 
         Raises:
             UsageError: the split is so small that no token of it is masked.
+            TrainingError: the loss is no number.
         """
         model.eval()
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -97,4 +99,9 @@ class Validation:
         model.train()
         if not masked:
             raise UsageError("validation masks no token, so few there are; add sequences, or set validation.every=null")
-        return total.item() / masked
+        loss = total.item() / masked
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss:g}; go on from the newest checkpoint with a lower optimizer.lr"
+            )
+        return loss

@@ -1,0 +1,195 @@
+"""``protea pretrain``: what it prints, how signals end it, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import Run, fails
+from protea.train.recipe import recipe_names
+from protea.train.state import choose
+from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("data") / "esm")
+
+
+@pytest.fixture
+def file(store: Path, tmp_path: Path) -> Path:
+    """A recipe in a file."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(store).shown()))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_run(run: Run, file: Path, tmp_path: Path) -> None:
+    result = run("pretrain", file, "-o", "run")
+    assert result.code == 0
+    assert result.out == "run: 4 steps done; `protea export run -o FOLDER` makes a model of it\n"
+    lines = result.err.splitlines()
+    assert lines[0].endswith(" parameters; 4 steps of 288 tokens (3 packs of 96), 1.15e+03 tokens in all")
+    assert lines[-1].startswith("step 4: validation perplexity ")
+    loss = choose(tmp_path / "run", "4").loss
+    assert run("export", "run", "-o", "model").out == f"model: the model after step 4, validation loss {loss:.4f}\n"
+    assert run("info", "model").code == 0
+    more = run("pretrain", file, "run.steps=5", "-o", "run")
+    fails(more, 1, "run: its recipe was another: run.steps: 4, now 5. Give that one again, ", "--accept-changes")
+    more = run("pretrain", file, "run.steps=5", "-o", "run", "--accept-changes")
+    assert more.code == 0
+    assert more.err.startswith("protea: note: the recipe changed: run.steps: 4, now 5\nprotea: note: goes on after ")
+
+
+def test_list_and_dry_run(run: Run, file: Path) -> None:
+    assert [line.split()[0] for line in run("pretrain", "--list").out.splitlines()] == recipe_names()
+    result = run("pretrain", file, "batch.tokens=960", "--dry-run")
+    assert result.code == 0
+    shown = yaml.safe_load(result.out)
+    assert shown["batch"] == {"tokens": 960, "pack": 96}
+    assert yaml.safe_load(file.read_text()) | {"batch": shown["batch"]} == shown
+    assert "# memory: " in result.out
+
+
+def test_wrong_usage(run: Run, file: Path) -> None:
+    fails(run("pretrain"), 2, "no recipe named: give a file, or a name from `protea pretrain --list`")
+    fails(run("pretrain", file), 2, "no folder named: give -o RUN")
+    fails(run("pretrain", "esm2_8m", "-o", "run"), 2, "esm2_8m: neither a recipe's file nor its name; did you mean")
+    fails(run("pretrain", "no.yaml", "-o", "run"), 2, "no.yaml: no such file; the recipes that come along are ")
+    fails(run("pretrain", file, "run.stebs=1", "-o", "run"), 2, "unknown key 'run.stebs'; did you mean 'steps'?")
+    fails(run("pretrain", file, "steps", "-o", "run"), 2, "'steps': expected key=value")
+    fails(run("pretrain", file, "data.store=nothing", "-o", "run"), 1, "nothing: no such folder")
+    fails(run("pretrain", file, "-o", file), 1, "recipe.yaml: is a file; name a folder")
+    fails(run("export", "nothing", "-o", "model"), 1, "nothing: no checkpoint of a training run in nothing/checkpoints")
+
+
+KEYS = ["name", "init", "model"]
+for section, keys in recipe(None).shown().items():
+    KEYS += [f"{section}.{key}" for key in keys] if isinstance(keys, dict) else []
+ODD = [
+    "",
+    "null",
+    "0",
+    "-1",
+    "1e999",
+    ".nan",
+    ".inf",
+    "[]",
+    "{}",
+    "[[1]]",
+    "{a: {b: c}}",
+    "yes",
+    "'",
+    "é",
+    "\x00",
+    "*a",
+]
+VALUES = st.one_of(st.sampled_from(ODD), st.integers().map(str), st.floats().map(str), st.text(max_size=8))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.one_of(st.sampled_from(KEYS), st.text(max_size=8)), value=VALUES)
+def test_any_value(run: Run, file: Path, key: str, value: str) -> None:
+    """Accepted, or refused in one line."""
+    result = run("pretrain", file, "--dry-run", "--", f"{key}={value}")
+    if result.code:
+        fails(result, result.code)
+        assert result.code in (1, 2)
+
+
+def test_a_disk_that_is_full_at_the_end(run: Run, file: Path, store: Path, tmp_path: Path) -> None:
+    """A limit on file sizes, which fails writes as a full disk does."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        result = run("pretrain", file, "-o", "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == (
+        "protea: error: run/checkpoints: the checkpoint of step 4 could not be written: File too large; make room and "
+        "give the same command again: it goes on from the one before"
+    )
+    assert run("pretrain", file, "-o", "run").code == 0
+    train(recipe(store), tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+def appears(path: Path, text: bytes) -> bool:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if path.exists() and text in path.read_bytes():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(store: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A checkpoint of the last whole step, and the same command goes on."""
+    told = recipe(store, run={"steps": 30}, save={"every": 1000}, validation={"every": 15})
+    process = start(told, tmp_path / "run")
+    assert appears(tmp_path / "run/metrics.jsonl", b'"step": 3,')
+    process.send_signal(number)
+    code, err = finish(process)
+    assert code == 130
+    lines = err.splitlines()[-3:]
+    assert lines[0] == "protea: note: stopping: saves a checkpoint first; once more breaks off at once"
+    step = choose(tmp_path / "run", "newest").step
+    assert lines[1] == f"{tmp_path / 'run'}: stopped after step {step} of 30, which is saved"
+    assert lines[2].startswith("protea: interrupted; ")
+    assert 3 <= step < 30
+    train(told, tmp_path / "run")
+    train(told, tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_interrupted_twice(tmp_path: Path) -> None:
+    """Amid a step of many seconds: the second signal does not wait for its end."""
+    store = make_store(tmp_path / "data")
+    big = {"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 20, "num_hidden_layers": 12}
+    told = recipe(store, model=big, batch={"pack": 20_000, "tokens": 2_000_000}, validation={"every": None})
+    process = start(told, tmp_path / "run")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("memory: "):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "stopping: " in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    code, err = finish(process)
+    assert code == 130
+    assert err.startswith(f"{tmp_path / 'run'}: broken off; the same command goes on from the newest checkpoint\n")
+
+
+def test_interrupted_before_training(tmp_path: Path) -> None:
+    """While sequences are read from a pipe that says nothing."""
+    pipe = tmp_path / "pipe.fasta"
+    os.mkfifo(pipe)
+    told = recipe(None, data={"fasta": pipe}, validation={"every": None})
+    process = start(told, tmp_path / "run")
+    with pipe.open("w") as writer:
+        writer.write(">a\nMKT\n")
+        writer.flush()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        code, err = finish(process)
+    assert code == 130
+    assert err.splitlines()[-1].startswith("protea: interrupted; ")
+    pipe.unlink()
+    write_fasta(pipe)
+    assert train(told, tmp_path / "run").finished
+    assert metrics(tmp_path / "run")

@@ -1,0 +1,196 @@
+"""Whose folder a run's is, and what may change before it goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from protea.errors import OutputError, ResumeError
+from protea.train.folder import RunFolder
+from protea.train.loop import Outcome, pretrain
+from protea.train.recipe import Recipe
+from protea.train.state import choose
+from trials import TINY, Witness, assert_same, make_store, metrics, recipe, reseal, train, write_fasta
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("data") / "esm")
+
+
+@pytest.fixture
+def stopped(store: Path, tmp_path: Path) -> tuple[Recipe, Path]:
+    """A run that was stopped after step 2."""
+    told = recipe(store)
+    assert pretrain(told, tmp_path / "run", Witness(9)) == Outcome(2, finished=False)
+    return told, tmp_path / "run"
+
+
+def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) -> None:
+    told, run = stopped
+    changed = recipe(store, run={"steps": 6}, optimizer={"lr": 1e-3, "betas": [0.9, 0.99]}, save={"keep_every": 2})
+    before = (run / "recipe.yaml").read_text()
+    with pytest.raises(ResumeError) as caught:
+        train(changed, run)
+    message = str(caught.value)
+    assert message.startswith(f"{run}: its recipe was another: ")
+    for part in (
+        "run.steps: 4, now 6",
+        "optimizer.lr: 0.01, now 0.001",
+        "optimizer.betas: [0.9, 0.98], now [0.9, 0.99]",
+        "save.keep_every: null, now 2",
+        "--accept-changes",
+    ):
+        assert part in message
+    assert message.count(", now ") == 4
+    assert (run / "recipe.yaml").read_text() == before
+    witness = Witness()
+    assert pretrain(changed, run, witness, accept_changes=True) == Outcome(6, finished=True)
+    assert "the recipe changed: run.steps: 4, now 6" in witness.notes
+    assert yaml.safe_load((run / "recipe.yaml").read_text()) == changed.shown()
+    assert choose(run, "newest").values["recipe"] == changed.shown()
+    assert train(changed, run) == Outcome(6, finished=True)
+    with pytest.raises(ResumeError, match=r"run\.steps: 6, now 4"):
+        train(told, run)
+
+
+def test_a_change_that_does_not_come_about_is_not_noted(stopped: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """After an accepted change that cannot be gone on with, the first recipe still is the run's."""
+    told, run = stopped
+    other = make_store(tmp_path / "other", seed=1)
+    with pytest.raises(ResumeError, match=r"step-000000002: was trained on other data; give those again"):
+        train(recipe(other), run, accept_changes=True)
+    with pytest.raises(ResumeError, match=r"run: is after step 2 already, past run.steps 1; raise that, or name a new"):
+        train(recipe(Path(told.shown()["data"]["store"]), run={"steps": 1}), run, accept_changes=True)
+    assert train(told, run).finished
+
+
+def test_steps_may_be_as_many_as_done(stopped: tuple[Recipe, Path], store: Path) -> None:
+    run = stopped[1]
+    assert train(recipe(store, run={"steps": 2}), run, accept_changes=True) == Outcome(2, finished=True)
+
+
+def test_other_data_at_the_same_place(stopped: tuple[Recipe, Path], tmp_path: Path, store: Path) -> None:
+    _, run = stopped
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    moved = recipe(copy)
+    with pytest.raises(ResumeError, match=r"data\.store: "):
+        train(moved, run)
+    assert pretrain(moved, run, Witness(4), accept_changes=True).step == 2
+    shutil.rmtree(copy)
+    make_store(tmp_path / "other", seed=1).rename(copy)
+    with pytest.raises(ResumeError, match="was trained on other data"):
+        train(moved, run)
+
+
+def test_before_the_first_checkpoint_anything_may_change(store: Path, tmp_path: Path) -> None:
+    told = recipe(store)
+    assert pretrain(recipe(store, run={"seed": 5}), tmp_path / "run", Witness(2)).step == 0
+    # What a kill while the first was written leaves behind.
+    (tmp_path / "run/checkpoints/.step-000000002").mkdir(parents=True)
+    train(told, tmp_path / "run")
+    train(told, tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_moved_run_goes_on(stopped: tuple[Recipe, Path], tmp_path: Path) -> None:
+    told, run = stopped
+    (tmp_path / "elsewhere").mkdir()
+    moved = run.rename(tmp_path / "elsewhere" / "renamed")
+    assert train(told, moved).finished
+    train(told, tmp_path / "whole")
+    assert_same(moved, tmp_path / "whole")
+
+
+def test_another_number_of_threads_is_noted(stopped: tuple[Recipe, Path]) -> None:
+    told, run = stopped
+    reseal(choose(run, "newest").folder, threads=3)
+    witness = Witness()
+    assert pretrain(told, run, witness).finished
+    assert witness.notes == ["began with 3 threads, now 1: not the same to the last bit", "goes on after step 2"]
+    assert choose(run, "newest").values["threads"] == 1
+
+
+def test_one_process_at_a_time(stopped: tuple[Recipe, Path], store: Path) -> None:
+    told, run = stopped
+    with RunFolder(run, told):
+        for changed in (told, recipe(store, run={"steps": 9})):
+            with pytest.raises(ResumeError, match=r"run: another process trains in it; wait for that one, or name"):
+                train(changed, run, accept_changes=True)
+    assert train(told, run).finished
+
+
+def test_folders_of_something_else(store: Path, tmp_path: Path) -> None:
+    told = recipe(store)
+    file = write_fasta(tmp_path / "in.fasta")
+    for folder, message in (
+        (file, r"in.fasta: is a file; name a folder"),
+        (file / "run", r"in.fasta/run: cannot be written: Not a directory"),
+        (store, r"store: holds something else \((manifest.json|report.tsv|train|valid)\); name a new folder"),
+        (Path("/proc/run"), r"/proc/run: cannot be written: No such file"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            train(told, folder)
+    assert not (store / ".lock").exists()
+
+
+def test_a_damaged_recipe(stopped: tuple[Recipe, Path]) -> None:
+    told, run = stopped
+    for content in (b"", b"\xff", b"{", b"- 1", b"a: &b [*b]: c"):
+        (run / "recipe.yaml").write_bytes(content)
+        with pytest.raises(ResumeError, match=r"run/recipe.yaml: .*; mend it, or name a new folder"):
+            train(told, run)
+
+
+def test_a_finished_run_stays_as_it_is(store: Path, tmp_path: Path) -> None:
+    told = recipe(store)
+    train(told, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    witness = Witness()
+    assert pretrain(told, tmp_path / "run", witness) == Outcome(4, finished=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed: apt-get install mmseqs2")
+def test_fasta(tmp_path: Path) -> None:
+    """A store is made in the run's folder, once, and anew when the files have changed."""
+    fasta = write_fasta(tmp_path / "in.fasta")
+    told = recipe(None, data={"fasta": fasta}, validation={"every": None})
+    witness = Witness(8)
+    assert pretrain(told, tmp_path / "run", witness).step == 2
+    assert any(note.startswith("training data: read sequences") for note in witness.notes)
+    made = (tmp_path / "run/store/manifest.json").stat()
+    witness = Witness(2)
+    assert pretrain(told, tmp_path / "run", witness).step == 2
+    assert witness.notes == ["goes on after step 2"]
+    kept = fasta.read_text()
+    fasta.unlink()  # the store is what counts
+    assert pretrain(told, tmp_path / "run", Witness(2)).step == 2
+    write_fasta(fasta, seed=1)
+    witness = Witness()
+    with pytest.raises(ResumeError, match="was trained on other data"):
+        pretrain(told, tmp_path / "run", witness)
+    assert witness.notes[0] == (
+        "training data: the FASTA files are not those that the store was made of; it is made anew"
+    )
+    fasta.write_text(kept)
+    assert train(told, tmp_path / "run").finished
+    assert (tmp_path / "run/store/manifest.json").stat().st_mtime_ns > made.st_mtime_ns
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+@pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed: apt-get install mmseqs2")
+def test_fasta_of_another_alphabet(tmp_path: Path) -> None:
+    """Before the first checkpoint the model may change, and the store with it."""
+    fasta = write_fasta(tmp_path / "in.fasta")
+    values: dict[str, Any] = {"data": {"fasta": fasta}, "validation": {"every": None}}
+    assert pretrain(recipe(None, **values), tmp_path / "run", Witness(1)).step == 0
+    shape = {**TINY, "architecture": "esm1nv"}
+    assert pretrain(recipe(None, model=shape, **values), tmp_path / "run", Witness(4)).step == 1
