@@ -70,6 +70,15 @@ def disturb(module: torch.nn.Module, seed: int = 7) -> None:
                 parameter.add_(noise.to(parameter))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from threads, which wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 FASTA = ">a first protein\nMKTAYIAKQR\n>b\nG\n>c|3/x\nACDEFGHIKLMNPQRSTVWYX\n"
 
 
