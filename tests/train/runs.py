@@ -21,7 +21,12 @@ from protea.train.recipe import Recipe, parse
 from protea.train.resume import Trained
 
 CPU = torch.device("cpu")
-ARCHITECTURES = {"esm2": "esm2_t6_8M_UR50D", "esm2nv": "esm2nv_650M", "esm1b": "esm1b_t33_650M_UR50S", "esm1nv": "esm1nv"}
+ARCHITECTURES = {
+    "esm2": "esm2_t6_8M_UR50D",
+    "esm2nv": "esm2nv_650M",
+    "esm1b": "esm1b_t33_650M_UR50S",
+    "esm1nv": "esm1nv",
+}
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
@@ -30,10 +35,10 @@ def make_store(
 ) -> Path:
     """A store of random sequences, each a cluster of its own."""
     rng = random.Random(3)
-    records = (f">r{number}\n{''.join(rng.choices(LETTERS, k=rng.randint(low, high)))}\n" for number in range(sequences))
+    letters = ["".join(rng.choices(LETTERS, k=rng.randint(low, high))) for _ in range(sequences)]
     folder.mkdir(exist_ok=True)
     fasta = folder / "in.fasta"
-    fasta.write_text("".join(records))
+    fasta.write_text("".join(f">r{number}\n{each}\n" for number, each in enumerate(letters)))
     settings = Settings(output=folder / "store", valid=str(valid), filtered=False, alphabet=alphabet)
     build_uniref(settings, [fasta], [], None, Watcher())
     return settings.output

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from references import PlainESM1nv, load_transformers
 from runs import CPU, loader, make_store, recipe, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +18,7 @@ from protea.data.store import Store
 from protea.models.encoder import Encoder
 from protea.train.loop import train_step
 from protea.train.schedule import learning_rate
+from references import PlainESM1nv, load_transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
