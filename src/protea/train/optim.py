@@ -70,9 +70,14 @@ class Optimizers:
 
     def clip(self, scaler: torch.amp.GradScaler, limit: float | None) -> Tensor:
         """The norm of all gradients together, which are scaled down to a limit if there is one."""
+        gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
+        if scaler.is_enabled() and len(self.each) > 1:
+            # The scaler judges each optimizer by itself; what overflows for one has to be left out by both.
+            overflow = 0 * nn.utils.get_total_norm(gradients)
+            for optimizer in self.each:
+                optimizer.param_groups[0]["params"][0].grad.add_(overflow)
         for optimizer in self.each:
             scaler.unscale_(optimizer)
-        gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
