@@ -70,7 +70,7 @@ def disturb(module: torch.nn.Module, seed: int = 7) -> None:
                 parameter.add_(noise.to(parameter))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny tensors gain nothing from threads, which wait for one another."""
     threads = torch.get_num_threads()

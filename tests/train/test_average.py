@@ -38,8 +38,10 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Path]:
-    """A run of each family with five checkpoints, validated twice."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each family with five checkpoints, validated three times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("runs")
     stores = {name: make_store(root / name, valid=10, alphabet=name) for name in ("esm", "esm-1nv")}
     for family in FAMILIES:
@@ -52,6 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict
             validation={"every": 4},
         )
         assert pretrain(told, root / f"run-{family}", Watcher()).finished
+    torch.set_num_threads(threads)
     return {family: root / f"run-{family}" for family in FAMILIES}
 
 
