@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from protea.data.loader import TrainingBatch
 from protea.data.store import Store
 from protea.errors import DeviceError
+from protea.models import native
 from protea.train.loop import train_step
 from protea.train.model import apply, compile_layers
 from protea.train.recipe import Recipe
@@ -29,6 +31,13 @@ DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _attention_as_it_was() -> Iterator[None]:
+    """Without the compiled kernel that training in bfloat16 asks for."""
+    yield
+    native.disable()
 
 
 def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:
