@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -58,13 +60,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: root / f"run-{family}" for family in FAMILIES}
 
 
-def stored(run: Path, step: int, scratch: Path) -> Weights:
+@cache
+def stored(run: Path, step: int) -> Weights:
     """A checkpoint's weights by our names, as PyTorch reads them."""
-    file = scratch / f"{step}.pt"
-    with warnings.catch_warnings():
+    with TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is distributed
-        dcp_to_torch_save(run / "checkpoints" / f"step-{step:09d}", file)
-    found: dict[str, Tensor] = torch.load(file, weights_only=True)
+        dcp_to_torch_save(run / "checkpoints" / f"step-{step:09d}", f"{scratch}/all.pt")
+        found: dict[str, Tensor] = torch.load(f"{scratch}/all.pt", weights_only=True)
     return {
         key.removeprefix("model."): value.numpy()
         for key, value in found.items()
@@ -84,7 +86,7 @@ def test_average(run: Run, finished: dict[str, Path], tmp_path: Path, family: st
         folder = tmp_path / f"{last}"
         result = run("average", finished[family], "--last", last, "-o", folder, "--dtype", dtype)
         assert result.out == f"{folder}: mean of {last} checkpoints, steps {STEPS[-last]} to 9\n"
-        each = [stored(finished[family], step, tmp_path) for step in STEPS[-last:]]
+        each = [stored(finished[family], step) for step in STEPS[-last:]]
         found = written(folder)
         assert {hf.hf_name(name) for name in each[0]} == found.keys()
         for name in each[0]:
@@ -97,7 +99,7 @@ def test_export(run: Run, finished: dict[str, Path], tmp_path: Path, family: str
     result = run("export", finished[family], "-o", tmp_path / "model")
     # It is the last step, too, that is validated.
     assert result.out.startswith(f"{tmp_path / 'model'}: the model after step 9, validation loss ")
-    weights = stored(finished[family], 9, tmp_path)
+    weights = stored(finished[family], 9)
     found = written(tmp_path / "model")
     assert {hf.hf_name(name) for name in weights} == found.keys()
     for name, expected in weights.items():
@@ -117,7 +119,7 @@ def test_export(run: Run, finished: dict[str, Path], tmp_path: Path, family: str
 
 def test_export_in_another_type(run: Run, finished: dict[str, Path], tmp_path: Path) -> None:
     assert run("export", finished["esm2"], "-o", tmp_path / "model", "--dtype", "bfloat16").code == 0
-    weights = stored(finished["esm2"], 9, tmp_path)
+    weights = stored(finished["esm2"], 9)
     for name, value in weights.items():
         assert torch.equal(written(tmp_path / "model")[hf.hf_name(name)], torch.from_numpy(value).bfloat16()), name
 
@@ -130,7 +132,7 @@ def test_which_checkpoint(run: Run, finished: dict[str, Path], tmp_path: Path) -
         result = run("export", folder, "-o", tmp_path / which, "--checkpoint", which)
         assert f"the model after step {step}" in result.out
         name = "layers.1.fc1.weight"
-        expected = stored(folder, step, tmp_path)[name]
+        expected = stored(folder, step)[name]
         np.testing.assert_array_equal(written(tmp_path / which)[hf.hf_name(name)].numpy(), expected)
 
 
