@@ -136,6 +136,18 @@ def test_training_in_bfloat16_without_the_compiled_kernel() -> None:
         assert (ours - truth).norm() <= 2**-8 * truth.norm()
 
 
+def test_autocast_leaves_the_wider_type_of_training_alone() -> None:
+    lengths = [2, 5, 5, 40]
+    cu = CuSeqlens.from_lengths(lengths)
+    found: list[tuple[Tensor, ...]] = []
+    for autocast in (False, True):
+        q, k, v = (x.requires_grad_() for x in random_qkv(lengths, lengths, 8, torch.bfloat16))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out, _ = SDPA.run(q, k, v, cu, cu, 0.4, None, 0.0, False)
+        found.append((out, *torch.autograd.grad(out.double().square().sum(), (q, k, v))))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_the_last_kernel_takes_everything() -> None:
     last = KERNELS[-1]
     assert last.device is last.dtypes is last.head_widths is None

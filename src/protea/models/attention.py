@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Protocol
@@ -207,13 +208,16 @@ def _sdpa(
 ) -> tuple[Tensor, Probabilities | None]:
     """PyTorch's scaled dot product attention, one call for each run of equal lengths."""
     dtype = q.dtype
-    if dtype == torch.bfloat16 and q.device.type == "cpu" and _needs_gradients(q, k, v):
+    widened = dtype == torch.bfloat16 and q.device.type == "cpu" and _needs_gradients(q, k, v)
+    if widened:
         q, k, v = q.float(), k.float(), v.float()  # whose backward pass takes a quarter of bfloat16's
     runs = _runs(cu_q, cu_k)
     # Split, not sliced: the gradient of a slice is a tensor as long as the pack, for every sequence.
     queries = torch.split(q, [rows_q.stop - rows_q.start for rows_q, _, _ in runs])
     keys, values = (torch.split(x, [rows_k.stop - rows_k.start for _, rows_k, _ in runs]) for x in (k, v))
-    outputs = [_fused(queries[i], keys[i], values[i], n, scale, bias, dropout) for i, (_, _, n) in enumerate(runs)]
+    # Autocast would narrow them again.
+    with torch.autocast("cpu", enabled=False) if widened else nullcontext():
+        outputs = [_fused(queries[i], keys[i], values[i], n, scale, bias, dropout) for i, (_, _, n) in enumerate(runs)]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype), None
 
 

@@ -12,6 +12,8 @@ from protea.errors import CheckpointError
 from protea.train.recipe import Optimizer
 
 PREFIX: Final = "optimizer."
+_KINDS: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+"""What an optimizer keeps of a parameter."""
 
 
 def parameters_to_train(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -39,9 +41,7 @@ class Optimizers:
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Optimizer) -> None:
         self.parameters = dict(parameters)
         matrices = {
-            name
-            for name, each in parameters.items()
-            if settings.name == "muon" and each.ndim == 2 and "layers." in name
+            name for name, each in parameters.items() if settings.name == "muon" and is_matrix_of_layer(name, each)
         }
         rest = [(name, each) for name, each in parameters.items() if name not in matrices]
         groups: list[dict[str, Any]] = [
@@ -70,9 +70,14 @@ class Optimizers:
 
     def clip(self, scaler: torch.amp.GradScaler, limit: float | None) -> Tensor:
         """The norm of all gradients together, which are scaled down to a limit if there is one."""
+        gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
+        if scaler.is_enabled() and len(self.each) > 1:
+            # The scaler judges each optimizer by itself; what overflows for one has to be left out by both.
+            overflow = 0 * nn.utils.get_total_norm(gradients)
+            for optimizer in self.each:
+                optimizer.param_groups[0]["params"][0].grad.add_(overflow)
         for optimizer in self.each:
             scaler.unscale_(optimizer)
-        gradients = [each.grad for each in self.parameters.values() if each.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if limit is not None:
             nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
@@ -103,7 +108,7 @@ class Optimizers:
         """Take over a state.
 
         Raises:
-            CheckpointError: it is of other parameters.
+            CheckpointError: it is of other parameters, or of another optimizer.
         """
         owners = {
             id(each): optimizer for optimizer in self.each for g in optimizer.param_groups for each in g["params"]
@@ -115,3 +120,13 @@ class Optimizers:
                 raise CheckpointError(f"{key} belongs to no parameter of this model")
             # AdamW's step counts stay where they are read: fused kernels want them beside the parameter.
             owners[id(parameter)].state[parameter][kind] = value.to(parameter.device, copy=True)
+        for name, each in self.parameters.items():
+            optimizer = owners[id(each)]
+            found, known = set(optimizer.state.get(each, ())), _KINDS[type(optimizer)]
+            # Overflows may have kept an optimizer from its first step.
+            if found and found != known:
+                raise CheckpointError(
+                    f"{PREFIX}{name} has {', '.join(sorted(found))}, and {type(optimizer).__name__} keeps "
+                    f"{', '.join(sorted(known))}: optimizer.name was another; give that one again, or export the "
+                    "model and begin a run with it as init"
+                )

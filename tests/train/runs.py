@@ -1,0 +1,79 @@
+"""Small training runs: a store of random sequences, recipes of small models, and their parts put together."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conftest import SMALL
+from protea.data.loader import Loader, Packing
+from protea.data.sampler import Sampler
+from protea.data.settings import Settings
+from protea.data.store import Store
+from protea.data.uniref import build_uniref
+from protea.data.work import Watcher
+from protea.train.model import Precision, initialise
+from protea.train.optim import Optimizers, parameters_to_train
+from protea.train.recipe import Recipe, parse
+from protea.train.resume import Trained
+
+CPU = torch.device("cpu")
+ARCHITECTURES = {
+    "esm2": "esm2_t6_8M_UR50D",
+    "esm2nv": "esm2nv_650M",
+    "esm1b": "esm1b_t33_650M_UR50S",
+    "esm1nv": "esm1nv",
+}
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def make_store(
+    folder: Path, *, sequences: int = 120, low: int = 10, high: int = 70, valid: int = 0, alphabet: str = "esm"
+) -> Path:
+    """A store of random sequences, each a cluster of its own."""
+    rng = random.Random(3)
+    letters = ["".join(rng.choices(LETTERS, k=rng.randint(low, high))) for _ in range(sequences)]
+    folder.mkdir(exist_ok=True)
+    fasta = folder / "in.fasta"
+    fasta.write_text("".join(f">r{number}\n{each}\n" for number, each in enumerate(letters)))
+    settings = Settings(output=folder / "store", valid=str(valid), filtered=False, alphabet=alphabet)
+    build_uniref(settings, [fasta], [], None, Watcher())
+    return settings.output
+
+
+def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **sections: Any) -> Recipe:
+    """A recipe of a small model without dropout, float32 on the CPU, a few steps of two small packs."""
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    defaults: dict[str, dict[str, Any]] = {
+        "model": {"architecture": ARCHITECTURES[family], **SMALL, **none},
+        "data": {"max_tokens": 64},
+        "batch": {"tokens": 512, "pack": 256},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"name": "constant", "warmup": 1},
+        "run": {"steps": 4, "precision": "float32", "device": "cpu", "seed": 3},
+        "validation": {"every": None},
+        "log": {"tensorboard": False, "peak_tflops": 1.0},
+    }
+    values = {name: known | sections.pop(name, {}) for name, known in defaults.items()}
+    values["model"] |= model or {}
+    if "init" in sections:
+        values["model"] = {}
+    return parse(values | sections, "test")
+
+
+def trained(recipe: Recipe) -> Trained:
+    """What ``pretrain`` makes of a recipe before the first step."""
+    model = initialise(recipe, CPU).train()
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
+    return Trained(model, optimizers, Precision(recipe.run.precision, CPU), recipe, "")
+
+
+def loader(recipe: Recipe, store: Store, *, block: int = 1 << 15) -> Loader:
+    """The batches of a recipe; small blocks make packs of unequal sizes."""
+    data = recipe.data
+    sampler = Sampler(store.split("train"), seed=recipe.run.seed, max_tokens=data.max_tokens, crop=data.crop)
+    packing = Packing(tokens=recipe.batch.pack, block=block)
+    return Loader(sampler, masking=data.masking, packing=packing, workers=0)

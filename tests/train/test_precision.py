@@ -1,0 +1,209 @@
+"""Narrow types, recomputation and compilation, each beside float32 that is computed plainly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import CPU, loader, make_store, recipe, trained
+from torch import Tensor
+
+from protea.data.loader import TrainingBatch
+from protea.data.store import Store
+from protea.errors import DeviceError
+from protea.models import native
+from protea.train.loop import train_step
+from protea.train.model import apply, compile_layers
+from protea.train.recipe import Recipe
+from protea.train.resume import Trained
+from protea.train.watcher import Watcher
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RATE = 1e-3
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _attention_as_it_was() -> Iterator[None]:
+    """Without the compiled kernel that training in bfloat16 asks for."""
+    yield
+    native.disable()
+
+
+def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:
+    """The packs of a recipe's first steps."""
+    batches = loader(told, Store(folder, told.config.alphabet)).batches()
+    return [list(islice(batches, told.batch.packs)) for _ in range(number)]
+
+
+def step(ours: Trained, packs: list[TrainingBatch], number: int = 1) -> tuple[float, float]:
+    result = train_step(ours, packs, number, RATE, CPU)
+    assert result is not None
+    return result[0].item(), result[1].item()
+
+
+def set_scale(ours: Trained, scale: float) -> torch.amp.GradScaler:
+    """Its float16 gradients would overflow now and then at the scale that PyTorch begins with."""
+    scaler = ours.precision.scaler
+    if scaler.is_enabled():
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale})
+    return scaler
+
+
+def losses(told: Recipe, folder: Path, number: int, *, applied: bool = False) -> tuple[list[float], Trained]:
+    ours = trained(told)
+    set_scale(ours, 1024.0)
+    if applied:
+        apply(ours.model, told, Watcher())
+    packs = steps(told, folder, number)
+    return [step(ours, packs[n], n + 1)[0] for n in range(number)], ours
+
+
+def everything(ours: Trained) -> dict[str, Tensor]:
+    """Copies of weights and optimizers' state."""
+    both = dict(ours.model.named_parameters()) | dict(ours.optimizers.state())
+    return {name: each.detach().clone() for name, each in both.items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(each, other[name]) for name, each in one.items())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed"])
+def test_mixed_precision_is_close(precision: str, folder: Path) -> None:
+    exact, _ = losses(recipe(), folder, 20)
+    mixed, ours = losses(recipe(run={"precision": precision}), folder, 20)
+    assert mixed == pytest.approx(exact, rel=5e-3)
+    assert mixed != exact
+    assert exact[-1] < exact[0] - 0.1
+    assert {each.dtype for each in everything(ours).values()} == {torch.float32}
+    assert all(
+        each.grad is not None and each.grad.dtype == torch.float32 for each in ours.optimizers.parameters.values()
+    )
+
+
+def test_products_are_narrow(folder: Path) -> None:
+    """Of bf16-mixed, what the layers' products take and give; norms and the residual stream stay float32."""
+    told = recipe(run={"precision": "bf16-mixed"})
+    ours = trained(told)
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def note(kind: str) -> Any:
+        return lambda module, inputs, output: seen.setdefault(kind, set()).add(output.dtype)
+
+    layer = ours.model.layers[0]
+    for name in ("self_attn.q_proj", "fc1", "fc2", "self_attn_layer_norm"):
+        layer.get_submodule(name).register_forward_hook(note(name))
+    layer.register_forward_hook(note("stream"))
+    step(ours, steps(told, folder, 1)[0])
+    narrow, wide = {torch.bfloat16}, {torch.float32}
+    assert seen == {
+        "self_attn.q_proj": narrow,
+        "fc1": narrow,
+        "fc2": narrow,
+        "self_attn_layer_norm": wide,
+        "stream": wide,
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_overflow_is_left_out(optimizer: str, folder: Path) -> None:
+    """One poisoned gradient: nothing changes but the scale, and the next step goes through."""
+    told = recipe(run={"precision": "fp16-mixed"}, optimizer={"name": optimizer})
+    ours = trained(told)
+    scaler = set_scale(ours, 1024.0)
+    first, second, third = steps(told, folder, 3)
+    step(ours, first, 1)
+    before = everything(ours)
+    poison = ours.model.layers[1].fc1.weight.register_hook(lambda gradient: gradient * torch.inf)
+    loss, norm = step(ours, second, 2)
+    poison.remove()
+    assert loss < 10
+    assert not torch.tensor(norm).isfinite()
+    assert same(everything(ours), before)
+    assert scaler.get_scale() == 512
+    assert step(ours, third, 3)[1] < 10
+    assert scaler.get_scale() == 512
+    changed = everything(ours)
+    assert all(each.isfinite().all() and not torch.equal(each, before[name]) for name, each in changed.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_scale_that_is_too_large(optimizer: str, folder: Path) -> None:
+    """Gradients of 2^27 times their size are beyond float16: the scale halves until they are not."""
+    told = recipe(run={"precision": "fp16-mixed"}, optimizer={"name": optimizer})
+    ours = trained(told)
+    scaler = set_scale(ours, 2.0**27)
+    packs = steps(told, folder, 1)[0]
+    begun = {name: each.detach().clone() for name, each in ours.model.named_parameters()}
+    number, norm = 0, torch.inf
+    while same(dict(ours.model.named_parameters()), begun):
+        assert scaler.get_scale() == 2.0 ** (27 - number)
+        number += 1
+        _, norm = step(ours, packs, number)
+    assert 5 < number < 25
+    assert all(each.isfinite().all() for each in everything(ours).values())
+    # What got through is the gradient that float32 has.
+    assert norm == pytest.approx(step(trained(recipe()), packs)[1], rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+@pytest.mark.parametrize("dropout", [{}, DROPOUT], ids=["plain", "dropout"])
+@pytest.mark.parametrize("family", ["esm2", "esm1nv"])
+def test_recomputing_changes_nothing(family: str, dropout: dict[str, float], precision: str, tmp_path: Path) -> None:
+    data = make_store(tmp_path / "data", sequences=30, alphabet="esm-1nv" if family == "esm1nv" else "esm")
+    results = []
+    for recompute in (False, True):
+        told = recipe(family, model=dropout, run={"precision": precision, "recompute": recompute})
+        found, ours = losses(told, data, 2, applied=True)
+        results.append((found, {name: each.grad for name, each in ours.model.named_parameters()}, everything(ours)))
+    (plain, gradients, weights), (again, others, twins) = results
+    assert plain == again
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        assert torch.equal(gradient, others[name]), name  # type: ignore[arg-type]
+    assert same(weights, twins)
+
+
+def test_dropout_is_drawn_for_each_step(folder: Path) -> None:
+    packs = steps(recipe(), folder, 1)[0]
+
+    def loss(number: int, dropout: dict[str, float]) -> float:
+        return step(trained(recipe(model=dropout)), packs, number)[0]
+
+    assert loss(1, DROPOUT) == loss(1, DROPOUT)
+    assert loss(1, {}) == loss(2, {})
+    assert len({loss(1, DROPOUT), loss(2, DROPOUT), loss(1, {})}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
+def test_compiling(folder: Path) -> None:
+    eager, _ = losses(recipe(), folder, 3)
+    try:
+        compiled, ours = losses(recipe(run={"compile": True}), folder, 3, applied=True)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    assert dict(ours.model.named_parameters()).keys() == dict(trained(recipe()).model.named_parameters()).keys()
+
+
+def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("PATH", "/nowhere")
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
+    with pytest.raises(DeviceError, match=r"run.compile: no C\+\+ compiler was found; install one"):
+        compile_layers(trained(recipe()).model)

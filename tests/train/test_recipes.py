@@ -1,0 +1,423 @@
+"""The recipes beside the numbers that were published, what recipes refuse, and what they say they take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from runs import CPU, loader, make_store, recipe, trained
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import CONFIGS, Run, fails
+from protea.data.loader import TrainingBatch
+from protea.data.store import Store
+from protea.errors import TrainingError, UsageError
+from protea.models import build, native
+from protea.packing import CuSeqlens, PackedBatch
+from protea.train.estimate import check_memory, estimate, flops_per_token
+from protea.train.loop import mean_length, pretrain, train_step
+from protea.train.model import apply, architecture, masked_logits
+from protea.train.recipe import RECIPES, Recipe, differences, parse, read_recipe, recipe_names
+from protea.train.resume import Trained
+from protea.train.watcher import Watcher
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+META = {
+    "tokens": 2**21,
+    "rate": 4e-4,
+    "steps": 500_000,
+    "warmup": 2000,
+    "schedule": "linear",
+    "final": 4e-5,
+    "masking": "standard",
+    "crop": "random",
+    "length": 1024,
+    "precision": "bf16-mixed",
+}
+META_15B = META | {"tokens": 3.2e6, "rate": 1.6e-4, "steps": 270_000, "final": 1.6e-5}
+BIONEMO2 = {"schedule": "anneal-hold", "masking": "bionemo2", "crop": "random-tokens"}
+
+# Lin et al. 2023; BioNeMo 2's WarmupAnnealDecayHold; BioNeMo 1's model card and base_config.yaml.
+PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
+    "esm2_8M": (META, (6, 320, 20)),
+    "esm2_35M": (META, (12, 480, 20)),
+    "esm2_150M": (META, (30, 640, 20)),
+    "esm2_650M": (META, (33, 1280, 20)),
+    "esm2_3B": (META, (36, 2560, 40)),
+    "esm2_15B": (META_15B, (48, 5120, 40)),
+    "esm1b": (META, (33, 1280, 20)),
+    "esm2nv_650M": (META | BIONEMO2, (33, 1280, 20)),
+    "esm2nv_3B": (META | BIONEMO2, (36, 2560, 40)),
+    "esm2nv_15B": (META_15B | BIONEMO2, (48, 5120, 40)),
+    "esm2nv_20B": (META_15B | BIONEMO2, (64, 5120, 40)),
+    "esm1nv": (
+        {
+            "tokens": 176 * 370 * 254,
+            "rate": 2e-4,
+            "steps": 957_610,
+            "warmup": 500,
+            "schedule": "cosine",
+            "final": 2e-5,
+            "masking": "bionemo1-esm1nv",
+            "crop": "head-tokens",
+            "length": 512,
+            "precision": "fp16-mixed",
+        },
+        (6, 768, 12),
+    ),
+}
+
+
+def numbers(told: Recipe) -> dict[str, Any]:
+    schedule = told.schedule
+    return {
+        "tokens": told.batch.packs * told.batch.pack,
+        "rate": told.optimizer.lr,
+        "steps": told.run.steps,
+        "warmup": schedule.warmup,
+        "schedule": schedule.name,
+        "final": schedule.min_lr if schedule.name == "cosine" else schedule.floor * told.optimizer.lr,
+        "masking": told.data.masking,
+        "crop": told.data.crop,
+        "length": told.data.max_tokens,
+        "precision": told.run.precision,
+    }
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    assert set(recipe_names()) == {*PUBLISHED, "domain-adaptation", "quickstart"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_are_complete(name: str) -> None:
+    told = read_recipe(name)
+    written = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    shown = told.shown()
+    assert written.keys() == shown.keys()
+    for section, values in shown.items():
+        if isinstance(values, dict):
+            assert written[section].keys() == values.keys(), section
+    assert told.name
+    assert (told.data.store, told.data.fasta, told.log.wandb) == (None, None, None)
+    # What is shown is a recipe, and the same.
+    assert parse(yaml.safe_load(yaml.safe_dump(shown)), "again") == told
+    assert not list(differences(shown, written))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_numbers(name: str) -> None:
+    told = read_recipe(name)
+    expected, (layers, width, heads) = PUBLISHED[name]
+    found = numbers(told)
+    assert found.pop("tokens") == pytest.approx(expected["tokens"], rel=0.005)
+    assert found.pop("final") == pytest.approx(expected["final"])
+    assert found == {key: value for key, value in expected.items() if key not in {"tokens", "final"}}
+    optimizer = told.optimizer
+    assert (optimizer.name, optimizer.betas, optimizer.eps, optimizer.weight_decay, optimizer.clip) == (
+        "adamw",
+        (0.9, 0.98),
+        1e-8,
+        0.01,
+        1.0,
+    )
+    assert told.schedule.decay == 0.9
+    config = told.config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, width, heads)
+    assert config.intermediate_size == 4 * width
+    dropout = 0.1 if name == "esm1nv" else 0.0
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == dropout
+
+
+def test_what_only_some_recipes_have() -> None:
+    esm1nv = read_recipe("esm1nv")
+    assert esm1nv.schedule.steps == 1_000_000
+    assert esm1nv.schedule.constant == 50_000
+    assert (esm1nv.data.max_length, esm1nv.run.seed, esm1nv.validation.every, esm1nv.save.best) == (512, 1234, 1500, 10)
+    # `protea average --last 47` finds them.
+    assert esm1nv.save.newest >= 47
+    assert read_recipe("esm2nv_650M").schedule.min_lr == 4e-5
+    assert read_recipe("esm2nv_15B").schedule.min_lr == 1.6e-5
+    assert read_recipe("domain-adaptation").init == "esm2_t6_8M_UR50D"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters(name: str) -> None:
+    """By the architectures' formulas; where a number was published, that."""
+    told = read_recipe(name)
+    _, (layers, width, _) = PUBLISHED[name]
+    rows = 33 if name.startswith(("esm2_", "esm1b")) else 128
+    block = 4 * width**2 + 4 * width + 2 * 4 * width**2 + 4 * width + width + 4 * width
+    head = width**2 + width + 2 * width + rows
+    positions = {"esm1b": 1026 * width + 2 * width, "esm1nv": 512 * width}.get(name, 0)
+    expected = rows * width + positions + layers * block + 2 * width + head
+    found = estimate(architecture(told), told, 100.0).parameters
+    assert found == expected
+    known = {"esm1nv": 43_612_544, "esm2nv_650M": 651_164_288}
+    assert known.get(name, found) == found
+    size = name.rsplit("_", maxsplit=1)[-1]
+    if size != name:
+        rough = float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]]
+        assert found == pytest.approx(rough, rel=0.07)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_dry_run(run: Run, model_folders: dict[str, Path], name: str) -> None:
+    changes = [f"init={model_folders['esm2']}"] if name == "domain-adaptation" else []
+    result = run("pretrain", name, *changes, "--dry-run")
+    assert result.code == 0
+    assert yaml.safe_load(result.out) == read_recipe(name, changes).shown()
+    remarks = [line for line in result.out.splitlines() if line.startswith("# ")]
+    assert len(remarks) == 3
+    told = read_recipe(name, changes)
+    assert f" parameters; {told.run.steps:,} steps of {told.batch.packs * told.batch.pack:,} tokens" in remarks[0]
+    assert not list(Path().iterdir())
+
+
+def test_list(run: Run) -> None:
+    lines = run("pretrain", "--list").out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.stepps=3", "unknown key 'run.stepps'; did you mean 'steps'?"),
+        ("optimiser.lr=1e-3", "unknown key 'optimiser'; did you mean 'optimizer'?"),
+        ("zzz=1", "unknown key 'zzz'; known are name, init, model, data"),
+        ("model.hiden_size=3", "unknown key 'hiden_size'; did you mean 'hidden_size'?"),
+        ("model.architecture=esm2_t6_8M", "unknown model 'esm2_t6_8M'; did you mean esm2_t6_8M_UR50D"),
+        ("model.hidden_size=big", "model.hidden_size: should be of type int, got 'big'"),
+        ("model.hidden_size=321", "hidden_size 321 is no multiple of num_attention_heads 20"),
+        ("model.num_hidden_layers=0", "num_hidden_layers must be from 1 to 1,000, got 0"),
+        ("model=3", "model 3 should be a valid dictionary"),
+        ("model={}", "names no model: give model.architecture"),
+        ("init=somewhere", "init brings its architecture; leave out model (architecture), or set model={}"),
+        ("run.steps=many", "run.steps 'many' should be a valid integer"),
+        ("run.steps=1.5", "run.steps 1.5 should be a valid integer"),
+        ("run.steps=0", "run.steps 0 should be greater than or equal to 1"),
+        ("run.steps=null", "run.steps None should be a valid integer"),
+        ("run=fast", "run 'fast' should be a valid dictionary"),
+        ("run.precision=bf16", "run.precision 'bf16' should be 'bf16-mixed', 'fp16-mixed' or 'float32'"),
+        ("run.compile=perhaps", "run.compile 'perhaps' should be a valid boolean"),
+        ("run.seed=-1", "run.seed -1 should be greater than or equal to 0"),
+        ("optimizer.lr=.inf", "optimizer.lr inf should be a finite number"),
+        ("optimizer.lr=-1", "optimizer.lr -1 should be greater than 0"),
+        ("optimizer.name=adam", "optimizer.name 'adam' should be 'adamw' or 'muon'"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1 1.0 should be less than 1"),
+        ("optimizer.betas=0.9", "optimizer.betas 0.9 should be a valid tuple"),
+        ("schedule.name=cosin", "schedule.name 'cosin' should be 'linear', 'anneal-hold', 'cosine' or 'constant'"),
+        ("schedule.floor=1.1", "schedule.floor 1.1 should be less than or equal to 1"),
+        ("schedule.min_lr=1", "schedule.min_lr 1 is above optimizer.lr 0.0004"),
+        ("schedule.steps=100", "schedule.warmup 2,000 and schedule.constant 0 are together more than its 100 steps"),
+        ("data.masking=bert", "data.masking 'bert' should be one of standard, bionemo2"),
+        ("data.crop=tail", "data.crop 'tail' should be 'random', 'head', 'random-tokens' or 'head-tokens'"),
+        ("data={store: a, fasta: [b]}", "data.store and data.fasta exclude each other"),
+        ("batch.pack=1000", "batch.pack 1,000 is smaller than a sequence, data.max_tokens 1,024"),
+        ("batch.tokens=5000", "batch.tokens 5,000 is smaller than batch.pack 16,384"),
+    ],
+)
+def test_refused(run: Run, change: str, message: str) -> None:
+    fails(run("pretrain", "esm2_8M", change, "--dry-run"), 2, "recipes/esm2_8M.yaml: ", message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.steps", "'run.steps': expected key=value, as in optimizer.lr=1e-3"),
+        ("=3", "'=3': expected key=value"),
+        ("batch.tokens=[1", "'batch.tokens=[1': the value is not YAML"),
+    ],
+)
+def test_changes_that_are_none(run: Run, change: str, message: str) -> None:
+    fails(run("pretrain", "esm2_8M", change, "--dry-run"), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "expected sections as `name:` lines with keys under them"),
+        ("", "expected sections"),
+        ("run: {steps: [", "not YAML: "),
+        ("run:\n  steps: 3\n", "names no model"),
+        ("runs:\n  steps: 3\n", "unknown key 'runs'; did you mean 'run'?"),
+        (b"\xff\xfe\x00", "cannot be read: "),
+        ("model: !!python/object/apply:os.system [touch pwned]", "not YAML: could not determine a constructor"),
+    ],
+)
+def test_files(run: Run, text: str | bytes, message: str) -> None:
+    Path("my.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    fails(run("pretrain", "my.yaml", "--dry-run"), 2, "my.yaml: ", message)
+    assert [path.name for path in Path().iterdir()] == ["my.yaml"]
+
+
+def test_names(run: Run) -> None:
+    fails(run("pretrain", "esm2_8m", "--dry-run"), 2, "neither a recipe's file nor its name; did you mean 'esm2_8M'?")
+    fails(run("pretrain", "no.yaml", "--dry-run"), 2, "no.yaml: no such file; the recipes that come along are ")
+    fails(run("pretrain", "--dry-run"), 2, "no recipe named: give a file, or a name from `protea pretrain --list`")
+    fails(run("pretrain", "esm2_8M"), 2, "no folder named: give -o RUN")
+
+
+def test_changes() -> None:
+    before = read_recipe("esm2_8M")
+    after = read_recipe(
+        "esm2_8M",
+        [
+            "optimizer.lr=1e-3",
+            "optimizer.betas=[0.8, 0.9]",
+            "optimizer.clip=",
+            "run.steps = 3000",
+            "model.hidden_dropout_prob=0.1",
+            "model.num_hidden_layers=2",
+            "data.fasta=[a.fasta, b.fasta.gz]",
+            "validation.every=null",
+            "name=mine",
+        ],
+    )
+    assert sorted(differences(before.shown(), after.shown())) == [
+        "data.fasta: null, now [a.fasta, b.fasta.gz]",
+        "model.hidden_dropout_prob: null, now 0.1",
+        "model.num_hidden_layers: null, now 2",
+        "name: ESM-2 8M, now mine",
+        "optimizer.betas: [0.9, 0.98], now [0.8, 0.9]",
+        "optimizer.clip: 1.0, now null",
+        "optimizer.lr: 0.0004, now 0.001",
+        "run.steps: 500000, now 3000",
+        "validation.every: 2000, now null",
+    ]
+    assert after.config == replace(before.config, hidden_dropout_prob=0.1, num_hidden_layers=2)
+
+
+def test_a_recipe_of_few_words(tmp_path: Path) -> None:
+    """What a file leaves out has its default, and nothing of a published recipe."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {architecture: esm1nv}\noptimizer: {lr: 1.0e-3}\n")
+    told = read_recipe(str(path))
+    assert told == Recipe(model={"architecture": "esm1nv"}, optimizer={"lr": 1e-3})  # type: ignore[arg-type]
+    assert told.optimizer.lr == 1e-3
+    with pytest.raises(UsageError, match="names no model"):
+        parse({}, "nothing")
+
+
+# --- what a recipe takes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["esm2", "esm2nv", "esm1b", "esm1nv"])
+def test_flops(family: str) -> None:
+    """PyTorch's own count of a forward pass's products, of packs where all sequences are of one length."""
+    config = replace(CONFIGS[family], num_hidden_layers=2)
+    model = build(config).to_empty(device="cpu")
+    length, sequences, masked = 30, 4, 17
+    batch = PackedBatch(torch.full((length * sequences,), 5), CuSeqlens.from_lengths([length] * sequences))
+    with FlopCounterMode(display=False) as counter:
+        # Attention written out, whose products are counted on every device.
+        hidden = model(batch, on_attention=lambda number, probabilities: None)
+        model.head(hidden[:masked])
+    tokens = length * sequences
+    assert 3 * counter.get_total_flops() == pytest.approx(tokens * flops_per_token(config, length, masked / tokens))
+
+
+def test_flops_by_hand() -> None:
+    """ESM-2 650M, a token in a sequence of 1,000: 33 layers of 12 · 1280² weights, two products of 1,000 · 1280."""
+    weights = 33 * 12 * 1280**2
+    attention = 33 * 2 * 1000 * 1280
+    head = 0.15 * (1280**2 + 33 * 1280)
+    expected = 3 * 2 * (weights + attention + head)
+    assert flops_per_token(read_recipe("esm2_650M").config, 1000.0) == pytest.approx(expected)
+    assert expected == pytest.approx(6 * 651e6, rel=0.14)  # six a parameter, attention apart
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_bytes_of_state(tmp_path: Path, optimizer: str) -> None:
+    told = recipe(optimizer={"name": optimizer})
+    ours = trained(told)
+    batch = next(loader(told, Store(make_store(tmp_path), ours.model.alphabet)).batches())
+    assert train_step(ours, [batch], 1, 1e-3, CPU) is not None
+    needs = estimate(architecture(told), told, 50.0)
+    parameters = list(ours.model.parameters())
+    # A count of steps is a number a parameter.
+    moments = sum(each.nbytes for name, each in ours.optimizers.state() if not name.endswith(".step"))
+    gradients = sum(each.grad.nbytes for each in parameters if each.grad is not None)
+    weights = sum(each.nbytes for each in parameters)
+    assert needs.state == weights + gradients + moments
+    assert needs.copies == weights + moments
+    mixed = estimate(architecture(told), recipe(optimizer={"name": optimizer}, run={"precision": "bf16-mixed"}), 50.0)
+    assert mixed.state == needs.state + weights // 2
+
+
+def _kept(ours: Trained, batch: TrainingBatch) -> int:
+    """Bytes of the storages that a forward pass keeps for the backward one, weights apart."""
+    weights = {each.untyped_storage().data_ptr() for each in ours.model.parameters()}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with ours.precision.autocast():
+            logits = masked_logits(ours.model, ours.model(batch.inputs), batch.rows)
+        loss = F.cross_entropy(logits, batch.targets[batch.rows], reduction="sum")
+    assert loss.isfinite()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed", "fp16-mixed"])
+@pytest.mark.parametrize(
+    ("family", "dropout"), [("esm2", 0.0), ("esm2", 0.1), ("esm1nv", 0.1)], ids=["esm2", "esm2-dropout", "esm1nv"]
+)
+def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, precision: str) -> None:
+    sizes = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
+    both = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    alphabet = "esm-1nv" if family == "esm1nv" else "esm"
+    found = {}
+    for recompute in (False, True):
+        told = recipe(
+            family,
+            model=sizes | both,
+            data={"max_tokens": 250},
+            batch={"tokens": 2048, "pack": 2048},
+            run={"precision": precision, "recompute": recompute},
+        )
+        ours = trained(told)
+        apply(ours.model, told, Watcher())
+        store = Store(make_store(tmp_path / str(recompute), high=220, alphabet=alphabet), ours.model.alphabet)
+        packs = loader(told, store)
+        batch = next(packs.batches())
+        share = len(batch.targets) / told.batch.pack
+        needs = estimate(architecture(told), told, mean_length(packs.sampler))
+        found[recompute] = _kept(ours, batch), needs.activations * share
+        native.disable()
+    kept, expected = found[False]
+    assert expected == pytest.approx(kept, rel=0.25)
+    # Of a layer that is computed again, everything is there at once.
+    inputs, expected = found[True]
+    assert inputs < kept / 3
+    assert expected == pytest.approx(inputs + kept / 4, rel=0.25)
+
+
+def test_a_model_that_cannot_fit(tmp_path: Path) -> None:
+    """ESM-2 15B, and so much deeper that no machine holds it."""
+    store = make_store(tmp_path / "data", sequences=20)
+    told = read_recipe(
+        "esm2_15B",
+        [f"data.store={store}", "model.num_hidden_layers=1000", "run.device=cpu", "validation.every=null"],
+    )
+    with pytest.raises(TrainingError, match=r"needs about .* GB .* for the model alone: train a smaller one"):
+        pretrain(told, tmp_path / "run", Watcher())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_packs_that_cannot_fit() -> None:
+    told = read_recipe("esm2_8M", [f"batch.pack={1 << 40}", f"batch.tokens={1 << 40}"])
+    with pytest.raises(TrainingError, match=r"GB are free: lower batch.pack, or set run.recompute=true"):
+        check_memory(estimate(architecture(told), told, 300.0), CPU)
+    small = read_recipe("esm2_8M", ["batch.pack=1024"])
+    check_memory(estimate(architecture(small), small, 300.0), CPU)
