@@ -201,6 +201,11 @@ def test_list(run: Run) -> None:
         ("run.steps=many", "run.steps 'many' should be a valid integer"),
         ("run.steps=1.5", "run.steps 1.5 should be a valid integer"),
         ("run.steps=0", "run.steps 0 should be greater than or equal to 1"),
+        ("run.steps=true", "run.steps True should be no truth value"),
+        ("optimizer.lr=yes", "optimizer.lr True should be no truth value"),
+        ("validation.every=on", "validation.every True should be no truth value"),
+        ("model.num_hidden_layers=true", "model.num_hidden_layers: should be of type int, got True"),
+        ("model.token_dropout=1", "model.token_dropout: should be of type bool, got 1"),
         ("run.steps=null", "run.steps None should be a valid integer"),
         ("run=fast", "run 'fast' should be a valid dictionary"),
         ("run.precision=bf16", "run.precision 'bf16' should be 'bf16-mixed', 'fp16-mixed' or 'float32'"),
@@ -273,6 +278,7 @@ def test_changes() -> None:
             "optimizer.clip=",
             "run.steps = 3000",
             "model.hidden_dropout_prob=0.1",
+            "model.layer_norm_eps=1e-6",
             "model.num_hidden_layers=2",
             "data.fasta=[a.fasta, b.fasta.gz]",
             "validation.every=null",
@@ -282,6 +288,7 @@ def test_changes() -> None:
     assert sorted(differences(before.shown(), after.shown())) == [
         "data.fasta: null, now [a.fasta, b.fasta.gz]",
         "model.hidden_dropout_prob: null, now 0.1",
+        "model.layer_norm_eps: null, now 1.0e-06",
         "model.num_hidden_layers: null, now 2",
         "name: ESM-2 8M, now mine",
         "optimizer.betas: [0.9, 0.98], now [0.8, 0.9]",
@@ -290,7 +297,7 @@ def test_changes() -> None:
         "run.steps: 500000, now 3000",
         "validation.every: 2000, now null",
     ]
-    assert after.config == replace(before.config, hidden_dropout_prob=0.1, num_hidden_layers=2)
+    assert after.config == replace(before.config, hidden_dropout_prob=0.1, layer_norm_eps=1e-6, num_hidden_layers=2)
 
 
 def test_a_recipe_of_few_words(tmp_path: Path) -> None:

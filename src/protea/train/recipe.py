@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
@@ -36,6 +37,14 @@ class Section(BaseModel):
     """What all sections are: strict, and fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts true as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("should be no truth value")
+        return value
 
 
 class Data(Section):
@@ -225,7 +234,8 @@ class Recipe(Section):
                 raise UsageError(f"model: unknown key {name!r}{_near(name, [_ARCHITECTURE, *known])}")
         for name, value in values.items():
             kind = type(getattr(base, name))
-            if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+            allowed = (int, float) if kind is float else kind
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise UsageError(f"model.{name}: should be of type {kind.__name__}, got {value!r}")
         try:
             return replace(base, **values)
@@ -249,7 +259,7 @@ def read_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = _found(source)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -297,6 +307,13 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
             yield from differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield f"{prefix}{name}: {_typed(a)}, now {_typed(b)}"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads 1e-5 as a number, which YAML 1.1 wants spelled 1.0e-5."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def _typed(value: Any) -> str:
@@ -358,7 +375,7 @@ def _override(values: dict[str, Any], text: str) -> None:
     if not equals or not name.strip():
         raise UsageError(f"{text!r}: expected key=value, as in optimizer.lr=1e-3")
     try:
-        parsed = yaml.safe_load(value) if value.strip() else None
+        parsed = yaml.load(value, _Loader) if value.strip() else None
     except yaml.YAMLError as error:
         raise UsageError(f"{text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
     *sections, key = name.strip().split(".")
