@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ class Run:
 
 
 def kill_while(process: subprocess.Popen[str], run: Run, kind: str, step: int, rng: random.Random) -> bool:
-    """Kill a process once it is where it should be; whether it was before its end."""
+    """Kill a process once it is where it should be; whether that was before its end."""
     if kind == "starting":
         time.sleep(rng.uniform(0.1, 3))
     while kind != "starting" and process.poll() is None and run.step() < step:
@@ -106,14 +107,18 @@ def kill_while(process: subprocess.Popen[str], run: Run, kind: str, step: int, r
     if kind == "training":
         time.sleep(rng.uniform(0, 0.2))
     process.kill()
-    process.communicate()
-    return process.returncode == -9
+    err = process.communicate()[1]
+    if process.returncode > 0:
+        sys.exit(err)
+    return process.returncode == -signal.SIGKILL
 
 
 def differences(one: Run, other: Run) -> list[str]:
     """What should agree and does not."""
     a, b = (choose(run.folder, "newest") for run in (one, other))
-    found = [f"{key} of the state" for key in a.values if key != "files" and a.values[key] != b.values[key]]
+    found = [
+        f"{key} of the state" for key in a.values if key not in {"files", "sha256"} and a.values[key] != b.values[key]
+    ]
     found += [f"tensor {key}" for key in sorted({*a.tensors()} | {*b.tensors()}) if not same(a, b, key)]
     lines = [[{k: v for k, v in line.items() if k not in TIMES} for line in run.metrics()] for run in (one, other)]
     found += [f"metrics {x} and {y}" for x, y in zip(*lines, strict=False) if x != y]

@@ -109,13 +109,20 @@ def test_a_moved_run_goes_on(stopped: tuple[Recipe, Path], tmp_path: Path) -> No
     assert_same(moved, tmp_path / "whole")
 
 
-def test_another_number_of_threads_is_noted(stopped: tuple[Recipe, Path]) -> None:
+def test_other_surroundings_are_noted(stopped: tuple[Recipe, Path]) -> None:
     told, run = stopped
-    reseal(choose(run, "newest").folder, threads=3)
+    saved = choose(run, "newest")
+    known = saved.values["surroundings"]
+    assert known["threads"] == "1"
+    reseal(saved.folder, surroundings=known | {"threads": "3", "PyTorch": "1.0"})
     witness = Witness()
     assert pretrain(told, run, witness).finished
-    assert witness.notes == ["began with 3 threads, now 1: not the same to the last bit", "goes on after step 2"]
-    assert choose(run, "newest").values["threads"] == 1
+    assert witness.notes == [
+        "threads 3 before, now 1: not the same to the last bit",
+        f"PyTorch 1.0 before, now {known['PyTorch']}: not the same to the last bit",
+        "goes on after step 2",
+    ]
+    assert choose(run, "newest").values["surroundings"] == known
 
 
 def test_one_process_at_a_time(stopped: tuple[Recipe, Path], store: Path) -> None:

@@ -296,7 +296,8 @@ def test_pickles_in_pieces_run_nothing(run: tuple[Recipe, Path], tmp_path: Path)
         {"position": [0, -1, 0]},
         {"position": [0, 1, 0]},
         {"tokens": "many"},
-        {"threads": None},
+        {"surroundings": None},
+        {"surroundings": {}},
         {"scaler": 3, "more": [1]},
         {"files": {"../../recipe.yaml": "0" * 64}},
         {"files": {"__0_0.distcp": 3}},
@@ -314,7 +315,7 @@ def test_state_that_means_nothing(run: tuple[Recipe, Path], values: dict[str, An
     told, folder = run
     reseal(newest(folder), **values)
     witness = Witness()
-    if {"position", "tokens", "threads"} & values.keys():
+    if {"position", "tokens", "surroundings"} & values.keys():
         with pytest.raises((CheckpointError, ResumeError), match=str(folder)):
             train(told, folder)
     else:

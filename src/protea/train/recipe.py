@@ -234,13 +234,18 @@ class Recipe(Section):
                 raise UsageError(f"model: unknown key {name!r}{_near(name, [_ARCHITECTURE, *known])}")
         for name, value in values.items():
             kind = type(getattr(base, name))
-            allowed = (int, float) if kind is float else kind
-            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            if type(value) is not kind and not (kind is float and type(value) is int):
                 raise UsageError(f"model.{name}: should be of type {kind.__name__}, got {value!r}")
         try:
-            return replace(base, **values)
+            config = replace(base, **values)
         except CheckpointError as error:
             raise UsageError(f"model: {error}") from error
+        if config.vocab_size < len(config.alphabet):
+            raise UsageError(
+                f"model.vocab_size {config.vocab_size} is smaller than the {len(config.alphabet)} tokens of the "
+                f"{config.alphabet.name} alphabet"
+            )
+        return config
 
     def shown(self) -> dict[str, Any]:
         """As plain values that YAML and JSON hold."""

@@ -13,6 +13,7 @@ import protea
 from protea.checkpoints.hf_config import config_json
 from protea.data.loader import Position, TrainingBatch
 from protea.errors import CheckpointError, ResumeError
+from protea.models import native
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2
 from protea.train.model import Precision
@@ -81,11 +82,22 @@ def save(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None
             "config": config_json(trained.model, torch.float32),
             "recipe": trained.recipe.shown(),
             "data": trained.data,
-            "threads": torch.get_num_threads(),
             "protea": protea.__version__,
-            "torch": torch.__version__,
+            "surroundings": surroundings(trained.model),
         },
     )
+
+
+def surroundings(model: Encoder) -> dict[str, str]:
+    """What the last bits of a step depend on besides the recipe and the data."""
+    device = model.word_embeddings.weight.device
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "PyTorch": torch.__version__,
+        "attention kernel": "PyTorch's" if native.compiled() is None else "Protea's",
+    }
 
 
 def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Progress:
@@ -122,9 +134,9 @@ def _taken_over(found: Saved, trained: Trained, watcher: Watcher) -> Progress:
     epoch, block, pack = map(int, values["position"])
     if min(epoch, block, pack) < 0:
         raise ValueError("a place before the first")
-    threads, now = int(values["threads"]), torch.get_num_threads()
-    if threads != now:
-        watcher.note(f"began with {threads} threads, now {now}: not the same to the last bit")
+    for name, now in surroundings(trained.model).items():
+        if (before := values["surroundings"][name]) != now:
+            watcher.note(f"{name} {before} before, now {now}: not the same to the last bit")
     _load(found, trained)
     return Progress(found.step, Position(epoch, block, pack), int(values["tokens"]), found.loss)
 
