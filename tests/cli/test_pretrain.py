@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import Run, fails
+from protea.cli.pretrain_view import View
 from protea.train.recipe import recipe_names
 from protea.train.state import choose
 from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
@@ -193,3 +194,15 @@ def test_interrupted_before_training(tmp_path: Path) -> None:
     write_fasta(pipe)
     assert train(told, tmp_path / "run").finished
     assert metrics(tmp_path / "run")
+
+
+def test_time_left_is_told_though_steps_are_slow() -> None:
+    """Four minutes between two logged steps."""
+    view = View()
+    now = 0.0
+    view._progress.get_time = lambda: now
+    view._progress.reset(view._task, total=100, completed=0)
+    for step in (10, 20, 30):
+        now += 240.0
+        view._progress.update(view._task, completed=step)
+    assert view._progress.tasks[0].time_remaining == 7 * 240

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -33,6 +34,8 @@ class View(Watcher):
             TextColumn("{task.description}"),
             console=console,
             disable=not self._terminal,
+            # Minutes may lie between two logged steps; of the last 30 seconds alone, no rate would be known.
+            speed_estimate_period=math.inf,
         )
         self._stop = StopRequest(self.note)
         self._task = self._progress.add_task("", total=None)
