@@ -201,3 +201,18 @@ def test_fasta_of_another_alphabet(tmp_path: Path) -> None:
     assert pretrain(recipe(None, **values), tmp_path / "run", Witness(1)).step == 0
     shape = {**TINY, "architecture": "esm1nv"}
     assert pretrain(recipe(None, model=shape, **values), tmp_path / "run", Witness(4)).step == 1
+
+
+def test_a_recipe_of_the_users_own_is_left_alone(store: Path, tmp_path: Path) -> None:
+    """``protea pretrain recipe.yaml -o .``"""
+    (tmp_path / "recipe.yaml").write_text("# mine\n")
+    with pytest.raises(OutputError, match=r"holds something else \(recipe\.yaml\); name a new folder"):
+        train(recipe(store), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert (tmp_path / "recipe.yaml").read_text() == "# mine\n"
+
+
+def test_a_run_copied_without_its_lock_goes_on(stopped: tuple[Recipe, Path]) -> None:
+    told, run = stopped
+    (run / ".lock").unlink()
+    assert train(told, run).finished

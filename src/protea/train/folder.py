@@ -45,7 +45,10 @@ class RunFolder:
         known = path / RECIPE
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file; name a folder")
-        found = set() if known.exists() or not path.exists() else {one.name for one in path.iterdir()}
+        found = {one.name for one in path.iterdir()} if path.exists() else set()
+        # A recipe.yaml alone may be the user's own: with a lock or checkpoints beside it, it is a run's.
+        if RECIPE in found and (_LOCK in found or self._begun):
+            found.clear()
         if strangers := sorted(found - {_LOCK, f".{RECIPE}"}):
             raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
         try:
