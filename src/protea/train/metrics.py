@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
-from protea.errors import MissingExtraError, ProteaWarning
+from protea.errors import MissingExtraError, OutputError, ProteaWarning
 from protea.train.estimate import flops_per_token
 from protea.train.recipe import Log, Recipe
 from protea.train.resume import Progress, Trained
@@ -143,22 +143,34 @@ class WeightsAndBiases:
         import wandb  # type: ignore[import-not-found,unused-ignore]
 
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        self._run: Any = wandb.init(
-            project=project,
-            name=folder.name,
-            id=identity,
-            resume="allow",
-            dir=str(folder),
-            config=dict(recipe),
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=folder.name,
+                id=identity,
+                resume="allow",
+                dir=str(folder),
+                config=dict(recipe),
+            )
+        except Exception as error:  # wandb's errors have no base that older versions share
+            raise OutputError(
+                f"log.wandb: Weights & Biases cannot begin a run: {error}; log in with `wandb login`, set "
+                "WANDB_MODE=offline, or log.wandb=null"
+            ) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """A point in each chart."""
-        self._run.log(dict(values), step=step)
+        try:
+            self._run.log(dict(values), step=step)
+        except Exception as error:  # training does not end with its charts
+            raise OSError(f"Weights & Biases: {error}") from error
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish()
+        try:
+            self._run.finish()
+        except Exception as error:
+            raise OSError(f"Weights & Biases: {error}") from error
 
 
 def check_log(log: Log) -> None:
@@ -173,15 +185,17 @@ def check_log(log: Log) -> None:
 
 def _open_sinks(folder: Path, recipe: Recipe, progress: Progress) -> list[Sink]:
     log = recipe.log
-    sinks: list[Sink] = [JsonLines(folder / METRICS, progress)]
+    # First what may refuse: nothing is open yet.
+    sinks: list[Sink] = []
+    if log.wandb is not None:
+        sinks.append(WeightsAndBiases(log.wandb, folder, recipe.shown()))
+    sinks.append(JsonLines(folder / METRICS, progress))
     if log.tensorboard:
         try:
             sinks.append(TensorBoard(folder / "tensorboard", progress.step))
         except ImportError:
             message = "TensorBoard is not installed, its files are not written: pip install 'protea[train]'"
             warnings.warn(message, ProteaWarning, stacklevel=2)
-    if log.wandb is not None:
-        sinks.append(WeightsAndBiases(log.wandb, folder, recipe.shown()))
     return sinks
 
 
