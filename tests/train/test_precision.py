@@ -17,7 +17,7 @@ from protea.data.store import Store
 from protea.errors import DeviceError
 from protea.models import native
 from protea.train.loop import train_step
-from protea.train.model import apply, compile_layers
+from protea.train.model import Precision, apply, compile_layers
 from protea.train.recipe import Recipe
 from protea.train.resume import Trained
 from protea.train.watcher import Watcher
@@ -207,3 +207,9 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
     with pytest.raises(DeviceError, match=r"run.compile: no C\+\+ compiler was found; install one"):
         compile_layers(trained(recipe()).model)
+
+
+def test_the_first_scale_is_in_proportion_to_the_packs() -> None:
+    """Each pack's gradient is as large as that of a step of one."""
+    for packs, doublings in ((1, 0), (2, 1), (3, 2), (1008, 10)):
+        assert Precision("fp16-mixed", CPU, packs).scaler.get_scale() == 2.0 ** (16 + doublings)

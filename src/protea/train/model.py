@@ -70,16 +70,19 @@ class Precision:
     Args:
         name: ``bf16-mixed``, ``fp16-mixed`` or ``float32``.
         device: where.
+        packs: of a step, whose number the first loss scale is in proportion to.
 
     Attributes:
         dtype: of products.
         scaler: of the loss, for float16, whose gradients would vanish without; switched off otherwise.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, packs: int = 1) -> None:
         self.dtype = _TYPES.get(name, torch.float32)
         self._device = device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        # A pack's gradient is a small share of its step's: it must not vanish before the scale has grown.
+        scale = 2.0 ** (16 + (packs - 1).bit_length())
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, products take and give the narrow type; norms and the residual stream keep float32."""
