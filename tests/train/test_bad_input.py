@@ -7,7 +7,9 @@ import json
 import math
 import shutil
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from protea.errors import (
     DeviceError,
     FastaError,
     MissingExtraError,
+    OutputError,
     ProgramError,
     ProteaError,
     ProteaWarning,
@@ -185,6 +188,35 @@ def test_without_wandb(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_wandb_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """It is told in one line; charts that stop do not stop the run."""
+
+    fake: Any = ModuleType("wandb")
+    fake.__spec__ = ModuleSpec("wandb", None)
+
+    def call(name: str) -> Any:
+        def answer(*_: object, **__: object) -> Any:
+            if name == fails:
+                raise RuntimeError("api_key not configured (no-tty)")
+            return fake
+
+        return answer
+
+    for name in ("init", "log", "finish"):
+        setattr(fake, name, call(name))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    told = recipe(store, log={"wandb": "project"})
+    if fails == "init":
+        with pytest.raises(OutputError, match=r"^log\.wandb: .*: api_key not configured \(no-tty\); log in with "):
+            train(told, tmp_path / "run")
+        return
+    witness = Witness()
+    assert pretrain(told, tmp_path / "run", witness).finished
+    assert len(metrics(tmp_path / "run")) == 6
+    assert [note for note in witness.notes if "Weights & Biases: api_key" in note]
+
+
 # --- numbers that are none ----------------------------------------------------------------------------------------
 
 
@@ -262,5 +294,37 @@ def test_records_are_told_though_they_cannot_be_listed(store: Path, tmp_path: Pa
     run = tmp_path / "run"
     (run / "step-000000001-records.tsv").mkdir(parents=True)
     (run / "recipe.yaml").write_text("{}")
+    (run / ".lock").touch()
     with pytest.raises(TrainingError, match=r"records \(r\d+, r\d+, r\d+, \.\.\.\) could not be listed in .*: Is a"):
         train(recipe(store, run={"max_loss": 1}), run)
+
+
+def test_gradients_that_overflow_at_any_scale(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16 a few are left out; a run that learns nothing any more is no run."""
+    from protea.train import suspects
+    from protea.train.optim import Optimizers
+
+    def clip(self: Optimizers, scaler: torch.amp.GradScaler, limit: float | None) -> torch.Tensor:
+        self.parameters["layers.0.fc1.weight"].grad.mul_(math.nan)  # type: ignore[union-attr]
+        return plain(self, scaler, limit)
+
+    plain = Optimizers.clip
+    monkeypatch.setattr(Optimizers, "clip", clip)
+    monkeypatch.setattr(suspects, "_OVERFLOWS", 2)
+    with pytest.raises(TrainingError, match=r"^step 3: the gradient is nan; "):
+        train(recipe(store, run={"precision": "fp16-mixed"}, validation={"every": None}), tmp_path / "run")
+
+
+def test_a_compiler_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    from protea.train import loop
+
+    def fail(*_: object) -> None:
+        raise TorchDynamoException("CppCompileError: C++ compile error\n\nCommand: c++ ...")
+
+    monkeypatch.setattr(loop, "train_step", fail)
+    with pytest.raises(
+        DeviceError, match=r"^run\.compile: .* CppCompileError: C\+\+ compile error; run\.compile=false"
+    ):
+        train(recipe(store), tmp_path / "run")

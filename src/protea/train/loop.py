@@ -75,6 +75,9 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         ProteaError: ``docs/pretraining.md`` lists what can be wrong.
     """
     device = resolve_device(recipe.run.device)
+    if device.type == "cuda":
+        # Events and synchronisation are those of the current device, not of the one whose tensors they wait for.
+        torch.cuda.set_device(device)
     check_log(recipe.log)
     blank = architecture(recipe)
     if blank.max_tokens is not None and recipe.data.max_tokens > blank.max_tokens:
@@ -108,8 +111,12 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(recipe, device) from error
         except RuntimeError as error:
-            # PyTorch's allocator of main memory has no error of its own.
-            if "allocate memory" not in str(error):
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                why = " ".join(str(error).split("\n\n")[0].split())
+                message = f"run.compile: PyTorch's compiler failed: {why}; run.compile=false does without"
+                raise DeviceError(message) from error
+            # PyTorch's allocator of main memory has no error of its own, nor has that of page-locked memory.
+            if "allocate memory" not in str(error) and "out of memory" not in str(error):
                 raise
             raise _too_large(recipe, device) from error
         except OSError as error:
@@ -128,7 +135,7 @@ def _train(
 ) -> Outcome:
     model = initialise(recipe, device).train()
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
-    trained = Trained(model, optimizers, Precision(recipe.run.precision, device), recipe, data)
+    trained = Trained(model, optimizers, Precision(recipe.run.precision, device, recipe.batch.packs), recipe, data)
     checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
     apply(model, recipe, watcher)
     progress = _resume(checkpoints, trained, folder, loader, watcher)

@@ -21,6 +21,9 @@ from protea.train.resume import Trained
 
 _NAMED = 3
 
+_OVERFLOWS = 50
+"""Steps in a row whose float16 gradients overflow: a scale halved so often is not what is wrong."""
+
 
 class _Step(NamedTuple):
     step: int
@@ -42,6 +45,7 @@ class Suspects:
         self._recipe, self._folder, self._sampler = recipe, folder, sampler
         self._waiting: deque[_Step] = deque()
         self._last: _Step | None = None
+        self._overflows = 0
 
     def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:
         """A step was computed, or will have been."""
@@ -70,7 +74,8 @@ class Suspects:
             if not math.isfinite(loss) or loss > self._recipe.run.max_loss:
                 raise self._error(first, f"the loss is {loss:g}")
             # Scaled float16 gradients overflow now and then; the scaler leaves such steps out.
-            if not math.isfinite(norm) and self._recipe.run.precision != "fp16-mixed":
+            self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+            if self._overflows > (_OVERFLOWS if self._recipe.run.precision == "fp16-mixed" else 0):
                 raise self._error(first, f"the gradient is {norm:g}")
 
     def settle(self, trained: Trained) -> None:
