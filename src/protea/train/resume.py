@@ -83,20 +83,21 @@ def save(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None
             "recipe": trained.recipe.shown(),
             "data": trained.data,
             "protea": protea.__version__,
-            "surroundings": surroundings(trained.model),
+            "surroundings": surroundings(trained),
         },
     )
 
 
-def surroundings(model: Encoder) -> dict[str, str]:
+def surroundings(trained: Trained) -> dict[str, str]:
     """What the last bits of a step depend on besides the recipe and the data."""
-    device = model.word_embeddings.weight.device
+    device = trained.model.word_embeddings.weight.device
     on_gpu = device.type == "cuda"
+    ours = native.compiled() is not None and not on_gpu and trained.precision.dtype == torch.bfloat16
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "PyTorch": torch.__version__,
-        "attention kernel": "PyTorch's" if native.compiled() is None else "Protea's",
+        "attention kernel": "Protea's" if ours else "PyTorch's",
     }
 
 
@@ -134,7 +135,7 @@ def _taken_over(found: Saved, trained: Trained, watcher: Watcher) -> Progress:
     epoch, block, pack = map(int, values["position"])
     if min(epoch, block, pack) < 0:
         raise ValueError("a place before the first")
-    for name, now in surroundings(trained.model).items():
+    for name, now in surroundings(trained).items():
         if (before := values["surroundings"][name]) != now:
             watcher.note(f"{name} {before} before, now {now}: not the same to the last bit")
     _load(found, trained)
