@@ -11,6 +11,7 @@ from typing import Final, Self
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from protea.cli.interrupt import StopRequest
 from protea.train.estimate import Estimate
@@ -31,8 +32,10 @@ class View(Watcher):
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),
+            # What a narrow terminal has no room for is the end of this, not the columns before.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
+            expand=True,
             disable=not self._terminal,
             # Minutes may lie between two logged steps; of the last 30 seconds alone, no rate would be known.
             speed_estimate_period=math.inf,

@@ -55,7 +55,7 @@ class Outcome:
 
     Attributes:
         step: updates done.
-        finished: all of them.
+        finished: all of them, and the last one's validation.
     """
 
     step: int
@@ -185,7 +185,8 @@ def _train(
             # Who breaks off does not wait: what is half written then, the next run clears away.
             checkpoints.wait()
         logbook.close()
-    return Outcome(progress.step, progress.step == recipe.run.steps)
+    validated = validation is None or not validation.due(progress)
+    return Outcome(progress.step, progress.step == recipe.run.steps and validated)
 
 
 def _resume(
