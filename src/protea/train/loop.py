@@ -45,6 +45,9 @@ from protea.train.watcher import Watcher
 _DROPOUT: Final = 6
 """What a draw is for, beside those of ``protea.data.draws``."""
 
+_REPACKING: Final = ("batch.pack:", "data.max_tokens:", "data.max_length:", "data.crop:", "run.seed:")
+"""Changes of a recipe that change which sequences share a pack."""
+
 _SAMPLE: Final = 4096
 """Places of an epoch that the mean length is taken from."""
 
@@ -102,7 +105,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
             workers=recipe.run.workers,
             pin=device.type == "cuda",
         )
-        validation = None if recipe.validation.every is None else Validation(store, recipe)
+        validation = None if recipe.validation.every is None else Validation(store, recipe, pin=device.type == "cuda")
         needs = estimate(blank, recipe, mean_length(loader.sampler))
         check_memory(needs, device)
         del blank
@@ -205,6 +208,10 @@ def _resume(
             f"{folder.path}: is in block {progress.position.block + 1:,} of an epoch, which now has {blocks:,}; leave "
             "data.max_length as it was, or name a new folder"
         )
+    if progress.position.pack and any(change.startswith(_REPACKING) for change in folder.changes):
+        # Packs were numbered as they were then.
+        progress.position = progress.position._replace(pack=0)
+        watcher.note("packs are others now: the block of the epoch that the run is in begins again")
     if folder.changes:
         folder.accept()
     return progress

@@ -191,7 +191,7 @@ class Checkpoints:
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Into memory that stays ours, page-locked where that makes it fast."""
-        pin = torch.cuda.is_available()
+        pin = any(each.is_cuda for each in tensors.values())
         self._copies = {
             name: known
             if (known := self._copies.get(name)) is not None and known.shape == each.shape and known.dtype == each.dtype

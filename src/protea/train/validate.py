@@ -26,12 +26,13 @@ class Validation:
     Args:
         store: with a validation split.
         recipe: says how much of it.
+        pin: put batches in page-locked memory.
 
     Raises:
         UsageError: the store has no such split.
     """
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: Store, recipe: Recipe, *, pin: bool = False) -> None:
         if SPLIT not in store.splits:
             raise UsageError(
                 f"{store.folder}: has no {SPLIT} split; build it with --valid, or set validation.every=null"
@@ -46,7 +47,11 @@ class Validation:
             max_length=data.max_length,
         )
         self._loader = Loader(
-            sampler, masking=data.masking, packing=Packing(tokens=recipe.batch.pack), workers=min(1, recipe.run.workers)
+            sampler,
+            masking=data.masking,
+            packing=Packing(tokens=recipe.batch.pack),
+            workers=min(1, recipe.run.workers),
+            pin=pin,
         )
 
     def due(self, progress: Progress) -> bool:

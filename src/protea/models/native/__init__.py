@@ -24,9 +24,16 @@ def enable() -> str | None:
     """
     global _library  # noqa: PLW0603  one switch for the process
     try:
-        _library = _library or load()
+        loaded = load()
+        # Found here rather than at the first step.
+        from protea.models.native.functional import parallel
+
+        parallel()
     except UnavailableError as error:
         return str(error)
+    except (OSError, AttributeError) as error:
+        return f"PyTorch's own OpenMP was not found: {error}"
+    _library = loaded
     return None
 
 

@@ -58,7 +58,7 @@ def _call(name: str, tensors: tuple[Tensor, ...], cu_q: CuSeqlens, cu_k: CuSeqle
     order = (offsets_q.diff() * offsets_k.diff().long()).argsort(descending=True, stable=True).int()
     pointers = [x.data_ptr() for x in (*tensors, offsets_q, offsets_k, order)]
     function = _function(loaded, name, len(pointers))
-    if function(*pointers, len(order), *q.shape[1:], scale, torch.get_num_threads(), _parallel()):
+    if function(*pointers, len(order), *q.shape[1:], scale, torch.get_num_threads(), parallel()):
         raise MemoryError("attention ran out of memory")
 
 
@@ -72,15 +72,19 @@ def _function(loaded: ctypes.CDLL, name: str, pointers: int) -> Callable[..., in
 
 def _check(x: Tensor, offsets: Tensor) -> None:
     """Beyond these the compiled code would read what is not there."""
-    assert x.dtype == torch.bfloat16
-    assert x.device.type == "cpu"
-    assert offsets.dtype == torch.int32
-    assert offsets.is_contiguous()
-    assert int(offsets[-1]) == len(x)
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        raise TypeError(f"the compiled attention takes bfloat16 on the CPU, got {x.dtype} on {x.device}")
+    if offsets.dtype != torch.int32 or not offsets.is_contiguous() or int(offsets[-1]) != len(x):
+        raise ValueError(f"boundaries that do not fit {len(x)} tokens")
 
 
 @cache
-def _parallel() -> int | None:
-    """``GOMP_parallel`` of the OpenMP runtime that PyTorch itself runs: a second one would spin beside it."""
+def parallel() -> int | None:
+    """``GOMP_parallel`` of the OpenMP runtime that PyTorch itself runs: a second one would spin beside it.
+
+    Raises:
+        OSError: PyTorch's library is not where its wheels have it.
+        AttributeError: it runs another OpenMP.
+    """
     runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
