@@ -32,6 +32,17 @@ def stopped(store: Path, tmp_path: Path) -> tuple[Recipe, Path]:
     return told, tmp_path / "run"
 
 
+def test_other_packs_begin_the_block_again(stopped: tuple[Recipe, Path], store: Path) -> None:
+    _, run = stopped
+    assert choose(run, "newest").values["position"][2] > 0
+    changed, witness = recipe(store, batch={"tokens": 288, "pack": 48}), Witness(1)
+    assert pretrain(changed, run, witness, accept_changes=True).step == 2
+    assert any("begins again" in note for note in witness.notes)
+    witness = Witness()
+    pretrain(recipe(store, batch={"tokens": 288, "pack": 48}, run={"steps": 3}), run, witness, accept_changes=True)
+    assert not any("begins again" in note for note in witness.notes)
+
+
 def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) -> None:
     told, run = stopped
     changed = recipe(store, run={"steps": 6}, optimizer={"lr": 1e-3, "betas": [0.9, 0.99]}, save={"keep_every": 2})
