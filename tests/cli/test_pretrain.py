@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from conftest import Run, fails
 from protea.cli.pretrain_view import View
+from protea.train.loop import pretrain
 from protea.train.recipe import recipe_names
 from protea.train.state import choose
 from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
@@ -49,6 +53,26 @@ def test_a_run(run: Run, file: Path, tmp_path: Path) -> None:
     more = run("pretrain", file, "run.steps=5", "-o", "run", "--accept-changes")
     assert more.code == 0
     assert more.err.startswith("protea: note: the recipe changed: run.steps: 4, now 5\nprotea: note: goes on after ")
+
+
+def test_a_narrow_terminal(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps done and the time left stay; what has no room is cut."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    result = run("pretrain", file, "-o", "run")
+    assert result.code == 0
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", result.err).splitlines()[-1]
+    assert re.search(r"4/4 \S+ 00:00 loss 3\.\d+ · perplexity .*…", last)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_that_cannot_be_written(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error on a full disk is no reason to end."""
+    with suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        with View() as view:
+            outcome = pretrain(recipe(store), tmp_path / "run", view)
+    assert outcome.finished
 
 
 def test_list_and_dry_run(run: Run, file: Path) -> None:

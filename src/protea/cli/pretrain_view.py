@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -85,10 +86,12 @@ class View(Watcher):
         return self._stop.asked
 
     def _print(self, line: str) -> None:
-        if self._terminal:
-            self._progress.console.print(line, markup=False, highlight=False)
-        else:
-            typer.echo(line, err=True)
+        # A log on a full disk, or that nobody reads any more, does not end the run.
+        with suppress(OSError):
+            if self._terminal:
+                self._progress.console.print(line, markup=False, highlight=False)
+            else:
+                typer.echo(line, err=True)
 
 
 def cost(needs: Estimate, recipe: Recipe) -> Iterator[str]:
