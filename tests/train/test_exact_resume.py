@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_stopped_wherever_it_asks(tmp_path: Path, store: Path, changes: dict[str, Any], every: int) -> None:
     """Between packs of a step, between steps, and between packs of a validation."""
-    told = recipe(store, **changes)
+    told = recipe(store, batch={"tokens": 192}, **changes)
     whole = Witness()
     assert pretrain(told, tmp_path / "whole", whole) == Outcome(4, finished=True)
     for number in range(1, whole.asked + 1, every):
@@ -56,7 +56,7 @@ def test_stopped_wherever_it_asks(tmp_path: Path, store: Path, changes: dict[str
 Ends = list[tuple[int, bool, bool]]
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(ends=st.lists(st.tuples(st.integers(1, 14), st.booleans(), st.booleans()), min_size=1, max_size=4))
 def test_any_number_of_ends(whole: tuple[Recipe, Path], ends: Ends) -> None:
     """Stopped or killed after so many packs, and what a killed process may leave behind, if it is told to."""

@@ -199,7 +199,12 @@ def test_fasta(tmp_path: Path) -> None:
         "training data: the FASTA files are not those that the store was made of; it is made anew"
     )
     fasta.write_text(kept)
-    assert train(told, tmp_path / "run").finished
+    witness = Witness(2)
+    assert pretrain(told, tmp_path / "run", witness).step == 2
+    (tmp_path / "run/store/train/sequences.arrow").unlink()
+    witness = Witness()
+    assert pretrain(told, tmp_path / "run", witness).finished
+    assert "sequences.arrow: is missing" in witness.notes[0]
     assert (tmp_path / "run/store/manifest.json").stat().st_mtime_ns > made.st_mtime_ns
     assert len(metrics(tmp_path / "run")) == 4
 

@@ -11,7 +11,7 @@ from protea.data import work
 from protea.data.cluster import ClusterSettings, build_fasta
 from protea.data.manifest import ALPHABETS, is_store
 from protea.data.store import Store
-from protea.errors import UsageError
+from protea.errors import StoreError, UsageError
 from protea.train.recipe import Recipe
 from protea.train.state import write_durably
 from protea.train.watcher import Watcher
@@ -48,11 +48,16 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watche
     output, record = folder / STORE, folder / _SOURCES
     name = next(name for name, known in ALPHABETS.items() if known == alphabet)
     sources = {"alphabet": name, "files": [_describe(path) for path in data.fasta]}
-    if not is_store(output) or not _same(record, sources):
-        if is_store(output):
-            watcher.note("training data: the FASTA files are not those that the store was made of; it is made anew")
-        build_fasta(ClusterSettings(output=output, alphabet=name), data.fasta, _Steps(watcher), overwrite=True)
-        write_durably(record, json.dumps(sources))
+    if is_store(output):
+        try:
+            if _same(record, sources):
+                return Store(output, alphabet)
+            why = "the FASTA files are not those that the store was made of"
+        except StoreError as error:
+            why = str(error)
+        watcher.note(f"training data: {why}; it is made anew")
+    build_fasta(ClusterSettings(output=output, alphabet=name), data.fasta, _Steps(watcher), overwrite=True)
+    write_durably(record, json.dumps(sources))
     return Store(output, alphabet)
 
 
