@@ -151,7 +151,7 @@ def main() -> None:
         whole.finish()
         print(f"undisturbed: {options.steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         count = dict.fromkeys(("training", "saving", "starting"), 0)
-        for number, step in enumerate(sorted(rng.choices(range(options.steps), k=options.kills)), 1):
+        for number, step in enumerate(sorted(rng.choices(range(options.steps * 9 // 10), k=options.kills)), 1):
             kind = rng.choices(list(count), weights=(6, 3, 1))[0]
             before = killed.step()
             # What was told before the last kill is no sign of life.
