@@ -87,7 +87,7 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     from protea.train.loop import train_step
     from protea.train.model import Precision, apply, initialise
     from protea.train.optim import Optimizers, parameters_to_train
-    from protea.train.recipe import parse
+    from protea.train.reading import parse
     from protea.train.resume import Trained
     from protea.train.watcher import Watcher
 

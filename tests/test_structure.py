@@ -16,7 +16,7 @@ SOURCE = Path(protea.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"alphabet", "device"},
+    {"alphabet", "device", "disk"},
     {"fasta", "packing"},
     {"models"},
     {"checkpoints"},

@@ -18,7 +18,8 @@ from protea.data.settings import Settings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
 from protea.train.loop import Outcome, pretrain
-from protea.train.recipe import Recipe, parse
+from protea.train.reading import parse
+from protea.train.recipe import Recipe
 from protea.train.state import STATE, _seal, choose
 from protea.train.watcher import Watcher
 
@@ -46,9 +47,14 @@ def write_fasta(path: Path, records: int = 40, *, seed: int = 0, name: str = "r"
 def make_store(folder: Path, *, alphabet: str = "esm", seed: int = 0, valid: str = "8") -> Path:
     """Forty clusters of one sequence, eight of them for validation."""
     folder.mkdir(parents=True)
-    settings = Settings(output=folder / "store", valid=valid, filtered=False, alphabet=alphabet)
-    build_uniref(settings, [write_fasta(folder / "in.fasta", seed=seed)], [], None, Builder())
-    return folder / "store"
+    return build_store(write_fasta(folder / "in.fasta", seed=seed), alphabet=alphabet, valid=valid)
+
+
+def build_store(fasta: Path, *, alphabet: str = "esm", valid: str = "0") -> Path:
+    """A store beside a FASTA file, each sequence a cluster of its own."""
+    settings = Settings(output=fasta.parent / "store", valid=valid, filtered=False, alphabet=alphabet)
+    build_uniref(settings, [fasta], [], None, Builder())
+    return settings.output
 
 
 def recipe(store: Path | None, **sections: Any) -> Recipe:
@@ -93,6 +99,15 @@ class Witness(Watcher):
 def train(told: Recipe, folder: Path, **options: Any) -> Outcome:
     """Without interruption."""
     return pretrain(told, folder, Watcher(), **options)
+
+
+def finished(store: Path, folder: Path) -> tuple[Recipe, Path]:
+    """A finished run with checkpoints after steps 2 and 4, computed by one thread."""
+    told, threads = recipe(store), torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(told, folder)
+    torch.set_num_threads(threads)
+    return told, folder
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

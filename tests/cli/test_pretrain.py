@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from conftest import Run, fails
 from protea.cli.pretrain_view import View
 from protea.train.loop import pretrain
-from protea.train.recipe import recipe_names
+from protea.train.reading import recipe_names
 from protea.train.state import choose
 from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
 

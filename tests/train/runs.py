@@ -11,14 +11,13 @@ import torch
 from conftest import SMALL
 from protea.data.loader import Loader, Packing
 from protea.data.sampler import Sampler
-from protea.data.settings import Settings
 from protea.data.store import Store
-from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
 from protea.train.model import Precision, initialise
 from protea.train.optim import Optimizers, parameters_to_train
-from protea.train.recipe import Recipe, parse
+from protea.train.reading import parse
+from protea.train.recipe import Recipe
 from protea.train.resume import Trained
+from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")
 ARCHITECTURES = {
@@ -27,7 +26,6 @@ ARCHITECTURES = {
     "esm1b": "esm1b_t33_650M_UR50S",
     "esm1nv": "esm1nv",
 }
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
 def make_store(
@@ -39,9 +37,7 @@ def make_store(
     folder.mkdir(exist_ok=True)
     fasta = folder / "in.fasta"
     fasta.write_text("".join(f">r{number}\n{each}\n" for number, each in enumerate(letters)))
-    settings = Settings(output=folder / "store", valid=str(valid), filtered=False, alphabet=alphabet)
-    build_uniref(settings, [fasta], [], None, Watcher())
-    return settings.output
+    return build_store(fasta, alphabet=alphabet, valid=str(valid))
 
 
 def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **sections: Any) -> Recipe:

@@ -13,14 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
 from protea.train.state import choose
-from trials import Killed, Witness, assert_same, finish, make_store, metrics, recipe, start, train
+from trials import Killed, Witness, assert_same, finish, finished, make_store, metrics, recipe, start, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,13 +74,7 @@ def test_any_number_of_ends(whole: tuple[Recipe, Path], ends: Ends) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Recipe, Path]:
-    told = recipe(store)
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(told, folder)
-    torch.set_num_threads(threads)
-    return told, folder
+    return finished(store, tmp_path_factory.mktemp("whole") / "run")
 
 
 def tear(folder: Path) -> None:

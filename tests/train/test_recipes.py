@@ -22,7 +22,8 @@ from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import check_memory, estimate, flops_per_token
 from protea.train.loop import mean_length, pretrain, train_step
 from protea.train.model import apply, architecture, masked_logits
-from protea.train.recipe import RECIPES, Recipe, differences, parse, read_recipe, recipe_names
+from protea.train.reading import RECIPES, differences, parse, read_recipe, recipe_names
+from protea.train.recipe import Recipe
 from protea.train.resume import Trained
 from protea.train.watcher import Watcher
 

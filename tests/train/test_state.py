@@ -25,7 +25,7 @@ from protea.train.average import average, export
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, Save
 from protea.train.state import STATE, Checkpoints, Saved, choose, newest_saved, read_saved
-from trials import Witness, assert_same, make_store, metrics, recipe, reseal, train
+from trials import Witness, assert_same, finished, make_store, metrics, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,14 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, store: Path) -> tuple[Recipe, Path]:
-    """A finished run with checkpoints after steps 2 and 4."""
-    told = recipe(store)
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(told, folder)
-    torch.set_num_threads(threads)
-    return told, folder
+    return finished(store, tmp_path_factory.mktemp("whole") / "run")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from runs import make_store, recipe
 
 from protea.train.loop import pretrain
-from protea.train.metrics import METRICS
 from protea.train.recipe import Recipe
+from protea.train.sinks import METRICS
 from protea.train.watcher import Watcher
 
 pytestmark = [

@@ -47,7 +47,7 @@ def pretrain(
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
-    from protea.train.recipe import list_recipes, read_recipe
+    from protea.train.reading import list_recipes, read_recipe
 
     if names:
         for name, title in list_recipes():

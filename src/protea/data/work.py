@@ -7,7 +7,6 @@ stage that was broken off, or that something changed for, is done again from its
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, Final, Self
 from uuid import uuid4
 
 from protea.data.manifest import is_store
+from protea.disk import lock, sync_folder, write_durably
 from protea.errors import OutputError, ResumeError
 from protea.fasta import flows
 
@@ -66,14 +66,11 @@ class Work:
         self.folder = output.with_name(f".{output.name}.partial")
         try:
             self.folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / _LOCK).open("w")
+            self._lock = lock(self.folder / _LOCK)
+        except BlockingIOError as error:
+            raise ResumeError(f"{output}: another run is making it; wait for that one, or name another") from error
         except OSError as error:
             raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ResumeError(f"{output}: another run is making it; wait for that one, or name another") from error
         self._done = self._journal()
         self._chain = ""
 
@@ -121,7 +118,7 @@ class Work:
             old = self.folder / "replaced"
             self.output.rename(old)
         (self.folder / STORE).rename(self.output)
-        _sync_folder(self.output.parent)
+        sync_folder(self.output.parent)
         self._done.clear()
 
     def _journal(self) -> dict[str, Numbers]:
@@ -135,13 +132,7 @@ class Work:
         return {}
 
     def _commit(self) -> None:
-        path = self.folder / _JOURNAL
-        temporary = path.with_suffix(".new")
-        with temporary.open("w") as stream:
-            json.dump({"done": self._done}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        write_durably(self.folder / _JOURNAL, json.dumps({"done": self._done}))
 
 
 def fingerprints(paths: Iterable[str | Path | None]) -> list[Any]:
@@ -205,12 +196,4 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

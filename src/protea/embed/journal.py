@@ -8,7 +8,6 @@ is, so that runs which share one output of two cannot take each other's.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Self
 from uuid import uuid4
 
+from protea.disk import lock, write_durably
 from protea.embed.prepare import Note
 from protea.embed.survey import Totals
 from protea.errors import ResumeError
@@ -136,13 +136,7 @@ class Journal:
         os.fsync(self._report.fileno())
         size = os.fstat(self._report.fileno()).st_size
         entry = {"format": _FORMAT, "run": self._run, "plan": self.plan, "report": size, "progress": asdict(progress)}
-        path = self.folders[0] / JOURNAL
-        temporary = path.with_suffix(".new")
-        with temporary.open("w") as stream:
-            json.dump(entry, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        write_durably(self.folders[0] / JOURNAL, json.dumps(entry))
         self.progress = progress
         self._undo.pop_all()
 
@@ -157,9 +151,8 @@ class Journal:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _lock(self, folder: Path, output: Path) -> None:
-        stream = self._locks.enter_context((folder / _LOCK).open("w"))
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._locks.enter_context(lock(folder / _LOCK))
         except BlockingIOError as error:
             raise ResumeError(
                 f"{output}: another run is writing it; wait for that one, or name another output"

@@ -16,6 +16,7 @@ keeps a quarter more.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -25,7 +26,7 @@ from protea.models.encoder import Encoder, EncoderConfig
 from protea.train.optim import is_matrix_of_layer, parameters_to_train
 from protea.train.recipe import Recipe
 
-_MASKED = 0.15
+_MASKED: Final = 0.15
 
 
 @dataclass(frozen=True)

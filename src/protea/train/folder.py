@@ -9,15 +9,16 @@ store/            training data, where the recipe names FASTA files; store.sourc
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import Any, Final, Self
 
 import yaml
 
+from protea.disk import lock, unfinished, write_durably
 from protea.errors import OutputError, ResumeError
-from protea.train.recipe import Recipe, differences
-from protea.train.state import Checkpoints, checkpoint_folder, write_durably
+from protea.train.reading import differences
+from protea.train.recipe import Recipe
+from protea.train.state import Checkpoints, checkpoint_folder
 
 RECIPE: Final = "recipe.yaml"
 _LOCK: Final = ".lock"
@@ -49,18 +50,15 @@ class RunFolder:
         # A recipe.yaml alone may be the user's own: with a lock or checkpoints beside it, it is a run's.
         if RECIPE in found and (_LOCK in found or self._begun):
             found.clear()
-        if strangers := sorted(found - {_LOCK, f".{RECIPE}"}):
+        if strangers := sorted(found - {_LOCK, unfinished(path / RECIPE).name}):
             raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / _LOCK).open("w")
+            self._lock = lock(path / _LOCK)
+        except BlockingIOError as error:
+            raise ResumeError(f"{path}: another process trains in it; wait for that one, or name another") from error
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise ResumeError(f"{path}: another process trains in it; wait for that one, or name another") from error
         try:
             self.changes = self._changes(known, accept_changes=accept_changes)
             if not known.exists() or not self._begun:
@@ -81,10 +79,9 @@ class RunFolder:
         Raises:
             OutputError: it cannot be written.
         """
-        known, temporary = self.path / RECIPE, self.path / f".{RECIPE}"
+        known = self.path / RECIPE
         try:
-            write_durably(temporary, yaml.safe_dump(self._recipe.shown(), sort_keys=False))
-            temporary.replace(known)
+            write_durably(known, yaml.safe_dump(self._recipe.shown(), sort_keys=False))
         except OSError as error:
             raise OutputError(f"{known}: cannot be written: {error.strerror or error}") from error
 

@@ -30,12 +30,13 @@ from protea.errors import DeviceError, OutputError, ResumeError, UsageError
 from protea.models.inference import return_freed_memory
 from protea.train.estimate import Estimate, check_memory, estimate
 from protea.train.folder import RunFolder
-from protea.train.metrics import Logbook, check_log
+from protea.train.metrics import Logbook
 from protea.train.model import Precision, apply, architecture, initialise, masked_logits
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import Recipe
 from protea.train.resume import Progress, Trained, resume, save
 from protea.train.schedule import learning_rate
+from protea.train.sinks import check_log
 from protea.train.sources import open_store
 from protea.train.state import Checkpoints, checkpoint_folder
 from protea.train.suspects import Suspects

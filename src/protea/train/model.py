@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from protea.models.esm2 import ESM2
 from protea.train.recipe import Recipe
 from protea.train.watcher import Watcher
 
-_TYPES = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+_TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 
 
 def architecture(recipe: Recipe) -> Encoder:

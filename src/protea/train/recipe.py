@@ -1,25 +1,20 @@
-"""What a training run is told: a YAML file of sections, complete, strict, and kept with every checkpoint."""
+"""What a training run is told: sections of settings, strict, and kept with every checkpoint."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import EncoderConfig
-
-RECIPES: Final = Path(__file__).parents[1] / "recipes"
-"""The recipes that come with the package."""
 
 _ARCHITECTURE: Final = "architecture"
 
@@ -231,7 +226,7 @@ class Recipe(Section):
         known = {field.name for field in fields(base)}
         for name in values:
             if name not in known:
-                raise UsageError(f"model: unknown key {name!r}{_near(name, [_ARCHITECTURE, *known])}")
+                raise UsageError(f"model: unknown key {name!r}{near(name, [_ARCHITECTURE, *known])}")
         for name, value in values.items():
             kind = type(getattr(base, name))
             if type(value) is not kind and not (kind is float and type(value) is int):
@@ -247,163 +242,51 @@ class Recipe(Section):
             )
         return config
 
+    def check(self) -> None:
+        """See what no section can see by itself.
+
+        Raises:
+            UsageError: settings contradict each other.
+        """
+        if self.init is None and _ARCHITECTURE not in self.model:
+            raise UsageError(
+                "names no model: give model.architecture (`protea info --list`), or init, a model to go on from"
+            )
+        if self.init is not None and self.model:
+            raise UsageError(
+                f"init brings its architecture; leave out model ({', '.join(self.model)}), or set model={{}}"
+            )
+        if self.init is None:
+            _ = self.config
+        if self.data.store is not None and self.data.fasta is not None:
+            raise UsageError("data.store and data.fasta exclude each other")
+        if self.data.masking not in VARIANTS:
+            raise UsageError(f"data.masking {self.data.masking!r} should be one of {', '.join(VARIANTS)}")
+        if self.batch.pack < self.data.max_tokens:
+            raise UsageError(
+                f"batch.pack {self.batch.pack:,} is smaller than a sequence, data.max_tokens {self.data.max_tokens:,}: "
+                "raise the one or lower the other"
+            )
+        if self.batch.tokens < self.batch.pack:
+            raise UsageError(
+                f"batch.tokens {self.batch.tokens:,} is smaller than batch.pack {self.batch.pack:,}: a step is at "
+                "least one pack"
+            )
+        schedule, steps = self.schedule, self.schedule.steps or self.run.steps
+        if schedule.warmup + schedule.constant > steps:
+            raise UsageError(
+                f"schedule.warmup {schedule.warmup:,} and schedule.constant {schedule.constant:,} are together more "
+                f"than its {steps:,} steps"
+            )
+        if schedule.min_lr > self.optimizer.lr:
+            raise UsageError(f"schedule.min_lr {schedule.min_lr:g} is above optimizer.lr {self.optimizer.lr:g}")
+
     def shown(self) -> dict[str, Any]:
         """As plain values that YAML and JSON hold."""
         return self.model_dump(mode="json")
 
 
-def read_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a file, or by the name of one that comes with the package.
-
-    Args:
-        source: a path, or a name.
-        overrides: ``section.key=value`` each, values as YAML spells them.
-
-    Raises:
-        UsageError: naming the key, its value and what it may be.
-    """
-    path = _found(source)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected sections as `name:` lines with keys under them")
-    for override in overrides:
-        _override(values, override)
-    return parse(values, str(path))
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def list_recipes() -> Iterator[tuple[str, str]]:
-    """Name and title of each recipe that comes with the package."""
-    for name in recipe_names():
-        yield name, str(yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["name"])
-
-
-def parse(values: Mapping[str, Any], origin: str) -> Recipe:
-    """A recipe from values.
-
-    Raises:
-        UsageError: naming the key, its value and what it may be.
-    """
-    try:
-        recipe = Recipe.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError(_explain(error, origin)) from error
-    try:
-        _check(recipe)
-    except UsageError as error:
-        raise UsageError(f"{origin}: {error}") from error
-    return recipe
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What differs between two recipes as shown: ``run.steps: 100, now 200``."""
-    for name in dict.fromkeys((*one, *other)):
-        a, b = one.get(name), other.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            yield f"{prefix}{name}: {_typed(a)}, now {_typed(b)}"
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Reads 1e-5 as a number, which YAML 1.1 wants spelled 1.0e-5."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def _typed(value: Any) -> str:
-    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
-
-
-def _check(recipe: Recipe) -> None:
-    """What no section can see by itself."""
-    if recipe.init is None and _ARCHITECTURE not in recipe.model:
-        raise UsageError(
-            "names no model: give model.architecture (`protea info --list`), or init, a model to go on from"
-        )
-    if recipe.init is not None and recipe.model:
-        raise UsageError(
-            f"init brings its architecture; leave out model ({', '.join(recipe.model)}), or set model={{}}"
-        )
-    if recipe.init is None:
-        _ = recipe.config
-    if recipe.data.store is not None and recipe.data.fasta is not None:
-        raise UsageError("data.store and data.fasta exclude each other")
-    if recipe.data.masking not in VARIANTS:
-        raise UsageError(f"data.masking {recipe.data.masking!r} should be one of {', '.join(VARIANTS)}")
-    if recipe.batch.pack < recipe.data.max_tokens:
-        raise UsageError(
-            f"batch.pack {recipe.batch.pack:,} is smaller than a sequence, data.max_tokens {recipe.data.max_tokens:,}: "
-            "raise the one or lower the other"
-        )
-    if recipe.batch.tokens < recipe.batch.pack:
-        raise UsageError(
-            f"batch.tokens {recipe.batch.tokens:,} is smaller than batch.pack {recipe.batch.pack:,}: a step is at "
-            "least one pack"
-        )
-    schedule, steps = recipe.schedule, recipe.schedule.steps or recipe.run.steps
-    if schedule.warmup + schedule.constant > steps:
-        raise UsageError(
-            f"schedule.warmup {schedule.warmup:,} and schedule.constant {schedule.constant:,} are together more than "
-            f"its {steps:,} steps"
-        )
-    if schedule.min_lr > recipe.optimizer.lr:
-        raise UsageError(f"schedule.min_lr {schedule.min_lr:g} is above optimizer.lr {recipe.optimizer.lr:g}")
-
-
-def _found(source: str) -> Path:
-    path = Path(source)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        if not path.is_file():
-            raise UsageError(f"{source}: no such file; the recipes that come along are {', '.join(recipe_names())}")
-        return path
-    if source not in recipe_names():
-        raise UsageError(
-            f"{source}: neither a recipe's file nor its name{_near(source, recipe_names())}; "
-            f"the names are {', '.join(recipe_names())}"
-        )
-    return RECIPES / f"{source}.yaml"
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise UsageError(f"{text!r}: expected key=value, as in optimizer.lr=1e-3")
-    try:
-        parsed = yaml.load(value, _Loader) if value.strip() else None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    *sections, key = name.strip().split(".")
-    place = values
-    for section in sections:
-        inner = place.get(section)
-        place[section] = place = dict(inner) if isinstance(inner, dict) else {}
-    place[key] = parsed
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        section: type[BaseModel] = Recipe
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation or section  # type: ignore[assignment]
-        names = list(section.model_fields)
-        return f"{origin}: unknown key {where!r}{_near(str(first['loc'][-1]), names)}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
-    return f"{origin}: {where} {first['input']!r} {message}"
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+def near(name: str, known: Sequence[str]) -> str:
+    """What an error says after an unknown name: the nearest known one, or all."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"

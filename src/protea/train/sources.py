@@ -11,9 +11,9 @@ from protea.data import work
 from protea.data.cluster import ClusterSettings, build_fasta
 from protea.data.manifest import ALPHABETS, is_store
 from protea.data.store import Store
+from protea.disk import write_durably
 from protea.errors import StoreError, UsageError
 from protea.train.recipe import Recipe
-from protea.train.state import write_durably
 from protea.train.watcher import Watcher
 
 STORE: Final = "store"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from protea.checkpoints.describe import sha256
 from protea.checkpoints.distcp import DistributedTensors
+from protea.disk import sync_folder, write_durably
 from protea.errors import CheckpointError, ResumeError
 from protea.train.recipe import Save
 
@@ -219,11 +219,11 @@ class Checkpoints:
             values = json.loads(json.dumps(values))
             values[_SEAL] = _seal(values)
             write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
-            _sync(unfinished)
+            sync_folder(unfinished)
             if target.exists():
                 _remove(target)
             unfinished.rename(target)
-            _sync(self.folder)
+            sync_folder(self.folder)
             self._remove_old(step)
         except BaseException as error:  # what PyTorch's writer raises is no Exception
             self._failure = error
@@ -306,14 +306,6 @@ def _folders(run: Path) -> list[Path]:
     return folders
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a file, and see that it is on the disk."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _loss(folder: Path) -> float | None:
     try:
         return read_saved(folder).loss
@@ -344,11 +336,3 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from protea.errors import TrainingError
 from protea.train.recipe import Recipe
 from protea.train.resume import Trained
 
-_NAMED = 3
+_NAMED: Final = 3
 
-_OVERFLOWS = 50
+_OVERFLOWS: Final = 50
 """Steps in a row whose float16 gradients overflow: a scale halved so often is not what is wrong."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import torch
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from protea.train.model import Precision, masked_logits
 from protea.train.recipe import Recipe
 from protea.train.resume import Progress
 
-SPLIT = "valid"
+SPLIT: Final = "valid"
 
 
 class Validation:

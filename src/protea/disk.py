@@ -1,0 +1,56 @@
+"""Files that outlive the process: locked against other processes, replaced in one step, on the disk when it is said."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TextIO
+
+
+def lock(path: Path) -> TextIO:
+    """Open a file that one process at a time may hold; closing it, or the process's end, unlocks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be written.
+    """
+    stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def unfinished(path: Path) -> Path:
+    """The name that a file has while ``write_durably`` writes it."""
+    return path.with_name(f".{path.name}")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write or replace a file: whatever moment the machine stops at, it holds the old text or the new.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = unfinished(path)
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """See that the names in a folder are on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
