@@ -7,8 +7,9 @@ PIP := $(PYTHON) -m pip --python $(BIN)/python
 TORCH := torch==2.13.0
 MODEL := build/demo/esm2_8M
 OUT := build/demo/proteins
+MINI := build/mini
 
-.PHONY: demo test lint types unit mmseqs clean
+.PHONY: demo mini test lint types unit mmseqs clean
 
 demo: $(VENV)/.installed $(MODEL)
 	@echo
@@ -24,6 +25,16 @@ $(MODEL): $(VENV)/.installed
 	@rm -rf $@
 	@echo '$$ protea init esm2_t6_8M_UR50D -o $@'
 	@$(BIN)/protea init esm2_t6_8M_UR50D -o $@
+
+# Protea-mini again, from sequences of yours: hours. Stopped, the same command goes on.
+mini: $(VENV)/.installed mmseqs
+	@test -n '$(CORPUS)' || { echo 'which sequences? make mini CORPUS="part-0.fasta.zst part-1.fasta.zst"'; exit 2; }
+	@mkdir -p $(MINI)
+	$(BIN)/protea data fasta $(CORPUS) --search-from valid -o $(MINI)/store
+	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store -o $(MINI)/run
+	rm -rf $(MINI)/model
+	$(BIN)/protea export $(MINI)/run -o $(MINI)/model --dtype bfloat16
+	@echo 'compare it: pip install scikit-learn, python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
 
 test: lint types unit
 

@@ -92,7 +92,7 @@ def numbers(told: Recipe) -> dict[str, Any]:
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    assert set(recipe_names()) == {*PUBLISHED, "domain-adaptation", "quickstart"}
+    assert set(recipe_names()) == {*PUBLISHED, "domain-adaptation", "protea-mini", "quickstart"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -217,7 +217,10 @@ def test_list(run: Run) -> None:
         ("optimizer.name=adam", "optimizer.name 'adam' should be 'adamw' or 'muon'"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1 1.0 should be less than 1"),
         ("optimizer.betas=0.9", "optimizer.betas 0.9 should be a valid tuple"),
-        ("schedule.name=cosin", "schedule.name 'cosin' should be 'linear', 'anneal-hold', 'cosine' or 'constant'"),
+        (
+            "schedule.name=cosin",
+            "schedule.name 'cosin' should be 'linear', 'anneal-hold', 'cosine', 'constant' or 'trapezoid'",
+        ),
         ("schedule.floor=1.1", "schedule.floor 1.1 should be less than or equal to 1"),
         ("schedule.min_lr=1", "schedule.min_lr 1 is above optimizer.lr 0.0004"),
         ("schedule.steps=100", "schedule.warmup 2,000 and schedule.constant 0 are together more than its 100 steps"),

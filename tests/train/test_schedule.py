@@ -76,6 +76,14 @@ TABLE: list[tuple[Schedule, float, int, dict[int, float]]] = [
         },
     ),
     (Schedule(name="constant", warmup=100), 5e-5, 2000, {1: 5e-7, 50: 2.5e-5, 100: 5e-5, 101: 5e-5, 3000: 5e-5}),
+    (
+        Schedule(name="trapezoid", warmup=10, floor=0.0, decay=0.75),
+        8.0,
+        100,
+        {1: 0.8, 10: 8.0, 11: 8.0, 75: 8.0, 76: 7.68, 80: 6.4, 99: 0.32, 100: 0.0, 101: 0.0},
+    ),
+    (Schedule(name="trapezoid", warmup=0, floor=0.5, decay=1.0), 1.0, 10, {1: 1.0, 10: 1.0, 11: 1.0}),
+    (Schedule(name="trapezoid", warmup=9, floor=0.5, decay=0.1), 1.0, 10, {9: 1.0, 10: 0.5}),
     # Without warm-up; the whole of it; no way from warm-up's end to decay's.
     (
         Schedule(name="linear", warmup=0, floor=0.2, decay=0.5),
@@ -103,7 +111,7 @@ def schedules(draw: st.DrawFn) -> tuple[Schedule, float, int]:
     warmup = draw(st.integers(0, steps))
     highest = draw(st.floats(1e-6, 1.0))
     schedule = Schedule(
-        name=draw(st.sampled_from(["linear", "anneal-hold", "cosine", "constant"])),
+        name=draw(st.sampled_from(["linear", "anneal-hold", "cosine", "constant", "trapezoid"])),
         warmup=warmup,
         steps=draw(st.sampled_from([None, steps])),
         min_lr=highest * draw(st.floats(0, 1)),
@@ -160,6 +168,10 @@ OTHERS: dict[str, tuple[Callable[[torch.optim.Optimizer], LRScheduler], Schedule
     "transformers' constant": (
         lambda o: optimization.get_constant_schedule_with_warmup(o, WARMUP),
         Schedule(name="constant", warmup=WARMUP),
+    ),
+    "transformers' warm-up, stable rate and decay": (
+        lambda o: optimization.get_wsd_schedule(o, WARMUP, 30, num_training_steps=STEPS, decay_type="linear"),
+        Schedule(name="trapezoid", warmup=WARMUP, floor=0.0, decay=0.75),
     ),
     "PyTorch's linear": (
         lambda o: LinearLR(o, start_factor=1.0, end_factor=0.1, total_iters=90),

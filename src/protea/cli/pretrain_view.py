@@ -102,7 +102,7 @@ def cost(needs: Estimate, recipe: Recipe) -> Iterator[str]:
         f"{recipe.batch.pack:,}), {steps * tokens:.3g} tokens in all"
     )
     total = needs.flops * tokens * steps
-    yield f"{needs.flops:.3g} FLOP a token, {total:.3g} in all: {total / 4e14 / 3600:,.1f} hours at 400 TFLOP/s"
+    yield f"{needs.flops:.3g} FLOP a token, {total:.3g} in all: {_time(total / 4e14)} at 400 TFLOP/s"
     yield (
         f"memory: {_gigabytes(needs.state)} weights, gradients, moments; {_gigabytes(needs.activations)} a pack's "
         f"activations; {_gigabytes(needs.copies)} main memory for checkpoints"
@@ -119,6 +119,10 @@ def _parts(values: Mapping[str, float]) -> Iterator[str]:
     yield f"gradient {values['gradient_norm']:.3f}"
     yield f"lr {values['learning_rate']:.2e}"
     yield _gigabytes(values["peak_memory"])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 360 else f"{seconds:,.0f} seconds"
 
 
 def _gigabytes(size: float) -> str:

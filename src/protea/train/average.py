@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints import hf
+from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import DistributedTensors
 from protea.checkpoints.files import staged
 from protea.checkpoints.hf_config import config_from
@@ -90,8 +91,8 @@ def _model(saved: Saved, tensors: DistributedTensors) -> Encoder:
         model = build(config_from(dict(saved.values["config"])))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{saved.folder}: says not what model it is: {error!r}") from error
-    if not any(key.startswith(f"{MODEL}contact_head.") for key in tensors):
-        model.contact_head = None
+    shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
+    model.contact_head = contact_head(model.config, shapes)
     if isinstance(model, ESM2) and f"{MODEL}inv_freq" in tensors:
         model.inv_freq = tensors[f"{MODEL}inv_freq"]
     for name, _ in model.named_parameters():

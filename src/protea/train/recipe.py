@@ -109,12 +109,12 @@ class Schedule(Section):
         warmup: steps until the highest rate.
         steps: the last step of the curve; by default that of the run.
         min_lr: where ``anneal-hold`` begins and ``cosine`` ends.
-        floor: the share of the highest rate at which ``linear`` and ``anneal-hold`` stop falling.
-        decay: the share of the steps by which ``linear`` has reached it.
+        floor: the share of the highest rate at which ``linear``, ``anneal-hold`` and ``trapezoid`` stop falling.
+        decay: the share of the steps by which ``linear`` has reached it, or ``trapezoid`` begins to fall.
         constant: steps at the end that ``cosine`` stays at ``min_lr``.
     """
 
-    name: Literal["linear", "anneal-hold", "cosine", "constant"] = "linear"
+    name: Literal["linear", "anneal-hold", "cosine", "constant", "trapezoid"] = "linear"
     warmup: Annotated[int, Field(ge=0)] = 2000
     steps: Count | None = None
     min_lr: Annotated[float, Field(ge=0)] = 0.0

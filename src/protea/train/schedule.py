@@ -5,10 +5,12 @@
     cosine       max·s/w up to step w, then min + (max - min)·(1 + cos(π·(s - w)/(S - c - w)))/2, and min for the
                  last c steps
     constant     max·s/w up to step w, then max
+    trapezoid    max·s/w up to step w, then max up to step decay·S, then straight down to floor·max at the last step
 
 with s the step, w the warm-up, S the schedule's steps, c its constant ones. ``linear`` is Meta's and NVIDIA's recipes'
 for ESM-2, ``anneal-hold`` BioNeMo's ``WarmupAnnealDecayHold``, ``cosine`` NeMo's ``CosineAnnealing`` with
-``constant_steps``, that of ESM-1nv.
+``constant_steps``, that of ESM-1nv. A run with ``trapezoid`` (Zhai et al. 2022; Hu et al. 2024) can be made longer
+while the rate is still at its highest: what was trained so far does not depend on where the end is.
 """
 
 from __future__ import annotations
@@ -44,5 +46,9 @@ def learning_rate(schedule: Schedule, step: int, *, highest: float, steps: int) 
             end = total - schedule.constant
             done = 1.0 if step >= end else (step - warmup) / (end - warmup)
             return schedule.min_lr + (highest - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "trapezoid":
+            begin = max(warmup, round(schedule.decay * total))
+            done = 0.0 if step <= begin else (step - begin) / (total - begin)
+            return highest * (1 - (1 - schedule.floor) * done)
         case "constant":
             return highest

@@ -1,0 +1,259 @@
+"""What Protea-mini learned, beside what nothing but counting knows, random weights, and published models.
+
+Usage: python benchmarks/mini.py perplexity STORE [--model MODEL ...]
+       python benchmarks/mini.py structure DIR/flip [--model MODEL ...]
+       python benchmarks/mini.py gb1 DIR/flip [--model MODEL ...]
+
+``perplexity`` is that of masked tokens of a store's validation split, 15 % of it, on the same masks for all: with every
+selected token hidden (``mask``), and by the published rule, where one in ten is left as it is and one in ten replaced
+(``standard``). Counting models see the same masked input: frequencies of letters; of a letter after the two before it;
+of a letter between its two neighbours, all three counted on 50 million residues of the training split.
+
+``structure`` is the accuracy, residue by residue, of logistic regression from one residue's vector to its secondary
+structure (FLIP's split, helix, strand, other; resolved residues only), with a 95 % bootstrap interval over proteins.
+``gb1`` is Spearman's correlation of ridge regression from a protein's mean vector to the fitness of GB1's mutants.
+
+Models are named as everywhere; ``random`` is the bundled model's architecture with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import protea
+from protea.alphabet import ESM
+from protea.data.loader import Loader, Packing
+from protea.data.masking import Masking
+from protea.data.sampler import Sampler
+from protea.data.store import Store
+from protea.fasta import read_fasta
+
+Array = NDArray[Any]
+MASKINGS = {"mask": Masking(mask=1.0, random=0.0), "standard": Masking()}
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+COUNTED = 50_000_000
+SMOOTHING = 100.0
+"""What a context's letters are counted for besides, dealt by the next simpler model."""
+
+
+def load(name: str) -> Any:
+    """A model by name; ``random`` is the bundled one's architecture."""
+    if name != "random":
+        return protea.load(name)
+    from protea.checkpoints.hf import write_random
+
+    folder = Path(tempfile.mkdtemp()) / "random"
+    write_random(protea.load().config, folder)
+    return protea.load(folder)
+
+
+# Perplexity
+
+
+def validation(store: Store, masking: Masking, tokens: int) -> Iterator[Any]:
+    """Masked packs of the validation split, whole sequences of up to 1,022 residues."""
+    sampler = Sampler(store.split("valid"), seed=42, max_tokens=1024, crop="head")
+    seen = 0
+    for batch in Loader(sampler, masking=masking, packing=Packing(tokens=8192), workers=0).batches(epochs=1):
+        yield batch
+        seen += batch.inputs.input_ids.numel()
+        if seen >= tokens:
+            return
+
+
+class Counts:
+    """Frequencies of letters, alone and in context."""
+
+    def __init__(self, store: Store) -> None:
+        size = len(ESM)
+        triples = np.zeros(size**3)
+        seen = 0
+        loader = Loader(Sampler(store.split("train"), max_tokens=1024), packing=Packing(tokens=1 << 16), workers=1)
+        for batch in loader.batches(epochs=1):
+            tokens = batch.targets.numpy()
+            triples += np.bincount(tokens[:-2] * size**2 + tokens[1:-1] * size + tokens[2:], minlength=size**3)
+            seen += len(tokens)
+            if seen >= COUNTED:
+                break
+        triples = triples.reshape(size, size, size)
+        single = triples.sum((0, 1))
+        single[[ESM.bos, ESM.eos]] = 0
+        self.single = single / single.sum()
+        self.after = self._given(triples.sum(2), self.single)
+        self.before = self._given(triples.sum(0).T, self.single)
+        self.after_two = self._given(triples, self.after[None])
+        independent = self.after[:, None] * self.before[None] / np.maximum(self.single, 1e-12)
+        independent /= independent.sum(2, keepdims=True)
+        self.between = self._given(triples.transpose(0, 2, 1), independent)
+
+    @staticmethod
+    def _given(counts: Array, simpler: Array) -> Array:
+        smooth = counts + SMOOTHING * simpler
+        return np.asarray(smooth / smooth.sum(-1, keepdims=True))
+
+    def predict(self, batch: Any) -> dict[str, Array]:
+        """Negative log-probabilities of the masked tokens; a neighbour that is masked itself tells nothing."""
+        tokens, rows = batch.inputs.input_ids.numpy(), batch.rows.numpy()
+        truth = batch.targets.numpy()[rows]
+        second, left, right = tokens[rows - 2], tokens[rows - 1], tokens[rows + 1]
+        knows_left, knows_right = left != ESM.mask, right != ESM.mask
+        # Before the first residue of a sequence is BOS, and before that another sequence.
+        knows_two = knows_left & (second != ESM.mask) & (left != ESM.bos)
+        single, after, before = self.single[truth], self.after[left, truth], self.before[right, truth]
+        one_sided = np.where(knows_left, after, np.where(knows_right, before, single))
+        return {
+            "frequencies of letters": -np.log(single),
+            "trigrams: after two letters": -np.log(
+                np.where(knows_two, self.after_two[second, left, truth], np.where(knows_left, after, single))
+            ),
+            "trigrams: between two letters": -np.log(
+                np.where(knows_left & knows_right, self.between[left, right, truth], one_sided)
+            ),
+        }
+
+
+def losses(model: Any, batch: Any) -> Array:
+    """Negative log-probabilities of the masked tokens."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model.module.head(model.module(batch.inputs)[batch.rows])[:, : len(ESM)].float()
+        return np.asarray(torch.nn.functional.cross_entropy(logits, batch.targets[batch.rows], reduction="none"))
+
+
+def perplexity(options: argparse.Namespace) -> None:
+    store = Store(options.data, ESM)
+    counts = Counts(store)
+    models = {name: load(name) for name in options.model}
+    print("| | " + " | ".join(MASKINGS) + " |\n|---|" + "---|" * len(MASKINGS))
+    found: dict[str, list[str]] = {}
+    for masking in MASKINGS.values():
+        each: dict[str, list[Array]] = {}
+        for batch in validation(store, masking, options.tokens):
+            for name, values in (
+                *counts.predict(batch).items(),
+                *((name, losses(model, batch)) for name, model in models.items()),
+            ):
+                each.setdefault(name, []).append(values)
+        for name, parts in each.items():
+            values = np.concatenate(parts)
+            mean, error = values.mean(), values.std() / math.sqrt(len(values))
+            found.setdefault(name, []).append(f"{math.exp(mean):.2f} ± {math.exp(mean) * 1.96 * error:.2f}")
+    for name, cells in found.items():
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"\n{len(values):,} masked tokens; ± is 1.96 standard errors")
+
+
+# Probes
+
+
+def labelled(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Id, sequence or labels, and the attributes of the header."""
+    for record in read_fasta([path]):
+        yield record.id, record.sequence, dict(pair.split("=", 1) for pair in record.description.split() if "=" in pair)
+
+
+def one_hot(sequence: str) -> Array:
+    return np.eye(len(LETTERS) + 1, dtype=np.float32)[[LETTERS.find(letter) for letter in sequence]]
+
+
+def residues(model: Any, sequences: list[str]) -> list[Array]:
+    return [one_hot(each) for each in sequences] if model is None else model.embed(sequences, long="full")
+
+
+def structure(options: argparse.Namespace) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    folders = [options.data / "secondary_structure", options.data / "secondary_structure_2022-12"]
+    print("| | " + " | ".join(f"{each.name}: accuracy (95 %)" for each in folders) + " | residues trained on |")
+    print("|---|" + "---|" * (len(folders) + 1))
+    rows: dict[str, list[str]] = {}
+    for folder in folders:
+        sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
+        masks = {name: text for name, text, _ in labelled(folder / "mask.fasta.gz")}
+        train, test = [], []
+        for name, labels, attributes in labelled(folder / "sampled.fasta.gz"):
+            if attributes["VALIDATION"] != "True":
+                (train if attributes["SET"] == "train" else test).append((name, labels))
+        train = [train[i] for i in rng.permutation(len(train))[: options.train]]
+        for which in ("one-hot", *options.model):
+            model = None if which == "one-hot" else load(which)
+            vectors = {}
+            for part, names in (("train", train), ("test", test)):
+                found = residues(model, [sequences[name] for name, _ in names])
+                keep = [np.frombuffer(masks[name].encode(), np.uint8) == ord("1") for name, _ in names]
+                vectors[part] = (
+                    [each[kept] for each, kept in zip(found, keep, strict=True)],
+                    [np.array(list(labels))[kept] for (_, labels), kept in zip(names, keep, strict=True)],
+                )
+            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            probe.fit(np.concatenate(vectors["train"][0]), np.concatenate(vectors["train"][1]))
+            right = [probe.predict(x) == y for x, y in zip(*vectors["test"], strict=True) if len(y)]
+            hits, sizes = np.array([each.sum() for each in right]), np.array([len(each) for each in right])
+            draws = rng.integers(0, len(hits), (2000, len(hits)))
+            low, high = np.percentile(hits[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
+            score = f"{hits.sum() / sizes.sum():.1%} ({low:.1%} to {high:.1%})"
+            rows.setdefault(which, []).append(score)
+            count = sum(map(len, vectors["train"][1]))
+            print(f"  {folder.name}, {which}: {score}", file=sys.stderr)
+    for which, cells in rows.items():
+        print(f"| {which} | {' | '.join(cells)} | {count:,} |")
+
+
+def gb1(options: argparse.Namespace) -> None:
+    from scipy.stats import spearmanr
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    splits = ("two_vs_rest", "sampled")
+    print("| | " + " | ".join(f"{split}: Spearman (95 %)" for split in splits) + " |\n|---|" + "---|" * len(splits))
+    rows: dict[str, list[str]] = {}
+    for split in splits:
+        records = list(labelled(options.data / "gb1" / f"{split}.fasta.gz"))
+        sequences = [text for _, text, _ in records]
+        target = np.array([float(each["TARGET"]) for *_, each in records])
+        train = np.array([each["SET"] == "train" for *_, each in records])
+        for which in ("one-hot", *options.model):
+            if which == "one-hot":
+                vectors = np.stack([one_hot(each).ravel() for each in sequences])
+            else:
+                vectors = load(which).embed(sequences, pool="mean")
+            probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
+            probe.fit(vectors[train], target[train])
+            predicted, truth = probe.predict(vectors[~train]), target[~train]
+            rng = np.random.default_rng(0)
+            draws = [rng.integers(0, len(truth), len(truth)) for _ in range(1000)]
+            low, high = np.percentile([spearmanr(predicted[d], truth[d]).statistic for d in draws], (2.5, 97.5))
+            score = f"{spearmanr(predicted, truth).statistic:.3f} ({low:.3f} to {high:.3f})"
+            rows.setdefault(which, []).append(score)
+            print(f"  {split}, {which}: {score}", file=sys.stderr)
+    for which, cells in rows.items():
+        print(f"| {which} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("perplexity", "structure", "gb1"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", nargs="+", default=["random", "protea-mini"])
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="of the validation split, at most")
+    parser.add_argument("--train", type=int, default=3000, help="proteins that the structure probe is fitted on")
+    options = parser.parse_args()
+    {"perplexity": perplexity, "structure": structure, "gb1": gb1}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
