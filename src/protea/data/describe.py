@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from protea.data.manifest import Manifest
-from protea.errors import MissingExtraError, OutputError, UsageError
+from protea.errors import OutputError, UsageError
+from protea.extras import extra
 
 _WIDTH: Final = 40
 _ROWS: Final = 16
@@ -67,10 +68,8 @@ def draw(manifest: Manifest, path: Path) -> None:
     """
     if path.suffix not in _FORMATS:
         raise UsageError(f"--plot {path}: use a name that ends in {', '.join(_FORMATS)}")
-    try:
+    with extra("plot", "--plot needs matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("--plot needs matplotlib: pip install 'protea[plot]'") from error
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     letters = [token for token in manifest["alphabet"]["tokens"] if len(token) == 1]

@@ -1,0 +1,10 @@
+"""Pictures: arrays in, a ``.png``, ``.svg`` or ``.html`` file out; nothing here knows of models."""
+
+from __future__ import annotations
+
+from protea.plot.contacts import contact_map
+from protea.plot.files import check_place
+from protea.plot.profiles import profile
+from protea.plot.scan import single_site_scan
+
+__all__ = ["check_place", "contact_map", "profile", "single_site_scan"]
