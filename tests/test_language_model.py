@@ -106,7 +106,7 @@ def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
     model = load_small("esm2")
     with pytest.raises(UnknownResidueError, match="sequence 1: residue 'J' at position 2"):
         model.embed(["MK", "MJ"])
-    with pytest.raises(UsageError, match="expected a list of sequences"):
+    with pytest.raises(UsageError, match="expected a list, got one string"):
         model.embed("MKT")
     with pytest.raises(UsageError, match="sequence 1 is empty"):
         model.embed(["M", ""])

@@ -16,12 +16,13 @@ SOURCE = Path(protea.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"alphabet", "device", "disk"},
+    {"alphabet", "bundled", "device", "disk", "extras"},
     {"fasta", "packing"},
     {"models"},
     {"checkpoints"},
     {"embed", "data"},
-    {"train"},
+    {"score"},
+    {"evaluate", "plot", "train"},
     {"language_model"},
     {"cli"},
 ]

@@ -5,7 +5,9 @@
     │   └── UnknownModelError
     ├── FastaError                a file that is missing, unreadable or no FASTA
     │   └── DamagedFileError
+    ├── StructureError            a structure file that is missing, unreadable or without what was asked for
     ├── UnknownResidueError       a letter outside the model's alphabet
+    ├── VariantError              a variant that its protein does not have
     ├── SequenceTooLongError      more tokens than the model has positions
     ├── CheckpointError           weights or configuration that cannot be used
     ├── CapabilityError           the model lacks what was asked of it
@@ -51,8 +53,16 @@ class DamagedFileError(FastaError):
     """A compressed file that breaks off or cannot be decompressed further; the records before came out whole."""
 
 
+class StructureError(ProteaError):
+    """A structure file that is missing, unreadable, or holds no protein."""
+
+
 class UnknownResidueError(ProteaError, ValueError):
     """A residue outside the model's alphabet."""
+
+
+class VariantError(ProteaError, ValueError):
+    """A variant that is spelled wrongly, or that its protein cannot have."""
 
 
 class SequenceTooLongError(ProteaError, ValueError):

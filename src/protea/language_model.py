@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
 from protea.checkpoints.describe import sha256
 from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import PUBLISHED, locate
+from protea.data.masking import Masking, masking_named
 from protea.device import resolve_device, resolve_dtype
 from protea.embed import engine
 from protea.embed.engine import FloatArray, Wanted
@@ -25,27 +28,26 @@ from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.fasta import Record
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.packing import pack_by_budget
+from protea.score import contacts, effects, perplexity
+from protea.score.expected import check_policy
+from protea.score.variants import parse_all
 
 
-def load(model: str | Path | None = None, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
     """Load a model.
 
     Args:
         model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format: a
-            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory.
+            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory. Without it, Protea-mini, which
+            comes with the package and needs no network (``docs/protea-mini.md``).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        UsageError: the device or type is unknown, or no model was named; UnknownModelError for an unknown name.
+        UsageError: the device or type is unknown; UnknownModelError for an unknown name.
         CheckpointError: the files are absent, damaged or do not fit together.
         DeviceError: the device is not there.
     """
-    if model is None:
-        raise UsageError(
-            "no model named: this version comes without a bundled model; name one (`protea info --list`), or make one "
-            "with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
-        )
     where, kind = resolve_device(device), resolve_dtype(dtype)
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
@@ -162,7 +164,7 @@ class LanguageModel:
         poolings = () if pool is None else check_poolings([pool])
         numbers = engine.resolve_layers((-1,) if layers is None else layers, self.module)
         wanted = Wanted(layers=numbers, poolings=poolings, residues=pool is None)
-        budget = self._budget(token_budget)
+        budget = self.budget(token_budget)
         packs = pack_by_budget(self._encode(sequences, long), lambda one: one.tokens, budget)
         results = [one for finish in engine.embed(self.module, packs, wanted, budget) for one in finish()]
         arrays = [_array(result, pool) for result in results]
@@ -183,7 +185,117 @@ class LanguageModel:
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: a sequence over the limit, unless truncated.
         """
-        return list(engine.logits(self.module, self._encode(sequences, long), self._budget(token_budget)))
+        return list(engine.logits(self.module, self._encode(sequences, long), self.budget(token_budget)))
+
+    def perplexity(
+        self,
+        sequences: Sequence[str],
+        *,
+        masking: str | Masking = "standard",
+        seed: int = 42,
+        long: Long = "truncate",
+        token_budget: int | None = None,
+    ) -> float:
+        """Perplexity of masked residues: exp of the summed loss over all of them.
+
+        BioNeMo 2's protocol: 15 % of all residues, of those 80 % hidden, 10 % replaced, 10 % left; one pass.
+
+        Args:
+            sequences: residues in upper case.
+            masking: a variant by name (``docs/data.md``), or any other.
+            seed: of the masks, which depend on it and the sequence's number alone.
+            long: what to do with a sequence over the model's limit.
+            token_budget: tokens computed at a time; bounds memory.
+
+        Raises:
+            CapabilityError: the checkpoint has no language-model head.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: a sequence over the limit, unless truncated.
+            UsageError: no residue is masked, so few there are.
+        """
+        chosen = masking_named(masking) if isinstance(masking, str) else masking
+        ids = ((f"sequence {number}", one.ids) for number, one in enumerate(self._encode(sequences, long)))
+        masked = perplexity.mask(self.alphabet, ids, chosen, seed)
+        return perplexity.of_all(perplexity.losses(self.module, masked, self.budget(token_budget)))
+
+    def pseudo_perplexity(
+        self, sequences: Sequence[str], *, long: str = "window", token_budget: int | None = None
+    ) -> NDArray[np.float64]:
+        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), a pass a residue.
+
+        Args:
+            sequences: residues in upper case.
+            long: for sequences longer than the model was trained on: ``window`` masks each residue within
+                ProteinGym's window, ``full`` runs them whole, ``error`` refuses them.
+            token_budget: tokens computed at a time; bounds memory.
+
+        Raises:
+            CapabilityError: the checkpoint has no language-model head.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: a sequence over the limit.
+        """
+        check_policy(long)
+        named = [(f"sequence {number}", _one(one)) for number, one in enumerate(_list(sequences))]
+        found = effects.pseudo_log_likelihoods(self.module, named, long=long, token_budget=self.budget(token_budget))
+        return np.array([math.exp(-values.mean(dtype=np.float64)) for values in found])
+
+    def score(
+        self,
+        sequence: str,
+        variants: Sequence[str],
+        *,
+        method: str = "masked-marginals",
+        offset: int = 1,
+        long: str = "window",
+        token_budget: int | None = None,
+    ) -> NDArray[np.float64]:
+        """Effects of variants, ``[n]``: log-likelihood ratios in nats, negative where the wild type is preferred.
+
+        Args:
+            sequence: the wild type, residues in upper case.
+            variants: ``A24V``; several changes at once ``A24V:G30S``; ``A24del``, ``A24_G25insKL`` and
+                ``A24_G30delinsKL`` by pseudo-likelihood.
+            method: ``masked-marginals``, ``wildtype-marginals`` or ``pseudo-likelihood``.
+            offset: the number of the first residue.
+            long: for a sequence longer than the model was trained on: ProteinGym's windows, ``full`` or ``error``.
+            token_budget: tokens computed at a time; bounds memory.
+
+        Raises:
+            VariantError: a variant that the sequence does not have, or that the method cannot score.
+            CapabilityError: the checkpoint has no language-model head.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: the sequence is over the limit.
+            UsageError: the method is unknown.
+        """
+        known = parse_all(_list(variants), _one(sequence), self.alphabet, offset)
+        protein = effects.Protein("the sequence", sequence, known)
+        how = effects.Scoring(method=method, offset=offset, long=long, token_budget=self.budget(token_budget))
+        return next(effects.score(self.module, [protein], how))
+
+    def contacts(self, sequence: str) -> FloatArray:
+        """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å).
+
+        Raises:
+            CapabilityError: the checkpoint has no contact head; ``protea fit-contacts`` fits one.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: more tokens than the model has positions.
+        """
+        return contacts.contacts(self.module, [self.alphabet.encode(_one(sequence))])[0]
+
+    def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
+        """Attention ``[len(layers), len(heads), L+2, L+2]``, BOS and EOS included; rows attend and sum to 1.
+
+        Args:
+            sequence: residues in upper case.
+            layers: from 1; negative ones count from the last.
+            heads: from 0; by default all.
+
+        Raises:
+            UsageError: a layer or head does not exist.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: more tokens than the model has positions.
+        """
+        return contacts.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
@@ -193,7 +305,12 @@ class LanguageModel:
         """
         hf.save(self.module, Path(folder))
 
-    def _budget(self, token_budget: int | None) -> int:
+    def budget(self, token_budget: int | None = None) -> int:
+        """Tokens computed at a time: as given, or what the memory that is free allows.
+
+        Raises:
+            UsageError: it is below 1.
+        """
         if token_budget is None:
             return engine.default_budget(self.module)
         if token_budget < 1:
@@ -201,12 +318,10 @@ class LanguageModel:
         return token_budget
 
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[Encoded]:
-        if isinstance(sequences, str):
-            raise UsageError("expected a list of sequences, got one string; write [sequence]")
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
         policies = Policies(long=long, unknown="error")
-        for number, sequence in enumerate(sequences):
+        for number, sequence in enumerate(_list(sequences)):
             record = _record(number, sequence)
             notes: list[Note] = []
             ids = _ids(record, self.alphabet)
@@ -214,6 +329,18 @@ class LanguageModel:
             if encoded.truncated_from is not None:
                 warnings.warn(f"sequence {number} truncated: {notes[-1].detail}", ProteaWarning, stacklevel=4)
             yield encoded
+
+
+def _list(sequences: Sequence[str]) -> Sequence[str]:
+    if isinstance(sequences, str):
+        raise UsageError("expected a list, got one string; write [string]")
+    return sequences
+
+
+def _one(sequence: str) -> str:
+    if not isinstance(sequence, str) or not sequence:
+        raise UsageError("expected a sequence of at least one residue")
+    return sequence
 
 
 def _ids(record: Record, alphabet: Alphabet) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from protea.checkpoints.convert import convert
 from protea.errors import CheckpointError
 from protea.models import build
 from protea.models.esm2 import ESM2
+from protea.models.layers import BilinearContactHead
 from protea.train.average import average, export
 from protea.train.loop import pretrain
 from protea.train.watcher import Watcher
@@ -142,12 +143,14 @@ def _validation(folder: Path, step: int) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize("kind", ["hf", "fair-esm"])
+@pytest.mark.parametrize("kind", ["hf", "fair-esm", "bilinear"])
 def test_heads_and_frequencies_of_a_model_gone_on_from(tmp_path: Path, kind: str) -> None:
     """A contact head and frequencies rounded to float16, as Meta's checkpoints have them, stay as they were."""
     model = build(CONFIGS["esm2"])
     from_fair_esm(new_fair_esm(model), model)
     assert isinstance(model, ESM2)
+    if kind == "bilinear":
+        model.contact_head = BilinearContactHead(40, 3)
     disturb(model)
     exact, model.inv_freq = model.inv_freq, model.inv_freq.half().float()
     assert not torch.equal(exact, model.inv_freq)
@@ -167,6 +170,10 @@ def test_heads_and_frequencies_of_a_model_gone_on_from(tmp_path: Path, kind: str
         assert after.keys() == before.keys()
         kept = {key for key in before if torch.equal(before[key], after[key])}
         assert kept == {key for key in before if "inv_freq" in key or "contact_head" in key}
+        if kind == "bilinear":
+            apart = load_file(tmp_path / output / "extras.safetensors")
+            assert len(apart) == 3
+            assert all(torch.equal(model.get_parameter(key), value) for key, value in apart.items())
         assert {"attention", "logits", "contacts"} == protea.load(tmp_path / output, device="cpu").capabilities
 
 

@@ -11,12 +11,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from protea.checkpoints.layout import Layout, entries, stored_shape
+from protea.checkpoints.layout import APART, Layout, entries, stored_shape
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models import build
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm2 import ESM2
+from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
@@ -27,12 +28,33 @@ def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
         config: its configuration, if not the other's.
     """
     twin = build(config or model.config)
-    for head in ("lm_head", "contact_head"):
-        if getattr(model, head) is None:
-            setattr(twin, head, None)
+    set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     if isinstance(model, ESM2) and isinstance(twin, ESM2):
         twin.inv_freq = model.inv_freq
     return twin
+
+
+def set_heads(model: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Leave a model on the meta device with the heads that some parameters belong to.
+
+    Args:
+        model: as built.
+        shapes: by our names; only that of a bilinear head's P matters, whose first axis is the head's rank.
+    """
+    if not any(name.startswith("lm_head.") for name in shapes):
+        model.lm_head = None
+    model.contact_head = contact_head(model.config, shapes)
+
+
+def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> AnyContactHead | None:
+    """The contact head, on the meta device, that some parameters belong to, if they do to any."""
+    first, *_ = (*shapes.get(APART[0], ()), 0)
+    with torch.device("meta"):
+        if any(name in shapes for name in APART):
+            return BilinearContactHead(config.hidden_size, max(1, first)).eval()
+        if any(name.startswith("contact_head.") for name in shapes):
+            return ContactHead(config.num_hidden_layers, config.num_attention_heads).eval()
+    return None
 
 
 class Checkpoint:
@@ -59,10 +81,9 @@ class Checkpoint:
         self._replaced: dict[str, Tensor] = {}
         self.model = build(config)
         # A checkpoint of the bare encoder, or one without contact head, is complete without them.
-        for head in ("lm_head", "contact_head"):
-            names = [name for name, _ in self.model.named_parameters() if name.startswith(f"{head}.")]
-            if not any(layout.place(name).key in tensors for name in names):
-                setattr(self.model, head, None)
+        heads = [name for name, _ in self.model.named_parameters() if name.startswith("lm_head.")]
+        heads += [f"contact_head.regression.{kind}" for kind in ("weight", "bias")]
+        set_heads(self.model, {name: () for name in heads if layout.place(name).key in tensors})
         self.entries = entries(self.model, layout)
         self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
         self._check()
@@ -79,6 +100,14 @@ class Checkpoint:
     def stored_types(self) -> list[str]:
         """Types the parameters are stored in, as safetensors names them."""
         return sorted({self.tensors.dtype(entry.place.key) for entry in self.entries})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that holds every stored parameter exactly."""
+        first, *others = (FLOATS[name] for name in self.stored_types)
+        for other in others:
+            first = torch.promote_types(first, other)
+        return first
 
     def __enter__(self) -> Self:
         return self
@@ -120,9 +149,7 @@ class Checkpoint:
             if model.inv_freq.shape != exact.shape:
                 raise CheckpointError(f"inv_freq has shape {list(model.inv_freq.shape)}, not {list(exact.shape)}")
         found = {name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | values).items()}
-        for head in ("lm_head", "contact_head"):
-            if not any(name.startswith(f"{head}.") for name in found):
-                setattr(model, head, None)
+        set_heads(model, found)
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         if wrong := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
             raise CheckpointError(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
+from protea.checkpoints.extras import complete, extras_path, write_extras
 from protea.checkpoints.files import staged
-from protea.checkpoints.formats import FORMATS, Format, complete, extras_path, recognised, write_extras
+from protea.checkpoints.formats import FORMATS, Format, recognised
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
@@ -27,6 +28,7 @@ from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1b
 from protea.models.esm2 import ESM2
 from protea.models.inference import return_freed_memory
+from protea.models.layers import ContactHead
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -94,7 +96,7 @@ def convert(
             raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
         _check_name(target, to, checkpoint)
         _check_beside(target)
-        kind = dtype or _common_type(checkpoint)
+        kind = dtype or checkpoint.dtype
         report = Conversion(
             read.TITLE, written.TITLE, model.config.family, sum(one.numel() for one in model.parameters()), kind
         )
@@ -113,9 +115,9 @@ def convert(
         # Meta's package cannot agree on a column whose row it replaces.
         columns = model.alphabet.mask if _mask_row_differs(model, lost) else len(model.alphabet)
         _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
-        if to == fair_esm.NAME and model.contact_head is None and "esm1v" not in target.name:
+        if to == fair_esm.NAME and not isinstance(model.contact_head, ContactHead) and "esm1v" not in target.name:
             report.notes.append(
-                f"without a contact head, Meta's loader misses {fair_esm.regression_path(target).name}: give "
+                f"without a contact regression, Meta's loader misses {fair_esm.regression_path(target).name}: give "
                 "load_model_and_alphabet_core the loaded file and no regression"
             )
     return report
@@ -136,14 +138,6 @@ def _check_beside(target: Path) -> None:
     for beside in (fair_esm.regression_path(target), extras_path(target)):
         if target.suffix and os.path.lexists(beside):
             raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
-
-
-def _common_type(checkpoint: Checkpoint) -> torch.dtype:
-    """The type that holds every stored parameter exactly."""
-    first, *others = (FLOATS[name] for name in checkpoint.stored_types)
-    for other in others:
-        first = torch.promote_types(first, other)
-    return first
 
 
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
+from protea.checkpoints.extras import write_extras
 from protea.checkpoints.files import CONFIG, staged, write_json
 from protea.checkpoints.hf_config import read_config, write_config
-from protea.checkpoints.layout import Layout, Place, Planned, plan_of
+from protea.checkpoints.layout import APART, Layout, Place, Planned, plan_of
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles, shards, write_safetensors
 from protea.checkpoints.torch_file import open_state_dicts
 from protea.models import initial_value
@@ -153,7 +154,7 @@ def write(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint one tensor at a time.
+    """Write a checkpoint one tensor at a time, and beside it a bilinear contact head, which ``transformers`` ignores.
 
     Args:
         folder: where; made if need be.
@@ -177,6 +178,9 @@ def write(
         total = sum(planned.size for planned in plan)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_config(folder, model, dtype)
+    if apart := {name: parameter(name) for name, _ in model.named_parameters() if name in APART}:
+        with open_checkpoint(folder) as written:
+            write_extras(folder, written, model, apart)
 
 
 def _split(plan: list[Planned], max_shard_bytes: int) -> list[list[Planned]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from protea import bundled
 from protea.checkpoints.files import CONFIG
 from protea.checkpoints.formats import checkpoint_path
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
-from protea.errors import CheckpointError, UnknownModelError
+from protea.errors import CheckpointError, UnknownModelError, UsageError
 from protea.models import build
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1b import ESM1B, ESM1V
@@ -96,6 +97,16 @@ _SHA256: Final = {
 
 
 def _published() -> Iterator[Published]:
+    if bundled.is_here():
+        yield Published(
+            name=bundled.NAME,
+            config=replace(SIZES["8M"], num_attention_heads=5),
+            licence="Apache-2.0",
+            format="hf",
+            repository=None,
+            place="comes with the package",
+            contact_head=False,
+        )
     for size, layers in _LAYERS.items():
         name = f"esm2_t{layers}_{size}_UR50D"
         yield _on_hub(name, f"{_META}{name}", SIZES[size])
@@ -214,6 +225,13 @@ def _on_disk(model: str | Path) -> Path | None:
     """The folder that a name stands for; a published model's may be called by its short name alone."""
     if model == "":
         return None
+    if str(model) == bundled.NAME:
+        if not bundled.is_here():
+            raise UsageError(
+                "no model named: this version comes without a bundled model; name one (`protea info --list`), or make "
+                "one with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
+            )
+        return bundled.FOLDER
     folder = _as_folder(Path(model))
     if folder is None and _short(str(model)) in PUBLISHED:
         folder = _as_folder(Path(_short(str(model))))

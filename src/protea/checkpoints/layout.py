@@ -23,6 +23,9 @@ from protea.models.esm2 import ESM2
 VOCABULARY: Final = ("word_embeddings.weight", "lm_head.bias")
 """Parameters with a row a token, which some formats pad."""
 
+APART: Final = ("contact_head.p_proj.weight", "contact_head.q_proj.weight", "contact_head.bias")
+"""Parameters of a bilinear contact head, for which no format has a place."""
+
 
 class Place(NamedTuple):
     """Where a parameter is stored.
@@ -65,10 +68,11 @@ class Entry(NamedTuple):
 
 
 def entries(model: Encoder, layout: Layout) -> list[Entry]:
-    """What a format stores of a model, in the model's order."""
+    """What a format stores of a model, in the model's order; what none has a place for is kept apart."""
     found: dict[Place, list[str]] = {}
     for name, _ in model.named_parameters():
-        found.setdefault(layout.place(name), []).append(name)
+        if name not in APART:
+            found.setdefault(layout.place(name), []).append(name)
     return [Entry(place, tuple(names)) for place, names in found.items()]
 
 

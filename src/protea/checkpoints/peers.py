@@ -6,6 +6,8 @@ Neither is given a file to unpickle: transformers reads safetensors, and Meta's 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -29,6 +31,10 @@ _TITLES: Final = {hf.NAME: "transformers", fair_esm.NAME: "Meta's esm"}
 
 _SPARE: Final = 1.3
 """Memory that another library wants for a model, in shares of its weights in float32."""
+
+
+Run = Callable[[Tensor], Tensor]
+"""Logits ``[T, V]`` of the tokens ``[T]`` of one sequence."""
 
 
 class Peer(NamedTuple):
@@ -67,17 +73,42 @@ def peer_logits(kind: str, path: Path, checkpoint: Checkpoint) -> Peer | None:
     wanted = _SPARE * 4 * sum(parameter.numel() for parameter in model.parameters())
     if wanted > available_memory():
         return Peer(name, why=f"{name} would need {wanted / 1e9:.1f} GB of memory")
-    run = _by_transformers if kind == hf.NAME else _by_fair_esm
+    batch = probe_batch(model)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            return Peer(name, run(path, checkpoint))
+        run = load_peer(kind, path, checkpoint)
+        return Peer(name, [run(batch.input_ids[start:end]) for start, end in batch.cu_seqlens.spans()])
     # Whatever a library raises over our file, it says that the file is not what it should be.
     except Exception as error:
         raise CheckpointError(f"{path}: {name} does not load it: {' '.join(str(error).split())[:300]}") from error
 
 
-def _by_transformers(path: Path, checkpoint: Checkpoint) -> list[Tensor]:
+def load_peer(kind: str, path: Path, checkpoint: Checkpoint) -> Run:
+    """The model of another library, float32, on the CPU.
+
+    Args:
+        kind: the format's name: that of transformers, or of Meta's package.
+        path: the checkpoint, written by us.
+        checkpoint: the same, opened.
+    """
+    load = _transformers if kind == hf.NAME else _fair_esm
+    with _quiet():
+        model = load(path, checkpoint)
+
+    def run(tokens: Tensor) -> Tensor:
+        with _quiet():
+            return model(tokens[None].long())
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _transformers(path: Path, checkpoint: Checkpoint) -> Run:
     from transformers import EsmForMaskedLM
     from transformers.utils import logging
 
@@ -90,12 +121,10 @@ def _by_transformers(path: Path, checkpoint: Checkpoint) -> list[Tensor]:
         logging.set_verbosity(level)
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     size = len(checkpoint.model.alphabet)
-    batch = probe_batch(checkpoint.model)
-    tokens = [batch.input_ids[start:end][None].long() for start, end in batch.cu_seqlens.spans()]
-    return [theirs(ids, attention_mask=torch.ones_like(ids)).logits[0, :, :size] for ids in tokens]
+    return lambda ids: theirs(ids, attention_mask=torch.ones_like(ids)).logits[0, :, :size]
 
 
-def _by_fair_esm(path: Path, checkpoint: Checkpoint) -> list[Tensor]:
+def _fair_esm(path: Path, checkpoint: Checkpoint) -> Run:
     from esm.pretrained import load_model_and_alphabet_core
 
     tensors = checkpoint.tensors
@@ -104,6 +133,5 @@ def _by_fair_esm(path: Path, checkpoint: Checkpoint) -> list[Tensor]:
     content: dict[str, Any] = fair_esm.described(checkpoint.model) | {"model": state}
     name = "esm2" if isinstance(checkpoint.model, ESM2) else "esm1b" if head else "esm1v"
     theirs, _ = load_model_and_alphabet_core(name, content, {"model": head} if head else None)
-    batch = probe_batch(checkpoint.model)
-    tokens = [batch.input_ids[start:end][None].long() for start, end in batch.cu_seqlens.spans()]
-    return [theirs.eval()(ids)["logits"][0] for ids in tokens]
+    theirs.eval()
+    return lambda ids: theirs(ids)["logits"][0]

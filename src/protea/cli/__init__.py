@@ -10,15 +10,20 @@ import typer
 from typer.exceptions import TyperException
 
 from protea.cli.check import check
+from protea.cli.contacts import contacts
 from protea.cli.convert import convert
 from protea.cli.data import data
 from protea.cli.embed import embed
+from protea.cli.evaluate import evaluate
 from protea.cli.export import average, export
+from protea.cli.fit_contacts import fit_contacts
 from protea.cli.info import info
 from protea.cli.init import init
 from protea.cli.interrupt import INTERRUPTED
 from protea.cli.merge import merge
+from protea.cli.perplexity import perplexity
 from protea.cli.pretrain import pretrain
+from protea.cli.score import score
 from protea.errors import ProteaError, ProteaWarning
 
 app = typer.Typer(
@@ -33,9 +38,14 @@ app.command()(embed)
 app.command()(info)
 app.command("init")(init)
 app.command("merge")(merge)
+app.command()(perplexity)
+app.command()(score)
+app.command()(contacts)
+app.command("fit-contacts")(fit_contacts)
 app.command("convert")(convert)
 app.command("check")(check)
 app.add_typer(data)
+app.add_typer(evaluate)
 app.command()(pretrain)
 app.command()(export)
 app.command()(average)

@@ -6,11 +6,15 @@ from typing import Annotated
 
 import typer
 
+from protea import bundled
+
 _NOTHING_TO_COMPARE = 3
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A published name, or a checkpoint of any format.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A published name, or a checkpoint of any format.")
+    ] = bundled.NAME,
 ) -> None:
     """Compare what a checkpoint computes with the numbers that were published for it.
 
@@ -21,6 +25,7 @@ def check(
 
     \b
     Examples:
+      protea check
       protea check esm2_t6_8M_UR50D
       protea check converted/esm2_t6_8M_UR50D.nemo
     """

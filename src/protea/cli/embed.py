@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protea import bundled
 from protea.cli.interrupt import interruptible
+from protea.cli.load import load_to_compute, say_what_fast_gains
 from protea.cli.options import Device, Model
 from protea.cli.terminal import progress_bars
 
@@ -42,7 +44,7 @@ def embed(
         Path | None,
         typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: OUT.h5, OUT.parquet, or a folder."),
     ] = None,
-    model: Model = None,
+    model: Model = bundled.NAME,
     pool: Annotated[
         str,
         typer.Option(metavar="NAMES", help="For -o: mean, max, std (over residues), bos; several by comma."),
@@ -122,7 +124,7 @@ def _run(settings: Settings, *, overwrite: bool) -> None:
             typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
         return
     start = time.perf_counter()
-    model_at_work = _load(settings)
+    model_at_work = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
     with _bars() as watcher:
         run = Run(settings, model_at_work.module, model_at_work.weights_sha256(), overwrite=overwrite, watcher=watcher)
         totals = run()
@@ -134,22 +136,6 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
     source = ctx.get_parameter_source
     named = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
     return {name: value for name, value in named.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
-
-
-def _load(settings: Settings) -> LanguageModel:
-    from protea.device import native_bfloat16, resolve_device
-    from protea.language_model import load
-    from protea.models.inference import for_inference
-
-    dtype: str = settings.dtype
-    if settings.fast:
-        if native_bfloat16(resolve_device(settings.device)):
-            dtype = "bfloat16"
-        else:
-            typer.echo("protea: note: --fast: this hardware has no native bfloat16; computing in float32", err=True)
-    model = load(settings.model, device=settings.device, dtype=dtype)
-    for_inference(model.module)
-    return model
 
 
 def _run_on_devices(settings: Settings, *, overwrite: bool) -> Totals:
@@ -168,8 +154,6 @@ def _bars() -> Iterator[Watcher]:
 
 
 def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> None:
-    from protea.device import native_bfloat16
-
     for output in run.outputs:
         kinds = ", ".join(output.layout.kinds)
         typer.echo(
@@ -183,10 +167,4 @@ def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> N
         f"{totals.residues:,} residues in {seconds:.1f} s, {str(model.dtype).removeprefix('torch.')}, {model.device}",
         err=True,
     )
-    if model.dtype.itemsize == 4 and native_bfloat16(model.device):
-        measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
-        typer.echo(
-            f"protea: note: this hardware multiplies bfloat16 natively: --fast is faster{measured}, "
-            "at a cosine of at least 0.999 to these numbers",
-            err=True,
-        )
+    say_what_fast_gains(model, "at a cosine of at least 0.999 to these numbers")

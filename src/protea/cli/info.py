@@ -8,12 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from protea import bundled
 from protea.errors import UsageError
 
 
 def info(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A name, a folder, or a Hugging Face repository.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A name, a folder, or a Hugging Face repository.", show_default=bundled.NAME
+        ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Show every name Protea knows, with its licence.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -22,16 +26,17 @@ def info(
 
     \b
     Examples:
+      protea info
       protea info esm2_t33_650M_UR50D
       protea info my-model/ --json
       protea info --list
     """
-    if list_all == (model is not None):
-        raise UsageError("name one MODEL, or pass --list")
-    if model is None:
+    if not list_all:
+        _print_model(bundled.NAME if model is None else model, as_json)
+    elif model is None:
         _print_list(as_json)
     else:
-        _print_model(model, as_json)
+        raise UsageError("name a MODEL, or pass --list")
 
 
 def _print_list(as_json: bool) -> None:

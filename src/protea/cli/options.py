@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str | None,
+    str,
     typer.Option(
         "-m",
         "--model",
         metavar="MODEL",
-        help="A published name (`protea info --list`), a folder, or a Hugging Face repository.",
+        help="A published name (`protea info --list`), a folder, or a Hugging Face repository; protea-mini comes with "
+        "the package.",
     ),
 ]
 Device = Annotated[
@@ -22,3 +23,11 @@ Dtype = Annotated[
     str,
     typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; what weights are held in."),
 ]
+Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the hardware does so natively.")]
+TokenBudget = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Tokens computed at a time; by default what the memory allows.")
+]
+Unknown = Annotated[
+    str, typer.Option(metavar="POLICY", help="A letter outside the alphabet: x (becomes X), error, or skip.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -38,3 +38,9 @@ def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[Progres
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield progress
+
+
+def advancing(progress: Progress, what: str, total: float | None) -> Callable[[float], None]:
+    """A new bar, as a function that moves it on."""
+    bar = progress.add_task(what, total=total)
+    return lambda done: progress.advance(bar, done)

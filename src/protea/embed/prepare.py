@@ -133,7 +133,7 @@ def prepare(records: Iterable[Record], model: Encoder, policies: Policies, ids: 
         fingerprint = _chain(fingerprint, record)
         notes: list[Note] = []
         named = _unique(record, policies.duplicates, ids, numbers, notes)
-        residues = None if named is None else _encode(named, model.alphabet, policies.unknown, notes)
+        residues = None if named is None else encode(named, model.alphabet, policies.unknown, notes)
         encoded = None if named is None or residues is None else fit(named, residues, model, policies, notes)
         yield Prepared(encoded, tuple(notes), fingerprint)
 
@@ -186,7 +186,19 @@ def _unique(
     return record._replace(id=name)
 
 
-def _encode(record: Record, alphabet: Alphabet, unknown: Unknown, notes: list[Note]) -> NDArray[np.uint8] | None:
+def encode(record: Record, alphabet: Alphabet, unknown: Unknown, notes: list[Note]) -> NDArray[np.uint8] | None:
+    """Residues of one record as ids ``[L]``, or ``None`` where it is skipped.
+
+    Args:
+        record: as it was read.
+        alphabet: of the model.
+        unknown: what to do with letters outside it.
+        notes: is told of everything that was changed.
+
+    Raises:
+        UnknownResidueError: a letter that the policy does not allow, with file, line, record and position.
+        FastaError: a record without residues, if ``unknown`` is ``error``.
+    """
     sequence = record.sequence
     if sequence:
         try:

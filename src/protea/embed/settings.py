@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from protea import bundled
 from protea.embed.pooling import check_poolings
 from protea.embed.prepare import Duplicates, Long, Policies, Unknown
 from protea.errors import UsageError
@@ -69,7 +70,7 @@ class Settings(BaseModel):
     inputs: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
     sequences: Path | None = None
     residues: Path | None = None
-    model: str | None = None
+    model: str = bundled.NAME
     pool: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("mean",)
     layers: Annotated[tuple[int, ...], BeforeValidator(_split), Field(min_length=1)] = (-1,)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

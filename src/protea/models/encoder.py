@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
 from protea.models.attention import Probabilities
-from protea.models.layers import ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
+from protea.models.layers import AnyContactHead, ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
 from protea.packing import CuSeqlens, PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]
@@ -108,7 +108,7 @@ class Encoder(nn.Module, ABC):
     """A masked protein language model over packed sequences: what all families share."""
 
     lm_head: LanguageModelHead | None
-    contact_head: ContactHead | None
+    contact_head: AnyContactHead | None
 
     def __init__(self, config: EncoderConfig, *, activation: str, contact_head: bool) -> None:
         super().__init__()
@@ -221,6 +221,6 @@ class Encoder(nn.Module, ABC):
         if capability not in self.capabilities:
             way_out = {
                 "logits": "load a checkpoint saved with its language-model head (lm_head.*)",
-                "contacts": "load a checkpoint with a contact head (contact_head.regression.*)",
+                "contacts": "load a checkpoint with a contact head, or fit one: protea fit-contacts",
             }[capability]
             raise CapabilityError(f"this {self.config.family} model has no {capability}; {way_out}")

@@ -133,6 +133,28 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(layers * heads, 1)
 
 
+class BilinearContactHead(nn.Module):
+    """Contacts from the last hidden states h: (⟨P hᵢ, Q hⱼ⟩ + ⟨P hⱼ, Q hᵢ⟩) / 2 + b, of which the sigmoid is one.
+
+    No published model has such a head, and no format a place for one: it is kept beside a checkpoint.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.p_proj = nn.Linear(width, rank, bias=False)
+        self.q_proj = nn.Linear(width, rank, bias=False)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[L, L]``, float32 and symmetric, of one sequence's residues ``[L, D]``."""
+        p, q = (F.linear(x.float(), each.weight.float()) for each in (self.p_proj, self.q_proj))
+        products = p @ q.T
+        return (products + products.T) / 2 + self.bias.float()
+
+
+AnyContactHead = ContactHead | BilinearContactHead
+
+
 def blank_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding without initial values.
 

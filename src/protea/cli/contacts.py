@@ -1,0 +1,136 @@
+"""``protea contacts``: which residues of a protein touch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protea import bundled
+from protea.cli.interrupt import interruptible
+from protea.cli.load import circumstances, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
+from protea.cli.terminal import advancing, progress_bars
+from protea.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from protea.embed.prepare import Note
+    from protea.language_model import LanguageModel
+    from protea.score.passes import FloatArray
+
+
+def contacts(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="OUT.h5: a map a record; OUT.csv, .tsv or .parquet: a row a pair."
+        ),
+    ] = None,
+    model: Model = bundled.NAME,
+    least: Annotated[
+        float, typer.Option("--min-probability", metavar="P", help="Of pairs in a table.", min=0, max=1)
+    ] = 0.1,
+    apart: Annotated[
+        int, typer.Option("--min-separation", metavar="N", help="Of pairs in a table, along the chain.", min=1)
+    ] = 6,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PICTURE", help="A map as .png, .svg or .html; of several proteins, a folder of them."),
+    ] = None,
+    unknown: Unknown = "x",
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Predict contacts: the probability that two residues' Cβ are closer than 8 Å.
+
+    Needs a model with a contact head; `protea fit-contacts` makes one for those without. Proteins are run whole:
+    memory grows with the length squared.
+
+    \b
+    Examples:
+      protea contacts proteins.fasta -m esm2_t33_650M_UR50D -o maps.h5
+      protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
+    """
+    from protea.score.maps import check_maps
+    from protea.score.records import wild_types
+
+    if output is None and plot is None:
+        raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")
+    if output is not None:
+        check_maps(output, overwrite=overwrite)
+    settings = {"command": "contacts", "inputs": inputs, "min_probability": least, "min_separation": apart}
+    with interruptible():
+        loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        loaded.module.require("contacts")
+        notes: list[Note] = []
+        proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
+        pictures = {} if plot is None else _pictures(plot, list(proteins))
+        _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
+    for note in notes:
+        typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
+    for path in [output, plot]:
+        if path is not None:
+            typer.echo(f"{path}: contacts of {len(proteins):,} protein{'s' if len(proteins) != 1 else ''}")
+
+
+def _predict(
+    model: LanguageModel,
+    proteins: dict[str, str],
+    output: Path | None,
+    pictures: dict[str, Path],
+    notes: list[Note],
+    settings: dict[str, Any],
+) -> None:
+    from protea.score.maps import open_maps
+    from protea.score.table import write_beside
+
+    with ExitStack() as stack:
+        maps = None
+        if output is not None:
+            maps = open_maps(output, least=settings["min_probability"], apart=settings["min_separation"])
+            stack.callback(maps.abandon)
+        progress = stack.enter_context(progress_bars("residues"))
+        advance = advancing(progress, "predicting", sum(map(len, proteins.values())))
+        for name, sequence in proteins.items():
+            found = model.contacts(sequence)
+            if maps is not None:
+                maps.add(name, sequence, found)
+            if name in pictures:
+                _draw(pictures[name], name, found)
+            advance(len(sequence))
+        if output is not None and maps is not None:
+            maps.finish(settings)
+            write_beside(output, "id\twhat\tdetail", notes, settings)
+
+
+def _pictures(plot: Path, names: list[str]) -> dict[str, Path]:
+    """Where each protein's picture goes: the file that was named, or of several a folder of PNGs."""
+    from protea.embed.names import store_name
+    from protea.plot import check_place
+
+    if len(names) == 1:
+        check_place(plot)
+        return {names[0]: plot}
+    if plot.suffix:
+        raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
+    try:
+        plot.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{plot}: cannot be made: {error.strerror or error}") from error
+    return {name: plot / f"{store_name(name)}.png" for name in names}
+
+
+def _draw(path: Path, name: str, probabilities: FloatArray) -> None:
+    from protea.plot import contact_map
+
+    contact_map(path, probabilities, title=name)

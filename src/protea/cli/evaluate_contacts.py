@@ -1,0 +1,193 @@
+"""``protea evaluate contacts``: precision of contacts against structures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protea import bundled
+from protea.cli.interrupt import interruptible
+from protea.cli.options import Device, Model
+from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
+from protea.errors import UsageError
+
+if TYPE_CHECKING:
+    from protea.cli.structures import Progress
+    from protea.evaluate.contacts import Row
+    from protea.evaluate.structures import Chain, Note
+
+
+def evaluate_contacts(
+    structures: Structures,
+    model: Model = bundled.NAME,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT.csv", help="A row a chain; without it, they are printed."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Chains to leave out: a contact-head.json, or a name; may be repeated."),
+    ] = None,
+    include_fitted: Annotated[
+        bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.csv if it exists.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Measure a model's contacts against structures: precision of the L, L/2 and L/5 surest pairs.
+
+    Means over chains come with 95 % intervals, by bootstrap over chains. Chains named in the model's contact-head.json
+    are left out. What was skipped, altered or is missing is in OUT.csv.report.tsv.
+
+    \b
+    Examples:
+      protea evaluate contacts structures/ -m esm2_t6_8M_UR50D
+      protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv
+      protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
+    """
+    if output is not None:
+        _check_place(output, overwrite=overwrite)
+    with interruptible():
+        with one_bar() as progress:
+            rows, notes = _measure(structures, model, _Exclusions(exclude or [], include_fitted), device, progress)
+        if output is not None:
+            _write(output, rows, notes)
+    if output is None:
+        _echo_rows(rows)
+    else:
+        typer.echo(f"{output}: {len(rows)} chains")
+    if rows:
+        echo_means(rows, seed)
+    skipped = tell_notes(notes, "-o OUT.csv writes a report of them" if output is None else f"see {_beside(output)}")
+    if skipped or not rows:
+        raise typer.Exit(1)
+
+
+def _measure(
+    structures: list[Path], model: str, exclusions: _Exclusions, device: str, progress: Progress
+) -> tuple[list[Row], list[Note]]:
+    """Rows of the chains that can be measured, and notes on all."""
+    import protea
+    from protea.checkpoints.hub import locate
+    from protea.evaluate.contacts import evaluate as precisions
+    from protea.evaluate.contacts import unfit
+    from protea.evaluate.structures import Note, read_structures, structure_files
+
+    files = structure_files(structures)
+    module = protea.load(model, device=device).module
+    module.require("contacts")
+    chains, notes = read_structures(files, progress)
+    kept, left_out = exclusions.apply(chains, locate(model))
+    notes += left_out
+    reasons = {chain.name: unfit(module, chain) for chain in kept}
+    notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
+    kept = [chain for chain in kept if reasons[chain.name] is None]
+    rows = []
+    for row in precisions(module, kept):
+        rows.append(row)
+        progress("precision", len(rows), len(kept))
+    return rows, notes
+
+
+class _Exclusions:
+    """Chains to leave out.
+
+    Args:
+        given: names of chains or files, and paths of ``contact-head.json``.
+        include_fitted: whether to keep what the model's own says.
+    """
+
+    def __init__(self, given: Sequence[str], include_fitted: bool) -> None:
+        self._names = [one for one in given if not one.endswith(".json")]
+        self._files = [Path(one) for one in given if one.endswith(".json")]
+        self._include_fitted = include_fitted
+
+    def apply(self, chains: Sequence[Chain], model: Path) -> tuple[list[Chain], list[Note]]:
+        """The chains that are left, and notes on the others.
+
+        Raises:
+            UsageError: a name is no chain's and no file's.
+            CheckpointError: a file is no ``contact-head.json``.
+        """
+        from protea.evaluate.heads import NAME, fitted_on
+        from protea.evaluate.structures import Note
+
+        own = model / NAME
+        others = {"--exclude": [fitted_on(path) for path in self._files]}
+        if own.exists() and not self._include_fitted:
+            others[f"the contact head was fitted on them ({own}); --include-fitted keeps them"] = [fitted_on(own)]
+        named = {name for chain in chains for name in (chain.name, chain.name.partition(":")[0])}
+        if unknown := [name for name in self._names if name not in named]:
+            raise UsageError(f"--exclude {unknown[0]}: no chain and no structure has this name")
+        kept, notes = [], []
+        for chain in chains:
+            why = [reason for reason, fitted in others.items() if any(one.covers(chain) for one in fitted)]
+            if {chain.name, chain.name.partition(":")[0]} & set(self._names):
+                why = ["--exclude"]
+            if why:
+                notes.append(Note(chain.name, "left out", why[0]))
+            else:
+                kept.append(chain)
+        return kept, notes
+
+
+def _columns(row: Row) -> dict[str, object]:
+    values: dict[str, object] = {"name": row.name, "residues": row.residues, "resolved": row.resolved}
+    for name, one in row.ranges.items():
+        values |= {f"{name}_pairs": one.pairs, f"{name}_contacts": one.contacts}
+        values |= {f"{name}_{part}": "" if isnan(value) else f"{value:.6f}" for part, value in one.precisions.items()}
+    return values
+
+
+def _check_place(output: Path, *, overwrite: bool) -> None:
+    from protea.embed.outputs import refuse_existing
+    from protea.errors import OutputError
+
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; create it first")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file")
+    refuse_existing(output, overwrite=overwrite)
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.report.tsv")
+
+
+def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note]) -> None:
+    from protea.disk import write_durably
+    from protea.errors import OutputError
+
+    table, report = StringIO(), StringIO()
+    columns = [_columns(row) for row in rows]
+    writer = csv.DictWriter(table, list(columns[0]) if columns else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(columns)
+    lines = csv.writer(report, delimiter="\t", lineterminator="\n")
+    lines.writerows([("name", "what", "detail"), *notes])
+    try:
+        write_durably(_beside(output), report.getvalue())
+        write_durably(output, table.getvalue())
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror}; choose another place") from error
+
+
+def _echo_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        return
+    width = max(len("chain"), *(len(row.name) for row in rows))
+    heads = [f"{name} {part}" for name, one in rows[0].ranges.items() for part in one.precisions]
+    typer.echo("  ".join([f"{'chain':<{width}}", f"{'L':>5}", *heads]))
+    for row in rows:
+        values = [value for one in row.ranges.values() for value in one.precisions.values()]
+        cells = ["-" if isnan(value) else f"{value:.3f}" for value in values]
+        aligned = [f"{cell:>{len(head)}}" for cell, head in zip(cells, heads, strict=True)]
+        typer.echo("  ".join([f"{row.name:<{width}}", f"{row.resolved:>5}", *aligned]))
+    typer.echo()

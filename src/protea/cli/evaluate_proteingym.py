@@ -1,0 +1,136 @@
+"""``protea evaluate proteingym``: effects of variants beside deep mutational scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protea import bundled
+from protea.cli.interrupt import interruptible
+from protea.cli.load import circumstances, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Overwrite, TokenBudget
+from protea.cli.terminal import advancing, progress_bars
+from protea.errors import UsageError
+
+if TYPE_CHECKING:
+    from protea.evaluate.proteingym import Measured
+
+
+def evaluate_proteingym(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Deep mutational scans, as ProteinGym lays them out.", show_default=False),
+    ],
+    models: Annotated[
+        list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
+    ] = [bundled.NAME],  # noqa: B006  # typer copies it
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")
+    ] = "masked-marginals",
+    only: Annotated[
+        str | None, typer.Option("--assays", metavar="NAMES", help="These by comma; all by default.")
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Published models to show, by comma, as the table of assays calls them."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="A row an assay: .csv, .tsv or .parquet.")
+    ] = None,
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    device: Device = "auto",
+    token_budget: TokenBudget = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score deep mutational scans and compare with the measurements, by ProteinGym's measures.
+
+    Spearman's correlation, AUC, MCC, NDCG and top recall of each assay, their means over assays and over proteins, and
+    the published correlations of other models where the table of assays has them (columns `spearman NAME`). Variants
+    that cannot be scored are left out and counted; the exit code is then 1.
+
+    \b
+    Examples:
+      protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
+      protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
+    """
+    from protea.evaluate.proteingym import Scan, read_assays
+    from protea.score.effects import Scoring
+    from protea.score.table import check_output
+
+    how = Scoring(method=method, token_budget=token_budget)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    assays = {assay.name: assay for assay in read_assays(folder)}
+    names = list(assays) if only is None else only.split(",")
+    if strangers := [name for name in names if name not in assays]:
+        raise UsageError(f"--assays {strangers[0]}: is not there; {folder} has {', '.join(assays)}")
+    published = [] if beside is None else beside.split(",")
+    known = {name for assay in assays.values() for name in assay.published}
+    if strangers := [name for name in published if name not in known]:
+        raise UsageError(
+            f"--beside {strangers[0]!r}: nothing is published under it; known are {', '.join(sorted(known))}"
+        )
+    with interruptible():
+        scans: list[Scan] = []
+        settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
+        settings |= how.shown() | {"models": {}}
+        for name in models:
+            model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
+            scans = scans or [Scan(assays[assay], model.alphabet, how) for assay in names]
+            with progress_bars("passes") as progress:
+                advance = advancing(progress, name, sum(how.passes(scan.rows.proteins) for scan in scans))
+                for scan in scans:
+                    scan.add(model.module, advance)
+            settings["models"][name] = circumstances(model)
+        results = [scan.measured() for scan in scans]
+        _print(results, published)
+        if output is not None:
+            _write(output, results, settings)
+    left_out = sum(one.left_out for one in results)
+    if left_out:
+        typer.echo(f"protea: note: {left_out:,} variants could not be scored", err=True)
+        raise typer.Exit(1)
+
+
+def _print(results: list[Measured], published: list[str]) -> None:
+    from protea.evaluate.proteingym import MEASURES, means
+
+    theirs = {
+        name: {one.assay.name: one.assay.published[name] for one in results if name in one.assay.published}
+        for name in published
+    }
+    header = ["assay", "variants", *MEASURES, *published]
+    lines = [
+        [one.assay.name, f"{one.count:,}"]
+        + [f"{one.measures[name]:.3f}" for name in MEASURES]
+        + [f"{theirs[name].get(one.assay.name, float('nan')):.3f}" for name in published]
+        for one in results
+    ]
+    averages = [means(results, name) for name in MEASURES]
+    averages += [means(results, "spearman", values) for values in theirs.values()]
+    lines += [[f"mean over {over}", "", *(f"{one[over]:.3f}" for one in averages)] for over in averages[0]]
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    for line in [header, *lines]:
+        first, *rest = (f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        typer.echo("  ".join([first.strip().ljust(widths[0]), *rest]))
+
+
+def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    from protea.score.table import write_beside, write_table
+
+    published = dict.fromkeys(name for one in results for name in one.assay.published)
+    rows = [
+        {"assay": one.assay.name, "protein": one.assay.protein, "variants": one.count, "left_out": one.left_out}
+        | dict(one.measures)
+        | {f"spearman {name}": one.assay.published.get(name) for name in published}
+        for one in results
+    ]
+    write_table(output, pa.Table.from_pylist(rows))
+    problems = [(one.assay.name, *problem) for one in results for problem in one.problems]
+    write_beside(output, "assay\trow\tvariant\treason", problems, settings)
+    typer.echo(f"{output}: {len(results):,} assays")

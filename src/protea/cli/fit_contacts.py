@@ -1,0 +1,108 @@
+"""``protea fit-contacts``: a contact head for a model, from structures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from protea import bundled
+from protea.cli.interrupt import interruptible
+from protea.cli.options import Device, Model
+from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
+
+if TYPE_CHECKING:
+    from protea.cli.structures import Progress
+    from protea.evaluate.contacts import Row
+    from protea.evaluate.heads import Head, Settings
+    from protea.evaluate.structures import Chain, Note
+
+
+def fit_contacts(
+    structures: Structures,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")],
+    model: Model = bundled.NAME,
+    count: Annotated[int, typer.Option(metavar="N", help="Chains to fit on; the others measure the head.")] = 20,
+    seed: Annotated[int, typer.Option(help="Chooses the chains.")] = 0,
+    head: Annotated[
+        str, typer.Option(metavar="KIND", help="regression on attention maps, or bilinear on the last hidden states.")
+    ] = "regression",
+    c: Annotated[
+        float,
+        typer.Option("--c", metavar="C", help="Of the regression, as scikit-learn has it: more, less penalty."),
+    ] = 0.15,
+    rank: Annotated[int, typer.Option(metavar="N", help="Of the bilinear head: rows of P and Q.")] = 32,
+    device: Device = "auto",
+) -> None:
+    """Fit a contact head to structures, and write the model with it.
+
+    FOLDER is a Hugging Face folder with the model's weights as they were, and the head in place of one that the model
+    had. contact-head.json in it says what the head was fitted on; `protea evaluate contacts` leaves those chains out.
+
+    \b
+    Examples:
+      protea fit-contacts structures/ -m my-model/ -o my-model-contacts/
+      protea fit-contacts *.cif.gz -m esm1v_t33_650M_UR90S_1 -o esm1v-contacts/ --count 40 --seed 1
+      protea fit-contacts structures/ -m my-model/ -o my-model-bilinear/ --head bilinear --count 100
+    """
+    from protea.evaluate.heads import Settings
+
+    settings = Settings(head=cast("Head", head), count=count, seed=seed, c=c, rank=rank)
+    with interruptible(), one_bar() as progress:
+        fitted, rows, notes = _fit(structures, model, output, settings, device, progress)
+    _report(output, settings, fitted, rows)
+    if tell_notes(notes, f"see {output}/contact-head.json"):
+        raise typer.Exit(1)
+
+
+def _fit(
+    structures: list[Path], model: str, output: Path, settings: Settings, device: str, progress: Progress
+) -> tuple[list[Chain], list[Row], list[Note]]:
+    """Chains that the head was fitted on, its precision on others, and what was odd."""
+    import protea
+    from protea.checkpoints.files import staged
+    from protea.checkpoints.formats import open_checkpoint
+    from protea.checkpoints.hub import locate
+    from protea.evaluate.contacts import evaluate, unfit
+    from protea.evaluate.heads import choose, description, fit, write
+    from protea.evaluate.structures import Note, read_structures, structure_files
+
+    files = structure_files(structures)
+    with staged(output) as place, open_checkpoint(locate(model)) as checkpoint:
+        chains, notes = read_structures(files, progress)
+        module = protea.load(model, device=device).module
+        replaced = module.contact_head is not None
+        reasons = {chain.name: unfit(module, chain) for chain in chains}
+        notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
+        chosen, others = choose([chain for chain in chains if reasons[chain.name] is None], settings)
+        # What is stored may be rounded, and that is what is measured.
+        head = fit(module, chosen, settings, progress).to(checkpoint.dtype).float()
+        module.contact_head = head
+        rows: list[Row] = []
+        for row in evaluate(module, others):
+            progress("precision", len(rows), len(others))
+            rows.append(row)
+        write(place, checkpoint, head, description(chosen, settings, notes, _versions(), replaced=replaced))
+    if replaced:
+        typer.echo("protea: note: this head is in place of the one that the model had", err=True)
+    return chosen, rows, notes
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("protea", "torch", "scikit-learn", "biotite")}
+
+
+def _report(output: Path, settings: Settings, fitted: list[Chain], rows: list[Row]) -> None:
+    from protea.evaluate.structures import pairs
+
+    found = [pairs(chain) for chain in fitted]
+    total, contacts = sum(len(one.rows) for one in found), sum(int(one.contacts.sum()) for one in found)
+    typer.echo(
+        f"{output}: {settings.head} head, fitted on {len(fitted)} chains: {total:,} pairs, {contacts:,} in contact"
+    )
+    if rows:
+        typer.echo(f"precision on {len(rows)} chains that it was not fitted on, with 95 % intervals over chains:")
+        echo_means(rows)

@@ -1,0 +1,167 @@
+"""``protea score``: effects of variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protea import bundled
+from protea.cli.interrupt import interruptible
+from protea.cli.load import circumstances, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Overwrite, TokenBudget
+from protea.cli.terminal import advancing, progress_bars
+from protea.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from protea.alphabet import Alphabet
+    from protea.score.effects import Scoring
+    from protea.score.table import Rows
+
+_SHOWN = 10
+"""Problems told on standard error where there is no report."""
+
+
+def score(
+    proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
+    table: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[VARIANTS.csv]", help="Rows to score: .csv, .tsv (also .gz), .parquet.", show_default=False
+        ),
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option("-v", "--variants", metavar="NAMES", help="Variants by comma: A24V,A24V:G30S.")
+    ] = None,
+    scan: Annotated[bool, typer.Option("--scan", help="Every residue replaced by each of the other 19.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="OUT.csv, .tsv or .parquet: the table with the scores."),
+    ] = None,
+    models: Annotated[
+        list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
+    ] = [bundled.NAME],  # noqa: B006  # typer copies it
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")
+    ] = "masked-marginals",
+    offset: Annotated[int, typer.Option(metavar="N", help="The number of a protein's first residue.")] = 1,
+    column: Annotated[str, typer.Option(metavar="NAME", help="Of the scores.")] = "model_score",
+    long: Annotated[
+        str,
+        typer.Option(metavar="POLICY", help="A protein over 1,022 residues: window (as ProteinGym does), full, error."),
+    ] = "window",
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    device: Device = "auto",
+    token_budget: TokenBudget = None,
+    overwrite: Overwrite = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PICTURE", help="With --scan: a heat map, .png, .svg or .html.")
+    ] = None,
+) -> None:
+    """Score variants of proteins: log-likelihood ratios, negative where the model prefers the wild type.
+
+    Substitutions (A24V, several at once A24V:G30S) by all methods; insertions (A24_G25insKL), deletions (A24del) and
+    replacements (A24_G30delinsKL) by pseudo-likelihood. A table's rows are kept, a column is added; the column `mutant`
+    or `mutated_sequence` says what to score, `id` of which protein. Rows that cannot be scored are left empty and
+    listed in OUT.report.tsv; the exit code is then 1.
+
+    \b
+    Examples:
+      protea score protein.fasta variants.csv -o scored.csv
+      protea score protein.fasta -v A24V,A24V:G30S
+      protea score protein.fasta --scan -o scan.csv --plot scan.html --fast
+      protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
+      protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
+    """
+    from protea.plot import check_place
+    from protea.score.effects import Scoring
+    from protea.score.table import check_output, scores_of, with_scores
+
+    if sum((table is not None, variants is not None, scan)) != 1:
+        raise UsageError("name what to score: a table, --variants, or --scan")
+    if output is None and variants is None:
+        raise UsageError("name an output: -o OUT.csv")
+    if plot is not None and not scan:
+        raise UsageError("--plot draws a --scan")
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    if plot is not None:
+        check_place(plot)
+    how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
+    with interruptible():
+        rows: Rows | None = None
+        scores, provenance = {}, {}
+        for name in models:
+            model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
+            if rows is None:
+                rows = _rows(proteins, table, variants.split(",") if variants else None, model.alphabet, how)
+                if plot is not None and len(rows.proteins) != 1:
+                    raise UsageError(f"--plot draws one protein, and there are {len(rows.proteins)}")
+            with progress_bars("passes") as progress:
+                advance = advancing(progress, "scoring", how.passes(rows.proteins))
+                scores[name] = scores_of(model.module, rows, how, advance)
+            provenance[name] = circumstances(model)
+        assert rows is not None
+        scored = with_scores(rows.table, column, scores)
+        settings = {"command": "score", "proteins": proteins, "variants": variants or ("scan" if scan else str(table))}
+        _write(output, scored, rows, settings | how.shown() | {"models": provenance})
+        if plot is not None:
+            _plot(plot, rows, scored.column(column).to_pylist(), how)
+    if rows.problems:
+        raise typer.Exit(1)
+
+
+def _rows(proteins: str, table: Path | None, variants: list[str] | None, alphabet: Alphabet, how: Scoring) -> Rows:
+    from protea.embed.prepare import Note
+    from protea.score.records import wild_types
+    from protea.score.table import read_table, rows_of, scan_table, variant_table
+
+    notes: list[Note] = []
+    wild = wild_types([proteins], alphabet, "x", notes)
+    for note in notes:
+        typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
+    if table is not None:
+        content = read_table(table)
+    elif variants is not None:
+        content = variant_table(variants)
+    else:
+        content = scan_table(wild, how.offset)
+    return rows_of(content, wild, alphabet, how)
+
+
+def _write(output: Path | None, scored: pa.Table, rows: Rows, settings: dict[str, Any]) -> None:
+    from protea.score.table import write_beside, write_table
+
+    if output is None:
+        for row in scored.to_pylist():
+            typer.echo("\t".join("" if value is None else str(value) for value in row.values()))
+    else:
+        write_table(output, scored)
+        write_beside(output, "row\tvariant\treason", rows.problems, settings)
+        count, proteins = scored.num_rows - len(rows.problems), len(rows.proteins)
+        typer.echo(f"{output}: {count:,} variants of {proteins:,} protein{'s' if proteins != 1 else ''} scored")
+    for problem in rows.problems[:_SHOWN]:
+        typer.echo(f"protea: note: row {problem.row}: {problem.reason}", err=True)
+    if len(rows.problems) > _SHOWN:
+        rest = "" if output is None else f": see {output}.report.tsv"
+        typer.echo(f"protea: note: {len(rows.problems):,} rows could not be scored{rest}", err=True)
+    for advice in rows.advice:
+        typer.echo(f"protea: note: {advice}", err=True)
+
+
+def _plot(path: Path, rows: Rows, scores: list[float | None], how: Scoring) -> None:
+    import numpy as np
+
+    from protea.plot import single_site_scan
+    from protea.score.variants import CANONICAL
+
+    protein, places = rows.proteins[0], rows.places[0]
+    cells = np.full((len(protein.sequence), len(CANONICAL)), np.nan)
+    for variant, place in zip(protein.variants, places, strict=True):
+        cells[variant.edits[0].start, CANONICAL.index(variant.edits[0].new)] = scores[place]
+    single_site_scan(path, cells, sequence=protein.sequence, letters=CANONICAL, title=protein.name, offset=how.offset)
+    typer.echo(f"{path}: the scan of {protein.name}")

@@ -1,0 +1,77 @@
+"""What commands on structures share: reading them under a bar, saying what was odd, tables of precision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protea.cli.terminal import progress_bars
+
+if TYPE_CHECKING:
+    from protea.evaluate.contacts import Mean, Row
+    from protea.evaluate.structures import Note
+
+    Progress = Callable[[str, int, int], None]
+
+Structures = Annotated[
+    list[Path],
+    typer.Argument(metavar="STRUCTURES...", help="PDB or mmCIF, also .gz; files or folders.", show_default=False),
+]
+
+
+@contextmanager
+def one_bar() -> Iterator[Progress]:
+    """A bar for one thing after another."""
+    with progress_bars() as bars:
+        task = bars.add_task("reading", total=None)
+
+        def show(what: str, done: int, of: int) -> None:
+            bars.update(task, description=what, completed=done, total=of)
+
+        yield show
+
+
+def tell_notes(notes: Sequence[Note], where: str) -> bool:
+    """Say on standard error what was skipped, line by line, and how much else was odd.
+
+    Args:
+        notes: all there are.
+        where: what to see for the others, in words.
+
+    Returns:
+        Whether anything was skipped.
+    """
+    for note in notes:
+        if note.what == "skipped":
+            typer.echo(f"protea: note: {note.name}: skipped: {note.detail}", err=True)
+    left_out = Counter(note.detail for note in notes if note.what == "left out")
+    for reason, count in left_out.items():
+        typer.echo(f"protea: note: left out {count} chains: {reason}", err=True)
+    odd = Counter(note.what for note in notes if note.what not in ("skipped", "left out"))
+    if odd:
+        counted = ", ".join(f"{count} {what}" for what, count in sorted(odd.items()))
+        typer.echo(f"protea: note: of structures: {counted}; {where}", err=True)
+    return any(note.what == "skipped" for note in notes)
+
+
+def echo_means(rows: Sequence[Row], seed: int = 0) -> None:
+    """Mean precisions with their intervals, a line a range."""
+    from protea.evaluate.contacts import means
+
+    found = means(rows, seed)
+    parts = list(next(iter(found.values())))
+    typer.echo(f"{'range':<8}{'chains':>7}  " + "".join(f"{part:<24}" for part in parts).rstrip())
+    for name, cells in found.items():
+        values = "".join(f"{_cell(cells[part], part):<24}" for part in parts).rstrip()
+        typer.echo(f"{name:<8}{cells['chance'].chains:>7}  {values}")
+
+
+def _cell(mean: Mean, part: str) -> str:
+    if not mean.chains:
+        return "-"
+    return f"{mean.value:.3f}" if part == "chance" else f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"

@@ -1,0 +1,1 @@
+"""What a model says of sequences: perplexity, effects of variants, contacts."""

@@ -1,0 +1,207 @@
+"""Effects of variants: how much more or less a model expects the mutant than the wild type.
+
+    masked-marginals    Σ over sites of log p(mutant) - log p(wild type), each with its site masked
+    wildtype-marginals  the same with nothing masked: one pass a protein
+    pseudo-likelihood   Σ over all residues of log p(residue | the others), of the mutant less of the wild type
+
+The first two are Meier et al. 2021 and know substitutions alone; the third (Salazar et al. 2020) knows insertions and
+deletions too, and costs a pass for every residue of every mutant.
+
+Shapes: L residues, S sites, V tokens of the alphabet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protea.alphabet import Alphabet
+from protea.embed.engine import default_budget
+from protea.errors import UsageError, VariantError
+from protea.models.encoder import Encoder
+from protea.score.expected import Advance, Sites, check_policy, masked, unmasked
+from protea.score.passes import FloatArray
+from protea.score.variants import Variant
+
+METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
+
+
+class Protein(NamedTuple):
+    """A wild type and its variants.
+
+    Attributes:
+        name: what messages call it.
+        sequence: of the wild type, letters of the alphabet.
+        variants: that fit it.
+    """
+
+    name: str
+    sequence: str
+    variants: Sequence[Variant]
+
+    @property
+    def sites(self) -> list[int]:
+        """Residues that any variant changes, from 0."""
+        return sorted({edit.start for variant in self.variants for edit in variant.edits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How variants are scored.
+
+    Attributes:
+        method: one of ``METHODS``.
+        offset: the number of a protein's first residue.
+        long: what to do with a protein longer than the model was trained on: ``window``, ``full`` or ``error``.
+        token_budget: tokens computed at a time; by default what the memory allows.
+
+    Raises:
+        UsageError: a method or policy is unknown.
+    """
+
+    method: str = "masked-marginals"
+    offset: int = 1
+    long: str = "window"
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"unknown method {self.method!r}; use {', '.join(METHODS)}")
+        check_policy(self.long)
+
+    def shown(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    def check(self, variant: Variant) -> None:
+        """See that the method can score a variant.
+
+        Raises:
+            VariantError: it is no substitution, and the method knows nothing else.
+        """
+        if self.method != "pseudo-likelihood" and not variant.is_substitution:
+            raise VariantError(
+                f"{variant.name}: {self.method} knows substitutions alone; insertions and deletions are scored by "
+                "pseudo-likelihood"
+            )
+
+    def passes(self, proteins: Iterable[Protein]) -> int:
+        """How many passes it takes, all windows of an unmasked protein counting as one."""
+        if self.method == "wildtype-marginals":
+            return sum(1 for _ in proteins)
+        if self.method == "masked-marginals":
+            return sum(len(protein.sites) for protein in proteins)
+        return sum(
+            len(protein.sequence) + sum(len(one.apply(protein.sequence)) for one in protein.variants)
+            for protein in proteins
+        )
+
+
+def score(
+    model: Encoder, proteins: Sequence[Protein], how: Scoring, advance: Advance = lambda done: None
+) -> Iterator[NDArray[np.float64]]:
+    """Log-likelihood ratios of all variants, in nats: negative where the model prefers the wild type.
+
+    Args:
+        model: with a language-model head.
+        proteins: passes of all are packed together.
+        how: method and policies.
+        advance: told of progress.
+
+    Yields:
+        For each protein an array of one number a variant.
+
+    Raises:
+        VariantError: a variant that the method cannot score.
+        SequenceTooLongError: a protein is too long, and ``how.long`` is ``error``.
+        CapabilityError: the model has no language-model head.
+    """
+    for protein in proteins:
+        for variant in protein.variants:
+            how.check(variant)
+    if how.method == "pseudo-likelihood":
+        return _by_pseudo_likelihood(model, proteins, how, advance)
+    return _by_marginals(model, proteins, how, advance)
+
+
+def pseudo_log_likelihoods(
+    model: Encoder,
+    sequences: Iterable[tuple[str, str]],
+    *,
+    long: str,
+    token_budget: int,
+    advance: Advance = lambda done: None,
+) -> Iterator[FloatArray]:
+    """Log-probability ``[L]`` of each residue, masked, given all others.
+
+    Args:
+        model: with a language-model head.
+        sequences: name and letters of each, taken as they are needed.
+        long: what to do with one longer than the model was trained on.
+        token_budget: tokens computed at a time.
+        advance: told of progress, a residue at a time.
+
+    Raises:
+        UnknownResidueError: a letter outside the alphabet.
+        SequenceTooLongError: one is too long, and ``long`` is ``error``.
+        CapabilityError: the model has no language-model head.
+    """
+    waiting: list[NDArray[np.uint8]] = []
+
+    def proteins() -> Iterator[Sites]:
+        for name, sequence in sequences:
+            waiting.append(model.alphabet.encode(sequence))
+            yield Sites(name, waiting[-1], range(len(waiting[-1])))
+
+    for values in masked(model, proteins(), long=long, token_budget=token_budget, advance=advance):
+        ids = waiting.pop(0)
+        yield values[np.arange(len(ids)), ids]
+
+
+def _by_marginals(
+    model: Encoder, proteins: Sequence[Protein], how: Scoring, advance: Advance
+) -> Iterator[NDArray[np.float64]]:
+    wanted = (Sites(one.name, model.alphabet.encode(one.sequence), one.sites) for one in proteins)
+    expected = masked if how.method == "masked-marginals" else unmasked
+    budget = _budget(model, how)
+    found = expected(model, wanted, long=how.long, token_budget=budget, advance=advance)
+    for protein, values in zip(proteins, found, strict=True):
+        yield _sums(protein, values, model.alphabet)
+
+
+def _sums(protein: Protein, values: FloatArray, alphabet: Alphabet) -> NDArray[np.float64]:
+    row = {site: number for number, site in enumerate(protein.sites)}
+    wild = alphabet.encode(protein.sequence)
+    scores = np.zeros(len(protein.variants))
+    for number, variant in enumerate(protein.variants):
+        for edit in variant.edits:
+            found = values[row[edit.start]].astype(np.float64)
+            scores[number] += found[alphabet.encode(edit.new)[0]] - found[wild[edit.start]]
+    return scores
+
+
+def _by_pseudo_likelihood(
+    model: Encoder, proteins: Sequence[Protein], how: Scoring, advance: Advance
+) -> Iterator[NDArray[np.float64]]:
+    def sequences() -> Iterator[tuple[str, str]]:
+        for protein in proteins:
+            yield protein.name, protein.sequence
+            for variant in protein.variants:
+                changed = variant.apply(protein.sequence)
+                if not changed:
+                    raise VariantError(f"{variant.name}: nothing is left of {protein.name}")
+                yield f"{protein.name}, {variant.name}", changed
+
+    budget = _budget(model, how)
+    found = pseudo_log_likelihoods(model, sequences(), long=how.long, token_budget=budget, advance=advance)
+    for protein in proteins:
+        wild = next(found).sum(dtype=np.float64)
+        yield np.array([next(found).sum(dtype=np.float64) - wild for _ in protein.variants])
+
+
+def _budget(model: Encoder, how: Scoring) -> int:
+    return default_budget(model) if how.token_budget is None else how.token_budget

@@ -1,0 +1,80 @@
+"""FASTA files for scoring: letters to ids, and a note of everything that was changed or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protea.alphabet import Alphabet
+from protea.embed.prepare import Note, Policies, Unknown, encode
+from protea.errors import FastaError, UsageError
+from protea.fasta import Record, read_fasta
+
+
+class Encoded(NamedTuple):
+    """One record.
+
+    Attributes:
+        record: as it was read.
+        ids: ``[L]`` residues.
+    """
+
+    record: Record
+    ids: NDArray[np.uint8]
+
+
+def encoded(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes: list[Note]) -> Iterator[Encoded]:
+    """Records as the model will see them; ids may come twice.
+
+    Args:
+        paths: of FASTA files.
+        alphabet: of the model.
+        unknown: what to do with letters outside it.
+        notes: is told of what was changed or left out.
+
+    Raises:
+        FastaError: a file that is missing, unreadable, empty or no FASTA.
+        UnknownResidueError: a letter that the policy does not allow.
+    """
+    policy = _choice("unknown", unknown, Unknown)
+    for record in read_fasta(paths):
+        ids = encode(record, alphabet, policy, notes)
+        if ids is not None:
+            yield Encoded(record, ids)
+
+
+def cutting(long: str) -> Policies:
+    """What becomes of sequences that are too long, where windows are of no use.
+
+    Raises:
+        UsageError: the policy is unknown.
+    """
+    return Policies(long=_choice("long", long, Literal["truncate", "full", "error"]))
+
+
+def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes: list[Note]) -> dict[str, str]:
+    """Sequences by id.
+
+    Raises:
+        UsageError: two records have one id.
+        FastaError: no record is left, or a file cannot be read.
+        UnknownResidueError: a letter that the policy does not allow.
+    """
+    found: dict[str, str] = {}
+    for record, ids in encoded(paths, alphabet, unknown, notes):
+        if record.id in found:
+            raise UsageError(f"{record.place}: this id was used before; give each its own, by which variants name it")
+        found[record.id] = alphabet.decode(ids)
+    if not found:
+        raise FastaError(f"{', '.join(map(str, paths))}: no sequence is left to score")
+    return found
+
+
+def _choice(option: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise UsageError(f"--{option} {value!r} should be one of {', '.join(get_args(choices))}")
+    return value

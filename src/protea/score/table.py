@@ -1,0 +1,306 @@
+"""Tables of variants: which column means what, which rows can be scored, and what is wrong with the others.
+
+A table is CSV, TSV (both perhaps compressed) or Parquet. Columns that are understood, as ProteinGym names them:
+
+    mutant            a variant as ``variants.py`` reads it; also ``mutants``, ``mutation``, ``mutations``, ``variant``
+    mutated_sequence  the whole sequence; alone, it is compared with the wild type, beside ``mutant`` it is checked
+    id                which protein, where there are several; also ``protein``
+
+All columns are kept as they are; those of text files as text.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import yaml
+
+from protea.alphabet import Alphabet
+from protea.errors import DataError, OutputError, UsageError, VariantError
+from protea.models.encoder import Encoder
+from protea.score.effects import Protein, Scoring, score
+from protea.score.expected import Advance
+from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_VARIANT: Final = ("mutant", "mutants", "mutation", "mutations", "variant")
+_PROTEIN: Final = ("id", "protein")
+_SEQUENCE: Final = "mutated_sequence"
+_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+_COMPRESSED: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_SUFFIXES: Final = "name a .csv, a .tsv (also .gz) or a .parquet"
+
+
+class Problem(NamedTuple):
+    """A row that cannot be scored.
+
+    Attributes:
+        row: from 1, the header not counted.
+        variant: as it stands there.
+        reason: why.
+    """
+
+    row: int
+    variant: str
+    reason: str
+
+
+@dataclass
+class Rows:
+    """The rows of a table, by protein.
+
+    Attributes:
+        table: as it was read.
+        proteins: those that have rows, with their variants.
+        places: of each variant of each protein, its row from 0.
+        problems: the other rows.
+        advice: what would explain many of them.
+    """
+
+    table: pa.Table
+    proteins: list[Protein] = field(default_factory=list)
+    places: list[list[int]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A table of variants.
+
+    Raises:
+        UsageError: the suffix names no format.
+        DataError: it cannot be read, is empty, or has no column of variants.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    kind = kind_of(path)
+    try:
+        if kind == "parquet":
+            table = parquet.read_table(path)
+        else:
+            parsing = arrow_csv.ParseOptions(delimiter=_DELIMITERS[kind])
+            with arrow_csv.open_csv(path, parse_options=parsing) as stream:
+                names = stream.schema.names
+            # As text, so that what is written is what was read.
+            types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+            table = arrow_csv.read_csv(path, parse_options=parsing, convert_options=types)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if len(set(table.column_names)) < table.num_columns:
+        raise DataError(f"{path}: two columns have one name; rename one ({', '.join(table.column_names)})")
+    if not {*_VARIANT, _SEQUENCE} & set(table.column_names):
+        raise DataError(
+            f"{path}: no column is named {', '.join(_VARIANT)} or {_SEQUENCE}; it has {', '.join(table.column_names)}"
+        )
+    if not table.num_rows:
+        raise DataError(f"{path}: has no rows")
+    return table
+
+
+def kind_of(path: Path) -> str:
+    """``.csv``, ``.tsv`` or ``parquet``.
+
+    Raises:
+        UsageError: the suffix names no format.
+    """
+    name = path.name.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    if path.suffix.lower() == ".parquet":
+        return "parquet"
+    if Path(name).suffix in _DELIMITERS:
+        return Path(name).suffix
+    raise UsageError(f"{path}: no kind of table; {_SUFFIXES}")
+
+
+def variant_table(variants: Sequence[str]) -> pa.Table:
+    """A table of variants that were typed."""
+    import pyarrow as pa
+
+    return pa.table({"mutant": list(variants)})
+
+
+def scan_table(wild_types: Mapping[str, str], offset: int) -> pa.Table:
+    """Every residue of some proteins replaced by each of the other 19 amino acids."""
+    import pyarrow as pa
+
+    cells = [
+        (name, place + offset, wild, new, f"{wild}{place + offset}{new}")
+        for name, sequence in wild_types.items()
+        for place, wild in enumerate(sequence)
+        for new in CANONICAL
+        if new != wild
+    ]
+    columns = zip(*cells, strict=True)
+    return pa.table(dict(zip(("id", "position", "wild_type", "letter", "mutant"), map(list, columns), strict=True)))
+
+
+def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, how: Scoring) -> Rows:
+    """Which variants of which proteins a table holds.
+
+    Args:
+        table: of ``read_table``, or with its columns.
+        wild_types: sequences by name.
+        alphabet: of the model.
+        how: they will be scored.
+
+    Raises:
+        DataError: there are several proteins, and no column says which one is meant.
+    """
+    offset = how.offset
+    columns = set(table.column_names)
+    texts = _column(table, next((name for name in _VARIANT if name in columns), None))
+    mutated = _column(table, _SEQUENCE if _SEQUENCE in columns else None)
+    named = next((name for name in _PROTEIN if name in columns), None) if len(wild_types) > 1 else None
+    if named is None and len(wild_types) > 1:
+        raise DataError(
+            f"there are {len(wild_types)} proteins, and no column {' or '.join(_PROTEIN)} says which is meant"
+        )
+    owners = _column(table, named)
+    only = next(iter(wild_types)) if named is None else None
+    found = Rows(table)
+    parsed: dict[str, list[Variant]] = {name: [] for name in wild_types}
+    good: dict[str, list[tuple[int, Variant]]] = {name: [] for name in wild_types}
+    for row in range(table.num_rows):
+        text, sequence, owner = texts[row], mutated[row], only or str(owners[row])
+        try:
+            if owner not in wild_types:
+                raise VariantError(f"{owner!r} is none of the proteins")
+            variant = _variant(text, sequence, wild_types[owner], offset)
+            parsed[owner].append(variant)
+            check(variant, wild_types[owner], alphabet, offset)
+            how.check(variant)
+            if text and sequence and variant.apply(wild_types[owner]) != sequence:
+                raise VariantError(f"{text}: {_SEQUENCE} is not the wild type with that change")
+            good[owner].append((row, variant))
+        except VariantError as error:
+            found.problems.append(Problem(row + 1, str(text or sequence or ""), str(error)))
+    for name, variants in good.items():
+        if variants:
+            found.proteins.append(Protein(name, wild_types[name], [variant for _, variant in variants]))
+            found.places.append([row for row, _ in variants])
+        if len(variants) < len(parsed[name]):
+            shift = explaining_offset(parsed[name], wild_types[name], offset)
+            if shift is not None:
+                found.advice.append(
+                    f"{name}: all {len(parsed[name]):,} variants would fit if residues were counted from {shift}: "
+                    f"--offset {shift}"
+                )
+    return found
+
+
+def scores_of(model: Encoder, rows: Rows, how: Scoring, advance: Advance) -> list[float | None]:
+    """A score for each row of a table, ``None`` where there can be none."""
+    values: list[float | None] = [None] * rows.table.num_rows
+    for places, scores in zip(rows.places, score(model, rows.proteins, how, advance), strict=True):
+        for place, value in zip(places, scores.tolist(), strict=True):
+            values[place] = value
+    return values
+
+
+def with_scores(table: pa.Table, column: str, scores: Mapping[str, Sequence[float | None]]) -> pa.Table:
+    """A table with its scores; of several models their mean, and then each.
+
+    Raises:
+        UsageError: it has a column of that name.
+    """
+    import pyarrow as pa
+
+    each = list(scores.values())
+    mean = [None if None in row else sum(row) / len(row) for row in zip(*each, strict=True)]
+    columns = {column: mean} | ({f"{column} {name}": one for name, one in scores.items()} if len(each) > 1 else {})
+    for name, values in columns.items():
+        if name in table.column_names:
+            raise UsageError(f"the table has a column {name!r}; choose another name for the scores: --column NAME")
+        table = table.append_column(name, pa.array(values, pa.float64()))
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table, aside and then renamed; CSV and TSV with quotes where they are needed.
+
+    Raises:
+        UsageError: the suffix names no format.
+        OutputError: it cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = kind_of(path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        if kind == "parquet":
+            parquet.write_table(table, aside)
+        else:
+            codec = _COMPRESSED.get(path.suffix)
+            with (
+                pa.output_stream(str(aside), compression=codec) as stream,
+                TextIOWrapper(stream, encoding="utf-8", newline="") as text,
+            ):
+                writer = csv.writer(text, delimiter=_DELIMITERS[kind], lineterminator="\n")
+                writer.writerow(table.column_names)
+                for batch in table.to_batches():
+                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        aside.replace(path)
+    except (OSError, pa.ArrowException) as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Args:
+        path: of a table.
+        overwrite: it may exist.
+        others: suffixes that may be named besides those of tables.
+
+    Raises:
+        UsageError: the suffix names no format.
+        OutputError: it exists, or its folder does not.
+    """
+    if path.suffix not in others:
+        kind_of(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+
+
+def write_beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> None:
+    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in lines)
+    try:
+        path.with_name(f"{path.name}.report.tsv").write_text("\n".join([header, *cells, ""]), encoding="utf-8")
+        shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        path.with_name(f"{path.name}.run.yaml").write_text(shown, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
+
+
+def _column(table: pa.Table, name: str | None) -> list[Any]:
+    return [None] * table.num_rows if name is None else table.column(name).to_pylist()
+
+
+def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
+    if text:
+        return parse(str(text), offset)
+    if not mutated:
+        raise VariantError("names no variant")
+    return difference(wild, str(mutated), offset)

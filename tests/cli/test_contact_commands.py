@@ -1,0 +1,215 @@
+"""``protea fit-contacts`` and ``protea evaluate contacts``, from files to files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import protea
+from conftest import Run, fails
+from made_structures import change, folder_of_snakes, letters, pdb, snake, written
+from protea.evaluate.contacts import means, score
+from protea.evaluate.structures import read_chains
+from protea.models.layers import BilinearContactHead, ContactHead
+from protea.score.contacts import contacts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def structures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of_snakes(tmp_path_factory.mktemp("made") / "structures", 9)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("esm2", "regression"), ("esm2", "bilinear"), ("esm1nv", "regression"), ("esm1nv", "bilinear")]
+)
+def test_a_head_is_fitted_and_measured_where_it_was_not(
+    run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    fitted = run("fit-contacts", structures, "-m", model_folders[name], "-o", "out", "--count", 5, "--head", kind)
+    assert fitted.code == 0, fitted
+    said = json.loads(Path("out/contact-head.json").read_text())
+    names = [one["name"] for one in said["structures"]]
+    assert len(set(names)) == 5
+    assert said["settings"] == {"head": kind, "count": 5, "seed": 0, "c": 0.15, "rank": 32}
+    assert {"protea", "torch", "biotite", "scikit-learn"} == said["versions"].keys()
+    first, second, *table = fitted.out.splitlines()
+    assert first == f"out: {kind} head, fitted on 5 chains: {said['pairs']:,} pairs, {said['contacts']:,} in contact"
+    assert second.startswith("precision on 4 chains that it was not fitted on")
+    model = protea.load("out", device="cpu")
+    assert isinstance(model.module.contact_head, ContactHead if kind == "regression" else BilinearContactHead)
+    before = protea.load(model_folders[name], device="cpu")
+    np.testing.assert_array_equal(model.embed(["MKT"])[0], before.embed(["MKT"])[0])
+
+    measured = run("evaluate", "contacts", structures, "-m", "out", "-o", "out.csv")
+    assert measured.code == 0
+    assert "note: left out 5 chains: the contact head was fitted on them (out/contact-head.json)" in measured.err
+    assert measured.out.splitlines() == ["out.csv: 4 chains", *table]
+    found = rows(Path("out.csv"))
+    assert not {row["name"] for row in found} & set(names)
+    expected = []
+    for row in found:
+        (chain,) = read_chains(structures / f"{row['name'].partition(':')[0]}.pdb")
+        (probabilities,) = contacts(model.module, [model.alphabet.encode(chain.sequence)])
+        expected.append(score(chain, probabilities))
+        for part, value in expected[-1].ranges["long"].precisions.items():
+            assert float(row[f"long_{part}"]) == pytest.approx(value, abs=1e-6)
+        assert (int(row["residues"]), int(row["resolved"])) == (len(chain.sequence), chain.resolved)
+    mean = means(expected)["long"]["P@L"]
+    assert f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})" in table[1]
+
+    whole = run("evaluate", "contacts", structures, "-m", "out", "--include-fitted")
+    assert whole.code == 0
+    assert len([line for line in whole.out.splitlines() if line.startswith("s0")]) == 9
+    assert "left out" not in whole.err
+
+
+def test_the_seed_and_the_sequences_choose_not_the_order(
+    run: Run, model_folders: dict[str, Path], structures: Path
+) -> None:
+    files = sorted(structures.iterdir())
+    heads = {}
+    for number, (some, seed) in enumerate([(files, 0), (files[::-1], 0), (files, 1)]):
+        done = run("fit-contacts", *some, "-m", model_folders["esm1v"], "-o", number, "--count", 3, "--seed", seed)
+        assert done.code == 0
+        heads[number] = json.loads(Path(str(number), "contact-head.json").read_text())["structures"]
+    assert heads[0] == heads[1] != heads[2]
+    for file in ("model.safetensors", "config.json"):
+        assert Path("0", file).read_bytes() == Path("1", file).read_bytes()
+
+
+def test_weights_stay_in_their_type(run: Run, structures: Path) -> None:
+    assert run("init", "esm2_t6_8M_UR50D", "-o", "narrow", "--seed", 1, "--dtype", "bfloat16").code == 0
+    some = sorted(structures.iterdir())[:3]
+    done = run("fit-contacts", *some, "-m", "narrow", "-o", "out", "--count", 2, "--head", "bilinear", "--rank", 2)
+    assert done.code == 0
+    assert done.err == "protea: note: this head is in place of the one that the model had\n"
+    assert json.loads(Path("out/contact-head.json").read_text())["replaced"]
+    shown = json.loads(run("info", "out", "--json").out)
+    assert shown["stored_as"] == ["BF16"]
+    assert set(shown["capabilities"]) == {"attention", "contacts", "logits"}
+    assert set(shown["sha256"]) == {"model.safetensors", "extras.safetensors"}
+    converted = run("convert", "out", "copy", "--no-peers")
+    assert "apart     the contact head, in copy/extras.safetensors" in converted.out
+
+
+def test_what_is_skipped_is_told_and_fails(
+    run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    written(odd / "empty.pdb", "")
+    written(odd / "long.pdb", pdb(snake(letters(515))))
+    written(odd / "mse.pdb", pdb(change(snake("A" + letters(39)), 1, name="MSE", hetero=True).without(20, 21)))
+    fitted = run("fit-contacts", structures, "-m", model_folders["esm1nv"], "-o", "model", "--count", 3)
+    assert fitted.code == 0
+    result = run("evaluate", "contacts", odd, structures, "-m", "model", "-o", "out.csv")
+    assert result.code == 1
+    notes = result.err.splitlines()
+    assert notes[0].startswith("protea: note: empty: skipped: ")
+    assert notes[1] == "protea: note: long:A: skipped: 515 residues, and this ESM-1nv model takes 510"
+    assert notes[3] == "protea: note: of structures: 1 altered, 1 incomplete; see out.csv.report.tsv"
+    report = [line.split("\t") for line in Path("out.csv.report.tsv").read_text().splitlines()]
+    assert report[0] == ["name", "what", "detail"]
+    assert ["mse:A", "altered", "1 MSE read as M"] in report
+    assert ["mse:A", "incomplete", "residues missing by number: 2; the model does not see them"] in report
+    assert sum(line[1] == "left out" for line in report) == 3
+    assert len(rows(Path("out.csv"))) == 7
+    again = run("fit-contacts", odd, structures, "-m", model_folders["esm1nv"], "-o", "second", "--count", 3)
+    assert again.code == 1
+    assert Path("second/model.safetensors").exists()
+
+
+def test_chains_are_left_out_by_name_file_and_sequence(
+    run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path
+) -> None:
+    fitted = run("fit-contacts", structures, "-m", model_folders["esm2"], "-o", "model", "--count", 3)
+    assert fitted.code == 0
+    said = json.loads(Path("model/contact-head.json").read_text())["structures"]
+    copy = tmp_path / "copy.pdb"
+    copy.write_bytes((structures / f"{said[0]['name'].partition(':')[0]}.pdb").read_bytes())
+    others = sorted({path.stem for path in structures.iterdir()} - {one["name"].partition(":")[0] for one in said})
+    exclude = ("--exclude", others[0], "--exclude", f"{others[1]}:A")
+    result = run("evaluate", "contacts", copy, structures, "-m", "model", *exclude)
+    assert result.code == 0
+    assert "left out 4 chains: the contact head was fitted on them" in result.err  # one by its sequence
+    assert "left out 2 chains: --exclude" in result.err
+    listed = {line.split()[0] for line in result.out.splitlines() if line.startswith("s0")}
+    assert listed == {f"{name}:A" for name in others[2:]}
+    # Another model's head.
+    plain = run("evaluate", "contacts", structures, "-m", model_folders["esm2"], "--exclude", "model/contact-head.json")
+    assert "left out 3 chains: --exclude" in plain.err
+    nothing = run("evaluate", "contacts", copy, "-m", "model")
+    assert (nothing.code, nothing.out) == (1, "")
+
+
+def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
+    esm2 = ("-m", model_folders["esm2"])
+    fit = ("fit-contacts", structures, *esm2, "-o", "out")
+    fails(run(*fit), 1, "9 chains of different sequence, and --count asks for 20; give more structures, or a smaller")
+    fails(run(*fit, "--head", "cubic"), 2, "unknown head 'cubic'; use regression, bilinear")
+    fails(run(*fit, "--count", 0), 2, "--count must be at least 1 for a regression head, got 0")
+    fails(run(*fit, "--count", 1, "--head", "bilinear"), 2, "--count must be at least 2 for a bilinear head, got 1")
+    fails(run(*fit, "--c", 0), 2, "--c must be above 0, got 0")
+    fails(run(*fit, "--rank", 0), 2, "--rank must be at least 1, got 0")
+    fails(run("fit-contacts", "nowhere", *esm2, "-o", "out"), 1, "nowhere: no such file or folder")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    fails(run("fit-contacts", structures, *esm2, "-o", "full"), 1, "full: exists already; remove it or choose another")
+    assert not Path("out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"full"}
+
+    measure = ("evaluate", "contacts", structures)
+    fails(run(*measure, "-m", model_folders["esm1nv"]), 1, "ESM-1nv model has no contacts; ", "protea fit-contacts")
+    fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: no chain and no structure has this name")
+    written(tmp_path / "x.json", "{}")
+    fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
+    fails(run(*measure, *esm2, "-o", "x.json"), 1, "x.json: exists already; choose another name or pass --overwrite")
+    fails(run(*measure, *esm2, "-o", "no/x.csv"), 1, "no/x.csv: there is no folder no; create it first")
+    fails(run(*measure, *esm2, "-o", "full"), 1, "full: is a folder; name a file")
+    written(tmp_path / "e.pdb", "")
+    fails(run("evaluate", "contacts", "e.pdb", *esm2), 1, "no protein in 1 files; of the first: e.pdb: empty")
+    assert run("evaluate").code == 2
+    for command in (("fit-contacts",), ("evaluate", "contacts")):
+        assert "Examples:" in run(*command, "--help").out
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from sklearn.linear_model import LogisticRegression
+from protea.cli import main
+
+def minutes_of_c(self, x, y):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    time.sleep(100)
+
+LogisticRegression.fit = minutes_of_c
+sys.argv[0] = "protea"
+main()
+"""
+
+
+def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing(
+    model_folders: dict[str, Path], structures: Path, tmp_path: Path
+) -> None:
+    arguments = ["fit-contacts", structures, "-m", model_folders["esm2"], "-o", tmp_path / "out", "--count", 2]
+    start = time.monotonic()
+    command = [sys.executable, "-c", INTERRUPTED, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("protea: interrupted")
+    assert time.monotonic() - start < 90
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,243 @@
+"""``protea score``, ``perplexity`` and ``contacts`` as users run them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+from pyarrow import csv
+
+import protea
+from conftest import Run, fails
+
+SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> str:
+    (tmp_path / "p.fasta").write_text(f">p some protein\n{SEQUENCE}\n")
+    return "p.fasta"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    (tmp_path / "two.fasta").write_text(f">p\n{SEQUENCE}\n>q/2\nWWKKAJ\n")
+    return "two.fasta"
+
+
+@pytest.fixture
+def folder(model_folders: dict[str, Path], one_thread: None) -> Path:
+    return model_folders["esm2"]
+
+
+def test_a_table_is_scored(run: Run, fasta: str, folder: Path) -> None:
+    Path("v.csv").write_text("mutant,DMS_score\nM1V,0.5\nK2R:T3S,1.0\n")
+    result = run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv")
+    assert result.code == 0, result.err
+    assert "out.csv: 2 variants of 1 protein scored" in result.out
+    table = csv.read_csv("out.csv").to_pydict()
+    assert list(table) == ["mutant", "DMS_score", "model_score"]
+    expected = protea.load(folder).score(SEQUENCE, ["M1V", "K2R:T3S"])
+    np.testing.assert_allclose(table["model_score"], expected, rtol=0, atol=2e-5)
+    told = yaml.safe_load(Path("out.csv.run.yaml").read_text())
+    assert (told["method"], told["offset"], told["variants"]) == ("masked-marginals", 1, "v.csv")
+    assert told["models"][str(folder)]["files"]["model.safetensors"]
+    assert Path("out.csv.report.tsv").read_text() == "row\tvariant\treason\n"
+    fails(run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv"), 1, "out.csv: exists already", "--overwrite")
+    assert run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv", "--overwrite").code == 0
+
+
+def test_rows_that_cannot_be_scored_are_told_and_the_others_kept(run: Run, fasta: str, folder: Path) -> None:
+    Path("v.csv").write_text("mutant\nM1V\nM1*\nW2R\n")
+    result = run("score", fasta, "v.csv", "-m", folder, "-o", "out.tsv")
+    assert result.code == 1
+    assert "out.tsv: 1 variants of 1 protein scored" in result.out
+    assert "row 2: M1*: a stop codon" in result.err
+    lines = Path("out.tsv").read_text().splitlines()
+    assert lines[0] == "mutant\tmodel_score"
+    assert [line.endswith("\t") for line in lines[1:]] == [False, True, True]
+    report = Path("out.tsv.report.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in report] == ["row", "2", "3"]
+    assert "position 2 holds K, not W" in report[2]
+
+
+def test_an_offset_is_advised(run: Run, fasta: str, folder: Path) -> None:
+    result = run("score", fasta, "-v", "M94V,K95R,T96A", "-m", folder)
+    assert result.code == 1
+    assert "--offset 94" in result.err
+    result = run("score", fasta, "-v", "M94V,K95R,T96A", "--offset", "94", "-m", folder)
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 3
+    assert result.out.startswith("M94V\t")
+
+
+def test_a_scan_of_two_proteins(run: Run, two: str, folder: Path) -> None:
+    result = run("score", two, "--scan", "-m", folder, "-o", "scan.parquet", "--method", "wildtype-marginals")
+    assert result.code == 0, result.err
+    assert "q/2: altered: replaced by X: J at 6" in result.err
+    from pyarrow import parquet
+
+    table = parquet.read_table("scan.parquet")
+    assert table.num_rows == 19 * len(SEQUENCE) + 5 * 19 + 20  # an X can become any of the 20
+    assert table.column_names == ["id", "position", "wild_type", "letter", "mutant", "model_score"]
+    assert np.isfinite(table["model_score"].to_numpy()).all()
+
+
+def test_an_ensemble(run: Run, fasta: str, model_folders: dict[str, Path], one_thread: None) -> None:
+    models = [model_folders["esm2"], model_folders["esm1v"]]
+    result = run("score", fasta, "-v", "M1V,K2R", "-m", models[0], "-m", models[1], "-o", "out.csv")
+    assert result.code == 0, result.err
+    table = csv.read_csv("out.csv").to_pydict()
+    each = [protea.load(model).score(SEQUENCE, ["M1V", "K2R"]) for model in models]
+    np.testing.assert_allclose(table["model_score"], np.mean(each, axis=0), rtol=0, atol=2e-5)
+    for model, values in zip(models, each, strict=True):
+        np.testing.assert_allclose(table[f"model_score {model}"], values, rtol=0, atol=2e-5)
+
+
+def test_insertions_and_deletions(run: Run, fasta: str, folder: Path) -> None:
+    result = run("score", fasta, "-v", "K2del,K2_T3insWW", "--method", "pseudo-likelihood", "-m", folder)
+    assert result.code == 0, result.err
+    expected = protea.load(folder).score(SEQUENCE, ["K2del", "K2_T3insWW"], method="pseudo-likelihood")
+    found = [float(line.split("\t")[1]) for line in result.out.splitlines()]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_wrong_usage(run: Run, fasta: str, folder: Path) -> None:
+    fails(run("score", fasta, "-m", folder), 2, "name what to score")
+    fails(run("score", fasta, "--scan", "-v", "M1V", "-m", folder, "-o", "x.csv"), 2, "name what to score")
+    fails(run("score", fasta, "--scan", "-m", folder), 2, "name an output")
+    fails(run("score", fasta, "--scan", "-m", folder, "-o", "x.xlsx"), 2, "no kind of table")
+    fails(run("score", fasta, "-v", "M1V", "--plot", "x.png", "-m", folder), 2, "--plot draws a --scan")
+    fails(run("score", fasta, "-v", "M1V", "--method", "best", "-m", folder), 2, "unknown method 'best'")
+    fails(run("score", fasta, "-v", "M1V", "--long", "cut", "-m", folder), 2, "unknown policy for long sequences 'cut'")
+    fails(run("score", "absent.fasta", "-v", "M1V", "-m", folder), 1, "absent.fasta: no such file")
+    fails(run("score", fasta, "absent.csv", "-m", folder, "-o", "x.csv"), 1, "absent.csv: cannot be read")
+    Path("twice.fasta").write_text(">p\nMKT\n>p\nMKW\n")
+    fails(run("score", "twice.fasta", "-v", "M1V", "-m", folder), 2, "this id was used before")
+    fails(run("score", fasta, "-v", "M1V", "-m", folder, "--fast", "--dtype", "float16"), 2, "--fast chooses the type")
+
+
+# Perplexity
+
+
+def test_perplexity_and_its_twin(run: Run, two: str, folder: Path) -> None:
+    result = run("perplexity", two, "-m", folder, "--select", "0.5", "--against", "transformers", "-o", "p.csv")
+    assert result.code == 0, result.out + result.err
+    first, second, third = result.out.splitlines()
+    assert first.startswith("perplexity ")
+    assert "39 residues predicted, 2 sequences" in first
+    assert second == "p.csv: 2 sequences"
+    assert third.startswith("transformers: perplexity ")
+    assert "equal within 0.0005" in third
+    assert first.split()[1].rstrip(":") == third.split()[2].rstrip(",")
+    table = csv.read_csv("p.csv").to_pydict()
+    assert list(table) == ["id", "length", "predicted", "loss", "perplexity"]
+    weights = np.array(table["predicted"])
+    losses = np.array([0 if loss is None else loss for loss in table["loss"]])
+    assert float(first.split()[1].rstrip(":")) == pytest.approx(
+        np.exp((losses * weights).sum() / weights.sum()), abs=1e-4
+    )
+    assert "q/2\taltered" in Path("p.csv.report.tsv").read_text()
+    told = yaml.safe_load(Path("p.csv.run.yaml").read_text())
+    assert (told["masking"]["select"], told["masking"]["mask"], told["seed"]) == (0.5, 0.8, 42)
+
+
+def test_pseudo_perplexity(run: Run, two: str, folder: Path) -> None:
+    result = run("perplexity", two, "-m", folder, "--pseudo", "-o", "p.parquet")
+    assert result.code == 0, result.err
+    assert "39 of 39 residues predicted" in result.out
+    from pyarrow import parquet
+
+    expected = protea.load(folder).pseudo_perplexity([SEQUENCE, "WWKKAX"])
+    np.testing.assert_allclose(parquet.read_table("p.parquet")["perplexity"].to_pylist(), expected, rtol=1e-4)
+
+
+def test_perplexity_said_wrong(run: Run, two: str, folder: Path) -> None:
+    fails(run("perplexity", two, "-m", folder, "--pseudo", "--against", "transformers"), 2, "leave out --pseudo")
+    fails(run("perplexity", two, "-m", folder, "--plot", "x.png"), 2, "--plot draws what --pseudo finds")
+    fails(run("perplexity", two, "-m", folder, "--masking", "most"), 2, "unknown masking 'most'")
+    fails(run("perplexity", two, "-m", folder, "--select", "1.5"), 2, "select must be from 0 to 1")
+    fails(run("perplexity", two, "-m", folder, "--long", "window"), 2, "'window' should be one of truncate, full")
+    fails(run("perplexity", two, "-m", folder, "--unknown", "y"), 2, "--unknown 'y' should be one of x, error, skip")
+    fails(run("perplexity", two, "-m", folder, "--unknown", "error"), 1, "'J' at position 6")
+    fails(run("perplexity", two, "-m", folder, "--against", "tape"), 2, "--against tape: unknown")
+    Path("odd.fasta").write_text(">p\nJJ\n")
+    fails(run("perplexity", "odd.fasta", "-m", folder, "--unknown", "skip"), 1, "odd.fasta: no sequence is left")
+
+
+# Contacts
+
+
+@pytest.fixture
+def with_contacts(folder: Path, tmp_path: Path) -> Path:
+    model = protea.load(folder)
+    assert model.module.contact_head is not None
+    with torch.no_grad():
+        weight = model.module.contact_head.regression.weight
+        weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) * 30)
+    model.save(tmp_path / "contacts")
+    return tmp_path / "contacts"
+
+
+def test_maps_and_pairs(run: Run, two: str, with_contacts: Path) -> None:
+    result = run("contacts", two, "-m", with_contacts, "-o", "maps.h5")
+    assert result.code == 0, result.err
+    assert "maps.h5: contacts of 2 proteins" in result.out
+    model = protea.load(with_contacts)
+    expected = model.contacts(SEQUENCE)
+    with h5py.File("maps.h5") as file:
+        assert list(file) == ["p", "q%2F2"]
+        np.testing.assert_allclose(file["p"][:], expected, rtol=0, atol=2e-5)
+        assert file["q%2F2"].attrs["id"] == "q/2"
+        assert file["q%2F2"].shape == (6, 6)
+    options = ("-m", with_contacts, "--min-probability", "0.5", "--min-separation", "3")
+    result = run("contacts", two, "-o", "pairs.csv", *options)
+    assert result.code == 0, result.err
+    table = csv.read_csv("pairs.csv").to_pydict()
+    of_p = [k for k, name in enumerate(table["id"]) if name == "p"]
+    wanted = {(i + 1, j + 1) for i in range(33) for j in range(i + 3, 33) if expected[i, j] >= 0.5}
+    assert {(table["i"][k], table["j"][k]) for k in of_p} == wanted
+    assert wanted
+    assert all(table["residue_i"][k] == SEQUENCE[table["i"][k] - 1] for k in of_p)
+    assert all(table["residue_j"][k] == SEQUENCE[table["j"][k] - 1] for k in of_p)
+
+
+def test_contacts_said_wrong(run: Run, two: str, folder: Path, model_folders: dict[str, Path]) -> None:
+    fails(run("contacts", two, "-m", folder), 2, "name an output")
+    fails(run("contacts", two, "-m", folder, "-o", "x.pdb"), 2, "x.pdb: no kind of contacts; name a .h5")
+    fails(run("contacts", two, "-m", model_folders["esm1nv"], "-o", "x.h5"), 1, "no contacts", "fit-contacts")
+    fails(run("contacts", two, "-m", folder, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")
+    assert not list(Path().glob(".x*"))
+
+
+# Pictures
+
+
+def test_pictures(run: Run, fasta: str, two: str, with_contacts: Path) -> None:
+    options = ("-m", with_contacts)
+    result = run("score", fasta, "--scan", "-o", "scan.csv", "--plot", "scan.html", *options)
+    assert result.code == 0, result.err
+    assert "scan.html: the scan of p" in result.out
+    assert b"plotly" in Path("scan.html").read_bytes()
+    assert run("perplexity", fasta, "--pseudo", "--plot", "profile.svg", *options).code == 0
+    assert "<svg" in Path("profile.svg").read_text()
+    assert run("contacts", fasta, "--plot", "map.png", *options).code == 0
+    assert Path("map.png").read_bytes().startswith(b"\x89PNG")
+    result = run("contacts", two, "--plot", "maps", *options)
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in Path("maps").iterdir()) == ["p.png", "q%2F2.png"]
+
+
+def test_pictures_said_wrong(run: Run, fasta: str, with_contacts: Path) -> None:
+    options = ("-m", with_contacts)
+    for command in (("score", fasta, "--scan", "-o", "x.csv"), ("perplexity", fasta, "--pseudo"), ("contacts", fasta)):
+        fails(run(*command, "--plot", "x.gif", *options), 2, "x.gif", ".png")
+        fails(run(*command, "--plot", "absent/x.png", *options), 1, "absent")
+    Path("pair.fasta").write_text(">p\nMKT\n>q\nMKW\n")
+    for command in (("score", "pair.fasta", "--scan", "-o", "x.csv"), ("perplexity", "pair.fasta", "--pseudo")):
+        fails(run(*command, "--plot", "x.png", *options), 2, "--plot draws one protein, and there are 2")
+    assert not Path("x.csv").exists()

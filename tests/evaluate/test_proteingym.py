@@ -1,0 +1,174 @@
+"""Deep mutational scans: measures beside slow ones and scikit-learn's, and the command."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import csv
+from scipy.stats import rankdata
+
+import protea
+from conftest import Run, fails
+from protea.errors import DataError
+from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays
+
+WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "proteingym"
+
+
+def slow(predicted: list[float], measured: list[float], high: list[bool]) -> dict[str, float]:
+    """By the definitions, in loops; predictions without ties."""
+    n = len(predicted)
+    order = sorted(range(n), key=lambda i: -predicted[i])
+    pairs = [(i, j) for i in range(n) for j in range(n) if high[i] and not high[j]]
+    median = float(np.median(predicted))
+    chosen = [value >= median for value in predicted]
+    tp, fp, fn, tn = (
+        sum(h is a and c is b for h, c in zip(high, chosen, strict=True))
+        for a, b in ((True, True), (False, True), (True, False), (False, False))
+    )
+    low, width = min(measured), max(measured) - min(measured)
+    gains = [(value - low) / width for value in measured]
+    top = max(1, n // 10)
+    ideal = sorted(gains, reverse=True)
+    best = [value >= np.percentile(measured, 90) for value in measured]
+    found = [value >= np.percentile(predicted, 90) for value in predicted]
+    return {
+        "spearman": float(np.corrcoef(rankdata(predicted), rankdata(measured))[0, 1]),
+        "auc": sum((predicted[i] > predicted[j]) + 0.5 * (predicted[i] == predicted[j]) for i, j in pairs) / len(pairs),
+        "mcc": (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
+        "ndcg": sum(gains[i] / math.log2(r + 2) for r, i in enumerate(order[:top]))
+        / sum(gain / math.log2(r + 2) for r, gain in enumerate(ideal[:top])),
+        "top_recall": sum(a and b for a, b in zip(best, found, strict=True)) / sum(best),
+    }
+
+
+@given(st.integers(4, 80), st.integers(0, 2**32 - 1))
+def test_measures_by_definition(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    predicted = rng.permutation(n).astype(float)
+    measured = rng.integers(0, 6, n).astype(float)
+    high = np.zeros(n, bool)
+    high[rng.permutation(n)[: rng.integers(1, n)]] = True
+    if np.ptp(measured) == 0:
+        measured[0] += 1
+    found = measure(predicted, measured, high)
+    expected = slow(predicted.tolist(), measured.tolist(), high.tolist())
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_where_a_measure_is_not_defined() -> None:
+    one = np.ones(5)
+    found = measure(one, np.arange(5.0), np.array([True] * 5))
+    assert math.isnan(found["spearman"])
+    assert math.isnan(found["auc"])
+    assert math.isnan(found["ndcg"])
+    assert all(map(math.isnan, measure(np.array([]), np.array([]), np.array([], bool)).values()))
+
+
+def result(name: str, protein: str, kind: str, value: float) -> Measured:
+    return Measured(Assay(name, protein, kind, WILD, Path(), {}), 1, [], {"spearman": value})
+
+
+def test_means_are_over_proteins_then_kinds() -> None:
+    results = [
+        result("a", "P", "x", 0.0),
+        result("b", "P", "x", 1.0),
+        result("c", "Q", "x", 0.1),
+        result("d", "R", "y", 0.9),
+        result("e", "S", "y", float("nan")),
+    ]
+    found = means(results, "spearman")
+    assert found == pytest.approx({"assays": 0.5, "proteins": (0.5 + 0.1 + 0.9) / 3, "functions": (0.3 + 0.9) / 2})
+    assert means(results, "spearman", {"a": 0.25})["assays"] == 0.25
+    plain = [result("a", "P", "", 0.5)]
+    assert set(means(plain, "spearman")) == {"assays", "proteins"}
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """The short layout, one file compressed."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / "assays.csv").write_text(
+        f"assay,target_seq,spearman Some (8M)\nP1_X_A_2020,{WILD},0.25\nP1_X_B_2021,{WILD},\n"
+    )
+    rows = [f"{WILD[i]}{i + 1}{new},{(i * 7 + k * 3) % 11 / 10}" for i in range(10) for k, new in enumerate("AW")]
+    (folder / "P1_X_A_2020.csv").write_text("\n".join(["mutant,score", *rows]) + "\n")
+    bad = ["W1A,1.0", "M1*,0.0"]
+    (folder / "P1_X_B_2021.csv.gz").write_bytes(gzip.compress("\n".join(["mutant,score", *rows, *bad]).encode()))
+    return folder
+
+
+def test_the_command(run: Run, short: Path, model_folders: dict[str, Path], one_thread: None) -> None:
+    folder = model_folders["esm2"]
+    result = run("evaluate", "proteingym", short, "-m", folder, "--beside", "Some (8M)", "-o", "out.csv")
+    assert result.code == 1
+    assert "2 variants could not be scored" in result.err
+    lines = result.out.splitlines()
+    assert lines[0].split()[:3] == ["assay", "variants", "spearman"]
+    assert lines[1].split()[-1] == "0.250"
+    assert lines[2].split()[-1] == "nan"
+    assert lines[3].startswith("mean over assays")
+    table = csv.read_csv("out.csv").to_pydict()
+    assert table["variants"] == [20, 20]
+    assert table["left_out"] == [0, 2]
+    assert table["spearman"][0] == table["spearman"][1]
+    names = [f"{WILD[i]}{i + 1}{new}" for i in range(10) for new in "AW"]
+    scores = protea.load(folder).score(WILD, names)
+    measured = np.array([(i * 7 + k * 3) % 11 / 10 for i in range(10) for k in range(2)])
+    expected = measure(scores, measured, measured >= np.median(measured))
+    assert table["spearman"][0] == pytest.approx(expected["spearman"], abs=1e-9)
+    assert "P1_X_B_2021\t21\tW1A\t" in Path("out.csv.report.tsv").read_text()
+    result = run("evaluate", "proteingym", short, "-m", folder, "-m", model_folders["esm1v"], "--assays", "P1_X_A_2020")
+    assert result.code == 0, result.err
+    both = scores + protea.load(model_folders["esm1v"]).score(WILD, names)
+    expected = measure(both, measured, measured >= np.median(measured))
+    assert float(result.out.splitlines()[1].split()[2]) == pytest.approx(expected["spearman"], abs=6e-4)
+
+
+def test_proteingyms_own_layout(run: Run, tmp_path: Path, model_folders: dict[str, Path], one_thread: None) -> None:
+    folder = tmp_path / "gym"
+    (folder / "DMS_ProteinGym_substitutions").mkdir(parents=True)
+    (folder / "DMS_substitutions.csv").write_text(
+        "DMS_id,DMS_filename,UniProt_ID,target_seq,coarse_selection_type\n"
+        f"A,A_file.csv,ONE_HUMAN,{WILD},Stability\nB,B_file.csv,ONE_HUMAN,{WILD},Activity\n"
+    )
+    for name in ("A_file.csv", "B_file.csv"):
+        (folder / "DMS_ProteinGym_substitutions" / name).write_text(
+            "mutant,mutated_sequence,DMS_score,DMS_score_bin\n"
+            f"M1A,A{WILD[1:]},0.5,1\nM1A:K2R,AR{WILD[2:]},0.1,0\nK2W,MW{WILD[2:]},0.2,1\n"
+        )
+    result = run("evaluate", "proteingym", folder, "-m", model_folders["esm2"], "--method", "wildtype-marginals")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1].startswith("mean over functions")
+
+
+def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"])
+    fails(run(*command, "--assays", "Z"), 2, "--assays Z: is not there", "P1_X_A_2020")
+    fails(run(*command, "--beside", "Z"), 2, "--beside 'Z': nothing is published under it; known are Some (8M)")
+    fails(run("evaluate", "proteingym", tmp_path), 1, "needs one CSV of assays, with a column target_seq; found none")
+    (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,high\n")
+    fails(run(*command), 1, "P1_X_A_2020.csv: score: could not convert string to float")
+    (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,nan\n")
+    fails(run(*command), 1, "row 1 is no finite number")
+    (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
+    fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
+    (short / "P1_X_A_2020.csv").unlink()
+    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in its folder"):
+        read_assays(short)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the scans are not here")
+def test_real_scans_are_read_whole() -> None:
+    assays = read_assays(SHARED)
+    assert len(assays) == 18
+    assert len({assay.protein for assay in assays}) == 15
+    assert next(one for one in assays if one.name.startswith("AMIE")).published["ESM2 (8M)"] == 0.326

@@ -1,0 +1,219 @@
+"""Scores beside a slow loop on transformers that masks one residue at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import protea
+from conftest import LoadModel
+from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError, VariantError
+from protea.models.esm2 import ESM2
+from protea.score import effects
+from protea.score.variants import CANONICAL, parse_all
+from references import load_transformers
+
+SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQX"
+VARIANTS = ["M1V", "K2R:T3S", "X34A", "Q33Q", "A7W"]
+
+LogProbs = Callable[[Tensor], Tensor]
+
+
+@pytest.fixture
+def model(load_small: LoadModel, one_thread: None) -> protea.LanguageModel:
+    model = load_small("esm2")
+    model.module.contact_head = None
+    return model
+
+
+@pytest.fixture
+def theirs(model: protea.LanguageModel, tmp_path: Path) -> LogProbs:
+    """``[T, V]`` of tokens ``[T]``, by transformers."""
+    model.save(tmp_path / "model")
+    reference = load_transformers(tmp_path / "model")
+
+    def run(tokens: Tensor) -> Tensor:
+        with torch.inference_mode():
+            batch = tokens[None].long()
+            return reference(batch, attention_mask=torch.ones_like(batch)).logits[0].log_softmax(-1)
+
+    return run
+
+
+def tokens_of(model: protea.LanguageModel, sequence: str) -> Tensor:
+    return torch.tensor([0, *model.alphabet.encode(sequence).tolist(), 2])
+
+
+def one_by_one(theirs: LogProbs, tokens: Tensor, size: int | None = None) -> Tensor:
+    """``[L, V]``: each residue masked, in ProteinGym's window of a long protein."""
+    rows = []
+    for place in range(1, len(tokens) - 1):
+        masked = tokens.clone()
+        masked[place] = 32
+        start, end = 0, len(tokens)
+        if size is not None and len(tokens) > size:
+            start = min(max(place - size // 2, 0), len(tokens) - size)
+            end = start + size
+        rows.append(theirs(masked[start:end])[place - start])
+    return torch.stack(rows)
+
+
+def ratio(table: Tensor, model: protea.LanguageModel, variant: str) -> float:
+    column = model.alphabet.tokens.index
+    return sum(
+        float(table[int(one[1:-1]) - 1, column(one[-1])] - table[int(one[1:-1]) - 1, column(one[0])])
+        for one in variant.split(":")
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+def test_masked_marginals(model: protea.LanguageModel, theirs: LogProbs, budget: int) -> None:
+    table = one_by_one(theirs, tokens_of(model, SEQUENCE))
+    expected = [ratio(table, model, variant) for variant in VARIANTS]
+    found = model.score(SEQUENCE, VARIANTS, token_budget=budget)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert found[3] == 0
+
+
+def test_wildtype_marginals(model: protea.LanguageModel, theirs: LogProbs) -> None:
+    table = theirs(tokens_of(model, SEQUENCE))[1:-1]
+    expected = [ratio(table, model, variant) for variant in VARIANTS]
+    found = model.score(SEQUENCE, VARIANTS, method="wildtype-marginals")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def log_likelihood(model: protea.LanguageModel, theirs: LogProbs, sequence: str) -> float:
+    tokens = tokens_of(model, sequence)
+    return float(one_by_one(theirs, tokens).gather(1, tokens[1:-1, None].long()).sum())
+
+
+def test_pseudo_likelihoods(model: protea.LanguageModel, theirs: LogProbs) -> None:
+    changed = {
+        "M1V": "V" + SEQUENCE[1:],
+        "K2del": SEQUENCE[0] + SEQUENCE[2:],
+        "K2_T3insWW": SEQUENCE[:2] + "WW" + SEQUENCE[2:],
+        "K2_A4delinsG:Q33R": SEQUENCE[0] + "G" + SEQUENCE[4:32] + "RX",
+    }
+    wild = log_likelihood(model, theirs, SEQUENCE)
+    expected = [log_likelihood(model, theirs, sequence) - wild for sequence in changed.values()]
+    found = model.score(SEQUENCE, list(changed), method="pseudo-likelihood")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_pseudo_perplexity(model: protea.LanguageModel, theirs: LogProbs) -> None:
+    sequences = [SEQUENCE, "M", "WW", SEQUENCE[:9]]
+    expected = [np.exp(-log_likelihood(model, theirs, one) / len(one)) for one in sequences]
+    np.testing.assert_allclose(model.pseudo_perplexity(sequences), expected, rtol=2e-5)
+    # Alone, in company, in small packs: the same to rounding.
+    np.testing.assert_allclose(model.pseudo_perplexity(sequences, token_budget=5), expected, rtol=2e-5)
+    assert model.pseudo_perplexity([]).shape == (0,)
+
+
+class ShortESM2(ESM2):
+    """One that was trained on 12 tokens."""
+
+    trained_tokens = 12
+
+
+@pytest.fixture
+def short(model: protea.LanguageModel) -> protea.LanguageModel:
+    model.module.__class__ = ShortESM2
+    return model
+
+
+def test_long_proteins_are_seen_through_windows(short: protea.LanguageModel, theirs: LogProbs) -> None:
+    table = one_by_one(theirs, tokens_of(short, SEQUENCE), size=12)
+    expected = [ratio(table, short, variant) for variant in VARIANTS]
+    np.testing.assert_allclose(short.score(SEQUENCE, VARIANTS), expected, rtol=0, atol=2e-5)
+    whole = one_by_one(theirs, tokens_of(short, SEQUENCE))
+    np.testing.assert_allclose(
+        short.score(SEQUENCE, VARIANTS, long="full"),
+        [ratio(whole, short, variant) for variant in VARIANTS],
+        rtol=0,
+        atol=2e-5,
+    )
+    with pytest.raises(SequenceTooLongError, match="the sequence: 34 residues, the model was trained on 10; "):
+        short.score(SEQUENCE, VARIANTS, long="error")
+
+
+def test_overlapping_windows_are_joined_by_weight(short: protea.LanguageModel, theirs: LogProbs) -> None:
+    from protea.score.windows import edge_weights, overlapping
+
+    tokens = tokens_of(short, SEQUENCE)
+    total, weight = torch.zeros(len(tokens), 33), torch.zeros(len(tokens), 1)
+    for start in overlapping(len(tokens), 12):
+        weights = torch.tensor(edge_weights(12), dtype=torch.float32)[:, None]
+        total[start : start + 12] += theirs(tokens[start : start + 12]) * weights
+        weight[start : start + 12] += weights
+    table = (total / weight)[1:-1]
+    found = short.score(SEQUENCE, VARIANTS, method="wildtype-marginals")
+    np.testing.assert_allclose(found, [ratio(table, short, variant) for variant in VARIANTS], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", effects.METHODS)
+def test_proteins_do_not_see_each_other(model: protea.LanguageModel, method: str) -> None:
+    sequences = {"a": SEQUENCE, "b": "WWKKA", "c": "M", "d": SEQUENCE[::-1]}
+    variants = {"a": ["M1V", "K2R"], "b": ["W1A:A5K"], "c": [], "d": ["X1M"]}
+    proteins = [
+        effects.Protein(name, one, parse_all(variants[name], one, model.alphabet)) for name, one in sequences.items()
+    ]
+    done: list[int] = []
+    how = effects.Scoring(method=method, token_budget=60)
+    together = list(effects.score(model.module, proteins, how, done.append))
+    assert sum(done) == how.passes(proteins)
+    assert [len(one) for one in together] == [2, 1, 0, 1]
+    for name, found in zip(sequences, together, strict=True):
+        alone = model.score(sequences[name], variants[name], method=method)
+        np.testing.assert_allclose(found, alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["esm1b", "esm1v", "esm1nv", "esm2nv"])
+def test_every_family_scores(load_small: LoadModel, one_thread: None, name: str) -> None:
+    model = load_small(name)
+    sequence = "MKTAYIAKQR"
+    expected = []
+    for place, new in ((0, "V"), (4, "W")):
+        hidden = sequence[:place] + "<mask>" + sequence[place + 1 :]
+        logits = torch.tensor(model.logits([hidden])[0][place]).log_softmax(-1)
+        column = model.alphabet.tokens.index
+        expected.append(float(logits[column(new)] - logits[column(sequence[place])]))
+    np.testing.assert_allclose(model.score(sequence, ["M1V", "Y5W"]), expected, rtol=0, atol=2e-5)
+    for method in effects.METHODS:
+        assert np.isfinite(model.score(sequence, ["M1V"], method=method)).all()
+
+
+def test_a_scan_prefers_what_logits_prefer(model: protea.LanguageModel) -> None:
+    scan = [f"{wild}{i + 1}{new}" for i, wild in enumerate(SEQUENCE) for new in CANONICAL if new != wild]
+    found = model.score(SEQUENCE, scan)
+    assert found.shape == (len(scan),)
+    assert found.dtype == np.float64
+
+
+def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
+    with pytest.raises(VariantError, match="K2del: masked-marginals knows substitutions alone"):
+        model.score(SEQUENCE, ["M1V", "K2del"])
+    with pytest.raises(VariantError, match="M1_X34del: nothing is left of the sequence"):
+        model.score(SEQUENCE, ["M1_X34del"], method="pseudo-likelihood")
+    with pytest.raises(UsageError, match="unknown method 'masked'; use masked-marginals, wildtype-marginals"):
+        model.score(SEQUENCE, ["M1V"], method="masked")
+    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use window, full, error"):
+        model.score(SEQUENCE, ["M1V"], long="cut")
+    with pytest.raises(UsageError, match="unknown policy"):
+        model.pseudo_perplexity([SEQUENCE], long="truncate")
+    with pytest.raises(UsageError, match="expected a list, got one string"):
+        model.score(SEQUENCE, "M1V")
+    with pytest.raises(UsageError, match="at least one residue"):
+        model.score("", [])
+    with pytest.raises(UsageError, match="at least one residue"):
+        model.pseudo_perplexity(["M", ""])
+    with pytest.raises(UnknownResidueError):
+        model.pseudo_perplexity(["MJ"])
+    assert model.score(SEQUENCE, []).shape == (0,)
+    model.module.lm_head = None
+    with pytest.raises(CapabilityError, match="no logits"):
+        model.score(SEQUENCE, ["M1V"])
