@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import LoadModel
-from protea.errors import CapabilityError
+from protea.errors import CapabilityError, NonFiniteError
 from protea.evaluate.contacts import PARTS, RANGES, evaluate, mean, means, precision, score, unfit
 from protea.evaluate.structures import Chain
 from protea.score.contacts import contacts
@@ -163,6 +163,13 @@ def test_evaluation_is_of_the_models_contacts(load_small: LoadModel, name: str) 
     for row, chain in zip(rows, chains, strict=True):
         (probabilities,) = contacts(module, [module.alphabet.encode(chain.sequence)])
         assert row == score(chain, probabilities)
+
+
+def test_a_model_that_gives_nan_is_told(load_small: LoadModel) -> None:
+    module = load_small("esm2").module
+    module.word_embeddings.weight.data[:] = nan
+    with pytest.raises(NonFiniteError, match="made:1: the model gives NaN"):
+        list(evaluate(module, [made(30, 1)]))
 
 
 def test_what_a_model_cannot_see(load_small: LoadModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from conftest import CONFIGS, LoadModel, disturb
-from protea.errors import DataError, DeviceError, MissingExtraError, ProteaWarning
+from protea.errors import DataError, DeviceError, MissingExtraError, NonFiniteError, ProteaWarning
 from protea.models.encoder import Encoder
 from protea.models.layers import BilinearContactHead, ContactHead
 from protea.score import fit
@@ -107,6 +108,14 @@ def test_what_cannot_be_fitted_is_told(load_small: LoadModel, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'protea\[evaluate\]'"):
         fit_regression(model, [one])
+
+
+@pytest.mark.parametrize("fitting", [fit_regression, lambda model, examples: fit_bilinear(model, examples, examples)])
+def test_a_model_that_gives_nan_is_told(load_small: LoadModel, fitting: Callable[..., object]) -> None:
+    model = load_small("esm2").module
+    model.word_embeddings.weight.data[:] = math.nan
+    with pytest.raises(NonFiniteError, match="infinities or NaN; its weights are damaged"):
+        fitting(model, [example(model, 20, 1)])
 
 
 def bilinear(model: Encoder, rank: int = 6, seed: int = 1, size: float = 0.3) -> BilinearContactHead:

@@ -30,7 +30,7 @@ def fit_contacts(
     ] = "regression",
     c: Annotated[
         float,
-        typer.Option("--c", metavar="C", help="Of the regression, as scikit-learn has it: more, less penalty."),
+        typer.Option("--c", metavar="C", help="Of the regression: inverse strength of its L1 penalty."),
     ] = 0.15,
     rank: Annotated[int, typer.Option(metavar="N", help="Of the bilinear head: rows of P and Q.")] = 32,
     device: Device = "auto",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Structures = Annotated[
     list[Path],
-    typer.Argument(metavar="STRUCTURES...", help="PDB or mmCIF, also .gz; files or folders.", show_default=False),
+    typer.Argument(metavar="STRUCTURES", help="PDB or mmCIF, also .gz; files or folders.", show_default=False),
 ]
 
 

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.errors import UnknownResidueError
+from protea.errors import NonFiniteError, UnknownResidueError
 from protea.evaluate.structures import Chain, pairs
 from protea.models.encoder import Encoder
 from protea.score.contacts import contacts
@@ -140,10 +140,13 @@ def evaluate(model: Encoder, chains: Iterable[Chain]) -> Iterator[Row]:
 
     Raises:
         CapabilityError: the model has no contact head.
+        NonFiniteError: it gives NaN.
     """
     model.require("contacts")
     for chain in chains:
         (probabilities,) = contacts(model, [model.alphabet.encode(chain.sequence)])
+        if not np.isfinite(probabilities).all():
+            raise NonFiniteError(f"{chain.name}: the model gives NaN; its weights are damaged or diverged")
         yield score(chain, probabilities)
 
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from threading import Thread
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import available_memory
-from protea.errors import DataError, DeviceError, MissingExtraError, ProteaWarning
+from protea.errors import DataError, DeviceError, MissingExtraError, NonFiniteError, ProteaWarning
 from protea.models.encoder import Encoder
 from protea.models.layers import BilinearContactHead, ContactHead
 from protea.score.contacts import features, states
@@ -88,6 +88,7 @@ def fit_regression(
         MissingExtraError: scikit-learn is not installed.
         DataError: no pair is in contact, or all are.
         DeviceError: the maps of all pairs do not fit in memory.
+        NonFiniteError: the model gives infinities or NaN.
     """
     try:
         from sklearn.exceptions import ConvergenceWarning
@@ -95,24 +96,12 @@ def fit_regression(
     except ImportError as error:
         raise MissingExtraError("fitting contact heads needs scikit-learn: pip install 'protea[evaluate]'") from error
     contacts = _contacts(examples)
-    config = model.config
-    width = config.num_hidden_layers * config.num_attention_heads
-    needed = len(contacts) * width * _BYTES_A_VALUE
-    if needed > available_memory():
-        raise DeviceError(
-            f"{width} attention maps of {len(contacts):,} pairs take {needed / 1e9:.1f} GB of memory to fit, and "
-            f"{available_memory() / 1e9:.1f} GB are free; fit on fewer structures"
-        )
-    maps = np.empty((len(contacts), width), np.float32)
-    filled = 0
-    device = model.word_embeddings.weight.device
-    for number, one in enumerate(examples):
-        progress("attention", number, len(examples))
-        pairs = torch.from_numpy(one.rows).to(device), torch.from_numpy(one.columns).to(device)
-        maps[filled : filled + len(one.rows)] = features(model, one.ids, pairs)
-        filled += len(one.rows)
+    maps = _maps(model, examples, len(contacts), progress)
     progress("regression", 0, 1)
-    fitted = LogisticRegression(l1_ratio=1, C=c, solver="liblinear", random_state=seed)
+    # Version 1.8 renamed the L1 penalty; the wrong name is ignored, or will be an error.
+    renamed = LogisticRegression().get_params().get("penalty") != "l2"
+    l1: dict[str, Any] = {"l1_ratio": 1} if renamed else {"penalty": "l1"}
+    fitted = LogisticRegression(**l1, C=c, solver="liblinear", random_state=seed)
 
     def fit() -> None:
         with warnings.catch_warnings():
@@ -124,11 +113,33 @@ def fit_regression(
         message = f"the regression has not converged after {fitted.max_iter} rounds; a smaller c would"
         warnings.warn(message, ProteaWarning, stacklevel=2)
     progress("regression", 1, 1)
-    head = ContactHead(config.num_hidden_layers, config.num_attention_heads)
+    head = ContactHead(model.config.num_hidden_layers, model.config.num_attention_heads)
     with torch.no_grad():
         head.regression.weight.copy_(torch.from_numpy(fitted.coef_))
         head.regression.bias.copy_(torch.from_numpy(fitted.intercept_))
-    return head.to(device)
+    return head.to(model.word_embeddings.weight.device)
+
+
+def _maps(model: Encoder, examples: Sequence[Example], total: int, progress: Progress) -> NDArray[np.float32]:
+    """``[P, N·H]`` what the regression sees of all pairs, ``total`` of them."""
+    width = model.config.num_hidden_layers * model.config.num_attention_heads
+    needed, free = total * width * _BYTES_A_VALUE, available_memory()
+    if needed > free:
+        raise DeviceError(
+            f"{width} attention maps of {total:,} pairs take {needed / 1e9:.1f} GB of memory to fit, and "
+            f"{free / 1e9:.1f} GB are free; fit on fewer structures"
+        )
+    maps = np.empty((total, width), np.float32)
+    filled = 0
+    device = model.word_embeddings.weight.device
+    for number, one in enumerate(examples):
+        progress("attention", number, len(examples))
+        pairs = torch.from_numpy(one.rows).to(device), torch.from_numpy(one.columns).to(device)
+        maps[filled : filled + len(one.rows)] = features(model, one.ids, pairs)
+        filled += len(one.rows)
+    if not np.isfinite(maps).all():
+        raise NonFiniteError("attention of this model has infinities or NaN; its weights are damaged or diverged")
+    return maps
 
 
 def _contacts(examples: Sequence[Example]) -> NDArray[np.bool_]:
@@ -184,6 +195,7 @@ def fit_bilinear(
 
     Raises:
         DataError: no pair is in contact, or all are, in one of the two.
+        NonFiniteError: the model gives infinities or NaN.
     """
     base = float(_contacts(examples).mean())
     _contacts(apart)
@@ -226,6 +238,8 @@ class _Seen(NamedTuple):
 
 def _see(model: Encoder, one: Example) -> _Seen:
     x = states(model, one.ids)
+    if not x.isfinite().all():
+        raise NonFiniteError("hidden states of this model have infinities or NaN; its weights are damaged or diverged")
     pairs = torch.from_numpy(one.rows * len(one.ids) + one.columns).to(x.device)
     return _Seen(x, pairs, torch.from_numpy(one.contacts).to(x))
 
