@@ -206,6 +206,18 @@ def test_modified_residues_at_the_end_of_a_file_come_back_in_place(tmp_path: Pat
     np.testing.assert_array_equal(chain.positions, np.arange(34))
 
 
+def test_a_chain_of_modified_residues_alone(tmp_path: Path) -> None:
+    mol = snake("MTMTMTMTMT")
+    residues = [replace(one, name="MSE" if one.name == "MET" else "TPO", hetero=True) for one in mol.residues]
+    far = {atom: point + np.array([0, 0, 50.0]) for atom, point in residues[0].atoms.items()}
+    free = replace(residues[0], number=99, atoms=far)
+    (chain,) = read(tmp_path, Mol("A", [*residues, free]))
+    assert chain.sequence == "MTMTMTMTMT"
+    assert details(chain, "odd") == ["MSE 99 is bound to no residue and was left out"]
+    with pytest.raises(StructureError, match="no protein in it"):
+        read(tmp_path, Mol("A", [free]))
+
+
 def test_what_only_looks_like_a_residue_is_left_out(tmp_path: Path) -> None:
     mol = snake(SEQUENCE)
     far = {atom: point + np.array([0, 0, 50.0]) for atom, point in mol.residues[0].atoms.items()}
