@@ -43,7 +43,7 @@ def test_init_info_and_list(run: Run, tmp_path: Path) -> None:
     fails(run("init", "esm2_t6_8M_UR50D", "-o", "model"), 1, "model: exists already")
     fails(run("init", "esm3", "-o", "other"), 2, "unknown model 'esm3'")
     fails(run("info", "someone/absent"), 1, "someone/absent: neither a folder nor a repository in")
-    fails(run("info"), 2, "name one MODEL, or pass --list")
+    fails(run("info", "model", "--list"), 2, "name a MODEL, or pass --list")
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm1nv"])

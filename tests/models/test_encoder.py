@@ -116,7 +116,7 @@ def test_missing_heads_are_named(load_small: LoadModel) -> None:
     assert module.capabilities == {"attention"}
     with pytest.raises(CapabilityError, match="this ESM-2 model has no logits; load a checkpoint"):
         module.head(torch.zeros(1, 40))
-    with pytest.raises(CapabilityError, match=r"contact_head\.regression"):
+    with pytest.raises(CapabilityError, match="or fit one: protea fit-contacts"):
         module.require("contacts")
 
 

@@ -6,9 +6,9 @@ import io
 import json
 import mmap
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -203,14 +203,16 @@ def staged(target: Path) -> Iterator[Path]:
         OutputError: it exists, or cannot be written; nothing is left behind.
     """
     made: list[Path] = []
+    # Named before it is made: an interrupt may come between any two lines, and only what is known can be removed.
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     try:
-        _refuse(target)
-        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}; choose another place") from error
-    try:
+        try:
+            _refuse(target)
+            made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir(mode=0o700)
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written: {error.strerror}; choose another place") from error
         yield temporary / target.name
         # What goes with the target comes before it: where the target is, everything is.
         written = sorted(temporary.iterdir(), key=lambda path: path.name == target.name)
