@@ -13,7 +13,7 @@ of a letter between its two neighbours, all three counted on 50 million residues
 structure (FLIP's split, helix, strand, other; resolved residues only), with a 95 % bootstrap interval over proteins.
 ``gb1`` is Spearman's correlation of ridge regression from a protein's mean vector to the fitness of GB1's mutants.
 
-Models are named as everywhere; ``random`` is the bundled model's architecture with random weights.
+Models are named as everywhere; ``random`` is its recipe's architecture with random weights.
 """
 
 from __future__ import annotations
@@ -27,15 +27,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import protea
 from protea.alphabet import ESM
+from protea.checkpoints.hf import write_random
 from protea.data.loader import Loader, Packing
 from protea.data.masking import Masking
 from protea.data.sampler import Sampler
 from protea.data.store import Store
 from protea.fasta import read_fasta
+from protea.models import build
+from protea.train.reading import read_recipe
 
 Array = NDArray[Any]
 MASKINGS = {"mask": Masking(mask=1.0, random=0.0), "standard": Masking()}
@@ -46,13 +50,13 @@ SMOOTHING = 100.0
 
 
 def load(name: str) -> Any:
-    """A model by name; ``random`` is the bundled one's architecture."""
+    """A model by name; ``random`` is the recipe's architecture."""
     if name != "random":
         return protea.load(name)
-    from protea.checkpoints.hf import write_random
-
     folder = Path(tempfile.mkdtemp()) / "random"
-    write_random(protea.load().config, folder)
+    blank = build(read_recipe("protea-mini").config)
+    blank.contact_head = None
+    write_random(folder, blank, seed=0, dtype=torch.float32)
     return protea.load(folder)
 
 
@@ -123,8 +127,6 @@ class Counts:
 
 def losses(model: Any, batch: Any) -> Array:
     """Negative log-probabilities of the masked tokens."""
-    import torch
-
     with torch.inference_mode():
         logits = model.module.head(model.module(batch.inputs)[batch.rows])[:, : len(ESM)].float()
         return np.asarray(torch.nn.functional.cross_entropy(logits, batch.targets[batch.rows], reduction="none"))

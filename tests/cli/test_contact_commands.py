@@ -178,6 +178,7 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     written(tmp_path / "x.json", "{}")
     fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
     fails(run(*measure, *esm2, "-o", "x.json"), 1, "x.json: exists already; choose another name or pass --overwrite")
+    fails(run(*measure, *esm2, "-o", "y.json"), 2, "y.json: no kind of table; name a .csv")
     fails(run(*measure, *esm2, "-o", "no/x.csv"), 1, "no/x.csv: there is no folder no; create it first")
     fails(run(*measure, *esm2, "-o", "full"), 1, "full: is a folder; name a file")
     written(tmp_path / "e.pdb", "")

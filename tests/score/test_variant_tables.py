@@ -12,16 +12,8 @@ from pyarrow import parquet
 from protea.alphabet import ESM
 from protea.errors import DataError, OutputError, UsageError
 from protea.score.effects import Scoring
-from protea.score.table import (
-    Rows,
-    check_output,
-    read_table,
-    rows_of,
-    scan_table,
-    variant_table,
-    with_scores,
-    write_table,
-)
+from protea.score.files import check_output, write_table
+from protea.score.table import Rows, read_table, rows_of, scan_table, variant_table, with_scores
 
 WILD = {"a": "MKTAYIAKQR"}
 TWO = WILD | {"b/2": "WWKKA"}

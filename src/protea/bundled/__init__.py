@@ -1,8 +1,4 @@
-"""Protea-mini, the model that comes with the package: its name, and the folder of its files.
-
-``docs/protea-mini.md`` is its card. Beside the model are the recipe it was trained by, the manifest of its training
-data, and the log of its training.
-"""
+"""Protea-mini, the model that runs where none is named: its name, and the folder of its files."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from protea.cli.terminal import advancing, progress_bars
 from protea.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from protea.embed.engine import FloatArray
     from protea.embed.prepare import Note
     from protea.language_model import LanguageModel
-    from protea.score.passes import FloatArray
 
 
 def contacts(
@@ -91,8 +91,8 @@ def _predict(
     notes: list[Note],
     settings: dict[str, Any],
 ) -> None:
+    from protea.score.files import write_beside
     from protea.score.maps import open_maps
-    from protea.score.table import write_beside
 
     with ExitStack() as stack:
         maps = None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +26,9 @@ def evaluate_contacts(
     model: Model = bundled.NAME,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT.csv", help="A row a chain; without it, they are printed."),
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="A row a chain: .csv, .tsv or .parquet; printed by default."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -38,13 +38,13 @@ def evaluate_contacts(
         bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.csv if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     device: Device = "auto",
 ) -> None:
     """Measure a model's contacts against structures: precision of the L, L/2 and L/5 surest pairs.
 
     Means over chains come with 95 % intervals, by bootstrap over chains. Chains named in the model's contact-head.json
-    are left out. What was skipped, altered or is missing is in OUT.csv.report.tsv.
+    are left out. What was skipped, altered or is missing is in OUT.report.tsv.
 
     \b
     Examples:
@@ -52,20 +52,23 @@ def evaluate_contacts(
       protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
+    from protea.score.files import check_output
+
     if output is not None:
-        _check_place(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite)
     with interruptible():
         with one_bar() as progress:
             rows, notes = _measure(structures, model, _Exclusions(exclude or [], include_fitted), device, progress)
         if output is not None:
-            _write(output, rows, notes)
+            settings = {"command": "evaluate contacts", "structures": [str(one) for one in structures], "model": model}
+            _write(output, rows, notes, settings)
     if output is None:
         _echo_rows(rows)
     else:
         typer.echo(f"{output}: {len(rows)} chains")
     if rows:
         echo_means(rows, seed)
-    skipped = tell_notes(notes, "-o OUT.csv writes a report of them" if output is None else f"see {_beside(output)}")
+    skipped = tell_notes(notes, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")
     if skipped or not rows:
         raise typer.Exit(1)
 
@@ -142,41 +145,19 @@ def _columns(row: Row) -> dict[str, object]:
     values: dict[str, object] = {"name": row.name, "residues": row.residues, "resolved": row.resolved}
     for name, one in row.ranges.items():
         values |= {f"{name}_pairs": one.pairs, f"{name}_contacts": one.contacts}
-        values |= {f"{name}_{part}": "" if isnan(value) else f"{value:.6f}" for part, value in one.precisions.items()}
+        values |= {
+            f"{name}_{part}": None if isnan(value) else round(value, 6) for part, value in one.precisions.items()
+        }
     return values
 
 
-def _check_place(output: Path, *, overwrite: bool) -> None:
-    from protea.embed.outputs import refuse_existing
-    from protea.errors import OutputError
+def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note], settings: dict[str, Any]) -> None:
+    import pyarrow as pa
 
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {output.parent}; create it first")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder; name a file")
-    refuse_existing(output, overwrite=overwrite)
+    from protea.score.files import write_beside, write_table
 
-
-def _beside(output: Path) -> Path:
-    return output.with_name(f"{output.name}.report.tsv")
-
-
-def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note]) -> None:
-    from protea.disk import write_durably
-    from protea.errors import OutputError
-
-    table, report = StringIO(), StringIO()
-    columns = [_columns(row) for row in rows]
-    writer = csv.DictWriter(table, list(columns[0]) if columns else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(columns)
-    lines = csv.writer(report, delimiter="\t", lineterminator="\n")
-    lines.writerows([("name", "what", "detail"), *notes])
-    try:
-        write_durably(_beside(output), report.getvalue())
-        write_durably(output, table.getvalue())
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror}; choose another place") from error
+    write_table(output, pa.Table.from_pylist([_columns(row) for row in rows]))
+    write_beside(output, "name\twhat\tdetail", notes, settings)
 
 
 def _echo_rows(rows: Sequence[Row]) -> None:

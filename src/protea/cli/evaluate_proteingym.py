@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Overwrite, TokenBudget
+from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Overwrite, TokenBudget
 from protea.cli.terminal import advancing, progress_bars
 from protea.errors import UsageError
 
@@ -23,12 +22,8 @@ def evaluate_proteingym(
         Path,
         typer.Argument(metavar="DIR", help="Deep mutational scans, as ProteinGym lays them out.", show_default=False),
     ],
-    models: Annotated[
-        list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
-    ] = [bundled.NAME],  # noqa: B006  # typer copies it
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")
-    ] = "masked-marginals",
+    models: Models = BUNDLED,
+    method: Method = "masked-marginals",
     only: Annotated[
         str | None, typer.Option("--assays", metavar="NAMES", help="These by comma; all by default.")
     ] = None,
@@ -58,7 +53,7 @@ def evaluate_proteingym(
     """
     from protea.evaluate.proteingym import Scan, read_assays
     from protea.score.effects import Scoring
-    from protea.score.table import check_output
+    from protea.score.files import check_output
 
     how = Scoring(method=method, token_budget=token_budget)
     if output is not None:
@@ -121,7 +116,7 @@ def _print(results: list[Measured], published: list[str]) -> None:
 def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.table import write_beside, write_table
+    from protea.score.files import write_beside, write_table
 
     published = dict.fromkeys(name for one in results for name in one.assay.published)
     rows = [

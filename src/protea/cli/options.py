@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+
+from protea import bundled
 
 Model = Annotated[
     str,
@@ -12,8 +14,7 @@ Model = Annotated[
         "-m",
         "--model",
         metavar="MODEL",
-        help="A published name (`protea info --list`), a folder, or a Hugging Face repository; protea-mini comes with "
-        "the package.",
+        help="A published name (`protea info --list`), a folder, or a Hugging Face repository.",
     ),
 ]
 Device = Annotated[
@@ -23,6 +24,13 @@ Dtype = Annotated[
     str,
     typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; what weights are held in."),
 ]
+Models = Annotated[
+    list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
+]
+BUNDLED: Final = [bundled.NAME]
+"""Of ``Models``, where none is named."""
+
+Method = Annotated[str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")]
 Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the hardware does so natively.")]
 TokenBudget = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Tokens computed at a time; by default what the memory allows.")

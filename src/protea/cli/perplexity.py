@@ -16,9 +16,9 @@ from protea.cli.terminal import advancing, progress_bars
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
+    from protea.embed.engine import FloatArray
     from protea.embed.prepare import Note
     from protea.language_model import LanguageModel
-    from protea.score.passes import FloatArray
     from protea.score.perplexity import Masked
     from protea.score.records import Encoded
 
@@ -84,7 +84,7 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.plot import check_place
-    from protea.score.table import check_output
+    from protea.score.files import check_output
     from protea.score.twin import check_twin
 
     if against is not None:
@@ -208,7 +208,7 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    from protea.score.table import write_beside, write_table
+    from protea.score.files import write_beside, write_table
 
     losses = [float(values.mean(dtype="float64")) if len(values) else None for values in found]
     columns = {

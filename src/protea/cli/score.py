@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Overwrite, TokenBudget
+from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Overwrite, TokenBudget
 from protea.cli.terminal import advancing, progress_bars
 from protea.errors import UsageError
 
@@ -41,12 +40,8 @@ def score(
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="OUT.csv, .tsv or .parquet: the table with the scores."),
     ] = None,
-    models: Annotated[
-        list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
-    ] = [bundled.NAME],  # noqa: B006  # typer copies it
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")
-    ] = "masked-marginals",
+    models: Models = BUNDLED,
+    method: Method = "masked-marginals",
     offset: Annotated[int, typer.Option(metavar="N", help="The number of a protein's first residue.")] = 1,
     column: Annotated[str, typer.Option(metavar="NAME", help="Of the scores.")] = "model_score",
     long: Annotated[
@@ -79,7 +74,8 @@ def score(
     """
     from protea.plot import check_place
     from protea.score.effects import Scoring
-    from protea.score.table import check_output, scores_of, with_scores
+    from protea.score.files import check_output
+    from protea.score.table import scores_of, with_scores
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants, or --scan")
@@ -134,7 +130,7 @@ def _rows(proteins: str, table: Path | None, variants: list[str] | None, alphabe
 
 
 def _write(output: Path | None, scored: pa.Table, rows: Rows, settings: dict[str, Any]) -> None:
-    from protea.score.table import write_beside, write_table
+    from protea.score.files import write_beside, write_table
 
     if output is None:
         for row in scored.to_pylist():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack, pack_by_budget
 
 FloatArray = NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _CPU_BUDGET: Final = 4096
 """Tokens a pack holds on a CPU: more gain nothing, and memory grows with them."""
@@ -142,7 +144,7 @@ def embed(
         passes = [_Pass(record, *window) for record in records for window in record.windows]
         kept: list[_Kept] = []
         for some in pack_by_budget(passes, lambda one: one.tokens, token_budget):
-            kept += _compute(model, some, wanted)
+            kept += in_halves(some, lambda part: _forward(model, part, wanted), _too_large)
         finish = _Finish(list(records), wanted, kept, model.word_embeddings.weight.dtype)
         yield finish if model.word_embeddings.weight.device.type == "cuda" else _Done(finish()).get
 
@@ -168,7 +170,7 @@ def logits(model: Encoder, records: Iterable[Encoded], token_budget: int) -> Ite
         for record in group:
             windows = [values.pop(0) for _ in record.windows]
             joined = join(windows, record.windows).numpy().copy()
-            _check_finite(joined, record, model.word_embeddings.weight.dtype)
+            check_finite(joined, record.record.place, model.word_embeddings.weight.dtype)
             yield joined
 
 
@@ -190,21 +192,33 @@ class _Kept(NamedTuple):
     arrived: Callable[[], None]
 
 
-def _compute(model: Encoder, passes: list[_Pass], wanted: Wanted) -> list[_Kept]:
-    """Run passes as one pack, or as halves of it where an accelerator's memory does not suffice."""
+def in_halves(items: list[Item], run: Callable[[list[Item]], Result], too_large: Callable[[Item], str]) -> list[Result]:
+    """Run items as one pack, or as halves of it where an accelerator's memory does not suffice.
+
+    Args:
+        items: of the pack.
+        run: computes some of them.
+        too_large: what to say of one that does not fit by itself.
+
+    Raises:
+        DeviceError: a single item does not fit.
+    """
     try:
-        return [_forward(model, passes, wanted)]
+        return [run(items)]
     except torch.OutOfMemoryError as error:
-        if len(passes) == 1:
-            place, length = passes[0].encoded.record.place, passes[0].tokens - 2
-            raise DeviceError(
-                f"{place}: {length} residues at once do not fit in the accelerator's memory; cut (truncate) or split "
-                "(window) long sequences, compute in bfloat16, or take a smaller model"
-            ) from error
+        if len(items) == 1:
+            raise DeviceError(too_large(items[0])) from error
     # Outside the handler: the exception's frames would hold on to the tensors that did not fit.
     torch.cuda.empty_cache()
-    half = len(passes) // 2
-    return _compute(model, passes[:half], wanted) + _compute(model, passes[half:], wanted)
+    half = len(items) // 2
+    return in_halves(items[:half], run, too_large) + in_halves(items[half:], run, too_large)
+
+
+def _too_large(one: _Pass) -> str:
+    return (
+        f"{one.encoded.record.place}: {one.tokens - 2} residues at once do not fit in the accelerator's memory; cut "
+        "(truncate) or split (window) long sequences, compute in bfloat16, or take a smaller model"
+    )
 
 
 def _forward(model: Encoder, passes: list[_Pass], wanted: Wanted) -> _Kept:
@@ -300,7 +314,7 @@ class _Finish:
             states = [x[1:-1] for x in tokens] if self.wanted.residues else []
         residues = _stack(states) if states else None
         for array in (*pooled.values(), *(() if residues is None else (residues,))):
-            _check_finite(array, record, self.dtype)
+            check_finite(array, record.record.place, self.dtype)
         return Embedding(record, pooled, residues)
 
     def _joined(self, record: Encoded, layer: int, places: list[tuple[_Kept, int]]) -> Tensor:
@@ -315,11 +329,16 @@ def _stack(tensors: list[Tensor]) -> FloatArray:
     return array
 
 
-def _check_finite(array: FloatArray, record: Encoded, dtype: torch.dtype) -> None:
+def check_finite(array: FloatArray, place: str, dtype: torch.dtype) -> None:
+    """See that a model gave numbers.
+
+    Raises:
+        NonFiniteError: it gave infinities or NaN.
+    """
     if not np.isfinite(array).all():
         name = str(dtype).removeprefix("torch.")
         way_out = "use float32 or bfloat16" if dtype == torch.float16 else "the weights are damaged or diverged"
-        raise NonFiniteError(f"{record.record.place}: the model gives infinities or NaN in {name}; {way_out}")
+        raise NonFiniteError(f"{place}: the model gives infinities or NaN in {name}; {way_out}")
 
 
 def _batch(model: Encoder, passes: Sequence[_Pass]) -> PackedBatch:

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protea.embed.engine import FloatArray
 from protea.errors import UsageError
 from protea.models.attention import Probabilities
 from protea.models.encoder import AttentionObserver, Encoder
 from protea.models.layers import ContactHead
 from protea.packing import pack
-from protea.score.passes import FloatArray
 
 
 def contacts(model: Encoder, sequences: Sequence[NDArray[np.uint8]]) -> list[FloatArray]:

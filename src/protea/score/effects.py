@@ -20,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.embed.engine import default_budget
+from protea.embed.engine import FloatArray, default_budget
 from protea.errors import UsageError, VariantError
 from protea.models.encoder import Encoder
 from protea.score.expected import Advance, Sites, check_policy, masked, unmasked
-from protea.score.passes import FloatArray
 from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
+from protea.embed.engine import FloatArray
 from protea.errors import SequenceTooLongError, UsageError
 from protea.models.encoder import Encoder
-from protea.score.passes import FloatArray, Question, log_probabilities
+from protea.score.passes import Question, log_probabilities
 from protea.score.windows import around, edge_weights, overlapping
 
 POLICIES: Final = ("window", "full", "error")

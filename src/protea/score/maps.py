@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
+from protea.embed.engine import FloatArray
 from protea.embed.names import store_name
 from protea.errors import OutputError, UsageError
-from protea.score.passes import FloatArray
-from protea.score.table import check_output, write_table
+from protea.score.files import check_output, write_table
 
 
 class Maps(Protocol):

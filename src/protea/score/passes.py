@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protea.errors import DeviceError, NonFiniteError
+from protea.embed.engine import FloatArray, check_finite, in_halves
 from protea.models.encoder import Encoder
 from protea.packing import pack, pack_by_budget
-
-FloatArray = NDArray[np.float32]
 
 
 class Question(NamedTuple):
@@ -55,22 +53,15 @@ def log_probabilities(model: Encoder, questions: Iterable[Question], token_budge
     """
     model.require("logits")
     for group in pack_by_budget(questions, lambda one: len(one.tokens), token_budget):
-        yield from _answer(model, group)
+        for answers in in_halves(group, lambda some: _forward(model, some), _too_large):
+            yield from answers
 
 
-def _answer(model: Encoder, group: list[Question]) -> list[FloatArray]:
-    """One pass, or halves of it where an accelerator's memory does not suffice."""
-    try:
-        return _forward(model, group)
-    except torch.OutOfMemoryError as error:
-        if len(group) == 1:
-            raise DeviceError(
-                f"{group[0].name}: {len(group[0].tokens)} tokens at once do not fit in the accelerator's memory; "
-                "compute in bfloat16, in windows, or with a smaller model"
-            ) from error
-    torch.cuda.empty_cache()
-    half = len(group) // 2
-    return _answer(model, group[:half]) + _answer(model, group[half:])
+def _too_large(question: Question) -> str:
+    return (
+        f"{question.name}: {len(question.tokens)} tokens at once do not fit in the accelerator's memory; compute in "
+        "bfloat16, in windows, or with a smaller model"
+    )
 
 
 def _forward(model: Encoder, group: list[Question]) -> list[FloatArray]:
@@ -82,8 +73,5 @@ def _forward(model: Encoder, group: list[Question]) -> list[FloatArray]:
         hidden = model(batch.to(device)).index_select(0, rows.to(device))
         logits = model.head(hidden)[:, : len(model.alphabet)].float()
         values: FloatArray = logits.log_softmax(-1).cpu().numpy()
-    if not np.isfinite(values).all():
-        kind = str(model.word_embeddings.weight.dtype).removeprefix("torch.")
-        way_out = "use float32 or bfloat16" if kind == "float16" else "the weights are damaged or diverged"
-        raise NonFiniteError(f"{group[0].name}: the model gives infinities or NaN in {kind}; {way_out}")
+    check_finite(values, group[0].name, model.word_embeddings.weight.dtype)
     return np.split(values, np.cumsum([len(one.places) for one in group])[:-1])

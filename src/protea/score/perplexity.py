@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.data.draws import MASK, fold
 from protea.data.masking import Masker, Masking
+from protea.embed.engine import FloatArray
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.score.expected import with_specials
-from protea.score.passes import FloatArray, Question, log_probabilities
+from protea.score.passes import Question, log_probabilities
 
 
 class Masked(NamedTuple):

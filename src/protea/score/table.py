@@ -11,21 +11,17 @@ All columns are kept as they are; those of text files as text.
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import yaml
-
 from protea.alphabet import Alphabet
-from protea.errors import DataError, OutputError, UsageError, VariantError
+from protea.errors import DataError, UsageError, VariantError
 from protea.models.encoder import Encoder
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import Advance
+from protea.score.files import DELIMITERS, kind_of
 from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse
 
 if TYPE_CHECKING:
@@ -34,9 +30,6 @@ if TYPE_CHECKING:
 _VARIANT: Final = ("mutant", "mutants", "mutation", "mutations", "variant")
 _PROTEIN: Final = ("id", "protein")
 _SEQUENCE: Final = "mutated_sequence"
-_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
-_COMPRESSED: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_SUFFIXES: Final = "name a .csv, a .tsv (also .gz) or a .parquet"
 
 
 class Problem(NamedTuple):
@@ -88,7 +81,7 @@ def read_table(path: Path) -> pa.Table:
         if kind == "parquet":
             table = parquet.read_table(path)
         else:
-            parsing = arrow_csv.ParseOptions(delimiter=_DELIMITERS[kind])
+            parsing = arrow_csv.ParseOptions(delimiter=DELIMITERS[kind])
             with arrow_csv.open_csv(path, parse_options=parsing) as stream:
                 names = stream.schema.names
             # As text, so that what is written is what was read.
@@ -105,22 +98,6 @@ def read_table(path: Path) -> pa.Table:
     if not table.num_rows:
         raise DataError(f"{path}: has no rows")
     return table
-
-
-def kind_of(path: Path) -> str:
-    """``.csv``, ``.tsv`` or ``parquet``.
-
-    Raises:
-        UsageError: the suffix names no format.
-    """
-    name = path.name.lower()
-    for suffix in _COMPRESSED:
-        name = name.removesuffix(suffix)
-    if path.suffix.lower() == ".parquet":
-        return "parquet"
-    if Path(name).suffix in _DELIMITERS:
-        return Path(name).suffix
-    raise UsageError(f"{path}: no kind of table; {_SUFFIXES}")
 
 
 def variant_table(variants: Sequence[str]) -> pa.Table:
@@ -224,74 +201,6 @@ def with_scores(table: pa.Table, column: str, scores: Mapping[str, Sequence[floa
             raise UsageError(f"the table has a column {name!r}; choose another name for the scores: --column NAME")
         table = table.append_column(name, pa.array(values, pa.float64()))
     return table
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table, aside and then renamed; CSV and TSV with quotes where they are needed.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: it cannot be written.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kind = kind_of(path)
-    aside = path.with_name(f".{path.name}")
-    try:
-        if kind == "parquet":
-            parquet.write_table(table, aside)
-        else:
-            codec = _COMPRESSED.get(path.suffix)
-            with (
-                pa.output_stream(str(aside), compression=codec) as stream,
-                TextIOWrapper(stream, encoding="utf-8", newline="") as text,
-            ):
-                writer = csv.writer(text, delimiter=_DELIMITERS[kind], lineterminator="\n")
-                writer.writerow(table.column_names)
-                for batch in table.to_batches():
-                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        aside.replace(path)
-    except (OSError, pa.ArrowException) as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-
-
-def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Args:
-        path: of a table.
-        overwrite: it may exist.
-        others: suffixes that may be named besides those of tables.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: it exists, or its folder does not.
-    """
-    if path.suffix not in others:
-        kind_of(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
-
-
-def write_beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> None:
-    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
-
-    Raises:
-        OutputError: they cannot be written.
-    """
-    cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in lines)
-    try:
-        path.with_name(f"{path.name}.report.tsv").write_text("\n".join([header, *cells, ""]), encoding="utf-8")
-        shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        path.with_name(f"{path.name}.run.yaml").write_text(shown, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
 
 
 def _column(table: pa.Table, name: str | None) -> list[Any]:

@@ -15,10 +15,10 @@ from protea.checkpoints import fair_esm, hf
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.peers import Run, load_peer
+from protea.embed.engine import FloatArray
 from protea.errors import MissingExtraError, UsageError
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
-from protea.score.passes import FloatArray
 from protea.score.perplexity import Masked
 
 TWINS: Final = {"transformers": (hf.NAME, "transformers"), "fair-esm": (fair_esm.NAME, "esm")}

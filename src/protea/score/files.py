@@ -1,0 +1,105 @@
+"""Tables on disk: what a suffix means, written aside and then renamed, with a report and the settings beside."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from protea.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+_COMPRESSED: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_SUFFIXES: Final = "name a .csv, a .tsv (also .gz) or a .parquet"
+
+
+def kind_of(path: Path) -> str:
+    """``.csv``, ``.tsv`` or ``parquet``.
+
+    Raises:
+        UsageError: the suffix names no format.
+    """
+    name = path.name.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    if path.suffix.lower() == ".parquet":
+        return "parquet"
+    if Path(name).suffix in DELIMITERS:
+        return Path(name).suffix
+    raise UsageError(f"{path}: no kind of table; {_SUFFIXES}")
+
+
+def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Args:
+        path: of a table.
+        overwrite: it may exist.
+        others: suffixes that may be named besides those of tables.
+
+    Raises:
+        UsageError: the suffix names no format.
+        OutputError: it exists, or its folder does not.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+    if path.suffix not in others:
+        kind_of(path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table, aside and then renamed; CSV and TSV with quotes where they are needed.
+
+    Raises:
+        UsageError: the suffix names no format.
+        OutputError: it cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = kind_of(path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        if kind == "parquet":
+            parquet.write_table(table, aside)
+        else:
+            codec = _COMPRESSED.get(path.suffix)
+            with (
+                pa.output_stream(str(aside), compression=codec) as stream,
+                TextIOWrapper(stream, encoding="utf-8", newline="") as text,
+            ):
+                writer = csv.writer(text, delimiter=DELIMITERS[kind], lineterminator="\n")
+                writer.writerow(table.column_names)
+                for batch in table.to_batches():
+                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        aside.replace(path)
+    except (OSError, pa.ArrowException) as error:
+        aside.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> None:
+    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in lines)
+    try:
+        path.with_name(f"{path.name}.report.tsv").write_text("\n".join([header, *cells, ""]), encoding="utf-8")
+        shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        path.with_name(f"{path.name}.run.yaml").write_text(shown, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
