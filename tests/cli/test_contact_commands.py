@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import protea
 from conftest import Run, fails
 from made_structures import change, folder_of_snakes, letters, pdb, snake, written
 from protea.evaluate.contacts import means, score
-from protea.evaluate.structures import read_chains
+from protea.evaluate.structures import pairs, read_chains
 from protea.models.layers import BilinearContactHead, ContactHead
 from protea.score.contacts import contacts
 
@@ -154,6 +155,40 @@ def test_chains_are_left_out_by_name_file_and_sequence(
     assert "left out 3 chains: --exclude" in plain.err
     nothing = run("evaluate", "contacts", copy, "-m", "model")
     assert (nothing.code, nothing.out) == (1, "")
+
+
+def test_pictures_show_predictions_and_the_structure(
+    run: Run, model_folders: dict[str, Path], structures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, dict[str, object]] = {}
+
+    def draw(path: Path, probabilities: np.ndarray, **rest: object) -> None:
+        drawn[path.name] = {"probabilities": probabilities, **rest}
+
+    esm2 = ("-m", model_folders["esm2"])
+    files = sorted(structures.iterdir())[:2]
+    result = run("evaluate", "contacts", files[0], *esm2, "--plot", "one.svg")
+    assert "one.svg: their maps" in result.out.splitlines()
+    assert "<svg" in Path("one.svg").read_text()
+    monkeypatch.setattr("protea.plot.contact_map", draw)
+    result = run("evaluate", "contacts", *files, *esm2, "--plot", "maps", "-o", "out.csv", "--dtype", "bfloat16")
+    assert result.code == 0, result
+    (settings,) = yaml.safe_load(Path("out.csv.run.yaml").read_text())["models"].values()
+    assert settings["computed_in"] == "bfloat16"
+    assert sorted(drawn) == [f"{file.stem}:A.png" for file in files]
+    model = protea.load(model_folders["esm2"], device="cpu", dtype="bfloat16")
+    for file in files:
+        (chain,) = read_chains(file)
+        one = drawn[f"{file.stem}:A.png"]
+        np.testing.assert_allclose(one["probabilities"], model.contacts(chain.sequence), atol=1e-6)  # type: ignore[arg-type]
+        found = pairs(chain)
+        true = np.zeros((len(chain.sequence),) * 2, bool)
+        true[found.rows[found.contacts], found.columns[found.contacts]] = True
+        np.testing.assert_array_equal(one["truth"], true | true.T)  # type: ignore[arg-type]
+        missing = set(range(len(chain.sequence))) - set(chain.places.tolist())
+        assert set(np.flatnonzero(one["missing"]).tolist()) == missing  # type: ignore[arg-type]
+    fails(run("evaluate", "contacts", *files, *esm2, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")
+    fails(run("evaluate", "contacts", files[0], *esm2, "--plot", "x.gif"), 2, "x.gif", ".png")
 
 
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:

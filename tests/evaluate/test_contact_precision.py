@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import LoadModel
 from protea.errors import CapabilityError, NonFiniteError
-from protea.evaluate.contacts import PARTS, RANGES, evaluate, mean, means, precision, score, unfit
+from protea.evaluate.contacts import PARTS, RANGES, mean, means, precision, predict, score, unfit
 from protea.evaluate.structures import Chain
 from protea.score.contacts import contacts
 
@@ -155,21 +155,19 @@ def test_chance_is_the_share_of_contacts() -> None:
 
 
 @pytest.mark.parametrize("name", ["esm2", "esm1b"])
-def test_evaluation_is_of_the_models_contacts(load_small: LoadModel, name: str) -> None:
+def test_predictions_are_the_models_contacts(load_small: LoadModel, name: str) -> None:
     module = load_small(name).module
     chains = [made(45, 1), made(70, 2)]
-    rows = list(evaluate(module, chains))
-    assert [row.name for row in rows] == ["made:1", "made:2"]
-    for row, chain in zip(rows, chains, strict=True):
+    for chain in chains:
         (probabilities,) = contacts(module, [module.alphabet.encode(chain.sequence)])
-        assert row == score(chain, probabilities)
+        np.testing.assert_array_equal(predict(module, chain), probabilities)
 
 
 def test_a_model_that_gives_nan_is_told(load_small: LoadModel) -> None:
     module = load_small("esm2").module
     module.word_embeddings.weight.data[:] = nan
     with pytest.raises(NonFiniteError, match="made:1: the model gives NaN"):
-        list(evaluate(module, [made(30, 1)]))
+        predict(module, made(30, 1))
 
 
 def test_what_a_model_cannot_see(load_small: LoadModel) -> None:
@@ -180,4 +178,4 @@ def test_what_a_model_cannot_see(load_small: LoadModel) -> None:
     odd = Chain("odd", "MJK", *([np.arange(3)] * 2), np.zeros((3, 3), np.float32), ("1", "2", "3"))
     assert "residue 'J' at position 2" in str(unfit(load_small("esm2").module, odd))
     with pytest.raises(CapabilityError, match="protea fit-contacts"):
-        list(evaluate(load_small("esm1nv").module, [made(30)]))
+        predict(load_small("esm1nv").module, made(30))

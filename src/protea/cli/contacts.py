@@ -12,11 +12,11 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
+from protea.cli.pictures import MapPlot, map_places
 from protea.cli.terminal import advancing, progress_bars
-from protea.errors import OutputError, UsageError
+from protea.errors import UsageError
 
 if TYPE_CHECKING:
-    from protea.embed.engine import FloatArray
     from protea.embed.prepare import Note
     from protea.language_model import LanguageModel
 
@@ -41,10 +41,7 @@ def contacts(
     apart: Annotated[
         int, typer.Option("--min-separation", metavar="N", help="Of pairs in a table, along the chain.", min=1)
     ] = 6,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="PICTURE", help="A map as .png, .svg or .html; of several proteins, a folder of them."),
-    ] = None,
+    plot: MapPlot = None,
     unknown: Unknown = "x",
     dtype: Dtype = "float32",
     fast: Fast = False,
@@ -74,7 +71,7 @@ def contacts(
         loaded.module.require("contacts")
         notes: list[Note] = []
         proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
-        pictures = {} if plot is None else _pictures(plot, list(proteins))
+        pictures = {} if plot is None else map_places(plot, list(proteins))
         _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
     for note in notes:
         typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
@@ -91,6 +88,7 @@ def _predict(
     notes: list[Note],
     settings: dict[str, Any],
 ) -> None:
+    from protea.plot import contact_map
     from protea.score.files import write_beside
     from protea.score.maps import open_maps
 
@@ -106,31 +104,8 @@ def _predict(
             if maps is not None:
                 maps.add(name, sequence, found)
             if name in pictures:
-                _draw(pictures[name], name, found)
+                contact_map(pictures[name], found, title=name)
             advance(len(sequence))
         if output is not None and maps is not None:
             maps.finish(settings)
             write_beside(output, "id\twhat\tdetail", notes, settings)
-
-
-def _pictures(plot: Path, names: list[str]) -> dict[str, Path]:
-    """Where each protein's picture goes: the file that was named, or of several a folder of PNGs."""
-    from protea.embed.names import store_name
-    from protea.plot import check_place
-
-    if len(names) == 1:
-        check_place(plot)
-        return {names[0]: plot}
-    if plot.suffix:
-        raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
-    try:
-        plot.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{plot}: cannot be made: {error.strerror or error}") from error
-    return {name: plot / f"{store_name(name)}.png" for name in names}
-
-
-def _draw(path: Path, name: str, probabilities: FloatArray) -> None:
-    from protea.plot import contact_map
-
-    contact_map(path, probabilities, title=name)

@@ -11,7 +11,9 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Model
+from protea.cli.load import circumstances, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Model, Overwrite
+from protea.cli.pictures import MapPlot, map_places
 from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
 from protea.errors import UsageError
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from protea.cli.structures import Progress
     from protea.evaluate.contacts import Row
     from protea.evaluate.structures import Chain, Note
+    from protea.models.encoder import Encoder
 
 
 def evaluate_contacts(
@@ -38,34 +41,45 @@ def evaluate_contacts(
         bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    plot: MapPlot = None,
+    dtype: Dtype = "float32",
+    fast: Fast = False,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure a model's contacts against structures: precision of the L, L/2 and L/5 surest pairs.
 
     Means over chains come with 95 % intervals, by bootstrap over chains. Chains named in the model's contact-head.json
-    are left out. What was skipped, altered or is missing is in OUT.report.tsv.
+    are left out. What was skipped, altered or is missing is in OUT.report.tsv. Pictures show predictions above the
+    diagonal and the structure's contacts below.
 
     \b
     Examples:
       protea evaluate contacts structures/ -m esm2_t6_8M_UR50D
-      protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv
+      protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
+    from protea.checkpoints.hub import locate
     from protea.score.files import check_output
 
     if output is not None:
         check_output(output, overwrite=overwrite)
     with interruptible():
         with one_bar() as progress:
-            rows, notes = _measure(structures, model, _Exclusions(exclude or [], include_fitted), device, progress)
+            loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+            loaded.module.require("contacts")
+            exclusions = _Exclusions(exclude or [], None if include_fitted else locate(model))
+            chains, notes = _chains(structures, loaded.module, exclusions, progress)
+            rows = _measure(loaded.module, chains, plot, progress)
         if output is not None:
-            settings = {"command": "evaluate contacts", "structures": [str(one) for one in structures], "model": model}
-            _write(output, rows, notes, settings)
+            settings = {"command": "evaluate contacts", "structures": [str(one) for one in structures]}
+            _write(output, rows, notes, settings | {"models": {model: circumstances(loaded)}})
     if output is None:
         _echo_rows(rows)
     else:
         typer.echo(f"{output}: {len(rows)} chains")
+    if plot is not None and rows:
+        typer.echo(f"{plot}: their maps")
     if rows:
         echo_means(rows, seed)
     skipped = tell_notes(notes, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")
@@ -73,30 +87,36 @@ def evaluate_contacts(
         raise typer.Exit(1)
 
 
-def _measure(
-    structures: list[Path], model: str, exclusions: _Exclusions, device: str, progress: Progress
-) -> tuple[list[Row], list[Note]]:
-    """Rows of the chains that can be measured, and notes on all."""
-    import protea
-    from protea.checkpoints.hub import locate
-    from protea.evaluate.contacts import evaluate as precisions
+def _chains(
+    structures: list[Path], module: Encoder, exclusions: _Exclusions, progress: Progress
+) -> tuple[list[Chain], list[Note]]:
+    """Chains that can be measured, and notes on all."""
     from protea.evaluate.contacts import unfit
     from protea.evaluate.structures import Note, read_structures, structure_files
 
-    files = structure_files(structures)
-    module = protea.load(model, device=device).module
-    module.require("contacts")
-    chains, notes = read_structures(files, progress)
-    kept, left_out = exclusions.apply(chains, locate(model))
+    chains, notes = read_structures(structure_files(structures), progress)
+    kept, left_out = exclusions.apply(chains)
     notes += left_out
     reasons = {chain.name: unfit(module, chain) for chain in kept}
     notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
-    kept = [chain for chain in kept if reasons[chain.name] is None]
+    return [chain for chain in kept if reasons[chain.name] is None], notes
+
+
+def _measure(module: Encoder, chains: Sequence[Chain], plot: Path | None, progress: Progress) -> list[Row]:
+    from protea.evaluate.contacts import predict, score
+    from protea.evaluate.structures import contact_map
+    from protea.plot import contact_map as draw
+
+    pictures = {} if plot is None else map_places(plot, [chain.name for chain in chains])
     rows = []
-    for row in precisions(module, kept):
-        rows.append(row)
-        progress("precision", len(rows), len(kept))
-    return rows, notes
+    for chain in chains:
+        found = predict(module, chain)
+        rows.append(score(chain, found))
+        if chain.name in pictures:
+            true = contact_map(chain)
+            draw(pictures[chain.name], found, truth=true.contacts, missing=true.missing, title=chain.name)
+        progress("precision", len(rows), len(chains))
+    return rows
 
 
 class _Exclusions:
@@ -104,15 +124,15 @@ class _Exclusions:
 
     Args:
         given: names of chains or files, and paths of ``contact-head.json``.
-        include_fitted: whether to keep what the model's own says.
+        model: the folder whose own ``contact-head.json`` counts too, if it has one; ``None`` for none.
     """
 
-    def __init__(self, given: Sequence[str], include_fitted: bool) -> None:
+    def __init__(self, given: Sequence[str], model: Path | None) -> None:
         self._names = [one for one in given if not one.endswith(".json")]
         self._files = [Path(one) for one in given if one.endswith(".json")]
-        self._include_fitted = include_fitted
+        self._model = model
 
-    def apply(self, chains: Sequence[Chain], model: Path) -> tuple[list[Chain], list[Note]]:
+    def apply(self, chains: Sequence[Chain]) -> tuple[list[Chain], list[Note]]:
         """The chains that are left, and notes on the others.
 
         Raises:
@@ -122,9 +142,8 @@ class _Exclusions:
         from protea.evaluate.heads import NAME, fitted_on
         from protea.evaluate.structures import Note
 
-        own = model / NAME
         others = {"--exclude": [fitted_on(path) for path in self._files]}
-        if own.exists() and not self._include_fitted:
+        if self._model is not None and (own := self._model / NAME).exists():
             others[f"the contact head was fitted on them ({own}); --include-fitted keeps them"] = [fitted_on(own)]
         named = {name for chain in chains for name in (chain.name, chain.name.partition(":")[0])}
         if unknown := [name for name in self._names if name not in named]:

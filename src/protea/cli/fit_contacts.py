@@ -64,7 +64,7 @@ def _fit(
     from protea.checkpoints.files import staged
     from protea.checkpoints.formats import open_checkpoint
     from protea.checkpoints.hub import locate
-    from protea.evaluate.contacts import evaluate, unfit
+    from protea.evaluate.contacts import predict, score, unfit
     from protea.evaluate.heads import choose, description, fit, write
     from protea.evaluate.structures import Note, read_structures, structure_files
 
@@ -80,9 +80,9 @@ def _fit(
         head = fit(module, chosen, settings, progress).to(checkpoint.dtype).float()
         module.contact_head = head
         rows: list[Row] = []
-        for row in evaluate(module, others):
+        for chain in others:
+            rows.append(score(chain, predict(module, chain)))
             progress("precision", len(rows), len(others))
-            rows.append(row)
         write(place, checkpoint, head, description(chosen, settings, notes, _versions(), replaced=replaced))
     if replaced:
         typer.echo("protea: note: this head is in place of the one that the model had", err=True)

@@ -13,7 +13,7 @@ Shapes: P pairs, C chains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Final, NamedTuple
@@ -131,23 +131,21 @@ def unfit(model: Encoder, chain: Chain) -> str | None:
     return None
 
 
-def evaluate(model: Encoder, chains: Iterable[Chain]) -> Iterator[Row]:
-    """Precision of a model's contacts, chain by chain.
+def predict(model: Encoder, chain: Chain) -> NDArray[np.float32]:
+    """``[S, S]`` probabilities that residues of a chain are in contact.
 
     Args:
         model: with a contact head, on the device to compute on.
-        chains: that it can see (``unfit``).
+        chain: that it can see (``unfit``).
 
     Raises:
         CapabilityError: the model has no contact head.
         NonFiniteError: it gives NaN.
     """
-    model.require("contacts")
-    for chain in chains:
-        (probabilities,) = contacts(model, [model.alphabet.encode(chain.sequence)])
-        if not np.isfinite(probabilities).all():
-            raise NonFiniteError(f"{chain.name}: the model gives NaN; its weights are damaged or diverged")
-        yield score(chain, probabilities)
+    (probabilities,) = contacts(model, [model.alphabet.encode(chain.sequence)])
+    if not np.isfinite(probabilities).all():
+        raise NonFiniteError(f"{chain.name}: the model gives NaN; its weights are damaged or diverged")
+    return probabilities
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:

@@ -110,6 +110,29 @@ def pairs(chain: Chain) -> Pairs:
     return Pairs(chain.places[first], chain.places[second], separations[far], distances < CONTACT)
 
 
+class Map(NamedTuple):
+    """What a structure says of all pairs of a sequence.
+
+    Attributes:
+        contacts: ``[S, S]`` whether residues at least ``LEAST_SEPARATION`` apart are in contact; symmetric.
+        missing: ``[S]`` residues without coordinates.
+    """
+
+    contacts: NDArray[np.bool_]
+    missing: NDArray[np.bool_]
+
+
+def contact_map(chain: Chain) -> Map:
+    """The contacts of a chain as a picture has them."""
+    length = len(chain.sequence)
+    found = Map(np.zeros((length, length), bool), np.ones(length, bool))
+    rows, columns, _, touch = pairs(chain)
+    found.contacts[rows[touch], columns[touch]] = True
+    found.contacts[columns[touch], rows[touch]] = True
+    found.missing[chain.places] = False
+    return found
+
+
 def structure_files(paths: Iterable[Path]) -> list[Path]:
     """Files, and for folders the structure files in them by name, each once.
 

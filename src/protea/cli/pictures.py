@@ -1,0 +1,41 @@
+"""Where the contact maps of one protein or many are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protea.errors import OutputError, UsageError
+
+MapPlot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", metavar="PICTURE", help="A map as .png, .svg or .html; of several proteins, a folder of them."
+    ),
+]
+
+
+def map_places(plot: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Where each protein's picture goes: the file that was named, or of several a folder of PNGs, which is made.
+
+    Raises:
+        UsageError: a file is named for several, or its suffix is no picture's.
+        MissingExtraError: what draws it is not installed.
+        OutputError: nothing can be written there.
+    """
+    from protea.embed.names import store_name
+    from protea.plot import check_place
+
+    if len(names) == 1:
+        check_place(plot)
+        return {names[0]: plot}
+    if plot.suffix:
+        raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
+    try:
+        plot.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{plot}: cannot be made: {error.strerror or error}") from error
+    return {name: plot / f"{store_name(name)}.png" for name in names}
