@@ -55,7 +55,7 @@ def test_rows_that_cannot_be_scored_are_told_and_the_others_kept(run: Run, fasta
     Path("v.csv").write_text("mutant\nM1V\nM1*\nW2R\n")
     result = run("score", fasta, "v.csv", "-m", folder, "-o", "out.tsv")
     assert result.code == 1
-    assert "out.tsv: 1 variants of 1 protein scored" in result.out
+    assert "out.tsv: 1 variant of 1 protein scored" in result.out
     assert "row 2: M1*: a stop codon" in result.err
     lines = Path("out.tsv").read_text().splitlines()
     assert lines[0] == "mutant\tmodel_score"

@@ -13,7 +13,7 @@ from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
 from protea.cli.pictures import MapPlot, map_places
-from protea.cli.terminal import advancing, progress_bars
+from protea.cli.terminal import advancing, counted, progress_bars
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def contacts(
         typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
     for path in [output, plot]:
         if path is not None:
-            typer.echo(f"{path}: contacts of {len(proteins):,} protein{'s' if len(proteins) != 1 else ''}")
+            typer.echo(f"{path}: contacts of {counted(len(proteins), 'protein')}")
 
 
 def _predict(

@@ -15,6 +15,7 @@ from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite
 from protea.cli.pictures import MapPlot, map_places
 from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
+from protea.cli.terminal import counted
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def evaluate_contacts(
     if output is None:
         _echo_rows(rows)
     else:
-        typer.echo(f"{output}: {len(rows)} chains")
+        typer.echo(f"{output}: {counted(len(rows), 'chain')}")
     if plot is not None and rows:
         typer.echo(f"{plot}: their maps")
     if rows:

@@ -11,6 +11,7 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Device, Model
 from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
+from protea.cli.terminal import counted
 
 if TYPE_CHECKING:
     from protea.cli.structures import Progress
@@ -101,8 +102,11 @@ def _report(output: Path, settings: Settings, fitted: list[Chain], rows: list[Ro
     found = [pairs(chain) for chain in fitted]
     total, contacts = sum(len(one.rows) for one in found), sum(int(one.contacts.sum()) for one in found)
     typer.echo(
-        f"{output}: {settings.head} head, fitted on {len(fitted)} chains: {total:,} pairs, {contacts:,} in contact"
+        f"{output}: {settings.head} head, fitted on {counted(len(fitted), 'chain')}: {total:,} pairs, {contacts:,} in "
+        "contact"
     )
     if rows:
-        typer.echo(f"precision on {len(rows)} chains that it was not fitted on, with 95 % intervals over chains:")
+        typer.echo(
+            f"precision on {counted(len(rows), 'chain')} that it was not fitted on, with 95 % intervals over chains:"
+        )
         echo_means(rows)

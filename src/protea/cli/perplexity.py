@@ -12,7 +12,7 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
-from protea.cli.terminal import advancing, progress_bars
+from protea.cli.terminal import advancing, counted, progress_bars
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
@@ -193,10 +193,9 @@ def _tell(records: list[Encoded], found: list[FloatArray], notes: list[Note], *,
     from protea.score.perplexity import of_all
 
     residues, predicted = sum(len(ids) for _, ids in records), sum(map(len, found))
+    sequences = counted(len(records), "sequence")
     what = "pseudo-perplexity" if pseudo else "perplexity"
-    typer.echo(
-        f"{what} {of_all(found):.4f}: {predicted:,} of {residues:,} residues predicted, {len(records):,} sequences"
-    )
+    typer.echo(f"{what} {of_all(found):.4f}: {predicted:,} of {residues:,} residues predicted, {sequences}")
     for note in notes[:_SHOWN]:
         typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
     if len(notes) > _SHOWN:
@@ -220,7 +219,7 @@ def _write(
     }
     write_table(output, pa.table(columns))
     write_beside(output, "id\twhat\tdetail", notes, settings)
-    typer.echo(f"{output}: {len(records):,} sequences")
+    typer.echo(f"{output}: {counted(len(records), 'sequence')}")
 
 
 def _compare(library: str, model: str, masked: list[Masked], found: list[FloatArray]) -> bool:

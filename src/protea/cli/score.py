@@ -10,7 +10,7 @@ import typer
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Overwrite, TokenBudget
-from protea.cli.terminal import advancing, progress_bars
+from protea.cli.terminal import advancing, counted, progress_bars
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,17 +134,17 @@ def _write(output: Path | None, scored: pa.Table, rows: Rows, settings: dict[str
 
     if output is None:
         for row in scored.to_pylist():
-            typer.echo("\t".join("" if value is None else str(value) for value in row.values()))
+            typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
         write_table(output, scored)
         write_beside(output, "row\tvariant\treason", rows.problems, settings)
-        count, proteins = scored.num_rows - len(rows.problems), len(rows.proteins)
-        typer.echo(f"{output}: {count:,} variants of {proteins:,} protein{'s' if proteins != 1 else ''} scored")
+        variants = counted(scored.num_rows - len(rows.problems), "variant")
+        typer.echo(f"{output}: {variants} of {counted(len(rows.proteins), 'protein')} scored")
     for problem in rows.problems[:_SHOWN]:
         typer.echo(f"protea: note: row {problem.row}: {problem.reason}", err=True)
     if len(rows.problems) > _SHOWN:
         rest = "" if output is None else f": see {output}.report.tsv"
-        typer.echo(f"protea: note: {len(rows.problems):,} rows could not be scored{rest}", err=True)
+        typer.echo(f"protea: note: {counted(len(rows.problems), 'row')} could not be scored{rest}", err=True)
     for advice in rows.advice:
         typer.echo(f"protea: note: {advice}", err=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protea.cli.terminal import progress_bars
+from protea.cli.terminal import counted, progress_bars
 
 if TYPE_CHECKING:
     from protea.evaluate.contacts import Mean, Row
@@ -51,11 +51,11 @@ def tell_notes(notes: Sequence[Note], where: str) -> bool:
             typer.echo(f"protea: note: {note.name}: skipped: {note.detail}", err=True)
     left_out = Counter(note.detail for note in notes if note.what == "left out")
     for reason, count in left_out.items():
-        typer.echo(f"protea: note: left out {count} chains: {reason}", err=True)
+        typer.echo(f"protea: note: left out {counted(count, 'chain')}: {reason}", err=True)
     odd = Counter(note.what for note in notes if note.what not in ("skipped", "left out"))
     if odd:
-        counted = ", ".join(f"{count} {what}" for what, count in sorted(odd.items()))
-        typer.echo(f"protea: note: of structures: {counted}; {where}", err=True)
+        kinds = ", ".join(f"{count} {what}" for what, count in sorted(odd.items()))
+        typer.echo(f"protea: note: of structures: {kinds}; {where}", err=True)
     return any(note.what == "skipped" for note in notes)
 
 
@@ -74,4 +74,6 @@ def echo_means(rows: Sequence[Row], seed: int = 0) -> None:
 def _cell(mean: Mean, part: str) -> str:
     if not mean.chains:
         return "-"
-    return f"{mean.value:.3f}" if part == "chance" else f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
+    # One chain has no interval over chains.
+    interval = "" if part == "chance" or mean.chains == 1 else f" ({mean.low:.3f} to {mean.high:.3f})"
+    return f"{mean.value:.3f}{interval}"

@@ -1,4 +1,4 @@
-"""Bars on standard error, where somebody watches."""
+"""What people read: bars on standard error, where somebody watches, and numbers of things."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ def advancing(progress: Progress, what: str, total: float | None) -> Callable[[f
     """A new bar, as a function that moves it on."""
     bar = progress.add_task(what, total=total)
     return lambda done: progress.advance(bar, done)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 chain``, ``2,400 chains``; the noun's plural has an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
