@@ -223,16 +223,17 @@ def gb1(options: argparse.Namespace) -> None:
     splits = ("two_vs_rest", "sampled")
     print("| | " + " | ".join(f"{split}: Spearman (95 %)" for split in splits) + " |\n|---|" + "---|" * len(splits))
     rows: dict[str, list[str]] = {}
-    for split in splits:
-        records = list(labelled(options.data / "gb1" / f"{split}.fasta.gz"))
+    records_of = {split: list(labelled(options.data / "gb1" / f"{split}.fasta.gz")) for split in splits}
+    distinct = sorted({text for records in records_of.values() for _, text, _ in records})
+    vector_of: dict[str, dict[str, Array]] = {"one-hot": {text: one_hot(text).ravel() for text in distinct}}
+    for which in options.model:
+        vector_of[which] = dict(zip(distinct, load(which).embed(distinct, pool="mean"), strict=True))
+    for split, records in records_of.items():
         sequences = [text for _, text, _ in records]
         target = np.array([float(each["TARGET"]) for *_, each in records])
         train = np.array([each["SET"] == "train" for *_, each in records])
-        for which in ("one-hot", *options.model):
-            if which == "one-hot":
-                vectors = np.stack([one_hot(each).ravel() for each in sequences])
-            else:
-                vectors = load(which).embed(sequences, pool="mean")
+        for which, vector in vector_of.items():
+            vectors = np.stack([vector[text] for text in sequences])
             probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(-1, 5, 13)))
             probe.fit(vectors[train], target[train])
             predicted, truth = probe.predict(vectors[~train]), target[~train]
