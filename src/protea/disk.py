@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from protea.errors import OutputError
 
 
 def lock(path: Path) -> TextIO:
@@ -25,8 +29,27 @@ def lock(path: Path) -> TextIO:
 
 
 def unfinished(path: Path) -> Path:
-    """The name that a file has while ``write_durably`` writes it."""
-    return path.with_name(f".{path.name}")
+    """The name that a file has while it is written; nobody's own files have such."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file in one step: a name to write it under, which becomes ``path`` if all goes well, and goes if not.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    aside = unfinished(path)
+    try:
+        yield aside
+        aside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def write_durably(path: Path, text: str) -> None:

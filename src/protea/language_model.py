@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from protea.models.encoder import Encoder, EncoderConfig
 from protea.packing import pack_by_budget
 from protea.score import contacts, effects, perplexity
 from protea.score.expected import check_policy
+from protea.score.records import check_residues
 from protea.score.variants import parse_all
 
 
@@ -209,12 +209,14 @@ class LanguageModel:
 
         Raises:
             CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet.
+            UnknownResidueError: a letter outside the alphabet, or a mask.
             SequenceTooLongError: a sequence over the limit, unless truncated.
             UsageError: no residue is masked, so few there are.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        ids = ((f"sequence {number}", one.ids) for number, one in enumerate(self._encode(sequences, long)))
+        ids = [(f"sequence {number}", one.ids) for number, one in enumerate(self._encode(sequences, long))]
+        for place, one in ids:
+            check_residues(one, self.alphabet, place)
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
         return perplexity.of_all(perplexity.losses(self.module, masked, self.budget(token_budget)))
 
@@ -236,8 +238,10 @@ class LanguageModel:
         """
         check_policy(long)
         named = [(f"sequence {number}", _one(one)) for number, one in enumerate(_list(sequences))]
+        for place, sequence in named:
+            check_residues(self.alphabet.encode(sequence), self.alphabet, place)
         found = effects.pseudo_log_likelihoods(self.module, named, long=long, token_budget=self.budget(token_budget))
-        return np.array([math.exp(-values.mean(dtype=np.float64)) for values in found])
+        return np.array([perplexity.of_loss(-float(values.mean(dtype=np.float64))) for values in found])
 
     def score(
         self,
@@ -267,6 +271,7 @@ class LanguageModel:
             SequenceTooLongError: the sequence is over the limit.
             UsageError: the method is unknown.
         """
+        check_residues(self.alphabet.encode(_one(sequence)), self.alphabet, "the sequence")
         known = parse_all(_list(variants), _one(sequence), self.alphabet, offset)
         protein = effects.Protein("the sequence", sequence, known)
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=self.budget(token_budget))

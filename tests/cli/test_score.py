@@ -47,6 +47,9 @@ def test_a_table_is_scored(run: Run, fasta: str, folder: Path) -> None:
     assert (told["method"], told["offset"], told["variants"]) == ("masked-marginals", 1, "v.csv")
     assert told["models"][str(folder)]["files"]["model.safetensors"]
     assert Path("out.csv.report.tsv").read_text() == "row\tvariant\treason\n"
+    again = ("score", fasta, "out.csv", "-m", folder, "-o", "again.csv")
+    fails(run(*again), 2, "the table has a column 'model_score'; choose another name")
+    assert run(*again, "--column", "other").code == 0
     fails(run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv"), 1, "out.csv: exists already", "--overwrite")
     assert run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv", "--overwrite").code == 0
 
@@ -71,14 +74,15 @@ def test_an_offset_is_advised(run: Run, fasta: str, folder: Path) -> None:
     assert "--offset 94" in result.err
     result = run("score", fasta, "-v", "M94V,K95R,T96A", "--offset", "94", "-m", folder)
     assert result.code == 0
-    assert len(result.out.splitlines()) == 3
-    assert result.out.startswith("M94V\t")
+    assert len(result.out.splitlines()) == 4
+    assert result.out.startswith("mutant\tmodel_score\nM94V\t")
 
 
 def test_a_scan_of_two_proteins(run: Run, two: str, folder: Path) -> None:
     result = run("score", two, "--scan", "-m", folder, "-o", "scan.parquet", "--method", "wildtype-marginals")
     assert result.code == 0, result.err
     assert "q/2: altered: replaced by X: J at 6" in result.err
+    assert "\tq/2\taltered: replaced by X: J at 6\n" in Path("scan.parquet.report.tsv").read_text()
     from pyarrow import parquet
 
     table = parquet.read_table("scan.parquet")
@@ -102,14 +106,53 @@ def test_insertions_and_deletions(run: Run, fasta: str, folder: Path) -> None:
     result = run("score", fasta, "-v", "K2del,K2_T3insWW", "--method", "pseudo-likelihood", "-m", folder)
     assert result.code == 0, result.err
     expected = protea.load(folder).score(SEQUENCE, ["K2del", "K2_T3insWW"], method="pseudo-likelihood")
-    found = [float(line.split("\t")[1]) for line in result.out.splitlines()]
+    found = [float(line.split("\t")[1]) for line in result.out.splitlines()[1:]]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_whatever_is_wrong_with_a_model_is_found_before_any_computes(
+    run: Run, fasta: str, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("protea.language_model.load", computed)
+    good = ("score", fasta, "-v", "M1V", "-m", model_folders["esm2"])
+    fails(run(*good, "-m", "absent/"), 1, "absent")
+    fails(run(*good, "-m", model_folders["esm2"]), 2, "named twice")
+
+
+def test_an_ensemble_sees_what_its_narrowest_alphabet_has(
+    run: Run, model_folders: dict[str, Path], one_thread: None
+) -> None:
+    Path("g.fasta").write_text(">g\nMK-T.A\n")
+    models = ("-m", model_folders["esm2"], "-m", model_folders["esm1nv"])
+    found = [run("score", "g.fasta", "-v", "M1V", *order) for order in (models, models[2:] + models[:2])]
+    assert [one.code for one in found] == [0, 0]
+    header, row = found[0].out.splitlines()
+    other = dict(zip(*(line.split("\t") for line in found[1].out.splitlines()), strict=True))
+    assert dict(zip(header.split("\t"), row.split("\t"), strict=True)) == other
+    assert "g: altered: replaced by X: - at 3; . at 5" in found[0].err
+    alone = run("score", "g.fasta", "-v", "M1V", *models[:2])
+    assert "g: odd: 2 gaps, which count as residues" in alone.err
+
+
+def test_ids_reach_no_terminal_as_they_are(run: Run, folder: Path) -> None:
+    Path("red.fasta").write_text(">\x1b[31mred\nMKJ\n")
+    result = run("score", "red.fasta", "-v", "M1V", "-m", folder)
+    assert "\x1b" not in result.err
+    assert "\\x1b[31mred: altered" in result.err
 
 
 def test_wrong_usage(run: Run, fasta: str, folder: Path) -> None:
     fails(run("score", fasta, "-m", folder), 2, "name what to score")
     fails(run("score", fasta, "--scan", "-v", "M1V", "-m", folder, "-o", "x.csv"), 2, "name what to score")
     fails(run("score", fasta, "--scan", "-m", folder), 2, "name an output")
+    fails(run("score", fasta, "-v", "", "-m", folder), 2, "names no variant")
+    fails(run("score", fasta, "-v", "M1V,", "-m", folder), 2, "names no variant")
+    Path("masked.fasta").write_text(">p\nMK<mask>TA\n")
+    fails(run("score", "masked.fasta", "-v", "M1V", "-m", folder), 1, "masked.fasta", "<mask> at position 3")
+    fails(run("score", fasta, "-v", "M1V", "-m", folder, "--column", ""), 2, "--column '': is no name")
     fails(run("score", fasta, "--scan", "-m", folder, "-o", "x.xlsx"), 2, "no kind of table")
     fails(run("score", fasta, "-v", "M1V", "--plot", "x.png", "-m", folder), 2, "--plot draws a --scan")
     fails(run("score", fasta, "-v", "M1V", "--method", "best", "-m", folder), 2, "unknown method 'best'")
@@ -158,6 +201,7 @@ def test_pseudo_perplexity(run: Run, two: str, folder: Path) -> None:
 
 def test_perplexity_said_wrong(run: Run, two: str, folder: Path) -> None:
     fails(run("perplexity", two, "-m", folder, "--pseudo", "--against", "transformers"), 2, "leave out --pseudo")
+    fails(run("perplexity", two, "-m", folder, "--pseudo", "--seed", 7), 2, "leave out --masking, --select and --seed")
     fails(run("perplexity", two, "-m", folder, "--plot", "x.png"), 2, "--plot draws what --pseudo finds")
     fails(run("perplexity", two, "-m", folder, "--masking", "most"), 2, "unknown masking 'most'")
     fails(run("perplexity", two, "-m", folder, "--select", "1.5"), 2, "select must be from 0 to 1")
@@ -230,6 +274,14 @@ def test_pictures(run: Run, fasta: str, two: str, with_contacts: Path) -> None:
     result = run("contacts", two, "--plot", "maps", *options)
     assert result.code == 0, result.err
     assert sorted(path.name for path in Path("maps").iterdir()) == ["p.png", "q%2F2.png"]
+    for picture, command in (
+        ("scan.html", ("score", fasta, "--scan", "-o", "other.csv")),
+        ("profile.svg", ("perplexity", fasta, "--pseudo")),
+        ("map.png", ("contacts", fasta)),
+        ("maps", ("contacts", two)),
+    ):
+        fails(run(*command, "--plot", picture, *options), 1, picture, "exists already")
+    assert run("contacts", two, "--plot", "maps", "--overwrite", *options).code == 0
 
 
 def test_pictures_said_wrong(run: Run, fasta: str, with_contacts: Path) -> None:

@@ -15,8 +15,11 @@ from scipy.stats import rankdata
 
 import protea
 from conftest import Run, fails
+from protea.alphabet import ESM
 from protea.errors import DataError
-from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays
+from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays, read_scan
+from protea.score.effects import Scoring
+from protea.score.table import rows_of
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "proteingym"
@@ -73,7 +76,7 @@ def test_where_a_measure_is_not_defined() -> None:
 
 
 def result(name: str, protein: str, kind: str, value: float) -> Measured:
-    return Measured(Assay(name, protein, kind, WILD, Path(), {}), 1, [], {"spearman": value})
+    return Measured(Assay(name, protein, kind, WILD, Path(), {}), 1, [], [], {"spearman": value})
 
 
 def test_means_are_over_proteins_then_kinds() -> None:
@@ -87,6 +90,11 @@ def test_means_are_over_proteins_then_kinds() -> None:
     found = means(results, "spearman")
     assert found == pytest.approx({"assays": 0.5, "proteins": (0.5 + 0.1 + 0.9) / 3, "functions": (0.3 + 0.9) / 2})
     assert means(results, "spearman", {"a": 0.25})["assays"] == 0.25
+    # One protein measured for two kinds of function is one protein.
+    twice = [result("a", "P", "x", 0.5), result("b", "P", "y", 0.7), result("c", "Q", "x", 0.2)]
+    assert means(twice, "spearman") == pytest.approx(
+        {"assays": 1.4 / 3, "proteins": (0.6 + 0.2) / 2, "functions": ((0.5 + 0.2) / 2 + 0.7) / 2}
+    )
     plain = [result("a", "P", "", 0.5)]
     assert set(means(plain, "spearman")) == {"assays", "proteins"}
 
@@ -110,7 +118,7 @@ def test_the_command(run: Run, short: Path, model_folders: dict[str, Path], one_
     folder = model_folders["esm2"]
     result = run("evaluate", "proteingym", short, "-m", folder, "--beside", "Some (8M)", "-o", "out.csv")
     assert result.code == 1
-    assert "2 variants could not be scored" in result.err
+    assert "P1_X_B_2021: 2 variants could not be scored: W1A: position 1 holds M, not W" in result.err
     lines = result.out.splitlines()
     assert lines[0].split()[:3] == ["assay", "variants", "spearman"]
     assert lines[1].split()[-1] == "0.250"
@@ -156,19 +164,60 @@ def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, P
     fails(run(*command, "--beside", "Z"), 2, "--beside 'Z': nothing is published under it; known are Some (8M)")
     fails(run("evaluate", "proteingym", tmp_path), 1, "needs one CSV of assays, with a column target_seq; found none")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,high\n")
-    fails(run(*command), 1, "P1_X_A_2020.csv: score: could not convert string to float")
+    fails(run(*command), 1, "P1_X_A_2020.csv: score: row 1: 'high' is no number")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,nan\n")
     fails(run(*command), 1, "row 1 is no finite number")
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
     (short / "P1_X_A_2020.csv").unlink()
-    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in its folder"):
+    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in it"):
         read_assays(short)
+
+
+def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
+    command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"])
+    assays = short / "assays.csv"
+    good = assays.read_text()
+    for content, message in (
+        (good + good.splitlines()[1] + "\n", "P1_X_A_2020 is there twice"),
+        (good.replace("0.25", "pending"), "P1_X_A_2020: spearman Some (8M): 'pending' is no number"),
+        (good.replace(WILD, ""), "P1_X_A_2020 has no target_seq"),
+        (good.replace(WILD, WILD[:-1] + "J"), "P1_X_A_2020: target_seq: residue 'J'"),
+        (good.splitlines()[0] + "\n", "has no rows"),
+    ):
+        assays.write_text(content)
+        fails(run(*command), 1, message)
+    assays.write_text(good.replace(WILD, WILD.lower()).replace("P1_X_A_2020", "0012"))
+    (short / "P1_X_A_2020.csv").rename(short / "0012.csv")
+    (short / "latin.csv").write_bytes(b"caf\xe9\n1\n")
+    (short / "old").mkdir()
+    (short / "old" / "0012.csv").write_text("mutant,score\nM1A,1\n")
+    first, _ = read_assays(short)
+    assert (first.name, first.sequence, first.path) == ("0012", WILD, short / "0012.csv")
+    (short / "0012.csv.gz").write_bytes(gzip.compress(b"mutant,score\nM1A,1\n"))
+    fails(run(*command), 1, "of 0012 there are", "remove one")
+    fails(run("evaluate", "proteingym", "absent"), 1, "absent: no such folder")
+    fails(run("evaluate", "proteingym", assays), 1, "assays.csv: is no folder")
+
+
+def test_numbering_from_elsewhere_is_advised_and_obeyed(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
+    rows = [f"{WILD[i]}{i + 101}A,{i / 10}" for i in range(2, 12) if WILD[i] != "A"]
+    (short / "P1_X_A_2020.csv").write_text("\n".join(["mutant,score", *rows]) + "\n")
+    command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--assays", " P1_X_A_2020,P1_X_A_2020 ")
+    result = run(*command)
+    assert result.code == 1
+    assert "--offset 101" in result.err
+    result = run(*command, "--offset", 101)
+    assert result.code == 0, result.err
+    assert sum("P1_X_A_2020" in line for line in result.out.splitlines()) == 1
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the scans are not here")
 def test_real_scans_are_read_whole() -> None:
     assays = read_assays(SHARED)
     assert len(assays) == 18
+    assert sum(read_scan(assay)[0].num_rows for assay in assays) == 51_962
+    for assay in assays:
+        assert not rows_of(read_scan(assay)[0], {assay.name: assay.sequence}, ESM, Scoring()).problems
     assert len({assay.protein for assay in assays}) == 15
     assert next(one for one in assays if one.name.startswith("AMIE")).published["ESM2 (8M)"] == 0.326

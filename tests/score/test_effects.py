@@ -197,7 +197,7 @@ def test_a_scan_prefers_what_logits_prefer(model: protea.LanguageModel) -> None:
 def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
     with pytest.raises(VariantError, match="K2del: masked-marginals knows substitutions alone"):
         model.score(SEQUENCE, ["M1V", "K2del"])
-    with pytest.raises(VariantError, match="M1_X34del: nothing is left of the sequence"):
+    with pytest.raises(VariantError, match="M1_X34del: no residue would be left"):
         model.score(SEQUENCE, ["M1_X34del"], method="pseudo-likelihood")
     with pytest.raises(UsageError, match="unknown method 'masked'; use masked-marginals, wildtype-marginals"):
         model.score(SEQUENCE, ["M1V"], method="masked")
@@ -213,6 +213,13 @@ def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
         model.pseudo_perplexity(["M", ""])
     with pytest.raises(UnknownResidueError):
         model.pseudo_perplexity(["MJ"])
+    for ask in (
+        lambda one: model.pseudo_perplexity([one]),
+        lambda one: model.perplexity([one]),
+        lambda one: model.score(one, ["M1V"]),
+    ):
+        with pytest.raises(UnknownResidueError, match="<mask> at position 3; scoring needs the residue there"):
+            ask("MK<mask>TA")
     assert model.score(SEQUENCE, []).shape == (0,)
     model.module.lm_head = None
     with pytest.raises(CapabilityError, match="no logits"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,8 @@ def test_a_family_that_others_lack(load_small: LoadModel, tmp_path: Path) -> Non
     load_small("esm1nv").save(tmp_path / "model")
     with pytest.raises(UsageError, match="it has no ESM-1nv"):
         twin.load_twin("transformers", tmp_path / "model")
+
+
+def test_beyond_what_a_float_holds_perplexity_is_infinite() -> None:
+    assert perplexity.of_all([np.full(3, 800.0)]) == math.inf
+    assert perplexity.of_all([np.zeros(3)]) == 1

@@ -12,8 +12,8 @@ from pyarrow import parquet
 from protea.alphabet import ESM
 from protea.errors import DataError, OutputError, UsageError
 from protea.score.effects import Scoring
-from protea.score.files import check_output, write_table
-from protea.score.table import Rows, read_table, rows_of, scan_table, variant_table, with_scores
+from protea.score.files import beside, check_output, write_table
+from protea.score.table import Rows, check_columns, read_table, rows_of, scan_table, variant_table, with_scores
 
 WILD = {"a": "MKTAYIAKQR"}
 TWO = WILD | {"b/2": "WWKKA"}
@@ -75,8 +75,15 @@ def test_an_offset_that_explains_the_table_is_advised() -> None:
 
 def test_whole_sequences_are_compared_with_the_wild_type() -> None:
     found = rows("mutated_sequence\nVKTAYIAKQR\nVKTAYIAKQW\nMKTAYIAKQR\nMKTYIAKQR\n")
-    assert named(found) == {"a": ["M1V", "M1V:R10W"]}
-    assert found.problems[0].reason == "is the wild type"
+    assert named(found) == {"a": ["M1V", "M1V:R10W", "wild type"]}
+    assert found.problems[0].row == 4  # a deletion
+    # As ProteinGym writes insertions and deletions.
+    how = Scoring(method="pseudo-likelihood")
+    for text in ("mutant\nMKTYIAKQR\n", "mutant,mutated_sequence\nMKTYIAKQR,MKTYIAKQR\n"):
+        (variant,) = rows(text, how=how).proteins[0].variants
+        assert variant.apply(WILD["a"]) == "MKTYIAKQR"
+    lower = rows("mutated_sequence\nmktyiakqr\n", how=how)
+    assert lower.problems[0].reason == "a mutated sequence in lower case; write it in upper case"
     by_likelihood = rows("mutated_sequence\nMKTYIAKQR\n", how=Scoring(method="pseudo-likelihood"))
     assert by_likelihood.proteins[0].variants[0].apply(WILD["a"]) == "MKTYIAKQR"
     both = rows("mutant,mutated_sequence\nM1V,VKTAYIAKQR\nM1V,MKTAYIAKQR\n")
@@ -89,10 +96,68 @@ def test_several_proteins_are_told_apart_by_id() -> None:
     assert named(found) == {"a": ["M1V"], "b/2": ["W1A", "A5K"]}
     assert found.places == [[1], [0, 3]]
     assert "'c' is none of the proteins" in found.problems[0].reason
-    with pytest.raises(DataError, match="there are 2 proteins, and no column id or protein says which is meant"):
+    with pytest.raises(
+        DataError,
+        match="there are 2 proteins, and nothing says which is meant; give a table with a column id or protein",
+    ):
         rows("mutant\nM1V\n", TWO)
-    # Of one protein the column may say what it likes.
+    by_protein = rows("id,protein,mutant\n1,a,M1V\n2,b/2,W1A\n", TWO)
+    assert named(by_protein) == {"a": ["M1V"], "b/2": ["W1A"]}
+    # Of one protein the column may say what it likes, unless it names that protein.
     assert named(rows("id,mutant\nsomething,M1V\n")) == {"a": ["M1V"]}
+    told = rows("id,mutant\nsomething,M1V\na,K2R\n")
+    assert named(told) == {"a": ["K2R"]}
+    assert "'something' is none of the proteins" in told.problems[0].reason
+
+
+def test_columns_that_are_not_understood_may_share_a_name() -> None:
+    """ProteinGym's tables of predictions do."""
+    Path("in.csv").write_text("mutant,esm,esm\nM1V,1,2\n")
+    table = with_scores(read_table(Path("in.csv")), "model_score", {"m": [0.5]})
+    assert not rows_of(table, WILD, ESM, Scoring()).problems
+    write_table(Path("out.csv"), table)
+    assert Path("out.csv").read_text() == "mutant,esm,esm,model_score\nM1V,1,2,0.5\n"
+
+
+def test_empty_lines() -> None:
+    assert [problem.row for problem in rows("mutant\nM1V\n\nK2R\n").problems] == [2]
+    assert not rows("mutant,x\nM1V,1\n\nK2R,2\n\n").problems
+
+
+def test_text_that_is_no_utf8() -> None:
+    Path("in.csv").write_bytes(b"mutant,caf\xe9\nM1V,1\n")
+    with pytest.raises(DataError, match=r"in.csv: cannot be read: .*utf-8"):
+        read_table(Path("in.csv"))
+    for table in (
+        lambda: variant_table(["M1A\udcff"]),
+        lambda: check_columns(variant_table(["M1V"]), "a\udcff", ["m"]),
+    ):
+        with pytest.raises(UsageError, match="holds bytes that are no UTF-8"):
+            table()
+    odd = Path("o\udcff.csv")
+    write_table(odd, variant_table(["M1V"]))
+    assert read_table(odd).num_rows == 1
+
+
+def test_a_name_in_capitals_is_compressed_too() -> None:
+    write_table(Path("OUT.CSV.GZ"), variant_table(["M1V"]))
+    assert gzip.decompress(Path("OUT.CSV.GZ").read_bytes()) == b"mutant\nM1V\n"
+    assert read_table(Path("OUT.CSV.GZ")).num_rows == 1
+
+
+def test_gaps_are_passed_over_in_a_scan() -> None:
+    assert scan_table({"a": "M-.K"}, 1).num_rows == 2 * 19
+
+
+def test_an_interrupt_while_a_table_is_written_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    Path(".out.csv").write_text("a file of the user's own")
+    monkeypatch.setattr("protea.score.files.csv.writer", interrupted)
+    with pytest.raises(KeyboardInterrupt), beside(Path("out.csv"), "a", [], {}):
+        write_table(Path("out.csv"), variant_table(["M1V"]))
+    assert [path.name for path in Path().iterdir()] == [".out.csv"]
 
 
 def test_what_was_read_is_written() -> None:
@@ -142,7 +207,7 @@ def test_a_scan_is_every_other_letter_at_every_place() -> None:
         ("x.csv", b"", DataError, "x.csv: cannot be read"),
         ("x.csv", b"mutant\n", DataError, "has no rows"),
         ("x.csv", b"a,b\n1,2\n", DataError, "no column is named mutant, .*; it has a, b"),
-        ("x.csv", b"mutant,mutant\nM1V,M1V\n", DataError, "two columns have one name"),
+        ("x.csv", b"mutant,mutant\nM1V,M1V\n", DataError, "x.csv: two columns are named mutant; rename one"),
         ("x.csv", b"mutant,b\nM1V\n", DataError, "cannot be read"),
         ("x.csv.gz", b"mutant\nM1V\n", DataError, "cannot be read"),
         ("x.parquet", b"PAR1 no more", DataError, "cannot be read"),
@@ -161,13 +226,22 @@ def test_outputs_that_cannot_be_written() -> None:
         read_table(Path("absent.csv"))
     table = variant_table(["M1V"])
     with pytest.raises(UsageError, match="has a column 'mutant'; choose another name for the scores: --column NAME"):
-        with_scores(table, "mutant", {"m": [1.0]})
+        check_columns(table, "mutant", ["m"])
+    with pytest.raises(UsageError, match="--column ' ': is no name"):
+        check_columns(table, " ", ["m"])
+    both = table.append_column("s other", pa.array([1.0]))
+    check_columns(both, "s", ["other"])
+    with pytest.raises(UsageError, match="has a column 's other'"):
+        check_columns(both, "s", ["m", "other"])
     with pytest.raises(OutputError, match="there is no folder"):
         check_output(Path("absent/x.csv"), overwrite=True)
     Path("x.csv").write_text("old")
     with pytest.raises(OutputError, match="exists already"):
         check_output(Path("x.csv"), overwrite=False)
     check_output(Path("x.csv"), overwrite=True)
+    Path("y.csv.report.tsv").write_text("precious")
+    with pytest.raises(OutputError, match=r"y.csv.report.tsv: exists already"):
+        check_output(Path("y.csv"), overwrite=False)
     Path("d.csv").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         check_output(Path("d.csv"), overwrite=True)

@@ -24,6 +24,7 @@ from protea.cli.merge import merge
 from protea.cli.perplexity import perplexity
 from protea.cli.pretrain import pretrain
 from protea.cli.score import score
+from protea.cli.terminal import printable, tell
 from protea.errors import ProteaError, ProteaWarning
 
 app = typer.Typer(
@@ -96,7 +97,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"protea: error: {_printable(message)}", err=True)
+    typer.echo(f"protea: error: {printable(message)}", err=True)
     sys.exit(code)
 
 
@@ -109,10 +110,4 @@ def _drop_output_that_cannot_be_written() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"protea: note: {_printable(str(message))}", err=True)
-
-
-def _printable(message: str) -> str:
-    """One line without what terminals obey: files have names of any characters, and so have tensors in them."""
-    line = " ".join(message.splitlines())
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    tell(str(message))

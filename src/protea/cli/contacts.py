@@ -13,7 +13,7 @@ from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
 from protea.cli.pictures import MapPlot, map_places
-from protea.cli.terminal import advancing, counted, progress_bars
+from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ def contacts(
         loaded.module.require("contacts")
         notes: list[Note] = []
         proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
-        pictures = {} if plot is None else map_places(plot, list(proteins))
+        pictures = {} if plot is None else map_places(plot, list(proteins), overwrite=overwrite)
         _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
     for note in notes:
-        typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
+        tell(f"{note.id}: {note.what}: {note.detail}")
     for path in [output, plot]:
         if path is not None:
             typer.echo(f"{path}: contacts of {counted(len(proteins), 'protein')}")
@@ -89,7 +89,7 @@ def _predict(
     settings: dict[str, Any],
 ) -> None:
     from protea.plot import contact_map
-    from protea.score.files import write_beside
+    from protea.score.files import beside
     from protea.score.maps import open_maps
 
     with ExitStack() as stack:
@@ -107,5 +107,5 @@ def _predict(
                 contact_map(pictures[name], found, title=name)
             advance(len(sequence))
         if output is not None and maps is not None:
-            maps.finish(settings)
-            write_beside(output, "id\twhat\tdetail", notes, settings)
+            with beside(output, "id\twhat\tdetail", notes, settings):
+                maps.finish(settings)

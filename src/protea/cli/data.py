@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.terminal import progress_bars
+from protea.cli.terminal import progress_bars, tell
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _report(output: Path, numbers: Numbers) -> None:
     odd = sum(step.get("altered_records", 0) for step in numbers["steps"])
     odd += sum(value for step in numbers["steps"] for name, value in step.items() if name.startswith("skipped"))
     if odd:
-        typer.echo(f"protea: note: {odd:,} records altered or left out: see {output}/report.tsv", err=True)
+        tell(f"{odd:,} records altered or left out: see {output}/report.tsv")
 
 
 def _counts(value: Any) -> bool:

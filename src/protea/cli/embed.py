@@ -14,7 +14,7 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import load_to_compute, say_what_fast_gains
 from protea.cli.options import Device, Model
-from protea.cli.terminal import progress_bars
+from protea.cli.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
     from protea.embed.run import Run, Watcher
@@ -162,7 +162,7 @@ def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> N
         )
     odd = [f"{count:,} {what}" for what in _ODD if (count := getattr(totals, what))]
     if odd:
-        typer.echo(f"protea: note: {', '.join(odd)}: see {run.outputs[0].path}.report.tsv", err=True)
+        tell(f"{', '.join(odd)}: see {run.outputs[0].path}.report.tsv")
     typer.echo(
         f"{totals.residues:,} residues in {seconds:.1f} s, {str(model.dtype).removeprefix('torch.')}, {model.device}",
         err=True,

@@ -71,7 +71,9 @@ def evaluate_contacts(
             loaded.module.require("contacts")
             exclusions = _Exclusions(exclude or [], None if include_fitted else locate(model))
             chains, notes = _chains(structures, loaded.module, exclusions, progress)
-            rows = _measure(loaded.module, chains, plot, progress)
+            names = [chain.name for chain in chains]
+            pictures = {} if plot is None else map_places(plot, names, overwrite=overwrite)
+            rows = _measure(loaded.module, chains, pictures, progress)
         if output is not None:
             settings = {"command": "evaluate contacts", "structures": [str(one) for one in structures]}
             _write(output, rows, notes, settings | {"models": {model: circumstances(loaded)}})
@@ -103,12 +105,11 @@ def _chains(
     return [chain for chain in kept if reasons[chain.name] is None], notes
 
 
-def _measure(module: Encoder, chains: Sequence[Chain], plot: Path | None, progress: Progress) -> list[Row]:
+def _measure(module: Encoder, chains: Sequence[Chain], pictures: dict[str, Path], progress: Progress) -> list[Row]:
     from protea.evaluate.contacts import predict, score
     from protea.evaluate.structures import contact_map
     from protea.plot import contact_map as draw
 
-    pictures = {} if plot is None else map_places(plot, [chain.name for chain in chains])
     rows = []
     for chain in chains:
         found = predict(module, chain)
@@ -174,10 +175,10 @@ def _columns(row: Row) -> dict[str, object]:
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import write_beside, write_table
+    from protea.score.files import beside, write_table
 
-    write_table(output, pa.Table.from_pylist([_columns(row) for row in rows]))
-    write_beside(output, "name\twhat\tdetail", notes, settings)
+    with beside(output, "name\twhat\tdetail", notes, settings):
+        write_table(output, pa.Table.from_pylist([_columns(row) for row in rows]))
 
 
 def _echo_rows(rows: Sequence[Row]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Overwrite, TokenBudget
-from protea.cli.terminal import advancing, progress_bars
+from protea.cli.load import circumstances, common_alphabet, load_to_compute
+from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Offset, Overwrite, TokenBudget, Windows
+from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def evaluate_proteingym(
     ],
     models: Models = BUNDLED,
     method: Method = "masked-marginals",
+    offset: Offset = 1,
+    long: Windows = "window",
     only: Annotated[
         str | None, typer.Option("--assays", metavar="NAMES", help="These by comma; all by default.")
     ] = None,
@@ -55,39 +57,51 @@ def evaluate_proteingym(
     from protea.score.effects import Scoring
     from protea.score.files import check_output
 
-    how = Scoring(method=method, token_budget=token_budget)
+    how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     if output is not None:
         check_output(output, overwrite=overwrite)
     assays = {assay.name: assay for assay in read_assays(folder)}
-    names = list(assays) if only is None else only.split(",")
+    names = list(assays) if only is None else _named(only)
     if strangers := [name for name in names if name not in assays]:
         raise UsageError(f"--assays {strangers[0]}: is not there; {folder} has {', '.join(assays)}")
-    published = [] if beside is None else beside.split(",")
+    published = [] if beside is None else _named(beside)
     known = {name for assay in assays.values() for name in assay.published}
     if strangers := [name for name in published if name not in known]:
         raise UsageError(
-            f"--beside {strangers[0]!r}: nothing is published under it; known are {', '.join(sorted(known))}"
+            f"--beside {strangers[0]!r}: nothing is published under it; known are {', '.join(sorted(known)) or 'none'}"
         )
     with interruptible():
-        scans: list[Scan] = []
+        alphabet = common_alphabet(models)
+        scans = [Scan(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
         settings |= how.shown() | {"models": {}}
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
-            scans = scans or [Scan(assays[assay], model.alphabet, how) for assay in names]
             with progress_bars("passes") as progress:
                 advance = advancing(progress, name, sum(how.passes(scan.rows.proteins) for scan in scans))
                 for scan in scans:
                     scan.add(model.module, advance)
             settings["models"][name] = circumstances(model)
+            del model  # before the next takes its place in memory
         results = [scan.measured() for scan in scans]
         _print(results, published)
         if output is not None:
             _write(output, results, settings)
-    left_out = sum(one.left_out for one in results)
-    if left_out:
-        typer.echo(f"protea: note: {left_out:,} variants could not be scored", err=True)
+    for one in results:
+        if one.problems:
+            tell(f"{one.assay.name}: {counted(one.left_out, 'variant')} could not be scored: {one.problems[0].reason}")
+        for advice in one.advice:
+            tell(advice)
+    if any(one.problems for one in results):
         raise typer.Exit(1)
+
+
+def _named(names: str) -> list[str]:
+    """What was listed by comma, each once."""
+    found = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if "" in found:
+        raise UsageError(f"{names!r}: a name by comma is empty")
+    return found
 
 
 def _print(results: list[Measured], published: list[str]) -> None:
@@ -116,7 +130,7 @@ def _print(results: list[Measured], published: list[str]) -> None:
 def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import write_beside, write_table
+    from protea.score.files import beside, write_table
 
     published = dict.fromkeys(name for one in results for name in one.assay.published)
     rows = [
@@ -125,7 +139,7 @@ def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> N
         | {f"spearman {name}": one.assay.published.get(name) for name in published}
         for one in results
     ]
-    write_table(output, pa.Table.from_pylist(rows))
     problems = [(one.assay.name, *problem) for one in results for problem in one.problems]
-    write_beside(output, "assay\trow\tvariant\treason", problems, settings)
-    typer.echo(f"{output}: {len(results):,} assays")
+    with beside(output, "assay\trow\tvariant\treason", problems, settings):
+        write_table(output, pa.Table.from_pylist(rows))
+    typer.echo(f"{output}: {counted(len(results), 'assay')}")

@@ -11,7 +11,7 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Device, Model
 from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
-from protea.cli.terminal import counted
+from protea.cli.terminal import counted, tell
 
 if TYPE_CHECKING:
     from protea.cli.structures import Progress
@@ -86,7 +86,7 @@ def _fit(
             progress("precision", len(rows), len(others))
         write(place, checkpoint, head, description(chosen, settings, notes, _versions(), replaced=replaced))
     if replaced:
-        typer.echo("protea: note: this head is in place of the one that the model had", err=True)
+        tell("this head is in place of the one that the model had")
     return chosen, rows, notes
 
 

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
+from protea.cli.terminal import tell
 
 if TYPE_CHECKING:
+    from protea.alphabet import Alphabet
     from protea.language_model import LanguageModel
+
+
+def common_alphabet(models: Sequence[str]) -> Alphabet:
+    """The alphabet that all models of an ensemble can read; whatever is wrong with one is found before any computes.
+
+    Raises:
+        UsageError: one is named twice, or none of their alphabets is part of the others.
+        CapabilityError: one has no language-model head.
+        UnknownModelError: there is none of that name.
+        CheckpointError: one is damaged.
+    """
+    from protea.checkpoints.formats import open_checkpoint
+    from protea.checkpoints.hub import locate
+    from protea.errors import UsageError
+
+    found: dict[str, Alphabet] = {}
+    for name in models:
+        if name in found:
+            raise UsageError(f"-m {name}: named twice")
+        with open_checkpoint(locate(name)) as checkpoint:
+            checkpoint.model.require("logits")
+            found[name] = checkpoint.model.alphabet
+    least = min(found.values(), key=lambda alphabet: len(alphabet.residues))
+    for name, alphabet in found.items():
+        if strange := sorted(set(least.residues) - set(alphabet.residues)):
+            raise UsageError(f"-m {name}: its alphabet lacks {', '.join(strange)}, which others have; score it apart")
+    return least
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LanguageModel:
@@ -29,7 +58,7 @@ def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> Langu
     if fast and native_bfloat16(resolve_device(device)):
         dtype = "bfloat16"
     elif fast:
-        typer.echo("protea: note: --fast: this hardware has no native bfloat16; computing in float32", err=True)
+        tell("--fast: this hardware has no native bfloat16; computing in float32")
     loaded = load(model, device=device, dtype=dtype)
     for_inference(loaded.module)
     return loaded
@@ -46,10 +75,7 @@ def say_what_fast_gains(model: LanguageModel, accuracy: str) -> None:
 
     if model.dtype.itemsize == 4 and native_bfloat16(model.device):
         measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
-        typer.echo(
-            f"protea: note: this hardware multiplies bfloat16 natively: --fast is faster{measured}, {accuracy}",
-            err=True,
-        )
+        tell(f"this hardware multiplies bfloat16 natively: --fast is faster{measured}, {accuracy}")
 
 
 def circumstances(model: LanguageModel) -> dict[str, Any]:

@@ -31,6 +31,13 @@ BUNDLED: Final = [bundled.NAME]
 """Of ``Models``, where none is named."""
 
 Method = Annotated[str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")]
+Offset = Annotated[int, typer.Option(metavar="N", help="The number of a protein's first residue.")]
+Windows = Annotated[
+    str,
+    typer.Option(
+        "--long", metavar="POLICY", help="A protein over 1,022 residues: window (as ProteinGym does), full, error."
+    ),
+]
 Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the hardware does so natively.")]
 TokenBudget = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Tokens computed at a time; by default what the memory allows.")

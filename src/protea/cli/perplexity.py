@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
-from protea.cli.terminal import advancing, counted, progress_bars
+from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
@@ -44,12 +43,15 @@ def perplexity(
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="A row a sequence: .csv, .tsv or .parquet.")
     ] = None,
     masking: Annotated[
-        str, typer.Option(metavar="NAME", help="Which residues are hidden, and how: a variant of docs/data.md.")
-    ] = "standard",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Which residues are hidden, and how: a variant of docs/data.md; standard by default."
+        ),
+    ] = None,
     select: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Of residues to be predicted; by default that of --masking.")
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the masks.")] = 42,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the masks; 42 by default.")] = None,
     long: Annotated[
         str,
         typer.Option(
@@ -84,29 +86,35 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.plot import check_place
-    from protea.score.files import check_output
+    from protea.score.files import check_new, check_output
     from protea.score.twin import check_twin
 
     if against is not None:
         check_twin(against)
     if pseudo and against is not None:
         raise UsageError("--against compares perplexities of masked residues; leave out --pseudo")
+    if pseudo and (masking, select, seed) != (None, None, None):
+        raise UsageError("--pseudo masks each residue by itself; leave out --masking, --select and --seed")
     if not pseudo and plot is not None:
         raise UsageError("--plot draws what --pseudo finds")
     if plot is not None:
         check_place(plot)
+        check_new(plot, overwrite=overwrite)
     if output is not None:
         check_output(output, overwrite=overwrite)
     settings: dict[str, Any] = {"command": "perplexity", "inputs": inputs, "pseudo": pseudo, "unknown": unknown}
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        if against is not None:
+            check_twin(against, loaded.config)
         notes: list[Note] = []
         records = _records(inputs, loaded, unknown, notes)
         if pseudo:
             settings["long"] = long or "window"
             found = _pseudo(loaded, records, settings, token_budget, plot)
         else:
-            settings |= {"long": long or "truncate", "masking": masking, "select": select, "seed": seed}
+            settings |= {"long": long or "truncate", "masking": masking or "standard", "select": select}
+            settings["seed"] = 42 if seed is None else seed
             masked = _masked(loaded, records, settings, notes)
             found = _losses(loaded, masked, token_budget)
         _tell(records, found, notes, pseudo=pseudo)
@@ -197,9 +205,9 @@ def _tell(records: list[Encoded], found: list[FloatArray], notes: list[Note], *,
     what = "pseudo-perplexity" if pseudo else "perplexity"
     typer.echo(f"{what} {of_all(found):.4f}: {predicted:,} of {residues:,} residues predicted, {sequences}")
     for note in notes[:_SHOWN]:
-        typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
+        tell(f"{note.id}: {note.what}: {note.detail}")
     if len(notes) > _SHOWN:
-        typer.echo(f"protea: note: {len(notes):,} records were truncated, altered or skipped", err=True)
+        tell(f"{len(notes):,} records were truncated, altered or skipped")
 
 
 def _write(
@@ -207,7 +215,8 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    from protea.score.files import write_beside, write_table
+    from protea.score.files import beside, write_table
+    from protea.score.perplexity import of_loss
 
     losses = [float(values.mean(dtype="float64")) if len(values) else None for values in found]
     columns = {
@@ -215,10 +224,10 @@ def _write(
         "length": [len(ids) for _, ids in records],
         "predicted": [len(values) for values in found],
         "loss": losses,
-        "perplexity": [None if loss is None else math.exp(loss) for loss in losses],
+        "perplexity": [None if loss is None else of_loss(loss) for loss in losses],
     }
-    write_table(output, pa.table(columns))
-    write_beside(output, "id\twhat\tdetail", notes, settings)
+    with beside(output, "id\twhat\tdetail", notes, settings):
+        write_table(output, pa.table(columns))
     typer.echo(f"{output}: {counted(len(records), 'sequence')}")
 
 

@@ -18,19 +18,26 @@ MapPlot = Annotated[
 ]
 
 
-def map_places(plot: Path, names: Sequence[str]) -> dict[str, Path]:
+def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
     """Where each protein's picture goes: the file that was named, or of several a folder of PNGs, which is made.
+
+    Args:
+        plot: as it was named.
+        names: of the proteins.
+        overwrite: pictures may exist.
 
     Raises:
         UsageError: a file is named for several, or its suffix is no picture's.
         MissingExtraError: what draws it is not installed.
-        OutputError: nothing can be written there.
+        OutputError: one exists, or cannot be written there.
     """
     from protea.embed.names import store_name
     from protea.plot import check_place
+    from protea.score.files import check_new
 
     if len(names) == 1:
         check_place(plot)
+        check_new(plot, overwrite=overwrite)
         return {names[0]: plot}
     if plot.suffix:
         raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
@@ -38,4 +45,8 @@ def map_places(plot: Path, names: Sequence[str]) -> dict[str, Path]:
         plot.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{plot}: cannot be made: {error.strerror or error}") from error
-    return {name: plot / f"{store_name(name)}.png" for name in names}
+    places = {name: plot / f"{store_name(name)}.png" for name in names}
+    for place in places.values():
+        check_place(place)
+        check_new(place, overwrite=overwrite)
+    return places

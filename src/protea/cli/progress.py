@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import typer
 from rich.progress import Progress, TaskID
 
+from protea.cli.terminal import printable, tell
 from protea.embed.run import Watcher
 from protea.embed.survey import Totals
 
@@ -40,6 +40,6 @@ class Bars(Watcher):
     def note(self, message: str) -> None:
         """Print a line above the bars."""
         if self._progress.disable:
-            typer.echo(f"protea: note: {message}", err=True)
+            tell(message)
         else:
-            self._progress.console.print(f"protea: note: {message}", markup=False, highlight=False)
+            self._progress.console.print(f"protea: note: {printable(message)}", markup=False, highlight=False)

@@ -8,15 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Overwrite, TokenBudget
-from protea.cli.terminal import advancing, counted, progress_bars
+from protea.cli.load import circumstances, common_alphabet, load_to_compute
+from protea.cli.options import (
+    BUNDLED,
+    Device,
+    Dtype,
+    Fast,
+    Method,
+    Models,
+    Offset,
+    Overwrite,
+    TokenBudget,
+    Unknown,
+    Windows,
+)
+from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from protea.alphabet import Alphabet
+    from protea.embed.prepare import Note
     from protea.score.effects import Scoring
     from protea.score.table import Rows
 
@@ -42,12 +54,10 @@ def score(
     ] = None,
     models: Models = BUNDLED,
     method: Method = "masked-marginals",
-    offset: Annotated[int, typer.Option(metavar="N", help="The number of a protein's first residue.")] = 1,
+    offset: Offset = 1,
     column: Annotated[str, typer.Option(metavar="NAME", help="Of the scores.")] = "model_score",
-    long: Annotated[
-        str,
-        typer.Option(metavar="POLICY", help="A protein over 1,022 residues: window (as ProteinGym does), full, error."),
-    ] = "window",
+    long: Windows = "window",
+    unknown: Unknown = "x",
     dtype: Dtype = "float32",
     fast: Fast = False,
     device: Device = "auto",
@@ -74,8 +84,9 @@ def score(
     """
     from protea.plot import check_place
     from protea.score.effects import Scoring
-    from protea.score.files import check_output
-    from protea.score.table import scores_of, with_scores
+    from protea.score.files import check_new, check_output
+    from protea.score.records import wild_types
+    from protea.score.table import check_columns, rows_of, scores_of, with_scores
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants, or --scan")
@@ -87,66 +98,66 @@ def score(
         check_output(output, overwrite=overwrite)
     if plot is not None:
         check_place(plot)
+        check_new(plot, overwrite=overwrite)
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
-        rows: Rows | None = None
+        alphabet = common_alphabet(models)
+        notes: list[Note] = []
+        wild = wild_types([proteins], alphabet, unknown, notes)
+        rows = rows_of(_content(table, variants, wild, offset), wild, alphabet, how)
+        check_columns(rows.table, column, models)
+        if plot is not None and len(rows.proteins) != 1:
+            raise UsageError(f"--plot draws one protein, and there are {len(rows.proteins)}")
         scores, provenance = {}, {}
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
-            if rows is None:
-                rows = _rows(proteins, table, variants.split(",") if variants else None, model.alphabet, how)
-                if plot is not None and len(rows.proteins) != 1:
-                    raise UsageError(f"--plot draws one protein, and there are {len(rows.proteins)}")
             with progress_bars("passes") as progress:
                 advance = advancing(progress, "scoring", how.passes(rows.proteins))
                 scores[name] = scores_of(model.module, rows, how, advance)
             provenance[name] = circumstances(model)
-        assert rows is not None
+            del model  # before the next takes its place in memory
         scored = with_scores(rows.table, column, scores)
         settings = {"command": "score", "proteins": proteins, "variants": variants or ("scan" if scan else str(table))}
-        _write(output, scored, rows, settings | how.shown() | {"models": provenance})
+        settings |= how.shown() | {"unknown": unknown, "models": provenance}
+        _write(output, scored, rows, notes, settings)
         if plot is not None:
             _plot(plot, rows, scored.column(column).to_pylist(), how)
     if rows.problems:
         raise typer.Exit(1)
 
 
-def _rows(proteins: str, table: Path | None, variants: list[str] | None, alphabet: Alphabet, how: Scoring) -> Rows:
-    from protea.embed.prepare import Note
-    from protea.score.records import wild_types
-    from protea.score.table import read_table, rows_of, scan_table, variant_table
+def _content(table: Path | None, variants: str | None, wild: dict[str, str], offset: int) -> pa.Table:
+    from protea.score.table import read_table, scan_table, variant_table
 
-    notes: list[Note] = []
-    wild = wild_types([proteins], alphabet, "x", notes)
-    for note in notes:
-        typer.echo(f"protea: note: {note.id}: {note.what}: {note.detail}", err=True)
     if table is not None:
-        content = read_table(table)
-    elif variants is not None:
-        content = variant_table(variants)
-    else:
-        content = scan_table(wild, how.offset)
-    return rows_of(content, wild, alphabet, how)
+        return read_table(table)
+    if variants is not None:
+        return variant_table(variants.split(","))
+    return scan_table(wild, offset)
 
 
-def _write(output: Path | None, scored: pa.Table, rows: Rows, settings: dict[str, Any]) -> None:
-    from protea.score.files import write_beside, write_table
+def _write(output: Path | None, scored: pa.Table, rows: Rows, notes: list[Note], settings: dict[str, Any]) -> None:
+    from protea.score.files import beside, write_table
 
     if output is None:
+        typer.echo("\t".join(scored.column_names))
         for row in scored.to_pylist():
             typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
-        write_table(output, scored)
-        write_beside(output, "row\tvariant\treason", rows.problems, settings)
+        of_wild_types = [("", note.id, f"{note.what}: {note.detail}") for note in notes]
+        with beside(output, "row\tvariant\treason", [*of_wild_types, *rows.problems], settings):
+            write_table(output, scored)
         variants = counted(scored.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {variants} of {counted(len(rows.proteins), 'protein')} scored")
+    for note in notes:
+        tell(f"{note.id}: {note.what}: {note.detail}")
     for problem in rows.problems[:_SHOWN]:
-        typer.echo(f"protea: note: row {problem.row}: {problem.reason}", err=True)
+        tell(f"row {problem.row}: {problem.reason}")
     if len(rows.problems) > _SHOWN:
         rest = "" if output is None else f": see {output}.report.tsv"
-        typer.echo(f"protea: note: {counted(len(rows.problems), 'row')} could not be scored{rest}", err=True)
+        tell(f"{counted(len(rows.problems), 'row')} could not be scored{rest}")
     for advice in rows.advice:
-        typer.echo(f"protea: note: {advice}", err=True)
+        tell(advice)
 
 
 def _plot(path: Path, rows: Rows, scores: list[float | None], how: Scoring) -> None:

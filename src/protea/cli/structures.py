@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protea.cli.terminal import counted, progress_bars
+from protea.cli.terminal import counted, progress_bars, tell
 
 if TYPE_CHECKING:
     from protea.evaluate.contacts import Mean, Row
@@ -48,14 +48,14 @@ def tell_notes(notes: Sequence[Note], where: str) -> bool:
     """
     for note in notes:
         if note.what == "skipped":
-            typer.echo(f"protea: note: {note.name}: skipped: {note.detail}", err=True)
+            tell(f"{note.name}: skipped: {note.detail}")
     left_out = Counter(note.detail for note in notes if note.what == "left out")
     for reason, count in left_out.items():
-        typer.echo(f"protea: note: left out {counted(count, 'chain')}: {reason}", err=True)
+        tell(f"left out {counted(count, 'chain')}: {reason}")
     odd = Counter(note.what for note in notes if note.what not in ("skipped", "left out"))
     if odd:
         kinds = ", ".join(f"{count} {what}" for what, count in sorted(odd.items()))
-        typer.echo(f"protea: note: of structures: {kinds}; {where}", err=True)
+        tell(f"of structures: {kinds}; {where}")
     return any(note.what == "skipped" for note in notes)
 
 

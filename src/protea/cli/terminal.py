@@ -1,10 +1,12 @@
-"""What people read: bars on standard error, where somebody watches, and numbers of things."""
+"""What people read: notes and bars on standard error, numbers of things."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,3 +51,14 @@ def advancing(progress: Progress, what: str, total: float | None) -> Callable[[f
 def counted(number: int, noun: str) -> str:
     """A number of things: ``1 chain``, ``2,400 chains``; the noun's plural has an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def tell(message: str) -> None:
+    """A line that people should read, on standard error."""
+    typer.echo(f"protea: note: {printable(message)}", err=True)
+
+
+def printable(message: str) -> str:
+    """One line without what terminals obey: files have names of any characters, and so have tensors in them."""
+    line = " ".join(message.splitlines())
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)

@@ -281,8 +281,8 @@ def _refuse(record: Record, sequence: str, alphabet: Alphabet, damage: Sequence[
 def _too_long(record: Record, length: int, model: Encoder) -> SequenceTooLongError:
     limit = model.trained_tokens - 2
     family = model.config.family
-    whole = ", or full to run it whole" if model.max_tokens is None else ""
+    whole = ", full runs it whole" if model.max_tokens is None else ""
     return SequenceTooLongError(
-        f"{record.place}: {length} residues, over the {limit} that {family} was trained on; set long to truncate to "
-        f"keep its beginning, window to join overlapping windows{whole}"
+        f"{record.place}: {length} residues, over the {limit} that {family} was trained on; as policy for long ones, "
+        f"truncate keeps its beginning, window joins embeddings of overlapping windows{whole}"
     )

@@ -13,16 +13,17 @@ DMS_score_bin``) or the short one (``assay``; ``mutant, score``). Columns ``spea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.errors import DataError
+from protea.errors import DataError, UnknownResidueError
 from protea.extras import extra
 from protea.models.encoder import Encoder
 from protea.score.effects import Scoring
@@ -70,12 +71,14 @@ class Measured:
         assay: which.
         count: variants compared.
         problems: variants that could not be scored.
+        advice: what would explain many of them.
         measures: by name; ``nan`` where one is not defined.
     """
 
     assay: Assay
     count: int
     problems: Sequence[Problem]
+    advice: Sequence[str]
     measures: Mapping[str, float]
 
     @property
@@ -93,11 +96,15 @@ class Scan:
         how: they score.
 
     Raises:
-        DataError: its file is damaged, or lacks a column.
+        DataError: its file is damaged, or lacks a column, or its sequence holds a letter outside the alphabet.
     """
 
     def __init__(self, assay: Assay, alphabet: Alphabet, how: Scoring) -> None:
         self._assay, self._how = assay, how
+        try:
+            alphabet.encode(assay.sequence)
+        except UnknownResidueError as error:
+            raise DataError(f"{assay.name}: target_seq: {error}") from error
         table, self._scores, self._high = read_scan(assay)
         self.rows = rows_of(table, {assay.name: assay.sequence}, alphabet, how)
         self._sums = np.zeros(table.num_rows)
@@ -111,7 +118,7 @@ class Scan:
         """The sum of all models' scores, which ranks as their mean does, beside the measurements."""
         scored = ~np.isnan(self._sums)
         measures = measure(self._sums[scored], self._scores[scored], self._high[scored])
-        return Measured(self._assay, int(scored.sum()), self.rows.problems, measures)
+        return Measured(self._assay, int(scored.sum()), self.rows.problems, self.rows.advice, measures)
 
 
 def read_assays(folder: Path) -> list[Assay]:
@@ -120,13 +127,19 @@ def read_assays(folder: Path) -> list[Assay]:
     Raises:
         DataError: it holds no table of assays, or a scan is not there.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
     references = [path for path in sorted(folder.glob("*.csv*")) if "target_seq" in _header(path)]
     if len(references) != 1:
         found = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs one CSV of assays, with a column target_seq; found {found}")
-    rows = _rows(references[0])
-    files = {path.name: path for path in sorted(folder.rglob("*.csv*"))}
-    return [_assay(row, files, references[0]) for row in rows]
+    reference = references[0]
+    assays = [_assay(row, folder, reference) for row in _rows(reference)]
+    if not assays:
+        raise DataError(f"{reference}: has no rows")
+    if doubled := [name for name, count in Counter(assay.name for assay in assays).items() if count > 1]:
+        raise DataError(f"{reference}: {doubled[0]} is there twice; give each assay its own name")
+    return assays
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
@@ -136,6 +149,8 @@ def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.b
         DataError: the file is damaged, or a column is missing or no number.
     """
     table = read_table(assay.path)
+    if doubled := [name for name in (*_SCORE, _CLASS) if table.column_names.count(name) > 1]:
+        raise DataError(f"{assay.path}: two columns are named {doubled[0]}; rename one")
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
         raise DataError(
@@ -173,7 +188,7 @@ def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high:
 
 
 def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Means over assays: plain; over proteins; over kinds of function, where they are known.
+    """Means over assays: plain; over proteins; over kinds of function, where they are known, each over its proteins.
 
     Args:
         results: of the assays.
@@ -185,17 +200,15 @@ def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | 
         for one in results
         if (value := one.measures[name] if values is None else values.get(one.assay.name, np.nan)) == value
     ]
-    proteins: dict[tuple[str, str], list[float]] = {}
+    proteins: dict[str, list[float]] = {}
+    kinds: dict[str, dict[str, list[float]]] = {}
     for assay, value in known:
-        proteins.setdefault((assay.kind, assay.protein), []).append(value)
-    kinds: dict[str, list[float]] = {}
-    for (kind, _), found in proteins.items():
-        kinds.setdefault(kind, []).append(float(np.mean(found)))
-    result = {
-        "assays": _mean([value for _, value in known]),
-        "proteins": _mean([v for one in kinds.values() for v in one]),
-    }
-    return result | ({"functions": _mean([_mean(one) for one in kinds.values()])} if set(kinds) != {""} else {})
+        proteins.setdefault(assay.protein, []).append(value)
+        kinds.setdefault(assay.kind, {}).setdefault(assay.protein, []).append(value)
+    result = {"assays": _mean(value for _, value in known), "proteins": _mean(map(_mean, proteins.values()))}
+    if not kinds.keys() - {""}:
+        return result
+    return result | {"functions": _mean(_mean(map(_mean, one.values())) for one in kinds.values())}
 
 
 def _ndcg(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
@@ -216,25 +229,41 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def _assay(row: Mapping[str, Any], files: Mapping[str, Path], reference: Path) -> Assay:
+def _assay(row: Mapping[str, str], folder: Path, reference: Path) -> Assay:
     name = _first(row, _NAME)
     if not name:
         raise DataError(f"{reference}: a row has no {' or '.join(_NAME)}")
-    wanted = [_first(row, _FILE) or f"{name}.csv"]
-    path = next((files[one] for file in wanted for one in (file, f"{file}.gz") if one in files), None)
-    if path is None:
-        raise DataError(f"{reference}: {wanted[0]}, the scan of {name}, is not in its folder")
-    published = {
-        column.removeprefix(_PUBLISHED): float(value)
-        for column, value in row.items()
-        if column.startswith(_PUBLISHED) and value not in ("", None)
-    }
+    sequence = row["target_seq"].upper()
+    if not sequence:
+        raise DataError(f"{reference}: {name} has no target_seq")
     protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
-    return Assay(name, protein, _first(row, _KIND), str(row["target_seq"]), path, published)
+    path = _scan_file(folder, _first(row, _FILE) or f"{name}.csv", name)
+    return Assay(name, protein, _first(row, _KIND), sequence, path, dict(_published(row, name, reference)))
 
 
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    return next((str(row[name]) for name in names if row.get(name)), "")
+def _scan_file(folder: Path, file: str, assay: str) -> Path:
+    """The file of that name nearest to the top of a folder, compressed or not."""
+    found = [path for path in folder.rglob("*.csv*") if path.name in (file, f"{file}.gz")]
+    least = min((len(path.parts) for path in found), default=0)
+    nearest = sorted(path for path in found if len(path.parts) == least)
+    if not nearest:
+        raise DataError(f"{folder}: {file}, the scan of {assay}, is not in it")
+    if len(nearest) > 1:
+        raise DataError(f"{folder}: of {assay} there are {' and '.join(map(str, nearest))}; remove one")
+    return nearest[0]
+
+
+def _published(row: Mapping[str, str], assay: str, reference: Path) -> Iterator[tuple[str, float]]:
+    for column, value in row.items():
+        if column.startswith(_PUBLISHED) and value:
+            try:
+                yield column.removeprefix(_PUBLISHED), float(value)
+            except ValueError as error:
+                raise DataError(f"{reference}: {assay}: {column}: {value!r} is no number") from error
+
+
+def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((row[name] for name in names if row.get(name)), "")
 
 
 def _header(path: Path) -> list[str]:
@@ -243,25 +272,29 @@ def _header(path: Path) -> list[str]:
     try:
         with csv.open_csv(path) as stream:
             return list(stream.schema.names)
-    except (OSError, ArrowException):
+    except (OSError, UnicodeDecodeError, ArrowException):
         return []
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    from pyarrow import ArrowException, csv
+def _rows(path: Path) -> list[dict[str, str]]:
+    import pyarrow as pa
+    from pyarrow import csv
 
+    # As text: a name such as 0012 is no number.
+    types = csv.ConvertOptions(column_types=dict.fromkeys(_header(path), pa.string()), strings_can_be_null=False)
     try:
-        return list(csv.read_csv(path).to_pylist())
-    except (OSError, ArrowException) as error:
+        return list(csv.read_csv(path, convert_options=types).to_pylist())
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
-    values = table.column(column).to_pylist()
-    try:
-        found = np.array([float(value) for value in values])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {column}: {error}") from error
+    found = np.empty(table.num_rows)
+    for row, value in enumerate(table.column(column).to_pylist()):
+        try:
+            found[row] = float(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path}: {column}: row {row + 1}: {value!r} is no number") from error
     if not np.isfinite(found).all():
         raise DataError(f"{path}: {column}: row {int(np.argmin(np.isfinite(found))) + 1} is no finite number")
     return found

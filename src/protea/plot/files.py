@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from protea.disk import unfinished
+from protea.disk import replacing
 from protea.errors import OutputError, UsageError
 from protea.extras import extra
 from protea.plot.style import INK, printable
@@ -136,13 +136,5 @@ def save_page(path: Path, figure: dict[str, Any], title: str) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """All or nothing: whoever looks sees the old picture or the new one."""
-    temporary = unfinished(path)
-    try:
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with replacing(path) as aside:
+        aside.write_bytes(content)

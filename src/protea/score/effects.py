@@ -190,10 +190,7 @@ def _by_pseudo_likelihood(
         for protein in proteins:
             yield protein.name, protein.sequence
             for variant in protein.variants:
-                changed = variant.apply(protein.sequence)
-                if not changed:
-                    raise VariantError(f"{variant.name}: nothing is left of {protein.name}")
-                yield f"{protein.name}, {variant.name}", changed
+                yield f"{protein.name}, {variant.name}", variant.apply(protein.sequence)
 
     budget = _budget(model, how)
     found = pseudo_log_likelihoods(model, sequences(), long=how.long, token_budget=budget, advance=advance)

@@ -140,9 +140,15 @@ def with_specials(alphabet: Alphabet, ids: NDArray[np.uint8]) -> NDArray[np.uint
 
 def _window(model: Encoder, name: str, tokens: int, long: str) -> int:
     if tokens > model.trained_tokens and long == "error":
+        whole = ", or whole (full)" if model.max_tokens is None else ""
         raise SequenceTooLongError(
-            f"{name}: {tokens - 2} residues, the model was trained on {model.trained_tokens - 2}; score it in windows, "
-            "or whole (full)"
+            f"{name}: {tokens - 2} residues, the model was trained on {model.trained_tokens - 2}; score it in windows "
+            f"(window){whole}"
+        )
+    if model.max_tokens is not None and tokens > model.max_tokens and long == "full":
+        raise SequenceTooLongError(
+            f"{name}: {tokens - 2} residues, and {model.config.family} has positions for {model.max_tokens - 2}; score "
+            "it in windows (window)"
         )
     return tokens if long == "full" else model.trained_tokens
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from protea.disk import replacing
 from protea.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ def kind_of(path: Path) -> str:
     raise UsageError(f"{path}: no kind of table; {_SUFFIXES}")
 
 
+def compression(path: Path) -> str | None:
+    """What a path's last suffix says that its content is compressed with, as Arrow calls it."""
+    return _COMPRESSED.get(path.suffix.lower())
+
+
 def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
@@ -47,16 +54,26 @@ def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> 
 
     Raises:
         UsageError: the suffix names no format.
-        OutputError: it exists, or its folder does not.
+        OutputError: it or what will lie beside it exists, or its folder does not.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
     if path.suffix not in others:
         kind_of(path)
+    for place in (path, *_beside(path)):
+        check_new(place, overwrite=overwrite)
+
+
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file unless that is wanted.
+
+    Raises:
+        OutputError: it exists.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -70,36 +87,35 @@ def write_table(path: Path, table: pa.Table) -> None:
     from pyarrow import parquet
 
     kind = kind_of(path)
-    aside = path.with_name(f".{path.name}")
-    try:
+    with replacing(path) as aside, aside.open("wb") as file:
         if kind == "parquet":
-            parquet.write_table(table, aside)
-        else:
-            codec = _COMPRESSED.get(path.suffix)
-            with (
-                pa.output_stream(str(aside), compression=codec) as stream,
-                TextIOWrapper(stream, encoding="utf-8", newline="") as text,
-            ):
-                writer = csv.writer(text, delimiter=DELIMITERS[kind], lineterminator="\n")
-                writer.writerow(table.column_names)
-                for batch in table.to_batches():
-                    writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-        aside.replace(path)
-    except (OSError, pa.ArrowException) as error:
-        aside.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+            parquet.write_table(table, file)
+            return
+        with (
+            pa.output_stream(file, compression=compression(path)) as stream,
+            TextIOWrapper(stream, encoding="utf-8", newline="") as text,
+        ):
+            writer = csv.writer(text, delimiter=DELIMITERS[kind], lineterminator="\n")
+            writer.writerow(table.column_names)
+            for batch in table.to_batches():
+                writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
-def write_beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> None:
-    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
+@contextmanager
+def beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> Iterator[None]:
+    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``; there if what is written within is.
 
     Raises:
         OutputError: they cannot be written.
     """
     cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in lines)
-    try:
-        path.with_name(f"{path.name}.report.tsv").write_text("\n".join([header, *cells, ""]), encoding="utf-8")
-        shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-        path.with_name(f"{path.name}.run.yaml").write_text(shown, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{error.filename or path}: cannot be written: {error.strerror or error}") from error
+    shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    report, run = _beside(path)
+    with replacing(report) as report_aside, replacing(run) as run_aside:
+        report_aside.write_text("\n".join([header, *cells, ""]), encoding="utf-8")
+        run_aside.write_text(shown, encoding="utf-8")
+        yield
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f"{path.name}.report.tsv"), path.with_name(f"{path.name}.run.yaml")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
+from protea.disk import unfinished
 from protea.embed.engine import FloatArray
 from protea.embed.names import store_name
 from protea.errors import OutputError, UsageError
@@ -57,7 +58,7 @@ class _H5:
     """One ``[L, L]`` float32 dataset a protein, named as ``protea embed`` names them."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._aside = path, path.with_name(f".{path.name}")
+        self._path, self._aside = path, unfinished(path)
         try:
             self._file = h5py.File(self._aside, "w", libver=("v108", "v108"), track_order=True)
         except OSError as error:

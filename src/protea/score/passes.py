@@ -73,5 +73,7 @@ def _forward(model: Encoder, group: list[Question]) -> list[FloatArray]:
         hidden = model(batch.to(device)).index_select(0, rows.to(device))
         logits = model.head(hidden)[:, : len(model.alphabet)].float()
         values: FloatArray = logits.log_softmax(-1).cpu().numpy()
-    check_finite(values, group[0].name, model.word_embeddings.weight.dtype)
-    return np.split(values, np.cumsum([len(one.places) for one in group])[:-1])
+    found = np.split(values, np.cumsum([len(one.places) for one in group])[:-1])
+    for question, answer in zip(group, found, strict=True):
+        check_finite(answer, question.name, model.word_embeddings.weight.dtype)
+    return found

@@ -88,4 +88,12 @@ def of_all(found: Iterable[FloatArray]) -> float:
         count += len(values)
     if not count:
         raise UsageError("no residue was masked, so few there are; give more sequences, or mask a larger share")
-    return math.exp(total / count)
+    return of_loss(total / count)
+
+
+def of_loss(loss: float) -> float:
+    """Perplexity of a mean loss in nats; beyond what a float holds, infinite."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

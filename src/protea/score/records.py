@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.embed.prepare import Note, Policies, Unknown, encode
-from protea.errors import FastaError, UsageError
+from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
+
+_GAPS: Final = "-."
 
 
 class Encoded(NamedTuple):
@@ -38,13 +40,30 @@ def encoded(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes
 
     Raises:
         FastaError: a file that is missing, unreadable, empty or no FASTA.
-        UnknownResidueError: a letter that the policy does not allow.
+        UnknownResidueError: a letter that the policy does not allow, or a mask.
     """
     policy = _choice("unknown", unknown, Unknown)
     for record in read_fasta(paths):
         ids = encode(record, alphabet, policy, notes)
         if ids is not None:
+            check_residues(ids, alphabet, record.place)
+            gaps = int(np.isin(ids, [alphabet.tokens.index(gap) for gap in _GAPS if gap in alphabet.tokens]).sum())
+            if gaps:
+                notes.append(Note(record.id, "odd", f"{gaps:,} gaps, which count as residues"))
             yield Encoded(record, ids)
+
+
+def check_residues(ids: NDArray[np.uint8], alphabet: Alphabet, place: str) -> None:
+    """See that a sequence says what stands at each of its places, which is what models are asked to predict.
+
+    Raises:
+        UnknownResidueError: it holds a mask.
+    """
+    masks = np.flatnonzero(ids == alphabet.mask)
+    if len(masks):
+        raise UnknownResidueError(
+            f"{place}: {alphabet.tokens[alphabet.mask]} at position {masks[0] + 1}; scoring needs the residue there"
+        )
 
 
 def cutting(long: str) -> Policies:
@@ -62,7 +81,7 @@ def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, no
     Raises:
         UsageError: two records have one id.
         FastaError: no record is left, or a file cannot be read.
-        UnknownResidueError: a letter that the policy does not allow.
+        UnknownResidueError: a letter that the policy does not allow, or a mask.
     """
     found: dict[str, str] = {}
     for record, ids in encoded(paths, alphabet, unknown, notes):

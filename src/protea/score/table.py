@@ -2,7 +2,8 @@
 
 A table is CSV, TSV (both perhaps compressed) or Parquet. Columns that are understood, as ProteinGym names them:
 
-    mutant            a variant as ``variants.py`` reads it; also ``mutants``, ``mutation``, ``mutations``, ``variant``
+    mutant            a variant as ``variants.py`` reads it, or, of letters alone, the whole sequence, as in
+                      ProteinGym's insertions and deletions; also ``mutants``, ``mutation``, ``mutations``, ``variant``
     mutated_sequence  the whole sequence; alone, it is compared with the wild type, beside ``mutant`` it is checked
     id                which protein, where there are several; also ``protein``
 
@@ -11,17 +12,20 @@ All columns are kept as they are; those of text files as text.
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UsageError, VariantError
 from protea.models.encoder import Encoder
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import Advance
-from protea.score.files import DELIMITERS, kind_of
+from protea.score.files import DELIMITERS, compression, kind_of
 from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse
 
 if TYPE_CHECKING:
@@ -73,48 +77,65 @@ def read_table(path: Path) -> pa.Table:
         DataError: it cannot be read, is empty, or has no column of variants.
     """
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
     from pyarrow import parquet
 
     kind = kind_of(path)
     try:
-        if kind == "parquet":
-            table = parquet.read_table(path)
-        else:
-            parsing = arrow_csv.ParseOptions(delimiter=DELIMITERS[kind])
-            with arrow_csv.open_csv(path, parse_options=parsing) as stream:
-                names = stream.schema.names
-            # As text, so that what is written is what was read.
-            types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-            table = arrow_csv.read_csv(path, parse_options=parsing, convert_options=types)
-    except (OSError, pa.ArrowException) as error:
+        with path.open("rb") as file:
+            table = parquet.read_table(file) if kind == "parquet" else _read_text(file, path, DELIMITERS[kind])
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if len(set(table.column_names)) < table.num_columns:
-        raise DataError(f"{path}: two columns have one name; rename one ({', '.join(table.column_names)})")
     if not {*_VARIANT, _SEQUENCE} & set(table.column_names):
         raise DataError(
             f"{path}: no column is named {', '.join(_VARIANT)} or {_SEQUENCE}; it has {', '.join(table.column_names)}"
         )
+    understood = [name for name in table.column_names if name in {*_VARIANT, *_PROTEIN, _SEQUENCE}]
+    if doubled := [name for name, count in Counter(understood).items() if count > 1]:
+        raise DataError(f"{path}: two columns are named {doubled[0]}; rename one")
     if not table.num_rows:
         raise DataError(f"{path}: has no rows")
     return table
 
 
+def _read_text(file: BinaryIO, path: Path, delimiter: str) -> pa.Table:
+    """All cells as text, so that what is written is what was read."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    content = pa.input_stream(file, compression=compression(path)).read()
+    first = next(csv.reader(StringIO(content.partition(b"\n")[0].decode("utf-8-sig")), delimiter=delimiter), [])
+    # An empty line is a row of a table of one column, and of others none.
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(first) != 1)
+    with arrow_csv.open_csv(pa.BufferReader(content), parse_options=parsing) as stream:
+        names = stream.schema.names
+    types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    return arrow_csv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=types)
+
+
 def variant_table(variants: Sequence[str]) -> pa.Table:
-    """A table of variants that were typed."""
+    """A table of variants that were typed.
+
+    Raises:
+        UsageError: one is empty, or no text.
+    """
     import pyarrow as pa
 
+    for name in variants:
+        if not name.strip():
+            raise UsageError(f"--variants {','.join(variants)!r}: names no variant; write A24V,A24V:G30S")
+        check_text("--variants", name)
     return pa.table({"mutant": list(variants)})
 
 
 def scan_table(wild_types: Mapping[str, str], offset: int) -> pa.Table:
-    """Every residue of some proteins replaced by each of the other 19 amino acids."""
+    """Every residue of some proteins replaced by each of the other 19 amino acids; gaps are passed over."""
     import pyarrow as pa
 
     cells = [
         (name, place + offset, wild, new, f"{wild}{place + offset}{new}")
         for name, sequence in wild_types.items()
         for place, wild in enumerate(sequence)
+        if wild.isalpha()
         for new in CANONICAL
         if new != wild
     ]
@@ -138,11 +159,7 @@ def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, 
     columns = set(table.column_names)
     texts = _column(table, next((name for name in _VARIANT if name in columns), None))
     mutated = _column(table, _SEQUENCE if _SEQUENCE in columns else None)
-    named = next((name for name in _PROTEIN if name in columns), None) if len(wild_types) > 1 else None
-    if named is None and len(wild_types) > 1:
-        raise DataError(
-            f"there are {len(wild_types)} proteins, and no column {' or '.join(_PROTEIN)} says which is meant"
-        )
+    named = _owners(table, wild_types)
     owners = _column(table, named)
     only = next(iter(wild_types)) if named is None else None
     found = Rows(table)
@@ -176,6 +193,20 @@ def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, 
     return found
 
 
+def _owners(table: pa.Table, wild_types: Mapping[str, str]) -> str | None:
+    """The column that says which protein a row is of; none where there is one protein, which no column names."""
+    columns = [name for name in _PROTEIN if name in table.column_names]
+    naming = [name for name in columns if not wild_types.keys().isdisjoint(map(str, _column(table, name)))]
+    if naming or len(wild_types) == 1:
+        return next(iter(naming), None)
+    if not columns:
+        raise DataError(
+            f"there are {len(wild_types)} proteins, and nothing says which is meant; give a table with a column "
+            f"{' or '.join(_PROTEIN)}, or one protein"
+        )
+    return columns[0]
+
+
 def scores_of(model: Encoder, rows: Rows, how: Scoring, advance: Advance) -> list[float | None]:
     """A score for each row of a table, ``None`` where there can be none."""
     values: list[float | None] = [None] * rows.table.num_rows
@@ -185,22 +216,45 @@ def scores_of(model: Encoder, rows: Rows, how: Scoring, advance: Advance) -> lis
     return values
 
 
-def with_scores(table: pa.Table, column: str, scores: Mapping[str, Sequence[float | None]]) -> pa.Table:
-    """A table with its scores; of several models their mean, and then each.
+def check_columns(table: pa.Table, column: str, models: Sequence[str]) -> None:
+    """See that scores can be added to a table, before they are computed.
 
     Raises:
-        UsageError: it has a column of that name.
+        UsageError: it has a column of that name, or that is no name.
     """
+    if not column.strip():
+        raise UsageError(f"--column {column!r}: is no name")
+    check_text("--column", column)
+    for name in _score_columns(column, models):
+        if name in table.column_names:
+            raise UsageError(f"the table has a column {name!r}; choose another name for the scores: --column NAME")
+
+
+def check_text(option: str, text: str) -> None:
+    """See that what was typed can be written into a table.
+
+    Raises:
+        UsageError: it holds bytes that are no UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{option} {text.encode(errors='replace').decode()}: holds bytes that are no UTF-8") from error
+
+
+def with_scores(table: pa.Table, column: str, scores: Mapping[str, Sequence[float | None]]) -> pa.Table:
+    """A table with its scores, under names that are free; of several models their mean, and then each."""
     import pyarrow as pa
 
     each = list(scores.values())
     mean = [None if None in row else sum(row) / len(row) for row in zip(*each, strict=True)]
-    columns = {column: mean} | ({f"{column} {name}": one for name, one in scores.items()} if len(each) > 1 else {})
-    for name, values in columns.items():
-        if name in table.column_names:
-            raise UsageError(f"the table has a column {name!r}; choose another name for the scores: --column NAME")
+    for name, values in zip(_score_columns(column, list(scores)), [mean, *each], strict=False):
         table = table.append_column(name, pa.array(values, pa.float64()))
     return table
+
+
+def _score_columns(column: str, models: Sequence[str]) -> list[str]:
+    return [column, *(f"{column} {name}" for name in models if len(models) > 1)]
 
 
 def _column(table: pa.Table, name: str | None) -> list[Any]:
@@ -208,8 +262,11 @@ def _column(table: pa.Table, name: str | None) -> list[Any]:
 
 
 def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
-    if text:
+    whole = str(text) if text and str(text).isalpha() else mutated
+    if text and not str(text).isalpha():
         return parse(str(text), offset)
-    if not mutated:
+    if not whole:
         raise VariantError("names no variant")
-    return difference(wild, str(mutated), offset)
+    if str(whole) != str(whole).upper():
+        raise VariantError("a mutated sequence in lower case; write it in upper case")
+    return difference(wild, str(whole), offset)

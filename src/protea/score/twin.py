@@ -17,6 +17,7 @@ from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.peers import Run, load_peer
 from protea.embed.engine import FloatArray
 from protea.errors import MissingExtraError, UsageError
+from protea.models.encoder import EncoderConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
 from protea.score.perplexity import Masked
@@ -25,17 +26,19 @@ TWINS: Final = {"transformers": (hf.NAME, "transformers"), "fair-esm": (fair_esm
 """By the name users type: the format that the other library reads, and its module."""
 
 
-def check_twin(name: str) -> None:
-    """See that another library is known and installed.
+def check_twin(name: str, config: EncoderConfig | None = None) -> None:
+    """See that another library is known and installed, and has a model's family where that is known.
 
     Raises:
-        UsageError: no such library.
+        UsageError: no such library, or it has no such model.
         MissingExtraError: it is not installed.
     """
     if name not in TWINS:
         raise UsageError(f"--against {name}: unknown; use {' or '.join(TWINS)}")
     if find_spec(TWINS[name][1]) is None:
         raise MissingExtraError(f"--against {name} needs it installed: pip install {name}")
+    if isinstance(config, ESM1nvConfig):
+        raise UsageError(f"--against {name}: it has no {config.family}")
 
 
 def load_twin(name: str, path: Path) -> Run:
@@ -55,8 +58,7 @@ def load_twin(name: str, path: Path) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         with open_checkpoint(path) as checkpoint:
             config = checkpoint.model.config
-        if isinstance(config, ESM1nvConfig):
-            raise UsageError(f"--against {name}: it has no {config.family}")
+        check_twin(name, config)
         file = f"{'esm2' if isinstance(config, ESM2Config) else 'esm1v'}_twin.pt"
         copy = Path(folder) / (file if kind == fair_esm.NAME else "twin")
         convert(path, copy, kind, dtype=torch.float32, peers=False)

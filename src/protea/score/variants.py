@@ -23,11 +23,15 @@ CANONICAL: Final = "ACDEFGHIKLMNPQRSTVWY"
 
 SEPARATOR: Final = ":"
 
-_SUBSTITUTION: Final = re.compile(r"(?P<first>[A-Z])(?P<start>-?\d+)(?P<new>[A-Z*])", re.ASCII)
+_SUBSTITUTION: Final = re.compile(r"(?P<first>[A-Z])(?P<start>-?\d{1,9})(?P<new>[A-Z*])", re.ASCII)
 _REPLACEMENT: Final = re.compile(
-    r"(?P<first>[A-Z])(?P<start>-?\d+)(_(?P<last>[A-Z])(?P<end>-?\d+))?(?P<kind>delins|del|ins)(?P<new>[A-Z]*)",
+    r"(?P<first>[A-Z])(?P<start>-?\d{1,9})(_(?P<last>[A-Z])(?P<end>-?\d{1,9}))?(?P<kind>delins|del|ins)(?P<new>[A-Z]*)",
     re.ASCII,
 )
+
+
+_SHOWN: Final = 60
+"""Letters of what is no variant that a message shows."""
 
 
 class Edit(NamedTuple):
@@ -84,14 +88,14 @@ def parse(text: str, offset: int = 1) -> Variant:
     Raises:
         VariantError: it is spelled in no such way, changes a residue twice, or brings a stop codon.
     """
-    edits = sorted(_edit(part, offset) for part in text.strip().split(SEPARATOR))
+    edits = sorted(_edit(part, offset, text) for part in text.strip().split(SEPARATOR))
     for one, other in pairwise(edits):
         if other.start < one.end or (one.start, one.end) == (other.start, other.end):
             raise VariantError(f"{text}: changes residue {other.start + offset} twice")
     return Variant(text, tuple(edits))
 
 
-def _edit(text: str, offset: int) -> Edit:
+def _edit(text: str, offset: int, whole: str) -> Edit:
     found = _SUBSTITUTION.fullmatch(text)
     if found:
         if found["new"] == "*":
@@ -100,8 +104,12 @@ def _edit(text: str, offset: int) -> Edit:
         return Edit(start, start + 1, found["new"], ((start, found["first"]),))
     found = _REPLACEMENT.fullmatch(text)
     if found is None:
+        part = "" if text == whole.strip() else f"{text!r} is "
+        why = "letters are upper case; " if text != text.upper() and not text.isupper() else ""
+        shown = whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}…"
         raise VariantError(
-            f"{text!r}: no variant; write A24V, A24V:G30S, A24del, A24_G30del, A24_G25insKL or A24_G30delinsKL"
+            f"{shown!r}: {part}no variant; {why}write A24V, A24V:G30S, A24del, A24_G30del, A24_G25insKL or "
+            "A24_G30delinsKL"
         )
     start, kind, new = int(found["start"]) - offset, found["kind"], found["new"]
     end = start if found["end"] is None else int(found["end"]) - offset
@@ -121,7 +129,7 @@ def check(variant: Variant, sequence: str, alphabet: Alphabet, offset: int = 1) 
     """See that a variant fits a protein.
 
     Raises:
-        VariantError: a place is outside, holds another residue than stated, or a letter is no residue.
+        VariantError: a place is outside, holds another residue than stated, a letter is no residue, or none is left.
     """
     for edit in variant.edits:
         for place, letter in edit.stated:
@@ -135,6 +143,8 @@ def check(variant: Variant, sequence: str, alphabet: Alphabet, offset: int = 1) 
         for letter in edit.new:
             if letter not in alphabet.residues:
                 raise VariantError(f"{variant.name}: {letter!r} is not in the {alphabet.name} alphabet")
+    if not variant.apply(sequence):
+        raise VariantError(f"{variant.name}: no residue would be left")
 
 
 def explaining_offset(variants: Iterable[Variant], sequence: str, offset: int) -> int | None:
@@ -171,11 +181,10 @@ def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: i
 def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
     """What leads from one sequence to another: substitutions where they are of one length, else one replacement.
 
-    Raises:
-        VariantError: they are equal.
+    Nothing leads from a sequence to itself: the wild type, whose score is 0.
     """
     if wild == mutated:
-        raise VariantError("is the wild type")
+        return Variant("wild type", ())
     if len(wild) == len(mutated):
         places = [i for i, (a, b) in enumerate(zip(wild, mutated, strict=True)) if a != b]
         edits = tuple(Edit(i, i + 1, mutated[i], ((i, wild[i]),)) for i in places)

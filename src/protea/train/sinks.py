@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from protea.disk import replacing
 from protea.errors import MissingExtraError, OutputError, ProteaWarning
 from protea.train.recipe import Log, Recipe
 from protea.train.resume import Progress
@@ -62,9 +63,8 @@ class JsonLines:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _is_past(line, progress)]
         if kept != lines:
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_bytes(b"".join(kept))
-            temporary.replace(path)
+            with replacing(path) as aside:
+                aside.write_bytes(b"".join(kept))
         self._file = _Growing(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
