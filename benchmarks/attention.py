@@ -35,7 +35,7 @@ PACKS = {
 
 def together(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     cu = CuSeqlens.from_lengths(lengths)
-    return kernel.run(q, k, v, cu, cu, 1.0, None, 0.0, False)[0]
+    return kernel.run(q, k, v, cu, cu, 1.0, None, 0.0)
 
 
 def one_by_one(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:

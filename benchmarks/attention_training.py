@@ -34,8 +34,8 @@ def ways(length: int, scale: float) -> dict[str, tuple[Call, torch.dtype]]:
         return y[0].transpose(0, 1)
 
     return {
-        "native": (lambda q, k, v: NATIVE.run(q, k, v, cu, cu, scale, None, 0.0, False)[0], torch.bfloat16),
-        "sdpa, float32": (lambda q, k, v: SDPA.run(q, k, v, cu, cu, scale, None, 0.0, False)[0], torch.float32),
+        "native": (lambda q, k, v: NATIVE.run(q, k, v, cu, cu, scale, None, 0.0), torch.bfloat16),
+        "sdpa, float32": (lambda q, k, v: SDPA.run(q, k, v, cu, cu, scale, None, 0.0), torch.float32),
         "sdpa, bfloat16": (pytorch, torch.bfloat16),
     }
 

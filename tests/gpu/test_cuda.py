@@ -33,8 +33,8 @@ def test_varlen_equals_the_reference(dtype: torch.dtype, width: int) -> None:
     )
     assert pick_kernel(q, k, v) is VARLEN
     cu = CuSeqlens.from_lengths(LENGTHS).to("cuda")
-    out, _ = VARLEN.run(q, k, v, cu, cu, width**-0.5, None, 0.0, False)
-    expected, _ = REFERENCE.run(q, k, v, cu, cu, width**-0.5, None, 0.0, False)
+    out = VARLEN.run(q, k, v, cu, cu, width**-0.5, None, 0.0)
+    expected = REFERENCE.run(q, k, v, cu, cu, width**-0.5, None, 0.0)
     assert (out.float() - expected.float()).abs().max() < 2e-2
 
 
@@ -46,7 +46,7 @@ def test_varlen_gradients_equal_the_references() -> None:
     for kernel, dtype in ((VARLEN, torch.bfloat16), (REFERENCE, torch.float32)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
         assert kernel is not VARLEN or pick_kernel(inputs[0], inputs[1], inputs[2]) is VARLEN
-        kernel.run(inputs[0], inputs[1], inputs[2], cu, cu, 0.25, None, 0.0, False)[0].float().pow(2).sum().backward()
+        kernel.run(inputs[0], inputs[1], inputs[2], cu, cu, 0.25, None, 0.0).float().pow(2).sum().backward()
         gradients.append([x.grad.float() for x in inputs if x.grad is not None])
     for ours, exact in zip(*gradients, strict=True):
         assert torch.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.999
@@ -58,7 +58,6 @@ def test_choice_on_cuda() -> None:
     half = q.bfloat16()
     assert pick_kernel(half, half, half, bias=True) is SDPA
     assert pick_kernel(half, half, half, dropout=True) is SDPA
-    assert pick_kernel(half, half, half, probabilities=True) is REFERENCE
     narrow = torch.zeros(4, 2, 12, device="cuda", dtype=torch.bfloat16)
     assert pick_kernel(narrow, narrow, narrow) is SDPA
 

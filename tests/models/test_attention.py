@@ -10,7 +10,7 @@ from torch import Tensor
 
 from protea import device
 from protea.models import attention
-from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, attend, pick_kernel
+from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, AttentionMaps, pick_kernel
 from protea.packing import CuSeqlens
 
 HEADS = 3
@@ -59,8 +59,7 @@ def test_kernel_equals_the_definition(
     scale = width**-0.5
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(attention, "_SCORE_BLOCK_BYTES", block)
-        out, probabilities = kernel.run(q, k, v, cu, cu, scale, None, 0.0, False)
-    assert probabilities is None
+        out = kernel.run(q, k, v, cu, cu, scale, None, 0.0)
     assert out.dtype == dtype
     expected = definition(q, k, v, cu, cu, scale)
     assert (out.double() - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
@@ -71,20 +70,24 @@ def test_queries_and_keys_of_different_lengths(kernel: attention.Kernel) -> None
     lengths_q, lengths_k = [3, 3, 60], [5, 5, 70]
     q, k, v = random_qkv(lengths_q, lengths_k, 16, torch.bfloat16)
     cu_q, cu_k = CuSeqlens.from_lengths(lengths_q), CuSeqlens.from_lengths(lengths_k)
-    out, _ = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0, False)
+    out = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0)
     assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() < 2e-2
 
 
-def test_reference_returns_probabilities() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_are_what_attention_weighs_by(dtype: torch.dtype) -> None:
     lengths = [4, 9]
-    q, k, v = random_qkv(lengths, lengths, 8, torch.float32)
+    q, k, v = random_qkv(lengths, lengths, 8, dtype)
     cu = CuSeqlens.from_lengths(lengths)
-    out, probabilities = attend(q, k, v, cu, cu, 1.0, return_probs=True)
-    assert probabilities is not None
-    assert [tuple(p.shape) for p in probabilities] == [(HEADS, 4, 4), (HEADS, 9, 9)]
-    for (start, end), probs in zip(cu.spans(), probabilities, strict=True):
+    maps = AttentionMaps(q, k, cu)
+    out = REFERENCE.run(q.float(), k.float(), v.float(), cu, cu, 1.0, None, 0.0)
+    found = [torch.stack(list(heads)) for heads in maps]
+    assert [tuple(p.shape) for p in found] == [(HEADS, 4, 4), (HEADS, 9, 9)]
+    for number, ((start, end), probs) in enumerate(zip(cu.spans(), found, strict=True)):
+        assert probs.dtype == torch.float32
         torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:2]))
-        torch.testing.assert_close(out[start:end], torch.einsum("hqk,khd->qhd", probs, v[start:end]))
+        torch.testing.assert_close(out[start:end], torch.einsum("hqk,khd->qhd", probs, v[start:end].float()))
+        assert torch.equal(maps.of(number, 2), probs[2])
 
 
 @pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
@@ -93,7 +96,7 @@ def test_bias_is_added_to_every_sequence(kernel: attention.Kernel) -> None:
     q, k, v = random_qkv(lengths, lengths, 8, torch.float32)
     cu = CuSeqlens.from_lengths(lengths)
     bias = torch.randn(HEADS, 7, 7)
-    out, _ = kernel.run(q, k, v, cu, cu, 0.5, bias, 0.0, False)
+    out = kernel.run(q, k, v, cu, cu, 0.5, bias, 0.0)
     for start, end in cu.spans():
         size = end - start
         scores = torch.einsum("qhd,khd->hqk", q[start:end], k[start:end]) * 0.5 + bias[:, :size, :size]
@@ -107,7 +110,7 @@ def test_dropout_drops_and_rescales(kernel: attention.Kernel) -> None:
     torch.manual_seed(0)
     q, k, _ = random_qkv([400], [400], 8, torch.float32)
     cu = CuSeqlens.from_lengths([400])
-    out, _ = kernel.run(q, k, torch.ones_like(k), cu, cu, 0.1, None, 0.3, False)
+    out = kernel.run(q, k, torch.ones_like(k), cu, cu, 0.1, None, 0.3)
     assert out.std() > 0.01
     assert abs(out.mean().item() - 1) < 0.01
 
@@ -118,7 +121,7 @@ def test_gradients_equal_the_definitions(kernel: attention.Kernel) -> None:
     tensors = [x.double().requires_grad_() for x in random_qkv(lengths, lengths, 8, torch.float32)]
     cu = CuSeqlens.from_lengths(lengths)
     assert torch.autograd.gradcheck(
-        lambda q, k, v: kernel.run(q, k, v, cu, cu, 0.4, None, 0.0, False)[0], tuple(tensors), fast_mode=True
+        lambda q, k, v: kernel.run(q, k, v, cu, cu, 0.4, None, 0.0), tuple(tensors), fast_mode=True
     )
 
 
@@ -129,7 +132,7 @@ def test_training_in_bfloat16_without_the_compiled_kernel() -> None:
     found: list[tuple[Tensor, ...]] = []
     for kernel, dtype in ((SDPA, torch.bfloat16), (REFERENCE, torch.float64)):
         q, k, v = (x.to(dtype).requires_grad_() for x in random_qkv(lengths, lengths, 8, torch.bfloat16))
-        out, _ = kernel.run(q, k, v, cu, cu, 0.4, None, 0.0, False)
+        out = kernel.run(q, k, v, cu, cu, 0.4, None, 0.0)
         assert out.dtype == dtype
         found.append((out, *torch.autograd.grad(out.double().square().sum(), (q, k, v))))
     for ours, truth in zip(*found, strict=True):
@@ -143,7 +146,7 @@ def test_autocast_leaves_the_wider_type_of_training_alone() -> None:
     for autocast in (False, True):
         q, k, v = (x.requires_grad_() for x in random_qkv(lengths, lengths, 8, torch.bfloat16))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out, _ = SDPA.run(q, k, v, cu, cu, 0.4, None, 0.0, False)
+            out = SDPA.run(q, k, v, cu, cu, 0.4, None, 0.0)
         found.append((out, *torch.autograd.grad(out.double().square().sum(), (q, k, v))))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -153,7 +156,6 @@ def test_the_last_kernel_takes_everything() -> None:
     assert last.device is last.dtypes is last.head_widths is None
     assert last.bias
     assert last.dropout
-    assert last.probabilities
     assert last.gradients
 
 
@@ -165,8 +167,6 @@ def test_the_last_kernel_takes_everything() -> None:
         (torch.float64, {}, SDPA),
         (torch.bfloat16, {"dropout": True}, SDPA),
         (torch.bfloat16, {"bias": True}, SDPA),
-        (torch.float32, {"probabilities": True}, REFERENCE),
-        (torch.bfloat16, {"probabilities": True}, REFERENCE),
     ],
 )
 def test_choice(dtype: torch.dtype, asked: dict[str, bool], expected: attention.Kernel) -> None:
@@ -190,13 +190,13 @@ def test_bfloat16_products_only_where_the_cpu_has_them(
 
 
 def test_varlen_declares_its_limits() -> None:
-    """CUDA only, half precision only, no bias, dropout or probabilities; checked without a GPU."""
+    """CUDA only, half precision only, no bias or dropout; checked without a GPU."""
     q = torch.zeros(4, HEADS, 16, dtype=torch.bfloat16)
-    nothing = {"bias": False, "dropout": False, "probabilities": False, "gradients": False}
+    nothing = {"bias": False, "dropout": False, "gradients": False}
     assert not VARLEN.supports(q, **nothing)
     assert VARLEN.device == "cuda"
     assert VARLEN.dtypes == {torch.float16, torch.bfloat16}
-    assert not any((VARLEN.bias, VARLEN.dropout, VARLEN.probabilities))
+    assert not any((VARLEN.bias, VARLEN.dropout))
 
 
 @pytest.mark.skipif(not device.native_bfloat16(torch.device("cpu")), reason="this CPU does not multiply bfloat16")
@@ -208,8 +208,8 @@ def test_product_with_scores_of_any_size(shift: float) -> None:
     q[..., 0], k[..., 0] = 16.0, shift / 16.0
     q, k, v = (x.bfloat16() for x in (q, k, v))
     cu = CuSeqlens.from_lengths([100, 50])
-    ours, _ = PRODUCT.run(q, k, v, cu, cu, 1.0, None, 0.0, False)
-    exact, _ = REFERENCE.run(q.double(), k.double(), v.double(), cu, cu, 1.0, None, 0.0, False)
+    ours = PRODUCT.run(q, k, v, cu, cu, 1.0, None, 0.0)
+    exact = REFERENCE.run(q.double(), k.double(), v.double(), cu, cu, 1.0, None, 0.0)
     # Scores are rounded to bfloat16, so their error grows with their size.
     assert ours.isfinite().all()
     tolerance = 0.02 + 2**-8 * abs(shift)

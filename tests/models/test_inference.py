@@ -14,6 +14,7 @@ from conftest import CONFIGS, LoadModel, disturb
 from protea.checkpoints import hf
 from protea.device import native_bfloat16
 from protea.models import build
+from protea.models.attention import AttentionMaps
 from protea.models.inference import FusedSelfAttention, PackedLinear, for_inference
 
 CPU = torch.device("cpu")
@@ -44,11 +45,15 @@ def test_attention_maps_too(load_small: LoadModel, family: str) -> None:
         if packed:
             for_inference(model.module)
         kept: list[torch.Tensor] = []
+
+        def keep(_: int, found: AttentionMaps, kept: list[torch.Tensor] = kept) -> None:
+            kept.extend(torch.stack(list(heads)) for heads in found)
+
         from protea.packing import pack
 
         batch = pack([model.alphabet.encode("MKTAYIAK"), model.alphabet.encode("GD")], bos=0, eos=2)
         with torch.inference_mode():
-            model.module(batch, on_attention=lambda _, probs, kept=kept: kept.extend(probs))
+            model.module(batch, on_attention=keep)
         maps.append(kept)
     assert len(maps[0]) == 6
     for ours, theirs in zip(*maps, strict=True):

@@ -54,7 +54,7 @@ def inputs(total_q: int, total_k: int, heads: int, width: int, seed: int = 0) ->
 
 def differentiate(kernel: attention.Kernel, tensors: list[Tensor], cu: CuSeqlens, scale: float) -> Results:
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-    out, _ = kernel.run(q, k, v, cu, cu, scale, None, 0.0, False)
+    out = kernel.run(q, k, v, cu, cu, scale, None, 0.0)
     return (out.detach(), *torch.autograd.grad(out, (q, k, v), tensors[3]))
 
 
@@ -109,7 +109,7 @@ def test_queries_and_keys_of_different_lengths() -> None:
     found: list[tuple[Tensor, ...]] = []
     for kernel, dtype in ((NATIVE, torch.bfloat16), (REFERENCE, torch.float64)):
         q, k, v = (x.to(dtype).requires_grad_() for x in qkv)
-        out, _ = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0, False)
+        out = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0)
         found.append((out, *torch.autograd.grad(out, (q, k, v), dout.to(dtype))))
     for ours, truth in zip(*found, strict=True):
         assert (ours - truth).norm() < 5e-3 * truth.norm()
@@ -189,7 +189,6 @@ def test_choice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert pick_kernel(trained, q, q) is PRODUCT
     assert pick_kernel(trained, q, q, bias=True) is SDPA
     assert pick_kernel(trained, q, q, dropout=True) is SDPA
-    assert pick_kernel(trained, q, q, probabilities=True) is REFERENCE
     assert pick_kernel(trained.detach().float().requires_grad_(), q, q) is SDPA
     odd = torch.zeros(4, 2, 12, dtype=torch.bfloat16, requires_grad=True)
     assert pick_kernel(odd, odd, odd) is SDPA
@@ -220,7 +219,7 @@ def test_recomputed_by_checkpointing() -> None:
     tensors = inputs(39, 39, 2, 16)
     expected = differentiate(NATIVE, tensors, cu, 1.0)
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-    out = checkpoint(lambda *qkv: attend(*qkv, cu, cu, 1.0)[0], q, k, v, use_reentrant=False)
+    out = checkpoint(lambda *qkv: attend(*qkv, cu, cu, 1.0), q, k, v, use_reentrant=False)
     assert isinstance(out, Tensor)
     for found, first in zip((out, *torch.autograd.grad(out, (q, k, v), tensors[3])), expected, strict=True):
         assert found.equal(first)
@@ -237,7 +236,7 @@ from protea.packing import CuSeqlens
 assert native.enable() is None
 q = torch.zeros(600, 2, 8, dtype=torch.bfloat16, requires_grad=True)
 cu = CuSeqlens.from_lengths([600])
-attend(q, q, q, cu, cu, 1.0)[0].sum().backward()
+attend(q, q, q, cu, cu, 1.0).sum().backward()
 paths = {line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.rsplit("/", 1)[-1]}
 print(len(paths & {path for path in paths if any(name in path for name in ("libgomp", "libomp", "libiomp"))}))
 import sys

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import protea
 from conftest import LoadModel
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError
-from protea.models.encoder import AttentionObserver
+from protea.models.attention import AttentionMaps
 from protea.score import contacts
 from references import load_transformers, to_fair_esm
 
@@ -116,30 +116,29 @@ def test_attention_is_that_of_transformers(load: Callable[[str], protea.Language
     np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-5)
 
 
-def test_no_more_than_a_layer_is_kept(
+def test_a_map_is_computed_when_the_one_before_is_gone(
     load: Callable[[str], protea.LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Maps of a layer are gone when those of the next come, whatever is asked of them."""
+    """And none that nobody asked for."""
     import weakref
 
     model = load("esm2")
-    alive: list[weakref.ref[torch.Tensor]] = []
-    run = contacts._run
+    made: list[weakref.ref[torch.Tensor]] = []
+    compute = AttentionMaps._map
 
-    def watched(encoder: object, sequences: object, observe: AttentionObserver) -> None:
-        def look(number: int, probabilities: list[torch.Tensor]) -> None:
-            assert not any(one() is not None for one in alive)
-            observe(number, probabilities)
-            alive.extend(map(weakref.ref, probabilities))
+    def watched(self: AttentionMaps, rows: slice, head: int) -> torch.Tensor:
+        # The loop that asks for this one still holds the last.
+        assert sum(one() is not None for one in made) <= 1
+        found = compute(self, rows, head)
+        made.append(weakref.ref(found))
+        return found
 
-        run(encoder, sequences, look)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(contacts, "_run", watched)
+    monkeypatch.setattr(AttentionMaps, "_map", watched)
     model.contacts(SEQUENCES[0])
-    assert len(alive) == 3
-    alive.clear()
-    model.attention(SEQUENCES[0], layers=[2])
-    assert len(alive) == 3
+    assert len(made) == 3 * 5
+    made.clear()
+    model.attention(SEQUENCES[0], layers=[2, -2, 1], heads=[4])
+    assert len(made) == 3
 
 
 def test_what_is_wrong_is_said(load: Callable[[str], protea.LanguageModel]) -> None:
@@ -147,6 +146,11 @@ def test_what_is_wrong_is_said(load: Callable[[str], protea.LanguageModel]) -> N
     for layers, heads in (([0], None), ([4], None), ([-4], None), ([], None), ([1], [5]), ([1], [-1]), ([1], [])):
         with pytest.raises(UsageError, match=r"attention is in layers 1 to 3|heads are 0 to 4"):
             model.attention("MKT", layers=layers, heads=heads)
+    with pytest.raises(UsageError, match=r"or -3 to -1; got \[-4\]"):
+        model.attention("MKT", layers=[-4])
+    for layers, heads in (([1.0], None), (["1"], None), (1, None), ([1], [1.5])):
+        with pytest.raises(UsageError, match="layers and heads are lists of whole numbers"):
+            model.attention("MKT", layers=layers, heads=heads)  # type: ignore[arg-type]
     with pytest.raises(UnknownResidueError):
         model.contacts("MJ")
     with pytest.raises(UsageError, match="at least one residue"):

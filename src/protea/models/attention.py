@@ -25,9 +25,6 @@ from protea.device import native_bfloat16
 from protea.models import native
 from protea.packing import CuSeqlens
 
-Probabilities = list[Tensor]
-"""One ``[H, Lq, Lk]`` tensor a sequence, rows summing to 1."""
-
 _SCORE_BLOCK_BYTES: Final = 4 << 20
 """Scores the product kernel computes at once: a few megabytes stay in the caches of current CPUs."""
 
@@ -52,9 +49,40 @@ class KernelFunction(Protocol):
         scale: float,
         bias: Tensor | None,
         dropout: float,
-        return_probs: bool,
-    ) -> tuple[Tensor, Probabilities | None]:
+    ) -> Tensor:
         """The arguments of ``attend``, which documents them, all by position."""
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention probabilities of one layer, computed when they are looked at, head by head, in float32 or better.
+
+    All heads at once are what attention is written not to hold: ``[H, L, L]`` for every sequence.
+
+    Attributes:
+        q: ``[T, H, K]``, scaled.
+        k: ``[T, H, K]``.
+        cu: boundaries of the sequences.
+    """
+
+    q: Tensor
+    k: Tensor
+    cu: CuSeqlens
+
+    def __iter__(self) -> Iterator[Iterator[Tensor]]:
+        """For each sequence its heads, each a map ``[L, L]`` whose rows sum to 1."""
+        for start, end in self.cu.spans():
+            yield (self._map(slice(start, end), head) for head in range(self.q.shape[1]))
+
+    def of(self, sequence: int, head: int) -> Tensor:
+        """The map ``[L, L]`` of one head of one sequence."""
+        start, end = list(self.cu.spans())[sequence]
+        return self._map(slice(start, end), head)
+
+    def _map(self, rows: slice, head: int) -> Tensor:
+        dtype = torch.promote_types(self.q.dtype, torch.float32)
+        queries, keys = (x[rows, head].to(dtype) for x in (self.q, self.k))
+        return (queries @ keys.T).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,6 @@ class Kernel:
         head_widths: head widths it takes.
         bias: takes an additive bias.
         dropout: can drop attention probabilities.
-        probabilities: can return them.
         gradients: can be differentiated.
         inference: serves calls without gradients too.
         available: whether this machine has what the kernel needs.
@@ -82,12 +109,11 @@ class Kernel:
     head_widths: range | None = None
     bias: bool = False
     dropout: bool = False
-    probabilities: bool = False
     gradients: bool = False
     inference: bool = True
     available: Callable[[torch.device], bool] = lambda device: True
 
-    def supports(self, q: Tensor, *, bias: bool, dropout: bool, probabilities: bool, gradients: bool) -> bool:
+    def supports(self, q: Tensor, *, bias: bool, dropout: bool, gradients: bool) -> bool:
         """Whether the kernel can serve this call."""
         return (
             (self.device is None or self.device == q.device.type)
@@ -95,7 +121,6 @@ class Kernel:
             and (self.head_widths is None or q.shape[-1] in self.head_widths)
             and (self.bias or not bias)
             and (self.dropout or not dropout)
-            and (self.probabilities or not probabilities)
             and (self.gradients if gradients else self.inference)
             and self.available(q.device)
         )
@@ -110,8 +135,7 @@ def attend(
     scale: float,
     bias: Tensor | None = None,
     dropout: float = 0.0,
-    return_probs: bool = False,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """Softmax attention within each sequence of a packed batch, by the best kernel for the call.
 
     Args:
@@ -123,25 +147,18 @@ def attend(
         scale: factor on ``q·k`` before the softmax.
         bias: ``[H, >=max Lq, >=max Lk]``, added to the scaled scores of every sequence, from its first token on.
         dropout: share of probabilities dropped.
-        return_probs: also return the probabilities, before dropout.
 
     Returns:
-        ``[Tq, H, K]``, and the probabilities of each sequence if asked for.
+        ``[Tq, H, K]``.
     """
-    kernel = pick_kernel(q, k, v, bias=bias is not None, dropout=dropout > 0, probabilities=return_probs)
-    return kernel.run(q, k, v, cu_q, cu_k, scale, bias, dropout, return_probs)
+    kernel = pick_kernel(q, k, v, bias=bias is not None, dropout=dropout > 0)
+    return kernel.run(q, k, v, cu_q, cu_k, scale, bias, dropout)
 
 
-def pick_kernel(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: bool = False, dropout: bool = False, probabilities: bool = False
-) -> Kernel:
+def pick_kernel(q: Tensor, k: Tensor, v: Tensor, *, bias: bool = False, dropout: bool = False) -> Kernel:
     """The first kernel of ``KERNELS`` that supports the call."""
     gradients = _needs_gradients(q, k, v)
-    return next(
-        kernel
-        for kernel in KERNELS
-        if kernel.supports(q, bias=bias, dropout=dropout, probabilities=probabilities, gradients=gradients)
-    )
+    return next(kernel for kernel in KERNELS if kernel.supports(q, bias=bias, dropout=dropout, gradients=gradients))
 
 
 def _needs_gradients(*tensors: Tensor) -> bool:
@@ -177,22 +194,18 @@ def _reference(
     scale: float,
     bias: Tensor | None,
     dropout: float,
-    return_probs: bool,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """The definition, a sequence at a time, in float32 or better."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     outputs: list[Tensor] = []
-    probabilities: Probabilities = []
     for rows_q, rows_k in _spans(cu_q, cu_k):
         queries, keys, values = (x.to(dtype).transpose(0, 1) for x in (q[rows_q], k[rows_k], v[rows_k]))
         scores = queries @ keys.transpose(1, 2) * scale
         if bias is not None:
             scores = scores + bias[:, : scores.shape[1], : scores.shape[2]]
         probs = scores.softmax(-1)
-        if return_probs:
-            probabilities.append(probs)
         outputs.append((F.dropout(probs, dropout) @ values).transpose(0, 1).to(q.dtype))
-    return torch.cat(outputs), probabilities if return_probs else None
+    return torch.cat(outputs)
 
 
 def _sdpa(
@@ -204,8 +217,7 @@ def _sdpa(
     scale: float,
     bias: Tensor | None,
     dropout: float,
-    return_probs: bool,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """PyTorch's scaled dot product attention, one call for each run of equal lengths."""
     dtype = q.dtype
     widened = dtype == torch.bfloat16 and q.device.type == "cpu" and _needs_gradients(q, k, v)
@@ -218,7 +230,7 @@ def _sdpa(
     # Autocast would narrow them again.
     with torch.autocast("cpu", enabled=False) if widened else nullcontext():
         outputs = [_fused(queries[i], keys[i], values[i], n, scale, bias, dropout) for i, (_, _, n) in enumerate(runs)]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype), None
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, n: int, scale: float, bias: Tensor | None, dropout: float) -> Tensor:
@@ -238,8 +250,7 @@ def _product(
     scale: float,
     bias: Tensor | None,
     dropout: float,
-    return_probs: bool,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """Two batched products with a softmax between, in blocks whose scores stay in cache.
 
     On CPUs that multiply bfloat16 this beats the fused kernel, which gains nothing from that type. Short
@@ -265,7 +276,7 @@ def _product(
             some_q = slice(rows_q.start + first * length_q, rows_q.start + last * length_q)
             some_k = slice(rows_k.start + first * length_k, rows_k.start + last * length_k)
             _product_of_equals(q[some_q], k[some_k], v[some_k], out[some_q], last - first, step, buffer)
-    return out, None
+    return out
 
 
 def _product_of_equals(q: Tensor, k: Tensor, v: Tensor, out: Tensor, count: int, step: int, buffer: Tensor) -> None:
@@ -321,8 +332,7 @@ def _varlen(
     scale: float,
     bias: Tensor | None,
     dropout: float,
-    return_probs: bool,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """PyTorch's FlashAttention for packed sequences."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -331,7 +341,7 @@ def _varlen(
     longest = (cu_q.max_length, cu_k.max_length)
     out = varlen_attn(q, k, v, cu_q.offsets, cu_k.offsets, *longest, scale=scale, **invariant)
     assert isinstance(out, Tensor)
-    return out, None
+    return out
 
 
 @cache
@@ -350,12 +360,11 @@ def _native(
     scale: float,
     bias: Tensor | None,
     dropout: float,
-    return_probs: bool,
-) -> tuple[Tensor, Probabilities | None]:
+) -> Tensor:
     """The compiled kernel, where it was asked for."""
     from protea.models.native.functional import attention
 
-    return attention(q, k, v, cu_q, cu_k, scale), None
+    return attention(q, k, v, cu_q, cu_k, scale)
 
 
 @cache
@@ -388,7 +397,8 @@ PRODUCT: Final = Kernel(
     "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=native_bfloat16
 )
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
-REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, probabilities=True, gradients=True)
+REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, gradients=True)
+"""What the others are compared with; never picked."""
 
-KERNELS: Final = (VARLEN, NATIVE, PRODUCT, SDPA, REFERENCE)
+KERNELS: Final = (VARLEN, NATIVE, PRODUCT, SDPA)
 """In order of preference; the last supports everything."""

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
-from protea.models.attention import Probabilities
+from protea.models.attention import AttentionMaps
 from protea.models.layers import AnyContactHead, ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
 from protea.packing import CuSeqlens, PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]
 """Called with a layer number and its ``[T, D]`` output: 0 is the embedding, the last comes after ``final``."""
 
-AttentionObserver = Callable[[int, Probabilities], None]
+AttentionObserver = Callable[[int, AttentionMaps], None]
 """Called with a layer number, from 1, and one ``[H, L, L]`` tensor a sequence."""
 
 
@@ -96,12 +96,12 @@ class LayerContext:
     Attributes:
         cu_seqlens: where each sequence begins and ends.
         rotary: cosine and sine of the rotary angles, ``[T, 1, K/2]`` float32 each, for models that rotate.
-        on_attention: receives the layer's attention probabilities, if somebody asked for them.
+        on_attention: receives the layer's attention maps, if somebody asked for them.
     """
 
     cu_seqlens: CuSeqlens
     rotary: tuple[Tensor, Tensor] | None = None
-    on_attention: Callable[[Probabilities], None] | None = None
+    on_attention: Callable[[AttentionMaps], None] | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -180,7 +180,7 @@ class Encoder(nn.Module, ABC):
         Args:
             batch: the tokens.
             on_hidden: receives every hidden state as it arises.
-            on_attention: receives every layer's attention probabilities, computed in float32 at least.
+            on_attention: receives every layer's attention maps, which are computed as it looks at them.
 
         Returns:
             The last hidden state after the final norm, ``[T, D]``.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protea.models.attention import attend
+from protea.models.attention import AttentionMaps, attend
 from protea.packing import PackedBatch
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
         q, k, v = self.before(x, context.rotary)
-        y, probabilities = attend(
+        if context.on_attention is not None:
+            context.on_attention(AttentionMaps(q, k, context.cu_seqlens))
+        y = attend(
             q,
             k,
             v,
@@ -88,10 +90,7 @@ class TransformerLayer(nn.Module):
             context.cu_seqlens,
             scale=1.0,
             dropout=self.attention_dropout if self.training else 0.0,
-            return_probs=context.on_attention is not None,
         )
-        if context.on_attention is not None and probabilities is not None:
-            context.on_attention(probabilities)
         return self.after(x, y.flatten(-2))
 
     def before(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,8 +5,8 @@ With a the attention of one head between residues, BOS and EOS left out, and s =
     apc = s - r rᵀ / t        r the row sums of s, t the sum of all
     p   = sigmoid(b + Σ over layers and heads of w · apc)
 
-Both sums are linear in the maps, so they are added up as the layers come: of all heads there are one [L, L] of weighted
-attention and one of weighted corrections, and memory grows with the length squared, whatever the model's depth.
+Both sums are linear in the maps, so they are added up as the layers come, head by head: of all there are one [L, L] of
+weighted attention and one of weighted corrections, and memory grows with the length squared, whatever the model's size.
 
 A model with a bilinear head (``BilinearContactHead``) gives them from its last hidden states.
 
@@ -15,7 +15,9 @@ Shapes: L residues, N layers, H heads, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,10 +26,13 @@ from torch import Tensor
 
 from protea.embed.engine import FloatArray
 from protea.errors import UsageError
-from protea.models.attention import Probabilities
+from protea.models.attention import AttentionMaps
 from protea.models.encoder import AttentionObserver, Encoder
 from protea.models.layers import ContactHead
 from protea.packing import pack
+
+_LEAST: Final = torch.finfo(torch.float32).tiny
+"""What a sum of attention is divided by where there is none: all of it went to BOS and EOS."""
 
 
 def contacts(model: Encoder, sequences: Sequence[NDArray[np.uint8]]) -> list[FloatArray]:
@@ -56,9 +61,9 @@ def _from_attention(model: Encoder, head: ContactHead, sequences: Sequence[NDArr
     sums = [_Sum(len(ids), regression.weight.device) for ids in sequences]
     weights = regression.weight.float().view(model.config.num_hidden_layers, model.config.num_attention_heads)
 
-    def add(number: int, probabilities: Probabilities) -> None:
-        for one, maps in zip(sums, probabilities, strict=True):
-            one.add(maps[:, 1:-1, 1:-1].float(), weights[number - 1])
+    def add(number: int, maps: AttentionMaps) -> None:
+        for one, heads in zip(sums, maps, strict=True):
+            one.add((head[1:-1, 1:-1] for head in heads), weights[number - 1])
 
     with torch.inference_mode():
         _run(model, sequences, add)
@@ -88,12 +93,13 @@ def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, T
     """
     columns: list[Tensor] = []
 
-    def keep(_: int, probabilities: Probabilities) -> None:
-        for head in probabilities[0][:, 1:-1, 1:-1].float():
-            both = head + head.T
+    def keep(_: int, maps: AttentionMaps) -> None:
+        (heads,) = maps
+        for head in heads:
+            both = head[1:-1, 1:-1] + head[1:-1, 1:-1].T
             rows = both.sum(0)
             first, second = pairs
-            columns.append(both[first, second] - rows[first] * rows[second] / rows.sum())
+            columns.append(both[first, second] - rows[first] * rows[second] / rows.sum().clamp_min(_LEAST))
 
     with torch.inference_mode():
         _run(model, [sequence], keep)
@@ -106,7 +112,7 @@ def attention(
 ) -> FloatArray:
     """Attention ``[len(layers), len(heads), L+2, L+2]``, BOS and EOS included: row attends to column, rows sum to 1.
 
-    Nothing but what is asked for outlives its layer.
+    Nothing but what is asked for is ever computed, a map at a time.
 
     Args:
         model: of any family.
@@ -119,22 +125,30 @@ def attention(
         SequenceTooLongError: more tokens than the model has positions.
     """
     last, width = model.config.num_hidden_layers, model.config.num_attention_heads
-    layers = [layer + last + 1 if layer < 0 else layer for layer in layers]
-    chosen = list(range(width)) if heads is None else list(heads)
-    if not layers or not all(1 <= layer <= last for layer in layers):
-        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {list(layers)}")
+    chosen = list(range(width)) if heads is None else _whole_numbers(heads)
+    wanted = _whole_numbers(layers)
+    if not wanted or not all(1 <= abs(layer) <= last for layer in wanted):
+        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {layers}")
     if not chosen or not all(0 <= head < width for head in chosen):
-        raise UsageError(f"heads are 0 to {width - 1}; got {chosen}")
-    kept: dict[int, Tensor] = {}
+        raise UsageError(f"heads are 0 to {width - 1}; got {heads}")
+    numbers = [layer + last + 1 if layer < 0 else layer for layer in wanted]
+    found = np.empty((len(numbers), len(chosen), len(sequence) + 2, len(sequence) + 2), np.float32)
 
-    def keep(number: int, probabilities: Probabilities) -> None:
-        if number in layers:
-            kept[number] = probabilities[0][chosen].float().cpu()
+    def keep(number: int, maps: AttentionMaps) -> None:
+        for place in (i for i, one in enumerate(numbers) if one == number):
+            for i, head in enumerate(chosen):
+                found[place, i] = maps.of(0, head).float().cpu().numpy()
 
     with torch.inference_mode():
         _run(model, [sequence], keep)
-    maps: FloatArray = torch.stack([kept[number] for number in layers]).numpy()
-    return maps
+    return found
+
+
+def _whole_numbers(values: Sequence[int]) -> list[int]:
+    try:
+        return [index(value) for value in values]
+    except TypeError as error:
+        raise UsageError(f"layers and heads are lists of whole numbers, as in [1, -1]; got {values!r}") from error
 
 
 class _Sum:
@@ -149,12 +163,14 @@ class _Sum:
         self._attention = torch.zeros(length, length, device=device)
         self._corrections = torch.zeros(length, length, device=device)
 
-    def add(self, maps: Tensor, weights: Tensor) -> None:
-        """One layer: ``[H, L, L]`` and ``[H]``."""
-        for head, weight in zip(maps, weights.tolist(), strict=True):
+    def add(self, heads: Iterable[Tensor], weights: Tensor) -> None:
+        """One layer: a map ``[L, L]`` for each head, and ``[H]``."""
+        sums = []
+        for head, weight in zip(heads, weights.tolist(), strict=True):
             self._attention.add_(head, alpha=weight)
-        rows = maps.sum(1) + maps.sum(2)
-        self._corrections.addmm_((rows * (weights / rows.sum(1))[:, None]).T, rows)
+            sums.append(head.sum(0) + head.sum(1))
+        rows = torch.stack(sums)
+        self._corrections.addmm_((rows * (weights / rows.sum(1).clamp_min(_LEAST))[:, None]).T, rows)
 
     def probabilities(self, bias: Tensor) -> FloatArray:
         logits = self._attention + self._attention.T - self._corrections + bias
