@@ -284,8 +284,11 @@ class LanguageModel:
             CapabilityError: the checkpoint has no contact head; ``protea fit-contacts`` fits one.
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: more tokens than the model has positions.
+            NonFiniteError: the model gives infinities or NaN.
         """
-        return contacts.contacts(self.module, [self.alphabet.encode(_one(sequence))])[0]
+        (found,) = contacts.contacts(self.module, [self.alphabet.encode(_one(sequence))])
+        engine.check_finite(found, "the sequence", self.dtype)
+        return found
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), L+2, L+2]``, BOS and EOS included; rows attend and sum to 1.
@@ -299,8 +302,11 @@ class LanguageModel:
             UsageError: a layer or head does not exist.
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: more tokens than the model has positions.
+            NonFiniteError: the model gives infinities or NaN.
         """
-        return contacts.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
+        found = contacts.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
+        engine.check_finite(found, "the sequence", self.dtype)
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
@@ -343,7 +349,9 @@ def _list(sequences: Sequence[str]) -> Sequence[str]:
 
 
 def _one(sequence: str) -> str:
-    if not isinstance(sequence, str) or not sequence:
+    if not isinstance(sequence, str):
+        raise UsageError(f"expected one sequence, a string; got {type(sequence).__name__}")
+    if not sequence:
         raise UsageError("expected a sequence of at least one residue")
     return sequence
 

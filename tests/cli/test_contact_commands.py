@@ -105,6 +105,16 @@ def test_weights_stay_in_their_type(run: Run, structures: Path) -> None:
     assert set(shown["sha256"]) == {"model.safetensors", "extras.safetensors"}
     converted = run("convert", "out", "copy", "--no-peers")
     assert "apart     the contact head, in copy/extras.safetensors" in converted.out
+    assert run("convert", "out", "esm2_copy.pt", "--to", "fair-esm", "--no-peers").code == 0
+    for copy in ("copy", "esm2_copy.pt"):
+        measured = run("evaluate", "contacts", *some, "-m", copy)
+        assert "left out 2 chains: the contact head was fitted on them" in measured.err
+    (Path("esm2_copy.pt")).unlink()
+    Path("esm2_copy-contact-regression.pt").unlink(missing_ok=True)
+    Path("esm2_copy.pt.extras.safetensors").unlink()
+    fails(
+        run("convert", "copy", "esm2_copy.pt", "--to", "fair-esm", "--no-peers"), 1, "contact-head.json: exists already"
+    )
 
 
 def test_what_is_skipped_is_told_and_fails(
@@ -155,6 +165,9 @@ def test_chains_are_left_out_by_name_file_and_sequence(
     assert "left out 3 chains: --exclude" in plain.err
     nothing = run("evaluate", "contacts", copy, "-m", "model")
     assert (nothing.code, nothing.out) == (1, "")
+    nothing = run("evaluate", "contacts", copy, "-m", "model", "-o", "none.csv")
+    assert nothing.code == 1
+    assert Path("none.csv").read_text().startswith("name,residues,resolved,long_pairs,")
 
 
 def test_pictures_show_predictions_and_the_structure(
@@ -173,13 +186,15 @@ def test_pictures_show_predictions_and_the_structure(
     monkeypatch.setattr("protea.plot.contact_map", draw)
     result = run("evaluate", "contacts", *files, *esm2, "--plot", "maps", "-o", "out.csv", "--dtype", "bfloat16")
     assert result.code == 0, result
-    (settings,) = yaml.safe_load(Path("out.csv.run.yaml").read_text())["models"].values()
+    told = yaml.safe_load(Path("out.csv.run.yaml").read_text())
+    assert (told["exclude"], told["include_fitted"], told["seed"]) == ([], False, 0)
+    (settings,) = told["models"].values()
     assert settings["computed_in"] == "bfloat16"
-    assert sorted(drawn) == [f"{file.stem}:A.png" for file in files]
+    assert sorted(drawn) == [f"{file.stem}%3AA.png" for file in files]
     model = protea.load(model_folders["esm2"], device="cpu", dtype="bfloat16")
     for file in files:
         (chain,) = read_chains(file)
-        one = drawn[f"{file.stem}:A.png"]
+        one = drawn[f"{file.stem}%3AA.png"]
         np.testing.assert_allclose(one["probabilities"], model.contacts(chain.sequence), atol=1e-6)  # type: ignore[arg-type]
         found = pairs(chain)
         true = np.zeros((len(chain.sequence),) * 2, bool)
@@ -191,14 +206,36 @@ def test_pictures_show_predictions_and_the_structure(
     fails(run("evaluate", "contacts", files[0], *esm2, "--plot", "x.gif"), 2, "x.gif", ".png")
 
 
+def test_what_a_fit_cannot_use_is_told(run: Run, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    written(tmp_path / "long.pdb", pdb(snake(letters(600))))
+    written(tmp_path / "short.pdb", pdb(snake(letters(5))))
+    result = run("fit-contacts", "long.pdb", "short.pdb", "-m", model_folders["esm1nv"], "-o", "out", "--count", 1)
+    assert result.code == 1
+    assert "long:A: skipped: 600 residues, and this ESM-1nv model takes 510" in result.err
+    assert "0 chains of different sequence that the model can see (1 more have no pair 6 residues apart)" in result.err
+
+
+def test_one_sequence_twice_is_told(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
+    one = sorted(structures.iterdir())[0]
+    (tmp_path / "copy:1.PDB").write_bytes(one.read_bytes())
+    result = run("evaluate", "contacts", one, "copy:1.PDB", "-m", model_folders["esm2"], "-o", "out.csv")
+    assert result.code == 0
+    assert "copy:1:A\todd\thas the sequence of s00:A; both count" in Path("out.csv.report.tsv").read_text()
+    alone = run("evaluate", "contacts", one, "copy:1.PDB", "-m", model_folders["esm2"], "--exclude", "copy:1")
+    assert "left out 1 chain: --exclude" in alone.err
+
+
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
     esm2 = ("-m", model_folders["esm2"])
     fit = ("fit-contacts", structures, *esm2, "-o", "out")
-    fails(run(*fit), 1, "9 chains of different sequence, and --count asks for 20; give more structures, or a smaller")
+    fails(run(*fit), 1, "9 chains of different sequence that the model can see, and --count asks for 20")
     fails(run(*fit, "--head", "cubic"), 2, "unknown head 'cubic'; use regression, bilinear")
     fails(run(*fit, "--count", 0), 2, "--count must be at least 1 for a regression head, got 0")
     fails(run(*fit, "--count", 1, "--head", "bilinear"), 2, "--count must be at least 2 for a bilinear head, got 1")
-    fails(run(*fit, "--c", 0), 2, "--c must be above 0, got 0")
+    for c in (0, "inf", "nan"):
+        fails(run(*fit, "--c", c), 2, f"--c must be above 0 and finite, got {c}")
+    for seed in (-1, 2**32):
+        fails(run(*fit, "--seed", seed), 2, f"--seed must be from 0 to 4,294,967,295, got {seed}")
     fails(run(*fit, "--rank", 0), 2, "--rank must be at least 1, got 0")
     fails(run("fit-contacts", "nowhere", *esm2, "-o", "out"), 1, "nowhere: no such file or folder")
     (tmp_path / "full").mkdir()
@@ -214,6 +251,7 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
     written(tmp_path / "x.csv", "")
     fails(run(*measure, *esm2, "-o", "x.csv"), 1, "x.csv: exists already; choose another name or pass --overwrite")
+    assert run(*measure, *esm2, "--seed", -1).code == 2
     fails(run(*measure, *esm2, "-o", "y.json"), 2, "y.json: no kind of table; name a .csv")
     fails(run(*measure, *esm2, "-o", "no/x.csv"), 1, "no/x.csv: there is no folder no; create it first")
     fails(run(*measure, *esm2, "-o", "full"), 1, "full: is a folder; name a file")

@@ -250,8 +250,40 @@ def test_maps_and_pairs(run: Run, two: str, with_contacts: Path) -> None:
     assert all(table["residue_j"][k] == SEQUENCE[table["j"][k] - 1] for k in of_p)
 
 
+def test_proteins_that_are_too_long_are_told_and_the_others_predicted(
+    run: Run, model_folders: dict[str, Path], one_thread: None
+) -> None:
+    Path("some.fasta").write_text(f">short\n{SEQUENCE}\n>long\n{'M' * 1023}\n")
+    result = run("contacts", "some.fasta", "-m", model_folders["esm1b"], "-o", "x.h5")
+    assert result.code == 1
+    assert "long: skipped: 1,023 residues, and ESM-1b takes 1,022" in result.err
+    with h5py.File("x.h5") as file:
+        assert list(file) == ["short"]
+    Path("long.fasta").write_text(f">long\n{'M' * 1023}\n")
+    fails(run("contacts", "long.fasta", "-m", model_folders["esm1b"], "-o", "y.h5"), 1, "long: 1,023 residues")
+
+
+def test_a_model_that_gives_nan_has_no_contacts(run: Run, fasta: str, with_contacts: Path, tmp_path: Path) -> None:
+    model = protea.load(with_contacts)
+    model.module.word_embeddings.weight.data[:] = torch.nan
+    model.save(tmp_path / "nan")
+    fails(run("contacts", fasta, "-m", "nan", "-o", "x.csv"), 1, "p: the model gives infinities or NaN")
+    assert not Path("x.csv").exists()
+
+
+def test_pairs_of_nothing_have_columns(run: Run, fasta: str, with_contacts: Path) -> None:
+    assert run("contacts", fasta, "-m", with_contacts, "-o", "x.parquet", "--min-separation", 1000).code == 0
+    from pyarrow import parquet
+
+    assert [str(kind) for kind in parquet.read_schema("x.parquet").types] == [
+        *("string", "int64", "int64", "string", "string", "double")
+    ]
+
+
 def test_contacts_said_wrong(run: Run, two: str, folder: Path, model_folders: dict[str, Path]) -> None:
     fails(run("contacts", two, "-m", folder), 2, "name an output")
+    Path("alike.fasta").write_text(">a/b\nMKT\n>a%2Fb\nMKW\n")
+    fails(run("contacts", "alike.fasta", "-m", folder, "-o", "x.h5"), 2, "this id was used before")
     fails(run("contacts", two, "-m", folder, "-o", "x.pdb"), 2, "x.pdb: no kind of contacts; name a .h5")
     fails(run("contacts", two, "-m", model_folders["esm1nv"], "-o", "x.h5"), 1, "no contacts", "fit-contacts")
     fails(run("contacts", two, "-m", folder, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")

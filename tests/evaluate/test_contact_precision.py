@@ -163,10 +163,15 @@ def test_predictions_are_the_models_contacts(load_small: LoadModel, name: str) -
         np.testing.assert_array_equal(predict(module, chain), probabilities)
 
 
+def test_intervals_are_the_same_in_any_order() -> None:
+    values = [0.1, 0.5, 0.2, 0.9, 0.4]
+    assert mean(values, 3) == mean(values[::-1], 3)
+
+
 def test_a_model_that_gives_nan_is_told(load_small: LoadModel) -> None:
     module = load_small("esm2").module
     module.word_embeddings.weight.data[:] = nan
-    with pytest.raises(NonFiniteError, match="made:1: the model gives NaN"):
+    with pytest.raises(NonFiniteError, match="made:1: the model gives infinities or NaN"):
         predict(module, made(30, 1))
 
 

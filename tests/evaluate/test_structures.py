@@ -74,6 +74,32 @@ def test_the_model_sees_what_the_file_states(tmp_path: Path, kind: str) -> None:
     assert details(chain, "incomplete") == ["residues without coordinates: 7 of 60; their pairs are left out"]
 
 
+@pytest.mark.parametrize("column", [7, 8], ids=["label_entity_id", "label_seq_id"])
+def test_an_mmcif_file_whose_atoms_have_no_place_in_what_it_states(tmp_path: Path, column: int) -> None:
+    lines = []
+    for line in mmcif(snake(SEQUENCE, stated=True)).splitlines():
+        cells = line.split()
+        if cells and cells[0] in ("ATOM", "HETATM"):
+            cells[column] = "?"
+        lines.append(" ".join(cells))
+    (chain,) = read_chains(written(tmp_path / "odd.cif", "\n".join(lines) + "\n"))
+    assert chain.sequence == SEQUENCE
+    assert any("no place in entity_poly_seq" in one for one in details(chain, "odd"))
+
+
+def test_the_first_block_with_atoms_is_read(tmp_path: Path) -> None:
+    text = "data_ligand\n_chem_comp.id XYZ\n#\n" + mmcif(snake(SEQUENCE), stated=False)
+    (chain,) = read_chains(written(tmp_path / "two.cif", text))
+    assert chain.sequence == SEQUENCE
+    with pytest.raises(StructureError, match=r"no atoms in it \(atom_site\)"):
+        read_chains(written(tmp_path / "none.cif", "data_ligand\n_chem_comp.id XYZ\n"))
+
+
+def test_the_name_of_a_file_in_capitals(tmp_path: Path) -> None:
+    (chain,) = read_chains(written(tmp_path / "UPPER.PDB", pdb(snake(SEQUENCE))))
+    assert chain.name == "UPPER:A"
+
+
 def test_without_a_stated_sequence_gaps_in_the_numbering_count(tmp_path: Path) -> None:
     whole = snake(SEQUENCE, first=11)
     text = {"pdb": pdb(whole.without(20, 21, 22)), "cif": mmcif(whole.without(20, 21, 22), stated=False)}

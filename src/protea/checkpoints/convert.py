@@ -7,6 +7,7 @@ the source's and, where it is installed, with the library whose format it is. On
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.extras import complete, extras_path, write_extras
+from protea.checkpoints.extras import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.files import staged
 from protea.checkpoints.formats import FORMATS, Format, recognised
 from protea.checkpoints.layout import VOCABULARY
@@ -112,6 +113,9 @@ def convert(
 
         written.write(place, model, parameter, kind)
         lost = _verify(checkpoint, place, target, written, report, progress)
+        if model.contact_head is not None and head_record_path(source).is_file():
+            # Whoever evaluates the copy must know what its head has seen.
+            shutil.copyfile(head_record_path(source), head_record_path(place))
         # Meta's package cannot agree on a column whose row it replaces.
         columns = model.alphabet.mask if _mask_row_differs(model, lost) else len(model.alphabet)
         _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
@@ -135,7 +139,7 @@ def _check_name(target: Path, to: str, checkpoint: Checkpoint) -> None:
 
 def _check_beside(target: Path) -> None:
     """What lies beside a file from an earlier one would be taken for the new one's."""
-    for beside in (fair_esm.regression_path(target), extras_path(target)):
+    for beside in (fair_esm.regression_path(target), extras_path(target), head_record_path(target)):
         if target.suffix and os.path.lexists(beside):
             raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
 

@@ -20,6 +20,7 @@ from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 
 EXTRAS: Final = "extras.safetensors"
+HEAD_RECORD: Final = "contact-head.json"
 _CONFIG_KEY: Final = "protea_config"
 _OWNER_KEY: Final = "protea_written_for"
 
@@ -27,6 +28,11 @@ _OWNER_KEY: Final = "protea_written_for"
 def extras_path(path: Path) -> Path:
     """Where what a format has no room for is kept: in a folder, or beside a file."""
     return path / EXTRAS if path.is_dir() else path.with_name(f"{path.name}.{EXTRAS}")
+
+
+def head_record_path(path: Path) -> Path:
+    """Where the record of how a checkpoint's contact head was fitted is kept: in a folder, or beside a file."""
+    return path / HEAD_RECORD if path.is_dir() else path.with_name(f"{path.name}.{HEAD_RECORD}")
 
 
 def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:

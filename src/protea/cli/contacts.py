@@ -14,7 +14,7 @@ from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
 from protea.cli.pictures import MapPlot, map_places
 from protea.cli.terminal import advancing, counted, progress_bars, tell
-from protea.errors import UsageError
+from protea.errors import SequenceTooLongError, UsageError
 
 if TYPE_CHECKING:
     from protea.embed.prepare import Note
@@ -58,6 +58,7 @@ def contacts(
       protea contacts proteins.fasta -m esm2_t33_650M_UR50D -o maps.h5
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
+    from protea.embed.prepare import Note
     from protea.score.maps import check_maps
     from protea.score.records import wild_types
 
@@ -65,12 +66,18 @@ def contacts(
         raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")
     if output is not None:
         check_maps(output, overwrite=overwrite)
-    settings = {"command": "contacts", "inputs": inputs, "min_probability": least, "min_separation": apart}
+    settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, "unknown": unknown}
+    settings |= {"min_probability": least, "min_separation": apart}
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         loaded.module.require("contacts")
         notes: list[Note] = []
         proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
+        for name in [name for name, sequence in proteins.items() if _is_too_long(loaded, sequence)]:
+            length, most = len(proteins.pop(name)), (loaded.module.max_tokens or 0) - 2
+            notes.append(Note(name, "skipped", f"{length:,} residues, and {loaded.config.family} takes {most:,}"))
+        if not proteins:
+            raise SequenceTooLongError(f"{notes[-1].id}: {notes[-1].detail}; name a model of the ESM-2 family")
         pictures = {} if plot is None else map_places(plot, list(proteins), overwrite=overwrite)
         _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
     for note in notes:
@@ -78,6 +85,12 @@ def contacts(
     for path in [output, plot]:
         if path is not None:
             typer.echo(f"{path}: contacts of {counted(len(proteins), 'protein')}")
+    if any(note.what == "skipped" for note in notes):
+        raise typer.Exit(1)
+
+
+def _is_too_long(model: LanguageModel, sequence: str) -> bool:
+    return model.module.max_tokens is not None and len(sequence) + 2 > model.module.max_tokens
 
 
 def _predict(
@@ -88,7 +101,9 @@ def _predict(
     notes: list[Note],
     settings: dict[str, Any],
 ) -> None:
+    from protea.embed.engine import check_finite
     from protea.plot import contact_map
+    from protea.score.contacts import contacts as score_contacts
     from protea.score.files import beside
     from protea.score.maps import open_maps
 
@@ -100,7 +115,8 @@ def _predict(
         progress = stack.enter_context(progress_bars("residues"))
         advance = advancing(progress, "predicting", sum(map(len, proteins.values())))
         for name, sequence in proteins.items():
-            found = model.contacts(sequence)
+            (found,) = score_contacts(model.module, [model.alphabet.encode(sequence)])
+            check_finite(found, name, model.dtype)
             if maps is not None:
                 maps.add(name, sequence, found)
             if name in pictures:

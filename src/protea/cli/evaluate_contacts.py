@@ -19,6 +19,8 @@ from protea.cli.terminal import counted
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from protea.cli.structures import Progress
     from protea.evaluate.contacts import Row
     from protea.evaluate.structures import Chain, Note
@@ -41,7 +43,7 @@ def evaluate_contacts(
     include_fitted: Annotated[
         bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the intervals.", min=0)] = 0,
     plot: MapPlot = None,
     dtype: Dtype = "float32",
     fast: Fast = False,
@@ -75,7 +77,13 @@ def evaluate_contacts(
             pictures = {} if plot is None else map_places(plot, names, overwrite=overwrite)
             rows = _measure(loaded.module, chains, pictures, progress)
         if output is not None:
-            settings = {"command": "evaluate contacts", "structures": [str(one) for one in structures]}
+            settings = {
+                "command": "evaluate contacts",
+                "structures": [str(one) for one in structures],
+                "exclude": exclude or [],
+                "include_fitted": include_fitted,
+                "seed": seed,
+            }
             _write(output, rows, notes, settings | {"models": {model: circumstances(loaded)}})
     if output is None:
         _echo_rows(rows)
@@ -102,7 +110,12 @@ def _chains(
     notes += left_out
     reasons = {chain.name: unfit(module, chain) for chain in kept}
     notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
-    return [chain for chain in kept if reasons[chain.name] is None], notes
+    kept = [chain for chain in kept if reasons[chain.name] is None]
+    first: dict[str, str] = {}
+    for chain in kept:
+        if first.setdefault(chain.sequence, chain.name) != chain.name:
+            notes.append(Note(chain.name, "odd", f"has the sequence of {first[chain.sequence]}; both count"))
+    return kept, notes
 
 
 def _measure(module: Encoder, chains: Sequence[Chain], pictures: dict[str, Path], progress: Progress) -> list[Row]:
@@ -126,7 +139,7 @@ class _Exclusions:
 
     Args:
         given: names of chains or files, and paths of ``contact-head.json``.
-        model: the folder whose own ``contact-head.json`` counts too, if it has one; ``None`` for none.
+        model: whose own ``contact-head.json`` counts too, if it has one; ``None`` for none.
     """
 
     def __init__(self, given: Sequence[str], model: Path | None) -> None:
@@ -141,25 +154,31 @@ class _Exclusions:
             UsageError: a name is no chain's and no file's.
             CheckpointError: a file is no ``contact-head.json``.
         """
-        from protea.evaluate.heads import NAME, fitted_on
+        from protea.checkpoints.extras import head_record_path
+        from protea.evaluate.heads import fitted_on
         from protea.evaluate.structures import Note
 
         others = {"--exclude": [fitted_on(path) for path in self._files]}
-        if self._model is not None and (own := self._model / NAME).exists():
+        if self._model is not None and (own := head_record_path(self._model)).exists():
             others[f"the contact head was fitted on them ({own}); --include-fitted keeps them"] = [fitted_on(own)]
-        named = {name for chain in chains for name in (chain.name, chain.name.partition(":")[0])}
+        named = {name for chain in chains for name in _names(chain)}
         if unknown := [name for name in self._names if name not in named]:
             raise UsageError(f"--exclude {unknown[0]}: no chain and no structure has this name")
         kept, notes = [], []
         for chain in chains:
             why = [reason for reason, fitted in others.items() if any(one.covers(chain) for one in fitted)]
-            if {chain.name, chain.name.partition(":")[0]} & set(self._names):
+            if _names(chain) & set(self._names):
                 why = ["--exclude"]
             if why:
                 notes.append(Note(chain.name, "left out", why[0]))
             else:
                 kept.append(chain)
         return kept, notes
+
+
+def _names(chain: Chain) -> set[str]:
+    """What ``--exclude`` may call a chain: by its name, or its file's."""
+    return {chain.name, chain.name.rpartition(":")[0] or chain.name}
 
 
 def _columns(row: Row) -> dict[str, object]:
@@ -172,13 +191,26 @@ def _columns(row: Row) -> dict[str, object]:
     return values
 
 
+def _schema() -> pa.Schema:
+    """The columns, which a table without rows has too."""
+    import pyarrow as pa
+
+    from protea.evaluate.contacts import PARTS, RANGES
+
+    columns = {"name": pa.string(), "residues": pa.int64(), "resolved": pa.int64()}
+    for name in RANGES:
+        columns |= {f"{name}_pairs": pa.int64(), f"{name}_contacts": pa.int64()}
+        columns |= {f"{name}_{part}": pa.float64() for part in PARTS}
+    return pa.schema(list(columns.items()))
+
+
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
     from protea.score.files import beside, write_table
 
     with beside(output, "name\twhat\tdetail", notes, settings):
-        write_table(output, pa.Table.from_pylist([_columns(row) for row in rows]))
+        write_table(output, pa.Table.from_pylist([_columns(row) for row in rows], schema=_schema()))
 
 
 def _echo_rows(rows: Sequence[Row]) -> None:

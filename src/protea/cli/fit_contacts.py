@@ -12,6 +12,7 @@ from protea.cli.interrupt import interruptible
 from protea.cli.options import Device, Model
 from protea.cli.structures import Structures, echo_means, one_bar, tell_notes
 from protea.cli.terminal import counted, tell
+from protea.errors import DataError
 
 if TYPE_CHECKING:
     from protea.cli.structures import Progress
@@ -68,6 +69,7 @@ def _fit(
     from protea.evaluate.contacts import predict, score, unfit
     from protea.evaluate.heads import choose, description, fit, write
     from protea.evaluate.structures import Note, read_structures, structure_files
+    from protea.models.layers import ContactHead
 
     files = structure_files(structures)
     with staged(output) as place, open_checkpoint(locate(model)) as checkpoint:
@@ -76,10 +78,16 @@ def _fit(
         replaced = module.contact_head is not None
         reasons = {chain.name: unfit(module, chain) for chain in chains}
         notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
-        chosen, others = choose([chain for chain in chains if reasons[chain.name] is None], settings)
+        try:
+            chosen, others = choose([chain for chain in chains if reasons[chain.name] is None], settings)
+        except DataError:
+            tell_notes(notes, "mend them, or give others")
+            raise
         # What is stored may be rounded, and that is what is measured.
         head = fit(module, chosen, settings, progress).to(checkpoint.dtype).float()
         module.contact_head = head
+        if isinstance(head, ContactHead) and not head.regression.weight.any():
+            tell("no attention head follows contacts: the regression uses none, and all pairs get one probability")
         rows: list[Row] = []
         for chain in others:
             rows.append(score(chain, predict(module, chain)))

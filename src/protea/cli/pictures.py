@@ -31,7 +31,7 @@ def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str
         MissingExtraError: what draws it is not installed.
         OutputError: one exists, or cannot be written there.
     """
-    from protea.embed.names import store_name
+    from protea.embed.names import file_name
     from protea.plot import check_place
     from protea.score.files import check_new
 
@@ -39,14 +39,14 @@ def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str
         check_place(plot)
         check_new(plot, overwrite=overwrite)
         return {names[0]: plot}
-    if plot.suffix:
+    if plot.suffix and not plot.is_dir():
         raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
+    check_place(Path("any.png"))  # that something can draw, before the folder is made
     try:
         plot.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"{plot}: cannot be made: {error.strerror or error}") from error
-    places = {name: plot / f"{store_name(name)}.png" for name in names}
+    places = {name: plot / f"{file_name(name)}.png" for name in names}
     for place in places.values():
-        check_place(place)
         check_new(place, overwrite=overwrite)
     return places

@@ -21,7 +21,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.errors import NonFiniteError, UnknownResidueError
+from protea.embed.engine import check_finite
+from protea.errors import UnknownResidueError
 from protea.evaluate.structures import Chain, pairs
 from protea.models.encoder import Encoder
 from protea.score.contacts import contacts
@@ -143,8 +144,7 @@ def predict(model: Encoder, chain: Chain) -> NDArray[np.float32]:
         NonFiniteError: it gives NaN.
     """
     (probabilities,) = contacts(model, [model.alphabet.encode(chain.sequence)])
-    if not np.isfinite(probabilities).all():
-        raise NonFiniteError(f"{chain.name}: the model gives NaN; its weights are damaged or diverged")
+    check_finite(probabilities, chain.name, model.word_embeddings.weight.dtype)
     return probabilities
 
 
@@ -155,7 +155,8 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
         values: one a chain, nan for none.
         seed: of the bootstrap.
     """
-    known = np.array([value for value in values if not np.isnan(value)])
+    # In their own order, so that draws mean the same however chains were listed.
+    known = np.sort([value for value in values if not np.isnan(value)])
     if not len(known):
         return Mean(nan, nan, nan, 0)
     draws = np.random.default_rng(seed).integers(0, len(known), (_DRAWS, len(known)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
+from protea.checkpoints.extras import HEAD_RECORD
 from protea.checkpoints.files import read_json, write_json
 from protea.errors import CheckpointError, DataError, UsageError
 from protea.evaluate.structures import CONTACT, LEAST_SEPARATION, Chain, Note, pairs
@@ -22,9 +24,12 @@ from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead
 from protea.score.fit import RANK, C, Example, Progress, fit_bilinear, fit_regression
 
-NAME: Final = "contact-head.json"
+NAME: Final = HEAD_RECORD
 
 Head = Literal["regression", "bilinear"]
+
+_LARGEST_SEED: Final = 2**32 - 1
+"""That scikit-learn takes."""
 
 _APART: Final = 5
 """One in so many of the chains of a bilinear head stops its training."""
@@ -57,8 +62,10 @@ class Settings:
         least = 2 if self.head == "bilinear" else 1
         if self.count < least:
             raise UsageError(f"--count must be at least {least} for a {self.head} head, got {self.count}")
-        if not self.c > 0:
-            raise UsageError(f"--c must be above 0, got {self.c:g}")
+        if not 0 < self.c < inf:
+            raise UsageError(f"--c must be above 0 and finite, got {self.c:g}")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise UsageError(f"--seed must be from 0 to {_LARGEST_SEED:,}, got {self.seed}")
         if self.rank < 1:
             raise UsageError(f"--rank must be at least 1, got {self.rank}")
 
@@ -77,9 +84,11 @@ def choose(chains: Iterable[Chain], settings: Settings) -> tuple[list[Chain], li
     turns = sorted(by_turn)
     usable = [turn for turn in turns if len(pairs(by_turn[turn][0]).rows)]
     if len(usable) < settings.count:
+        short = len(turns) - len(usable)
+        without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
         raise DataError(
-            f"{len(usable)} chains of different sequence, and --count asks for {settings.count}; give more structures, "
-            "or a smaller --count"
+            f"{len(usable)} chains of different sequence that the model can see{without}, and --count asks for "
+            f"{settings.count}; give more structures, or a smaller --count"
         )
     taken = set(usable[: settings.count])
     chosen = [by_turn[turn][0] for turn in usable[: settings.count]]

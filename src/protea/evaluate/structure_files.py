@@ -69,19 +69,21 @@ class RawChain:
         residues: in the file's order.
         stated: names of all residues of the molecule, where the file states them.
         mixed: labels of residues that the file has of several kinds.
+        remarks: what else is odd, in words.
     """
 
     name: str
     residues: list[Residue] = field(default_factory=list)
     stated: list[str] | None = None
     mixed: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def structure_name(path: Path) -> str:
     """A file's name without what it is: ``1abc`` for ``1abc.pdb.gz``."""
     name = path.name
     for suffixes in (COMPRESSED, SUFFIXES):
-        name = next((name.removesuffix(one) for one in suffixes if name.lower().endswith(one)), name)
+        name = next((name[: -len(one)] for one in suffixes if name.lower().endswith(one)), name)
     return name
 
 
@@ -175,7 +177,10 @@ def _from_mmcif(text: str) -> list[RawChain]:
     from biotite.structure.io import pdbx
 
     file = pdbx.CIFFile.read(StringIO(text))
-    block = file[next(iter(file))]
+    # Some files describe ligands first.
+    block = next((one for one in file.values() if "atom_site" in one), None)
+    if block is None:
+        raise StructureError("no atoms in it (atom_site)")
     extra = [name for name in ("label_entity_id", "label_seq_id", "label_asym_id") if name in block["atom_site"]]
     atoms = pdbx.get_structure(block, model=1, altloc="occupancy", extra_fields=extra)
     if len(extra) < 3 or "entity_poly_seq" not in block:
@@ -186,6 +191,13 @@ def _from_mmcif(text: str) -> list[RawChain]:
     places = [stated.get(one, {}).get(number, (-1, ""))[0] for one, number in zip(entities, numbers, strict=True)]
     # Ligands and water have no place in a polymer.
     polymer = np.array(places) >= 0
+    if not polymer.any():
+        whole = list(_chains(atoms, atoms.chain_id, None).values())
+        for chain in whole:
+            chain.remarks.append(
+                "its atoms have no place in entity_poly_seq; the model sees the residues that have atoms"
+            )
+        return whole
     chains = _chains(atoms[polymer], atoms.label_asym_id[polymer], np.array(places)[polymer])
     entity = dict(zip(atoms.label_asym_id.tolist(), entities, strict=True))
     for key, chain in chains.items():

@@ -147,7 +147,9 @@ def structure_files(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(one for one in path.iterdir() if is_structure(one) and not one.name.startswith("."))
         if not inside:
-            raise StructureError(f"{path}: no structures in this folder; looked for *{', *'.join(SUFFIXES)}, also .gz")
+            raise StructureError(
+                f"{path}: no structures in this folder; looked for *{', *'.join(SUFFIXES)}, also compressed"
+            )
         for one in inside:
             found.setdefault(one.resolve(), one)
     return list(found.values())
@@ -252,7 +254,7 @@ def _placed(raw: RawChain) -> _Placed:
         places = np.array(by_file, np.int64)
         return _Placed(raw.residues, stated, places, places, [])
     residues, free = ordered(raw.residues)
-    remarks = [f"{one.name} {one.label} is bound to no residue and was left out" for one in free]
+    remarks = raw.remarks + [f"{one.name} {one.label} is bound to no residue and was left out" for one in free]
     letters = "".join(letter(one.name) for one in residues)
     broken = breaks(residues)
     if stated:

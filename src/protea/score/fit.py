@@ -38,8 +38,8 @@ RANK: Final = 32
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_BYTES_A_VALUE: Final = 20
-"""float32, and liblinear's copy: an index and a value each."""
+_BYTES_A_VALUE: Final = 38
+"""float32, and liblinear's two copies, by rows and by columns, of an index and a value each; as measured."""
 
 _SIZE: Final = 0.05
 """Of products at first, where states are of size 1: what is random is not to outweigh what is learned."""

@@ -115,7 +115,9 @@ class _Pairs:
     def finish(self, settings: Mapping[str, Any]) -> None:
         import pyarrow as pa
 
-        write_table(self._path, pa.table(self._columns))
+        kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64())
+        schema = pa.schema(list(zip(self._columns, kinds, strict=True)))
+        write_table(self._path, pa.table(self._columns, schema=schema))
 
     def abandon(self) -> None:
         """Nothing was written yet."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
+from protea.embed.names import store_name
 from protea.embed.prepare import Note, Policies, Unknown, encode
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
@@ -76,7 +77,7 @@ def cutting(long: str) -> Policies:
 
 
 def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes: list[Note]) -> dict[str, str]:
-    """Sequences by id.
+    """Sequences by id; ids that outputs would name alike are one.
 
     Raises:
         UsageError: two records have one id.
@@ -84,12 +85,14 @@ def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, no
         UnknownResidueError: a letter that the policy does not allow, or a mask.
     """
     found: dict[str, str] = {}
+    names: set[str] = set()
     for record, ids in encoded(paths, alphabet, unknown, notes):
-        if record.id in found:
-            raise UsageError(f"{record.place}: this id was used before; give each its own, by which variants name it")
+        if store_name(record.id) in names:
+            raise UsageError(f"{record.place}: this id was used before; give each its own")
+        names.add(store_name(record.id))
         found[record.id] = alphabet.decode(ids)
     if not found:
-        raise FastaError(f"{', '.join(map(str, paths))}: no sequence is left to score")
+        raise FastaError(f"{', '.join(map(str, paths))}: no sequence is left")
     return found
 
 
