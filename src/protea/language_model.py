@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import get_args, overload
+from typing import TypeVar, get_args, overload
 
 import numpy as np
 import torch
@@ -24,13 +24,21 @@ from protea.embed.engine import FloatArray, Wanted
 from protea.embed.pooling import check_poolings
 from protea.embed.prepare import Encoded, Long, Note, Policies, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
+from protea.evaluate import contacts as precision
+from protea.evaluate import heads
+from protea.evaluate.contacts import Row
+from protea.evaluate.heads import Head
+from protea.evaluate.structures import Chain, read_structures, structure_files
 from protea.fasta import Record
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.packing import pack_by_budget
 from protea.score import contacts, effects, perplexity
 from protea.score.expected import check_policy
+from protea.score.fit import RANK, C
 from protea.score.records import check_residues
 from protea.score.variants import parse_all
+
+T = TypeVar("T")
 
 
 def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
@@ -290,6 +298,57 @@ class LanguageModel:
         engine.check_finite(found, "the sequence", self.dtype)
         return found
 
+    def fit_contacts(
+        self,
+        structures: Sequence[str | Path],
+        *,
+        count: int = 20,
+        seed: int = 0,
+        head: Head = "regression",
+        c: float = C,
+        rank: int = RANK,
+    ) -> list[str]:
+        """Fit a contact head to some chains of structures (Rao et al. 2020), in place of one that the model has.
+
+        Args:
+            structures: PDB and mmCIF files, and folders of them.
+            count: chains to fit on.
+            seed: which, and of what is random in fitting.
+            head: ``regression`` on attention maps, or ``bilinear`` on the last hidden states.
+            c: of the regression: inverse strength of its L1 penalty.
+            rank: of the bilinear head.
+
+        Returns:
+            The names of the chains it was fitted on; no other tells what it can do.
+
+        Raises:
+            MissingExtraError: biotite or scikit-learn is not installed.
+            StructureError: there is no protein in any of the structures.
+            DataError: there are fewer chains than asked for, or none has contacts.
+            DeviceError: the maps do not fit in memory.
+        """
+        settings = heads.Settings(head=head, count=count, seed=seed, c=c, rank=rank)
+        chosen, _ = heads.choose(self._chains(structures), settings)
+        self.module.contact_head = heads.fit(self.module, chosen, settings, _silent)
+        return [chain.name for chain in chosen]
+
+    def evaluate_contacts(self, structures: Sequence[str | Path], *, exclude: Collection[str] = ()) -> list[Row]:
+        """Precision of contacts against structures, a row a chain; ``protea.evaluate.contacts.means`` averages them.
+
+        Args:
+            structures: PDB and mmCIF files, and folders of them.
+            exclude: names of chains to leave out, such as those that the head was fitted on.
+
+        Raises:
+            CapabilityError: the model has no contact head; ``fit_contacts`` fits one.
+            MissingExtraError: biotite is not installed.
+            StructureError: there is no protein in any of the structures.
+            NonFiniteError: the model gives infinities or NaN.
+        """
+        self.module.require("contacts")
+        chains = [chain for chain in self._chains(structures) if chain.name not in exclude]
+        return [precision.score(chain, precision.predict(self.module, chain)) for chain in chains]
+
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), L+2, L+2]``, BOS and EOS included; rows attend and sum to 1.
 
@@ -328,6 +387,15 @@ class LanguageModel:
             raise UsageError(f"a token budget must be at least 1, got {token_budget}")
         return token_budget
 
+    def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
+        """Chains that the model can see; what is skipped is a warning."""
+        chains, notes = read_structures(structure_files(map(Path, _list(structures))), _silent)
+        reasons = {chain.name: precision.unfit(self.module, chain) for chain in chains}
+        skipped = [(note.name, note.detail) for note in notes if note.what == "skipped"]
+        for name, reason in [*skipped, *((name, reason) for name, reason in reasons.items() if reason is not None)]:
+            warnings.warn(f"{name}: skipped: {reason}", ProteaWarning, stacklevel=3)
+        return [chain for chain in chains if reasons[chain.name] is None]
+
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[Encoded]:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
@@ -342,7 +410,11 @@ class LanguageModel:
             yield encoded
 
 
-def _list(sequences: Sequence[str]) -> Sequence[str]:
+def _silent(what: str, done: int, of: int) -> None:
+    pass
+
+
+def _list(sequences: Sequence[T]) -> Sequence[T]:
     if isinstance(sequences, str):
         raise UsageError("expected a list, got one string; write [string]")
     return sequences

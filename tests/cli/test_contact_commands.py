@@ -16,6 +16,8 @@ import yaml
 import protea
 from conftest import Run, fails
 from made_structures import change, folder_of_snakes, letters, pdb, snake, written
+from protea.errors import ProteaWarning, UsageError
+from protea.evaluate import heads
 from protea.evaluate.contacts import means, score
 from protea.evaluate.structures import pairs, read_chains
 from protea.models.layers import BilinearContactHead, ContactHead
@@ -76,6 +78,34 @@ def test_a_head_is_fitted_and_measured_where_it_was_not(
     assert whole.code == 0
     assert len([line for line in whole.out.splitlines() if line.startswith("s0")]) == 9
     assert "left out" not in whole.err
+
+
+@pytest.mark.parametrize("head", ["regression", "bilinear"])
+def test_the_same_in_python(
+    run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, head: heads.Head
+) -> None:
+    assert (
+        run("fit-contacts", structures, "-m", model_folders["esm2"], "-o", "out", "--count", 3, "--head", head).code
+        == 0
+    )
+    assert run("evaluate", "contacts", structures, "-m", "out", "-o", "out.csv").code == 0
+    model = protea.load(model_folders["esm2"], device="cpu")
+    names = model.fit_contacts([structures], count=3, head=head)
+    assert names == [one["name"] for one in json.loads(Path("out/contact-head.json").read_text())["structures"]]
+    found = model.evaluate_contacts([structures], exclude=names)
+    told = rows(Path("out.csv"))
+    assert [row.name for row in found] == [row["name"] for row in told]
+    for row, line in zip(found, told, strict=True):
+        assert row.ranges["long"].precisions["P@L"] == pytest.approx(float(line["long_P@L"]), abs=1e-6)
+    sequence = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+    model.save(tmp_path / "saved")
+    again = protea.load(tmp_path / "saved", device="cpu")
+    np.testing.assert_array_equal(again.contacts(sequence), model.contacts(sequence))
+    written(tmp_path / "empty.pdb", "")
+    with pytest.warns(ProteaWarning, match="empty: skipped: .*empty"):
+        assert len(model.evaluate_contacts([structures, "empty.pdb"])) == 9
+    with pytest.raises(UsageError, match="expected a list, got one string"):
+        model.evaluate_contacts(str(structures))
 
 
 def test_the_seed_and_the_sequences_choose_not_the_order(
