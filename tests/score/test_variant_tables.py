@@ -147,6 +147,7 @@ def test_a_name_in_capitals_is_compressed_too() -> None:
 
 def test_gaps_are_passed_over_in_a_scan() -> None:
     assert scan_table({"a": "M-.K"}, 1).num_rows == 2 * 19
+    assert scan_table({"a": "--"}, 1).num_rows == 0
 
 
 def test_an_interrupt_while_a_table_is_written_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,8 @@ def scan_table(wild_types: Mapping[str, str], offset: int) -> pa.Table:
         for new in CANONICAL
         if new != wild
     ]
-    columns = zip(*cells, strict=True)
-    return pa.table(dict(zip(("id", "position", "wild_type", "letter", "mutant"), map(list, columns), strict=True)))
+    names = ("id", "position", "wild_type", "letter", "mutant")
+    return pa.table({name: [cell[i] for cell in cells] for i, name in enumerate(names)})
 
 
 def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, how: Scoring) -> Rows:
