@@ -91,12 +91,12 @@ def test_a_long_sequence_runs_whole_or_is_truncated_aloud(load_small: LoadModel)
     np.testing.assert_allclose(arrays[1], rotary.embed(["A" * 1022])[0], atol=1e-5)
     with pytest.raises(
         SequenceTooLongError,
-        match=r"sequence 0: 1030 residues, over the 1022 that ESM-2 .* full to run it whole",
+        match=r"sequence 0: 1030 residues, over the 1022 that ESM-2 .* full runs it whole",
     ):
         rotary.embed([long], long="error")
     with pytest.raises(
         SequenceTooLongError,
-        match=r"sequence 1: 511 residues, over the 510 that ESM-1nv .* window to join overlapping windows$",
+        match=r"sequence 1: 511 residues, over the 510 that ESM-1nv .* window joins embeddings of overlapping windows$",
     ):
         learned.embed(["M", "A" * 511], long="full")
     assert learned.embed(["A" * 510])[0].shape == (510, 40)
