@@ -195,7 +195,7 @@ def test_chains_are_left_out_by_name_file_and_sequence(
     assert "left out 3 chains: --exclude" in plain.err
     nothing = run("evaluate", "contacts", copy, "-m", "model")
     assert (nothing.code, nothing.out) == (1, "")
-    nothing = run("evaluate", "contacts", copy, "-m", "model", "-o", "none.csv")
+    nothing = run("evaluate", "contacts", copy, "-m", "model", "-o", "none.csv", "--plot", "x.png")
     assert nothing.code == 1
     assert Path("none.csv").read_text().startswith("name,residues,resolved,long_pairs,")
 

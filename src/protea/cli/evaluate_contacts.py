@@ -74,7 +74,7 @@ def evaluate_contacts(
             exclusions = _Exclusions(exclude or [], None if include_fitted else locate(model))
             chains, notes = _chains(structures, loaded.module, exclusions, progress)
             names = [chain.name for chain in chains]
-            pictures = {} if plot is None else map_places(plot, names, overwrite=overwrite)
+            pictures = map_places(plot, names, overwrite=overwrite) if plot is not None and names else {}
             rows = _measure(loaded.module, chains, pictures, progress)
         if output is not None:
             settings = {
