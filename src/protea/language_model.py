@@ -319,7 +319,8 @@ class LanguageModel:
             rank: of the bilinear head.
 
         Returns:
-            The names of the chains it was fitted on; no other tells what it can do.
+            The names of the chains it was fitted on, on which it looks better than it is. ``save`` does not keep them:
+            ``protea fit-contacts`` writes a folder that says what its head has seen.
 
         Raises:
             MissingExtraError: biotite or scikit-learn is not installed.
@@ -389,7 +390,9 @@ class LanguageModel:
 
     def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
         """Chains that the model can see; what is skipped is a warning."""
-        chains, notes = read_structures(structure_files(map(Path, _list(structures))), _silent)
+        if not _list(structures):
+            raise UsageError("name at least one structure, a file or a folder")
+        chains, notes = read_structures(structure_files(map(Path, structures)), _silent)
         reasons = {chain.name: precision.unfit(self.module, chain) for chain in chains}
         skipped = [(note.name, note.detail) for note in notes if note.what == "skipped"]
         for name, reason in [*skipped, *((name, reason) for name, reason in reasons.items() if reason is not None)]:

@@ -106,6 +106,8 @@ def test_the_same_in_python(
         assert len(model.evaluate_contacts([structures, "empty.pdb"])) == 9
     with pytest.raises(UsageError, match="expected a list, got one string"):
         model.evaluate_contacts(str(structures))
+    with pytest.raises(UsageError, match="name at least one structure"):
+        model.fit_contacts([])
 
 
 def test_the_seed_and_the_sequences_choose_not_the_order(
@@ -232,6 +234,8 @@ def test_pictures_show_predictions_and_the_structure(
         np.testing.assert_array_equal(one["truth"], true | true.T)  # type: ignore[arg-type]
         missing = set(range(len(chain.sequence))) - set(chain.places.tolist())
         assert set(np.flatnonzero(one["missing"]).tolist()) == missing  # type: ignore[arg-type]
+    alone = run("evaluate", "contacts", files[0], *esm2, "--plot", "maps", "--overwrite")
+    assert alone.code == 0, alone  # a folder of one
     fails(run("evaluate", "contacts", *files, *esm2, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")
     fails(run("evaluate", "contacts", files[0], *esm2, "--plot", "x.gif"), 2, "x.gif", ".png")
 

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from protea.alphabet import ESM
 from protea.errors import DataError, OutputError, UsageError
 from protea.score.effects import Scoring
-from protea.score.files import beside, check_output, write_table
+from protea.score.files import Beside, check_output, write_table
 from protea.score.table import Rows, check_columns, read_table, rows_of, scan_table, variant_table, with_scores
 
 WILD = {"a": "MKTAYIAKQR"}
@@ -120,7 +120,11 @@ def test_columns_that_are_not_understood_may_share_a_name() -> None:
 
 
 def test_empty_lines() -> None:
-    assert [problem.row for problem in rows("mutant\nM1V\n\nK2R\n").problems] == [2]
+    assert [problem.row for problem in rows("mutant\nM1V\n\nK2R\n\n").problems] == [2]
+    Path("cr.csv").write_bytes(b"mutant,x\rM1V,1\rK2R,2\r")
+    assert read_table(Path("cr.csv")).num_rows == 2
+    Path("long.csv").write_text(f"mutant,{'x' * 200_000}\nM1V,1\n")
+    assert read_table(Path("long.csv")).num_rows == 1
     assert not rows("mutant,x\nM1V,1\n\nK2R,2\n\n").problems
 
 
@@ -156,8 +160,8 @@ def test_an_interrupt_while_a_table_is_written_leaves_nothing(monkeypatch: pytes
 
     Path(".out.csv").write_text("a file of the user's own")
     monkeypatch.setattr("protea.score.files.csv.writer", interrupted)
-    with pytest.raises(KeyboardInterrupt), beside(Path("out.csv"), "a", [], {}):
-        write_table(Path("out.csv"), variant_table(["M1V"]))
+    with pytest.raises(KeyboardInterrupt):
+        write_table(Path("out.csv"), variant_table(["M1V"]), Beside("a", [], {}))
     assert [path.name for path in Path().iterdir()] == [".out.csv"]
 
 
@@ -240,6 +244,9 @@ def test_outputs_that_cannot_be_written() -> None:
     with pytest.raises(OutputError, match="exists already"):
         check_output(Path("x.csv"), overwrite=False)
     check_output(Path("x.csv"), overwrite=True)
+    Path("z.csv.run.yaml").mkdir()
+    with pytest.raises(OutputError, match=r"z.csv.run.yaml: is a folder"):
+        check_output(Path("z.csv"), overwrite=True)
     Path("y.csv.report.tsv").write_text("precious")
     with pytest.raises(OutputError, match=r"y.csv.report.tsv: exists already"):
         check_output(Path("y.csv"), overwrite=False)

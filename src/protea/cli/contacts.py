@@ -104,7 +104,7 @@ def _predict(
     from protea.embed.engine import check_finite
     from protea.plot import contact_map
     from protea.score.contacts import contacts as score_contacts
-    from protea.score.files import beside
+    from protea.score.files import Beside
     from protea.score.maps import open_maps
 
     with ExitStack() as stack:
@@ -123,5 +123,4 @@ def _predict(
                 contact_map(pictures[name], found, title=name)
             advance(len(sequence))
         if output is not None and maps is not None:
-            with beside(output, "id\twhat\tdetail", notes, settings):
-                maps.finish(settings)
+            maps.finish(Beside("id\twhat\tdetail", notes, settings))

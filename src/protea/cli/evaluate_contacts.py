@@ -74,7 +74,7 @@ def evaluate_contacts(
             exclusions = _Exclusions(exclude or [], None if include_fitted else locate(model))
             chains, notes = _chains(structures, loaded.module, exclusions, progress)
             names = [chain.name for chain in chains]
-            pictures = map_places(plot, names, overwrite=overwrite) if plot is not None and names else {}
+            pictures = {} if plot is None else map_places(plot, names, overwrite=overwrite)
             rows = _measure(loaded.module, chains, pictures, progress)
         if output is not None:
             settings = {
@@ -207,10 +207,10 @@ def _schema() -> pa.Schema:
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import beside, write_table
+    from protea.score.files import Beside, write_table
 
-    with beside(output, "name\twhat\tdetail", notes, settings):
-        write_table(output, pa.Table.from_pylist([_columns(row) for row in rows], schema=_schema()))
+    table = pa.Table.from_pylist([_columns(row) for row in rows], schema=_schema())
+    write_table(output, table, Beside("name\twhat\tdetail", notes, settings))
 
 
 def _echo_rows(rows: Sequence[Row]) -> None:

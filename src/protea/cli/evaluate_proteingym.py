@@ -130,7 +130,7 @@ def _print(results: list[Measured], published: list[str]) -> None:
 def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import beside, write_table
+    from protea.score.files import Beside, write_table
 
     published = dict.fromkeys(name for one in results for name in one.assay.published)
     rows = [
@@ -140,6 +140,5 @@ def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> N
         for one in results
     ]
     problems = [(one.assay.name, *problem) for one in results for problem in one.problems]
-    with beside(output, "assay\trow\tvariant\treason", problems, settings):
-        write_table(output, pa.Table.from_pylist(rows))
+    write_table(output, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", problems, settings))
     typer.echo(f"{output}: {counted(len(results), 'assay')}")

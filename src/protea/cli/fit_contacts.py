@@ -81,7 +81,7 @@ def _fit(
         try:
             chosen, others = choose([chain for chain in chains if reasons[chain.name] is None], settings)
         except DataError:
-            tell_notes(notes, "mend them, or give others")
+            tell_notes(notes, "-o writes a report of them")
             raise
         # What is stored may be rounded, and that is what is measured.
         head = fit(module, chosen, settings, progress).to(checkpoint.dtype).float()

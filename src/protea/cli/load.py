@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from protea.cli.terminal import tell
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from protea.alphabet import Alphabet
     from protea.language_model import LanguageModel
 
@@ -26,10 +28,13 @@ def common_alphabet(models: Sequence[str]) -> Alphabet:
     from protea.errors import UsageError
 
     found: dict[str, Alphabet] = {}
+    places: set[Path] = set()
     for name in models:
-        if name in found:
+        path = locate(name)
+        if path.resolve() in places:
             raise UsageError(f"-m {name}: named twice")
-        with open_checkpoint(locate(name)) as checkpoint:
+        places.add(path.resolve())
+        with open_checkpoint(path) as checkpoint:
             checkpoint.model.require("logits")
             found[name] = checkpoint.model.alphabet
     least = min(found.values(), key=lambda alphabet: len(alphabet.residues))

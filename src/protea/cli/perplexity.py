@@ -215,7 +215,7 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    from protea.score.files import beside, write_table
+    from protea.score.files import Beside, write_table
     from protea.score.perplexity import of_loss
 
     losses = [float(values.mean(dtype="float64")) if len(values) else None for values in found]
@@ -226,8 +226,7 @@ def _write(
         "loss": losses,
         "perplexity": [None if loss is None else of_loss(loss) for loss in losses],
     }
-    with beside(output, "id\twhat\tdetail", notes, settings):
-        write_table(output, pa.table(columns))
+    write_table(output, pa.table(columns), Beside("id\twhat\tdetail", notes, settings))
     typer.echo(f"{output}: {counted(len(records), 'sequence')}")
 
 

@@ -13,13 +13,13 @@ from protea.errors import OutputError, UsageError
 MapPlot = Annotated[
     Path | None,
     typer.Option(
-        "--plot", metavar="PICTURE", help="A map as .png, .svg or .html; of several proteins, a folder of them."
+        "--plot", metavar="PICTURE", help="A map as .png, .svg or .html; or a folder for one of each protein."
     ),
 ]
 
 
 def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Where each protein's picture goes: the file that was named, or of several a folder of PNGs, which is made.
+    """Where each protein's picture goes: the file that was named, or a folder of PNGs, which is made.
 
     Args:
         plot: as it was named.
@@ -35,12 +35,14 @@ def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str
     from protea.plot import check_place
     from protea.score.files import check_new
 
-    if len(names) == 1:
+    if not names:
+        return {}
+    if plot.suffix and not plot.is_dir():
+        if len(names) > 1:
+            raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
         check_place(plot)
         check_new(plot, overwrite=overwrite)
         return {names[0]: plot}
-    if plot.suffix and not plot.is_dir():
-        raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
     check_place(Path("any.png"))  # that something can draw, before the folder is made
     try:
         plot.mkdir(exist_ok=True)

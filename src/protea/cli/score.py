@@ -137,7 +137,7 @@ def _content(table: Path | None, variants: str | None, wild: dict[str, str], off
 
 
 def _write(output: Path | None, scored: pa.Table, rows: Rows, notes: list[Note], settings: dict[str, Any]) -> None:
-    from protea.score.files import beside, write_table
+    from protea.score.files import Beside, write_table
 
     if output is None:
         typer.echo("\t".join(scored.column_names))
@@ -145,8 +145,7 @@ def _write(output: Path | None, scored: pa.Table, rows: Rows, notes: list[Note],
             typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
         of_wild_types = [("", note.id, f"{note.what}: {note.detail}") for note in notes]
-        with beside(output, "row\tvariant\treason", [*of_wild_types, *rows.problems], settings):
-            write_table(output, scored)
+        write_table(output, scored, Beside("row\tvariant\treason", [*of_wild_types, *rows.problems], settings))
         variants = counted(scored.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {variants} of {counted(len(rows.proteins), 'protein')} scored")
     for note in notes:

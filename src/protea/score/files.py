@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import yaml
 
@@ -58,11 +57,11 @@ def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> 
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-    if path.suffix not in others:
+    if path.suffix not in others and not path.is_dir():
         kind_of(path)
     for place in (path, *_beside(path)):
+        if place.is_dir():
+            raise OutputError(f"{place}: is a folder; name a file")
         check_new(place, overwrite=overwrite)
 
 
@@ -76,45 +75,69 @@ def check_new(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+class Beside(NamedTuple):
+    """What lies beside an output: ``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
+
+    Attributes:
+        header: of the report.
+        lines: of the report, cell by cell.
+        settings: plain values, of what was run.
+    """
+
+    header: str
+    lines: Iterable[Iterable[Any]]
+    settings: Mapping[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write both; to be called when the output is written and has not yet its name: where it is, they are.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in self.lines)
+        shown = yaml.safe_dump(dict(self.settings), sort_keys=False, allow_unicode=True)
+        report, run = _beside(path)
+        with replacing(report) as report_aside, replacing(run) as run_aside:
+            report_aside.write_text("\n".join([self.header, *cells, ""]), encoding="utf-8")
+            run_aside.write_text(shown, encoding="utf-8")
+
+
+def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> None:
     """Write a table, aside and then renamed; CSV and TSV with quotes where they are needed.
+
+    Args:
+        path: of the table.
+        table: any.
+        beside: what is to lie beside it.
 
     Raises:
         UsageError: the suffix names no format.
         OutputError: it cannot be written.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
     kind = kind_of(path)
-    with replacing(path) as aside, aside.open("wb") as file:
-        if kind == "parquet":
-            parquet.write_table(table, file)
-            return
-        with (
-            pa.output_stream(file, compression=compression(path)) as stream,
-            TextIOWrapper(stream, encoding="utf-8", newline="") as text,
-        ):
-            writer = csv.writer(text, delimiter=DELIMITERS[kind], lineterminator="\n")
-            writer.writerow(table.column_names)
-            for batch in table.to_batches():
-                writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    with replacing(path) as aside:
+        with aside.open("wb") as file:
+            if kind == "parquet":
+                parquet.write_table(table, file)
+            else:
+                _write_text(file, table, DELIMITERS[kind], compression(path))
+        if beside is not None:
+            beside.write(path)
 
 
-@contextmanager
-def beside(path: Path, header: str, lines: Iterable[Iterable[Any]], settings: Mapping[str, Any]) -> Iterator[None]:
-    """``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``; there if what is written within is.
+def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compressed: str | None) -> None:
+    import pyarrow as pa
 
-    Raises:
-        OutputError: they cannot be written.
-    """
-    cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in lines)
-    shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-    report, run = _beside(path)
-    with replacing(report) as report_aside, replacing(run) as run_aside:
-        report_aside.write_text("\n".join([header, *cells, ""]), encoding="utf-8")
-        run_aside.write_text(shown, encoding="utf-8")
-        yield
+    with (
+        pa.output_stream(file, compression=compressed) as stream,
+        TextIOWrapper(stream, encoding="utf-8", newline="") as text,
+    ):
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(table.column_names)
+        for batch in table.to_batches():
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
 def _beside(path: Path) -> tuple[Path, Path]:

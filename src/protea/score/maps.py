@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from protea.disk import unfinished
 from protea.embed.engine import FloatArray
 from protea.embed.names import store_name
 from protea.errors import OutputError, UsageError
-from protea.score.files import check_output, write_table
+from protea.score.files import Beside, check_output, write_table
 
 
 class Maps(Protocol):
@@ -23,8 +22,8 @@ class Maps(Protocol):
     def add(self, name: str, sequence: str, probabilities: FloatArray) -> None:
         """One protein's map ``[L, L]``."""
 
-    def finish(self, settings: Mapping[str, Any]) -> None:
-        """Give the output its name."""
+    def finish(self, beside: Beside) -> None:
+        """Give the output its name, with what lies beside it."""
 
     def abandon(self) -> None:
         """Leave nothing behind but what is finished."""
@@ -73,10 +72,11 @@ class _H5:
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error}") from error
 
-    def finish(self, settings: Mapping[str, Any]) -> None:
+    def finish(self, beside: Beside) -> None:
         try:
-            self._file.attrs["protea"] = json.dumps(dict(settings))
+            self._file.attrs["protea"] = json.dumps(dict(beside.settings))
             self._file.close()
+            beside.write(self._path)
             self._aside.replace(self._path)
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error}") from error
@@ -112,12 +112,12 @@ class _Pairs:
         ):
             column.extend(values)
 
-    def finish(self, settings: Mapping[str, Any]) -> None:
+    def finish(self, beside: Beside) -> None:
         import pyarrow as pa
 
         kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64())
         schema = pa.schema(list(zip(self._columns, kinds, strict=True)))
-        write_table(self._path, pa.table(self._columns, schema=schema))
+        write_table(self._path, pa.table(self._columns, schema=schema), beside)
 
     def abandon(self) -> None:
         """Nothing was written yet."""

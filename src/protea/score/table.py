@@ -12,11 +12,9 @@ All columns are kept as they are; those of text files as text.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
@@ -103,11 +101,13 @@ def _read_text(file: BinaryIO, path: Path, delimiter: str) -> pa.Table:
     from pyarrow import csv as arrow_csv
 
     content = pa.input_stream(file, compression=compression(path)).read()
-    first = next(csv.reader(StringIO(content.partition(b"\n")[0].decode("utf-8-sig")), delimiter=delimiter), [])
-    # An empty line is a row of a table of one column, and of others none.
-    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(first) != 1)
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with arrow_csv.open_csv(pa.BufferReader(content), parse_options=parsing) as stream:
         names = stream.schema.names
+    if len(names) == 1:
+        # An empty line is a row here, if not at the end.
+        content = content.strip() + b"\n"
+        parsing.ignore_empty_lines = False
     types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     return arrow_csv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=types)
 
