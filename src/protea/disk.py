@@ -28,6 +28,16 @@ def lock(path: Path) -> TextIO:
     return stream
 
 
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file unless that is wanted.
+
+    Raises:
+        OutputError: it exists.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+
+
 def unfinished(path: Path) -> Path:
     """The name that a file has while it is written; nobody's own files have such."""
     return path.with_name(f".{path.name}.unfinished")

@@ -170,7 +170,7 @@ def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, P
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
     (short / "P1_X_A_2020.csv").unlink()
-    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in it"):
+    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in its folder"):
         read_assays(short)
 
 

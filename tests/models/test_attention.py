@@ -10,7 +10,8 @@ from torch import Tensor
 
 from protea import device
 from protea.models import attention
-from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, AttentionMaps, pick_kernel
+from protea.models.attention import KERNELS, PRODUCT, REFERENCE, SDPA, VARLEN, pick_kernel
+from protea.models.attention_maps import AttentionMaps
 from protea.packing import CuSeqlens
 
 HEADS = 3

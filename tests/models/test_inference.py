@@ -14,7 +14,7 @@ from conftest import CONFIGS, LoadModel, disturb
 from protea.checkpoints import hf
 from protea.device import native_bfloat16
 from protea.models import build
-from protea.models.attention import AttentionMaps
+from protea.models.attention_maps import AttentionMaps
 from protea.models.inference import FusedSelfAttention, PackedLinear, for_inference
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import protea
 from conftest import LoadModel
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError
-from protea.models.attention import AttentionMaps
+from protea.models.attention_maps import AttentionMaps
 from protea.score import contacts
 from references import load_transformers, to_fair_esm
 

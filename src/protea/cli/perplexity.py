@@ -12,6 +12,7 @@ from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
 from protea.cli.terminal import advancing, counted, progress_bars, tell
+from protea.disk import check_new
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.plot import check_place
-    from protea.score.files import check_new, check_output
+    from protea.score.files import check_output
     from protea.score.twin import check_twin
 
     if against is not None:

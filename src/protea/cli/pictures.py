@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from protea.disk import check_new
 from protea.errors import OutputError, UsageError
 
 MapPlot = Annotated[
@@ -33,7 +34,6 @@ def map_places(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str
     """
     from protea.embed.names import file_name
     from protea.plot import check_place
-    from protea.score.files import check_new
 
     if not names:
         return {}

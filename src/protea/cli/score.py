@@ -23,6 +23,7 @@ from protea.cli.options import (
     Windows,
 )
 from protea.cli.terminal import advancing, counted, progress_bars, tell
+from protea.disk import check_new
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def score(
     """
     from protea.plot import check_place
     from protea.score.effects import Scoring
-    from protea.score.files import check_new, check_output
+    from protea.score.files import check_output
     from protea.score.records import wild_types
     from protea.score.table import check_columns, rows_of, scores_of, with_scores
 

@@ -24,8 +24,6 @@ from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead
 from protea.score.fit import RANK, C, Example, Progress, fit_bilinear, fit_regression
 
-NAME: Final = HEAD_RECORD
-
 Head = Literal["regression", "bilinear"]
 
 _LARGEST_SEED: Final = 2**32 - 1
@@ -169,7 +167,7 @@ def write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, described:
         return (given[name] if name in given else checkpoint.parameter(name)).to(dtype)
 
     hf.write(folder, model, parameter, dtype)
-    write_json(folder / NAME, dict(described))
+    write_json(folder / HEAD_RECORD, dict(described))
 
 
 @dataclass(frozen=True)

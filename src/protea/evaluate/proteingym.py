@@ -134,7 +134,8 @@ def read_assays(folder: Path) -> list[Assay]:
         found = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs one CSV of assays, with a column target_seq; found {found}")
     reference = references[0]
-    assays = [_assay(row, folder, reference) for row in _rows(reference)]
+    files = list(folder.rglob("*.csv*"))
+    assays = [_assay(row, files, reference) for row in _rows(reference)]
     if not assays:
         raise DataError(f"{reference}: has no rows")
     if doubled := [name for name, count in Counter(assay.name for assay in assays).items() if count > 1]:
@@ -229,7 +230,7 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def _assay(row: Mapping[str, str], folder: Path, reference: Path) -> Assay:
+def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> Assay:
     name = _first(row, _NAME)
     if not name:
         raise DataError(f"{reference}: a row has no {' or '.join(_NAME)}")
@@ -237,19 +238,19 @@ def _assay(row: Mapping[str, str], folder: Path, reference: Path) -> Assay:
     if not sequence:
         raise DataError(f"{reference}: {name} has no target_seq")
     protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
-    path = _scan_file(folder, _first(row, _FILE) or f"{name}.csv", name)
+    path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
     return Assay(name, protein, _first(row, _KIND), sequence, path, dict(_published(row, name, reference)))
 
 
-def _scan_file(folder: Path, file: str, assay: str) -> Path:
+def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
     """The file of that name nearest to the top of a folder, compressed or not."""
-    found = [path for path in folder.rglob("*.csv*") if path.name in (file, f"{file}.gz")]
+    found = [path for path in files if path.name in (file, f"{file}.gz")]
     least = min((len(path.parts) for path in found), default=0)
     nearest = sorted(path for path in found if len(path.parts) == least)
     if not nearest:
-        raise DataError(f"{folder}: {file}, the scan of {assay}, is not in it")
+        raise DataError(f"{reference}: {file}, the scan of {assay}, is not in its folder")
     if len(nearest) > 1:
-        raise DataError(f"{folder}: of {assay} there are {' and '.join(map(str, nearest))}; remove one")
+        raise DataError(f"{reference}: of {assay} there are {' and '.join(map(str, nearest))}; remove one")
     return nearest[0]
 
 

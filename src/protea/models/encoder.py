@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
-from protea.models.attention import AttentionMaps
+from protea.models.attention_maps import AttentionMaps
 from protea.models.layers import AnyContactHead, ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
 from protea.packing import CuSeqlens, PackedBatch
 

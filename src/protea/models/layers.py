@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protea.models.attention import AttentionMaps, attend
+from protea.models.attention import attend
+from protea.models.attention_maps import AttentionMaps
 from protea.packing import PackedBatch
 
 if TYPE_CHECKING:

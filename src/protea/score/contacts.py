@@ -26,7 +26,7 @@ from torch import Tensor
 
 from protea.embed.engine import FloatArray
 from protea.errors import UsageError
-from protea.models.attention import AttentionMaps
+from protea.models.attention_maps import AttentionMaps
 from protea.models.encoder import AttentionObserver, Encoder
 from protea.models.layers import ContactHead
 from protea.packing import pack

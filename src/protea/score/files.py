@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import yaml
 
-from protea.disk import replacing
+from protea.disk import check_new, replacing
 from protea.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -63,16 +62,6 @@ def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> 
         if place.is_dir():
             raise OutputError(f"{place}: is a folder; name a file")
         check_new(place, overwrite=overwrite)
-
-
-def check_new(path: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a file unless that is wanted.
-
-    Raises:
-        OutputError: it exists.
-    """
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
 
 
 class Beside(NamedTuple):

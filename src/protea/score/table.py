@@ -82,7 +82,8 @@ def read_table(path: Path) -> pa.Table:
         with path.open("rb") as file:
             table = parquet.read_table(file) if kind == "parquet" else _read_text(file, path, DELIMITERS[kind])
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: cannot be read: {reason}") from error
     if not {*_VARIANT, _SEQUENCE} & set(table.column_names):
         raise DataError(
             f"{path}: no column is named {', '.join(_VARIANT)} or {_SEQUENCE}; it has {', '.join(table.column_names)}"
