@@ -5,26 +5,22 @@ BIN := $(VENV)/bin
 # The system's pip installs into the environment: Debian's Python has no ensurepip to put one inside.
 PIP := $(PYTHON) -m pip --python $(BIN)/python
 TORCH := torch==2.13.0
-MODEL := build/demo/esm2_8M
-OUT := build/demo/proteins
+DEMO := build/demo/proteins
 MINI := build/mini
 
 .PHONY: demo mini test lint types unit mmseqs clean
 
-demo: $(VENV)/.installed $(MODEL)
+demo: $(VENV)/.installed
+	@mkdir -p $(dir $(DEMO))
 	@echo
-	@echo '$$ protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5'
-	@$(BIN)/protea embed examples/proteins.fasta -m $(MODEL) -o $(OUT).parquet -r $(OUT).h5 --overwrite
+	@echo '$$ protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5'
+	@$(BIN)/protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5 --overwrite
 	@echo
-	@echo '$$ python examples/read_embeddings.py $(OUT).parquet $(OUT).h5'
-	@$(BIN)/python examples/read_embeddings.py $(OUT).parquet $(OUT).h5
+	@echo '$$ python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5'
+	@$(BIN)/python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5
 	@echo
-	@echo 'These are random weights: the numbers show the formats, not proteins. For real ones: protea info --list'
-
-$(MODEL): $(VENV)/.installed
-	@rm -rf $@
-	@echo '$$ protea init esm2_t6_8M_UR50D -o $@'
-	@$(BIN)/protea init esm2_t6_8M_UR50D -o $@
+	@echo '$$ python examples/neighbours.py $(DEMO).parquet'
+	@$(BIN)/python examples/neighbours.py $(DEMO).parquet
 
 # Protea-mini again, from sequences of yours: hours. Stopped, the same command goes on.
 mini: $(VENV)/.installed mmseqs

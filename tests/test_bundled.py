@@ -1,0 +1,103 @@
+"""The model that comes with the package: what it is, that others read it, and that it knows proteins."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+import protea
+from conftest import Run
+from protea.alphabet import ESM
+from protea.bundled import FOLDER, NAME
+from protea.checkpoints.hub import published
+from protea.fasta import read_fasta
+from protea.packing import pack
+from protea.train.reading import parse
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "proteins.fasta"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def model() -> protea.LanguageModel:
+    return protea.load(device="cpu")
+
+
+def test_it_is_small_and_comes_with_its_history(model: protea.LanguageModel) -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 16_500_000
+    assert model.config == published(NAME).config
+    assert parse(yaml.safe_load((FOLDER / "recipe.yaml").read_text()), NAME).config == model.config
+    assert json.loads((FOLDER / "data.json").read_text())["format"] == "protea training data"
+    log = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in log if "validation_loss" in line]
+    assert len(losses) > 10
+    assert min(losses) == losses[-1] < losses[0]
+
+
+def test_transformers_computes_the_same(model: protea.LanguageModel) -> None:
+    from transformers import EsmForMaskedLM
+
+    theirs = EsmForMaskedLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    sequence = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
+    ids = pack([ESM.encode(sequence)], bos=ESM.bos, eos=ESM.eos).input_ids[None]
+    with torch.inference_mode():
+        found = theirs(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    for ours, expected in (
+        (model.logits([sequence])[0], found.logits[0, 1:-1]),
+        (model.embed([sequence])[0], found.hidden_states[-1][0, 1:-1]),
+    ):
+        np.testing.assert_allclose(ours, expected.numpy(), rtol=0, atol=3e-6 * float(expected.abs().max()))
+
+
+def masked_loss(model: protea.LanguageModel, sequences: list[str]) -> float:
+    """Mean loss of every seventh residue, hidden, in nats."""
+    total, count = 0.0, 0
+    for sequence in sequences:
+        places = list(range(3, len(sequence), 7))
+        hidden = "".join("<mask>" if i in places else letter for i, letter in enumerate(sequence))
+        logits = torch.from_numpy(model.logits([hidden])[0][places])
+        truth = torch.from_numpy(ESM.encode("".join(sequence[i] for i in places)).astype(np.int64))
+        total += float(F.cross_entropy(logits, truth, reduction="sum"))
+        count += len(places)
+    return total / count
+
+
+def test_it_knows_proteins_from_their_letters_in_another_order(model: protea.LanguageModel) -> None:
+    sequences = [record.sequence[:500] for record in read_fasta([EXAMPLES])]
+    rng = random.Random(0)
+    shuffled = ["".join(rng.sample(one, len(one))) for one in sequences]
+    # Frequencies alone would do equally well on both.
+    assert masked_loss(model, sequences) < masked_loss(model, shuffled) - 0.1
+
+
+def test_commands_run_it_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+    result = run("embed", EXAMPLES, "-o", "s.parquet", "--long", "truncate")
+    assert result.code == 0, result.err
+    assert pq.read_table(tmp_path / "s.parquet").num_rows == 51
+    assert yaml.safe_load((tmp_path / "s.parquet.run.yaml").read_text())["model"] == NAME
+    for arguments in ((), (NAME,)):
+        result = run("info", *arguments)
+        assert result.code == 0
+        assert "ESM-2" in result.out
+        assert "7,511,801" in result.out
+    result = run("check")
+    assert result.code == 0, result.out
+    assert result.out.count("pass") == 2
+    assert NAME in run("info", "--list").out
+
+
+def test_a_folder_of_that_name_does_not_stand_in_for_it(model: protea.LanguageModel, run: Run, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    assert protea.load(NAME).weights_sha256() == model.weights_sha256()
