@@ -91,7 +91,7 @@ def test_commands_run_it_unless_told_otherwise(run: Run, tmp_path: Path) -> None
         result = run("info", *arguments)
         assert result.code == 0
         assert "ESM-2" in result.out
-        assert "7,511,801" in result.out
+        assert "7,512,384" in result.out
     result = run("check")
     assert result.code == 0, result.out
     assert result.out.count("pass") == 2

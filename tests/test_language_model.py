@@ -127,11 +127,6 @@ def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
         model.logits(["M"])
 
 
-def test_loading_nothing_says_what_to_do() -> None:
-    with pytest.raises(UsageError, match="comes without a bundled model; name one"):
-        protea.load()
-
-
 def test_it_tells_what_it_is(load_small: LoadModel) -> None:
     model = load_small("esm1b", dtype="bfloat16")
     assert "ESM-1b, 3 layers, width 40, torch.bfloat16, cpu" in repr(model)

@@ -103,7 +103,6 @@ def test_bad_input_stops_before_any_work(
 def test_files_models_and_devices_that_are_not_there(run: Run, fasta: Path, model_folders: dict[str, Path]) -> None:
     folder = model_folders["esm2"]
     fails(run("embed", "absent.fasta", "-m", folder, "-o", "s.h5"), 1, "absent.fasta: no such file")
-    fails(run("embed", fasta, "-o", "s.h5"), 2, "comes without a bundled model", "protea init")
     fails(run("embed", fasta, "-m", "esm2_t6_8M", "-o", "s.h5"), 2, "unknown model", "esm2_t6_8M_UR50D")
     fails(run("embed", fasta, "-m", "./absent", "-o", "s.h5"), 1, "./absent: no such folder")
     import torch

@@ -7,8 +7,3 @@ from typing import Final
 
 NAME: Final = "protea-mini"
 FOLDER: Final = Path(__file__).parent
-
-
-def is_here() -> bool:
-    """Whether this copy of the package holds the weights."""
-    return (FOLDER / "config.json").is_file()

@@ -37,6 +37,7 @@ class Golden:
 
 
 _TRANSFORMERS: Final = "transformers' own tests"
+_RELEASE: Final = "transformers 5.23.0 on its release"
 
 GOLDEN: Final = (
     Golden(
@@ -52,6 +53,20 @@ GOLDEN: Final = (
         (0, 6, 4, 13, 5, 4, 16, 12, 11, 7, 2),
         ((0.1444, 0.5413, 0.3248), (0.3034, 0.0053, 0.3108), (0.3228, -0.2499, 0.3415)),
         _TRANSFORMERS,
+    ),
+    Golden(
+        "protea-mini",
+        "logits",
+        (0, 1, 2, 3, 4, 5),
+        ((-8.6508, -15.0683, -9.3751), (-8.5913, -14.0926, -9.2448), (-8.7454, -14.2164, -9.3176)),
+        _RELEASE,
+    ),
+    Golden(
+        "protea-mini",
+        "last hidden state",
+        (0, 6, 4, 13, 5, 4, 16, 12, 11, 7, 2),
+        ((-0.0088, 0.5098, 0.8632), (-1.0803, -0.4361, 1.0647), (-0.8490, 0.3151, -0.6368)),
+        _RELEASE,
     ),
 )
 

@@ -97,16 +97,15 @@ _SHA256: Final = {
 
 
 def _published() -> Iterator[Published]:
-    if bundled.is_here():
-        yield Published(
-            name=bundled.NAME,
-            config=replace(SIZES["8M"], num_attention_heads=5),
-            licence="Apache-2.0",
-            format="hf",
-            repository=None,
-            place="comes with the package",
-            contact_head=False,
-        )
+    yield Published(
+        name=bundled.NAME,
+        config=replace(SIZES["8M"], num_attention_heads=5),
+        licence="Apache-2.0",
+        format="hf",
+        repository=None,
+        place="comes with the package",
+        contact_head=True,
+    )
     for size, layers in _LAYERS.items():
         name = f"esm2_t{layers}_{size}_UR50D"
         yield _on_hub(name, f"{_META}{name}", SIZES[size])
@@ -226,11 +225,6 @@ def _on_disk(model: str | Path) -> Path | None:
     if model == "":
         return None
     if str(model) == bundled.NAME:
-        if not bundled.is_here():
-            raise UsageError(
-                "no model named: this version comes without a bundled model; name one (`protea info --list`), or make "
-                "one with random weights: `protea init esm2_t6_8M_UR50D -o DIR`"
-            )
         return bundled.FOLDER
     folder = _as_folder(Path(model))
     if folder is None and _short(str(model)) in PUBLISHED:
