@@ -46,8 +46,8 @@ def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str =
 
     Args:
         model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format: a
-            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory. Without it, Protea-mini, where
-            this copy of the package holds its weights.
+            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory. Without it, Protea-mini, which
+            comes with the package.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: ``float32``, ``bfloat16`` or ``float16``.
 
