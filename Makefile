@@ -30,7 +30,8 @@ mini: $(VENV)/.installed mmseqs
 	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store -o $(MINI)/run
 	rm -rf $(MINI)/model
 	$(BIN)/protea export $(MINI)/run -o $(MINI)/model --dtype bfloat16
-	@echo 'compare it: pip install scikit-learn, python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
+	@echo 'compare it: $(BIN)/python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
+	@echo 'give it a contact head: $(BIN)/protea fit-contacts STRUCTURES -m $(MINI)/model -o $(MINI)/fitted (needs protea[evaluate])'
 
 test: lint types unit
 
