@@ -12,7 +12,7 @@ from protea import bundled
 from protea.checkpoints.files import CONFIG
 from protea.checkpoints.formats import checkpoint_path
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
-from protea.errors import CheckpointError, UnknownModelError, UsageError
+from protea.errors import CheckpointError, UnknownModelError
 from protea.models import build
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1b import ESM1B, ESM1V
