@@ -19,19 +19,27 @@ demo: $(VENV)/.installed
 	@echo '$$ python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5'
 	@$(BIN)/python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5
 	@echo
-	@echo '$$ python examples/neighbours.py $(DEMO).parquet'
-	@$(BIN)/python examples/neighbours.py $(DEMO).parquet
+	@echo '$$ python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet'
+	@$(BIN)/python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet
 
-# Protea-mini again, from sequences of yours: hours. Stopped, the same command goes on.
+# Protea-mini again, from sequences of yours: hours. Stopped, the same command goes on. STRUCTURES fit its contact head;
+# ARGS are the recipe's: ARGS=run.compile=false where there is no C++ compiler.
 mini: $(VENV)/.installed mmseqs
-	@test -n '$(CORPUS)' || { echo 'which sequences? make mini CORPUS="part-0.fasta.zst part-1.fasta.zst"'; exit 2; }
+	@test -n '$(CORPUS)' || { echo 'which sequences? make mini CORPUS="part-0.fasta.zst part-1.fasta.zst" STRUCTURES=folder/'; exit 2; }
 	@mkdir -p $(MINI)
 	$(BIN)/protea data fasta $(CORPUS) --search-from valid -o $(MINI)/store
-	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store -o $(MINI)/run
-	rm -rf $(MINI)/model
-	$(BIN)/protea export $(MINI)/run -o $(MINI)/model --dtype bfloat16
+	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store $(ARGS) -o $(MINI)/run
+	rm -rf $(MINI)/export $(MINI)/model
+	$(BIN)/protea export $(MINI)/run -o $(MINI)/export --dtype bfloat16
+ifneq ($(STRUCTURES),)
+	$(PIP) install -qq --editable '.[evaluate]'
+	$(BIN)/protea fit-contacts $(STRUCTURES) -m $(MINI)/export -o $(MINI)/model
+else
+	cp -r $(MINI)/export $(MINI)/model
+endif
+	cp $(MINI)/run/recipe.yaml $(MINI)/run/metrics.jsonl $(MINI)/model/
+	cp $(MINI)/store/manifest.json $(MINI)/model/data.json
 	@echo 'compare it: $(BIN)/python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
-	@echo 'give it a contact head: $(BIN)/protea fit-contacts STRUCTURES -m $(MINI)/model -o $(MINI)/fitted (needs protea[evaluate])'
 
 test: lint types unit
 

@@ -7,13 +7,15 @@ Usage: python benchmarks/mini.py perplexity STORE [--model MODEL ...]
 ``perplexity`` is that of masked tokens of a store's validation split, 15 % of it, on the same masks for all: with every
 selected token hidden (``mask``), and by the published rule, where one in ten is left as it is and one in ten replaced
 (``standard``). Counting models see the same masked input: frequencies of letters; of a letter after the two before it;
-of a letter between its two neighbours, all three counted on 50 million residues of the training split.
+of a letter between its two neighbours, all three counted on 50 million residues of the training split. Where a letter
+stands at the place in question, they know how often it is the true one. Intervals are by bootstrap over sequences.
 
 ``structure`` is the accuracy, residue by residue, of logistic regression from one residue's vector to its secondary
 structure (FLIP's split, helix, strand, other; resolved residues only), with a 95 % bootstrap interval over proteins.
-``gb1`` is Spearman's correlation of ridge regression from a protein's mean vector to the fitness of GB1's mutants.
+One-hot is also given its neighbours, seven to either side. ``gb1`` is Spearman's correlation of ridge regression from
+the mean vector of the whole construct to the fitness of GB1's mutants. Neither uses the validation rows of a split.
 
-Models are named as everywhere; ``random`` is its recipe's architecture with random weights.
+Models are named as everywhere and run on the CPU; ``random`` is the recipe's architecture with random weights.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ from protea.train.reading import read_recipe
 Array = NDArray[Any]
 MASKINGS = {"mask": Masking(mask=1.0, random=0.0), "standard": Masking()}
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+WINDOW = 7
 COUNTED = 50_000_000
+TRIGRAMS = "trigrams: between two letters"
 SMOOTHING = 100.0
 """What a context's letters are counted for besides, dealt by the next simpler model."""
 
@@ -52,12 +56,12 @@ SMOOTHING = 100.0
 def load(name: str) -> Any:
     """A model by name; ``random`` is the recipe's architecture."""
     if name != "random":
-        return protea.load(name)
+        return protea.load(name, device="cpu")
     folder = Path(tempfile.mkdtemp()) / "random"
     blank = build(read_recipe("protea-mini").config)
     blank.contact_head = None
     write_random(folder, blank, seed=0, dtype=torch.float32)
-    return protea.load(folder)
+    return protea.load(folder, device="cpu")
 
 
 # Perplexity
@@ -89,8 +93,10 @@ class Counts:
             if seen >= COUNTED:
                 break
         triples = triples.reshape(size, size, size)
-        single = triples.sum((0, 1))
-        single[[ESM.bos, ESM.eos]] = 0
+        single = triples.sum((0, 1)) + 1
+        # What is asked for is never an end.
+        self.ends = np.isin(np.arange(size), (ESM.bos, ESM.eos))
+        single[self.ends] = 0
         self.single = single / single.sum()
         self.after = self._given(triples.sum(2), self.single)
         self.before = self._given(triples.sum(0).T, self.single)
@@ -99,12 +105,11 @@ class Counts:
         independent /= independent.sum(2, keepdims=True)
         self.between = self._given(triples.transpose(0, 2, 1), independent)
 
-    @staticmethod
-    def _given(counts: Array, simpler: Array) -> Array:
-        smooth = counts + SMOOTHING * simpler
+    def _given(self, counts: Array, simpler: Array) -> Array:
+        smooth = np.where(self.ends, 0, counts) + SMOOTHING * simpler
         return np.asarray(smooth / smooth.sum(-1, keepdims=True))
 
-    def predict(self, batch: Any) -> dict[str, Array]:
+    def predict(self, batch: Any, masking: Masking) -> dict[str, Array]:
         """Negative log-probabilities of the masked tokens; a neighbour that is masked itself tells nothing."""
         tokens, rows = batch.inputs.input_ids.numpy(), batch.rows.numpy()
         truth = batch.targets.numpy()[rows]
@@ -114,15 +119,19 @@ class Counts:
         knows_two = knows_left & (second != ESM.mask) & (left != ESM.bos)
         single, after, before = self.single[truth], self.after[left, truth], self.before[right, truth]
         one_sided = np.where(knows_left, after, np.where(knows_right, before, single))
-        return {
-            "frequencies of letters": -np.log(single),
-            "trigrams: after two letters": -np.log(
-                np.where(knows_two, self.after_two[second, left, truth], np.where(knows_left, after, single))
+        models = {
+            "frequencies of letters": single,
+            "trigrams: after two letters": np.where(
+                knows_two, self.after_two[second, left, truth], np.where(knows_left, after, single)
             ),
-            "trigrams: between two letters": -np.log(
-                np.where(knows_left & knows_right, self.between[left, right, truth], one_sided)
-            ),
+            TRIGRAMS: np.where(knows_left & knows_right, self.between[left, right, truth], one_sided),
         }
+        # A letter that is shown was left there, or drawn from all of them.
+        shown = tokens[rows]
+        left_there = (1 - masking.mask - masking.random) * self.single[shown]
+        drawn = masking.random / len(LETTERS)
+        trust = np.where(shown == ESM.mask, 0, left_there / np.maximum(left_there + drawn, 1e-12))
+        return {name: -np.log((1 - trust) * model + trust * (shown == truth)) for name, model in models.items()}
 
 
 def losses(model: Any, batch: Any) -> Array:
@@ -140,19 +149,37 @@ def perplexity(options: argparse.Namespace) -> None:
     found: dict[str, list[str]] = {}
     for masking in MASKINGS.values():
         each: dict[str, list[Array]] = {}
+        sequences: list[Array] = []
         for batch in validation(store, masking, options.tokens):
             for name, values in (
-                *counts.predict(batch).items(),
+                *counts.predict(batch, masking).items(),
                 *((name, losses(model, batch)) for name, model in models.items()),
             ):
                 each.setdefault(name, []).append(values)
-        for name, parts in each.items():
-            values = np.concatenate(parts)
-            mean, error = values.mean(), values.std() / math.sqrt(len(values))
-            found.setdefault(name, []).append(f"{math.exp(mean):.2f} ± {math.exp(mean) * 1.96 * error:.2f}")
+            ends = batch.inputs.cu_seqlens.host_offsets.numpy()
+            begun = 0 if not sequences else sequences[-1].max() + 1
+            sequences.append(begun + np.searchsorted(ends, batch.rows.numpy(), side="right"))
+        number = np.unique(np.concatenate(sequences), return_inverse=True)[1]
+        sizes = np.bincount(number)
+        draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=2000)
+        means = {
+            name: (values.mean(), draws @ np.bincount(number, values) / (draws @ sizes))
+            for name, parts in each.items()
+            for values in [np.concatenate(parts)]
+        }
+        for name, (mean, drawn) in means.items():
+            found.setdefault(name, []).append(interval(mean, drawn, 2))
+        for name in models:
+            ratio = interval(means[name][0] - means[TRIGRAMS][0], means[name][1] - means[TRIGRAMS][1], 3)
+            found.setdefault(f"{name} : {TRIGRAMS}", []).append(ratio)
     for name, cells in found.items():
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n{len(values):,} masked tokens; ± is 1.96 standard errors")
+    print(f"\n{len(number):,} masked tokens of {len(sizes):,} sequences; 95 % intervals by bootstrap over sequences")
+
+
+def interval(mean: float, drawn: Array, digits: int) -> str:
+    low, high = np.exp(np.percentile(drawn, (2.5, 97.5)))
+    return f"{math.exp(mean):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 # Probes
@@ -168,8 +195,18 @@ def one_hot(sequence: str) -> Array:
     return np.eye(len(LETTERS) + 1, dtype=np.float32)[[LETTERS.find(letter) for letter in sequence]]
 
 
-def residues(model: Any, sequences: list[str]) -> list[Array]:
-    return [one_hot(each) for each in sequences] if model is None else model.embed(sequences, long="full")
+def with_neighbours(sequence: str) -> Array:
+    padded = one_hot("-" * WINDOW + sequence + "-" * WINDOW)
+    return np.concatenate([padded[i : i + len(sequence)] for i in range(2 * WINDOW + 1)], axis=1)
+
+
+def residues(which: str, sequences: list[str]) -> list[Array]:
+    if which in ENCODINGS:
+        return [ENCODINGS[which](each) for each in sequences]
+    return load(which).embed(sequences, long="full")
+
+
+ENCODINGS = {"one-hot": one_hot, f"one-hot with {WINDOW} neighbours to either side": with_neighbours}
 
 
 def structure(options: argparse.Namespace) -> None:
@@ -177,10 +214,8 @@ def structure(options: argparse.Namespace) -> None:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rng = np.random.default_rng(0)
     folders = [options.data / "secondary_structure", options.data / "secondary_structure_2022-12"]
-    print("| | " + " | ".join(f"{each.name}: accuracy (95 %)" for each in folders) + " | residues trained on |")
-    print("|---|" + "---|" * (len(folders) + 1))
+    heads: list[str] = []
     rows: dict[str, list[str]] = {}
     for folder in folders:
         sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
@@ -189,12 +224,11 @@ def structure(options: argparse.Namespace) -> None:
         for name, labels, attributes in labelled(folder / "sampled.fasta.gz"):
             if attributes["VALIDATION"] != "True":
                 (train if attributes["SET"] == "train" else test).append((name, labels))
-        train = [train[i] for i in rng.permutation(len(train))[: options.train]]
-        for which in ("one-hot", *options.model):
-            model = None if which == "one-hot" else load(which)
+        train = [train[i] for i in np.random.default_rng(0).permutation(len(train))[: options.train]]
+        for which in (*ENCODINGS, *options.model):
             vectors = {}
             for part, names in (("train", train), ("test", test)):
-                found = residues(model, [sequences[name] for name, _ in names])
+                found = residues(which, [sequences[name] for name, _ in names])
                 keep = [np.frombuffer(masks[name].encode(), np.uint8) == ord("1") for name, _ in names]
                 vectors[part] = (
                     [each[kept] for each, kept in zip(found, keep, strict=True)],
@@ -204,14 +238,18 @@ def structure(options: argparse.Namespace) -> None:
             probe.fit(np.concatenate(vectors["train"][0]), np.concatenate(vectors["train"][1]))
             right = [probe.predict(x) == y for x, y in zip(*vectors["test"], strict=True) if len(y)]
             hits, sizes = np.array([each.sum() for each in right]), np.array([len(each) for each in right])
-            draws = rng.integers(0, len(hits), (2000, len(hits)))
+            draws = np.random.default_rng(0).integers(0, len(hits), (2000, len(hits)))
             low, high = np.percentile(hits[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
             score = f"{hits.sum() / sizes.sum():.1%} ({low:.1%} to {high:.1%})"
             rows.setdefault(which, []).append(score)
-            count = sum(map(len, vectors["train"][1]))
             print(f"  {folder.name}, {which}: {score}", file=sys.stderr)
+        heads.append(
+            f"{folder.name}: {sizes.sum():,} residues of {len(hits)} proteins, "
+            f"fitted on {sum(map(len, vectors['train'][1])):,} of {len(train):,}"
+        )
+    print("| accuracy (95 %) | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
     for which, cells in rows.items():
-        print(f"| {which} | {' | '.join(cells)} | {count:,} |")
+        print(f"| {which} | {' | '.join(cells)} |")
 
 
 def gb1(options: argparse.Namespace) -> None:
@@ -223,7 +261,10 @@ def gb1(options: argparse.Namespace) -> None:
     splits = ("two_vs_rest", "sampled")
     print("| | " + " | ".join(f"{split}: Spearman (95 %)" for split in splits) + " |\n|---|" + "---|" * len(splits))
     rows: dict[str, list[str]] = {}
-    records_of = {split: list(labelled(options.data / "gb1" / f"{split}.fasta.gz")) for split in splits}
+    records_of = {
+        split: [one for one in labelled(options.data / "gb1" / f"{split}.fasta.gz") if one[2]["VALIDATION"] != "True"]
+        for split in splits
+    }
     distinct = sorted({text for records in records_of.values() for _, text, _ in records})
     vector_of: dict[str, dict[str, Array]] = {"one-hot": {text: one_hot(text).ravel() for text in distinct}}
     for which in options.model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from protea import bundled
 from protea.checkpoints.files import CONFIG
 from protea.checkpoints.formats import checkpoint_path
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
-from protea.errors import CheckpointError, UnknownModelError
+from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models import build
 from protea.models.encoder import Encoder, EncoderConfig
 from protea.models.esm1b import ESM1B, ESM1V
@@ -224,7 +225,10 @@ def _on_disk(model: str | Path) -> Path | None:
     """The folder that a name stands for; a published model's may be called by its short name alone."""
     if model == "":
         return None
-    if str(model) == bundled.NAME:
+    if _short(str(model)) == bundled.NAME:
+        if Path(bundled.NAME).exists():
+            message = f"{bundled.NAME} is the model of the package; what is here by that name is ./{bundled.NAME}"
+            warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
     folder = _as_folder(Path(model))
     if folder is None and _short(str(model)) in PUBLISHED:
