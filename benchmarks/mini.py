@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -209,47 +209,55 @@ def residues(which: str, sequences: list[str]) -> list[Array]:
 ENCODINGS = {"one-hot": one_hot, f"one-hot with {WINDOW} neighbours to either side": with_neighbours}
 
 
+class Chain(NamedTuple):
+    """A protein whose structure is known: ``resolved`` says of which residues, ``labels`` has theirs."""
+
+    sequence: str
+    resolved: Array
+    labels: Array
+
+
+def chains(folder: Path) -> tuple[list[Chain], list[Chain]]:
+    """Those to fit on, and those to test on, of a split with nothing for validation."""
+    sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
+    masks = {name: text for name, text, _ in labelled(folder / "mask.fasta.gz")}
+    train, test = [], []
+    for name, labels, attributes in labelled(folder / "sampled.fasta.gz"):
+        resolved = np.frombuffer(masks[name].encode(), np.uint8) == ord("1")
+        if attributes["VALIDATION"] != "True" and resolved.any():
+            chain = Chain(sequences[name], resolved, np.array(list(labels))[resolved])
+            (train if attributes["SET"] == "train" else test).append(chain)
+    return train, test
+
+
 def structure(options: argparse.Namespace) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folders = [options.data / "secondary_structure", options.data / "secondary_structure_2022-12"]
     heads: list[str] = []
-    rows: dict[str, list[str]] = {}
-    for folder in folders:
-        sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
-        masks = {name: text for name, text, _ in labelled(folder / "mask.fasta.gz")}
-        train, test = [], []
-        for name, labels, attributes in labelled(folder / "sampled.fasta.gz"):
-            if attributes["VALIDATION"] != "True":
-                (train if attributes["SET"] == "train" else test).append((name, labels))
+    parts: list[tuple[list[Chain], list[Chain]]] = []
+    for folder in ("secondary_structure", "secondary_structure_2022-12"):
+        train, test = chains(options.data / folder)
         train = [train[i] for i in np.random.default_rng(0).permutation(len(train))[: options.train]]
-        for which in (*ENCODINGS, *options.model):
-            vectors = {}
-            for part, names in (("train", train), ("test", test)):
-                found = residues(which, [sequences[name] for name, _ in names])
-                keep = [np.frombuffer(masks[name].encode(), np.uint8) == ord("1") for name, _ in names]
-                vectors[part] = (
-                    [each[kept] for each, kept in zip(found, keep, strict=True)],
-                    [np.array(list(labels))[kept] for (_, labels), kept in zip(names, keep, strict=True)],
-                )
+        parts.append((train, test))
+        tested, fitted = (sum(len(one.labels) for one in part) for part in (test, train))
+        heads.append(f"{folder}: {tested:,} residues of {len(test)} proteins, fitted on {fitted:,} of {len(train):,}")
+    print("| accuracy (95 %) | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
+    distinct = sorted({one.sequence for train, test in parts for one in (*train, *test)})
+    for which in (*ENCODINGS, *options.model):
+        vectors = dict(zip(distinct, residues(which, distinct), strict=True))
+        cells = []
+        for train, test in parts:
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            probe.fit(np.concatenate(vectors["train"][0]), np.concatenate(vectors["train"][1]))
-            right = [probe.predict(x) == y for x, y in zip(*vectors["test"], strict=True) if len(y)]
+            x = np.concatenate([vectors[one.sequence][one.resolved] for one in train])
+            probe.fit(x, np.concatenate([one.labels for one in train]))
+            right = [probe.predict(vectors[one.sequence][one.resolved]) == one.labels for one in test]
             hits, sizes = np.array([each.sum() for each in right]), np.array([len(each) for each in right])
             draws = np.random.default_rng(0).integers(0, len(hits), (2000, len(hits)))
             low, high = np.percentile(hits[draws].sum(1) / sizes[draws].sum(1), (2.5, 97.5))
-            score = f"{hits.sum() / sizes.sum():.1%} ({low:.1%} to {high:.1%})"
-            rows.setdefault(which, []).append(score)
-            print(f"  {folder.name}, {which}: {score}", file=sys.stderr)
-        heads.append(
-            f"{folder.name}: {sizes.sum():,} residues of {len(hits)} proteins, "
-            f"fitted on {sum(map(len, vectors['train'][1])):,} of {len(train):,}"
-        )
-    print("| accuracy (95 %) | " + " | ".join(heads) + " |\n|---|" + "---|" * len(heads))
-    for which, cells in rows.items():
-        print(f"| {which} | {' | '.join(cells)} |")
+            cells.append(f"{hits.sum() / sizes.sum():.1%} ({low:.1%} to {high:.1%})")
+        print(f"| {which} | {' | '.join(cells)} |", flush=True)
 
 
 def gb1(options: argparse.Namespace) -> None:
