@@ -221,7 +221,8 @@ def chains(folder: Path) -> tuple[list[Chain], list[Chain]]:
     """Those to fit on, and those to test on, of a split with nothing for validation."""
     sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
     masks = {name: text for name, text, _ in labelled(folder / "mask.fasta.gz")}
-    train, test = [], []
+    train: list[Chain] = []
+    test: list[Chain] = []
     for name, labels, attributes in labelled(folder / "sampled.fasta.gz"):
         resolved = np.frombuffer(masks[name].encode(), np.uint8) == ord("1")
         if attributes["VALIDATION"] != "True" and resolved.any():
