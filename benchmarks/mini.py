@@ -67,9 +67,8 @@ def load(name: str) -> Any:
 # Perplexity
 
 
-def validation(store: Store, masking: Masking, tokens: int) -> Iterator[Any]:
-    """Masked packs of the validation split, whole sequences of up to 1,022 residues."""
-    sampler = Sampler(store.split("valid"), seed=42, max_tokens=1024, crop="head")
+def validation(sampler: Sampler, masking: Masking, tokens: int) -> Iterator[Any]:
+    """Masked packs of a split."""
     seen = 0
     for batch in Loader(sampler, masking=masking, packing=Packing(tokens=8192), workers=0).batches(epochs=1):
         yield batch
@@ -143,6 +142,11 @@ def losses(model: Any, batch: Any) -> Array:
 
 def perplexity(options: argparse.Namespace) -> None:
     store = Store(options.data, ESM)
+    valid = store.split("valid")
+    sampler = Sampler(valid, seed=42, max_tokens=1024, crop="head")
+    places = sampler.draw(0, np.arange(len(sampler)))
+    without = set() if options.without is None else set(options.without.read_text().split())
+    kept = np.array([name not in without for name in valid.ids(places.sequence)])
     counts = Counts(store)
     models = {name: load(name) for name in options.model}
     print("| | " + " | ".join(MASKINGS) + " |\n|---|" + "---|" * len(MASKINGS))
@@ -150,15 +154,15 @@ def perplexity(options: argparse.Namespace) -> None:
     for masking in MASKINGS.values():
         each: dict[str, list[Array]] = {}
         sequences: list[Array] = []
-        for batch in validation(store, masking, options.tokens):
+        for batch in validation(sampler, masking, options.tokens):
+            starts = batch.inputs.cu_seqlens.host_offsets.numpy()
+            place = batch.index[np.searchsorted(starts, batch.rows.numpy(), side="right") - 1]
+            sequences.append(place[kept[place]])
             for name, values in (
                 *counts.predict(batch, masking).items(),
                 *((name, losses(model, batch)) for name, model in models.items()),
             ):
-                each.setdefault(name, []).append(values)
-            ends = batch.inputs.cu_seqlens.host_offsets.numpy()
-            begun = 0 if not sequences else sequences[-1].max() + 1
-            sequences.append(begun + np.searchsorted(ends, batch.rows.numpy(), side="right"))
+                each.setdefault(name, []).append(values[kept[place]])
         number = np.unique(np.concatenate(sequences), return_inverse=True)[1]
         sizes = np.bincount(number)
         draws = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=2000)
@@ -303,6 +307,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", nargs="+", default=["random", "protea-mini"])
     parser.add_argument("--tokens", type=int, default=10_000_000, help="of the validation split, at most")
+    parser.add_argument("--without", type=Path, help="file of ids of validation sequences to leave out")
     parser.add_argument("--train", type=int, default=3000, help="proteins that the structure probe is fitted on")
     options = parser.parse_args()
     {"perplexity": perplexity, "structure": structure, "gb1": gb1}[options.what](options)

@@ -24,7 +24,9 @@ from protea.fasta import read_fasta
 from protea.packing import pack
 from protea.train.reading import parse
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "proteins.fasta"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples" / "proteins.fasta"
+CARD = ROOT / "docs" / "protea-mini.md"
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,16 @@ def test_it_is_small_and_comes_with_its_history(model: protea.LanguageModel) -> 
     assert json.loads((FOLDER / "data.json").read_text())["format"] == "protea training data"
     log = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation_loss"] for line in log if "validation_loss" in line]
-    assert len(losses) > 10
     assert losses[-1] < losses[0]
+    # The card's curve is the log's.
+    card = CARD.read_text()
+    steps, perplexities = (
+        [cell.strip() for cell in found.split("|")]
+        for found in re.findall(r"^\| (?:step|perplexity) \|(.*)\|$", card, re.M)
+    )
+    curve = {f"{line['step']:,}": f"{line['validation_perplexity']:.2f}" for line in log if "validation_loss" in line}
+    assert {step: curve[step] for step in steps} == dict(zip(steps, perplexities, strict=True))
+    assert steps[-1] == f"{log[-1]['step']:,}"
 
 
 def test_transformers_computes_the_same(model: protea.LanguageModel) -> None:
@@ -100,6 +110,7 @@ def test_commands_run_it_unless_told_otherwise(run: Run, tmp_path: Path) -> None
         assert result.code == 0
         assert "ESM-2" in result.out
         assert "7,512,384" in result.out
+        assert "Apache-2.0" in result.out
     result = run("check")
     assert result.code == 0, result.out
     assert len(re.findall("^pass ", result.out, re.MULTILINE)) == 2

@@ -1,6 +1,7 @@
 """Tutorials: every command and line of Python in them is run, in order, and prints what stands there.
 
-Numbers with decimals may differ by two units of their last digit or a ten-thousandth, as they do between processors.
+Numbers with decimals may differ by two units of their last digit or a ten-thousandth, as they do between processors,
+precisions, which have three decimals, by two pairs of a hundred.
 Where one is meant to change, ``PROTEA_WRITE_TUTORIALS=1 python -m pytest tests/test_tutorials.py`` writes what is
 printed into the pages.
 """

@@ -61,6 +61,14 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device; of a GPU what PyTorch keeps for reuse included."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return available_memory()
+
+
 def available_memory() -> int:
     """Bytes of main memory that can be had without swapping; 8 GB where the system does not say."""
     try:

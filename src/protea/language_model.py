@@ -292,6 +292,7 @@ class LanguageModel:
             CapabilityError: the checkpoint has no contact head; ``protea fit-contacts`` fits one.
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: more tokens than the model has positions.
+            DeviceError: the map would not fit into memory.
             NonFiniteError: the model gives infinities or NaN.
         """
         (found,) = contacts.contacts(self.module, [self.alphabet.encode(_one(sequence))])

@@ -13,6 +13,7 @@ from pyarrow import csv
 
 import protea
 from conftest import Run, fails
+from protea.errors import DeviceError
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 
@@ -261,6 +262,19 @@ def test_proteins_that_are_too_long_are_told_and_the_others_predicted(
         assert list(file) == ["short"]
     Path("long.fasta").write_text(f">long\n{'M' * 1023}\n")
     fails(run("contacts", "long.fasta", "-m", model_folders["esm1b"], "-o", "y.h5"), 1, "long: 1,023 residues")
+
+
+def test_proteins_whose_maps_memory_does_not_hold_are_told_and_the_others_predicted(
+    run: Run, two: str, with_contacts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protea.score.contacts.free_memory", lambda device: 24 * 32**2)
+    result = run("contacts", two, "-m", with_contacts, "-o", "x.h5")
+    assert result.code == 1
+    assert "p: skipped: contacts of 33 residues take about" in result.err
+    with h5py.File("x.h5") as file:
+        assert list(file) == ["q%2F2"]
+    with pytest.raises(DeviceError, match=r"contacts of 33 residues take .* GB of memory, and .* free; predict"):
+        protea.load(with_contacts).contacts(SEQUENCE)
 
 
 def test_a_model_that_gives_nan_has_no_contacts(run: Run, fasta: str, with_contacts: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from protea import bundled
 from protea.checkpoints.formats import files_of, open_checkpoint, recognised
 from protea.checkpoints.hub import PUBLISHED, find_local, published
 from protea.device import DTYPES
@@ -51,7 +52,7 @@ def describe(model: str) -> dict[str, Any]:
             "stored_as": checkpoint.stored_types,
             "weights": str(path),
             "sha256": {file.name: sha256(file) for file in files_of(path, checkpoint)},
-        }
+        } | ({"licence": published(model).licence} if path == bundled.FOLDER else {})
 
 
 def parameter_count(module: Encoder) -> int:

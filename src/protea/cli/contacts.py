@@ -73,11 +73,12 @@ def contacts(
         loaded.module.require("contacts")
         notes: list[Note] = []
         proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
-        for name in [name for name, sequence in proteins.items() if _is_too_long(loaded, sequence)]:
-            length, most = len(proteins.pop(name)), (loaded.module.max_tokens or 0) - 2
-            notes.append(Note(name, "skipped", f"{length:,} residues, and {loaded.config.family} takes {most:,}"))
+        for name, sequence in list(proteins.items()):
+            if reason := _beyond(loaded, len(sequence)):
+                notes.append(Note(name, "skipped", reason))
+                del proteins[name]
         if not proteins:
-            raise SequenceTooLongError(f"{notes[-1].id}: {notes[-1].detail}; name a model of the ESM-2 family")
+            raise SequenceTooLongError(f"{notes[-1].id}: {notes[-1].detail}")
         pictures = {} if plot is None else map_places(plot, list(proteins), overwrite=overwrite)
         _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
     for note in notes:
@@ -89,8 +90,14 @@ def contacts(
         raise typer.Exit(1)
 
 
-def _is_too_long(model: LanguageModel, sequence: str) -> bool:
-    return model.module.max_tokens is not None and len(sequence) + 2 > model.module.max_tokens
+def _beyond(model: LanguageModel, length: int) -> str | None:
+    """Why a protein is too long, if it is."""
+    from protea.score.contacts import too_large
+
+    most = model.module.max_tokens
+    if most is not None and length + 2 > most:
+        return f"{length:,} residues, and {model.config.family} takes {most - 2:,}; name a model of the ESM-2 family"
+    return too_large(model.module, length)
 
 
 def _predict(

@@ -91,7 +91,7 @@ def _lines(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory = (f"{name} {size / 1e9:.3g} GB" for name, size in description["memory_bytes"].items())
     yield "memory", ", ".join(memory)
     yield "alphabet", "{alphabet}, {tokens} tokens, residues {residues}".format(**description)
-    yield "limit", f"none; trained on {trained:,} residues" if limit is None else f"{limit:,} residues"
+    yield "limit", f"none; the family was trained on {trained:,} residues" if limit is None else f"{limit:,} residues"
     yield "capabilities", ", ".join(["embed", *description["capabilities"]])
     if "licence" in description:
         yield "licence", description["licence"] or "no published weights"

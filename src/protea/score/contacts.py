@@ -24,12 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protea.device import free_memory
 from protea.embed.engine import FloatArray
-from protea.errors import UsageError
+from protea.errors import DeviceError, UsageError
 from protea.models.attention_maps import AttentionMaps
 from protea.models.encoder import AttentionObserver, Encoder
 from protea.models.layers import ContactHead
 from protea.packing import pack
+
+_AT_ONCE: Final = 6
+"""Maps ``[L, L]`` in float32 that are held while one is made, the model's own needs included; 5.3 were measured."""
 
 _LEAST: Final = torch.finfo(torch.float32).tiny
 """What a sum of attention is divided by where there is none: all of it went to BOS and EOS."""
@@ -45,14 +49,32 @@ def contacts(model: Encoder, sequences: Sequence[NDArray[np.uint8]]) -> list[Flo
     Raises:
         CapabilityError: the model has no contact head.
         SequenceTooLongError: a sequence has more tokens than the model has positions.
+        DeviceError: the maps would not fit into memory.
     """
     model.require("contacts")
     head = model.contact_head
     assert head is not None
+    if reason := too_large(model, *(len(ids) for ids in sequences)):
+        raise DeviceError(f"{reason}; predict contacts of parts of it, or on a machine with more")
     if isinstance(head, ContactHead):
         return _from_attention(model, head, sequences)
     with torch.inference_mode():
         return [head(x).sigmoid_().cpu().numpy() for x in _states(model, sequences)]
+
+
+def too_large(model: Encoder, *lengths: int) -> str | None:
+    """Why maps of some sequences together would not fit into memory; nothing if they do.
+
+    Systems that promise more memory than they have end a program that believes them, without a word: ask before.
+    """
+    device = model.word_embeddings.weight.device
+    needed, free = 4 * _AT_ONCE * sum(length**2 for length in lengths), free_memory(device)
+    if needed <= free:
+        return None
+    return (
+        f"contacts of {sum(lengths):,} residues take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB "
+        "are free"
+    )
 
 
 def _from_attention(model: Encoder, head: ContactHead, sequences: Sequence[NDArray[np.uint8]]) -> list[FloatArray]:
