@@ -15,6 +15,7 @@ from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
 from protea.checkpoints.describe import sha256
+from protea.checkpoints.extras import head_record_path
 from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import PUBLISHED, locate
 from protea.data.masking import Masking, masking_named
@@ -25,7 +26,7 @@ from protea.embed.pooling import check_poolings
 from protea.embed.prepare import Encoded, Long, Note, Policies, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import contacts as precision
-from protea.evaluate import heads
+from protea.evaluate import heads, proteingym
 from protea.evaluate.contacts import Row
 from protea.evaluate.heads import Head
 from protea.evaluate.structures import Chain, read_structures, structure_files
@@ -36,9 +37,9 @@ from protea.score import contacts, effects, perplexity
 from protea.score.expected import check_policy
 from protea.score.fit import RANK, C
 from protea.score.records import check_residues
-from protea.score.variants import parse_all
+from protea.score.variants import CANONICAL, parse_all
 
-T = TypeVar("T")
+L = TypeVar("L", bound=Collection[object])
 
 
 def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
@@ -65,7 +66,7 @@ def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str =
     if known is not None and not known.contact_head:
         # Published conversions of such models carry the random head their class was born with.
         module.contact_head = None
-    return LanguageModel(module, name=str(model), files=files)
+    return LanguageModel(module, name=str(model), files=files, head_record=head_record_path(path))
 
 
 class LanguageModel:
@@ -77,10 +78,14 @@ class LanguageModel:
         files: the files it was loaded from, if any.
     """
 
-    def __init__(self, module: Encoder, *, name: str, files: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, module: Encoder, *, name: str, files: Sequence[Path] = (), head_record: Path | None = None
+    ) -> None:
         self.module = module
         self.name = name
         self.files = list(files)
+        self._head_record = head_record
+        self._fitted: heads.Fitted | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -280,10 +285,65 @@ class LanguageModel:
             UsageError: the method is unknown.
         """
         check_residues(self.alphabet.encode(_one(sequence)), self.alphabet, "the sequence")
-        known = parse_all(_list(variants), _one(sequence), self.alphabet, offset)
-        protein = effects.Protein("the sequence", sequence, known)
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=self.budget(token_budget))
+        known = parse_all(_list(variants), sequence, self.alphabet, offset)
+        protein = effects.Protein("the sequence", sequence, known)
         return next(effects.score(self.module, [protein], how))
+
+    def scan(
+        self, sequence: str, *, method: str = "masked-marginals", long: str = "window", token_budget: int | None = None
+    ) -> NDArray[np.float64]:
+        """Effects of every substitution, ``[L, 20]``: at each place the letters of ``protea.score.variants.CANONICAL``.
+
+        Args:
+            sequence: the wild type, residues in upper case.
+            method: as in ``score``, in whose units scores are; the wild type's own letter has 0, a gap's row NaN.
+            long: likewise.
+            token_budget: likewise.
+
+        Raises:
+            CapabilityError: the checkpoint has no language-model head.
+            UnknownResidueError: a letter outside the alphabet.
+            SequenceTooLongError: the sequence is over the limit.
+            UsageError: the method is unknown.
+        """
+        cells = [
+            (place, column)
+            for place, letter in enumerate(_one(sequence))
+            for column, new in enumerate(CANONICAL)
+            if letter.isalpha() and letter != new
+        ]
+        names = [f"{sequence[place]}{place + 1}{CANONICAL[column]}" for place, column in cells]
+        found = np.zeros((len(sequence), len(CANONICAL)))
+        found[[not letter.isalpha() for letter in sequence]] = np.nan
+        if cells:
+            found[tuple(zip(*cells, strict=True))] = self.score(
+                sequence, names, method=method, long=long, token_budget=token_budget
+            )
+        return found
+
+    def evaluate_proteingym(
+        self, folder: str | Path, *, method: str = "masked-marginals", long: str = "window"
+    ) -> list[proteingym.Measured]:
+        """Effects of variants beside deep mutational scans; ``protea.evaluate.proteingym.means`` averages them.
+
+        Args:
+            folder: of assays, as ``protea evaluate proteingym`` takes it.
+            method: as in ``score``.
+            long: likewise.
+
+        Raises:
+            DataError: the folder's tables are absent, damaged or lack a column.
+            MissingExtraError: scikit-learn is not installed.
+            CapabilityError: the checkpoint has no language-model head.
+            SequenceTooLongError: a protein is over the limit.
+            UsageError: the method is unknown.
+        """
+        how = effects.Scoring(method=method, long=long)
+        scans = [proteingym.Scan(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
+        for scan in scans:
+            scan.add(self.module, lambda done: None)
+        return [scan.measured() for scan in scans]
 
     def contacts(self, sequence: str) -> FloatArray:
         """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å).
@@ -332,23 +392,42 @@ class LanguageModel:
         settings = heads.Settings(head=head, count=count, seed=seed, c=c, rank=rank)
         chosen, _ = heads.choose(self._chains(structures), settings)
         self.module.contact_head = heads.fit(self.module, chosen, settings, _silent)
+        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in chosen)
         return [chain.name for chain in chosen]
 
-    def evaluate_contacts(self, structures: Sequence[str | Path], *, exclude: Collection[str] = ()) -> list[Row]:
+    def evaluate_contacts(
+        self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
+    ) -> list[Row]:
         """Precision of contacts against structures, a row a chain; ``protea.evaluate.contacts.means`` averages them.
 
         Args:
             structures: PDB and mmCIF files, and folders of them.
-            exclude: names of chains to leave out, such as those that the head was fitted on.
+            exclude: names of chains to leave out.
+            include_fitted: keep chains that the head was fitted on, by ``fit_contacts`` or, by ``contact-head.json``,
+                before it was loaded. Without, they are left out with a warning.
 
         Raises:
+            UsageError: a name is no chain's.
             CapabilityError: the model has no contact head; ``fit_contacts`` fits one.
             MissingExtraError: biotite is not installed.
             StructureError: there is no protein in any of the structures.
             NonFiniteError: the model gives infinities or NaN.
         """
         self.module.require("contacts")
-        chains = [chain for chain in self._chains(structures) if chain.name not in exclude]
+        chains = self._chains(structures)
+        if unknown := sorted(set(_list(exclude)) - {chain.name for chain in chains}):
+            raise UsageError(f"exclude: {unknown[0]!r}: no chain has this name")
+        chains = [chain for chain in chains if chain.name not in exclude]
+        if not include_fitted and (fitted := self._fitted or heads.fitted_beside(self._head_record)):
+            seen = [chain for chain in chains if fitted.covers(chain)]
+            chains = [chain for chain in chains if not fitted.covers(chain)]
+            if seen:
+                warnings.warn(
+                    f"left out {len(seen)} chains that the contact head was fitted on, {seen[0].name} among them; "
+                    "include_fitted=True keeps them",
+                    ProteaWarning,
+                    stacklevel=2,
+                )
         return [precision.score(chain, precision.predict(self.module, chain)) for chain in chains]
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
@@ -418,7 +497,7 @@ def _silent(what: str, done: int, of: int) -> None:
     pass
 
 
-def _list(sequences: Sequence[T]) -> Sequence[T]:
+def _list(sequences: L) -> L:
     if isinstance(sequences, str):
         raise UsageError("expected a list, got one string; write [string]")
     return sequences

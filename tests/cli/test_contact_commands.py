@@ -103,7 +103,11 @@ def test_the_same_in_python(
     np.testing.assert_array_equal(again.contacts(sequence), model.contacts(sequence))
     written(tmp_path / "empty.pdb", "")
     with pytest.warns(ProteaWarning, match="empty: skipped: .*empty"):
-        assert len(model.evaluate_contacts([structures, "empty.pdb"])) == 9
+        assert len(model.evaluate_contacts([structures, "empty.pdb"], include_fitted=True)) == 9
+    with pytest.warns(ProteaWarning, match="left out 3 chains that the contact head was fitted on"):
+        assert model.evaluate_contacts([structures]) == found
+    with pytest.raises(UsageError, match="exclude: 'absent': no chain has this name"):
+        model.evaluate_contacts([structures], exclude=["absent"])
     with pytest.raises(UsageError, match="expected a list, got one string"):
         model.evaluate_contacts(str(structures))
     with pytest.raises(UsageError, match="name at least one structure"):
@@ -271,6 +275,7 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     for seed in (-1, 2**32):
         fails(run(*fit, "--seed", seed), 2, f"--seed must be from 0 to 4,294,967,295, got {seed}")
     fails(run(*fit, "--rank", 0), 2, "--rank must be at least 1, got 0")
+    fails(run(*fit, "--rank", 10**23, "--count", 3, "--head", "bilinear"), 2, "--rank must be at most 40, the model's")
     fails(run("fit-contacts", "nowhere", *esm2, "-o", "out"), 1, "nowhere: no such file or folder")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

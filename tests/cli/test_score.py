@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pyarrow import csv
+from pyarrow import csv, parquet
 
 import protea
 from conftest import Run, fails
 from protea.errors import DeviceError
+from protea.score.variants import CANONICAL
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 
@@ -84,8 +85,6 @@ def test_a_scan_of_two_proteins(run: Run, two: str, folder: Path) -> None:
     assert result.code == 0, result.err
     assert "q/2: altered: replaced by X: J at 6" in result.err
     assert "\tq/2\taltered: replaced by X: J at 6\n" in Path("scan.parquet.report.tsv").read_text()
-    from pyarrow import parquet
-
     table = parquet.read_table("scan.parquet")
     assert table.num_rows == 19 * len(SEQUENCE) + 5 * 19 + 20  # an X can become any of the 20
     assert table.column_names == ["id", "position", "wild_type", "letter", "mutant", "model_score"]
@@ -121,6 +120,43 @@ def test_whatever_is_wrong_with_a_model_is_found_before_any_computes(
     good = ("score", fasta, "-v", "M1V", "-m", model_folders["esm2"])
     fails(run(*good, "-m", "absent/"), 1, "absent")
     fails(run(*good, "-m", model_folders["esm2"]), 2, "named twice")
+    Path("long.fasta").write_text(f">long\n{'M' * 1023}\n")
+    long = ("score", "long.fasta", "-v", "M1V", "-m", model_folders["esm2"], "-m", model_folders["esm1b"])
+    fails(run(*long, "--long", "full"), 1, "long: 1023 residues, and ESM-1b has positions for 1022")
+
+
+def test_nothing_to_scan_is_an_error(run: Run, folder: Path) -> None:
+    Path("gaps.fasta").write_text(">g\n----\n")
+    fails(run("score", "gaps.fasta", "--scan", "-m", folder, "-o", "x.csv"), 1, "nothing to scan")
+    assert not Path("x.csv").exists()
+
+
+def test_every_row_that_cannot_be_scored_is_told_somewhere(run: Run, fasta: str, folder: Path) -> None:
+    result = run("score", fasta, "-v", ",".join(f"W{place}A" for place in range(3, 15)), "-m", folder)
+    assert result.code == 1
+    assert len([line for line in result.err.splitlines() if "row " in line]) == 12
+    result = run("score", fasta, "-v", "M94V,K95R,T96A", "-m", folder, "-o", "x.csv")
+    assert "\t\tp: all 3 variants would fit" in Path("x.csv.report.tsv").read_text()
+
+
+def test_numbers_far_too_large(run: Run, fasta: str, folder: Path, with_contacts: Path) -> None:
+    scan = ("score", fasta, "--scan", "-m", folder, "-o", "x.csv", "--offset")
+    fails(run(*scan, 10**20), 2, "offset must be from -999,999,999 to 999,999,999, got 100000000000000000000")
+    result = run("contacts", fasta, "-m", with_contacts, "-o", "y.csv", "--min-separation", 10**23)
+    assert result.code == 0, result.err
+    assert len(Path("y.csv").read_text().splitlines()) == 1
+
+
+def test_a_scan_in_python_is_the_commands(run: Run, fasta: str, folder: Path) -> None:
+    assert run("score", fasta, "--scan", "-m", folder, "-o", "x.parquet").code == 0
+    found = protea.load(folder).scan(SEQUENCE)
+    assert found.shape == (len(SEQUENCE), 20)
+    told = parquet.read_table("x.parquet").to_pylist()
+    assert len(told) == len(SEQUENCE) * 19
+    for row in told:
+        assert found[row["position"] - 1, CANONICAL.index(row["letter"])] == pytest.approx(row["model_score"], abs=2e-5)
+    assert all(found[place, CANONICAL.index(letter)] == 0 for place, letter in enumerate(SEQUENCE))
+    assert np.isnan(protea.load(folder).scan("MK-A")[2]).all()
 
 
 def test_an_ensemble_sees_what_its_narrowest_alphabet_has(
@@ -194,8 +230,6 @@ def test_pseudo_perplexity(run: Run, two: str, folder: Path) -> None:
     result = run("perplexity", two, "-m", folder, "--pseudo", "-o", "p.parquet")
     assert result.code == 0, result.err
     assert "39 of 39 residues predicted" in result.out
-    from pyarrow import parquet
-
     expected = protea.load(folder).pseudo_perplexity([SEQUENCE, "WWKKAX"])
     np.testing.assert_allclose(parquet.read_table("p.parquet")["perplexity"].to_pylist(), expected, rtol=1e-4)
 
@@ -287,8 +321,6 @@ def test_a_model_that_gives_nan_has_no_contacts(run: Run, fasta: str, with_conta
 
 def test_pairs_of_nothing_have_columns(run: Run, fasta: str, with_contacts: Path) -> None:
     assert run("contacts", fasta, "-m", with_contacts, "-o", "x.parquet", "--min-separation", 1000).code == 0
-    from pyarrow import parquet
-
     assert [str(kind) for kind in parquet.read_schema("x.parquet").types] == [
         *("string", "int64", "int64", "string", "string", "double")
     ]

@@ -166,7 +166,11 @@ def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, P
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,high\n")
     fails(run(*command), 1, "P1_X_A_2020.csv: score: row 1: 'high' is no number")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,nan\n")
-    fails(run(*command), 1, "row 1 is no finite number")
+    fails(run(*command), 1, "score: nothing was measured")
+    (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,1\nM1C,inf\n")
+    fails(run(*command), 1, "row 2 is no finite number")
+    (short / "P1_X_A_2020.csv").write_text("mutant,DMS_score,DMS_score_bin\nM1A,1,1\nM1C,0,2\n")
+    fails(run(*command), 1, "DMS_score_bin: row 2: '2' is neither 0 nor 1")
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
     (short / "P1_X_A_2020.csv").unlink()
@@ -182,12 +186,15 @@ def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dic
         (good + good.splitlines()[1] + "\n", "P1_X_A_2020 is there twice"),
         (good.replace("0.25", "pending"), "P1_X_A_2020: spearman Some (8M): 'pending' is no number"),
         (good.replace(WILD, ""), "P1_X_A_2020 has no target_seq"),
+        (good.replace(WILD, WILD.lower()), "P1_X_A_2020: target_seq is to be letters in upper case"),
+        (good.replace(WILD, WILD[:-1] + "-"), "P1_X_A_2020: target_seq is to be letters in upper case, without gaps"),
+        (good.replace("assay,", "target_seq,", 1), "two columns are named target_seq"),
         (good.replace(WILD, WILD[:-1] + "J"), "P1_X_A_2020: target_seq: residue 'J'"),
         (good.splitlines()[0] + "\n", "has no rows"),
     ):
         assays.write_text(content)
         fails(run(*command), 1, message)
-    assays.write_text(good.replace(WILD, WILD.lower()).replace("P1_X_A_2020", "0012"))
+    assays.write_text(good.replace("P1_X_A_2020", "0012"))
     (short / "P1_X_A_2020.csv").rename(short / "0012.csv")
     (short / "latin.csv").write_bytes(b"caf\xe9\n1\n")
     (short / "old").mkdir()
@@ -198,6 +205,29 @@ def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dic
     fails(run(*command), 1, "of 0012 there are", "remove one")
     fails(run("evaluate", "proteingym", "absent"), 1, "absent: no such folder")
     fails(run("evaluate", "proteingym", assays), 1, "assays.csv: is no folder")
+
+
+def test_what_was_not_measured_is_left_out_and_told(
+    run: Run, short: Path, model_folders: dict[str, Path], one_thread: None
+) -> None:
+    command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--assays", "P1_X_A_2020", "--overwrite")
+    scan = short / "P1_X_A_2020.csv"
+    measured = [f"{WILD[0]}1{letter},{number},{number > 2}" for number, letter in enumerate("ACDEF")]
+    header = "mutant,DMS_score,DMS_score_bin"
+    scan.write_text("\n".join([header, *measured]) + "\n")
+    result = run(*command, "-o", "whole.csv")
+    assert result.code == 0, result.err
+    scan.write_text("\n".join([header, *measured, f"{WILD[0]}1G,,", f"{WILD[0]}1H,NA,True"]) + "\n")
+    result = run(*command, "-o", "holes.csv")
+    assert result.code == 1
+    assert "P1_X_A_2020: 2 variants could not be scored: not measured" in result.err
+    whole, holes = (csv.read_csv(f"{name}.csv").to_pylist()[0] for name in ("whole", "holes"))
+    assert holes == whole | {"left_out": 2}
+    assert "P1_X_A_2020\t6\t\tnot measured\n" in Path("holes.csv.report.tsv").read_text()
+    in_python = protea.load(model_folders["esm2"]).evaluate_proteingym(short)
+    (same,) = (one for one in in_python if one.assay.name == "P1_X_A_2020")
+    assert (same.count, same.left_out) == (5, 2)
+    assert same.measures["spearman"] == pytest.approx(holes["spearman"])
 
 
 def test_numbering_from_elsewhere_is_advised_and_obeyed(run: Run, short: Path, model_folders: dict[str, Path]) -> None:

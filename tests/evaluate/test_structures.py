@@ -298,6 +298,20 @@ def test_several_chains(tmp_path: Path, kind: str) -> None:
     assert [(one.name, one.sequence) for one in chains] == [("x:A", letters(50, 1)), ("x:B", letters(40, 2))]
 
 
+def test_two_molecules_of_one_name_are_told(tmp_path: Path) -> None:
+    first, second = snake(letters(50, 1), " "), snake(letters(60, 2), " ")
+    text = pdb(first).replace("END", "TER") + pdb(second)
+    (chain,) = read(tmp_path, text=text)
+    assert chain.sequence[:50] == letters(50, 1)
+    assert (
+        details(chain, "odd")[0]
+        == "50 residues have numbers that stood before; left out: a second molecule of this name?"
+    )
+    (same,) = read(tmp_path, text=pdb(first).replace("END", "TER") + pdb(first))
+    assert same.sequence == letters(50, 1)
+    assert details(same, "odd")[0].startswith("50 residues have numbers that stood before")
+
+
 def test_a_chain_without_a_name(tmp_path: Path) -> None:
     assert [one.name for one in read(tmp_path, snake(SEQUENCE, " "))] == ["x"]
 

@@ -91,6 +91,36 @@ def test_whole_sequences_are_compared_with_the_wild_type() -> None:
     assert "mutated_sequence is not the wild type with that change" in both.problems[0].reason
 
 
+def test_labels_and_alignments_are_no_variants() -> None:
+    how = Scoring(method="pseudo-likelihood")
+    found = rows("mutant\nWT\nNA\nDEL\nMKT-YIAKQR\nMKTYIAKQR\n", how=how)
+    assert [problem.row for problem in found.problems] == [1, 2, 3, 4]
+    assert found.problems[0].reason.startswith("WT: no variant, and as a whole sequence too short: 2 residues of 10")
+    found = rows("mutated_sequence\nMKT-YIAKQR\n", how=how)
+    assert found.problems[0].reason == "a mutated sequence with a gap, '-' at 4; leave gaps out"
+    # Unless the wild type is of the same alignment.
+    assert not rows("mutated_sequence\nVKT-YIAKQR\n", {"a": "MKT-YIAKQR"}).problems
+
+
+def test_times_beyond_pythons_are_written() -> None:
+    columns = {
+        "date": pa.array([10**7], pa.date32()),
+        "nanoseconds": pa.array([1], pa.timestamp("ns", "Mars/Olympus")),
+        "time": pa.array([123456789], pa.time64("ns")),
+        "duration": pa.array([5], pa.duration("ns")),
+    }
+    write_table(Path("x.csv"), pa.table(columns))
+    assert Path("x.csv").read_text().splitlines()[1] == (
+        "29349-01-26,1970-01-01 00:00:00.000000001Z,00:00:00.123456789,5 ns"
+    )
+
+
+def test_a_table_that_was_written_is_read_again() -> None:
+    doubled = pa.table([["M1V"], [1], [2]], names=["mutant", "x", "x"])
+    write_table(Path("x.parquet"), doubled)
+    assert read_table(Path("x.parquet")).equals(doubled)
+
+
 def test_several_proteins_are_told_apart_by_id() -> None:
     found = rows("id,mutant\nb/2,W1A\na,M1V\nc,M1V\nb/2,A5K\n", TWO)
     assert named(found) == {"a": ["M1V"], "b/2": ["W1A", "A5K"]}

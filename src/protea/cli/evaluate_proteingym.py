@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, common_alphabet, load_to_compute
+from protea.cli.load import check_lengths, circumstances, common_alphabet, load_to_compute
 from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Offset, Overwrite, TokenBudget, Windows
 from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import UsageError
@@ -75,6 +75,7 @@ def evaluate_proteingym(
         scans = [Scan(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
         settings |= how.shown() | {"models": {}}
+        check_lengths(models, [protein for scan in scans for protein in scan.rows.proteins], long)
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
             with progress_bars("passes") as progress:
@@ -139,6 +140,9 @@ def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> N
         | {f"spearman {name}": one.assay.published.get(name) for name in published}
         for one in results
     ]
-    problems = [(one.assay.name, *problem) for one in results for problem in one.problems]
+    problems: list[tuple[str, int | str, str, str]] = []
+    for one in results:
+        problems += [(one.assay.name, *problem) for problem in one.problems]
+        problems += [(one.assay.name, "", "", advice) for advice in one.advice]
     write_table(output, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", problems, settings))
     typer.echo(f"{output}: {counted(len(results), 'assay')}")

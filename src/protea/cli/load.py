@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from protea.alphabet import Alphabet
     from protea.language_model import LanguageModel
+    from protea.score.effects import Protein
 
 
 def common_alphabet(models: Sequence[str]) -> Alphabet:
@@ -42,6 +43,22 @@ def common_alphabet(models: Sequence[str]) -> Alphabet:
         if strange := sorted(set(least.residues) - set(alphabet.residues)):
             raise UsageError(f"-m {name}: its alphabet lacks {', '.join(strange)}, which others have; score it apart")
     return least
+
+
+def check_lengths(models: Sequence[str], proteins: Sequence[Protein], long: str) -> None:
+    """See that every model of an ensemble takes the proteins, before any computes.
+
+    Raises:
+        SequenceTooLongError: one does not.
+    """
+    from protea.checkpoints.formats import open_checkpoint
+    from protea.checkpoints.hub import locate
+    from protea.score.expected import seen_at_once
+
+    for name in models:
+        with open_checkpoint(locate(name)) as checkpoint:
+            for protein in proteins:
+                seen_at_once(checkpoint.model, protein.name, len(protein.sequence) + 2, long)
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, common_alphabet, load_to_compute
+from protea.cli.load import check_lengths, circumstances, common_alphabet, load_to_compute
 from protea.cli.options import (
     BUNDLED,
     Device,
@@ -24,7 +24,7 @@ from protea.cli.options import (
 )
 from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.disk import check_new
-from protea.errors import UsageError
+from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,8 +107,11 @@ def score(
         wild = wild_types([proteins], alphabet, unknown, notes)
         rows = rows_of(_content(table, variants, wild, offset), wild, alphabet, how)
         check_columns(rows.table, column, models)
+        if not rows.table.num_rows:
+            raise FastaError(f"{proteins}: nothing to scan: no protein in it has residues")
         if plot is not None and len(rows.proteins) != 1:
             raise UsageError(f"--plot draws one protein, and there are {len(rows.proteins)}")
+        check_lengths(models, rows.proteins, long)
         scores, provenance = {}, {}
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
@@ -146,16 +149,17 @@ def _write(output: Path | None, scored: pa.Table, rows: Rows, notes: list[Note],
             typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
         of_wild_types = [("", note.id, f"{note.what}: {note.detail}") for note in notes]
-        write_table(output, scored, Beside("row\tvariant\treason", [*of_wild_types, *rows.problems], settings))
+        of_all = [("", "", advice) for advice in rows.advice]
+        write_table(output, scored, Beside("row\tvariant\treason", [*of_wild_types, *rows.problems, *of_all], settings))
         variants = counted(scored.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {variants} of {counted(len(rows.proteins), 'protein')} scored")
     for note in notes:
         tell(f"{note.id}: {note.what}: {note.detail}")
-    for problem in rows.problems[:_SHOWN]:
+    shown = rows.problems if output is None else rows.problems[:_SHOWN]
+    for problem in shown:
         tell(f"row {problem.row}: {problem.reason}")
-    if len(rows.problems) > _SHOWN:
-        rest = "" if output is None else f": see {output}.report.tsv"
-        tell(f"{counted(len(rows.problems), 'row')} could not be scored{rest}")
+    if len(rows.problems) > len(shown):
+        tell(f"{counted(len(rows.problems), 'row')} could not be scored: see {output}.report.tsv")
     for advice in rows.advice:
         tell(advice)
 

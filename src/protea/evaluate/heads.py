@@ -104,9 +104,12 @@ def fit(model: Encoder, chains: Sequence[Chain], settings: Settings, progress: P
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
+        UsageError: the rank is above the model's width.
         DataError: the chains have no contacts.
         DeviceError: they do not fit in memory.
     """
+    if settings.head == "bilinear" and settings.rank > model.config.hidden_size:
+        raise UsageError(f"--rank must be at most {model.config.hidden_size}, the model's width, got {settings.rank}")
     examples = [_example(model, chain) for chain in chains]
     if settings.head == "regression":
         return fit_regression(model, examples, c=settings.c, seed=settings.seed, progress=progress)
@@ -182,6 +185,12 @@ class Fitted:
     names: frozenset[str]
     sequences: frozenset[str]
 
+    @classmethod
+    def of(cls, chains: Iterable[tuple[str, str]]) -> Fitted:
+        """By names and sequences of chains."""
+        found = dict(chains)
+        return cls(frozenset(found), frozenset(found.values()))
+
     def covers(self, chain: Chain) -> bool:
         """Whether a chain is among them."""
         return chain.name in self.names or chain.sequence in self.sequences
@@ -199,4 +208,13 @@ def fitted_on(path: Path) -> Fitted:
         raise CheckpointError(
             f"{path}: does not say what a contact head was fitted on; remove it, or fit the head again"
         ) from error
-    return Fitted(frozenset(name for name, _ in chains), frozenset(sequence for _, sequence in chains))
+    return Fitted.of(chains)
+
+
+def fitted_beside(record: Path | None) -> Fitted | None:
+    """The same, if there is such a file.
+
+    Raises:
+        CheckpointError: it is nothing that ``protea fit-contacts`` wrote.
+    """
+    return fitted_on(record) if record is not None and record.exists() else None

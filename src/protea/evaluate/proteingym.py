@@ -13,6 +13,7 @@ DMS_score_bin``) or the short one (``assay``; ``mutant, score``). Columns ``spea
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from xopen import xopen
 
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UnknownResidueError
 from protea.extras import extra
+from protea.fasta import DAMAGED
 from protea.models.encoder import Encoder
 from protea.score.effects import Scoring
 from protea.score.expected import Advance
@@ -41,6 +44,8 @@ _PUBLISHED: Final = "spearman "
 _NAME, _FILE, _PROTEIN, _KIND = ("assay", "DMS_id"), ("DMS_filename",), ("UniProt_ID",), ("coarse_selection_type",)
 _SCORE: Final = ("DMS_score", "score")
 _CLASS: Final = "DMS_score_bin"
+_MISSING: Final = frozenset(("", "na", "nan", "none", "null"))
+_HIGH, _LOW = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false"))
 
 
 class Assay(NamedTuple):
@@ -70,7 +75,7 @@ class Measured:
     Attributes:
         assay: which.
         count: variants compared.
-        problems: variants that could not be scored.
+        problems: variants that could not be scored, or were not measured.
         advice: what would explain many of them.
         measures: by name; ``nan`` where one is not defined.
     """
@@ -108,6 +113,9 @@ class Scan:
         table, self._scores, self._high = read_scan(assay)
         self.rows = rows_of(table, {assay.name: assay.sequence}, alphabet, how)
         self._sums = np.zeros(table.num_rows)
+        told = {problem.row for problem in self.rows.problems}
+        missing = (row + 1 for row in np.flatnonzero(np.isnan(self._scores)).tolist())
+        self._problems = self.rows.problems + [Problem(row, "", "not measured") for row in missing if row not in told]
 
     def add(self, model: Encoder, advance: Advance) -> None:
         """Score it by a model more."""
@@ -116,9 +124,9 @@ class Scan:
 
     def measured(self) -> Measured:
         """The sum of all models' scores, which ranks as their mean does, beside the measurements."""
-        scored = ~np.isnan(self._sums)
+        scored = ~np.isnan(self._sums + self._scores)
         measures = measure(self._sums[scored], self._scores[scored], self._high[scored])
-        return Measured(self._assay, int(scored.sum()), self.rows.problems, self.rows.advice, measures)
+        return Measured(self._assay, int(scored.sum()), self._problems, self.rows.advice, measures)
 
 
 def read_assays(folder: Path) -> list[Assay]:
@@ -144,7 +152,7 @@ def read_assays(folder: Path) -> list[Assay]:
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-    """Variants, measurements, and which of them count as high.
+    """Variants, measurements, NaN where there is none, and which of them count as high.
 
     Raises:
         DataError: the file is damaged, or a column is missing or no number.
@@ -159,8 +167,8 @@ def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.b
         )
     scores = _numbers(table, column, assay.path)
     if _CLASS in table.column_names:
-        return table, scores, _numbers(table, _CLASS, assay.path) > 0.5
-    return table, scores, scores >= np.median(scores)
+        return table, scores, _classes(table, assay.path)
+    return table, scores, scores >= np.nanmedian(scores)
 
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
@@ -234,9 +242,11 @@ def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> As
     name = _first(row, _NAME)
     if not name:
         raise DataError(f"{reference}: a row has no {' or '.join(_NAME)}")
-    sequence = row["target_seq"].upper()
+    sequence = row["target_seq"]
     if not sequence:
         raise DataError(f"{reference}: {name} has no target_seq")
+    if not sequence.isalpha() or not sequence.isupper():
+        raise DataError(f"{reference}: {name}: target_seq is to be letters in upper case, without gaps")
     protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
     path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
     return Assay(name, protein, _first(row, _KIND), sequence, path, dict(_published(row, name, reference)))
@@ -268,23 +278,26 @@ def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
 
 
 def _header(path: Path) -> list[str]:
-    from pyarrow import ArrowException, csv
-
+    """Names of the columns of a CSV; none if it is no CSV."""
     try:
-        with csv.open_csv(path) as stream:
-            return list(stream.schema.names)
-    except (OSError, UnicodeDecodeError, ArrowException):
+        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
+            return next((row for row in csv.reader(file) if row), [])
+    except (*DAMAGED, OSError, UnicodeDecodeError, csv.Error):
         return []
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow_csv
 
     # As text: a name such as 0012 is no number.
-    types = csv.ConvertOptions(column_types=dict.fromkeys(_header(path), pa.string()), strings_can_be_null=False)
+    names = _header(path)
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path}: two columns are named {doubled[0]}; rename one")
+    types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     try:
-        return list(csv.read_csv(path, convert_options=types).to_pylist())
+        reading = arrow_csv.ReadOptions(use_threads=False)
+        return list(arrow_csv.read_csv(path, read_options=reading, convert_options=types).to_pylist())
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
 
@@ -293,9 +306,25 @@ def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
     found = np.empty(table.num_rows)
     for row, value in enumerate(table.column(column).to_pylist()):
         try:
-            found[row] = float(value)
+            found[row] = np.nan if _is_missing(value) else float(value)
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}: {column}: row {row + 1}: {value!r} is no number") from error
-    if not np.isfinite(found).all():
-        raise DataError(f"{path}: {column}: row {int(np.argmin(np.isfinite(found))) + 1} is no finite number")
+    if np.isinf(found).any():
+        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(found))) + 1} is no finite number")
+    if np.isnan(found).all():
+        raise DataError(f"{path}: {column}: nothing was measured")
+    return found
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or str(value).strip().lower() in _MISSING
+
+
+def _classes(table: pa.Table, path: Path) -> NDArray[np.bool_]:
+    found = np.zeros(table.num_rows, bool)
+    for row, value in enumerate(table.column(_CLASS).to_pylist()):
+        text = str(value).strip().lower()
+        if not _is_missing(value) and text not in _HIGH | _LOW:
+            raise DataError(f"{path}: {_CLASS}: row {row + 1}: {value!r} is neither 0 nor 1")
+        found[row] = text in _HIGH
     return found

@@ -227,6 +227,8 @@ def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None)
     """
     chains: dict[str, RawChain] = {}
     found: dict[str, dict[tuple[int, str], Residue]] = {}
+    latest: dict[str, tuple[int, str]] = {}
+    again: dict[str, set[tuple[int, str]]] = {}
     known = np.isin(atoms.res_name, list(_amino_acids()))
     for i in np.flatnonzero(np.isin(atoms.atom_name, _ATOMS) & (known | ~atoms.hetero)):
         key, name, label = str(keys[i]), str(atoms.res_name[i]), (int(atoms.res_id[i]), str(atoms.ins_code[i]))
@@ -235,11 +237,20 @@ def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None)
         if label not in residues:
             place = None if places is None else int(places[i])
             residues[label] = Residue(name, *label, bool(atoms.hetero[i]), place, {})
+        elif label != latest[key]:
+            again.setdefault(key, set()).add(label)
+        latest[key] = label
         residue = residues[label]
+        if label in again.get(key, ()):
+            continue
         if residue.name != name:
             chain.mixed.append(residue.label)
         elif np.isfinite(atoms.coord[i]).all():
             residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
+    for key, numbers in again.items():
+        chains[key].remarks.append(
+            f"{len(numbers)} residues have numbers that stood before; left out: a second molecule of this name?"
+        )
     for key, chain in chains.items():
         # A name that nobody knows is an amino acid's if there is a backbone, as with the names of force fields.
         chain.residues = [

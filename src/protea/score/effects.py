@@ -26,6 +26,9 @@ from protea.models.encoder import Encoder
 from protea.score.expected import Advance, Sites, check_policy, masked, unmasked
 from protea.score.variants import Variant
 
+_LARGEST: Final = 999_999_999
+"""No residue has a number of more digits, as variants are read."""
+
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
 
 
@@ -59,7 +62,7 @@ class Scoring:
         token_budget: tokens computed at a time; by default what the memory allows.
 
     Raises:
-        UsageError: a method or policy is unknown.
+        UsageError: a method or policy is unknown, or the offset no residue's number.
     """
 
     method: str = "masked-marginals"
@@ -70,6 +73,8 @@ class Scoring:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"unknown method {self.method!r}; use {', '.join(METHODS)}")
+        if abs(self.offset) > _LARGEST:
+            raise UsageError(f"offset must be from -{_LARGEST:,} to {_LARGEST:,}, got {self.offset}")
         check_policy(self.long)
 
     def shown(self) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def masked(
         for name, ids, sites in proteins:
             waiting.append(np.empty((len(sites), len(model.alphabet)), np.float32))
             tokens = with_specials(model.alphabet, ids)
-            size = _window(model, name, len(tokens), long)
+            size = seen_at_once(model, name, len(tokens), long)
             for site in sites:
                 start, end = around(site + 1, len(tokens), size)
                 window = tokens[start:end].copy()
@@ -115,7 +115,7 @@ def unmasked(
     def questions() -> Iterator[Question]:
         for one in proteins:
             tokens = with_specials(model.alphabet, one.ids)
-            size = min(len(tokens), _window(model, one.name, len(tokens), long))
+            size = min(len(tokens), seen_at_once(model, one.name, len(tokens), long))
             starts = overlapping(len(tokens), size)
             waiting.append((one, starts))
             for start in starts:
@@ -138,7 +138,12 @@ def with_specials(alphabet: Alphabet, ids: NDArray[np.uint8]) -> NDArray[np.uint
     return np.concatenate(([alphabet.bos], ids, [alphabet.eos])).astype(np.uint8)
 
 
-def _window(model: Encoder, name: str, tokens: int, long: str) -> int:
+def seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> int:
+    """How many tokens of a protein a model sees at once.
+
+    Raises:
+        SequenceTooLongError: it is too long, by the policy or for the model.
+    """
     if tokens > model.trained_tokens and long == "error":
         whole = ", or whole (full)" if model.max_tokens is None else ""
         raise SequenceTooLongError(

@@ -126,7 +126,20 @@ def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compressed: str
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
         writer.writerow(table.column_names)
         for batch in table.to_batches():
-            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            writer.writerows(zip(*(_plain(column).to_pylist() for column in batch.columns), strict=True))
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A column as text can hold it: Python's times end at microseconds and the year 9999, Arrow's do not."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        # A zone that this machine does not know changes nothing about the moment.
+        column = column.cast(pa.timestamp(column.type.unit, "UTC"))
+    if pa.types.is_duration(column.type):
+        counts = column.cast(pa.int64()).to_pylist()
+        return pa.array([None if one is None else f"{one} {column.type.unit}" for one in counts], pa.string())
+    return column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
 
 
 def _beside(path: Path) -> tuple[Path, Path]:

@@ -96,7 +96,7 @@ class _Pairs:
         }
 
     def add(self, name: str, sequence: str, probabilities: FloatArray) -> None:
-        first, second = np.nonzero(np.triu(probabilities >= self._least, self._apart))
+        first, second = np.nonzero(np.triu(probabilities >= self._least, min(self._apart, len(sequence))))
         letters = np.array(list(sequence))
         for column, values in zip(
             self._columns.values(),

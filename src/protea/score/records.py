@@ -15,7 +15,7 @@ from protea.embed.prepare import Note, Policies, Unknown, encode
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
 
-_GAPS: Final = "-."
+GAPS: Final = "-."
 
 
 class Encoded(NamedTuple):
@@ -48,7 +48,7 @@ def encoded(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes
         ids = encode(record, alphabet, policy, notes)
         if ids is not None:
             check_residues(ids, alphabet, record.place)
-            gaps = int(np.isin(ids, [alphabet.tokens.index(gap) for gap in _GAPS if gap in alphabet.tokens]).sum())
+            gaps = int(np.isin(ids, [alphabet.tokens.index(gap) for gap in GAPS if gap in alphabet.tokens]).sum())
             if gaps:
                 notes.append(Note(record.id, "odd", f"{gaps:,} gaps, which count as residues"))
             yield Encoded(record, ids)

@@ -24,6 +24,7 @@ from protea.models.encoder import Encoder
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import Advance
 from protea.score.files import DELIMITERS, compression, kind_of
+from protea.score.records import GAPS
 from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def read_table(path: Path) -> pa.Table:
     kind = kind_of(path)
     try:
         with path.open("rb") as file:
-            table = parquet.read_table(file) if kind == "parquet" else _read_text(file, path, DELIMITERS[kind])
+            table = (
+                parquet.ParquetFile(file).read(use_threads=False)
+                if kind == "parquet"
+                else _read_text(file, path, DELIMITERS[kind])
+            )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read: {reason}") from error
@@ -102,15 +107,18 @@ def _read_text(file: BinaryIO, path: Path, delimiter: str) -> pa.Table:
     from pyarrow import csv as arrow_csv
 
     content = pa.input_stream(file, compression=compression(path)).read()
+    # Arrow's threads, if an error ends the program while they are at work, abort it.
+    reading = arrow_csv.ReadOptions(use_threads=False)
     parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with arrow_csv.open_csv(pa.BufferReader(content), parse_options=parsing) as stream:
-        names = stream.schema.names
+    names = arrow_csv.read_csv(pa.BufferReader(content), read_options=reading, parse_options=parsing).column_names
     if len(names) == 1:
         # An empty line is a row here, if not at the end.
         content = content.strip() + b"\n"
         parsing.ignore_empty_lines = False
     types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return arrow_csv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=types)
+    return arrow_csv.read_csv(
+        pa.BufferReader(content), read_options=reading, parse_options=parsing, convert_options=types
+    )
 
 
 def variant_table(variants: Sequence[str]) -> pa.Table:
@@ -263,11 +271,20 @@ def _column(table: pa.Table, name: str | None) -> list[Any]:
 
 
 def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
-    whole = str(text) if text and str(text).isalpha() else mutated
     if text and not str(text).isalpha():
         return parse(str(text), offset)
+    whole = str(text or mutated or "")
     if not whole:
         raise VariantError("names no variant")
-    if str(whole) != str(whole).upper():
+    for gap in GAPS:
+        if gap in whole and gap not in wild:
+            raise VariantError(f"a mutated sequence with a gap, {gap!r} at {whole.index(gap) + 1}; leave gaps out")
+    if whole != whole.upper():
         raise VariantError("a mutated sequence in lower case; write it in upper case")
-    return difference(wild, str(whole), offset)
+    # Tables say WT, NA or DEL of rows that are no variants; half a protein and more is deleted by numbers.
+    if 2 * len(whole) < len(wild):
+        raise VariantError(
+            f"{whole}: no variant, and as a whole sequence too short: {len(whole)} residues of {len(wild)}; a large "
+            "deletion is written A4_K30del"
+        )
+    return difference(wild, whole, offset)

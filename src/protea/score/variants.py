@@ -167,6 +167,9 @@ def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: i
     Raises:
         VariantError: the first that does not, and the offset with which all would, if there is one.
     """
+    for text in texts:
+        if not isinstance(text, str):
+            raise VariantError(f"{text!r}: no variant; write 'A24V'")
     parsed = [parse(text, offset) for text in texts]
     for variant in parsed:
         try:
