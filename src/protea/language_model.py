@@ -37,7 +37,7 @@ from protea.score import contacts, effects, perplexity
 from protea.score.expected import check_policy
 from protea.score.fit import RANK, C
 from protea.score.records import check_residues
-from protea.score.variants import CANONICAL, parse_all
+from protea.score.variants import CANONICAL, parse_all, single_substitutions
 
 L = TypeVar("L", bound=Collection[object])
 
@@ -307,19 +307,13 @@ class LanguageModel:
             SequenceTooLongError: the sequence is over the limit.
             UsageError: the method is unknown.
         """
-        cells = [
-            (place, column)
-            for place, letter in enumerate(_one(sequence))
-            for column, new in enumerate(CANONICAL)
-            if letter.isalpha() and letter != new
-        ]
-        names = [f"{sequence[place]}{place + 1}{CANONICAL[column]}" for place, column in cells]
+        cells = list(single_substitutions(_one(sequence)))
+        names = [f"{sequence[place]}{place + 1}{new}" for place, new in cells]
+        scores = self.score(sequence, names, method=method, long=long, token_budget=token_budget)
         found = np.zeros((len(sequence), len(CANONICAL)))
         found[[not letter.isalpha() for letter in sequence]] = np.nan
-        if cells:
-            found[tuple(zip(*cells, strict=True))] = self.score(
-                sequence, names, method=method, long=long, token_budget=token_budget
-            )
+        for (place, new), score in zip(cells, scores, strict=True):
+            found[place, CANONICAL.index(new)] = score
         return found
 
     def evaluate_proteingym(

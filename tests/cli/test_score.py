@@ -123,6 +123,9 @@ def test_whatever_is_wrong_with_a_model_is_found_before_any_computes(
     Path("long.fasta").write_text(f">long\n{'M' * 1023}\n")
     long = ("score", "long.fasta", "-v", "M1V", "-m", model_folders["esm2"], "-m", model_folders["esm1b"])
     fails(run(*long, "--long", "full"), 1, "long: 1023 residues, and ESM-1b has positions for 1022")
+    Path("long.fasta").write_text(f">long\n{'M' * 1022}\n")
+    longer = (*long[:2], "-v", "M1_M2insK", *long[4:], "--method", "pseudo-likelihood", "--long", "full")
+    fails(run(*longer), 1, "long: 1023 residues, and ESM-1b has positions for 1022")
 
 
 def test_nothing_to_scan_is_an_error(run: Run, folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import check_lengths, circumstances, common_alphabet, load_to_compute
+from protea.cli.load import check_lengths, circumstances, common_alphabet, ensemble, load_to_compute
 from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Offset, Overwrite, TokenBudget, Windows
 from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import UsageError
@@ -71,11 +71,12 @@ def evaluate_proteingym(
             f"--beside {strangers[0]!r}: nothing is published under it; known are {', '.join(sorted(known)) or 'none'}"
         )
     with interruptible():
-        alphabet = common_alphabet(models)
+        members = ensemble(models)
+        alphabet = common_alphabet(members)
         scans = [Scan(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
         settings |= how.shown() | {"models": {}}
-        check_lengths(models, [protein for scan in scans for protein in scan.rows.proteins], long)
+        check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
             with progress_bars("passes") as progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protea.cli.terminal import tell
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
     from protea.alphabet import Alphabet
     from protea.language_model import LanguageModel
+    from protea.models.encoder import Encoder
     from protea.score.effects import Protein
 
 
-def common_alphabet(models: Sequence[str]) -> Alphabet:
-    """The alphabet that all models of an ensemble can read; whatever is wrong with one is found before any computes.
+def ensemble(models: Sequence[str]) -> dict[str, Encoder]:
+    """Models without their weights, so that whatever is wrong with one is found before any computes.
 
     Raises:
-        UsageError: one is named twice, or none of their alphabets is part of the others.
+        UsageError: one is named twice.
         CapabilityError: one has no language-model head.
         UnknownModelError: there is none of that name.
         CheckpointError: one is damaged.
@@ -28,7 +29,7 @@ def common_alphabet(models: Sequence[str]) -> Alphabet:
     from protea.checkpoints.hub import locate
     from protea.errors import UsageError
 
-    found: dict[str, Alphabet] = {}
+    found: dict[str, Encoder] = {}
     places: set[Path] = set()
     for name in models:
         path = locate(name)
@@ -37,28 +38,38 @@ def common_alphabet(models: Sequence[str]) -> Alphabet:
         places.add(path.resolve())
         with open_checkpoint(path) as checkpoint:
             checkpoint.model.require("logits")
-            found[name] = checkpoint.model.alphabet
-    least = min(found.values(), key=lambda alphabet: len(alphabet.residues))
-    for name, alphabet in found.items():
-        if strange := sorted(set(least.residues) - set(alphabet.residues)):
+            found[name] = checkpoint.model
+    return found
+
+
+def common_alphabet(models: Mapping[str, Encoder]) -> Alphabet:
+    """The alphabet that all models of an ensemble can read.
+
+    Raises:
+        UsageError: none of their alphabets is part of the others.
+    """
+    from protea.errors import UsageError
+
+    least = min((model.alphabet for model in models.values()), key=lambda alphabet: len(alphabet.residues))
+    for name, model in models.items():
+        if strange := sorted(set(least.residues) - set(model.alphabet.residues)):
             raise UsageError(f"-m {name}: its alphabet lacks {', '.join(strange)}, which others have; score it apart")
     return least
 
 
-def check_lengths(models: Sequence[str], proteins: Sequence[Protein], long: str) -> None:
-    """See that every model of an ensemble takes the proteins, before any computes.
+def check_lengths(models: Mapping[str, Encoder], proteins: Sequence[Protein], long: str) -> None:
+    """See that every model of an ensemble takes the proteins, those that insertions make longer too.
 
     Raises:
         SequenceTooLongError: one does not.
     """
-    from protea.checkpoints.formats import open_checkpoint
-    from protea.checkpoints.hub import locate
     from protea.score.expected import seen_at_once
 
-    for name in models:
-        with open_checkpoint(locate(name)) as checkpoint:
-            for protein in proteins:
-                seen_at_once(checkpoint.model, protein.name, len(protein.sequence) + 2, long)
+    for protein in proteins:
+        changed = (one.apply(protein.sequence) for one in protein.variants if not one.is_substitution)
+        longest = max(map(len, (protein.sequence, *changed)))
+        for model in models.values():
+            seen_at_once(model, protein.name, longest + 2, long)
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LanguageModel:

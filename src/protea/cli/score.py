@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.load import check_lengths, circumstances, common_alphabet, load_to_compute
+from protea.cli.load import check_lengths, circumstances, common_alphabet, ensemble, load_to_compute
 from protea.cli.options import (
     BUNDLED,
     Device,
@@ -102,7 +102,8 @@ def score(
         check_new(plot, overwrite=overwrite)
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
-        alphabet = common_alphabet(models)
+        members = ensemble(models)
+        alphabet = common_alphabet(members)
         notes: list[Note] = []
         wild = wild_types([proteins], alphabet, unknown, notes)
         rows = rows_of(_content(table, variants, wild, offset), wild, alphabet, how)
@@ -111,7 +112,7 @@ def score(
             raise FastaError(f"{proteins}: nothing to scan: no protein in it has residues")
         if plot is not None and len(rows.proteins) != 1:
             raise UsageError(f"--plot draws one protein, and there are {len(rows.proteins)}")
-        check_lengths(models, rows.proteins, long)
+        check_lengths(members, rows.proteins, long)
         scores, provenance = {}, {}
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)

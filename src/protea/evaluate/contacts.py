@@ -25,7 +25,7 @@ from protea.embed.engine import check_finite
 from protea.errors import UnknownResidueError
 from protea.evaluate.structures import Chain, pairs
 from protea.models.encoder import Encoder
-from protea.score.contacts import contacts
+from protea.score.contacts import contacts, too_large
 
 RANGES: Final[Mapping[str, tuple[int, float]]] = {"long": (24, np.inf), "medium": (12, 24), "short": (6, 12)}
 """Least separation, and the least that is too much."""
@@ -122,14 +122,14 @@ def score(chain: Chain, probabilities: NDArray[np.floating]) -> Row:
 
 
 def unfit(model: Encoder, chain: Chain) -> str | None:
-    """Why a model cannot see a chain."""
+    """Why a model, or this machine, cannot take a chain."""
     if model.max_tokens is not None and len(chain.sequence) + 2 > model.max_tokens:
         return f"{len(chain.sequence)} residues, and this {model.config.family} model takes {model.max_tokens - 2}"
     try:
         model.alphabet.encode(chain.sequence)
     except UnknownResidueError as error:
         return str(error)
-    return None
+    return too_large(model, len(chain.sequence))
 
 
 def predict(model: Encoder, chain: Chain) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import Advance
 from protea.score.files import DELIMITERS, compression, kind_of
 from protea.score.records import GAPS
-from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse
+from protea.score.variants import Variant, check, difference, explaining_offset, parse, single_substitutions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,6 +110,8 @@ def _read_text(file: BinaryIO, path: Path, delimiter: str) -> pa.Table:
     # Arrow's threads, if an error ends the program while they are at work, abort it.
     reading = arrow_csv.ReadOptions(use_threads=False)
     parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    # Read for its names alone, half a second a million rows: Arrow's means of reading less start threads, or fail on
+    # tables without rows.
     names = arrow_csv.read_csv(pa.BufferReader(content), read_options=reading, parse_options=parsing).column_names
     if len(names) == 1:
         # An empty line is a row here, if not at the end.
@@ -141,12 +143,9 @@ def scan_table(wild_types: Mapping[str, str], offset: int) -> pa.Table:
     import pyarrow as pa
 
     cells = [
-        (name, place + offset, wild, new, f"{wild}{place + offset}{new}")
+        (name, place + offset, sequence[place], new, f"{sequence[place]}{place + offset}{new}")
         for name, sequence in wild_types.items()
-        for place, wild in enumerate(sequence)
-        if wild.isalpha()
-        for new in CANONICAL
-        if new != wild
+        for place, new in single_substitutions(sequence)
     ]
     names = ("id", "position", "wild_type", "letter", "mutant")
     return pa.table({name: [cell[i] for cell in cells] for i, name in enumerate(names)})

@@ -11,7 +11,7 @@ Residues are counted from ``offset``, the number of the first one. Knows nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -179,6 +179,12 @@ def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: i
             advice = "" if shift is None else f"; all {len(parsed):,} would fit with offset={shift}"
             raise VariantError(f"{error}{advice}") from error
     return parsed
+
+
+def single_substitutions(sequence: str) -> Iterator[tuple[int, str]]:
+    """A single-site scan: places from 0, and at each every amino acid that does not stand there; gaps passed over."""
+    for place, wild in enumerate(sequence):
+        yield from ((place, new) for new in CANONICAL if wild.isalpha() and new != wild)
 
 
 def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
