@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protea.models import native
-from protea.models.attention import NATIVE, SDPA
+from protea.models.attention import SDPA
 from protea.packing import CuSeqlens
+from protea.transforms import native
+from protea.transforms.native.functional import NATIVE
 
 HEADS = 20
 

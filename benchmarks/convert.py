@@ -21,8 +21,8 @@ import torch
 
 from protea.checkpoints import hf
 from protea.checkpoints.files import staged
-from protea.models import build
 from protea.models.esm2 import SIZES
+from protea.models.registry import build
 
 NAMES = {"hf": "m-hf", "te": "m-te", "nemo2": "m-nemo2", "nemo": "m.nemo", "fair-esm": "esm2_m.pt"}
 

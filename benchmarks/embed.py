@@ -66,10 +66,8 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> 
     from protea import load
     from protea.embed.run import Run
     from protea.embed.settings import Settings
-    from protea.models.inference import for_inference
 
     loaded = load(model, device=device, dtype=dtype)
-    for_inference(loaded.module)
     settings = Settings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
 
     def job() -> None:

@@ -60,9 +60,8 @@ def measure(folder: str, dtype: str, tokens: int) -> None:
         loaded = time.perf_counter() - start
         after_load = anonymous_bytes()
         lengths = [345] * (tokens // 345) + [tokens % 345]
-        batch = pack(
-            [model.alphabet.encode("ACDEFGHIKLMNPQRSTVWY" * 18)[: n - 2] for n in lengths if n > 2], bos=0, eos=2
-        )
+        frame, ids = model.alphabet.frame, model.alphabet.encode("ACDEFGHIKLMNPQRSTVWY" * 18)
+        batch = pack([frame.around(ids[: frame.residues(n)]) for n in lengths if frame.residues(n) > 0])
         with torch.inference_mode():
             model.module.head(model.module(batch))
     row = {

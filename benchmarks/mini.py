@@ -40,7 +40,7 @@ from protea.data.masking import Masking
 from protea.data.sampler import Sampler
 from protea.data.store import Store
 from protea.fasta import read_fasta
-from protea.models import build
+from protea.models.registry import build
 from protea.train.reading import read_recipe
 
 Array = NDArray[Any]

@@ -85,26 +85,28 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     import torch
 
     from protea.train.loop import train_step
-    from protea.train.model import Precision, apply, initialise
-    from protea.train.optim import Optimizers, parameters_to_train
+    from protea.train.model import initialise
+    from protea.train.objective import MaskedTokens
+    from protea.train.prepare import prepare
     from protea.train.reading import parse
-    from protea.train.resume import Trained
     from protea.train.watcher import Watcher
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"
     run = {"precision": precision, "compile": "compiled" in variant}
     recipe = parse({"init": str(model), "run": run}, "benchmark")
-    encoder = initialise(recipe, where).train()
-    optimizers = Optimizers(parameters_to_train(encoder), recipe.optimizer)
-    trained = Trained(encoder, optimizers, Precision(precision, where), recipe, "")
-    apply(encoder, recipe, Watcher())
+    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, Watcher())
+    objective = MaskedTokens()
     number = 0
 
     def step(packs: list[Any]) -> float:
         nonlocal number
         number += 1
-        result = train_step(trained, packs, number, 1e-4, where)
+        predicted = sum(map(objective.count, packs))
+        clip = recipe.optimizer.clip
+        result = train_step(
+            trained, objective, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip
+        )
         assert result is not None
         return result[0].item()
 

@@ -15,11 +15,11 @@ from hypothesis import settings
 import protea
 from protea.checkpoints import hf
 from protea.cli import main
-from protea.models import build
-from protea.models.encoder import EncoderConfig
+from protea.models.config import EncoderConfig
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
+from protea.models.registry import build
 
 # A shared machine may take any time for anything.
 settings.register_profile("protea", deadline=None)
@@ -51,7 +51,7 @@ def load_small(model_folders: dict[str, Path]) -> LoadModel:
     """Load one of ``CONFIGS``, with biases and norms disturbed so that none hides behind 0 or 1."""
 
     def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> protea.LanguageModel:
-        model = protea.load(model_folders[name], device="cpu")
+        model = protea.load(model_folders[name], device="cpu", trainable=True)
         disturb(model.module)
         kind = getattr(torch, dtype)
         model.module.to(device=device, dtype=kind)

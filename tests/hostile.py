@@ -19,8 +19,8 @@ from protea.checkpoints import hf
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
 from protea.errors import ProteaError
-from protea.models import build
 from protea.models.esm2 import ESM2Config
+from protea.models.registry import build
 
 TINY: Final = ESM2Config(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=64)
 

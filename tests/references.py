@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protea.checkpoints import hf
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2
+from protea.models.esm_formats import HF
+from protea.models.stored import key_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -35,6 +36,13 @@ Outputs = tuple[list[Tensor], Tensor]
 """Hidden states ``[L+2, D]`` from the embedding to the last, and logits ``[L+2, V]``."""
 
 FAIR_NAMES = {"word_embeddings.weight": "embed_tokens.weight", "position_embeddings.weight": "embed_positions.weight"}
+
+
+def hf_name(name: str) -> str:
+    """transformers' name for one of our parameters."""
+    found = key_of(HF, name)
+    assert found is not None
+    return found[0]
 
 
 # --- transformers ------------------------------------------------------------------------------------------------
@@ -128,7 +136,7 @@ def run_fair_esm(model: nn.Module, ids: Tensor) -> Outputs:
 def run_float64(model: Encoder, ids: Tensor) -> Outputs:
     """ESM-2, ESM-1b or ESM-1v, one sequence, written out as the papers and Meta's code state it."""
     config: Any = model.config
-    weights = {hf.hf_name(name): value for name, value in model.named_parameters()}
+    weights = {hf_name(name): value for name, value in model.named_parameters()}
     heads, eps = config.num_attention_heads, config.layer_norm_eps
 
     def get(name: str) -> Tensor:

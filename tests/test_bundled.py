@@ -66,7 +66,7 @@ def test_transformers_computes_the_same(model: protea.LanguageModel) -> None:
 
     theirs = EsmForMaskedLM.from_pretrained(FOLDER, dtype=torch.float32, attn_implementation="eager").eval()
     sequence = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
-    ids = pack([ESM.encode(sequence)], bos=ESM.bos, eos=ESM.eos).input_ids[None]
+    ids = pack([ESM.frame.around(ESM.encode(sequence))]).input_ids[None]
     with torch.inference_mode():
         found = theirs(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
     for ours, expected in (

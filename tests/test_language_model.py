@@ -21,7 +21,7 @@ def test_residue_embeddings_have_a_row_a_residue(load_small: LoadModel) -> None:
     assert [array.shape for array in arrays] == [(10, 40), (1, 40), (100, 40)]
     for sequence, array in zip(SEQUENCES, arrays, strict=True):
         assert array.dtype == np.float32
-        ids = pack([model.alphabet.encode(sequence)], bos=0, eos=2).input_ids
+        ids = pack([model.alphabet.frame.around(model.alphabet.encode(sequence))]).input_ids
         states, _ = run_float64(model.module, ids)
         np.testing.assert_allclose(array, states[-1][1:-1].numpy(), rtol=1e-4, atol=1e-5)
 
@@ -43,7 +43,7 @@ def test_poolings_see_residues_only(load_small: LoadModel) -> None:
         np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
     assert not model.embed(["G"], pool="std").any()
     bos = model.embed(SEQUENCES, pool="bos")
-    ids = pack([model.alphabet.encode(SEQUENCES[0])], bos=0, eos=2).input_ids
+    ids = pack([model.alphabet.frame.around(model.alphabet.encode(SEQUENCES[0]))]).input_ids
     np.testing.assert_allclose(bos[0], run_float64(model.module, ids)[0][-1][0].numpy(), rtol=1e-4, atol=1e-5)
 
 
@@ -56,7 +56,7 @@ def test_layers_make_a_first_axis(load_small: LoadModel) -> None:
     pooled = model.embed(SEQUENCES, layers=[0, -1], pool="mean")
     assert pooled.shape == (3, 2, 40)
     np.testing.assert_allclose(pooled[1, 0], arrays[1][0, 0], rtol=1e-6)
-    ids = pack([model.alphabet.encode(SEQUENCES[0])], bos=0, eos=2).input_ids
+    ids = pack([model.alphabet.frame.around(model.alphabet.encode(SEQUENCES[0]))]).input_ids
     states, _ = run_float64(model.module, ids)
     for got, layer in zip(arrays[0], (0, 2, 3), strict=True):
         np.testing.assert_allclose(got, states[layer][1:-1].numpy(), rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_logits_have_a_column_a_token_of_the_alphabet(load_small: LoadModel, nam
     assert [value.shape for value in values] == [(4, len(model.alphabet)), (1, len(model.alphabet))]
     assert values[0].dtype == np.float32
     if name != "esm1nv":
-        ids = pack([model.alphabet.encode("MKT<mask>")], bos=0, eos=2).input_ids
+        ids = pack([model.alphabet.frame.around(model.alphabet.encode("MKT<mask>"))]).input_ids
         expected = run_float64(model.module, ids)[1][1:-1, :33].numpy()
         np.testing.assert_allclose(values[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -140,5 +140,5 @@ def test_it_tells_what_it_is(load_small: LoadModel) -> None:
 def test_saving(load_small: LoadModel, tmp_path: object) -> None:
     model = load_small("esm1v")
     model.save(f"{tmp_path}/saved")
-    again = protea.load(f"{tmp_path}/saved", device="cpu")
+    again = protea.load(f"{tmp_path}/saved", device="cpu", trainable=True)
     np.testing.assert_array_equal(again.embed(["MKT"])[0], model.embed(["MKT"])[0])

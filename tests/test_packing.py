@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protea.alphabet import Frame
 from protea.packing import CuSeqlens, pack, pack_by_budget
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=20)
@@ -33,10 +34,10 @@ def test_a_sequence_without_tokens_is_refused(sizes: list[int]) -> None:
 
 
 @given(lengths)
-def test_pack_concatenates_between_bos_and_eos(sizes: list[int]) -> None:
+def test_pack_concatenates_framed_sequences(sizes: list[int]) -> None:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(4, 24, size).astype(np.uint8) for size in sizes]
-    batch = pack(sequences, bos=0, eos=2)
+    batch = pack([Frame(0, 2).around(sequence) for sequence in sequences])
     assert len(batch) == len(sizes)
     assert batch.input_ids.dtype == torch.int64
     for sequence, (start, end) in zip(sequences, batch.cu_seqlens.spans(), strict=True):

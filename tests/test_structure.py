@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 import protea
+from protea.models.registry import FAMILIES
 
 SOURCE = Path(protea.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"alphabet", "bundled", "device", "disk", "extras"},
+    {"alphabet", "bundled", "device", "disk", "extras", "memory"},
     {"fasta", "packing"},
     {"models"},
+    {"transforms"},
     {"checkpoints"},
     {"embed", "data"},
     {"score"},
@@ -86,6 +88,14 @@ def test_every_way_to_import_is_seen(statement: str, layers: set[str]) -> None:
 def test_models_know_nothing_of_parallelism() -> None:
     for path in (SOURCE / "models").rglob("*.py"):
         assert "distributed" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("layer", ["data", "train", "transforms"])
+def test_no_family_is_special_to(layer: str) -> None:
+    families = [family.__module__.rpartition(".")[2] for family in FAMILIES]
+    for path in (SOURCE / layer).rglob("*.py"):
+        source = path.read_text()
+        assert not [name for name in families if f"models.{name}" in source or f"import {name}" in source], path
 
 
 def test_public_names() -> None:

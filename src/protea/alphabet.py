@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,48 @@ from protea.errors import UnknownResidueError
 _INVALID: Final = 255
 _MASK: Final = "<mask>"
 
+Count = TypeVar("Count", int, NDArray[np.int64])
+
+
+class Frame(NamedTuple):
+    """What stands around a sequence: BOS or nothing before it, EOS or nothing after it.
+
+    Attributes:
+        bos: id before every sequence, or ``None``.
+        eos: id after every sequence, or ``None``.
+    """
+
+    bos: int | None
+    eos: int | None
+
+    @property
+    def specials(self) -> tuple[int, ...]:
+        """The ids that the frame adds."""
+        return tuple(token for token in self if token is not None)
+
+    @property
+    def before(self) -> int:
+        """Tokens before the first residue."""
+        return int(self.bos is not None)
+
+    @property
+    def rows(self) -> slice:
+        """Which rows of a framed sequence are residues."""
+        return slice(self.before, None if self.eos is None else -1)
+
+    def tokens(self, residues: Count) -> Count:
+        """How many tokens a number of residues makes."""
+        return residues + len(self.specials)
+
+    def residues(self, tokens: Count) -> Count:
+        """How many residues are in a number of tokens."""
+        return tokens - len(self.specials)
+
+    def around(self, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The tokens ``[T]`` of a sequence's residues ``[L]``."""
+        parts = (self.specials[: self.before], ids, self.specials[self.before :])
+        return np.concatenate([np.asarray(part, np.uint8) for part in parts])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alphabet:
@@ -29,8 +71,8 @@ class Alphabet:
     Attributes:
         name: what messages call it.
         tokens: all tokens in id order; residues are the one-letter ones.
-        bos: id put before every sequence.
-        eos: id put after every sequence.
+        bos: id put before every sequence; ``None`` where models see none.
+        eos: id put after every sequence; ``None`` likewise.
         pad: id of padding, which packed batches never contain.
         unk: id for "unknown", which encoding never produces on its own.
         mask: id of the masked position.
@@ -38,8 +80,8 @@ class Alphabet:
 
     name: str
     tokens: tuple[str, ...]
-    bos: int
-    eos: int
+    bos: int | None
+    eos: int | None
     pad: int
     unk: int
     mask: int
@@ -58,6 +100,11 @@ class Alphabet:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def frame(self) -> Frame:
+        """What stands around every sequence."""
+        return Frame(self.bos, self.eos)
 
     @property
     def residues(self) -> str:

@@ -14,35 +14,36 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
-from protea.checkpoints.describe import sha256
-from protea.checkpoints.extras import head_record_path
-from protea.checkpoints.formats import files_of, open_checkpoint
-from protea.checkpoints.hub import PUBLISHED, locate
+from protea.contacts import fit as fitting
+from protea.contacts import heads, precision, predict
+from protea.contacts.heads import Head
+from protea.contacts.precision import Row
+from protea.contacts.structures import Chain, read_structures, structure_files
 from protea.data.masking import Masking, masking_named
-from protea.device import resolve_device, resolve_dtype
-from protea.embed import engine
-from protea.embed.engine import FloatArray, Wanted
+from protea.disk import sha256
+from protea.embed import embeddings
+from protea.embed.embeddings import Asked, Embedding, resolve_layers
 from protea.embed.pooling import check_poolings
 from protea.embed.prepare import Encoded, Long, Note, Policies, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
-from protea.evaluate import contacts as precision
-from protea.evaluate import heads, proteingym
-from protea.evaluate.contacts import Row
-from protea.evaluate.heads import Head
-from protea.evaluate.structures import Chain, read_structures, structure_files
+from protea.evaluate import proteingym
 from protea.fasta import Record
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.packing import pack_by_budget
-from protea.score import contacts, effects, perplexity
+from protea.infer.load import load_model
+from protea.infer.memory import default_budget
+from protea.infer.runner import FloatArray, Runner
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
+from protea.score import effects, perplexity
 from protea.score.expected import check_policy
-from protea.score.fit import RANK, C
 from protea.score.records import check_residues
 from protea.score.variants import CANONICAL, parse_all, single_substitutions
 
 L = TypeVar("L", bound=Collection[object])
 
 
-def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32") -> LanguageModel:
+def load(
+    model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
+) -> LanguageModel:
     """Load a model.
 
     Args:
@@ -51,22 +52,16 @@ def load(model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str =
             comes with the package.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        trainable: leave ``module`` as plain PyTorch, to be trained, changed or moved. Without it, on a CPU, weights are
+            put into the order that the processor multiplies fastest, as the commands do.
 
     Raises:
         UsageError: the device or type is unknown; UnknownModelError for an unknown name.
         CheckpointError: the files are absent, damaged or do not fit together.
         DeviceError: the device is not there.
     """
-    where, kind = resolve_device(device), resolve_dtype(dtype)
-    path = locate(model)
-    with open_checkpoint(path) as checkpoint:
-        module = checkpoint.load(dtype=kind, device=where)
-        files = files_of(path, checkpoint)
-    known = PUBLISHED.get(str(model).removeprefix("facebook/"))
-    if known is not None and not known.contact_head:
-        # Published conversions of such models carry the random head their class was born with.
-        module.contact_head = None
-    return LanguageModel(module, name=str(model), files=files, head_record=head_record_path(path))
+    loaded = load_model(model, device=device, dtype=dtype, trainable=trainable)
+    return LanguageModel(loaded.module, name=loaded.name, files=loaded.files, head_record=loaded.head_record)
 
 
 class LanguageModel:
@@ -112,12 +107,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.module.word_embeddings.weight.device
+        return self.module.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return self.module.word_embeddings.weight.dtype
+        """The type that the model computes in."""
+        return self.module.compute_dtype
 
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of the weight files by name; nothing for a model that was not loaded from files."""
@@ -174,13 +169,11 @@ class LanguageModel:
             SequenceTooLongError: a sequence over the limit, unless truncated.
             UsageError: an unknown pooling, layer or policy.
         """
-        poolings = () if pool is None else check_poolings([pool])
-        numbers = engine.resolve_layers((-1,) if layers is None else layers, self.module)
-        wanted = Wanted(layers=numbers, poolings=poolings, residues=pool is None)
-        budget = self.budget(token_budget)
-        packs = pack_by_budget(self._encode(sequences, long), lambda one: one.tokens, budget)
-        results = [one for finish in engine.embed(self.module, packs, wanted, budget) for one in finish()]
-        arrays = [_array(result, pool) for result in results]
+        poolings = () if pool is None else check_poolings([pool], self.alphabet.frame)
+        numbers = resolve_layers((-1,) if layers is None else layers, self.module)
+        asked = Asked(layers=numbers, poolings=poolings, residues=pool is None)
+        found = embeddings.embed(self._runner(token_budget), self._encode(sequences, long), asked)
+        arrays = [_array(embedding, pool) for embedding in found]
         if layers is None:
             arrays = [array[0] for array in arrays]
         if pool is None:
@@ -198,7 +191,7 @@ class LanguageModel:
             UnknownResidueError: a letter outside the alphabet.
             SequenceTooLongError: a sequence over the limit, unless truncated.
         """
-        return list(engine.logits(self.module, self._encode(sequences, long), self.budget(token_budget)))
+        return list(embeddings.logits(self._runner(token_budget), self._encode(sequences, long)))
 
     def perplexity(
         self,
@@ -231,7 +224,7 @@ class LanguageModel:
         for place, one in ids:
             check_residues(one, self.alphabet, place)
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
-        return perplexity.of_all(perplexity.losses(self.module, masked, self.budget(token_budget)))
+        return perplexity.of_all(perplexity.losses(self._runner(token_budget), masked))
 
     def pseudo_perplexity(
         self, sequences: Sequence[str], *, long: str = "window", token_budget: int | None = None
@@ -253,7 +246,7 @@ class LanguageModel:
         named = [(f"sequence {number}", _one(one)) for number, one in enumerate(_list(sequences))]
         for place, sequence in named:
             check_residues(self.alphabet.encode(sequence), self.alphabet, place)
-        found = effects.pseudo_log_likelihoods(self.module, named, long=long, token_budget=self.budget(token_budget))
+        found = effects.pseudo_log_likelihoods(self._runner(token_budget), named, long=long)
         return np.array([perplexity.of_loss(-float(values.mean(dtype=np.float64))) for values in found])
 
     def score(
@@ -349,8 +342,7 @@ class LanguageModel:
             DeviceError: the map would not fit into memory.
             NonFiniteError: the model gives infinities or NaN.
         """
-        (found,) = contacts.contacts(self.module, [self.alphabet.encode(_one(sequence))])
-        engine.check_finite(found, "the sequence", self.dtype)
+        (found,) = predict.contacts(self.module, [self.alphabet.encode(_one(sequence))])
         return found
 
     def fit_contacts(
@@ -360,8 +352,8 @@ class LanguageModel:
         count: int = 20,
         seed: int = 0,
         head: Head = "regression",
-        c: float = C,
-        rank: int = RANK,
+        c: float = fitting.C,
+        rank: int = fitting.RANK,
     ) -> list[str]:
         """Fit a contact head to some chains of structures (Rao et al. 2020), in place of one that the model has.
 
@@ -392,7 +384,7 @@ class LanguageModel:
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
     ) -> list[Row]:
-        """Precision of contacts against structures, a row a chain; ``protea.evaluate.contacts.means`` averages them.
+        """Precision of contacts against structures, a row a chain; ``protea.contacts.precision.means`` averages them.
 
         Args:
             structures: PDB and mmCIF files, and folders of them.
@@ -425,7 +417,7 @@ class LanguageModel:
         return [precision.score(chain, precision.predict(self.module, chain)) for chain in chains]
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
-        """Attention ``[len(layers), len(heads), L+2, L+2]``, BOS and EOS included; rows attend and sum to 1.
+        """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
 
         Args:
             sequence: residues in upper case.
@@ -438,9 +430,7 @@ class LanguageModel:
             SequenceTooLongError: more tokens than the model has positions.
             NonFiniteError: the model gives infinities or NaN.
         """
-        found = contacts.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
-        engine.check_finite(found, "the sequence", self.dtype)
-        return found
+        return predict.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
@@ -457,10 +447,13 @@ class LanguageModel:
             UsageError: it is below 1.
         """
         if token_budget is None:
-            return engine.default_budget(self.module)
+            return default_budget(self.module)
         if token_budget < 1:
             raise UsageError(f"a token budget must be at least 1, got {token_budget}")
         return token_budget
+
+    def _runner(self, token_budget: int | None) -> Runner:
+        return Runner(self.module, self.budget(token_budget))
 
     def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
         """Chains that the model can see; what is skipped is a warning."""
@@ -518,7 +511,7 @@ def _record(number: int, sequence: str) -> Record:
     return Record(str(number), "", sequence, f"sequence {number}")
 
 
-def _array(embedding: engine.Embedding, pool: str | None) -> FloatArray:
+def _array(embedding: Embedding, pool: str | None) -> FloatArray:
     if pool is not None:
         return embedding.pooled[pool]
     assert embedding.residues is not None

@@ -1,7 +1,7 @@
 """Sequences of unequal length as one flat row of tokens, without padding.
 
 A packed batch is the concatenation of its sequences plus the places where each begins. Everything in the model
-but attention works on the flat tokens; attention reads the boundaries. Knows nothing of alphabets or models.
+but attention works on the flat tokens; attention reads the boundaries. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -108,20 +108,10 @@ class PackedBatch:
         return torch.repeat_interleave(numbers, self.cu_seqlens.lengths, output_size=self.input_ids.numel())
 
 
-def pack(sequences: Sequence[NDArray[np.uint8]], *, bos: int | None = None, eos: int | None = None) -> PackedBatch:
-    """Concatenate encoded sequences, each between BOS and EOS where given.
-
-    Args:
-        sequences: ids of shape ``[L]`` each.
-        bos: id to put before every sequence.
-        eos: id to put after every sequence.
-    """
-    head = [] if bos is None else [bos]
-    tail = [] if eos is None else [eos]
-    extra = len(head) + len(tail)
-    parts = [part for ids in sequences for part in (head, ids, tail)]
-    flat = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
-    return PackedBatch(torch.from_numpy(flat), CuSeqlens.from_lengths([len(ids) + extra for ids in sequences]))
+def pack(sequences: Sequence[NDArray[np.integer]]) -> PackedBatch:
+    """Concatenate the tokens of some sequences, ids of shape ``[T]`` each, as the model is to see them."""
+    flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
+    return PackedBatch(torch.from_numpy(flat), CuSeqlens.from_lengths([len(ids) for ids in sequences]))
 
 
 def pack_by_budget(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:

@@ -13,10 +13,10 @@ import protea
 from conftest import CONFIGS, LoadModel
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
+from protea.contacts.predict import contacts
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
-from protea.models.layers import BilinearContactHead, ContactHead
-from protea.score.contacts import contacts
+from protea.models.heads import BilinearContactHead, ContactHead
 from references import load_transformers, run_transformers
 
 KINDS = ("regression", "bilinear")
@@ -26,7 +26,7 @@ SEQUENCE = "MKTAYIAKQRGGSPEVLW"
 def give_head(model: Encoder, kind: str, rank: int = 6) -> None:
     config = model.config
     if kind == "regression":
-        model.contact_head = ContactHead(config.num_hidden_layers, config.num_attention_heads)
+        model.contact_head = ContactHead(sum(config.attention_heads))
     else:
         model.contact_head = BilinearContactHead(config.hidden_size, rank)
     generator = torch.Generator().manual_seed(3)
@@ -51,7 +51,7 @@ def saved(load_small: LoadModel, tmp_path: Path, name: str, kind: str) -> tuple[
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_folder_gives_the_head_back(saved: tuple[protea.LanguageModel, Path], kind: str) -> None:
     model, folder = saved
-    again = protea.load(folder, device="cpu")
+    again = protea.load(folder, device="cpu", trainable=True)
     assert type(again.module.contact_head) is type(model.module.contact_head)
     assert "contacts" in again.capabilities
     assert (folder / "extras.safetensors").exists() == (kind == "bilinear")
@@ -93,10 +93,12 @@ def test_every_format_keeps_the_head(
     assert report.tensors == len(list(model.module.parameters()))
     apart = [line for line in report.apart if line.startswith("the contact head, in ")]
     assert bool(apart) == (kind == "bilinear" or to in ("nemo", "nemo2", "te"))
-    np.testing.assert_array_equal(predicted(protea.load(target, device="cpu").module), predicted(model.module))
+    np.testing.assert_array_equal(
+        predicted(protea.load(target, device="cpu", trainable=True).module), predicted(model.module)
+    )
     convert(target, tmp_path / "back", "hf", peers=False)
     np.testing.assert_array_equal(
-        predicted(protea.load(tmp_path / "back", device="cpu").module), predicted(model.module)
+        predicted(protea.load(tmp_path / "back", device="cpu", trainable=True).module), predicted(model.module)
     )
     before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "back"))
     assert before.keys() == after.keys()

@@ -20,12 +20,12 @@ from protea.checkpoints import convert as convert_module
 from protea.checkpoints import golden, hf, nemo
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.convert import convert
-from protea.checkpoints.formats import EXTRAS, FORMATS, open_checkpoint
+from protea.checkpoints.formats import EXTRAS, format_named, open_checkpoint
 from protea.checkpoints.golden import Golden
 from protea.errors import CheckpointError, OutputError, UsageError
-from protea.models import build
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2, ESM2Config
+from protea.models.registry import build
 from references import load_transformers, run_transformers
 
 CPU = torch.device("cpu")
@@ -269,7 +269,7 @@ def test_a_copy_that_differs_is_not_kept(
 
         write(path, model, change, dtype)
 
-    monkeypatch.setattr(FORMATS["nemo"], "write", wrong)
+    monkeypatch.setattr(format_named("nemo"), "write", wrong)
     with pytest.raises(CheckpointError, match=r"layers\.1\.fc1\.bias came back different from m\.nemo; nothing"):
         convert(sources["esm2", "hf"], tmp_path / "m.nemo", "nemo")
     assert list(tmp_path.iterdir()) == []
@@ -363,8 +363,8 @@ def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pyte
     with torch.inference_mode():
         states, logits = run_transformers(load_transformers(source), torch.tensor(ids))
     corners = {"logits": logits, "last hidden state": states[-1]}
-    known = replace(golden.PUBLISHED["esm2_t6_8M_UR50D"], name="esm2_small", config=CONFIGS["esm2"])
-    monkeypatch.setitem(golden.PUBLISHED, "esm2_small", known)
+    known = replace(golden.published_models()["esm2_t6_8M_UR50D"], name="esm2_small", config=CONFIGS["esm2"])
+    monkeypatch.setitem(golden.published_models(), "esm2_small", known)
     published = [
         Golden("esm2_small", what, ids, tuple(tuple(row) for row in rows[:3, :3].tolist()), "transformers")
         for what, rows in corners.items()
@@ -379,7 +379,7 @@ def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pyte
     assert [line.split()[0] for line in result.out.splitlines()[1:3]] == ["fail", "pass"]
     assert "these are not esm2_small's weights" in result.out
     monkeypatch.setitem(
-        golden.PUBLISHED, "esm2_small", replace(known, config=replace(CONFIGS["esm2"], num_hidden_layers=9))
+        golden.published_models(), "esm2_small", replace(known, config=replace(CONFIGS["esm2"], num_hidden_layers=9))
     )
     fails(run("check", other), 1, "3 layers of width 40, esm2_small has 9 of width 40")
 
@@ -389,7 +389,8 @@ def test_a_published_file_is_recognised(
 ) -> None:
     path = sources["esm2", "nemo"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(golden.PUBLISHED, "esm2nv_650M", replace(golden.PUBLISHED["esm2nv_650M"], sha256=digest))
+    models = golden.published_models()
+    monkeypatch.setitem(models, "esm2nv_650M", replace(models["esm2nv_650M"], sha256=digest))
     result = run("check", path)
     assert result.code == 0, result.out
     assert result.out.splitlines()[1] == "pass  the file's SHA-256 is the one published for esm2nv_650M"

@@ -19,10 +19,10 @@ from conftest import CONFIGS, disturb
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import open_checkpoint, recognised
-from protea.models import build
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2
-from references import load_transformers, new_fair_esm, run_fair_esm, run_transformers
+from protea.models.registry import build
+from references import hf_name, load_transformers, new_fair_esm, run_fair_esm, run_transformers
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([0, 20, 15, 11, 5, 32, 24, 30, 19, 4, 2])
@@ -54,7 +54,7 @@ def random_state(tmp_path: Path) -> tuple[dict[str, Any], Encoder]:
     hf.write_random(tmp_path / "random", build(CONFIGS["esm2"]), seed=3, dtype=torch.float32)
     model = hf.open_checkpoint(tmp_path / "random").load(dtype=torch.float32, device=CPU)
     disturb(model)
-    state = {hf.hf_name(name): value.detach() for name, value in model.named_parameters()}
+    state = {hf_name(name): value.detach() for name, value in model.named_parameters()}
     return state, model
 
 
@@ -166,7 +166,7 @@ def test_tensor_parallel_parts(tmp_path: Path) -> None:
     )
     model = hf.open_checkpoint(tmp_path / "random").load(dtype=torch.float32, device=CPU)
     disturb(model)
-    state = {hf.hf_name(name): value.detach() for name, value in model.named_parameters()}
+    state = {hf_name(name): value.detach() for name, value in model.named_parameters()}
     parts = layouts.split_ranks(layouts.nemo_state(state, 4), 2)
     named = {f"./mp_rank_{rank:02d}/model_weights.ckpt": part for rank, part in enumerate(parts)}
     config = layouts.nemo_yaml(**(ESM2NV | {"num_attention_heads": 4, "tensor_model_parallel_size": 2}))
@@ -187,7 +187,7 @@ def test_nemo_files_of_esm1nv(tmp_path: Path, fusion: dict[str, Any], activation
     hf.write_random(tmp_path / "random", build(CONFIGS["esm1nv"]), seed=3, dtype=torch.float32)
     model = hf.open_checkpoint(tmp_path / "random").load(dtype=torch.float32, device=CPU)
     disturb(model)
-    state = {hf.hf_name(name): value.detach() for name, value in model.named_parameters()}
+    state = {hf_name(name): value.detach() for name, value in model.named_parameters()}
     config = layouts.nemo_yaml(
         num_layers=3, hidden_size=40, ffn_hidden_size=160, num_attention_heads=HEADS, hidden_dropout=0.1, **fusion
     )

@@ -22,10 +22,10 @@ from protea.checkpoints import hf
 from protea.checkpoints.files import staged
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, OutputError, ProteaWarning
-from protea.models import build
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2, SIZES
-from references import EsmForMaskedLM, transformers_config
+from protea.models.registry import build
+from references import EsmForMaskedLM, hf_name, transformers_config
 
 CPU = torch.device("cpu")
 
@@ -240,7 +240,7 @@ def test_transformers_loads_what_we_save(tmp_path: Path, name: str) -> None:
     assert not any(report.values()), report
     state = theirs.state_dict()
     for ours, parameter in model.named_parameters():
-        assert torch.equal(state[hf.hf_name(ours)], parameter), ours
+        assert torch.equal(state[hf_name(ours)], parameter), ours
     theirs.save_pretrained(tmp_path / "theirs")
     assert same(model, read(tmp_path / "theirs"))
 

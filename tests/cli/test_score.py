@@ -304,7 +304,7 @@ def test_proteins_that_are_too_long_are_told_and_the_others_predicted(
 def test_proteins_whose_maps_memory_does_not_hold_are_told_and_the_others_predicted(
     run: Run, two: str, with_contacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("protea.score.contacts.free_memory", lambda device: 24 * 32**2)
+    monkeypatch.setattr("protea.contacts.predict.free_memory", lambda device: 24 * 32**2)
     result = run("contacts", two, "-m", with_contacts, "-o", "x.h5")
     assert result.code == 1
     assert "p: skipped: contacts of 33 residues take about" in result.err

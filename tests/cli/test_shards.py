@@ -179,12 +179,12 @@ def test_input_that_changes_while_it_is_read(
 def test_shards_of_what_is_not_one_whole(
     run: Run, many: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protea.embed import engine
+    from protea.infer import memory
 
     many.write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY' * 5}\n" for n in range(200)))
     arguments = ("embed", many, "-m", model_folders["esm2"], "-o", "s.parquet", "--shard")
     assert run(*arguments, "1/2").code == 0
-    monkeypatch.setattr(engine, "available_memory", lambda: 12_000_000)  # another machine
+    monkeypatch.setattr(memory, "available_memory", lambda: 12_000_000)  # another machine
     assert run(*arguments, "2/2").code == 0
     assert run("merge", "s.parquet").code == 0
     assert len(pd.read_parquet("s.parquet")) == 200

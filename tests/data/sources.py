@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from protea.alphabet import ESM
+from protea.alphabet import ESM, Alphabet
 from protea.data.settings import Settings
 from protea.data.store import Store
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+FRAMES: dict[str, Alphabet] = {
+    "both": ESM,
+    "no-eos": replace(ESM, eos=None),
+    "no-bos": replace(ESM, bos=None),
+    "neither": replace(ESM, bos=None, eos=None),
+}
+"""The same tokens with whatever may stand around a sequence."""
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 

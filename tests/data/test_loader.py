@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sources import build, make_sources
+from sources import FRAMES, build, make_sources
 
 from protea.data.loader import Loader, Packing, Position, TrainingBatch, first_fit
-from protea.data.sampler import Sampler
+from protea.data.sampler import CROPS, Sampler
 from protea.data.store import Split
 from protea.errors import UsageError
 
@@ -95,6 +95,44 @@ def test_windows_without_bos_or_eos(split: Split, crop: str) -> None:
             assert (inner == residues[: len(inner)]).all()
             kinds.add((bos, eos))
     assert kinds >= ({(True, False), (False, False), (False, True)} if crop == "random-tokens" else {(True, False)})
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    st.sampled_from(sorted(FRAMES)),
+    st.sampled_from(CROPS),
+    st.integers(3, 90),
+    st.integers(0, 100),
+    st.integers(0, 2**63),
+)
+def test_targets_are_cut_out_of_framed_sequences(
+    split: Split, frame: str, crop: str, most: int, epoch: int, seed: int
+) -> None:
+    """Of a sequence in its frame, or its residues' window in the frame; masks spare the frame, whatever it is."""
+    split.alphabet = FRAMES[frame]
+    around = split.alphabet.frame
+    sampler = Sampler(split, seed=seed, max_tokens=most, crop=crop)  # type: ignore[arg-type]
+    work = Loader(sampler, packing=PACKING, workers=0)
+    seen: list[int] = []
+    for pack in work.plan(epoch, 0):
+        batch = work.batch(epoch, pack, Position())
+        for number, (start, end) in enumerate(batch.inputs.cu_seqlens.spans()):
+            target = batch.targets[start:end].tolist()
+            residues = split.residues(int(pack.sequence[number]))
+            whole = around.around(residues).tolist()
+            assert len(target) == min(most, len(whole))
+            if crop in {"random", "head"}:
+                first = int(pack.offset[number])
+                room = most - len(whole) + len(residues)
+                assert target == around.around(residues[first : first + room]).tolist()
+            else:
+                first = int(pack.offset[number]) + (around.bos is not None and not pack.bos[number])
+                assert target == whole[first : first + most]
+            assert crop.startswith("random") or first == 0
+        predicted = batch.targets[batch.rows]
+        assert not any((predicted == special).any() for special in around.specials)
+        seen += pack.index.tolist()
+    assert sorted(seen) == list(range(PACKING.block))
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 3), (2, 0), (3, 2), (4, 1)])

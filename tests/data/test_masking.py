@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,6 +42,25 @@ def keys_for(count: int, seed: int = 0) -> NDArray[np.uint64]:
 def near(count: int, total: int, probability: float) -> bool:
     """Within five standard deviations."""
     return abs(count - total * probability) <= 5 * np.sqrt(total * probability * (1 - probability)) + 1e-9
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("missing", [("eos",), ("bos",), ("bos", "eos")])
+def test_alphabets_without_bos_or_eos(name: str, missing: tuple[str, ...]) -> None:
+    """Residues are masked as they are in any frame; what is no special token of the alphabet is not spared."""
+    alphabet = replace(ESM, **dict.fromkeys(missing))
+    sequences, length = 300, 50
+    residues = np.random.default_rng(0).integers(4, 24, sequences * length).astype(np.uint8)
+    starts, keys = np.arange(sequences + 1) * length, keys_for(sequences)
+    masked, hidden = Masker(VARIANTS[name], alphabet)(residues, keys, starts)
+    known_masked, known_hidden = Masker(VARIANTS[name], ESM)(residues, keys, starts)
+    assert (masked == known_masked).all()
+    assert (hidden == known_hidden).all()
+    tokens, starts = pack(ESM, sequences=300)
+    _, hidden = Masker(VARIANTS[name], alphabet)(tokens, keys_for(300), starts)
+    for special in ("bos", "eos"):
+        chosen = hidden[tokens == getattr(ESM, special)].any()
+        assert chosen == (VARIANTS[name].specials or special in missing)
 
 
 @pytest.mark.parametrize("alphabet", [ESM, ESM1NV], ids=["esm", "esm-1nv"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from sources import build, make_sources
+from sources import FRAMES, build, make_sources
 
 from protea.data.sampler import CROPS, Sampler
 from protea.data.store import Split
@@ -49,44 +50,84 @@ def test_members_are_drawn_uniformly(split: Split) -> None:
     assert chisquare(counts, expected, ddof=split.clusters - 1).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("crop", ["random", "random-tokens"])
-def test_every_window_is_drawn_as_often(split: Split, crop: str) -> None:
+def test_every_window_is_drawn_as_often(split: Split, crop: str, frame: str) -> None:
     """The last included, which is the one that BioNeMo 2 never draws."""
+    split.alphabet = FRAMES[frame]
+    around = split.alphabet.frame
     sampler = Sampler(split, max_tokens=18, crop=crop, shuffle=False)  # type: ignore[arg-type]
     counts = np.split(np.arange(split.sequences), np.cumsum(split.counts(np.arange(split.clusters)))[:-1])
     cluster = next(n for n, rows in enumerate(counts) if len(rows) == 1)
     length = int(split.spans(counts[cluster])[1][0])
-    windows = length - 16 + 1 if crop == "random" else length + 2 - 18 + 1
+    assert around.tokens(length) - 18 == length - around.residues(18)
+    windows = around.tokens(length) - 18 + 1
     starts = []
     for epoch in range(60 * windows):
         draws = sampler.draw(epoch, np.array([cluster]))
-        starts.append(int(draws.offset[0]) + (crop == "random-tokens" and not draws.bos[0]))
+        starts.append(int(draws.offset[0]) + (crop == "random-tokens" and around.bos is not None and not draws.bos[0]))
     found = np.bincount(starts, minlength=windows)
     assert len(found) == windows
     assert chisquare(found).pvalue > 1e-4
 
 
-@slow_setup
-@given(st.sampled_from(CROPS), st.integers(3, 90), st.integers(0, 100), st.integers(0, 2**63))
-def test_windows_are_of_their_sequence(split: Split, crop: str, most: int, epoch: int, seed: int) -> None:
+@settings(slow_setup, max_examples=100)
+@given(
+    st.sampled_from(sorted(FRAMES)),
+    st.sampled_from(CROPS),
+    st.integers(1, 90),
+    st.integers(0, 100),
+    st.integers(0, 2**63),
+)
+def test_windows_are_of_their_sequence(split: Split, frame: str, crop: str, most: int, epoch: int, seed: int) -> None:
+    split.alphabet = FRAMES[frame]
+    around = split.alphabet.frame
+    has_bos, has_eos = around.bos is not None, around.eos is not None
+    most = max(most, 1 + has_bos + has_eos)
     draws = Sampler(split, seed=seed, max_tokens=most, crop=crop).draw(epoch, np.arange(split.clusters))  # type: ignore[arg-type]
     begin, length = split.spans(draws.sequence)
+    assert draws.bos.dtype == draws.eos.dtype == np.bool_
     assert (draws.start == begin + draws.offset).all()
     assert (draws.offset >= 0).all()
+    assert (draws.residues >= 1).all()
     assert (draws.offset + draws.residues <= length).all()
-    assert (draws.tokens == np.minimum(length + 2, most)).all()
-    whole = length + 2 <= most
+    assert (draws.tokens == np.minimum(length + has_bos + has_eos, most)).all()
+    whole = length + has_bos + has_eos <= most
     assert (draws.residues[whole] == length[whole]).all()
-    assert (draws.bos & draws.eos)[whole].all()
+    assert (draws.bos[whole] == has_bos).all()
+    assert (draws.eos[whole] == has_eos).all()
     if crop in {"random", "head"}:
-        assert (draws.bos & draws.eos).all()
+        assert (draws.bos == has_bos).all()
+        assert (draws.eos == has_eos).all()
     else:
-        assert (draws.bos == (draws.offset == 0) & (draws.residues + draws.eos < most)).all()
-        assert (draws.eos <= (draws.offset + draws.residues == length)).all()
+        assert (draws.bos == (has_bos & (draws.offset == 0) & (draws.residues + draws.eos < most))).all()
+        assert (draws.eos <= (has_eos & (draws.offset + draws.residues == length))).all()
     if crop.startswith("head"):
         assert (draws.offset == 0).all()
-        assert draws.bos.all()
+        assert (draws.bos == has_bos).all()
         assert crop == "head" or not draws.eos[~whole].any()
+
+
+@slow_setup
+@given(st.sampled_from(CROPS), st.integers(3, 90), st.integers(0, 100), st.integers(0, 2**63))
+def test_alphabets_without_frames_see_the_same_windows(
+    split: Split, crop: str, most: int, epoch: int, seed: int
+) -> None:
+    """Of as many residues, where the tokens of the frame do not count."""
+    places = np.arange(split.clusters)
+    found = {}
+    for frame, alphabet in FRAMES.items():
+        split.alphabet = alphabet
+        tokens = alphabet.frame.tokens(most)
+        draws = Sampler(split, seed=seed, max_tokens=tokens, crop=crop).draw(epoch, places)  # type: ignore[arg-type]
+        whole = split.spans(draws.sequence)[1] <= most
+        found[frame] = draws, whole
+    for draws, whole in found.values():
+        first, _ = found["both"]
+        assert (draws.sequence == first.sequence).all()
+        kept = whole if crop.endswith("tokens") else slice(None)
+        for name in ("start", "residues", "offset"):
+            assert (getattr(draws, name)[kept] == getattr(first, name)[kept]).all()
 
 
 @slow_setup
@@ -122,8 +163,14 @@ def test_long_members_and_clusters_are_left_out(split: Split) -> None:
 def test_values_that_cannot_be_meant(split: Split) -> None:
     with pytest.raises(UsageError, match="unknown crop 'tail'; use random, head"):
         Sampler(split, crop="tail")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="at least 3"):
+    with pytest.raises(UsageError, match=r"max_tokens must be at least 3 \(BOS, a residue, EOS\), got 2"):
         Sampler(split, max_tokens=2)
+    split.alphabet = replace(split.alphabet, eos=None)
+    with pytest.raises(UsageError, match=r"max_tokens must be at least 2 \(BOS, a residue\), got 1"):
+        Sampler(split, max_tokens=1)
+    split.alphabet = replace(split.alphabet, bos=None)
+    with pytest.raises(UsageError, match=r"max_tokens must be at least 1 \(a residue\), got 0"):
+        Sampler(split, max_tokens=0)
     with pytest.raises(DataError, match="no cluster has a sequence of at most 3 residues"):
         Sampler(split, max_length=3)
     with pytest.raises(IndexError):

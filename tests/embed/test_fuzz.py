@@ -21,8 +21,8 @@ from protea.checkpoints import hf
 from protea.embed.run import Run
 from protea.embed.settings import Settings
 from protea.errors import ProteaError
-from protea.models import build
 from protea.models.esm2 import ESM2Config
+from protea.models.registry import build
 
 TAME = [
     *(b">a", b">b", b">a b", b">c/d", b">c%2Fd", b">\xff", b">..", b">a_2", b">e\tf", b">\x1bz", b">g", b">h", b">i"),

@@ -15,8 +15,8 @@ from protea.embed.prepare import Encoded, Note, Policies, prepare
 from protea.embed.survey import SeenIds
 from protea.errors import FastaError, ProteaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
-from protea.models import build
 from protea.models.encoder import Encoder
+from protea.models.registry import build
 
 MODELS = {name: build(CONFIGS[name]) for name in ("esm2", "esm1b", "esm1nv")}
 

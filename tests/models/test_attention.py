@@ -80,7 +80,7 @@ def test_maps_are_what_attention_weighs_by(dtype: torch.dtype) -> None:
     lengths = [4, 9]
     q, k, v = random_qkv(lengths, lengths, 8, dtype)
     cu = CuSeqlens.from_lengths(lengths)
-    maps = AttentionMaps(q, k, cu)
+    maps = AttentionMaps(q, k, cu, cu)
     out = REFERENCE.run(q.float(), k.float(), v.float(), cu, cu, 1.0, None, 0.0)
     found = [torch.stack(list(heads)) for heads in maps]
     assert [tuple(p.shape) for p in found] == [(HEADS, 4, 4), (HEADS, 9, 9)]
@@ -88,7 +88,7 @@ def test_maps_are_what_attention_weighs_by(dtype: torch.dtype) -> None:
         assert probs.dtype == torch.float32
         torch.testing.assert_close(probs.sum(-1), torch.ones(probs.shape[:2]))
         torch.testing.assert_close(out[start:end], torch.einsum("hqk,khd->qhd", probs, v[start:end].float()))
-        assert torch.equal(maps.of(number, 2), probs[2])
+        assert torch.equal(maps[number][2], probs[2])
 
 
 @pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
@@ -188,6 +188,22 @@ def test_bfloat16_products_only_where_the_cpu_has_them(
     with torch.no_grad():
         assert pick_kernel(trained, q, q) is expected
     device.native_bfloat16.cache_clear()
+
+
+def test_a_kernel_is_added_and_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the product kernel, once; what supports a call only in part leaves the rest to the others."""
+    monkeypatch.setattr(attention, "KERNELS", [*KERNELS])
+    mine = attention.Kernel("mine", REFERENCE.run, dtypes=frozenset({torch.float64}))
+    wide, q = torch.zeros(4, HEADS, 16, dtype=torch.float64), torch.zeros(4, HEADS, 16)
+    for _ in range(2):
+        attention.add_kernel(mine)
+        assert [VARLEN, mine, PRODUCT, SDPA] == attention.KERNELS
+        assert pick_kernel(wide, wide, wide) is mine
+        assert pick_kernel(q, q, q) is SDPA
+    for _ in range(2):
+        attention.remove_kernel(mine)
+        assert attention.KERNELS == [VARLEN, PRODUCT, SDPA]
+        assert pick_kernel(wide, wide, wide) is SDPA
 
 
 def test_varlen_declares_its_limits() -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from conftest import CONFIGS, LoadModel
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
-from protea.models import build, initial_value
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2, SIZES, ESM2Config
 from protea.models.layers import inverse_frequencies
+from protea.models.registry import build, initial_value
 from protea.packing import PackedBatch, pack
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "GGGGG", "ACDEF", "ACDEFGHIKLMNPQRSTVWYX" * 9]
@@ -25,7 +25,7 @@ SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "GGGGG", "ACDEF", "ACDEFGHIKLMNPQRST
 
 def batch_of(model: Encoder, sequences: list[str]) -> PackedBatch:
     alphabet = model.alphabet
-    return pack([alphabet.encode(sequence) for sequence in sequences], bos=alphabet.bos, eos=alphabet.eos)
+    return pack([alphabet.frame.around(alphabet.encode(sequence)) for sequence in sequences])
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def test_initialisation(name: str) -> None:
 
 DIGEST = """
 import hashlib
-from protea.models import build, initial_value
+from protea.models.registry import build, initial_value
 from protea.models.esm2 import SIZES
 model = build(SIZES["8M"])
 print(hashlib.sha256(initial_value(model, "layers.0.fc1.weight", 3).numpy().tobytes()).hexdigest())

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from conftest import disturb
 from protea.checkpoints import hf
-from protea.models import build
-from protea.models.encoder import Encoder, EncoderConfig
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1B, ESM1bConfig
 from protea.models.esm1nv import ESM1NV, ESM1nvConfig
 from protea.models.esm2 import SIZES, ESM2Config
+from protea.models.registry import build
 from protea.packing import PackedBatch, pack
 from references import (
     EsmForMaskedLM,
@@ -59,7 +60,7 @@ CONFIGS: dict[str, EncoderConfig] = {
 
 def pack_sequences(model: Encoder, sequences: dict[str, str]) -> PackedBatch:
     alphabet = model.alphabet
-    return pack([alphabet.encode(sequence) for sequence in sequences.values()], bos=alphabet.bos, eos=alphabet.eos)
+    return pack([alphabet.frame.around(alphabet.encode(sequence)) for sequence in sequences.values()])
 
 
 def run_ours(model: Encoder, batch: PackedBatch) -> Outputs:
@@ -195,11 +196,11 @@ def test_esm1nv_equals_a_plain_reading(config: ESM1nvConfig, tmp_path: Path) -> 
 def test_parameter_counts() -> None:
     """ESM-1nv's by its card; ESM-2nv 650M in BioNeMo 1's layout; ESM-2 650M as transformers counts it."""
     from protea.checkpoints.describe import parameter_count
-    from protea.checkpoints.hub import published
+    from protea.checkpoints.hub import architecture, published
 
-    assert parameter_count(published("esm1nv").build()) == 43_612_544
-    assert parameter_count(published("esm2nv_650M").build()) == 651_164_288
-    model = published("esm2_t33_650M_UR50D").build()
+    assert parameter_count(architecture(published("esm1nv"))) == 43_612_544
+    assert parameter_count(architecture(published("esm2nv_650M"))) == 651_164_288
+    model = architecture(published("esm2_t33_650M_UR50D"))
     with torch.device("meta"):
         theirs = EsmForMaskedLM(transformers_config(model))
     assert parameter_count(model) == theirs.num_parameters()

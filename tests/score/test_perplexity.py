@@ -12,6 +12,7 @@ import protea
 from conftest import LoadModel
 from protea.data.masking import Masking
 from protea.errors import CapabilityError, ProteaWarning, UsageError
+from protea.infer.runner import Runner
 from protea.score import perplexity, twin
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 3, "G", "ACDEFGHIKLMNPQRSTVWY" * 5, "WWWWWWWW"]
@@ -46,7 +47,7 @@ def test_other_libraries_agree(
     questions = masked(model, Masking())
     run = twin.load_twin(library, tmp_path / "model")
     theirs = list(twin.losses(run, questions))
-    ours = list(perplexity.losses(model.module, questions, 64))
+    ours = list(perplexity.losses(Runner(model.module, 64), questions))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
     assert abs(perplexity.of_all(ours) - perplexity.of_all(theirs)) < 0.0005
@@ -54,7 +55,7 @@ def test_other_libraries_agree(
 
 
 def test_it_is_over_tokens_not_a_mean_of_means(model: protea.LanguageModel) -> None:
-    found = list(perplexity.losses(model.module, masked(model, Masking(select=0.5)), 10_000))
+    found = list(perplexity.losses(Runner(model.module, 10_000), masked(model, Masking(select=0.5))))
     every = np.concatenate(found).astype(np.float64)
     assert perplexity.of_all(found) == pytest.approx(np.exp(every.mean()))
     assert perplexity.of_all(found) != pytest.approx(
@@ -68,14 +69,14 @@ def test_masks_depend_on_the_seed_and_the_number_alone(model: protea.LanguageMod
     assert model.perplexity(SEQUENCES, seed=1) != values[0]
     first, again = masked(model, Masking())[:2], masked(model, Masking())
     for one, other in zip(first, again, strict=False):
-        np.testing.assert_array_equal(one.question.tokens, other.question.tokens)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
 
 
 def test_masking_is_what_it_says(model: protea.LanguageModel) -> None:
     everything = masked(model, Masking(select=1.0, mask=1.0, random=0.0))
     for one, sequence in zip(everything, SEQUENCES, strict=True):
         assert len(one.truth) == len(sequence)
-        assert (one.question.tokens[1:-1] == model.alphabet.mask).all()
+        assert (one.tokens[1:-1] == model.alphabet.mask).all()
         assert model.alphabet.decode(one.truth) == sequence
     nothing = masked(model, Masking(select=0.0))
     assert not any(len(one.truth) for one in nothing)

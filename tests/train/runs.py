@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from conftest import SMALL
-from protea.data.loader import Loader, Packing
+from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.data.store import Store
-from protea.train.model import Precision, initialise
-from protea.train.optim import Optimizers, parameters_to_train
+from protea.models.encoder import Encoder
+from protea.train.loop import train_step
+from protea.train.model import initialise
+from protea.train.objective import MaskedTokens
+from protea.train.prepare import Trained, prepare
 from protea.train.reading import parse
 from protea.train.recipe import Recipe
-from protea.train.resume import Trained
+from protea.train.watcher import Watcher
 from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")
+MASKED = MaskedTokens()
 ARCHITECTURES = {
     "esm2": "esm2_t6_8M_UR50D",
     "esm2nv": "esm2nv_650M",
@@ -60,11 +65,27 @@ def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **secti
     return parse(values | sections, "test")
 
 
-def trained(recipe: Recipe) -> Trained:
-    """What ``pretrain`` makes of a recipe before the first step."""
-    model = initialise(recipe, CPU).train()
-    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
-    return Trained(model, optimizers, Precision(recipe.run.precision, CPU), recipe, "")
+def trained(recipe: Recipe, model: Encoder | None = None) -> Trained:
+    """What ``pretrain`` makes of a recipe, or of a model by its settings, before the first step."""
+    return prepare(model or initialise(recipe, CPU), recipe.run, recipe.optimizer, recipe.batch, Watcher())
+
+
+def take_step(
+    ours: Trained, recipe: Recipe, packs: Sequence[TrainingBatch], step: int, rate: float
+) -> tuple[float, float]:
+    """The loss and the gradient's norm of one update."""
+    result = train_step(
+        ours,
+        MASKED,
+        packs,
+        sum(map(MASKED.count, packs)),
+        step=step,
+        rate=rate,
+        seed=recipe.run.seed,
+        clip=recipe.optimizer.clip,
+    )
+    assert result is not None
+    return result[0].item(), result[1].item()
 
 
 def loader(recipe: Recipe, store: Store, *, block: int = 1 << 15) -> Loader:

@@ -23,13 +23,13 @@ from conftest import CONFIGS, Run, disturb, fails
 from protea.checkpoints import hf
 from protea.checkpoints.convert import convert
 from protea.errors import CheckpointError
-from protea.models import build
 from protea.models.esm2 import ESM2
-from protea.models.layers import BilinearContactHead
+from protea.models.heads import BilinearContactHead
+from protea.models.registry import build
 from protea.train.average import average, export
 from protea.train.loop import pretrain
 from protea.train.watcher import Watcher
-from references import from_fair_esm, load_transformers, new_fair_esm
+from references import from_fair_esm, hf_name, load_transformers, new_fair_esm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,10 +89,10 @@ def test_average(run: Run, finished: dict[str, Path], tmp_path: Path, family: st
         assert result.out == f"{folder}: mean of {last} checkpoints, steps {STEPS[-last]} to 9\n"
         each = [stored(finished[family], step) for step in STEPS[-last:]]
         found = written(folder)
-        assert {hf.hf_name(name) for name in each[0]} == found.keys()
+        assert {hf_name(name) for name in each[0]} == found.keys()
         for name in each[0]:
             mean = np.mean(np.stack([one[name] for one in each]).astype(np.float64), axis=0).astype(np.float32)
-            np.testing.assert_array_equal(found[hf.hf_name(name)].numpy(), mean.astype(dtype), err_msg=name)
+            np.testing.assert_array_equal(found[hf_name(name)].numpy(), mean.astype(dtype), err_msg=name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,9 +102,9 @@ def test_export(run: Run, finished: dict[str, Path], tmp_path: Path, family: str
     assert result.out.startswith(f"{tmp_path / 'model'}: the model after step 9, validation loss ")
     weights = stored(finished[family], 9)
     found = written(tmp_path / "model")
-    assert {hf.hf_name(name) for name in weights} == found.keys()
+    assert {hf_name(name) for name in weights} == found.keys()
     for name, expected in weights.items():
-        np.testing.assert_array_equal(found[hf.hf_name(name)].numpy(), expected, err_msg=name)
+        np.testing.assert_array_equal(found[hf_name(name)].numpy(), expected, err_msg=name)
     model = protea.load(tmp_path / "model", device="cpu")
     assert model.capabilities == {"attention", "logits"}
     ours = model.logits(SEQUENCES)
@@ -122,7 +122,7 @@ def test_export_in_another_type(run: Run, finished: dict[str, Path], tmp_path: P
     assert run("export", finished["esm2"], "-o", tmp_path / "model", "--dtype", "bfloat16").code == 0
     weights = stored(finished["esm2"], 9)
     for name, value in weights.items():
-        assert torch.equal(written(tmp_path / "model")[hf.hf_name(name)], torch.from_numpy(value).bfloat16()), name
+        assert torch.equal(written(tmp_path / "model")[hf_name(name)], torch.from_numpy(value).bfloat16()), name
 
 
 def test_which_checkpoint(run: Run, finished: dict[str, Path], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_which_checkpoint(run: Run, finished: dict[str, Path], tmp_path: Path) -
         assert f"the model after step {step}" in result.out
         name = "layers.1.fc1.weight"
         expected = stored(folder, step)[name]
-        np.testing.assert_array_equal(written(tmp_path / which)[hf.hf_name(name)].numpy(), expected)
+        np.testing.assert_array_equal(written(tmp_path / which)[hf_name(name)].numpy(), expected)
 
 
 def _validation(folder: Path, step: int) -> float:

@@ -33,8 +33,8 @@ from protea.errors import (
     UnknownModelError,
     UsageError,
 )
-from protea.models import build
 from protea.models.esm2 import ESM2Config
+from protea.models.registry import build
 from protea.train.loop import Outcome, pretrain
 from trials import LETTERS, TINY, Witness, assert_same, make_store, metrics, recipe, train, write_fasta
 
@@ -320,7 +320,7 @@ def test_a_compiler_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.
 
     from protea.train import loop
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise TorchDynamoException("CppCompileError: C++ compile error\n\nCommand: c++ ...")
 
     monkeypatch.setattr(loop, "train_step", fail)

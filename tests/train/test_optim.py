@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conftest import CONFIGS, disturb
-from protea.errors import CheckpointError
-from protea.models import build, initial_value
+from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
+from protea.models.registry import build, initial_value
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import Optimizer
 
@@ -25,10 +25,13 @@ OFF = torch.amp.GradScaler("cpu", enabled=False)
 MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
-def new_model(family: str = "esm1b") -> Encoder:
-    model = build(CONFIGS[family])
+def new_model() -> Encoder:
+    """With a contact head that is not trained, as in every run."""
+    model = build(CONFIGS["esm1b"])
     model.load_state_dict({name: initial_value(model, name, 0) for name, _ in model.named_parameters()}, assign=True)
     disturb(model)
+    assert model.contact_head is not None
+    model.contact_head.requires_grad_(False)
     return model
 
 
@@ -43,12 +46,36 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.detach().clone() for name, each in model.named_parameters()}
 
 
-def test_the_contact_head_is_not_trained() -> None:
-    names = {name for name, _ in new_model().named_parameters()}
-    assert names - set(parameters_to_train(new_model())) == {
-        "contact_head.regression.weight",
-        "contact_head.regression.bias",
-    }
+def test_parameters_that_require_gradients_are_trained() -> None:
+    model = new_model()
+    names = {name for name, _ in model.named_parameters()}
+    head = {"contact_head.regression.weight", "contact_head.regression.bias"}
+    assert names - set(parameters_to_train(model)) == head
+    model.word_embeddings.requires_grad_(False)
+    assert names - set(parameters_to_train(model)) == {*head, "word_embeddings.weight"}
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(UsageError, match="there is nothing to train: no parameter of the model requires gradients"):
+        Optimizers(parameters_to_train(new_model().requires_grad_(False)), Optimizer())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_matrices_of_layers_alone(name: str) -> None:
+    """Muon then has no AdamW beside it; both clip, step, and give their state back."""
+    model = new_model().requires_grad_(False)
+    matrices = {key for key, each in model.named_parameters() if each.ndim == 2 and key.startswith("layers.")}
+    for key in matrices:
+        model.get_parameter(key).requires_grad_(True)
+    optimizers = Optimizers(parameters_to_train(model), Optimizer(name=name))
+    assert len(optimizers.each) == 1
+    before = weights(model)
+    for key in matrices:
+        model.get_parameter(key).grad = torch.ones_like(before[key])
+    assert optimizers.clip(OFF, 1.0) > 1
+    optimizers.step(OFF, 1e-2)
+    assert {key for key, each in weights(model).items() if not torch.equal(each, before[key])} == matrices
+    Optimizers(parameters_to_train(model), Optimizer(name=name)).load(dict(optimizers.state()))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

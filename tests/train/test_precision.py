@@ -9,18 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from runs import CPU, loader, make_store, recipe, trained
+from runs import CPU, loader, make_store, recipe, take_step, trained
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
 from protea.data.store import Store
 from protea.errors import DeviceError
-from protea.models import native
-from protea.train.loop import train_step
-from protea.train.model import Precision, apply, compile_layers
+from protea.train.prepare import Precision, Trained
 from protea.train.recipe import Recipe
-from protea.train.resume import Trained
-from protea.train.watcher import Watcher
+from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,12 +43,6 @@ def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:
     return [list(islice(batches, told.batch.packs)) for _ in range(number)]
 
 
-def step(ours: Trained, packs: list[TrainingBatch], number: int = 1) -> tuple[float, float]:
-    result = train_step(ours, packs, number, RATE, CPU)
-    assert result is not None
-    return result[0].item(), result[1].item()
-
-
 def set_scale(ours: Trained, scale: float) -> torch.amp.GradScaler:
     """Its float16 gradients would overflow now and then at the scale that PyTorch begins with."""
     scaler = ours.precision.scaler
@@ -60,13 +51,11 @@ def set_scale(ours: Trained, scale: float) -> torch.amp.GradScaler:
     return scaler
 
 
-def losses(told: Recipe, folder: Path, number: int, *, applied: bool = False) -> tuple[list[float], Trained]:
+def losses(told: Recipe, folder: Path, number: int) -> tuple[list[float], Trained]:
     ours = trained(told)
     set_scale(ours, 1024.0)
-    if applied:
-        apply(ours.model, told, Watcher())
     packs = steps(told, folder, number)
-    return [step(ours, packs[n], n + 1)[0] for n in range(number)], ours
+    return [take_step(ours, told, packs[n], n + 1, RATE)[0] for n in range(number)], ours
 
 
 def everything(ours: Trained) -> dict[str, Tensor]:
@@ -105,7 +94,7 @@ def test_products_are_narrow(folder: Path) -> None:
     for name in ("self_attn.q_proj", "fc1", "fc2", "self_attn_layer_norm"):
         layer.get_submodule(name).register_forward_hook(note(name))
     layer.register_forward_hook(note("stream"))
-    step(ours, steps(told, folder, 1)[0])
+    take_step(ours, told, steps(told, folder, 1)[0], 1, RATE)
     narrow, wide = {torch.bfloat16}, {torch.float32}
     assert seen == {
         "self_attn.q_proj": narrow,
@@ -123,16 +112,16 @@ def test_overflow_is_left_out(optimizer: str, folder: Path) -> None:
     ours = trained(told)
     scaler = set_scale(ours, 1024.0)
     first, second, third = steps(told, folder, 3)
-    step(ours, first, 1)
+    take_step(ours, told, first, 1, RATE)
     before = everything(ours)
     poison = ours.model.layers[1].fc1.weight.register_hook(lambda gradient: gradient * torch.inf)
-    loss, norm = step(ours, second, 2)
+    loss, norm = take_step(ours, told, second, 2, RATE)
     poison.remove()
     assert loss < 10
     assert not torch.tensor(norm).isfinite()
     assert same(everything(ours), before)
     assert scaler.get_scale() == 512
-    assert step(ours, third, 3)[1] < 10
+    assert take_step(ours, told, third, 3, RATE)[1] < 10
     assert scaler.get_scale() == 512
     changed = everything(ours)
     assert all(each.isfinite().all() and not torch.equal(each, before[name]) for name, each in changed.items())
@@ -150,11 +139,12 @@ def test_scale_that_is_too_large(optimizer: str, folder: Path) -> None:
     while same(dict(ours.model.named_parameters()), begun):
         assert scaler.get_scale() == 2.0 ** (27 - number)
         number += 1
-        _, norm = step(ours, packs, number)
+        _, norm = take_step(ours, told, packs, number, RATE)
     assert 5 < number < 25
     assert all(each.isfinite().all() for each in everything(ours).values())
     # What got through is the gradient that float32 has.
-    assert norm == pytest.approx(step(trained(recipe()), packs)[1], rel=0.01)
+    exact = recipe()
+    assert norm == pytest.approx(take_step(trained(exact), exact, packs, 1, RATE)[1], rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
@@ -165,7 +155,7 @@ def test_recomputing_changes_nothing(family: str, dropout: dict[str, float], pre
     results = []
     for recompute in (False, True):
         told = recipe(family, model=dropout, run={"precision": precision, "recompute": recompute})
-        found, ours = losses(told, data, 2, applied=True)
+        found, ours = losses(told, data, 2)
         results.append((found, {name: each.grad for name, each in ours.model.named_parameters()}, everything(ours)))
     (plain, gradients, weights), (again, others, twins) = results
     assert plain == again
@@ -180,7 +170,8 @@ def test_dropout_is_drawn_for_each_step(folder: Path) -> None:
     packs = steps(recipe(), folder, 1)[0]
 
     def loss(number: int, dropout: dict[str, float]) -> float:
-        return step(trained(recipe(model=dropout)), packs, number)[0]
+        told = recipe(model=dropout)
+        return take_step(trained(told), told, packs, number, RATE)[0]
 
     assert loss(1, DROPOUT) == loss(1, DROPOUT)
     assert loss(1, {}) == loss(2, {})
@@ -192,7 +183,7 @@ def test_dropout_is_drawn_for_each_step(folder: Path) -> None:
 def test_compiling(folder: Path) -> None:
     eager, _ = losses(recipe(), folder, 3)
     try:
-        compiled, ours = losses(recipe(run={"compile": True}), folder, 3, applied=True)
+        compiled, ours = losses(recipe(run={"compile": True}), folder, 3)
     except DeviceError as error:
         pytest.skip(str(error))
     assert compiled == pytest.approx(eager, rel=1e-5)
@@ -205,8 +196,9 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
-    with pytest.raises(DeviceError, match=r"run.compile: no C\+\+ compiler was found; install one"):
-        compile_layers(trained(recipe()).model)
+    message = r"run.compile: no C\+\+ compiler was found; install one \(g\+\+\), or run.compile=false"
+    with pytest.raises(DeviceError, match=message):
+        trained(recipe(run={"compile": True}))
 
 
 def test_the_first_scale_is_in_proportion_to_the_packs() -> None:

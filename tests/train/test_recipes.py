@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import CPU, loader, make_store, recipe, trained
-from torch.nn import functional as F
+from runs import CPU, MASKED, loader, make_store, recipe, take_step, trained
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import CONFIGS, Run, fails
 from protea.data.loader import TrainingBatch
 from protea.data.store import Store
 from protea.errors import TrainingError, UsageError
-from protea.models import build, native
 from protea.models.attention import REFERENCE
+from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import check_memory, estimate, flops_per_token
-from protea.train.loop import mean_length, pretrain, train_step
-from protea.train.model import apply, architecture, masked_logits
+from protea.train.loop import mean_length, pretrain
+from protea.train.model import architecture
+from protea.train.prepare import Trained
 from protea.train.reading import RECIPES, differences, parse, read_recipe, recipe_names
 from protea.train.recipe import Recipe
-from protea.train.resume import Trained
 from protea.train.watcher import Watcher
+from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -327,7 +327,7 @@ def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     length, sequences, masked = 30, 4, 17
     batch = PackedBatch(torch.full((length * sequences,), 5), CuSeqlens.from_lengths([length] * sequences))
     # Attention written out, whose products are counted on every device.
-    monkeypatch.setattr("protea.models.attention.KERNELS", (REFERENCE,))
+    monkeypatch.setattr("protea.models.attention.KERNELS", [REFERENCE])
     with FlopCounterMode(display=False) as counter:
         hidden = model(batch)
         model.head(hidden[:masked])
@@ -350,7 +350,7 @@ def test_bytes_of_state(tmp_path: Path, optimizer: str) -> None:
     told = recipe(optimizer={"name": optimizer})
     ours = trained(told)
     batch = next(loader(told, Store(make_store(tmp_path), ours.model.alphabet)).batches())
-    assert train_step(ours, [batch], 1, 1e-3, CPU) is not None
+    take_step(ours, told, [batch], 1, 1e-3)
     needs = estimate(architecture(told), told, 50.0)
     parameters = list(ours.model.parameters())
     # A count of steps is a number a parameter.
@@ -374,10 +374,8 @@ def _kept(ours: Trained, batch: TrainingBatch) -> int:
             storages[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with ours.precision.autocast():
-            logits = masked_logits(ours.model, ours.model(batch.inputs), batch.rows)
-        loss = F.cross_entropy(logits, batch.targets[batch.rows], reduction="sum")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), ours.precision.autocast():
+        loss = MASKED.loss(ours.model, batch)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -400,7 +398,6 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
             run={"precision": precision, "recompute": recompute},
         )
         ours = trained(told)
-        apply(ours.model, told, Watcher())
         store = Store(make_store(tmp_path / str(recompute), high=220, alphabet=alphabet), ours.model.alphabet)
         packs = loader(told, store)
         batch = next(packs.batches())

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from protea.checkpoints.files import Region
+from protea.checkpoints.region import Region
 from protea.errors import CheckpointError
 
 _MAX_MEMBERS: Final = 100_000

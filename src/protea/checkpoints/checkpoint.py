@@ -6,22 +6,25 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-from protea.checkpoints.layout import APART, Layout, entries, stored_shape
+from protea.checkpoints.layout import APART, Layout, entries, fused_heads, stored_shape
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
-from protea.models import build
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm2 import ESM2
-from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
+from protea.models.heads import AnyContactHead, BilinearContactHead, ContactHead
+from protea.models.registry import build
+
+_NO_PARAMETERS: Final = ("inv_freq", "_extra_state")
+"""What keys of tensors end with that files carry beside parameters, of use to a model or not."""
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A model on the meta device with another's heads and rotary frequencies.
+    """A model on the meta device with another's heads and buffers.
 
     Args:
         model: the other.
@@ -29,8 +32,8 @@ def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
     """
     twin = build(config or model.config)
     set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-    if isinstance(model, ESM2) and isinstance(twin, ESM2):
-        twin.inv_freq = model.inv_freq
+    for name, buffer in model.stored_buffers.items():
+        twin.set_buffer(name, buffer)
     return twin
 
 
@@ -53,7 +56,7 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
         if any(name in shapes for name in APART):
             return BilinearContactHead(config.hidden_size, max(1, first)).eval()
         if any(name.startswith("contact_head.") for name in shapes):
-            return ContactHead(config.num_hidden_layers, config.num_attention_heads).eval()
+            return ContactHead(sum(config.attention_heads)).eval()
     return None
 
 
@@ -67,7 +70,7 @@ class Checkpoint:
         source: what messages call the configuration.
 
     Attributes:
-        model: the model on the meta device, with the heads that are stored; rotary frequencies have their values.
+        model: the model on the meta device, with the heads that are stored; buffers have their stored values.
         files: the files that make up the checkpoint.
 
     Raises:
@@ -83,12 +86,13 @@ class Checkpoint:
         # A checkpoint of the bare encoder, or one without contact head, is complete without them.
         heads = [name for name, _ in self.model.named_parameters() if name.startswith("lm_head.")]
         heads += [f"contact_head.regression.{kind}" for kind in ("weight", "bias")]
-        set_heads(self.model, {name: () for name in heads if layout.place(name).key in tensors})
+        places = {name: layout.place(name) for name in heads}
+        set_heads(self.model, {name: () for name, place in places.items() if place and place.key in tensors})
         self.entries = entries(self.model, layout)
         self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
         self._check()
-        if isinstance(self.model, ESM2):
-            self.model.inv_freq = self._stored_frequencies(self.model)
+        for name, exact in self.model.stored_buffers.items():
+            self.model.set_buffer(name, self._stored_buffer(name, exact))
         self._report_ignored()
 
     @property
@@ -125,7 +129,7 @@ class Checkpoint:
         key, layer = entry.place
         value = self.tensors[key] if layer is None else self.tensors.row(key, layer)
         if len(entry.names) > 1:
-            heads = self.model.config.num_attention_heads if self.layout.interleaved else 1
+            heads = fused_heads(self.model, self.layout)
             whole: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
             return whole[:, part].flatten(0, 1)
         return value[: self.model.get_parameter(name).shape[0]]
@@ -134,7 +138,7 @@ class Checkpoint:
         """Add what a format could not hold: parameters beside stored ones or in their place, a configuration.
 
         Args:
-            values: by our names; ``inv_freq`` for rotary frequencies.
+            values: by our names, buffers among them.
             config: the configuration they fit, of the same family.
 
         Raises:
@@ -144,10 +148,11 @@ class Checkpoint:
         if type(model) is not type(self.model):
             raise CheckpointError(f"describe {model.config.family}, and the checkpoint is {self.model.config.family}")
         values = dict(values)
-        if isinstance(model, ESM2) and isinstance(self.model, ESM2):
-            exact, model.inv_freq = model.inv_freq, values.pop("inv_freq", self.model.inv_freq)
-            if model.inv_freq.shape != exact.shape:
-                raise CheckpointError(f"inv_freq has shape {list(model.inv_freq.shape)}, not {list(exact.shape)}")
+        for name, exact in model.stored_buffers.items():
+            buffer = values.pop(name, self.model.stored_buffers[name])
+            if buffer.shape != exact.shape:
+                raise CheckpointError(f"{name} has shape {list(buffer.shape)}, not {list(exact.shape)}")
+            model.set_buffer(name, buffer)
         found = {name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | values).items()}
         set_heads(model, found)
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -162,14 +167,14 @@ class Checkpoint:
         """The model with its weights.
 
         Args:
-            dtype: type of all parameters; rotary frequencies stay float32. Weights stored in it stay in their file.
+            dtype: type of all parameters; buffers keep theirs. Weights stored in it stay in their file.
             device: where they go.
         """
         state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
         model = like(self.model)
-        if isinstance(self.model, ESM2):
-            state["inv_freq"] = self.model.inv_freq.to(device)
-        model.load_state_dict(state, assign=True)
+        for name, buffer in model.named_buffers():
+            model.set_buffer(name, buffer.to(device))
+        model.load_state_dict(state | model.stored_buffers, assign=True)
         return model
 
     def _check(self) -> None:
@@ -221,10 +226,12 @@ class Checkpoint:
     def _misfit(self) -> str:
         return f"the file does not fit its {self.source}, or is incomplete: fetch both again"
 
-    def _stored_frequencies(self, model: ESM2) -> Tensor:
-        """The file's rotary frequencies, rounded to float16 in Meta's models; the exact ones if it has none."""
-        exact = model.inv_freq
-        keys = sorted(key for key in self.tensors if key.endswith("inv_freq"))
+    def _stored_buffer(self, name: str, exact: Tensor) -> Tensor:
+        """The file's values of a buffer, say rotary frequencies, which Meta's models have rounded to float16.
+
+        The exact ones if it has none, or has them in a type too coarse for them.
+        """
+        keys = sorted(key for key in self.tensors if key.endswith(name))
         if not keys:
             return exact
         stored = self.tensors[keys[0]]
@@ -240,12 +247,12 @@ class Checkpoint:
         if stored.dtype == torch.bfloat16:
             warnings.warn(
                 f"{self.tensors.path(keys[0])}: {keys[0]} is stored in bfloat16, too coarse for positions; computed "
-                f"anew from rope_theta {model.config.rope_theta:g}",
+                f"anew{self.model.buffer_origin(name)}",
                 ProteaWarning,
                 stacklevel=2,
             )
             return exact
-        return stored.to(torch.float32)
+        return stored.to(exact.dtype)
 
     def _report_ignored(self) -> None:
         """Name what is stored and the model has no use for; known leftovers are not worth a word."""
@@ -253,7 +260,7 @@ class Checkpoint:
         unknown = sorted(
             key
             for key in self.tensors.keys() - used
-            if not key.endswith(("inv_freq", "_extra_state")) and not self.layout.leftovers(key)
+            if not key.endswith((*_NO_PARAMETERS, *self.model.stored_buffers)) and not self.layout.leftovers(key)
         )
         if unknown:
             roots = sorted({key.split(".")[0] for key in unknown})

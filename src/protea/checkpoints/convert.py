@@ -19,17 +19,15 @@ from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.extras import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.files import staged
-from protea.checkpoints.formats import FORMATS, Format, recognised
+from protea.checkpoints.formats import Format, format_named, recognised
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
 from protea.checkpoints.tensors import FLOATS, raw_bytes
-from protea.errors import CheckpointError, OutputError, UsageError
+from protea.errors import CheckpointError, OutputError
+from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
-from protea.models.esm1b import ESM1b
-from protea.models.esm2 import ESM2
-from protea.models.inference import return_freed_memory
-from protea.models.layers import ContactHead
+from protea.models.heads import ContactHead
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -76,7 +74,7 @@ def convert(
     Args:
         source: a checkpoint of any format.
         target: what to write; must not exist.
-        to: the format's name, one of ``FORMATS``.
+        to: the format's name, one of ``NAMES``.
         dtype: type to store; the source's own by default.
         peers: compare with the library whose format it is, if it is installed and memory allows.
         progress: told how far it is.
@@ -86,16 +84,15 @@ def convert(
         CheckpointError: the source is damaged or cannot be held by the format, or the copy differs.
         OutputError: the target exists or cannot be written. Nothing is left behind in any case.
     """
-    if to not in FORMATS:
-        raise UsageError(f"unknown format {to!r}; use {', '.join(FORMATS)}")
-    written = FORMATS[to]
+    written = format_named(to)
     read = recognised(source)
     with complete(read.open_checkpoint(source), source) as checkpoint, staged(target) as place:
         model = checkpoint.model
         why = written.unsupported(model)
         if why:
             raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
-        _check_name(target, to, checkpoint)
+        if to == fair_esm.NAME:
+            fair_esm.check_target(target, model)
         _check_beside(target)
         kind = dtype or checkpoint.dtype
         report = Conversion(
@@ -116,8 +113,8 @@ def convert(
         if model.contact_head is not None and head_record_path(source).is_file():
             # Whoever evaluates the copy must know what its head has seen.
             shutil.copyfile(head_record_path(source), head_record_path(place))
-        # Meta's package cannot agree on a column whose row it replaces.
-        columns = model.alphabet.mask if _mask_row_differs(model, lost) else len(model.alphabet)
+        # A library cannot agree on a column whose row it replaces.
+        columns = min(_zeroed(model, to, lost).values(), default=len(model.alphabet))
         _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
         if to == fair_esm.NAME and not isinstance(model.contact_head, ContactHead) and "esm1v" not in target.name:
             report.notes.append(
@@ -125,16 +122,6 @@ def convert(
                 "load_model_and_alphabet_core the loaded file and no regression"
             )
     return report
-
-
-def _check_name(target: Path, to: str, checkpoint: Checkpoint) -> None:
-    """Meta's package goes by names."""
-    if to != fair_esm.NAME:
-        return
-    rotary = isinstance(checkpoint.model, ESM2)
-    if target.suffix != ".pt" or target.name.startswith("esm2") != rotary:
-        wanted = "esm2NAME.pt" if rotary else "NAME.pt with another beginning than esm2"
-        raise UsageError(f"{target.name}: Meta's esm package goes by the file's name; call it {wanted}")
 
 
 def _check_beside(target: Path) -> None:
@@ -174,8 +161,7 @@ def _verify(
                 raise CheckpointError(f"{name} came back different from {place.name}; nothing was kept")
             progress("comparing", number, len(names))
             return_freed_memory()
-        if not _same_frequencies(model, copy.model):
-            lost["inv_freq"] = model.get_buffer("inv_freq")
+        lost |= _differing_buffers(model, copy.model)
         differing = [
             key
             for key, value in vars(model.config).items()
@@ -186,31 +172,35 @@ def _verify(
             return lost
         beside = write_extras(place, copy, model, lost)
     shown = target.parent / beside.relative_to(place.parent)
-    report.apart += [f"{what}, in {shown}" for what in _described(model, lost, differing)]
-    if _mask_row_differs(model, lost):
-        report.notes.append("Meta's loader sets the mask token's row to 0: its logit for <mask> differs there")
+    report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, differing)]
+    for row in _zeroed(model, written.NAME, lost).values():
+        token = model.alphabet.tokens[row]
+        report.notes.append(f"Meta's loader sets the mask token's row to 0: its logit for {token} differs there")
     with complete(written.open_checkpoint(place), place) as copy:
         if copy.model.config != model.config:
             raise CheckpointError(f"the configuration came back different from {place.name}; nothing was kept")
         for name in names:
             if name in lost and not same_bits(lost[name], copy.parameter(name)):
                 raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
-        if not _same_frequencies(model, copy.model):
-            raise CheckpointError(f"inv_freq came back different from {beside.name}; nothing was kept")
+        for name in _differing_buffers(model, copy.model):
+            raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
     report.tensors = len(names)
     return lost
 
 
-def _same_frequencies(a: Encoder, b: Encoder) -> bool:
-    return not (isinstance(a, ESM2) and isinstance(b, ESM2)) or torch.equal(a.inv_freq, b.inv_freq)
+def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
+    """Buffers of a model that its copy has other values of."""
+    there = copy.stored_buffers
+    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, there[name])}
 
 
-def _mask_row_differs(model: Encoder, lost: Mapping[str, Tensor]) -> bool:
-    """Of ESM-1b and ESM-1v: Meta's loader has its own row for the mask token."""
-    return isinstance(model, ESM1b) and "word_embeddings.weight" in lost
+def _zeroed(model: Encoder, form: str, lost: Mapping[str, Tensor]) -> dict[str, int]:
+    """Rows that the format's library sets to 0 as it loads, of parameters that are not so."""
+    rows = type(model).stored[form].zeroed(model.config)
+    return {name: row for name, row in rows.items() if name in lost}
 
 
-def _described(model: Encoder, lost: dict[str, Tensor], differing: list[str]) -> list[str]:
+def _described(model: Encoder, form: str, lost: dict[str, Tensor], differing: list[str]) -> list[str]:
     """What a format had no room for, in words."""
     found: list[str] = []
     if any(name.startswith("contact_head.") for name in lost):
@@ -218,8 +208,8 @@ def _described(model: Encoder, lost: dict[str, Tensor], differing: list[str]) ->
     if any(name.startswith("lm_head.") and name not in VOCABULARY for name in lost):
         found.append("the language-model head")
     if any(name in VOCABULARY for name in lost):
-        found.append("the mask token's row" if isinstance(model, ESM1b) else "rows of the vocabulary")
-    if "inv_freq" in lost:
+        found.append("the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary")
+    if any(name in lost for name in model.stored_buffers):
         found.append("the stored rotary frequencies")
     if differing:
         found.append(f"the settings {', '.join(differing)}")

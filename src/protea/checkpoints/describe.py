@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from protea import bundled
 from protea.checkpoints.formats import files_of, open_checkpoint, recognised
-from protea.checkpoints.hub import PUBLISHED, find_local, published
+from protea.checkpoints.hub import architecture, find_local, published, published_models
 from protea.device import DTYPES
+from protea.disk import sha256
 from protea.models.encoder import Encoder
 
 
@@ -19,14 +18,14 @@ def listing() -> list[dict[str, Any]]:
         {
             "name": known.name,
             "family": known.config.family,
-            "parameters": parameter_count(known.build()),
+            "parameters": parameter_count(architecture(known)),
             "licence": known.licence,
             "contact_head": known.contact_head,
             "format": known.format,
             "place": known.place or "not published; architecture only",
             "sha256": known.sha256,
         }
-        for known in PUBLISHED.values()
+        for known in published_models().values()
     ]
 
 
@@ -40,8 +39,8 @@ def describe(model: str) -> dict[str, Any]:
     path = find_local(model)
     if path is None:
         known = published(model)
-        architecture = _architecture(known.build())
-        return {"model": known.name, **architecture, "licence": known.licence, "weights": known.place} | (
+        described = _architecture(architecture(known))
+        return {"model": known.name, **described, "licence": known.licence, "weights": known.place} | (
             {"published_sha256": known.sha256} if known.sha256 else {}
         )
     with open_checkpoint(path) as checkpoint:
@@ -60,26 +59,20 @@ def parameter_count(module: Encoder) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _architecture(module: Encoder) -> dict[str, Any]:
-    config = module.config
+    config, frame = module.config, module.alphabet.frame
     parameters = parameter_count(module)
     return {
         "family": config.family,
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
-        "heads": config.num_attention_heads,
+        "heads": max(config.attention_heads, default=0),
         "parameters": parameters,
         "memory_bytes": {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()},
         "alphabet": module.alphabet.name,
         "tokens": len(module.alphabet),
         "residues": module.alphabet.residues,
-        "residue_limit": None if module.max_tokens is None else module.max_tokens - 2,
-        "trained_residues": module.trained_tokens - 2,
+        "residue_limit": None if module.max_tokens is None else frame.residues(module.max_tokens),
+        "trained_residues": frame.residues(module.trained_tokens),
         "capabilities": sorted(module.capabilities),
     }

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from protea.checkpoints.files import Region
+from protea.checkpoints.region import Region
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.checkpoints.torch_file import TorchFile, to_bytes
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, Inert, TensorRef, unpickle

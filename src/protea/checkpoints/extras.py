@@ -79,7 +79,7 @@ def write_extras(path: Path, checkpoint: Checkpoint, model: Encoder, values: Map
         path: the checkpoint.
         checkpoint: the same, opened, without anything beside it.
         model: whose configuration is kept.
-        values: parameters by our names; ``inv_freq`` for rotary frequencies.
+        values: parameters and buffers by our names.
 
     Returns:
         The file.

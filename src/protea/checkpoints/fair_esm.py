@@ -17,44 +17,32 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.alphabet import ESM
+from protea.alphabet import Alphabet
 from protea.checkpoints.checkpoint import Checkpoint, like
-from protea.checkpoints.files import Region
-from protea.checkpoints.layout import Layout, Place, plan_of
-from protea.checkpoints.torch_file import TorchFile, TorchTensors, is_torch_file, save_torch_file
+from protea.checkpoints.layout import Layout, StoredShapes, plan_of
+from protea.checkpoints.region import Region
+from protea.checkpoints.torch_file import TorchFile, TorchTensors, save_torch_file
 from protea.checkpoints.unpickle import Inert, shown
-from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm1b import ESM1bConfig
-from protea.models.esm2 import ESM2, ESM2Config
+from protea.errors import CheckpointError, UsageError
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
+from protea.models.registry import families, stored_in
 
 NAME: Final = "fair-esm"
 TITLE: Final = "a file of Meta's esm package"
 
-_NAMES: Final = {
-    "word_embeddings.weight": "embed_tokens.weight",
-    "position_embeddings.weight": "embed_positions.weight",
-}
 _PREFIX: Final = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 _MAX_WRAPPINGS: Final = 4
 _SOURCE: Final = "args or cfg"
 
 
-def fair_name(name: str) -> str:
-    """Meta's name for one of our parameters; they differ in the embeddings alone."""
-    return _NAMES.get(name, name)
+def layout(family: type[Encoder]) -> Layout:
+    """How the format keeps a family."""
+    return Layout(keys=family.stored[NAME].keys, leftovers=_leftover)
 
 
-LAYOUT: Final = Layout(
-    place=lambda name: Place(fair_name(name)),
-    frequencies=lambda layer: (f"layers.{layer}.self_attn.rot_emb.inv_freq",),
-    leftovers=lambda key: key == "lm_head.weight" or key.endswith((".version", "_float_tensor")),
-)
-
-
-def recognise(path: Path) -> bool:
-    """Whether a path is a file of ``torch.save``; what is in it shows when it is opened."""
-    return path.is_file() and is_torch_file(Region.of_file(path))
+def _leftover(key: str) -> bool:
+    return key == "lm_head.weight" or key.endswith((".version", "_float_tensor"))
 
 
 def regression_path(path: Path) -> Path:
@@ -87,67 +75,63 @@ def open_checkpoint(path: Path) -> Checkpoint:
         files[regression] = (head, state, set())
     tensors = TorchTensors(files, lambda key: _PREFIX.sub("", key))
     try:
-        config = _config(content, tensors)
+        family, config = _config(content, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    checkpoint = Checkpoint(config, tensors, LAYOUT, _SOURCE)
+    checkpoint = Checkpoint(config, tensors, layout(family), _SOURCE)
     checkpoint.check_tied(("lm_head.weight", "embed_tokens.weight"))
-    if isinstance(config, ESM1bConfig) and config.token_dropout:
-        # Meta's loader does so; the input is masked by token dropout, and this is the row's use as output.
-        words = checkpoint.parameter("word_embeddings.weight").clone()
-        words[ESM.mask] = 0
-        checkpoint.complete({"word_embeddings.weight": words})
+    for name, row in family.stored[NAME].zeroed(config).items():
+        values = checkpoint.parameter(name).clone()
+        values[row] = 0
+        checkpoint.complete({name: values})
     return checkpoint
 
 
-def _config(content: Mapping[str, Any], tensors: TorchTensors) -> EncoderConfig:
-    cfg = plain(content.get("cfg"))
-    esm2 = plain(cfg.get("model")) if isinstance(cfg, dict) else None
-    if isinstance(esm2, dict):
-        return _config_of_esm2(esm2, tensors)
-    args = plain(content.get("args"))
-    if not isinstance(args, dict):
-        raise CheckpointError("holds neither 'args' nor 'cfg' to say what its model is")
-    args = {key.removeprefix("encoder_"): plain(value) for key, value in args.items() if isinstance(key, str)}
-    if args.get("arch") != "roberta_large":
+def _config(content: Mapping[str, Any], tensors: TorchTensors) -> tuple[type[Encoder], EncoderConfig]:
+    described = _described(content)
+    family = stored_in(NAME, described)
+    if family is None:
         raise CheckpointError(
-            f"architecture {shown(args.get('arch'))} is not supported; ESM-1b and ESM-1v (roberta_large) are, and ESM-2"
+            f"architecture {shown(described.get('arch'))} is not supported; ESM-1b and ESM-1v (roberta_large) are, and "
+            "ESM-2"
         )
-    return ESM1bConfig(
-        **_sizes(args, "layers", "attention_heads", tensors),
-        max_position_embeddings=_shape(tensors, "embed_positions.weight")[0],
-        token_dropout=bool(args.get("token_dropout", False)),
-        emb_layer_norm_before=any(key.startswith("emb_layer_norm_before") for key in tensors),
-    )
+    shapes = StoredShapes(tensors, layout(family))
+    return family, family.stored[NAME].config(described, _sizes(described, shapes, family.config_type.alphabet), shapes)
 
 
-def _config_of_esm2(cfg: Mapping[str, Any], tensors: TorchTensors) -> ESM2Config:
-    sizes = _sizes(cfg, "encoder_layers", "encoder_attention_heads", tensors)
-    return ESM2Config(**sizes, token_dropout=bool(plain(cfg.get("token_dropout", True))))
+def _described(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of its model: ``cfg`` or ``args`` as plain values, and which of the two it was."""
+    cfg = plain(content.get("cfg"))
+    said = plain(cfg.get("model")) if isinstance(cfg, dict) else None
+    said_by = "cfg"
+    if not isinstance(said, dict):
+        said, said_by = plain(content.get("args")), "args"
+    if not isinstance(said, dict):
+        raise CheckpointError("holds neither 'args' nor 'cfg' to say what its model is")
+    return {key: plain(value) for key, value in said.items() if isinstance(key, str)} | {"said_by": said_by}
 
 
-def _sizes(found: Mapping[str, Any], layers: str, heads: str, tensors: TorchTensors) -> dict[str, int]:
-    depth, count = plain(found.get(layers)), plain(found.get(heads))
-    for key, value in ((layers, depth), (heads, count)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise CheckpointError(f"{key} is {shown(value)}, not a number")
-    rows, width = _shape(tensors, "embed_tokens.weight")
-    if rows != len(ESM):
-        raise CheckpointError(f"{rows} tokens are not the alphabet's {len(ESM)}; models with another are not supported")
+def _sizes(described: Mapping[str, Any], shapes: StoredShapes, alphabet: Alphabet) -> dict[str, int]:
+    rows, width = shapes["word_embeddings.weight"]
+    if rows != len(alphabet):
+        raise CheckpointError(
+            f"{rows} tokens are not the alphabet's {len(alphabet)}; models with another are not supported"
+        )
     return {
-        "num_hidden_layers": depth,
-        "num_attention_heads": count,
+        "num_hidden_layers": _count(described, "layers"),
+        "num_attention_heads": _count(described, "attention_heads"),
         "hidden_size": width,
-        "intermediate_size": _shape(tensors, "layers.0.fc1.weight")[0],
+        "intermediate_size": shapes["layers.0.fc1.weight"][0],
         "vocab_size": rows,
     }
 
 
-def _shape(tensors: TorchTensors, key: str) -> tuple[int, int]:
-    if key not in tensors or len(tensors.shape(key)) != 2:
-        raise CheckpointError(f"no tensor {key} of two axes; the file is incomplete: fetch it again")
-    rows, columns = tensors.shape(key)
-    return rows, columns
+def _count(described: Mapping[str, Any], key: str) -> int:
+    """A number that files call by its name with the encoder's before it, or without."""
+    value = described.get(f"encoder_{key}", described.get(key))
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CheckpointError(f"{key} is {shown(value)}, not a number")
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -168,16 +152,25 @@ def plain(value: Any) -> Any:
 
 def unsupported(model: Encoder) -> str | None:
     """Why Meta's classes cannot run a model as it is."""
-    config = model.config
-    if not isinstance(config, ESM2Config | ESM1bConfig):
-        return f"Meta's esm package has no {config.family}"
-    if config.layer_norm_eps != 1e-5:
-        return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
-    if isinstance(config, ESM2Config) and config.intermediate_size != 4 * config.hidden_size:
-        return f"Meta's ESM-2 has feed-forward layers of 4 times the width, this model of {config.intermediate_size}"
-    if model.lm_head is None:
-        return "Meta's classes have a language-model head, this checkpoint has none"
-    return None
+    stored = type(model).stored.get(NAME)
+    if stored is None:
+        return f"Meta's esm package has no {model.config.family}"
+    if (why := stored.unsupported(model.config)) is not None:
+        return why
+    return None if model.lm_head is not None else "Meta's classes have a language-model head, this checkpoint has none"
+
+
+def check_target(path: Path, model: Encoder) -> None:
+    """See that Meta's package, which goes by names, will take a file for what it is.
+
+    Raises:
+        UsageError: its name says something else.
+    """
+    prefix = type(model).stored[NAME].prefix
+    others = {family.stored[NAME].prefix for family in families() if NAME in family.stored} - {prefix, ""}
+    if path.suffix != ".pt" or not path.name.startswith(prefix) or path.name.startswith(tuple(others)):
+        wanted = f"{prefix}NAME.pt" if prefix else f"NAME.pt with another beginning than {' or '.join(sorted(others))}"
+        raise UsageError(f"{path.name}: Meta's esm package goes by the file's name; call it {wanted}")
 
 
 def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> None:
@@ -192,9 +185,9 @@ def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype:
     Raises:
         OSError: a file cannot be written.
     """
-    trimmed = like(model, replace(model.config, vocab_size=len(ESM)))
+    trimmed = like(model, replace(model.config, vocab_size=len(model.alphabet)))
     rows = dict(trimmed.named_parameters())
-    plan = plan_of(trimmed, LAYOUT, lambda name: parameter(name)[: len(rows[name])], dtype)
+    plan = plan_of(trimmed, layout(type(model)), lambda name: parameter(name)[: len(rows[name])], dtype)
     head = [planned for planned in plan if planned.key.startswith("contact_head.")]
     body = [planned._replace(key=_published(planned.key)) for planned in plan if planned not in head]
     words = next(planned for planned in body if planned.key.endswith("embed_tokens.weight"))
@@ -211,24 +204,6 @@ def _published(key: str) -> str:
 
 def described(model: Encoder) -> dict[str, Any]:
     """What a file says of a model beside its tensors."""
-    config = model.config
-    if isinstance(model, ESM2):
-        described = Namespace(
-            encoder_layers=config.num_hidden_layers,
-            encoder_embed_dim=config.hidden_size,
-            encoder_attention_heads=config.num_attention_heads,
-            token_dropout=model.config.token_dropout,
-        )
-        return {"cfg": {"model": described}}
-    assert isinstance(config, ESM1bConfig)
-    described = Namespace(
-        arch="roberta_large",
-        encoder_layers=config.num_hidden_layers,
-        encoder_embed_dim=config.hidden_size,
-        encoder_ffn_embed_dim=config.intermediate_size,
-        encoder_attention_heads=config.num_attention_heads,
-        max_positions=config.max_position_embeddings - 2,
-        token_dropout=config.token_dropout,
-        final_bias=True,
-    )
-    return {"args": described}
+    said = type(model).stored[NAME].describe(model.config)
+    said_by = said.pop("said_by")
+    return {"args": Namespace(**said)} if said_by == "args" else {"cfg": {"model": Namespace(**said)}}

@@ -1,22 +1,33 @@
-"""All formats: which one a path holds."""
+"""All formats: which one a path holds, and the module that reads and writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from protea.checkpoints import fair_esm, hf, nemo, nemo2, te
-from protea.checkpoints.archive import is_gzip
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.extras import EXTRAS, complete, extras_path
-from protea.checkpoints.files import CONFIG, Region
+from protea.checkpoints.files import CONFIG, read_json
 from protea.checkpoints.safetensors_files import INDEX
-from protea.errors import CheckpointError
+from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
+
+_MODULES: Final = {"te": "te", "hf": "hf", "nemo2": "nemo2", "nemo": "nemo", "fair-esm": "fair_esm"}
+"""Modules of this package by their formats' names."""
+
+NAMES: Final = tuple(_MODULES)
+"""What ``--to`` may say."""
+
+RECIPE_MODEL_TYPE: Final = "nv_esm"
+"""By which a folder of NVIDIA's recipe differs from a Hugging Face folder."""
+
+NEMO_CONFIG: Final = "model_config.yaml"
+"""By which a folder that a .nemo was unpacked into is known."""
 
 
 class Format(Protocol):
@@ -26,9 +37,6 @@ class Format(Protocol):
     """What ``--to`` calls it."""
     TITLE: str
     """What messages call it."""
-
-    def recognise(self, path: Path) -> bool:
-        """Whether a path holds this format, from what is in it."""
 
     def open_checkpoint(self, path: Path) -> Checkpoint:
         """Open one."""
@@ -40,8 +48,15 @@ class Format(Protocol):
         """Write one."""
 
 
-FORMATS: Final = {module.NAME: cast("Format", module) for module in (te, hf, nemo2, nemo, fair_esm)}
-"""By name, in the order in which they are looked for: a recipe's folder has all that a Hugging Face folder has."""
+def format_named(name: str) -> Format:
+    """The module of a format, imported now: a run needs one or two of them.
+
+    Raises:
+        UsageError: no such format.
+    """
+    if name not in _MODULES:
+        raise UsageError(f"unknown format {name!r}; use {', '.join(NAMES)}")
+    return cast("Format", import_module(f"protea.checkpoints.{_MODULES[name]}"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -54,22 +69,43 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def recognised(path: Path) -> Format:
-    """The format of what is at a path.
+    """The format of what is at a path, from what is in it.
 
     Raises:
         CheckpointError: none is known there; says what was looked for.
     """
-    for known in FORMATS.values():
-        if known.recognise(path):
-            return known
+    return format_named(_folder_format(path) if path.is_dir() else _file_format(path))
+
+
+def _folder_format(path: Path) -> str:
+    if (path / CONFIG).exists():
+        # A recipe's folder has all that a Hugging Face folder has.
+        recipe = (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == RECIPE_MODEL_TYPE
+        return "te" if recipe else "hf"
+    weights = path / "weights" if (path / "weights").is_dir() else path
+    if any((weights / name).is_file() for name in (".metadata", "metadata.json")):
+        return "nemo2"
+    if (path / NEMO_CONFIG).is_file():
+        return "nemo"
     if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
-            "weights/.metadata (BioNeMo 2) and model_config.yaml (an unpacked .nemo)"
-        )
-    if is_gzip(Region.of_file(path)):
+    raise CheckpointError(
+        f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
+        f"weights/.metadata (BioNeMo 2) and {NEMO_CONFIG} (an unpacked .nemo)"
+    )
+
+
+def _file_format(path: Path) -> str:
+    from protea.checkpoints.archive import is_gzip, is_tar
+    from protea.checkpoints.region import Region
+    from protea.checkpoints.torch_file import is_torch_file
+
+    region = Region.of_file(path)
+    if is_tar(region):
+        return "nemo"
+    if is_torch_file(region):
+        return "fair-esm"
+    if is_gzip(region):
         raise CheckpointError(f"{path}: compressed; unpack it (tar xzf {path.name}) and name what comes out")
     raise CheckpointError(
         f"{path}: no checkpoint; looked for a file of torch.save (Meta's esm package) and a tar archive (.nemo)"

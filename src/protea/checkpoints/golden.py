@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from protea.checkpoints.hub import PUBLISHED
+from protea.checkpoints.hub import architecture, published_models
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.packing import pack
@@ -96,22 +96,23 @@ def meant(name: str, model: Encoder) -> str | None:
         CheckpointError: the name is a published model's, and the architecture is not that model's.
     """
     base = Path(name).name.split(".")[0]
-    if base in PUBLISHED:
-        config = PUBLISHED[base].config
-        if _shape(model) != _shape(PUBLISHED[base].build()):
+    models = published_models()
+    if base in models:
+        config = models[base].config
+        if _shape(model) != _shape(architecture(models[base])):
             raise CheckpointError(
                 f"{name}: {model.config.num_hidden_layers} layers of width {model.config.hidden_size}, {base} has "
                 f"{config.num_hidden_layers} of width {config.hidden_size}"
             )
         return base
     known = dict.fromkeys(golden.model for golden in GOLDEN)
-    return next((one for one in known if _shape(PUBLISHED[one].build()) == _shape(model)), None)
+    return next((one for one in known if _shape(architecture(models[one])) == _shape(model)), None)
 
 
 def _shape(model: Encoder) -> tuple[object, ...]:
     """What two models must share to be comparable; padding of the vocabulary is not among it."""
     config = model.config
-    return (type(config), config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    return (type(config), config.num_hidden_layers, config.hidden_size, config.attention_heads)
 
 
 def compare(model: Encoder, name: str) -> list[Finding]:

@@ -15,53 +15,27 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from protea.checkpoints.checkpoint import Checkpoint
+from protea.checkpoints import hf_config
+from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.extras import write_extras
 from protea.checkpoints.files import CONFIG, staged, write_json
 from protea.checkpoints.hf_config import read_config, write_config
-from protea.checkpoints.layout import APART, Layout, Place, Planned, plan_of
+from protea.checkpoints.layout import APART, Layout, Planned, plan_of
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles, shards, write_safetensors
-from protea.checkpoints.torch_file import open_state_dicts
-from protea.models import initial_value
+from protea.checkpoints.tensors import Tensors
 from protea.models.encoder import Encoder
+from protea.models.registry import family_of, initial_value
+from protea.transforms.cpu import unpacked
 
-NAME: Final = "hf"
+NAME: Final = hf_config.NAME
 TITLE: Final = "a Hugging Face folder"
 
 MAX_SHARD_BYTES: Final = 5 << 30
 """Above this a checkpoint is split, as ``transformers`` does."""
 
-_MODULES: Final = {
-    "word_embeddings": "esm.embeddings.word_embeddings",
-    "position_embeddings": "esm.embeddings.position_embeddings",
-    "emb_layer_norm_before": "esm.embeddings.layer_norm",
-    "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
-    "contact_head.regression": "esm.contact_head.regression",
-    "lm_head": "lm_head",
-    "lm_head.dense": "lm_head.dense",
-    "lm_head.layer_norm": "lm_head.layer_norm",
-}
-_LAYER_MODULES: Final = {
-    "self_attn.q_proj": "attention.self.query",
-    "self_attn.k_proj": "attention.self.key",
-    "self_attn.v_proj": "attention.self.value",
-    "self_attn.out_proj": "attention.output.dense",
-    "self_attn_layer_norm": "attention.LayerNorm",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "final_layer_norm": "LayerNorm",
-}
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 _BIN: Final = "pytorch_model.bin"
 _BIN_INDEX: Final = "pytorch_model.bin.index.json"
-
-
-def hf_name(name: str) -> str:
-    """Hugging Face's name for one of our parameters."""
-    module, kind = name.rsplit(".", 1)
-    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
-        return f"esm.encoder.layer.{match[1]}.{_LAYER_MODULES[match[2]]}.{kind}"
-    return f"{_MODULES[module]}.{kind}"
 
 
 def normalized(key: str) -> str:
@@ -73,23 +47,15 @@ def normalized(key: str) -> str:
 
 def _leftover(key: str) -> bool:
     """A repeat of the tied head, position ids, or the position embeddings that rotary files carry for nothing."""
-    return key.endswith(".position_ids") or key.startswith(("lm_head.decoder.", _MODULES["position_embeddings"]))
+    return key.endswith(".position_ids") or key.startswith(("lm_head.decoder.", "esm.embeddings.position_embeddings"))
 
 
-LAYOUT: Final = Layout(
-    place=lambda name: Place(hf_name(name)),
-    # Readers look for frequencies in every layer, and rounding them further would move every position.
-    frequencies=lambda layer: (f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq",),
-    leftovers=_leftover,
-)
+def layout(family: type[Encoder]) -> Layout:
+    """How the format keeps a family."""
+    return Layout(keys=family.stored[NAME].keys, leftovers=_leftover)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
-
-
-def recognise(path: Path) -> bool:
-    """Whether a path is a folder with a ``config.json``."""
-    return path.is_dir() and (path / CONFIG).exists()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -99,23 +65,29 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: a file is missing, truncated or contradicts the configuration, naming file, tensor, shapes.
     """
     config = read_config(folder)
+    arranged = layout(family_of(config))
     legacy = not any((folder / name).exists() for name in (WEIGHTS, INDEX)) and any(folder.glob("pytorch_model*.bin*"))
-    tensors = (
-        open_state_dicts(shards(folder, _BIN, _BIN_INDEX), normalized)
-        if legacy
-        else SafetensorsFiles(shards(folder), normalized)
-    )
-    checkpoint = Checkpoint(config, tensors, LAYOUT, CONFIG)
+    tensors = _legacy(folder) if legacy else SafetensorsFiles(shards(folder), normalized)
+    checkpoint = Checkpoint(config, tensors, arranged, CONFIG)
     tied = (("weight", "word_embeddings.weight"), ("bias", "lm_head.bias"))
-    checkpoint.check_tied(*((f"lm_head.decoder.{kind}", hf_name(name)) for kind, name in tied))
+    places = ((f"lm_head.decoder.{kind}", arranged.place(name)) for kind, name in tied)
+    checkpoint.check_tied(*((repeat, place.key) for repeat, place in places if place is not None))
     return checkpoint
+
+
+def _legacy(folder: Path) -> Tensors:
+    """The tensors of ``pytorch_model.bin`` or its shards."""
+    from protea.checkpoints.torch_file import open_state_dicts
+
+    return open_state_dicts(shards(folder, _BIN, _BIN_INDEX), normalized)
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def unsupported(model: Encoder) -> None:
-    """This layout holds every family."""
+def unsupported(model: Encoder) -> str | None:
+    """Why this layout cannot hold a model; it holds every family."""
+    return None
 
 
 def save(model: Encoder, folder: Path) -> None:
@@ -124,10 +96,9 @@ def save(model: Encoder, folder: Path) -> None:
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
-    parameters = dict(model.named_parameters())
-    dtype = model.word_embeddings.weight.dtype
     with staged(folder) as place:
-        write(place, model, lambda name: parameters[name], dtype)
+        # A model that was packed for computing has its parameters elsewhere; a blank one says which there are.
+        write(place, like(model), unpacked(model), model.compute_dtype)
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
@@ -167,7 +138,7 @@ def write(
         OSError: the folder cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    plan = plan_of(model, LAYOUT, parameter, dtype)
+    plan = plan_of(model, layout(type(model)), parameter, dtype)
     files = _split(plan, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, some in enumerate(files, start=1):

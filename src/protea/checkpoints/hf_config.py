@@ -13,12 +13,14 @@ from protea.alphabet import Alphabet
 from protea.checkpoints.files import CONFIG, read_json, read_text, write_json
 from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm1b import ESM1bConfig
-from protea.models.esm1nv import ESM1nvConfig
-from protea.models.esm2 import ESM2Config
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
+from protea.models.registry import families, family_of
 
 VOCABULARY: Final = "vocab.txt"
+
+NAME: Final = "hf"
+"""What ``--to`` calls the format."""
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -46,23 +48,16 @@ def config_from(raw: dict[str, Any]) -> EncoderConfig:
         CheckpointError: a value is missing, of the wrong type or out of range, or describes what Protea does not run.
     """
     family = _family(raw)
-    required = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    missing = [key for key in required if raw.get(key) is None]
+    kind = family.config_type
+    missing = [key for key in kind.required if raw.get(key) is None]
     if missing:
         raise CheckpointError(f"{', '.join(missing)} missing")
-    # Where a file leaves a key out, transformers' class defaults apply, not the published models' values.
-    values: dict[str, Any] = {
-        "layer_norm_eps": 1e-12,
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-    }
-    if raw["model_type"] == "esm":
-        values |= {"token_dropout": False}
-    for name, kind in _field_types(family).items():
+    values = dict(kind.absent)
+    for name, wanted in _field_types(kind).items():
         if raw.get(name) is not None:
-            _check_type(raw, name, kind)
+            _check_type(raw, name, wanted)
             values[name] = raw[name]
-    config = family(**values)
+    config = family.stored[NAME].config(raw, values, {})
     alphabet = config.alphabet
     if config.vocab_size < len(alphabet):
         raise CheckpointError(
@@ -78,31 +73,15 @@ def config_from(raw: dict[str, Any]) -> EncoderConfig:
     return config
 
 
-def _family(raw: dict[str, Any]) -> type[EncoderConfig]:
-    if raw.get("model_type") == ESM1nvConfig.model_type:
-        return ESM1nvConfig
-    if raw.get("model_type") != ESM2Config.model_type:
-        raise CheckpointError(f"model_type {raw.get('model_type')!r} is not supported; Protea reads 'esm' and 'esm1nv'")
-    for key, allowed in (
-        ("is_folding_model", (None, False)),
-        ("is_decoder", (None, False)),
-        ("add_cross_attention", (None, False)),
-        ("hidden_act", (None, "gelu")),
-        ("tie_word_embeddings", (None, True)),
-    ):
-        if raw.get(key) not in allowed:
-            raise CheckpointError(f"{key} {raw[key]!r} is not supported; expected {allowed[1]!r}")
-    if raw.get("emb_layer_norm_before") is None:
-        raw["emb_layer_norm_before"] = False
-    _check_type(raw, "emb_layer_norm_before", bool)
-    position = raw.get("position_embedding_type", "absolute")
-    if position == "absolute":
-        return ESM1bConfig
-    if position != "rotary":
-        raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
-    if raw["emb_layer_norm_before"]:
-        raise CheckpointError("emb_layer_norm_before with rotary positions is no published architecture")
-    return ESM2Config
+def _family(raw: dict[str, Any]) -> type[Encoder]:
+    named = (family for family in families() if family.config_type.model_type == raw.get("model_type"))
+    found = next((family for family in named if family.stored[NAME].accepts(raw)), None)
+    if found is None:
+        *most, last = sorted({repr(family.config_type.model_type) for family in families()})
+        raise CheckpointError(
+            f"model_type {raw.get('model_type')!r} is not supported; Protea reads {', '.join(most)} and {last}"
+        )
+    return found
 
 
 def _check_type(raw: dict[str, Any], name: str, kind: type) -> None:
@@ -111,9 +90,9 @@ def _check_type(raw: dict[str, Any], name: str, kind: type) -> None:
         raise CheckpointError(f"{name} must be of type {kind.__name__}, got {raw[name]!r}")
 
 
-def _field_types(family: type[EncoderConfig]) -> dict[str, type]:
-    hints = get_type_hints(family)
-    return {field.name: hints[field.name] for field in fields(family)}
+def _field_types(kind: type[EncoderConfig]) -> dict[str, type]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _check_vocabulary(folder: Path, alphabet: Alphabet) -> None:
@@ -137,7 +116,7 @@ def _check_vocabulary(folder: Path, alphabet: Alphabet) -> None:
 
 
 def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
-    """Write ``config.json``, the vocabulary, and for the ESM alphabet what ``AutoTokenizer`` looks for."""
+    """Write ``config.json``, the vocabulary, and what ``AutoTokenizer`` looks for if it has one for the family."""
     write_json(folder / CONFIG, config_json(model, dtype))
     _write_tokenizer(folder, model)
 
@@ -145,36 +124,32 @@ def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
 def config_json(model: Encoder, dtype: torch.dtype) -> dict[str, Any]:
     """What ``config.json`` says of a model stored as ``dtype``."""
     config = model.config
+    family = family_of(config)
+    stored = family.stored[NAME]
+    with_head, without = stored.classes or (family.__name__, family.__name__)
     values = asdict(config) | {
+        "architectures": [with_head if model.lm_head is not None else without],
         "model_type": config.model_type,
         "mask_token_id": model.alphabet.mask,
         "pad_token_id": model.alphabet.pad,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    if isinstance(config, ESM1nvConfig):
-        return values | {"architectures": ["ESM1nv"]}
-    return values | {
-        "architectures": ["EsmForMaskedLM" if model.lm_head is not None else "EsmModel"],
-        "position_embedding_type": "rotary" if isinstance(config, ESM2Config) else "absolute",
-        "emb_layer_norm_before": isinstance(config, ESM1bConfig) and config.emb_layer_norm_before,
-        "is_folding_model": False,
-        "esmfold_config": None,
-        "vocab_list": None,
-        "use_cache": True,
-    }
+    return values | stored.describe(config)
 
 
 def _write_tokenizer(folder: Path, model: Encoder) -> None:
     alphabet = model.alphabet
     (folder / VOCABULARY).write_text("\n".join(alphabet.tokens) + "\n", encoding="utf-8")
-    if model.config.model_type != ESM2Config.model_type:
+    tokenizer = family_of(model.config).stored[NAME].tokenizer
+    if not tokenizer:
         return
-    special = {
-        "unk_token": alphabet.tokens[alphabet.unk],
-        "cls_token": alphabet.tokens[alphabet.bos],
-        "pad_token": alphabet.tokens[alphabet.pad],
-        "mask_token": alphabet.tokens[alphabet.mask],
-        "eos_token": alphabet.tokens[alphabet.eos],
+    ids = {
+        "unk_token": alphabet.unk,
+        "cls_token": alphabet.bos,
+        "pad_token": alphabet.pad,
+        "mask_token": alphabet.mask,
+        "eos_token": alphabet.eos,
     }
+    special = {name: alphabet.tokens[token] for name, token in ids.items() if token is not None}
     write_json(folder / "special_tokens_map.json", special)
-    write_json(folder / "tokenizer_config.json", special | {"tokenizer_class": "EsmTokenizer"})
+    write_json(folder / "tokenizer_config.json", special | {"tokenizer_class": tokenizer})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -14,127 +13,48 @@ from protea.checkpoints.files import CONFIG
 from protea.checkpoints.formats import checkpoint_path
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
-from protea.models import build
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm1b import ESM1B, ESM1V
-from protea.models.esm1nv import ESM1NV
-from protea.models.esm2 import SIZES
+from protea.models.encoder import Encoder
+from protea.models.published import HUB, META, Published
+from protea.models.registry import build, families
 
-_HUB: Final = "https://huggingface.co"
-_NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
-_META: Final = "facebook/"
+_ORDER: Final = ("Protea", "Meta", "NVIDIA: ESM-1nv", "NVIDIA")
+"""In which publishers are listed, some with a family of theirs."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A published checkpoint, or an architecture that a name stands for.
-
-    Attributes:
-        name: what users type.
-        config: its architecture.
-        licence: of the weights, an SPDX id; empty where no weights are published.
-        format: what the published files are, by the name that ``protea convert`` calls it; empty without any.
-        repository: on Hugging Face, where files are fetched from; ``None`` elsewhere.
-        place: where the weights are, in words.
-        contact_head: whether it was published with a fitted contact head.
-        sha256: of the published file, where its publisher states it.
-    """
-
-    name: str
-    config: EncoderConfig
-    licence: str
-    format: str
-    repository: str | None
-    place: str
-    contact_head: bool
-    sha256: str = ""
-
-    def build(self) -> Encoder:
-        """The model on the meta device, with the heads it was published with."""
-        model = build(self.config)
-        if not self.contact_head:
-            model.contact_head = None
-        return model
+_OTHER_ORGANISATION: Final = "nvidia/"
+"""Whose models keep it in their names."""
 
 
-def _on_hub(
-    name: str, repository: str, config: EncoderConfig, kind: str = "hf", *, contact_head: bool = True
-) -> Published:
-    return Published(
-        name=name,
-        config=config,
-        licence="MIT",
-        format=kind,
-        repository=repository,
-        place=f"{_HUB}/{repository}",
-        contact_head=contact_head,
-    )
+def _rank(known: Published) -> int:
+    named = (f"{known.publisher}: {known.config.family}", known.publisher)
+    return next((_ORDER.index(one) for one in named if one in _ORDER), len(_ORDER))
 
 
-def _on_ngc(name: str, config: EncoderConfig, place: str, kind: str = "nemo", sha256: str = "") -> Published:
-    return Published(
-        name=name,
-        config=config,
-        licence="Apache-2.0" if place else "",
-        format=kind if place else "",
-        repository=None,
-        place=f"{_NGC}/{place} ({'.nemo' if kind == 'nemo' else '.tar.gz'})" if place else "",
-        contact_head=False,
-        sha256=sha256,
-    )
+@cache
+def published_models() -> dict[str, Published]:
+    """Every name Protea knows, as the families' files say; those of one publisher together."""
+    everything = [one for family in families() for one in family.published]
+    return {known.name: known for known in sorted(everything, key=_rank)}
 
 
-_LAYERS: Final = {"8M": 6, "35M": 12, "150M": 30, "650M": 33, "3B": 36, "15B": 48}
-
-# BioNeMo framework, bionemo-core/data/resources/esm2.yaml: of the .nemo file, and of archives of directories.
-_SHA256: Final = {
-    "esm2nv_650M": "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7",
-    "esm2nv8m:2.0": "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16",
-    "esm2nv650m:2.0": "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997",
-    "esm2nv3b:2.0": "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed",
-    "esm2nv650m:2.1": "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe",
-    "esm2nv3b:2.1": "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6",
-}
+def published_as(model: str | Path) -> Published | None:
+    """What a name stands for, with or without Meta's organisation; nothing for a path."""
+    short = _short(str(model))
+    if "/" in short and not short.startswith(_OTHER_ORGANISATION):
+        return None
+    return published_models().get(short)
 
 
-def _published() -> Iterator[Published]:
-    yield Published(
-        name=bundled.NAME,
-        config=replace(SIZES["8M"], num_attention_heads=5),
-        licence="Apache-2.0",
-        format="hf",
-        repository=None,
-        place="comes with the package",
-        contact_head=True,
-    )
-    for size, layers in _LAYERS.items():
-        name = f"esm2_t{layers}_{size}_UR50D"
-        yield _on_hub(name, f"{_META}{name}", SIZES[size])
-    yield _on_hub("esm1b_t33_650M_UR50S", f"{_META}esm1b_t33_650M_UR50S", ESM1B)
-    for number in range(1, 6):
-        name = f"esm1v_t33_650M_UR90S_{number}"
-        yield _on_hub(name, f"{_META}{name}", ESM1V, contact_head=False)
-    yield _on_ngc("esm1nv", ESM1NV, "esm1nv")
-    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", ""), ("20B", "")):
-        # NVIDIA pads the vocabulary's 33 rows to 128.
-        padded = replace(SIZES[size], vocab_size=128)
-        yield _on_ngc(f"esm2nv_{size}", padded, place, sha256=_SHA256.get(f"esm2nv_{size}", ""))
-    # 2.0 is converted from Meta's weights, 2.1 NVIDIA's own training.
-    for size, tag in (("8M", "2.0"), ("650M", "2.0"), ("3B", "2.0"), ("650M", "2.1"), ("3B", "2.1")):
-        name = f"esm2nv{size.lower()}:{tag}"
-        yield _on_ngc(name, SIZES[size], f"esm2nv{size.lower()}", "nemo2", _SHA256[name])
-    for size, layers in _LAYERS.items():
-        name = f"nvidia/esm2_t{layers}_{size}_UR50D"
-        yield _on_hub(name, name, SIZES[size], "te", contact_head=False)
-
-
-PUBLISHED: Final = {published.name: published for published in _published()}
-"""Every name Protea knows."""
+def architecture(known: Published) -> Encoder:
+    """A published model on the meta device, with the heads it was published with."""
+    model = build(known.config)
+    if not known.contact_head:
+        model.contact_head = None
+    return model
 
 
 def by_sha256(digest: str) -> str | None:
     """The name of the published file with this SHA-256."""
-    return next((known.name for known in PUBLISHED.values() if known.sha256 == digest), None)
+    return next((known.name for known in published_models().values() if known.sha256 == digest), None)
 
 
 def published(name: str) -> Published:
@@ -144,9 +64,10 @@ def published(name: str) -> Published:
         UnknownModelError: with the names nearest to it.
     """
     short = _short(name)
-    if short in PUBLISHED:
-        return PUBLISHED[short]
-    lower = {known.lower(): known for known in PUBLISHED}
+    names = published_models()
+    if short in names:
+        return names[short]
+    lower = {known.lower(): known for known in names}
     begun = [known for known in lower if known.startswith(short.lower())]
     close = difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)
     near = list(dict.fromkeys(begun + close))[:3]
@@ -198,7 +119,7 @@ def find_local(model: str) -> Path | None:
     folder = _on_disk(model)
     if folder is not None:
         return folder
-    known = PUBLISHED.get(_short(model))
+    known = published_as(model)
     repository = model if known is None else known.repository
     if repository is not None and _is_repository(repository):
         try:
@@ -213,12 +134,12 @@ def find_local(model: str) -> Path | None:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix(_META)
+    return name.removeprefix(META)
 
 
 def _is_published_or_near(name: str) -> bool:
     """Whether a name is in the table or, by its spelling, was meant to be: Meta's models are all there."""
-    return _short(name) in PUBLISHED or name.startswith(f"{_META}esm")
+    return published_as(name) is not None or name.startswith(f"{META}esm")
 
 
 def _on_disk(model: str | Path) -> Path | None:
@@ -231,7 +152,7 @@ def _on_disk(model: str | Path) -> Path | None:
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
     folder = _as_folder(Path(model))
-    if folder is None and _short(str(model)) in PUBLISHED:
+    if folder is None and published_as(model) is not None:
         folder = _as_folder(Path(_short(str(model))))
     return folder
 
@@ -278,9 +199,9 @@ def _download(repository: str) -> Path:
     except Exception as error:
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        place = _short(repository) if _short(repository) in PUBLISHED else repository
+        place = _short(repository) if published_as(repository) is not None else repository
         raise CheckpointError(
             f"{repository} is no folder here, is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} "
-            f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {_HUB}/{repository}/tree/main, put them "
+            f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {HUB}/{repository}/tree/main, put them "
             f"into a folder {place}/ here, and run the same command again"
         ) from error

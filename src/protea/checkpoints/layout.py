@@ -1,12 +1,12 @@
 """How a format keeps our parameters: one table of places for reading and writing, so that neither can drift.
 
-A format says where each parameter is kept; what happens to values on the way (queries, keys and values fused, rows
-padded, layers stacked) is here. Nothing here knows any format or file.
+A family says under which key of a format each parameter is kept; what happens to values on the way (queries, keys and
+values fused, rows padded, layers stacked) is here. Nothing here knows any format, family or file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -18,13 +18,13 @@ from torch import Tensor
 from protea.checkpoints.tensors import Tensors
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
-from protea.models.esm2 import ESM2
+from protea.models.stored import Keys, key_of
 
 VOCABULARY: Final = ("word_embeddings.weight", "lm_head.bias")
 """Parameters with a row a token, which some formats pad."""
 
 APART: Final = ("contact_head.p_proj.weight", "contact_head.q_proj.weight", "contact_head.bias")
-"""Parameters of a bilinear contact head, for which no format has a place."""
+"""Parameters of a bilinear contact head, for which no format has a place. The first one's rows are its rank."""
 
 
 class Place(NamedTuple):
@@ -44,20 +44,30 @@ class Layout:
     """How a format keeps parameters.
 
     Attributes:
-        place: where one of ours is kept.
+        keys: a family's table of names in the format.
+        prefix: what every key begins with.
         interleaved: a fused query, key, value is ordered head by head, not one after another.
         padding: multiple that the rows of the vocabulary are padded to; 1 for none.
         bias_padding: what the output bias is padded with, by type; the embeddings with zeros.
-        frequencies: where rotary frequencies are stored, for each layer; ``None`` if the format computes them.
         leftovers: stored tensors that nobody needs, not worth a word.
     """
 
-    place: Callable[[str], Place]
+    keys: Keys
+    prefix: str = ""
     interleaved: bool = True
     padding: int = 1
     bias_padding: Callable[[torch.dtype], float] = lambda _: 0.0
-    frequencies: Callable[[int], Iterable[str]] | None = None
     leftovers: Callable[[str], bool] = lambda _: False
+
+    def place(self, name: str) -> Place | None:
+        """Where a parameter of ours is kept; ``None`` where the format has no place for it."""
+        found = key_of(self.keys, name)
+        return None if found is None else Place(f"{self.prefix}{found[0]}", found[1])
+
+    def buffer_keys(self, name: str, layers: int) -> list[str]:
+        """Where a buffer of ours is kept, in each layer where the format repeats it; nowhere where it is computed."""
+        key = self.keys.get(name)
+        return [] if key is None else list(dict.fromkeys(f"{self.prefix}{key}".format(i) for i in range(layers)))
 
 
 class Entry(NamedTuple):
@@ -68,11 +78,12 @@ class Entry(NamedTuple):
 
 
 def entries(model: Encoder, layout: Layout) -> list[Entry]:
-    """What a format stores of a model, in the model's order; what none has a place for is kept apart."""
+    """What a format stores of a model, in the model's order; what it has no place for is kept apart."""
     found: dict[Place, list[str]] = {}
     for name, _ in model.named_parameters():
-        if name not in APART:
-            found.setdefault(layout.place(name), []).append(name)
+        place = layout.place(name)
+        if place is not None:
+            found.setdefault(place, []).append(name)
     return [Entry(place, tuple(names)) for place, names in found.items()]
 
 
@@ -85,11 +96,16 @@ def stored_shape(model: Encoder, layout: Layout, entry: Entry) -> tuple[int, ...
     return (rows, *rest)
 
 
+def fused_heads(model: Encoder, layout: Layout) -> int:
+    """In how many stretches a fused query, key, value is ordered: one for each head where it is interleaved."""
+    return max(model.config.attention_heads) if layout.interleaved else 1
+
+
 def join(model: Encoder, layout: Layout, entry: Entry, parameter: Callable[[str], Tensor]) -> Tensor:
     """The tensor a format stores for some parameters: one, padded perhaps, or query, key and value fused."""
     values = [parameter(name) for name in entry.names]
     if len(values) > 1:
-        heads = model.config.num_attention_heads if layout.interleaved else 1
+        heads = fused_heads(model, layout)
         split = [value.view(heads, -1, *value.shape[1:]) for value in values]
         return torch.stack(split, dim=1).flatten(0, 2)
     (value,) = values
@@ -130,15 +146,37 @@ def plan_of(model: Encoder, layout: Layout, parameter: Callable[[str], Tensor], 
         dtype: the type.
     """
     plan: list[Planned] = []
-    if isinstance(model, ESM2) and layout.frequencies is not None:
-        keys = dict.fromkeys(
-            key for layer in range(model.config.num_hidden_layers) for key in layout.frequencies(layer)
-        )
-        plan += [Planned(key, tuple(model.inv_freq.shape), torch.float32, lambda: model.inv_freq) for key in keys]
+    for name, buffer in model.stored_buffers.items():
+        # Not in the narrow type: rounding rotary frequencies further would move every position.
+        keys = layout.buffer_keys(name, model.config.num_hidden_layers)
+        plan += [Planned(key, tuple(buffer.shape), buffer.dtype, partial(torch.Tensor.detach, buffer)) for key in keys]
     for entry in entries(model, layout):
         make = partial(join, model, layout, entry, parameter)
         plan.append(Planned(entry.place.key, stored_shape(model, layout, entry), dtype, make))
     return plan
+
+
+class StoredShapes:
+    """Shapes of stored matrices by our names.
+
+    Args:
+        tensors: what is stored.
+        layout: how.
+    """
+
+    def __init__(self, tensors: Tensors, layout: Layout) -> None:
+        self._tensors, self._layout = tensors, layout
+
+    def __contains__(self, name: object) -> bool:
+        place = self._layout.place(str(name))
+        return place is not None and place.key in self._tensors
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        place = self._layout.place(name)
+        if place is None or place.key not in self._tensors or len(self._tensors.shape(place.key)) != 2:
+            key = name if place is None else place.key
+            raise CheckpointError(f"no tensor {key} of two axes; the file is incomplete: fetch it again")
+        return self._tensors.shape(place.key)
 
 
 def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
@@ -149,7 +187,7 @@ def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
     Raises:
         CheckpointError: the embeddings are missing, or have fewer than ``size`` rows.
     """
-    words, bias = (layout.place(name).key for name in VOCABULARY)
+    words, bias = (place.key for name in VOCABULARY if (place := layout.place(name)) is not None)
     if words not in tensors:
         raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {words}; fetch the file again")
     shape = tensors.shape(words)

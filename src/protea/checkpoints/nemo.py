@@ -17,60 +17,33 @@ import torch
 import yaml
 from torch import Tensor
 
-from protea.alphabet import ESM, ESM1NV, Alphabet
-from protea.checkpoints.archive import folder_members, is_tar, tar_members
+from protea.checkpoints.archive import folder_members, tar_members
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.files import Region
-from protea.checkpoints.layout import Layout, Place, plan_of, true_vocabulary
+from protea.checkpoints.formats import NEMO_CONFIG
+from protea.checkpoints.layout import Layout, StoredShapes, plan_of, true_vocabulary
+from protea.checkpoints.region import Region
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import TorchFile, TorchTensors, save_torch_file
 from protea.checkpoints.unpickle import shown
 from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml
 from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig
-from protea.models.esm1nv import ESM1nvConfig
-from protea.models.esm2 import ESM2, ESM2Config
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
+from protea.models.registry import stored_in
 
 NAME: Final = "nemo"
 TITLE: Final = "a .nemo file of BioNeMo 1"
 
-_CONFIG: Final = "model_config.yaml"
 _WEIGHTS: Final = "model_weights.ckpt"
 
-_ROOT: Final = "model.language_model"
-_MODULES: Final = {
-    "word_embeddings": f"{_ROOT}.embedding.word_embeddings",
-    "position_embeddings": f"{_ROOT}.embedding.position_embeddings",
-    "emb_layer_norm_after": f"{_ROOT}.encoder.final_layernorm",
-    "lm_head": "model.lm_head",
-    "lm_head.dense": "model.lm_head.dense",
-    "lm_head.layer_norm": "model.lm_head.layernorm",
-    "contact_head.regression": "contact_head.regression",
-}
-_LAYER_MODULES: Final = {
-    "self_attn.q_proj": "self_attention.query_key_value",
-    "self_attn.k_proj": "self_attention.query_key_value",
-    "self_attn.v_proj": "self_attention.query_key_value",
-    "self_attn.out_proj": "self_attention.dense",
-    "self_attn_layer_norm": "input_layernorm",
-    "final_layer_norm": "post_attention_layernorm",
-    "fc1": "mlp.dense_h_to_4h",
-    "fc2": "mlp.dense_4h_to_h",
-}
+_LAYER: Final = re.compile(r"model\.language_model\.encoder\.layers\.(\d{1,6})\.")
+_PADDING: Final = 128
 
 
-def _place(name: str) -> Place:
-    module, kind = name.rsplit(".", 1)
-    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
-        return Place(f"{_ROOT}.encoder.layers.{match[1]}.{_LAYER_MODULES[match[2]]}.{kind}")
-    return Place(f"{_MODULES.get(module, module)}.{kind}")
+def layout(family: type[Encoder]) -> Layout:
+    """How the format keeps a family."""
+    return Layout(keys=family.stored[NAME].keys, padding=_PADDING)
 
-
-LAYOUT: Final = Layout(
-    place=_place,
-    padding=128,
-    frequencies=lambda _: (f"{_ROOT}.rotary_pos_emb.inv_freq",),
-)
 
 _COLUMN_PARALLEL: Final = re.compile(
     r".*(query_key_value|dense_h_to_4h)\.(weight|bias)|.*word_embeddings\.weight|model\.lm_head\.bias"
@@ -81,11 +54,6 @@ _ROW_PARALLEL: Final = re.compile(r".*(self_attention\.dense|dense_4h_to_h)\.wei
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def recognise(path: Path) -> bool:
-    """Whether a path is a tar archive, or a folder that one was unpacked into."""
-    return (path / _CONFIG).is_file() if path.is_dir() else path.is_file() and is_tar(Region.of_file(path))
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a ``.nemo`` file, or the folder it was unpacked into.
 
@@ -94,13 +62,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     members = folder_members(path) if path.is_dir() else tar_members(path)
     tensors = _tensors(path, members)
-    if _CONFIG not in members:
-        raise CheckpointError(f"{path}: no {_CONFIG} in it; this is no .nemo file, or part of one")
+    if NEMO_CONFIG not in members:
+        raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
     try:
-        config = _config(_read_yaml(members[_CONFIG]), tensors)
+        family, config = _config(_read_yaml(members[NEMO_CONFIG]), tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {_CONFIG}: {error}") from error
-    return Checkpoint(config, tensors, LAYOUT, _CONFIG)
+        raise CheckpointError(f"{path}: {NEMO_CONFIG}: {error}") from error
+    return Checkpoint(config, tensors, layout(family), NEMO_CONFIG)
 
 
 def _tensors(path: Path, members: dict[str, Region]) -> Tensors:
@@ -181,8 +149,7 @@ def _read_yaml(region: Region) -> dict[str, Any]:
     return raw
 
 
-def _config(raw: dict[str, Any], tensors: Tensors) -> EncoderConfig:
-    rotary = raw.get("position_embedding_type") == "rope"
+def _config(raw: dict[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
     for key, allowed in (
         ("megatron_legacy", (None, False)),
         ("normalization", (None, "layernorm")),
@@ -194,46 +161,27 @@ def _config(raw: dict[str, Any], tensors: Tensors) -> EncoderConfig:
     ):
         if raw.get(key) not in allowed:
             raise CheckpointError(f"{key} {shown(raw[key])} is not supported; expected {allowed[-1]!r}")
-    shapes = {name: _shape(tensors, name) for name in ("word_embeddings.weight", "layers.0.fc1.weight")}
-    alphabet: Alphabet = ESM if rotary else ESM1NV
-    values: dict[str, Any] = {
+    family = stored_in(NAME, raw)
+    assert family is not None, "position_embedding_type tells the families apart"
+    stored, arranged = family.stored[NAME], layout(family)
+    shapes = StoredShapes(tensors, arranged)
+    rows, width = shapes["word_embeddings.weight"]
+    sizes: dict[str, Any] = {
         "num_hidden_layers": _count(raw, "num_layers", _depth(tensors)),
         "num_attention_heads": _count(raw, "num_attention_heads"),
-        "hidden_size": _count(raw, "hidden_size", shapes["word_embeddings.weight"][1]),
+        "hidden_size": _count(raw, "hidden_size", width),
         "intermediate_size": _count(raw, "ffn_hidden_size", shapes["layers.0.fc1.weight"][0]),
-        "vocab_size": true_vocabulary(tensors, LAYOUT, len(alphabet))
-        if rotary
-        else shapes["word_embeddings.weight"][0],
+        "vocab_size": rows if stored.padded else true_vocabulary(tensors, arranged, len(family.config_type.alphabet)),
         "layer_norm_eps": _number(raw, "layernorm_epsilon", 1e-5),
         "hidden_dropout_prob": _number(raw, "hidden_dropout", 0.1),
         "attention_probs_dropout_prob": _number(raw, "attention_dropout", 0.1),
         "initializer_range": _number(raw, "init_method_std", 0.02),
     }
-    # NeMo fuses bias and GELU unless told otherwise, and its fused form is the tanh one.
-    tanh = bool(raw.get("bias_gelu_fusion", True)) and not raw.get("esm_gelu", False)
-    if rotary:
-        if tanh:
-            raise CheckpointError(
-                "bias_gelu_fusion without esm_gelu: ESM-2 with the tanh form of GELU is not supported"
-            )
-        return ESM2Config(**values, token_dropout=bool(raw.get("embedding_token_dropout", False)))
-    positions = _shape(tensors, "position_embeddings.weight")[0]
-    return ESM1nvConfig(**values, max_position_embeddings=positions, hidden_act="gelu_tanh" if tanh else "gelu")
-
-
-def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    key = LAYOUT.place(name).key
-    if key not in tensors or len(tensors.shape(key)) != 2:
-        raise CheckpointError(f"the weights have no tensor {key} of two axes, which ESM-1nv and ESM-2nv have")
-    return tensors.shape(key)
+    return family, stored.config(raw, sizes, shapes)
 
 
 def _depth(tensors: Tensors) -> int:
-    numbers = [
-        int(match[1])
-        for key in tensors
-        if (match := re.match(rf"{re.escape(_ROOT)}\.encoder\.layers\.(\d{{1,6}})\.", key))
-    ]
+    numbers = [int(match[1]) for key in tensors if (match := _LAYER.match(key))]
     return 1 + max(numbers, default=0)
 
 
@@ -264,9 +212,7 @@ def _count(raw: dict[str, Any], key: str, default: Any = None) -> int:
 
 def unsupported(model: Encoder) -> str | None:
     """Why BioNeMo 1 has no such model."""
-    if not isinstance(model.config, ESM2Config | ESM1nvConfig):
-        return f"BioNeMo 1 has no {model.config.family}"
-    return None
+    return None if NAME in type(model).stored else f"BioNeMo 1 has no {model.config.family}"
 
 
 def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> None:
@@ -285,14 +231,13 @@ def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype:
         OSError: the file cannot be written.
     """
     weights = path.with_name(f".{path.name}.{_WEIGHTS}")
-    plan = [one for one in plan_of(model, LAYOUT, parameter, dtype) if not one.key.startswith("contact_head.")]
-    save_torch_file(weights, lambda tensors: tensors, plan)
+    save_torch_file(weights, lambda tensors: tensors, plan_of(model, layout(type(model)), parameter, dtype))
     vocabulary = path.with_name(f".{path.name}.vocab.txt")
     vocabulary.write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
-    described = path.with_name(f".{path.name}.{_CONFIG}")
+    described = path.with_name(f".{path.name}.{NEMO_CONFIG}")
     described.write_text(yaml.safe_dump(_described(model), sort_keys=False), encoding="utf-8")
     with tarfile.open(path, "w") as archive:
-        for name, part in ((_CONFIG, described), (_WEIGHTS, weights), ("vocab.txt", vocabulary)):
+        for name, part in ((NEMO_CONFIG, described), (_WEIGHTS, weights), ("vocab.txt", vocabulary)):
             archive.add(part, f"./{name}", filter=_anonymous)
             part.unlink()
 
@@ -304,9 +249,9 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _described(model: Encoder) -> dict[str, Any]:
-    config = model.config
-    length = 1024 if model.max_tokens is None else model.max_tokens
-    described = {
+    config: Any = model.config
+    length = model.max_tokens or model.trained_tokens
+    return {
         "seq_length": length,
         "max_position_embeddings": length,
         "encoder_seq_length": length,
@@ -319,32 +264,11 @@ def _described(model: Encoder) -> dict[str, Any]:
         "attention_dropout": config.attention_probs_dropout_prob,
         "kv_channels": None,
         "layernorm_epsilon": config.layer_norm_eps,
-        "make_vocab_size_divisible_by": LAYOUT.padding,
+        "make_vocab_size_divisible_by": _PADDING,
         "pre_process": True,
         "post_process": True,
         "bert_binary_head": False,
         "megatron_legacy": False,
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
-    }
-    if isinstance(model, ESM2):
-        return described | {
-            "name": "esm2nv",
-            "position_embedding_type": "rope",
-            "embedding_use_attention_mask": True,
-            "embedding_token_dropout": model.config.token_dropout,
-            "mask_token_id": model.alphabet.mask,
-            "normalize_attention_scores": False,
-            "bias_gelu_fusion": False,
-            "use_esm_attention": True,
-            "esm_gelu": True,
-            "tokenizer": {"library": "huggingface", "model_name": "facebook/esm2_t33_650M_UR50D", "mask_id": ESM.mask},
-        }
-    assert isinstance(config, ESM1nvConfig)
-    return described | {
-        "name": "esm1nv",
-        "position_embedding_type": "learned_absolute",
-        "apply_query_key_layer_scaling": True,
-        "bias_gelu_fusion": config.hidden_act == "gelu_tanh",
-        "tokenizer": {"library": "sentencepiece", "vocab_file": "nemo:vocab.txt"},
-    }
+    } | type(model).stored[NAME].describe(config)

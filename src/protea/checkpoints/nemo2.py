@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,18 +17,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from protea.alphabet import ESM
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.distcp import METADATA, DistributedTensors, Stack, write_distributed
+from protea.checkpoints.distcp import DistributedTensors, Stack, write_distributed
 from protea.checkpoints.files import read_json, write_json
-from protea.checkpoints.layout import Entry, Layout, Place, entries, join, stored_shape, true_vocabulary
+from protea.checkpoints.layout import Entry, Layout, StoredShapes, entries, join, stored_shape, true_vocabulary
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
 from protea.checkpoints.unpickle import shown
 from protea.checkpoints.yaml_files import MAX_YAML_BYTES, read_yaml
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
-from protea.models.esm2 import SIZES, ESM2Config
+from protea.models.registry import stored_in
 
 NAME: Final = "nemo2"
 TITLE: Final = "a checkpoint directory of BioNeMo 2"
@@ -37,57 +35,30 @@ TITLE: Final = "a checkpoint directory of BioNeMo 2"
 _WORDS: Final = "embedding.word_embeddings.weight"
 _MODEL: Final = "model.yaml"
 _PREFIX: Final = "module."
-_NAMES: Final = {
-    "word_embeddings.weight": _WORDS,
-    "emb_layer_norm_after.weight": "encoder.final_layernorm.weight",
-    "emb_layer_norm_after.bias": "encoder.final_layernorm.bias",
-    "lm_head.bias": "output_layer.bias",
-}
-_LAYER_MODULES: Final = {
-    "self_attn.q_proj.": "self_attention.linear_qkv.",
-    "self_attn.k_proj.": "self_attention.linear_qkv.",
-    "self_attn.v_proj.": "self_attention.linear_qkv.",
-    "self_attn.out_proj.": "self_attention.linear_proj.",
-    "self_attn_layer_norm.": "self_attention.linear_qkv.layer_norm_",
-    "final_layer_norm.": "mlp.linear_fc1.layer_norm_",
-    "fc1.": "mlp.linear_fc1.",
-    "fc2.": "mlp.linear_fc2.",
-}
+_PADDING: Final = 128
+_STACK: Final = "encoder.layers."
 
 
-def layout(prefix: str = _PREFIX, *, stacked: bool = True) -> Layout:
-    """How the directories keep parameters.
+def layout(family: type[Encoder], prefix: str = _PREFIX, *, stacked: bool = True) -> Layout:
+    """How the directories keep a family.
 
     Args:
+        family: one that the format has.
         prefix: what keys begin with.
         stacked: layers are stacked.
     """
+    keys = family.stored[NAME].keys
+    if not stacked:
+        keys = {name: key.replace(_STACK, f"{_STACK}{{}}.") for name, key in keys.items()}
+    return Layout(keys=keys, prefix=prefix, padding=_PADDING, leftovers=_leftover)
 
-    def place(name: str) -> Place:
-        match = re.fullmatch(r"layers\.(\d+)\.(.+\.)(weight|bias)", name)
-        if match is None:
-            return Place(f"{prefix}{_NAMES.get(name, name)}")
-        key = f"{_LAYER_MODULES[match[2]]}{match[3]}"
-        if stacked:
-            return Place(f"{prefix}encoder.layers.{key}", int(match[1]))
-        return Place(f"{prefix}encoder.layers.{match[1]}.{key}")
 
-    return Layout(
-        place=place,
-        padding=128,
-        leftovers=lambda key: (
-            key.startswith("optimizer.") or "_extra_state" in key or key.endswith("output_layer.weight")
-        ),
-    )
+def _leftover(key: str) -> bool:
+    return key.startswith("optimizer.") or "_extra_state" in key or key.endswith("output_layer.weight")
 
 
 def _weights(path: Path) -> Path:
     return path / "weights" if (path / "weights").is_dir() else path
-
-
-def recognise(path: Path) -> bool:
-    """Whether a path is such a directory, or its ``weights``."""
-    return path.is_dir() and any((_weights(path) / name).is_file() for name in (METADATA, "metadata.json"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -109,11 +80,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{weights}: no tensor {_PREFIX}{_WORDS}; this is no checkpoint of ESM-2")
     prefix = words[0].removesuffix(_WORDS)
     stacked = f"{prefix}encoder.layers.mlp.linear_fc1.weight" in tensors
-    arranged = layout(prefix, stacked=stacked)
     described = _described_in(weights.parent / "context" / _MODEL)
+    family = stored_in(NAME, described)
+    assert family is not None
+    arranged = layout(family, prefix, stacked=stacked)
     try:
-        config = _config(described, tensors, prefix, stacked=stacked)
-        config = replace(config, vocab_size=true_vocabulary(tensors, arranged, len(ESM)))
+        sizes = _sizes(family, described, tensors, prefix, stacked=stacked)
+        sizes["vocab_size"] = true_vocabulary(tensors, arranged, len(family.config_type.alphabet))
+        rotary = {"rotary_base": _float(described, "rotary_base", 10_000.0)}
+        config = family.stored[NAME].config(described | rotary, sizes, StoredShapes(tensors, arranged))
     except CheckpointError as error:
         raise CheckpointError(f"{weights}: {error}") from error
     checkpoint = Checkpoint(config, tensors, arranged, f"context/{_MODEL}")
@@ -146,7 +121,9 @@ def _described_in(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _config(described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked: bool) -> ESM2Config:
+def _sizes(
+    family: type[Encoder], described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked: bool
+) -> dict[str, Any]:
     fc1 = f"{prefix}encoder.layers.{'' if stacked else '0.'}mlp.linear_fc1.weight"
     if fc1 not in tensors or len(tensors.shape(fc1)) != 2 + stacked:
         raise CheckpointError(f"no tensor {fc1} of {2 + stacked} axes; this is no checkpoint of ESM-2")
@@ -157,7 +134,8 @@ def _config(described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked
             raise CheckpointError(f"context/{_MODEL} has {key} {described[key]}, the weights {found}; fetch both again")
     heads = described.get("num_attention_heads")
     if heads is None:
-        same = [size for size in SIZES.values() if (size.num_hidden_layers, size.hidden_size) == (depth, width)]
+        published: list[Any] = [known.config for known in family.published if known.publisher == "NVIDIA"]
+        same = [config for config in published if (config.num_hidden_layers, config.hidden_size) == (depth, width)]
         if not same:
             raise CheckpointError(
                 f"no context/{_MODEL} says how many attention heads there are, and no published model has {depth} "
@@ -166,17 +144,15 @@ def _config(described: dict[str, Any], tensors: Tensors, prefix: str, *, stacked
         heads = same[0].num_attention_heads
     if not isinstance(heads, int) or isinstance(heads, bool):
         raise CheckpointError(f"context/{_MODEL} has num_attention_heads {shown(heads)}, not a number")
-    return ESM2Config(
-        num_hidden_layers=depth,
-        hidden_size=width,
-        num_attention_heads=heads,
-        intermediate_size=inner,
-        token_dropout=described.get("token_dropout", True) is not False,
-        layer_norm_eps=_float(described, "layernorm_epsilon", 1e-5),
-        hidden_dropout_prob=_float(described, "hidden_dropout", 0.0),
-        attention_probs_dropout_prob=_float(described, "attention_dropout", 0.0),
-        rope_theta=_float(described, "rotary_base", 10_000.0),
-    )
+    return {
+        "num_hidden_layers": depth,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "layer_norm_eps": _float(described, "layernorm_epsilon", 1e-5),
+        "hidden_dropout_prob": _float(described, "hidden_dropout", 0.0),
+        "attention_probs_dropout_prob": _float(described, "attention_dropout", 0.0),
+    }
 
 
 def _depth(tensors: Tensors, prefix: str) -> int:
@@ -197,9 +173,7 @@ def _float(described: dict[str, Any], key: str, default: float) -> float:
 
 def unsupported(model: Encoder) -> str | None:
     """Why BioNeMo 2 has no such model."""
-    if not isinstance(model.config, ESM2Config):
-        return f"BioNeMo 2's ESM-2 cannot hold {model.config.family}"
-    return None
+    return None if NAME in type(model).stored else f"BioNeMo 2's ESM-2 cannot hold {model.config.family}"
 
 
 def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> None:
@@ -224,32 +198,16 @@ def write(path: Path, model: Encoder, parameter: Callable[[str], Tensor], dtype:
     (weights / "common.pt").write_bytes(to_bytes({"epoch": 0, "global_step": 0}))
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_json(weights / "metadata.json", backends | {"common_backend": "torch", "common_backend_version": 1})
-    config = model.config
-    assert isinstance(config, ESM2Config)
-    described = {
-        "_target_": "bionemo.esm2.model.model.ESM2Config",
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "token_dropout": config.token_dropout,
-        "layernorm_epsilon": config.layer_norm_eps,
-        "hidden_dropout": config.hidden_dropout_prob,
-        "attention_dropout": config.attention_probs_dropout_prob,
-        "rotary_base": config.rope_theta,
-        "make_vocab_size_divisible_by": 128,
-        "position_embedding_type": "rope",
-    }
+    described = type(model).stored[NAME].describe(model.config)
     (context / _MODEL).write_text(yaml.safe_dump({"config": described}, sort_keys=False), encoding="utf-8")
-    (context / "vocab.txt").write_text("\n".join(ESM.tokens) + "\n", encoding="utf-8")
+    (context / "vocab.txt").write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
 
 
 def _stacks(model: Encoder, parameter: Callable[[str], Tensor], dtype: torch.dtype) -> Iterator[Stack]:
-    arranged = layout()
+    arranged = layout(type(model))
     by_key: dict[str, list[Entry]] = {}
     for entry in entries(model, arranged):
-        if "contact_head" not in entry.place.key:
-            by_key.setdefault(entry.place.key, []).append(entry)
+        by_key.setdefault(entry.place.key, []).append(entry)
 
     def piece(entry: Entry) -> Callable[[], Tensor]:
         if entry.place.layer is None:

@@ -20,8 +20,7 @@ from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.probe import probe_batch
 from protea.device import available_memory
 from protea.errors import CheckpointError
-from protea.models.esm1nv import ESM1nvConfig
-from protea.models.esm2 import ESM2
+from protea.models.encoder import Encoder
 
 TOLERANCE: Final = 2e-5
 """Largest difference to another library, as a share of max(1, the largest logit): both round in float32."""
@@ -51,6 +50,12 @@ class Peer(NamedTuple):
     why: str = ""
 
 
+def has_peer(kind: str, family: type[Encoder]) -> bool:
+    """Whether the library whose format it is, if there is one, has a class for a family."""
+    stored = family.stored.get(kind)
+    return stored is not None and (kind == fair_esm.NAME or (kind == hf.NAME and stored.classes is not None))
+
+
 def peer_logits(kind: str, path: Path, checkpoint: Checkpoint) -> Peer | None:
     """Logits of the probes by the library whose format a checkpoint is in; ``None`` if it has none.
 
@@ -63,7 +68,7 @@ def peer_logits(kind: str, path: Path, checkpoint: Checkpoint) -> Peer | None:
         CheckpointError: the library does not take the checkpoint.
     """
     model = checkpoint.model
-    if kind not in _MODULES or isinstance(model.config, ESM1nvConfig):
+    if not has_peer(kind, type(model)):
         return None
     name = _TITLES[kind]
     if model.lm_head is None:
@@ -131,7 +136,8 @@ def _fair_esm(path: Path, checkpoint: Checkpoint) -> Run:
     head = {key: tensors[key].float() for key in tensors if key.startswith("contact_head.")}
     state = {f"encoder.{key}": tensors[key].float().clone() for key in tensors if key not in head}
     content: dict[str, Any] = fair_esm.described(checkpoint.model) | {"model": state}
-    name = "esm2" if isinstance(checkpoint.model, ESM2) else "esm1b" if head else "esm1v"
+    # Meta's loader goes by names, and asks only those of ESM-1v for no regression.
+    name = type(checkpoint.model).stored[fair_esm.NAME].prefix or ("esm1b" if head else "esm1v")
     theirs, _ = load_model_and_alphabet_core(name, content, {"model": head} if head else None)
     theirs.eval()
     return lambda ids: theirs(ids)["logits"][0]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from protea.checkpoints.checkpoint import Checkpoint, like
+from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
-from protea.models.inference import return_freed_memory
 from protea.packing import PackedBatch, pack
 
 PROBES: Final = (
@@ -21,7 +21,7 @@ PROBES: Final = (
 
 
 def logits(checkpoint: Checkpoint) -> list[Tensor]:
-    """Logits in float32 of the probes, ``[L+2, V]`` each, V in the alphabet; last hidden states without a head.
+    """Logits in float32 of the probes, ``[T, V]`` each, V in the alphabet; last hidden states without a head.
 
     The weights of one layer at a time are in memory.
     """
@@ -55,7 +55,7 @@ def _empty(module: nn.Module) -> None:
 def probe_batch(model: Encoder) -> PackedBatch:
     """The probes as a model's tokens."""
     alphabet = model.alphabet
-    return pack([alphabet.encode(probe) for probe in PROBES], bos=alphabet.bos, eos=alphabet.eos)
+    return pack([alphabet.frame.around(alphabet.encode(probe)) for probe in PROBES])
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

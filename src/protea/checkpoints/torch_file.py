@@ -18,8 +18,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.checkpoints.files import Region
 from protea.checkpoints.layout import Planned
+from protea.checkpoints.region import Region
 from protea.checkpoints.safetensors_files import add_key, check_expected
 from protea.checkpoints.tensors import FLOATS, Tensors, raw_bytes
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, StorageRef, TensorRef, unpickle

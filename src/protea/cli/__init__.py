@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated, Any, NoReturn
+from importlib import import_module
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from protea.cli.check import check
-from protea.cli.contacts import contacts
-from protea.cli.convert import convert
-from protea.cli.data import data
-from protea.cli.embed import embed
-from protea.cli.evaluate import evaluate
-from protea.cli.export import average, export
-from protea.cli.fit_contacts import fit_contacts
-from protea.cli.info import info
-from protea.cli.init import init
 from protea.cli.interrupt import INTERRUPTED
-from protea.cli.merge import merge
-from protea.cli.perplexity import perplexity
-from protea.cli.pretrain import pretrain
-from protea.cli.score import score
 from protea.cli.terminal import printable, tell
 from protea.errors import ProteaError, ProteaWarning
 
-app = typer.Typer(
-    name="protea",
-    help="Protein language models of the ESM family.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to compare with (check), 130 interrupted.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(embed)
-app.command()(info)
-app.command("init")(init)
-app.command("merge")(merge)
-app.command()(perplexity)
-app.command()(score)
-app.command()(contacts)
-app.command("fit-contacts")(fit_contacts)
-app.command("convert")(convert)
-app.command("check")(check)
-app.add_typer(data)
-app.add_typer(evaluate)
-app.command()(pretrain)
-app.command()(export)
-app.command()(average)
+COMMANDS: Final = {
+    "embed": "embed",
+    "info": "info",
+    "init": "init",
+    "merge": "merge",
+    "perplexity": "perplexity",
+    "score": "score",
+    "contacts": "contacts",
+    "fit-contacts": "fit_contacts",
+    "convert": "convert",
+    "check": "check",
+    "data": "data",
+    "evaluate": "evaluate",
+    "pretrain": "pretrain",
+    "export": "export",
+    "average": "export",
+}
+"""Commands in the order of the help, each with the module that has a function or an application of its name."""
+
+
+def application(named: str | None) -> typer.Typer:
+    """The command line with the command that is called, or with all of them where none is, as for the help.
+
+    A run imports its own command alone, which spares it the others' modules.
+    """
+    app = typer.Typer(
+        name="protea",
+        help="Protein language models of the ESM family.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to compare with (check), 130 interrupted.",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for name in [named] if named in COMMANDS else COMMANDS:
+        command = getattr(import_module(f"protea.cli.{COMMANDS[name]}"), name.replace("-", "_"))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -60,7 +65,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
     version: Annotated[
@@ -77,7 +81,7 @@ def main() -> NoReturn:
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", ProteaWarning)
     try:
-        code = app(prog_name="protea", standalone_mode=False)
+        code = application(next(iter(sys.argv[1:]), None))(prog_name="protea", standalone_mode=False)
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
         _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what there is", error.exit_code)

@@ -31,10 +31,10 @@ def check(
     """
     import torch
 
-    from protea.checkpoints.describe import sha256
     from protea.checkpoints.formats import open_checkpoint, recognised
     from protea.checkpoints.golden import TOLERANCE, compare, meant
     from protea.checkpoints.hub import by_sha256, locate
+    from protea.disk import sha256
 
     path = locate(model)
     with open_checkpoint(path) as checkpoint:

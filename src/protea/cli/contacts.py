@@ -18,7 +18,7 @@ from protea.errors import SequenceTooLongError, UsageError
 
 if TYPE_CHECKING:
     from protea.embed.prepare import Note
-    from protea.language_model import LanguageModel
+    from protea.models.encoder import Encoder
 
 
 def contacts(
@@ -58,8 +58,8 @@ def contacts(
       protea contacts proteins.fasta -m esm2_t33_650M_UR50D -o maps.h5
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
+    from protea.contacts.maps import check_maps
     from protea.embed.prepare import Note
-    from protea.score.maps import check_maps
     from protea.score.records import wild_types
 
     if output is None and plot is None:
@@ -72,15 +72,16 @@ def contacts(
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         loaded.module.require("contacts")
         notes: list[Note] = []
-        proteins = wild_types(inputs, loaded.alphabet, unknown, notes)
+        proteins = wild_types(inputs, loaded.module.alphabet, unknown, notes)
         for name, sequence in list(proteins.items()):
-            if reason := _beyond(loaded, len(sequence)):
+            if reason := _beyond(loaded.module, len(sequence)):
                 notes.append(Note(name, "skipped", reason))
                 del proteins[name]
         if not proteins:
             raise SequenceTooLongError(f"{notes[-1].id}: {notes[-1].detail}")
         pictures = {} if plot is None else map_places(plot, list(proteins), overwrite=overwrite)
-        _predict(loaded, proteins, output, pictures, notes, settings | {"models": {model: circumstances(loaded)}})
+        settings["models"] = {model: circumstances(loaded)}
+        _predict(loaded.module, proteins, output, pictures, notes, settings)
     for note in notes:
         tell(f"{note.id}: {note.what}: {note.detail}")
     for path in [output, plot]:
@@ -90,29 +91,29 @@ def contacts(
         raise typer.Exit(1)
 
 
-def _beyond(model: LanguageModel, length: int) -> str | None:
+def _beyond(model: Encoder, length: int) -> str | None:
     """Why a protein is too long, if it is."""
-    from protea.score.contacts import too_large
+    from protea.contacts.predict import too_large
 
-    most = model.module.max_tokens
-    if most is not None and length + 2 > most:
-        return f"{length:,} residues, and {model.config.family} takes {most - 2:,}; name a model of the ESM-2 family"
-    return too_large(model.module, length)
+    most, frame = model.max_tokens, model.alphabet.frame
+    if most is not None and frame.tokens(length) > most:
+        takes = frame.residues(most)
+        return f"{length:,} residues, and {model.config.family} takes {takes:,}; name a model of the ESM-2 family"
+    return too_large(model, length)
 
 
 def _predict(
-    model: LanguageModel,
+    model: Encoder,
     proteins: dict[str, str],
     output: Path | None,
     pictures: dict[str, Path],
     notes: list[Note],
     settings: dict[str, Any],
 ) -> None:
-    from protea.embed.engine import check_finite
+    from protea.contacts.maps import open_maps
+    from protea.contacts.predict import contacts as score_contacts
     from protea.plot import contact_map
-    from protea.score.contacts import contacts as score_contacts
     from protea.score.files import Beside
-    from protea.score.maps import open_maps
 
     with ExitStack() as stack:
         maps = None
@@ -122,8 +123,7 @@ def _predict(
         progress = stack.enter_context(progress_bars("residues"))
         advance = advancing(progress, "predicting", sum(map(len, proteins.values())))
         for name, sequence in proteins.items():
-            (found,) = score_contacts(model.module, [model.alphabet.encode(sequence)])
-            check_finite(found, name, model.dtype)
+            (found,) = score_contacts(model, [model.alphabet.encode(sequence)], name)
             if maps is not None:
                 maps.add(name, sequence, found)
             if name in pictures:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from protea.embed.run import Run, Watcher
     from protea.embed.settings import Settings
     from protea.embed.survey import Totals
-    from protea.language_model import LanguageModel
+    from protea.models.encoder import Encoder
 
 _ODD = ("truncated", "windowed", "altered", "renamed", "skipped")
 """Counts that the report has lines of."""
@@ -128,7 +128,7 @@ def _run(settings: Settings, *, overwrite: bool) -> None:
     with _bars() as watcher:
         run = Run(settings, model_at_work.module, model_at_work.weights_sha256(), overwrite=overwrite, watcher=watcher)
         totals = run()
-    _report(run, model_at_work, totals, time.perf_counter() - start)
+    _report(run, model_at_work.module, totals, time.perf_counter() - start)
 
 
 def _given(ctx: typer.Context) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _bars() -> Iterator[Watcher]:
         yield Bars(progress)
 
 
-def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> None:
+def _report(run: Run, model: Encoder, totals: Totals, seconds: float) -> None:
     for output in run.outputs:
         kinds = ", ".join(output.layout.kinds)
         typer.echo(
@@ -163,8 +163,6 @@ def _report(run: Run, model: LanguageModel, totals: Totals, seconds: float) -> N
     odd = [f"{count:,} {what}" for what in _ODD if (count := getattr(totals, what))]
     if odd:
         tell(f"{', '.join(odd)}: see {run.outputs[0].path}.report.tsv")
-    typer.echo(
-        f"{totals.residues:,} residues in {seconds:.1f} s, {str(model.dtype).removeprefix('torch.')}, {model.device}",
-        err=True,
-    )
+    computed = str(model.compute_dtype).removeprefix("torch.")
+    typer.echo(f"{totals.residues:,} residues in {seconds:.1f} s, {computed}, {model.device}", err=True)
     say_what_fast_gains(model, "at a cosine of at least 0.999 to these numbers")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from protea.cli.structures import Progress
-    from protea.evaluate.contacts import Row
-    from protea.evaluate.structures import Chain, Note
+    from protea.contacts.precision import Row
+    from protea.contacts.structures import Chain, Note
     from protea.models.encoder import Encoder
 
 
@@ -102,8 +102,8 @@ def _chains(
     structures: list[Path], module: Encoder, exclusions: _Exclusions, progress: Progress
 ) -> tuple[list[Chain], list[Note]]:
     """Chains that can be measured, and notes on all."""
-    from protea.evaluate.contacts import unfit
-    from protea.evaluate.structures import Note, read_structures, structure_files
+    from protea.contacts.precision import unfit
+    from protea.contacts.structures import Note, read_structures, structure_files
 
     chains, notes = read_structures(structure_files(structures), progress)
     kept, left_out = exclusions.apply(chains)
@@ -119,8 +119,8 @@ def _chains(
 
 
 def _measure(module: Encoder, chains: Sequence[Chain], pictures: dict[str, Path], progress: Progress) -> list[Row]:
-    from protea.evaluate.contacts import predict, score
-    from protea.evaluate.structures import contact_map
+    from protea.contacts.precision import predict, score
+    from protea.contacts.structures import contact_map
     from protea.plot import contact_map as draw
 
     rows = []
@@ -155,8 +155,8 @@ class _Exclusions:
             CheckpointError: a file is no ``contact-head.json``.
         """
         from protea.checkpoints.extras import head_record_path
-        from protea.evaluate.heads import fitted_on
-        from protea.evaluate.structures import Note
+        from protea.contacts.heads import fitted_on
+        from protea.contacts.structures import Note
 
         others = {"--exclude": [fitted_on(path) for path in self._files]}
         if self._model is not None and (own := head_record_path(self._model)).exists():
@@ -195,7 +195,7 @@ def _schema() -> pa.Schema:
     """The columns, which a table without rows has too."""
     import pyarrow as pa
 
-    from protea.evaluate.contacts import PARTS, RANGES
+    from protea.contacts.precision import PARTS, RANGES
 
     columns = {"name": pa.string(), "residues": pa.int64(), "resolved": pa.int64()}
     for name in RANGES:

@@ -16,9 +16,9 @@ from protea.errors import DataError
 
 if TYPE_CHECKING:
     from protea.cli.structures import Progress
-    from protea.evaluate.contacts import Row
-    from protea.evaluate.heads import Head, Settings
-    from protea.evaluate.structures import Chain, Note
+    from protea.contacts.heads import Head, Settings
+    from protea.contacts.precision import Row
+    from protea.contacts.structures import Chain, Note
 
 
 def fit_contacts(
@@ -48,7 +48,7 @@ def fit_contacts(
       protea fit-contacts *.cif.gz -m esm1v_t33_650M_UR90S_1 -o esm1v-contacts/ --count 40 --seed 1
       protea fit-contacts structures/ -m my-model/ -o my-model-bilinear/ --head bilinear --count 100
     """
-    from protea.evaluate.heads import Settings
+    from protea.contacts.heads import Settings
 
     settings = Settings(head=cast("Head", head), count=count, seed=seed, c=c, rank=rank)
     with interruptible(), one_bar() as progress:
@@ -62,19 +62,19 @@ def _fit(
     structures: list[Path], model: str, output: Path, settings: Settings, device: str, progress: Progress
 ) -> tuple[list[Chain], list[Row], list[Note]]:
     """Chains that the head was fitted on, its precision on others, and what was odd."""
-    import protea
     from protea.checkpoints.files import staged
     from protea.checkpoints.formats import open_checkpoint
     from protea.checkpoints.hub import locate
-    from protea.evaluate.contacts import predict, score, unfit
-    from protea.evaluate.heads import choose, description, fit, write
-    from protea.evaluate.structures import Note, read_structures, structure_files
-    from protea.models.layers import ContactHead
+    from protea.contacts.heads import choose, description, fit, write
+    from protea.contacts.precision import predict, score, unfit
+    from protea.contacts.structures import Note, read_structures, structure_files
+    from protea.infer.load import load_model
+    from protea.models.heads import ContactHead
 
     files = structure_files(structures)
     with staged(output) as place, open_checkpoint(locate(model)) as checkpoint:
         chains, notes = read_structures(files, progress)
-        module = protea.load(model, device=device).module
+        module = load_model(model, device=device, trainable=True).module
         replaced = module.contact_head is not None
         reasons = {chain.name: unfit(module, chain) for chain in chains}
         notes += [Note(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
@@ -105,7 +105,7 @@ def _versions() -> dict[str, str]:
 
 
 def _report(output: Path, settings: Settings, fitted: list[Chain], rows: list[Row]) -> None:
-    from protea.evaluate.structures import pairs
+    from protea.contacts.structures import pairs
 
     found = [pairs(chain) for chain in fitted]
     total, contacts = sum(len(one.rows) for one in found), sum(int(one.contacts.sum()) for one in found)

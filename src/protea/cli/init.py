@@ -24,9 +24,9 @@ def init(
       protea init esm1nv -o nv/
     """
     from protea.checkpoints import hf
-    from protea.checkpoints.hub import published
+    from protea.checkpoints.hub import architecture, published
     from protea.device import resolve_dtype
 
     known = published(model)
-    hf.write_random(output, known.build(), seed=seed, dtype=resolve_dtype(dtype))
+    hf.write_random(output, architecture(known), seed=seed, dtype=resolve_dtype(dtype))
     typer.echo(f"{output}: {known.name} with random weights (seed {seed}); it knows nothing of proteins yet")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+"""What ends a command."""
+
 _AGAIN_SECONDS: Final = 0.05
 
 INTERRUPTED: Final = 130
@@ -32,7 +34,7 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came = True
-        for each in _SIGNALS:
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -43,7 +45,7 @@ def interruptible() -> Iterator[None]:
             previous(what)
 
     previous, sys.unraisablehook = sys.unraisablehook, swallowed
-    for number in (*_SIGNALS, signal.SIGALRM):
+    for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, interrupt)
     try:
         yield
@@ -53,33 +55,3 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = previous
-
-
-class StopRequest:
-    """A signal as a wish to stop that is granted at the next good moment; another one breaks off.
-
-    Args:
-        tell: is told what was asked for.
-
-    Attributes:
-        asked: whether a signal came.
-    """
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.asked = False
-        self._tell = tell
-        self._before: dict[signal.Signals, signal.Handlers | int | Callable[..., object] | None] = {}
-
-    def install(self) -> None:
-        """From here on."""
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
-        # It may have come amid a line that is being printed, which cannot be printed into.
-        with suppress(RuntimeError):
-            self._tell("stopping: saves a checkpoint first; once more breaks off at once")

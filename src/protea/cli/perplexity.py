@@ -16,9 +16,9 @@ from protea.disk import check_new
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
-    from protea.embed.engine import FloatArray
     from protea.embed.prepare import Note
-    from protea.language_model import LanguageModel
+    from protea.infer.runner import FloatArray
+    from protea.models.encoder import Encoder
     from protea.score.perplexity import Masked
     from protea.score.records import Encoded
 
@@ -107,17 +107,17 @@ def perplexity(
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         if against is not None:
-            check_twin(against, loaded.config)
+            check_twin(against, loaded.module)
         notes: list[Note] = []
-        records = _records(inputs, loaded, unknown, notes)
+        records = _records(inputs, loaded.module, unknown, notes)
         if pseudo:
             settings["long"] = long or "window"
-            found = _pseudo(loaded, records, settings, token_budget, plot)
+            found = _pseudo(loaded.module, records, settings, token_budget, plot)
         else:
             settings |= {"long": long or "truncate", "masking": masking or "standard", "select": select}
             settings["seed"] = 42 if seed is None else seed
-            masked = _masked(loaded, records, settings, notes)
-            found = _losses(loaded, masked, token_budget)
+            masked = _masked(loaded.module, records, settings, notes)
+            found = _losses(loaded.module, masked, token_budget)
         _tell(records, found, notes, pseudo=pseudo)
         if output is not None:
             _write(output, records, found, notes, settings | {"models": {model: circumstances(loaded)}})
@@ -126,7 +126,7 @@ def perplexity(
         raise typer.Exit(1)
 
 
-def _records(inputs: list[str], model: LanguageModel, unknown: str, notes: list[Note]) -> list[Encoded]:
+def _records(inputs: list[str], model: Encoder, unknown: str, notes: list[Note]) -> list[Encoded]:
     from protea.score.records import encoded
 
     records = list(encoded(inputs, model.alphabet, unknown, notes))
@@ -136,30 +136,32 @@ def _records(inputs: list[str], model: LanguageModel, unknown: str, notes: list[
 
 
 def _pseudo(
-    model: LanguageModel, records: list[Encoded], settings: dict[str, Any], token_budget: int | None, plot: Path | None
+    model: Encoder, records: list[Encoded], settings: dict[str, Any], token_budget: int | None, plot: Path | None
 ) -> list[FloatArray]:
     """Losses ``[L]`` of each record, and the picture."""
     import numpy as np
 
+    from protea.infer.memory import default_budget
+    from protea.infer.runner import Runner
     from protea.score.expected import Sites, check_policy, masked
 
     check_policy(settings["long"])
     if plot is not None and len(records) != 1:
         raise UsageError(f"--plot draws one protein, and there are {len(records)}")
     sites = (Sites(record.place, ids, range(len(ids))) for record, ids in records)
-    budget = model.budget(token_budget)
+    runner = Runner(model, token_budget or default_budget(model))
     found = []
     with progress_bars("residues") as progress:
         advance = advancing(progress, "masking", sum(len(ids) for _, ids in records))
-        expected = masked(model.module, sites, long=settings["long"], token_budget=budget, advance=advance)
-        for (record, ids), values in zip(records, expected, strict=True):
+        expected = masked(runner, sites, long=settings["long"], advance=advance)
+        for (record, ids), (_, values) in zip(records, expected, strict=True):
             found.append(-values[np.arange(len(ids)), ids])
             if plot is not None:
                 _plot(plot, model, record.id, ids, values)
     return found
 
 
-def _plot(path: Path, model: LanguageModel, name: str, ids: Any, values: FloatArray) -> None:
+def _plot(path: Path, model: Encoder, name: str, ids: Any, values: FloatArray) -> None:
     from protea.plot import profile
 
     letters = model.alphabet.residues
@@ -168,7 +170,7 @@ def _plot(path: Path, model: LanguageModel, name: str, ids: Any, values: FloatAr
     profile(path, sequence=sequence, log_probabilities=values[:, columns], letters=letters, title=name)
 
 
-def _masked(model: LanguageModel, records: list[Encoded], settings: dict[str, Any], notes: list[Note]) -> list[Masked]:
+def _masked(model: Encoder, records: list[Encoded], settings: dict[str, Any], notes: list[Note]) -> list[Masked]:
     from dataclasses import asdict, replace
 
     from protea.data.masking import masking_named
@@ -181,20 +183,23 @@ def _masked(model: LanguageModel, records: list[Encoded], settings: dict[str, An
         how = replace(how, select=settings["select"])
     settings["masking"] = asdict(how)
     policy = cutting(settings["long"])
-    cut = [fit(record, ids, model.module, policy, notes).ids for record, ids in records]
+    cut = [fit(record, ids, model, policy, notes).ids for record, ids in records]
     named = ((record.place, ids) for (record, _), ids in zip(records, cut, strict=True))
     return list(mask(model.alphabet, named, how, settings["seed"]))
 
 
-def _losses(model: LanguageModel, masked: list[Masked], token_budget: int | None) -> list[FloatArray]:
+def _losses(model: Encoder, masked: list[Masked], token_budget: int | None) -> list[FloatArray]:
+    from protea.infer.memory import default_budget
+    from protea.infer.runner import Runner
     from protea.score.perplexity import losses
 
+    runner = Runner(model, token_budget or default_budget(model))
     found = []
     with progress_bars("residues") as progress:
-        advance = advancing(progress, "predicting", sum(len(one.question.tokens) for one in masked))
-        for one, values in zip(masked, losses(model.module, masked, model.budget(token_budget)), strict=True):
+        advance = advancing(progress, "predicting", sum(len(one.tokens) for one in masked))
+        for one, values in zip(masked, losses(runner, masked), strict=True):
             found.append(values)
-            advance(len(one.question.tokens))
+            advance(len(one.tokens))
     return found
 
 

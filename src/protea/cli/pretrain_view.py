@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from protea.cli.interrupt import StopRequest
+from protea.cli.stop import StopRequest
 from protea.train.estimate import Estimate
 from protea.train.recipe import Recipe
 from protea.train.watcher import Watcher

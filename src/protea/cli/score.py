@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from protea.cli.ensemble import check_lengths, common_alphabet, ensemble
 from protea.cli.interrupt import interruptible
-from protea.cli.load import check_lengths, circumstances, common_alphabet, ensemble, load_to_compute
+from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import (
     BUNDLED,
     Device,

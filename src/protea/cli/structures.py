@@ -13,8 +13,8 @@ import typer
 from protea.cli.terminal import counted, progress_bars, tell
 
 if TYPE_CHECKING:
-    from protea.evaluate.contacts import Mean, Row
-    from protea.evaluate.structures import Note
+    from protea.contacts.precision import Mean, Row
+    from protea.contacts.structures import Note
 
     Progress = Callable[[str, int, int], None]
 
@@ -61,7 +61,7 @@ def tell_notes(notes: Sequence[Note], where: str) -> bool:
 
 def echo_means(rows: Sequence[Row], seed: int = 0) -> None:
     """Mean precisions with their intervals, a line a range."""
-    from protea.evaluate.contacts import means
+    from protea.contacts.precision import means
 
     found = means(rows, seed)
     parts = list(next(iter(found.values())))

@@ -180,7 +180,7 @@ class Loader:
         self._rank, self._world, self._workers, self._ahead = rank, world, workers, ahead
         self._pin = torch.cuda.is_available() if pin is None else pin
         alphabet = sampler.split.alphabet
-        self._bos, self._eos = alphabet.bos, alphabet.eos
+        self._frame = alphabet.frame
         self._masker = Masker(masking_named(masking) if isinstance(masking, str) else masking, alphabet)
         self.packs = self.packed = 0
 
@@ -247,13 +247,14 @@ class Loader:
         starts = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         total = int(starts[-1])
-        # The place in the store of every token; those of BOS and EOS are some other token's, and overwritten.
+        # The place in the store of every token; those of the frame are some other token's, and overwritten.
         shift = draws.start - starts[:-1] - draws.bos
         places = np.arange(total) + np.repeat(shift, lengths)
         split = self.sampler.split
         tokens = split.tokens.take(places, mode="clip")
-        tokens[starts[:-1][draws.bos]] = self._bos
-        tokens[starts[1:][draws.eos] - 1] = self._eos
+        for special, ends in ((self._frame.bos, starts[:-1][draws.bos]), (self._frame.eos, starts[1:][draws.eos] - 1)):
+            if special is not None:
+                tokens[ends] = special
         keys = fold(self.sampler.seed, epoch, MASK, draws.index.astype(np.uint64))
         masked, hidden = self._masker(tokens, keys, starts)
         host = torch.from_numpy(starts.astype(np.int32))

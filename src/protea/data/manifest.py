@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from protea.alphabet import ESM, ESM1NV, Alphabet
+from protea.alphabet import Alphabet
 from protea.errors import StoreError, UsageError
+from protea.models.registry import alphabets
 
 MANIFEST: Final = "manifest.json"
 LOG: Final = "mmseqs.log"
 """What MMseqs2 printed; it tells times and has no hash."""
 SPLITS: Final = ("train", "valid", "test")
-ALPHABETS: Final = {"esm": ESM, "esm-1nv": ESM1NV}
 
 _FORMAT: Final = "protea training data"
 _VERSION: Final = 1
@@ -30,9 +30,15 @@ def alphabet_named(name: str) -> Alphabet:
     Raises:
         UsageError: there is none of that name.
     """
-    if name not in ALPHABETS:
-        raise UsageError(f"unknown alphabet {name!r}; use {' or '.join(ALPHABETS)}")
-    return ALPHABETS[name]
+    known = alphabets()
+    if name not in known:
+        raise UsageError(f"unknown alphabet {name!r}; use {' or '.join(sorted(known))}")
+    return known[name]
+
+
+def name_of(alphabet: Alphabet) -> str:
+    """What options call the alphabet with these tokens; its own name, if no family has it."""
+    return next((name for name, known in alphabets().items() if known.tokens == alphabet.tokens), alphabet.name)
 
 
 def is_store(folder: Path) -> bool:
@@ -93,10 +99,9 @@ def check_alphabet(folder: Path, manifest: Manifest, alphabet: Alphabet) -> None
         StoreError: they were written with another alphabet.
     """
     if tuple(manifest["alphabet"]["tokens"]) != alphabet.tokens:
-        name = next((name for name, known in ALPHABETS.items() if known == alphabet), alphabet.name)
         raise StoreError(
             f"{folder}: its tokens are of the {manifest['alphabet']['name']} alphabet, not of {alphabet.name}; "
-            f"build it again with --alphabet {name}"
+            f"build it again with --alphabet {name_of(alphabet)}"
         )
 
 

@@ -37,7 +37,7 @@ class Masking:
         mask: the share of selected tokens that become ``<mask>``.
         random: the share that become a token drawn from the pool; the rest stay as they are.
         pool: what is drawn from.
-        specials: BOS and EOS can be selected.
+        specials: BOS and EOS, where there are any, can be selected.
         at_least_one: where nothing was selected in a sequence, one token is, each as likely.
     """
 
@@ -115,7 +115,7 @@ class Masker:
         """The tokens after masking, and which of them are to be predicted.
 
         Args:
-            tokens: ``[T]``, sequences end to end with their BOS and EOS; not changed.
+            tokens: ``[T]``, sequences end to end in their frames; not changed.
             keys: ``[B]``, a word for each sequence.
             starts: ``[B+1]``, where each begins, and the end of the last.
         """
@@ -124,7 +124,9 @@ class Masker:
         words = stream(np.repeat(keys, lengths), positions)
         hidden = words <= self._select if self.masking.select else np.zeros(len(tokens), np.bool_)
         if not self.masking.specials:
-            allowed = (tokens != self.alphabet.bos) & (tokens != self.alphabet.eos)
+            allowed = np.ones(len(tokens), np.bool_)
+            for special in self.alphabet.frame.specials:
+                allowed &= tokens != special
             hidden &= allowed
         if self.masking.at_least_one:
             if not self.masking.specials:

@@ -24,10 +24,11 @@ from protea.errors import DataError, UsageError
 Crop = Literal["random", "head", "random-tokens", "head-tokens"]
 """What becomes of a sequence that is longer than fits.
 
-``random``: a random window of ``max_tokens - 2`` residues, between BOS and EOS, which are always there. ``head``: its
-beginning, likewise (fair-esm, Hugging Face). ``random-tokens``: a random window of ``max_tokens`` of the sequence with
-its BOS and EOS, which are there only if the window reaches them (BioNeMo 2, whose own last window, the one with EOS, is
-never drawn; here it is). ``head-tokens``: the first ``max_tokens`` of those: BOS, and no EOS (BioNeMo 1).
+``random``: a random window of as many residues as ``max_tokens`` leave room for beside BOS and EOS, which are always
+there. ``head``: its beginning, likewise (fair-esm, Hugging Face). ``random-tokens``: a random window of ``max_tokens``
+of the sequence with its BOS and EOS, which are there only if the window reaches them (BioNeMo 2, whose own last window,
+the one with EOS, is never drawn; here it is). ``head-tokens``: the first ``max_tokens`` of those: BOS, and no EOS
+(BioNeMo 1). An alphabet without BOS or EOS has none in any of them, and the more residues.
 """
 
 CROPS: Final = ("random", "head", "random-tokens", "head-tokens")
@@ -97,9 +98,12 @@ class Sampler:
     ) -> None:
         if crop not in CROPS:
             raise UsageError(f"unknown crop {crop!r}; use {', '.join(CROPS)}")
-        if max_tokens < 3:
-            raise UsageError(f"max_tokens must be at least 3 (BOS, a residue, EOS), got {max_tokens}")
+        frame = split.alphabet.frame
+        if max_tokens < frame.tokens(1):
+            names = ["BOS"] * (frame.bos is not None) + ["a residue"] + ["EOS"] * (frame.eos is not None)
+            raise UsageError(f"max_tokens must be at least {len(names)} ({', '.join(names)}), got {max_tokens}")
         self.split, self.seed, self.max_tokens, self.crop, self.shuffle = split, seed, max_tokens, crop, shuffle
+        self._frame = frame
         self.max_length = max_length
         self._clusters = None if max_length is None else self._short_enough()
         self._size = split.clusters if self._clusters is None else len(self._clusters)
@@ -169,18 +173,18 @@ class Sampler:
         start: NDArray[np.int64],
         length: NDArray[np.int64],
     ) -> Draws:
-        everywhere = np.ones(len(places), np.bool_)
+        frame = self._frame
         if self.crop in {"random", "head"}:
-            residues = np.minimum(length, self.max_tokens - 2)
+            residues = np.minimum(length, frame.residues(self.max_tokens))
             offset = self._offset(epoch, places, length - residues) if self.crop == "random" else np.zeros_like(length)
-            return Draws(places, sequences, start + offset, residues, offset, everywhere, everywhere)
+            bos, eos = (np.full(len(places), special is not None) for special in frame)
+            return Draws(places, sequences, start + offset, residues, offset, bos, eos)
         # A window of the tokens: BOS is the first, EOS the one after the residues.
-        tokens = np.minimum(length + 2, self.max_tokens)
-        first = (
-            self._offset(epoch, places, length + 2 - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
-        )
-        bos, eos = first == 0, first + tokens == length + 2
-        offset = first - 1 + bos
+        whole = frame.tokens(length)
+        tokens = np.minimum(whole, self.max_tokens)
+        first = self._offset(epoch, places, whole - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
+        bos, eos = (first == 0) & (frame.bos is not None), (first + tokens == whole) & (frame.eos is not None)
+        offset = first - frame.before + bos
         return Draws(places, sequences, start + offset, tokens - bos - eos, offset, bos, eos)
 
     def _offset(self, epoch: int, places: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:

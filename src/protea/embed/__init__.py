@@ -1,1 +1,1 @@
-"""From records to embeddings: the engine, and the stores it writes to."""
+"""From records to embeddings: the run over files, and the stores it writes to."""

@@ -13,13 +13,13 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from protea.embed.engine import FloatArray
 from protea.embed.journal import work_folder
 from protea.embed.prepare import Encoded
 from protea.embed.settings import Settings
 from protea.embed.stores import RESIDUES, Array, Layout, is_output_folder, kind_of
 from protea.embed.survey import Totals
 from protea.errors import NonFiniteError, OutputError
+from protea.infer.runner import FloatArray
 
 REPORT_HEADER: Final = b"id\twhat\tdetail\n"
 

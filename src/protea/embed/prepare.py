@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.embed.names import store_name
-from protea.embed.windows import spans
 from protea.errors import FastaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
+from protea.infer.windows import spans
 from protea.models.encoder import Encoder
 
 Long = Literal["truncate", "window", "full", "error"]
@@ -74,17 +74,14 @@ class Encoded:
         ids: ``[L]`` token ids of the residues kept, BOS and EOS not yet added.
         windows: first residue and residue after the last of every pass through the model; usually one for all.
         truncated_from: residues before truncation, if it was truncated.
+        tokens: of all passes, those of their frames included.
     """
 
     record: Record
     ids: NDArray[np.uint8]
     windows: tuple[tuple[int, int], ...]
     truncated_from: int | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all passes, BOS and EOS of each included."""
-        return sum(end - start + 2 for start, end in self.windows)
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -144,17 +141,18 @@ def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, policies: Polici
     Raises:
         SequenceTooLongError: it is over the limit and the policy does not help.
     """
-    limit = model.trained_tokens - 2
+    frame = model.alphabet.frame
+    limit = frame.residues(model.trained_tokens)
     length = len(ids)
     if length <= limit or (policies.long == "full" and model.max_tokens is None):
-        return Encoded(record, ids, ((0, length),), None)
+        return Encoded(record, ids, ((0, length),), None, frame.tokens(length))
     if policies.long == "truncate":
         notes.append(Note(record.id, "truncated", f"first {limit} of {length} residues"))
-        return Encoded(record, ids[:limit], ((0, limit),), length)
+        return Encoded(record, ids[:limit], ((0, limit),), length, frame.tokens(limit))
     if policies.long == "window":
         windows = spans(length, limit)
         notes.append(Note(record.id, "windowed", f"{length} residues in {len(windows)} windows of {limit}"))
-        return Encoded(record, ids, windows, None)
+        return Encoded(record, ids, windows, None, sum(frame.tokens(end - start) for start, end in windows))
     raise _too_long(record, length, model)
 
 
@@ -279,7 +277,7 @@ def _refuse(record: Record, sequence: str, alphabet: Alphabet, damage: Sequence[
 
 
 def _too_long(record: Record, length: int, model: Encoder) -> SequenceTooLongError:
-    limit = model.trained_tokens - 2
+    limit = model.alphabet.frame.residues(model.trained_tokens)
     family = model.config.family
     whole = ", full runs it whole" if model.max_tokens is None else ""
     return SequenceTooLongError(

@@ -7,8 +7,7 @@ a few packs, so memory stays the same whatever the input's size.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,7 @@ import torch
 
 import protea
 from protea.device import native_bfloat16
-from protea.embed import engine
-from protea.embed.engine import Embedding, Wanted
+from protea.embed.embeddings import Asked, Embedding, assembled, jobs_of, resolve_layers
 from protea.embed.journal import Journal, Progress, differences
 from protea.embed.outputs import (
     check_place,
@@ -31,6 +29,7 @@ from protea.embed.outputs import (
     write_beside,
     write_error,
 )
+from protea.embed.pooling import check_poolings
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import Encoded, Prepared, prepare
 from protea.embed.settings import PROVENANCE, Settings
@@ -38,8 +37,10 @@ from protea.embed.stores import RESIDUES, Entry, Store, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
 from protea.fasta import Record, flows, read_fasta
+from protea.infer.memory import default_budget
+from protea.infer.runner import Runner
+from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
-from protea.models.inference import return_freed_memory
 
 _COMMIT_SECONDS: Final = 10.0
 """Work between two commits: what a killed run loses at most, with the packs then under way."""
@@ -90,7 +91,8 @@ class Run:
     watcher: Watcher = field(default_factory=Watcher)
 
     def __post_init__(self) -> None:
-        self.layers = engine.resolve_layers(self.settings.layers, self.model)
+        self.layers = resolve_layers(self.settings.layers, self.model)
+        check_poolings(self.settings.pool, self.model.alphabet.frame)
         self._plan: dict[str, Any] = {}
         self._kept = False
         self._total: Totals | None = None
@@ -124,7 +126,7 @@ class Run:
         budget = (
             self.settings.token_budget
             or followed.get("token_budget")
-            or engine.default_budget(self.model, whatever_is_free=self.settings.shard is not None)
+            or default_budget(self.model, whatever_is_free=self.settings.shard is not None)
         )
         torch.set_num_threads(followed.get("threads", torch.get_num_threads()))
         surveyed = self._survey(budget)
@@ -159,14 +161,13 @@ class Run:
 
     def _circumstances(self) -> dict[str, Any]:
         """What numbers depend on beside the settings."""
-        weight = self.model.word_embeddings.weight
-        device = weight.device
+        device = self.model.device
         bfloat16 = "native" if native_bfloat16(device) else "emulated"
         return {
             "version": protea.__version__,
             "torch": str(torch.__version__),
             "model_files": dict(self.model_files),
-            "computed_in": str(weight.dtype).removeprefix("torch."),
+            "computed_in": str(self.model.compute_dtype).removeprefix("torch."),
             "computed_on": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "kernels": f"{torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16",
             "threads": torch.get_num_threads(),
@@ -211,8 +212,8 @@ class Run:
             committed = time.monotonic()
             damage: DamagedFileError | None = None
             try:
-                for group, finish in results:
-                    progress = self._write(group, finish(), stores, journal, progress)
+                for group, embeddings in results:
+                    progress = self._write(group, embeddings, stores, journal, progress)
                     if time.monotonic() - committed >= _COMMIT_SECONDS:
                         progress = self._commit(journal, stores, progress)
                         committed = time.monotonic()
@@ -269,19 +270,17 @@ class Run:
             if share is None or group.number >= share.start:
                 yield group
 
-    def _compute(self, ready: Iterable[Group], budget: int) -> Generator[tuple[Group, Callable[[], list[Embedding]]]]:
+    def _compute(self, ready: Iterable[Group], budget: int) -> Generator[tuple[Group, list[Embedding]]]:
         kinds = {kind for output in self.outputs for kind in output.layout.kinds}
         poolings = tuple(kind for kind in self.settings.pool if kind in kinds)
-        wanted = Wanted(layers=self.layers, poolings=poolings, residues=RESIDUES in kinds)
-        under_way: deque[Group] = deque()
-
-        def packs() -> Iterator[list[Encoded]]:
-            for group in ready:
-                under_way.append(group)
-                yield [item.encoded for item in group.items if item.encoded is not None]
-
-        for finish in engine.embed(self.model, packs(), wanted, budget):
-            yield under_way.popleft(), finish
+        asked = Asked(layers=self.layers, poolings=poolings, residues=RESIDUES in kinds)
+        frame = self.model.alphabet.frame
+        runner: Runner = Runner(self.model, budget)
+        groups_and_jobs = (
+            (group, (job for one in _encoded(group) for job in jobs_of(one, asked, frame))) for group in ready
+        )
+        for group, results in runner.each(groups_and_jobs, apart=True):
+            yield group, list(assembled(results, asked, frame))
 
     def _write(
         self, group: Group, embeddings: list[Embedding], stores: list[Store], journal: Journal, progress: Progress
@@ -334,6 +333,10 @@ class Run:
             if complete.exists():
                 write_beside(output.path, journal.report(), self._provenance(progress.totals))
                 move_into_place(complete, output.path)
+
+
+def _encoded(group: Group) -> Iterator[Encoded]:
+    return (item.encoded for item in group.items if item.encoded is not None)
 
 
 def _identity(budget: int, surveyed: Survey) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 All kernels share one signature and one layout: ``q`` is ``[Tq, H, K]``, ``k`` and ``v`` are ``[Tk, H, K]``, and
 sequence ``b`` attends to itself alone, rows ``cu_q[b]:cu_q[b+1]`` against rows ``cu_k[b]:cu_k[b+1]``. To add a
-kernel, write the function and its entry in ``KERNELS``; nothing else in the package changes. Which kernel wins
-for which shape was measured by ``benchmarks/attention.py``.
+kernel, write the function and its entry in ``KERNELS``, or hand it to ``add_kernel`` where it must be asked for;
+nothing else in the package changes. Which kernel wins for which shape was measured by ``benchmarks/attention.py``.
 
 Shapes: T tokens, H heads, K head width, L length of one sequence, n sequences of equal length.
 """
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
-from protea.models import native
 from protea.packing import CuSeqlens
 
 _SCORE_BLOCK_BYTES: Final = 4 << 20
@@ -319,22 +318,6 @@ def _varlen_parameters() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _native(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_q: CuSeqlens,
-    cu_k: CuSeqlens,
-    scale: float,
-    bias: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """The compiled kernel, where it was asked for."""
-    from protea.models.native.functional import attention
-
-    return attention(q, k, v, cu_q, cu_k, scale)
-
-
 @cache
 def _has_flash(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -351,16 +334,6 @@ VARLEN: Final = Kernel(
     gradients=True,
     available=_has_flash,
 )
-NATIVE: Final = Kernel(
-    "native",
-    _native,
-    device="cpu",
-    dtypes=frozenset({torch.bfloat16}),
-    head_widths=range(8, 129, 8),
-    gradients=True,
-    inference=False,
-    available=lambda device: native.compiled() is not None,
-)
 PRODUCT: Final = Kernel(
     "product", _product, device="cpu", dtypes=frozenset({torch.bfloat16}), available=native_bfloat16
 )
@@ -368,5 +341,17 @@ SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 REFERENCE: Final = Kernel("reference", _reference, bias=True, dropout=True, gradients=True)
 """What the others are compared with; never picked."""
 
-KERNELS: Final = (VARLEN, NATIVE, PRODUCT, SDPA)
-"""In order of preference; the last supports everything."""
+KERNELS: Final = [VARLEN, PRODUCT, SDPA]
+"""In order of preference; the last supports everything. These are always there."""
+
+
+def add_kernel(kernel: Kernel) -> None:
+    """Have one more kernel considered in this process, before ``PRODUCT``; adding it twice changes nothing."""
+    if kernel not in KERNELS:
+        KERNELS.insert(KERNELS.index(PRODUCT), kernel)
+
+
+def remove_kernel(kernel: Kernel) -> None:
+    """Have a kernel that was added considered no longer; removing it twice changes nothing."""
+    if kernel in KERNELS:
+        KERNELS.remove(kernel)

@@ -1,145 +1,75 @@
-"""What every model of the family is: an embedding, a stack of layers, a final norm, heads, and one driver.
+"""What every model is: an embedding, a stack of layers, what comes after them, perhaps heads, and one driver.
 
-A family adds its positions by implementing ``embed_tokens`` and ``context``; ``Encoder.forward`` runs them, the
-layers and ``final``, and is the only forward pass there is. Hidden states and attention maps are handed to observers
-as they arise, so that a caller keeps what it needs and nothing else stays in memory.
+A family supplies ``embed_tokens``, ``context``, its ``layers`` and, where it has them, ``final`` and ``head``;
+``Encoder.forward`` runs them and is the only forward pass there is. Hidden states and attention maps are handed to
+observers as they arise, so that a caller keeps what it needs and nothing else stays in memory. A layer is any module
+that takes ``[T, D]`` and a ``LayerContext``, with attention or without.
 
-Shapes: T tokens, D model width, H heads, V vocabulary rows, L length of one sequence.
+Shapes: T tokens, D model width, V vocabulary rows.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Final
+from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
-from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
+from protea.errors import CapabilityError, SequenceTooLongError
 from protea.models.attention_maps import AttentionMaps
-from protea.models.layers import AnyContactHead, ContactHead, LanguageModelHead, TransformerLayer, blank_embedding
-from protea.packing import CuSeqlens, PackedBatch
+from protea.models.config import EncoderConfig
+from protea.models.heads import AnyContactHead
+from protea.models.layers import LayerContext
+from protea.models.published import Published
+from protea.models.stored import StoredAs
+from protea.packing import PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]
 """Called with a layer number and its ``[T, D]`` output: 0 is the embedding, the last comes after ``final``."""
 
 AttentionObserver = Callable[[int, AttentionMaps], None]
-"""Called with a layer number, from 1, and one ``[H, L, L]`` tensor a sequence."""
-
-
-_LARGEST: Final = {
-    "num_hidden_layers": 1_000,
-    "hidden_size": 1 << 20,
-    "num_attention_heads": 1 << 20,
-    "intermediate_size": 1 << 20,
-    "vocab_size": 1 << 20,
-    "max_position_embeddings": 1 << 30,
-}
-"""Far above any model, and low enough that a damaged number is named at once instead of filling memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig(ABC):
-    """What all families are configured by; the names are those of Hugging Face's ``config.json``.
-
-    Raises:
-        CheckpointError: if a number is out of range, or the numbers do not fit together.
-    """
-
-    model_type: ClassVar[str]
-    alphabet: ClassVar[Alphabet]
-
-    num_hidden_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name, largest in _LARGEST.items():
-            if not 1 <= getattr(self, name) <= largest:
-                raise CheckpointError(f"{name} must be from 1 to {largest:,}, got {getattr(self, name)}")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise CheckpointError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0 < self.layer_norm_eps <= 1:
-            raise CheckpointError(f"layer_norm_eps must be above 0 and at most 1, got {self.layer_norm_eps}")
-        if self.hidden_size % self.num_attention_heads:
-            raise CheckpointError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
-            )
-
-    @property
-    @abstractmethod
-    def family(self) -> str:
-        """What the field calls such models: ``ESM-2``, ``ESM-1v``, ..."""
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class LayerContext:
-    """What a layer needs beside its input.
-
-    Attributes:
-        cu_seqlens: where each sequence begins and ends.
-        rotary: cosine and sine of the rotary angles, ``[T, 1, K/2]`` float32 each, for models that rotate.
-        on_attention: receives the layer's attention maps, if somebody asked for them.
-    """
-
-    cu_seqlens: CuSeqlens
-    rotary: tuple[Tensor, Tensor] | None = None
-    on_attention: Callable[[AttentionMaps], None] | None = None
+"""Called with a layer number, from 1, and the layer's attention maps."""
 
 
 class Encoder(nn.Module, ABC):
-    """A masked protein language model over packed sequences: what all families share."""
+    """A protein language model over packed sequences.
 
-    lm_head: LanguageModelHead | None
+    Attributes:
+        config_type: the class of the family's configurations.
+        stored: how the family is kept in checkpoint formats, by their names.
+        published: its published checkpoints.
+        layers: modules from ``[T, D]`` and a ``LayerContext`` to ``[T, D]``.
+        lm_head: the language-model head, if there is one.
+        contact_head: the contact head, if there is one.
+    """
+
+    config_type: ClassVar[type[EncoderConfig]]
+    stored: ClassVar[Mapping[str, StoredAs]]
+    published: ClassVar[tuple[Published, ...]] = ()
+
+    layers: nn.ModuleList
+    lm_head: nn.Module | None
     contact_head: AnyContactHead | None
 
-    def __init__(self, config: EncoderConfig, *, activation: str, contact_head: bool) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.alphabet = config.alphabet
-        self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                activation=activation,
-                dropout=config.hidden_dropout_prob,
-                attention_dropout=config.attention_probs_dropout_prob,
-                layer_norm_eps=config.layer_norm_eps,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
-        self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
-        self.contact_head = ContactHead(config.num_hidden_layers, config.num_attention_heads) if contact_head else None
+        self.lm_head = None
+        self.contact_head = None
 
-    @property
-    @abstractmethod
-    def max_tokens(self) -> int | None:
-        """Tokens a sequence may have, BOS and EOS included; ``None`` without a limit."""
+    @classmethod
+    def build(cls, config: EncoderConfig) -> Self:
+        """A model without weights, on the meta device, in evaluation mode; buffers have their values."""
+        with torch.device("meta"):
+            return cls(config).eval()
 
-    @property
-    @abstractmethod
-    def trained_tokens(self) -> int:
-        """Tokens the published models saw at a time in training, BOS and EOS included."""
+    # --- what a family supplies ------------------------------------------------------------------------------------
 
     @abstractmethod
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
@@ -154,72 +84,135 @@ class Encoder(nn.Module, ABC):
         """The published initialisation of one parameter, float32 on the CPU."""
 
     def final(self, x: Tensor) -> Tensor:
-        """The norm after the last layer, ``[T, D]``."""
-        normed: Tensor = self.emb_layer_norm_after(x)
-        return normed
+        """What comes after the last layer, ``[T, D]``: nothing, unless a family has more."""
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         """Logits ``[T, V]`` from the final hidden states.
 
         Raises:
-            CapabilityError: if the checkpoint came without a language-model head.
+            CapabilityError: the model has no language-model head.
         """
         self.require("logits")
-        assert self.lm_head is not None
-        logits: Tensor = self.lm_head(x, self.word_embeddings.weight)
-        return logits
+        raise NotImplementedError
+
+    # --- what all of them do ---------------------------------------------------------------------------------------
 
     def forward(
         self,
         batch: PackedBatch,
         on_hidden: HiddenObserver | None = None,
         on_attention: AttentionObserver | None = None,
+        *,
+        start: int = 0,
+        x: Tensor | None = None,
     ) -> Tensor:
-        """Run all layers.
+        """Run all layers, or those from one on.
 
         Args:
             batch: the tokens.
             on_hidden: receives every hidden state as it arises.
             on_attention: receives every layer's attention maps, which are computed as it looks at them.
+            start: layers that were run before.
+            x: their output ``[T, D]``; without it, the embedding is computed.
 
         Returns:
-            The last hidden state after the final norm, ``[T, D]``.
+            The last hidden state after ``final``, ``[T, D]``.
 
         Raises:
-            SequenceTooLongError: if a sequence has more tokens than the model has positions.
+            SequenceTooLongError: a sequence has more tokens than the model has positions.
         """
-        if self.max_tokens is not None and batch.max_length > self.max_tokens:
-            raise SequenceTooLongError(
-                f"a sequence of {batch.max_length} tokens exceeds the {self.max_tokens} positions of this "
-                f"{self.config.family} model"
-            )
+        self.check_length(batch.max_length)
         context = self.context(batch)
-        x = self.embed_tokens(batch)
-        for number, layer in enumerate(self.layers, start=1):
+        if x is None:
+            x = self.embed_tokens(batch)
+        for number in range(start, len(self.layers)):
             if on_hidden is not None:
-                on_hidden(number - 1, x)
+                on_hidden(number, x)
             if on_attention is not None:
-                context = replace(context, on_attention=partial(on_attention, number))
-            x = layer(x, context)
+                context = replace(context, on_attention=partial(on_attention, number + 1))
+            x = self.layers[number](x, context)
         x = self.final(x)
         if on_hidden is not None:
             on_hidden(len(self.layers), x)
         return x
 
+    def check_length(self, tokens: int) -> None:
+        """See that the model has positions for a sequence.
+
+        Raises:
+            SequenceTooLongError: it has fewer than the sequence has tokens.
+        """
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            raise SequenceTooLongError(
+                f"a sequence of {tokens} tokens exceeds the {self.max_tokens} positions of this "
+                f"{self.config.family} model"
+            )
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """The tokens that the model knows."""
+        return self.config.alphabet
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens a sequence may have, those of its frame included; ``None`` without a limit."""
+        return self.config.max_tokens
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the published models saw at a time in training, those of the frame included."""
+        return self.config.trained_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that the model computes in, autocast apart."""
+        return next(self.parameters()).dtype
+
+    @property
+    def stored_buffers(self) -> dict[str, Tensor]:
+        """Buffers that checkpoints carry, by name; without a file's values they have the architecture's."""
+        # state_dict() knows the same, and is refused where a transform has taken parameters away.
+        return {
+            f"{owner}.{name}".lstrip("."): buffer
+            for owner, module in self.named_modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        }
+
+    def buffer_origin(self, name: str) -> str:
+        """What a buffer is computed from, for messages, as in `` from rope_theta 10000``."""
+        return ""
+
+    def set_buffer(self, name: str, value: Tensor) -> None:
+        """Put a value in the place of a buffer's."""
+        owner, _, own_name = name.rpartition(".")
+        setattr(self.get_submodule(owner), own_name, value)
+
     @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
-        heads = {"logits": self.lm_head, "contacts": self.contact_head}
-        return frozenset({"attention", *(name for name, head in heads.items() if head is not None)})
+        can = {
+            "attention": any(self.config.attention_heads),
+            "logits": self.lm_head is not None,
+            "contacts": self.contact_head is not None,
+        }
+        return frozenset(name for name, there in can.items() if there)
 
     def require(self, capability: str) -> None:
         """Check for a capability.
 
         Raises:
-            CapabilityError: if the model lacks it, with the way out.
+            CapabilityError: the model lacks it; with the way out.
         """
         if capability not in self.capabilities:
             way_out = {
+                "attention": "its layers do not attend; name a model of another family",
                 "logits": "load a checkpoint saved with its language-model head (lm_head.*)",
                 "contacts": "load a checkpoint with a contact head, or fit one: protea fit-contacts",
             }[capability]

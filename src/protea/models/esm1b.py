@@ -6,16 +6,21 @@ ESM-1v does not. Follows Meta's ``esm/model/esm1.py`` for ``arch == "roberta_lar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor, nn
 
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig, LayerContext
-from protea.models.layers import blank_embedding, initial_parameter, token_dropout
+from protea.models import esm_formats
+from protea.models.esm_formats import check_esm_config, esm_config
+from protea.models.layers import LayerContext, blank_embedding, initial_parameter, token_dropout
+from protea.models.published import by_meta
+from protea.models.stored import Shapes, StoredAs
+from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
 _FIRST_POSITION: Final = ESM.pad + 1
@@ -23,11 +28,16 @@ _FIRST_POSITION: Final = ESM.pad + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESM1bConfig(EncoderConfig):
+class ESM1bConfig(TransformerConfig):
     """Configuration of an ESM-1b or ESM-1v model."""
 
     model_type: ClassVar[str] = "esm"
     alphabet: ClassVar[Alphabet] = ESM
+    absent: ClassVar[Mapping[str, Any]] = {
+        **TransformerConfig.absent,
+        "token_dropout": False,
+        "emb_layer_norm_before": False,
+    }
 
     vocab_size: int = len(ESM)
     max_position_embeddings: int = 1026
@@ -38,6 +48,16 @@ class ESM1bConfig(EncoderConfig):
     def family(self) -> str:
         """``ESM-1b``, or ``ESM-1v`` where embeddings are not normed."""
         return "ESM-1b" if self.emb_layer_norm_before else "ESM-1v"
+
+    @property
+    def max_tokens(self) -> int:
+        """1,024 in the published models: 1,022 residues between BOS and EOS."""
+        return self.max_position_embeddings - _FIRST_POSITION
+
+    @property
+    def trained_tokens(self) -> int:
+        """All there are positions for."""
+        return self.max_tokens
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +81,69 @@ ESM1B: Final = _650m(emb_layer_norm_before=True)
 ESM1V: Final = _650m(emb_layer_norm_before=False)
 
 
-class ESM1b(Encoder):
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _absolute_esm(described: Mapping[str, Any]) -> bool:
+    check_esm_config(described)
+    return bool(described.get("position_embedding_type", "absolute") == "absolute")
+
+
+def _from_meta(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM1bConfig:
+    return ESM1bConfig(
+        **sizes,
+        max_position_embeddings=shapes["position_embeddings.weight"][0],
+        token_dropout=bool(described.get("token_dropout", False)),
+        emb_layer_norm_before="emb_layer_norm_before.weight" in shapes,
+    )
+
+
+def _meta_cannot(config: ESM1bConfig) -> str | None:
+    if config.layer_norm_eps != 1e-5:
+        return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
+    return None
+
+
+_STORED: Final = {
+    "hf": StoredAs(
+        keys=esm_formats.HF,
+        accepts=_absolute_esm,
+        config=lambda described, sizes, shapes: ESM1bConfig(**sizes),
+        describe=lambda config: esm_config("absolute", norm_before=config.emb_layer_norm_before),
+        classes=esm_formats.HF_CLASSES,
+        tokenizer="EsmTokenizer",
+    ),
+    "fair-esm": StoredAs(
+        keys=esm_formats.FAIR_ESM,
+        accepts=lambda described: described["said_by"] == "args" and described.get("arch") == "roberta_large",
+        config=_from_meta,
+        describe=lambda config: {
+            "said_by": "args",
+            "arch": "roberta_large",
+            "encoder_layers": config.num_hidden_layers,
+            "encoder_embed_dim": config.hidden_size,
+            "encoder_ffn_embed_dim": config.intermediate_size,
+            "encoder_attention_heads": config.num_attention_heads,
+            "max_positions": config.max_tokens,
+            "token_dropout": config.token_dropout,
+            "final_bias": True,
+        },
+        unsupported=_meta_cannot,
+        # Meta's loader does so where there is token dropout, which masks the input; this is the row's use as output.
+        zeroed=lambda config: {"word_embeddings.weight": ESM.mask} if config.token_dropout else {},
+    ),
+}
+
+
+class ESM1b(Transformer):
     """The model, ESM-1v included."""
+
+    config_type = ESM1bConfig
+    stored = _STORED
+    published = (
+        by_meta("esm1b_t33_650M_UR50S", ESM1B),
+        *(by_meta(f"esm1v_t33_650M_UR90S_{number}", ESM1V, contact_head=False) for number in range(1, 6)),
+    )
 
     config: ESM1bConfig
 
@@ -72,16 +153,6 @@ class ESM1b(Encoder):
         self.emb_layer_norm_before = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.emb_layer_norm_before else None
         )
-
-    @property
-    def max_tokens(self) -> int:
-        """1,024 in the published models: 1,022 residues between BOS and EOS."""
-        return self.config.max_position_embeddings - _FIRST_POSITION
-
-    @property
-    def trained_tokens(self) -> int:
-        """All there are positions for."""
-        return self.max_tokens
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
         """Word embeddings with token dropout, plus positions, normed in ESM-1b, ``[T, D]``."""

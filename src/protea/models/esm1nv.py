@@ -9,8 +9,9 @@ one, and scales the initialisation of the residual projections.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor
@@ -19,13 +20,17 @@ from torch.nn import functional as F
 from protea.alphabet import ESM1NV as ESM1NV_ALPHABET
 from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig, LayerContext
-from protea.models.layers import ACTIVATIONS, blank_embedding, initial_parameter
+from protea.models import esm_formats
+from protea.models.esm_formats import gelu_is_tanh
+from protea.models.layers import ACTIVATIONS, LayerContext, blank_embedding, initial_parameter
+from protea.models.published import by_nvidia
+from protea.models.stored import Shapes, StoredAs
+from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESM1nvConfig(EncoderConfig):
+class ESM1nvConfig(TransformerConfig):
     """Configuration of ESM-1nv; the defaults are the published model.
 
     ``hidden_act`` is ``gelu_tanh`` (NeMo's fused bias-GELU) or ``gelu`` (exact). That the published model was trained
@@ -50,6 +55,16 @@ class ESM1nvConfig(EncoderConfig):
         """``ESM-1nv``."""
         return "ESM-1nv"
 
+    @property
+    def max_tokens(self) -> int:
+        """512 in the published model: 510 residues between BOS and EOS."""
+        return self.max_position_embeddings
+
+    @property
+    def trained_tokens(self) -> int:
+        """All there are positions for."""
+        return self.max_tokens
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden_act not in ACTIVATIONS:
@@ -59,24 +74,47 @@ class ESM1nvConfig(EncoderConfig):
 ESM1NV: Final = ESM1nvConfig()
 
 
-class ESM1nv(Encoder):
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _from_nemo(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM1nvConfig:
+    return ESM1nvConfig(
+        **sizes,
+        max_position_embeddings=shapes["position_embeddings.weight"][0],
+        hidden_act="gelu_tanh" if gelu_is_tanh(described) else "gelu",
+    )
+
+
+_STORED: Final = {
+    "hf": StoredAs(keys=esm_formats.HF, config=lambda described, sizes, shapes: ESM1nvConfig(**sizes)),
+    "nemo": StoredAs(
+        keys=esm_formats.NEMO,
+        accepts=lambda described: described.get("position_embedding_type") in (None, "learned_absolute"),
+        config=_from_nemo,
+        describe=lambda config: {
+            "name": "esm1nv",
+            "position_embedding_type": "learned_absolute",
+            "apply_query_key_layer_scaling": True,
+            "bias_gelu_fusion": config.hidden_act == "gelu_tanh",
+            "tokenizer": {"library": "sentencepiece", "vocab_file": "nemo:vocab.txt"},
+        },
+        padded=True,
+    ),
+}
+
+
+class ESM1nv(Transformer):
     """The model."""
+
+    config_type = ESM1nvConfig
+    stored = _STORED
+    published = (by_nvidia("esm1nv", ESM1NV, "esm1nv"),)
 
     config: ESM1nvConfig
 
     def __init__(self, config: ESM1nvConfig) -> None:
         super().__init__(config, activation=config.hidden_act, contact_head=False)
         self.position_embeddings = blank_embedding(config.max_position_embeddings, config.hidden_size)
-
-    @property
-    def max_tokens(self) -> int:
-        """512 in the published model: 510 residues between BOS and EOS."""
-        return self.config.max_position_embeddings
-
-    @property
-    def trained_tokens(self) -> int:
-        """All there are positions for."""
-        return self.max_tokens
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
         """Word plus position embeddings, ``[T, D]``."""

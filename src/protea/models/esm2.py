@@ -5,22 +5,27 @@ Pre-norm transformer with rotary positions and token dropout. Follows Meta's ``e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Final
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from torch import Tensor
 
+from protea import bundled
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
-from protea.models.encoder import Encoder, EncoderConfig, LayerContext
-from protea.models.layers import initial_parameter, inverse_frequencies, rotary_angles, token_dropout
+from protea.models import esm_formats
+from protea.models.esm_formats import check_esm_config, esm_config, gelu_is_tanh
+from protea.models.layers import LayerContext, initial_parameter, inverse_frequencies, rotary_angles, token_dropout
+from protea.models.published import Published, by_meta, by_nvidia, te_recipe
+from protea.models.stored import Keys, Shapes, StoredAs
+from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESM2Config(EncoderConfig):
+class ESM2Config(TransformerConfig):
     """Configuration of an ESM-2 model.
 
     ``vocab_size`` above 33 means rows of padding, as NVIDIA's checkpoints have. ``max_position_embeddings`` is
@@ -29,6 +34,7 @@ class ESM2Config(EncoderConfig):
 
     model_type: ClassVar[str] = "esm"
     alphabet: ClassVar[Alphabet] = ESM
+    absent: ClassVar[Mapping[str, Any]] = {**TransformerConfig.absent, "token_dropout": False}
 
     vocab_size: int = len(ESM)
     max_position_embeddings: int = 1026
@@ -39,6 +45,16 @@ class ESM2Config(EncoderConfig):
     def family(self) -> str:
         """``ESM-2``."""
         return "ESM-2"
+
+    @property
+    def max_tokens(self) -> None:
+        """Rotary positions have no end."""
+        return None
+
+    @property
+    def trained_tokens(self) -> int:
+        """1,024: crops of 1,022 residues between BOS and EOS."""
+        return 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,13 +84,183 @@ SIZES: Final = {
     "20B": _size(64, 5120, 40),
 }
 
+# BioNeMo framework, bionemo-core/data/resources/esm2.yaml: of the .nemo file, and of archives of directories.
+_SHA256: Final = {
+    "esm2nv_650M": "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7",
+    "esm2nv8m:2.0": "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16",
+    "esm2nv650m:2.0": "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997",
+    "esm2nv3b:2.0": "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed",
+    "esm2nv650m:2.1": "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe",
+    "esm2nv3b:2.1": "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6",
+}
 
-class ESM2(Encoder):
+
+def _published() -> Iterator[Published]:
+    yield Published(
+        name=bundled.NAME,
+        config=replace(SIZES["8M"], num_attention_heads=5),
+        publisher="Protea",
+        licence="Apache-2.0",
+        format="hf",
+        repository=None,
+        place="comes with the package",
+        contact_head=True,
+    )
+    weights = [(size, f"esm2_t{config.num_hidden_layers}_{size}_UR50D") for size, config in SIZES.items()]
+    weights.pop()  # of 20B there are none
+    yield from (by_meta(name, SIZES[size]) for size, name in weights)
+    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", ""), ("20B", "")):
+        # NVIDIA pads the vocabulary's 33 rows to 128.
+        padded = replace(SIZES[size], vocab_size=128)
+        yield by_nvidia(f"esm2nv_{size}", padded, place, sha256=_SHA256.get(f"esm2nv_{size}", ""))
+    # 2.0 is converted from Meta's weights, 2.1 NVIDIA's own training.
+    for size, tag in (("8M", "2.0"), ("650M", "2.0"), ("3B", "2.0"), ("650M", "2.1"), ("3B", "2.1")):
+        name = f"esm2nv{size.lower()}:{tag}"
+        yield by_nvidia(name, SIZES[size], f"esm2nv{size.lower()}", "nemo2", _SHA256[name])
+    yield from (te_recipe(f"nvidia/{name}", SIZES[size]) for size, name in weights)
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _rotary_esm(described: Mapping[str, Any]) -> bool:
+    check_esm_config(described)
+    if described.get("position_embedding_type", "absolute") != "rotary":
+        return False
+    if described.get("emb_layer_norm_before"):
+        raise CheckpointError("emb_layer_norm_before with rotary positions is no published architecture")
+    return True
+
+
+def _meta_cannot(config: ESM2Config) -> str | None:
+    if config.layer_norm_eps != 1e-5:
+        return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
+    if config.intermediate_size != 4 * config.hidden_size:
+        return f"Meta's ESM-2 has feed-forward layers of 4 times the width, this model of {config.intermediate_size}"
+    return None
+
+
+def _from_nemo(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM2Config:
+    if gelu_is_tanh(described):
+        raise CheckpointError("bias_gelu_fusion without esm_gelu: ESM-2 with the tanh form of GELU is not supported")
+    return ESM2Config(**sizes, token_dropout=bool(described.get("embedding_token_dropout", False)))
+
+
+_NEMO2: Final[Keys] = {
+    "word_embeddings.*": "embedding.word_embeddings.*",
+    "layers.{}.self_attn_layer_norm.*": "encoder.layers.self_attention.linear_qkv.layer_norm_*",
+    "layers.{}.self_attn.q_proj.*": "encoder.layers.self_attention.linear_qkv.*",
+    "layers.{}.self_attn.k_proj.*": "encoder.layers.self_attention.linear_qkv.*",
+    "layers.{}.self_attn.v_proj.*": "encoder.layers.self_attention.linear_qkv.*",
+    "layers.{}.self_attn.out_proj.*": "encoder.layers.self_attention.linear_proj.*",
+    "layers.{}.final_layer_norm.*": "encoder.layers.mlp.linear_fc1.layer_norm_*",
+    "layers.{}.fc1.*": "encoder.layers.mlp.linear_fc1.*",
+    "layers.{}.fc2.*": "encoder.layers.mlp.linear_fc2.*",
+    "emb_layer_norm_after.*": "encoder.final_layernorm.*",
+    "lm_head.dense.*": "lm_head.dense.*",
+    "lm_head.layer_norm.*": "lm_head.layer_norm.*",
+    "lm_head.bias": "output_layer.bias",
+}
+
+_TE: Final[Keys] = {
+    "word_embeddings.*": "model.embeddings.word_embeddings.*",
+    "layers.{}.self_attn_layer_norm.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.layer_norm_*",
+    "layers.{}.self_attn.q_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
+    "layers.{}.self_attn.k_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
+    "layers.{}.self_attn.v_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
+    "layers.{}.self_attn.out_proj.*": "model.encoder.layers.{}.self_attention.proj.*",
+    "layers.{}.final_layer_norm.*": "model.encoder.layers.{}.layernorm_mlp.layer_norm_*",
+    "layers.{}.fc1.*": "model.encoder.layers.{}.layernorm_mlp.fc1_*",
+    "layers.{}.fc2.*": "model.encoder.layers.{}.layernorm_mlp.fc2_*",
+    "emb_layer_norm_after.*": "model.encoder.emb_layer_norm_after.*",
+    "lm_head.dense.*": "lm_head.dense.*",
+    "lm_head.layer_norm.*": "lm_head.decoder.layer_norm_*",
+    "lm_head.bias": "lm_head.decoder.bias",
+}
+
+_STORED: Final = {
+    "hf": StoredAs(
+        keys=esm_formats.HF,
+        accepts=_rotary_esm,
+        config=lambda described, sizes, shapes: ESM2Config(**sizes),
+        describe=lambda config: esm_config("rotary", norm_before=False),
+        classes=esm_formats.HF_CLASSES,
+        tokenizer="EsmTokenizer",
+    ),
+    "fair-esm": StoredAs(
+        keys=esm_formats.FAIR_ESM,
+        accepts=lambda described: described["said_by"] == "cfg",
+        config=lambda described, sizes, shapes: ESM2Config(
+            **sizes, token_dropout=bool(described.get("token_dropout", True))
+        ),
+        describe=lambda config: {
+            "said_by": "cfg",
+            "encoder_layers": config.num_hidden_layers,
+            "encoder_embed_dim": config.hidden_size,
+            "encoder_attention_heads": config.num_attention_heads,
+            "token_dropout": config.token_dropout,
+        },
+        unsupported=_meta_cannot,
+        prefix="esm2",
+    ),
+    "nemo": StoredAs(
+        keys=esm_formats.NEMO,
+        accepts=lambda described: described.get("position_embedding_type") == "rope",
+        config=_from_nemo,
+        describe=lambda config: {
+            "name": "esm2nv",
+            "position_embedding_type": "rope",
+            "embedding_use_attention_mask": True,
+            "embedding_token_dropout": config.token_dropout,
+            "mask_token_id": ESM.mask,
+            "normalize_attention_scores": False,
+            "bias_gelu_fusion": False,
+            "use_esm_attention": True,
+            "esm_gelu": True,
+            "tokenizer": {"library": "huggingface", "model_name": "facebook/esm2_t33_650M_UR50D", "mask_id": ESM.mask},
+        },
+    ),
+    "nemo2": StoredAs(
+        keys=_NEMO2,
+        config=lambda described, sizes, shapes: ESM2Config(
+            **sizes,
+            token_dropout=described.get("token_dropout", True) is not False,
+            rope_theta=described["rotary_base"],
+        ),
+        describe=lambda config: {
+            "_target_": "bionemo.esm2.model.model.ESM2Config",
+            "num_layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "ffn_hidden_size": config.intermediate_size,
+            "num_attention_heads": config.num_attention_heads,
+            "token_dropout": config.token_dropout,
+            "layernorm_epsilon": config.layer_norm_eps,
+            "hidden_dropout": config.hidden_dropout_prob,
+            "attention_dropout": config.attention_probs_dropout_prob,
+            "rotary_base": config.rope_theta,
+            "make_vocab_size_divisible_by": 128,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "te": StoredAs(
+        keys=_TE,
+        accepts=_rotary_esm,
+        config=lambda described, sizes, shapes: ESM2Config(**sizes),
+        describe=lambda config: {"position_embedding_type": "rotary", "emb_layer_norm_before": False},
+    ),
+}
+
+
+class ESM2(Transformer):
     """The model.
 
     ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It holds values from the
     start, on the meta device too, so that none can run with rotary frequencies that nobody set.
     """
+
+    config_type = ESM2Config
+    stored = _STORED
+    published = tuple(_published())
 
     config: ESM2Config
     inv_freq: Tensor
@@ -90,15 +276,9 @@ class ESM2(Encoder):
         self.inv_freq = exact.to(self.inv_freq.device)
         return self
 
-    @property
-    def max_tokens(self) -> None:
-        """Rotary positions have no end."""
-        return None
-
-    @property
-    def trained_tokens(self) -> int:
-        """1,024: crops of 1,022 residues between BOS and EOS."""
-        return 1024
+    def buffer_origin(self, name: str) -> str:
+        """The base of the rotary frequencies."""
+        return f" from rope_theta {self.config.rope_theta:g}"
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
         """Word embeddings with token dropout, ``[T, D]``."""

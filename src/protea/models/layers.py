@@ -9,7 +9,8 @@ Shapes: T tokens, D model width, H heads, K head width, F feed-forward width, V 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -18,10 +19,7 @@ from torch.nn import functional as F
 
 from protea.models.attention import attend
 from protea.models.attention_maps import AttentionMaps
-from protea.packing import PackedBatch
-
-if TYPE_CHECKING:
-    from protea.models.encoder import LayerContext
+from protea.packing import CuSeqlens, PackedBatch
 
 MASK_TRAIN: Final = 0.15 * 0.8
 """Share of tokens that were the mask token in Meta's training: 15 % selected, 80 % of them masked."""
@@ -32,21 +30,46 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-class SelfAttention(nn.Module):
-    """Projections of multi-head attention; the query is scaled by K^-1/2 before any rotation, as in Meta's code."""
+@dataclass(frozen=True)
+class LayerContext:
+    """What a layer needs beside its input.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Attributes:
+        cu_seqlens: where each sequence begins and ends.
+        rotary: cosine and sine of the rotary angles, ``[T, 1, K/2]`` float32 each, for models that rotate.
+        bias: ``[H, >=longest, >=longest]``, added to the scores of every sequence, for models that add one.
+        on_attention: receives the layer's attention maps, if somebody asked for them.
+    """
+
+    cu_seqlens: CuSeqlens
+    rotary: tuple[Tensor, Tensor] | None = None
+    bias: Tensor | None = None
+    on_attention: Callable[[AttentionMaps], None] | None = None
+
+
+class SelfAttention(nn.Module):
+    """Projections of multi-head attention; the query is scaled by K^-1/2 before any rotation, as in Meta's code.
+
+    Args:
+        width: D of the model.
+        heads: H, how many.
+        head_width: K, the width of one.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.head_width = head_width
+        self.q_proj = nn.Linear(width, heads * head_width)
+        self.k_proj = nn.Linear(width, heads * head_width)
+        self.v_proj = nn.Linear(width, heads * head_width)
+        self.out_proj = nn.Linear(heads * head_width, width)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q = q * q.shape[-1] ** -0.5
+        # How many heads there are follows from the width of one: a shard of the weights has fewer.
+        shape = (-1, self.head_width)
+        q, k, v = (project(x).unflatten(-1, shape) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q = q * self.head_width**-0.5
         return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
 
 
@@ -57,10 +80,14 @@ class TransformerLayer(nn.Module):
     attention.
     """
 
+    tokenwise: ClassVar[tuple[str, ...]] = ("before", "after")
+    """Methods that work token by token, which a compiler may fuse."""
+
     def __init__(
         self,
         width: int,
         heads: int,
+        head_width: int,
         ffn_width: int,
         *,
         activation: str,
@@ -73,7 +100,7 @@ class TransformerLayer(nn.Module):
         self.activate = ACTIVATIONS[activation]
         self.dropout, self.attention_dropout = dropout, attention_dropout
         self.self_attn_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.self_attn = SelfAttention(width, heads)
+        self.self_attn = SelfAttention(width, heads, head_width)
         self.final_layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
@@ -82,7 +109,7 @@ class TransformerLayer(nn.Module):
         """``[T, D]`` to ``[T, D]``."""
         q, k, v = self.before(x, context.rotary)
         if context.on_attention is not None:
-            context.on_attention(AttentionMaps(q, k, context.cu_seqlens))
+            context.on_attention(AttentionMaps(q, k, context.cu_seqlens, context.cu_seqlens, context.bias))
         y = attend(
             q,
             k,
@@ -90,6 +117,7 @@ class TransformerLayer(nn.Module):
             context.cu_seqlens,
             context.cu_seqlens,
             scale=1.0,
+            bias=context.bias,
             dropout=self.attention_dropout if self.training else 0.0,
         )
         return self.after(x, y.flatten(-2))
@@ -106,53 +134,6 @@ class TransformerLayer(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
-
-
-class LanguageModelHead(nn.Module):
-    """RoBERTa's head: dense, GELU, norm, then the word embeddings as output matrix, plus a bias.
-
-    The GELU is the exact one in every family: NeMo's ``BertLMHead`` keeps it although its blocks use the tanh form.
-    """
-
-    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
-        """``[T, D]`` and ``[V, D]`` to ``[T, V]``."""
-        return F.linear(self.layer_norm(F.gelu(self.dense(x))), word_embeddings, self.bias)
-
-
-class ContactHead(nn.Module):
-    """The weights of the logistic regression from all attention maps to contacts (Rao et al. 2020)."""
-
-    def __init__(self, layers: int, heads: int) -> None:
-        super().__init__()
-        self.regression = nn.Linear(layers * heads, 1)
-
-
-class BilinearContactHead(nn.Module):
-    """Contacts from the last hidden states h: (⟨P hᵢ, Q hⱼ⟩ + ⟨P hⱼ, Q hᵢ⟩) / 2 + b, of which the sigmoid is one.
-
-    No published model has such a head, and no format a place for one: it is kept beside a checkpoint.
-    """
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        self.p_proj = nn.Linear(width, rank, bias=False)
-        self.q_proj = nn.Linear(width, rank, bias=False)
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[L, L]``, float32 and symmetric, of one sequence's residues ``[L, D]``."""
-        p, q = (F.linear(x.float(), each.weight.float()) for each in (self.p_proj, self.q_proj))
-        products = p @ q.T
-        return (products + products.T) / 2 + self.bias.float()
-
-
-AnyContactHead = ContactHead | BilinearContactHead
 
 
 def blank_embedding(rows: int, width: int) -> nn.Embedding:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from protea.plot.profiles import Panel, Profile
+    from protea.plot.profile_data import Panel, Profile
 
 _WIDTH, _PANEL, _BETWEEN, _LEFT, _RIGHT, _BOTTOM, _TOP = 10.0, 1.9, 0.45, 0.75, 0.25, 0.5, 0.42
 """Inches: of all, of a panel, between panels and around them."""

@@ -9,7 +9,7 @@ import numpy as np
 from protea.plot.style import FAINT, INK, PAGE_BUTTONS, PAGE_LEGEND, PAGE_LINE, STRONG, TRUE, markup, page_title
 
 if TYPE_CHECKING:
-    from protea.plot.profiles import Panel, Profile
+    from protea.plot.profile_data import Panel, Profile
 
 _WIDTH, _PANEL, _BETWEEN, _TOP, _BOTTOM = 1000, 240, 50, 80, 60
 """Pixels: of panels, between and around them."""

@@ -12,7 +12,7 @@ from protea.plot.style import EFFECTS, INK, LINE, MISSING, SCALE, title_lines, w
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from protea.plot.scan import Row, Scan
+    from protea.plot.scan_data import Row, Scan
 
 _WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 9.6, 0.12, 0.3, 0.14
 """Inches: of a row, of a cell's width, and of its height."""

@@ -19,7 +19,7 @@ from protea.plot.style import (
 )
 
 if TYPE_CHECKING:
-    from protea.plot.scan import Row, Scan
+    from protea.plot.scan_data import Row, Scan
 
 _WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 1120, 14, 36, 14
 """Pixels: of a row, of a cell's width, and of its height."""

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.embed.engine import FloatArray, default_budget
 from protea.errors import UsageError, VariantError
+from protea.infer.memory import default_budget
+from protea.infer.runner import FloatArray, Runner
 from protea.models.encoder import Encoder
 from protea.score.expected import Advance, Sites, check_policy, masked, unmasked
 from protea.score.variants import Variant
@@ -127,26 +128,21 @@ def score(
     for protein in proteins:
         for variant in protein.variants:
             how.check(variant)
+    runner = Runner(model, default_budget(model) if how.token_budget is None else how.token_budget)
     if how.method == "pseudo-likelihood":
-        return _by_pseudo_likelihood(model, proteins, how, advance)
-    return _by_marginals(model, proteins, how, advance)
+        return _by_pseudo_likelihood(runner, proteins, how, advance)
+    return _by_marginals(runner, proteins, how, advance)
 
 
 def pseudo_log_likelihoods(
-    model: Encoder,
-    sequences: Iterable[tuple[str, str]],
-    *,
-    long: str,
-    token_budget: int,
-    advance: Advance = lambda done: None,
+    runner: Runner, sequences: Iterable[tuple[str, str]], *, long: str, advance: Advance = lambda done: None
 ) -> Iterator[FloatArray]:
     """Log-probability ``[L]`` of each residue, masked, given all others.
 
     Args:
-        model: with a language-model head.
+        runner: of a model with a language-model head.
         sequences: name and letters of each, taken as they are needed.
         long: what to do with one longer than the model was trained on.
-        token_budget: tokens computed at a time.
         advance: told of progress, a residue at a time.
 
     Raises:
@@ -154,27 +150,21 @@ def pseudo_log_likelihoods(
         SequenceTooLongError: one is too long, and ``long`` is ``error``.
         CapabilityError: the model has no language-model head.
     """
-    waiting: list[NDArray[np.uint8]] = []
-
-    def proteins() -> Iterator[Sites]:
-        for name, sequence in sequences:
-            waiting.append(model.alphabet.encode(sequence))
-            yield Sites(name, waiting[-1], range(len(waiting[-1])))
-
-    for values in masked(model, proteins(), long=long, token_budget=token_budget, advance=advance):
-        ids = waiting.pop(0)
-        yield values[np.arange(len(ids)), ids]
+    encode = runner.model.alphabet.encode
+    proteins = (Sites(name, ids := encode(sequence), range(len(ids))) for name, sequence in sequences)
+    for protein, values in masked(runner, proteins, long=long, advance=advance):
+        yield values[np.arange(len(protein.ids)), protein.ids]
 
 
 def _by_marginals(
-    model: Encoder, proteins: Sequence[Protein], how: Scoring, advance: Advance
+    runner: Runner, proteins: Sequence[Protein], how: Scoring, advance: Advance
 ) -> Iterator[NDArray[np.float64]]:
-    wanted = (Sites(one.name, model.alphabet.encode(one.sequence), one.sites) for one in proteins)
+    alphabet = runner.model.alphabet
+    wanted = (Sites(one.name, alphabet.encode(one.sequence), one.sites) for one in proteins)
     expected = masked if how.method == "masked-marginals" else unmasked
-    budget = _budget(model, how)
-    found = expected(model, wanted, long=how.long, token_budget=budget, advance=advance)
-    for protein, values in zip(proteins, found, strict=True):
-        yield _sums(protein, values, model.alphabet)
+    found = expected(runner, wanted, long=how.long, advance=advance)
+    for protein, (_, values) in zip(proteins, found, strict=True):
+        yield _sums(protein, values, alphabet)
 
 
 def _sums(protein: Protein, values: FloatArray, alphabet: Alphabet) -> NDArray[np.float64]:
@@ -189,7 +179,7 @@ def _sums(protein: Protein, values: FloatArray, alphabet: Alphabet) -> NDArray[n
 
 
 def _by_pseudo_likelihood(
-    model: Encoder, proteins: Sequence[Protein], how: Scoring, advance: Advance
+    runner: Runner, proteins: Sequence[Protein], how: Scoring, advance: Advance
 ) -> Iterator[NDArray[np.float64]]:
     def sequences() -> Iterator[tuple[str, str]]:
         for protein in proteins:
@@ -197,12 +187,7 @@ def _by_pseudo_likelihood(
             for variant in protein.variants:
                 yield f"{protein.name}, {variant.name}", variant.apply(protein.sequence)
 
-    budget = _budget(model, how)
-    found = pseudo_log_likelihoods(model, sequences(), long=how.long, token_budget=budget, advance=advance)
+    found = pseudo_log_likelihoods(runner, sequences(), long=how.long, advance=advance)
     for protein in proteins:
         wild = next(found).sum(dtype=np.float64)
         yield np.array([next(found).sum(dtype=np.float64) - wild for _ in protein.variants])
-
-
-def _budget(model: Encoder, how: Scoring) -> int:
-    return default_budget(model) if how.token_budget is None else how.token_budget

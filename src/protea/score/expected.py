@@ -8,18 +8,15 @@ Shapes: L residues, S sites, V tokens of the alphabet.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.alphabet import Alphabet
-from protea.embed.engine import FloatArray
 from protea.errors import SequenceTooLongError, UsageError
+from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.models.encoder import Encoder
-from protea.score.passes import Question, log_probabilities
 from protea.score.windows import around, edge_weights, overlapping
 
 POLICIES: Final = ("window", "full", "error")
@@ -55,87 +52,70 @@ def check_policy(long: str) -> None:
 
 
 def masked(
-    model: Encoder, proteins: Iterable[Sites], *, long: str, token_budget: int, advance: Advance = lambda done: None
-) -> Iterator[FloatArray]:
+    runner: Runner, proteins: Iterable[Sites], *, long: str, advance: Advance = lambda done: None
+) -> Iterator[tuple[Sites, FloatArray]]:
     """Log-probabilities ``[S, V]`` for each protein, each site masked by itself; a pass a site; natural logarithms.
 
     Args:
-        model: with a language-model head.
+        runner: of a model with a language-model head.
         proteins: taken as they are needed.
         long: what to do with one longer than the model was trained on.
-        token_budget: tokens computed at a time.
-        advance: told of progress.
+        advance: told of progress, a pass at a time.
 
     Raises:
         SequenceTooLongError: a protein is too long, and ``long`` is ``error``.
         CapabilityError: the model has no language-model head.
     """
-    waiting: deque[FloatArray] = deque()
+    model = runner.model
+    model.require("logits")
+    frame = model.alphabet.frame
 
-    def questions() -> Iterator[Question]:
-        for name, ids, sites in proteins:
-            waiting.append(np.empty((len(sites), len(model.alphabet)), np.float32))
-            tokens = with_specials(model.alphabet, ids)
-            size = seen_at_once(model, name, len(tokens), long)
-            for site in sites:
-                start, end = around(site + 1, len(tokens), size)
-                window = tokens[start:end].copy()
-                window[site + 1 - start] = model.alphabet.mask
-                yield Question(window, np.array([site + 1 - start]), name)
+    def jobs(protein: Sites) -> Iterator[Job[None]]:
+        tokens = frame.around(protein.ids)
+        size = seen_at_once(model, protein.name, len(tokens), long)
+        for site in protein.sites:
+            place = site + frame.before
+            start, end = around(place, len(tokens), size)
+            window = tokens[start:end].copy()
+            window[place - start] = model.alphabet.mask
+            yield Job(window, Wanted(places=np.array([place - start])), None, protein.name)
 
-    row = 0
-    for answer in log_probabilities(model, questions(), token_budget):
-        while row == len(waiting[0]):  # it, or all of a protein that nothing is asked of, is done
-            yield waiting.popleft()
-            row = 0
-        waiting[0][row] = answer[0]
-        row += 1
-        advance(1)
-    yield from waiting
+    nothing = np.empty((0, len(model.alphabet)), np.float32)
+    for protein, results in runner.each(((one, jobs(one)) for one in proteins), advance=advance):
+        yield protein, np.concatenate([nothing, *(result.log_probabilities for result in results)])
 
 
 def unmasked(
-    model: Encoder, proteins: Iterable[Sites], *, long: str, token_budget: int, advance: Advance = lambda done: None
-) -> Iterator[FloatArray]:
+    runner: Runner, proteins: Iterable[Sites], *, long: str, advance: Advance = lambda done: None
+) -> Iterator[tuple[Sites, FloatArray]]:
     """Log-probabilities ``[S, V]`` for each protein with nothing masked; a pass a protein, or a window of it.
 
     Args:
-        model: with a language-model head.
+        runner: of a model with a language-model head.
         proteins: taken as they are needed.
         long: what to do with one longer than the model was trained on.
-        token_budget: tokens computed at a time.
-        advance: told of progress.
+        advance: told of progress, a protein at a time.
 
     Raises:
         SequenceTooLongError: a protein is too long, and ``long`` is ``error``.
         CapabilityError: the model has no language-model head.
     """
-    waiting: deque[tuple[Sites, list[int]]] = deque()
+    model = runner.model
+    model.require("logits")
+    frame = model.alphabet.frame
 
-    def questions() -> Iterator[Question]:
-        for one in proteins:
-            tokens = with_specials(model.alphabet, one.ids)
-            size = min(len(tokens), seen_at_once(model, one.name, len(tokens), long))
-            starts = overlapping(len(tokens), size)
-            waiting.append((one, starts))
-            for start in starts:
-                yield Question(tokens[start : start + size], np.arange(size), one.name)
+    def jobs(protein: Sites) -> Iterator[Job[int]]:
+        tokens = frame.around(protein.ids)
+        size = min(len(tokens), seen_at_once(model, protein.name, len(tokens), long))
+        for start in overlapping(len(tokens), size):
+            yield Job(tokens[start : start + size], Wanted(places=np.arange(size)), start, protein.name)
 
-    windows: list[FloatArray] = []
-    for answer in log_probabilities(model, questions(), token_budget):
-        windows.append(answer)
-        one, starts = waiting[0]
-        if len(windows) == len(starts):
-            waiting.popleft()
-            whole = windows[0] if len(windows) == 1 else _joined(windows, starts, len(one.ids) + 2)
-            yield whole[1:-1][list(one.sites)]
-            windows = []
-            advance(1)
-
-
-def with_specials(alphabet: Alphabet, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A whole sequence as the model sees it, ``[L+2]``."""
-    return np.concatenate(([alphabet.bos], ids, [alphabet.eos])).astype(np.uint8)
+    for protein, results in runner.each((one, jobs(one)) for one in proteins):
+        windows = [result.log_probabilities for result in results]
+        starts = [result.job.tag for result in results]
+        whole = windows[0] if len(windows) == 1 else _joined(windows, starts, frame.tokens(len(protein.ids)))
+        yield protein, whole[frame.rows][list(protein.sites)]
+        advance(1)
 
 
 def seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> int:
@@ -144,16 +124,17 @@ def seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> int:
     Raises:
         SequenceTooLongError: it is too long, by the policy or for the model.
     """
+    residues = model.alphabet.frame.residues
     if tokens > model.trained_tokens and long == "error":
         whole = ", or whole (full)" if model.max_tokens is None else ""
         raise SequenceTooLongError(
-            f"{name}: {tokens - 2} residues, the model was trained on {model.trained_tokens - 2}; score it in windows "
-            f"(window){whole}"
+            f"{name}: {residues(tokens)} residues, the model was trained on {residues(model.trained_tokens)}; score it "
+            f"in windows (window){whole}"
         )
     if model.max_tokens is not None and tokens > model.max_tokens and long == "full":
         raise SequenceTooLongError(
-            f"{name}: {tokens - 2} residues, and {model.config.family} has positions for {model.max_tokens - 2}; score "
-            "it in windows (window)"
+            f"{name}: {residues(tokens)} residues, and {model.config.family} has positions for "
+            f"{residues(model.max_tokens)}; score it in windows (window)"
         )
     return tokens if long == "full" else model.trained_tokens
 

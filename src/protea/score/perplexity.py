@@ -10,7 +10,6 @@ Masks depend on the seed and the number of the sequence alone, whatever shares i
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,22 +19,23 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.data.draws import MASK, fold
 from protea.data.masking import Masker, Masking
-from protea.embed.engine import FloatArray
 from protea.errors import UsageError
-from protea.models.encoder import Encoder
-from protea.score.expected import with_specials
-from protea.score.passes import Question, log_probabilities
+from protea.infer.runner import FloatArray, Job, Runner, Wanted
 
 
 class Masked(NamedTuple):
     """A sequence as the model will see it.
 
     Attributes:
-        question: the masked tokens, and which are to be predicted.
+        name: what messages call it.
+        tokens: ``[T]`` after masking, those of its frame included.
+        places: ``[P]`` which of them are to be predicted.
         truth: ``[P]`` what they were.
     """
 
-    question: Question
+    name: str
+    tokens: NDArray[np.uint8]
+    places: NDArray[np.int64]
     truth: NDArray[np.uint8]
 
 
@@ -52,28 +52,23 @@ def mask(
     """
     masker = Masker(masking, alphabet)
     for number, (name, ids) in enumerate(sequences):
-        tokens = with_specials(alphabet, ids)
+        tokens = alphabet.frame.around(ids)
         changed, hidden = masker(tokens, fold(seed, 0, MASK, number), np.array([0, len(tokens)]))
         places = np.flatnonzero(hidden)
-        yield Masked(Question(changed, places, name), tokens[places])
+        yield Masked(name, changed, places, tokens[places])
 
 
-def losses(model: Encoder, sequences: Iterable[Masked], token_budget: int) -> Iterator[FloatArray]:
+def losses(runner: Runner, sequences: Iterable[Masked]) -> Iterator[FloatArray]:
     """Negative log-probability ``[P]`` of the masked tokens of each sequence, in nats.
 
     Raises:
         CapabilityError: the model has no language-model head.
     """
-    waiting: deque[NDArray[np.uint8]] = deque()
-
-    def questions() -> Iterator[Question]:
-        for question, truth in sequences:
-            waiting.append(truth)
-            yield question
-
-    for answer in log_probabilities(model, questions(), token_budget):
-        truth = waiting.popleft()
-        yield -answer[np.arange(len(truth)), truth]
+    runner.model.require("logits")
+    jobs = (Job(one.tokens, Wanted(places=one.places), one.truth, one.name) for one in sequences)
+    for result in runner.run(jobs):
+        truth = result.job.tag
+        yield -result.log_probabilities[np.arange(len(truth)), truth]
 
 
 def of_all(found: Iterable[FloatArray]) -> float:

@@ -14,19 +14,17 @@ import torch
 from protea.checkpoints import fair_esm, hf
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
-from protea.checkpoints.peers import Run, load_peer
-from protea.embed.engine import FloatArray
+from protea.checkpoints.peers import Run, has_peer, load_peer
 from protea.errors import MissingExtraError, UsageError
-from protea.models.encoder import EncoderConfig
-from protea.models.esm1nv import ESM1nvConfig
-from protea.models.esm2 import ESM2Config
+from protea.infer.runner import FloatArray
+from protea.models.encoder import Encoder
 from protea.score.perplexity import Masked
 
 TWINS: Final = {"transformers": (hf.NAME, "transformers"), "fair-esm": (fair_esm.NAME, "esm")}
 """By the name users type: the format that the other library reads, and its module."""
 
 
-def check_twin(name: str, config: EncoderConfig | None = None) -> None:
+def check_twin(name: str, model: Encoder | None = None) -> None:
     """See that another library is known and installed, and has a model's family where that is known.
 
     Raises:
@@ -37,8 +35,8 @@ def check_twin(name: str, config: EncoderConfig | None = None) -> None:
         raise UsageError(f"--against {name}: unknown; use {' or '.join(TWINS)}")
     if find_spec(TWINS[name][1]) is None:
         raise MissingExtraError(f"--against {name} needs it installed: pip install {name}")
-    if isinstance(config, ESM1nvConfig):
-        raise UsageError(f"--against {name}: it has no {config.family}")
+    if model is not None and not has_peer(TWINS[name][0], type(model)):
+        raise UsageError(f"--against {name}: it has no {model.config.family}")
 
 
 def load_twin(name: str, path: Path) -> Run:
@@ -57,9 +55,10 @@ def load_twin(name: str, path: Path) -> Run:
     kind = TWINS[name][0]
     with tempfile.TemporaryDirectory() as folder:
         with open_checkpoint(path) as checkpoint:
-            config = checkpoint.model.config
-        check_twin(name, config)
-        file = f"{'esm2' if isinstance(config, ESM2Config) else 'esm1v'}_twin.pt"
+            model = checkpoint.model
+        check_twin(name, model)
+        # Meta's loader goes by names, and asks only those of ESM-1v for no regression.
+        file = f"{type(model).stored[kind].prefix or 'esm1v'}_twin.pt"
         copy = Path(folder) / (file if kind == fair_esm.NAME else "twin")
         convert(path, copy, kind, dtype=torch.float32, peers=False)
         with open_checkpoint(copy) as written:
@@ -68,6 +67,6 @@ def load_twin(name: str, path: Path) -> Run:
 
 def losses(run: Run, masked: Iterable[Masked]) -> Iterator[FloatArray]:
     """Negative log-probability ``[P]`` of the masked tokens of each sequence, in nats."""
-    for question, truth in masked:
-        logits = run(torch.from_numpy(question.tokens)).float().log_softmax(-1).numpy()
-        yield -logits[question.places, truth.astype(np.int64)]
+    for one in masked:
+        logits = run(torch.from_numpy(one.tokens)).float().log_softmax(-1).numpy()
+        yield -logits[one.places, one.truth.astype(np.int64)]

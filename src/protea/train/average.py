@@ -14,9 +14,8 @@ from protea.checkpoints.distcp import DistributedTensors
 from protea.checkpoints.files import staged
 from protea.checkpoints.hf_config import config_from
 from protea.errors import CheckpointError, ResumeError
-from protea.models import build
 from protea.models.encoder import Encoder
-from protea.models.esm2 import ESM2
+from protea.models.registry import build
 from protea.train.resume import MODEL
 from protea.train.state import Saved, choose, newest_saved
 
@@ -93,8 +92,9 @@ def _model(saved: Saved, tensors: DistributedTensors) -> Encoder:
         raise CheckpointError(f"{saved.folder}: says not what model it is: {error!r}") from error
     shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
     model.contact_head = contact_head(model.config, shapes)
-    if isinstance(model, ESM2) and f"{MODEL}inv_freq" in tensors:
-        model.inv_freq = tensors[f"{MODEL}inv_freq"]
+    for name in model.stored_buffers:
+        if f"{MODEL}{name}" in tensors:
+            model.set_buffer(name, tensors[f"{MODEL}{name}"])
     for name, _ in model.named_parameters():
         if f"{MODEL}{name}" not in tensors:
             raise CheckpointError(f"{saved.folder}: {MODEL}{name} is missing")

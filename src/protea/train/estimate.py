@@ -1,16 +1,12 @@
 """What a recipe costs, before its first step.
 
-Floating-point operations of a token, forwards and backwards (three times forwards):
-
-    3 · (2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D + 2 · (D² + V·D) · masked share)
-
-with D the width, F the feed-forward width, V the vocabulary and L the mean length of the sequence a token is in. It is
+Floating-point operations of a token, forwards and backwards, are three times those of the family's forward pass. It is
 what the model needs: what is computed again to save memory does not count.
 
-Bytes: weights, gradients and AdamW's moments in float32 (16 a parameter; Muon's matrices 12), their copies in main
-memory while they are written, weights in the narrow type, and what the layers keep for the backward pass of a pack.
-The last is within a tenth of what PyTorch keeps, compiled or not; in bfloat16 on a CPU without compiled attention it
-keeps a quarter more.
+Bytes: weights, gradients and AdamW's moments in float32 (16 a parameter; Muon's matrices 12; frozen ones 4), copies of
+weights and moments in main memory while they are written, weights in the narrow type, and what the family's layers keep
+for the backward pass of a pack. The last is within a tenth of what PyTorch keeps, compiled or not; in bfloat16 on a CPU
+without compiled attention it keeps a quarter more.
 """
 
 from __future__ import annotations
@@ -22,7 +18,8 @@ import torch
 
 from protea.device import available_memory
 from protea.errors import TrainingError
-from protea.models.encoder import Encoder, EncoderConfig
+from protea.models.config import EncoderConfig
+from protea.models.encoder import Encoder
 from protea.train.optim import is_matrix_of_layer, parameters_to_train
 from protea.train.recipe import Recipe
 
@@ -54,45 +51,28 @@ class Estimate:
 
 def flops_per_token(config: EncoderConfig, length: float, masked: float = _MASKED) -> float:
     """Of a training step; ``length`` is the mean length of the sequence that a token is in, in tokens."""
-    width, layers = config.hidden_size, config.num_hidden_layers
-    matrices = layers * (4 * width**2 + 2 * width * config.intermediate_size)
-    head = width**2 + width * config.vocab_size
-    return 3 * (2 * matrices + 4 * layers * length * width + 2 * head * masked)
+    return 3 * config.forward_flops(length, masked)
 
 
 def estimate(model: Encoder, recipe: Recipe, length: float) -> Estimate:
     """What a recipe takes; the model may be on the meta device."""
     parameters = parameters_to_train(model)
+    weights = sum(each.numel() for each in model.parameters())
     count = sum(each.numel() for each in parameters.values())
     matrices = sum(each.numel() for name, each in parameters.items() if is_matrix_of_layer(name, each))
     moments = 8 * count - (4 * matrices if recipe.optimizer.name == "muon" else 0)
-    mixed = recipe.run.precision != "float32"
+    run, pack = recipe.run, recipe.batch.pack
+    mixed, on_cpu = run.precision != "float32", _on_cpu(run.device)
+    kept = model.config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
     return Estimate(
         parameters=count,
-        tokens=recipe.batch.packs * recipe.batch.pack,
+        tokens=recipe.batch.packs * pack,
         packs=recipe.batch.packs,
         flops=flops_per_token(model.config, length),
-        state=8 * count + moments + (2 * count if mixed else 0),
-        copies=4 * count + moments,
-        activations=recipe.batch.pack * _activations(model.config, recipe, length),
+        state=4 * weights + 4 * count + moments + (2 * weights if mixed else 0),
+        copies=4 * weights + moments,
+        activations=pack * kept,
     )
-
-
-def _activations(config: EncoderConfig, recipe: Recipe, length: float) -> int:
-    """Bytes kept for a token.
-
-    A layer keeps the residual stream before both norms; what its products take, which is cast for each of them where
-    they are narrow: the norms' outputs and attention's; queries, keys and values, and attention's output once more;
-    the feed-forward width before and after its activation. Dropout keeps what it multiplied with, and on a CPU
-    attention then keeps its probabilities, three times.
-    """
-    width, ffn, mixed = config.hidden_size, config.intermediate_size, recipe.run.precision != "float32"
-    products = (9 if mixed else 7) * width + 2 * ffn + (2 * width if config.hidden_dropout_prob else 0)
-    layer = 4 * 2 * width + (2 if mixed else 4) * products
-    if config.attention_probs_dropout_prob and _on_cpu(recipe.run.device):
-        layer += 4 * 3 * config.num_attention_heads * round(length)
-    layers = config.num_hidden_layers
-    return 4 * width * layers + layer if recipe.run.recompute else layer * layers
 
 
 def _on_cpu(device: str) -> bool:

@@ -1,8 +1,8 @@
 """Pre-training: one straight function from a recipe to a trained model, and the step that it repeats.
 
-A step's loss is the summed cross-entropy of all its packs over the number of tokens they masked, which is known before
-the first of them is computed; it is never a mean of means. Nothing is read back from an accelerator except where
-metrics are logged, weights validated, or a checkpoint taken: losses are looked at when they have arrived.
+A step's loss is the summed loss of all its packs over the number of tokens predicted in them, which is known before the
+first of them is computed; it is never a mean of means. Nothing is read back from an accelerator except where metrics
+are logged, weights validated, or a checkpoint taken: losses are looked at when they have arrived.
 
 Everything random is a function of the seed and the step, so that a run that goes on from a checkpoint repeats what an
 undisturbed one does, bit for bit on the same CPU.
@@ -12,31 +12,32 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from protea.data.draws import key
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.device import resolve_device
 from protea.errors import DeviceError, OutputError, ResumeError, UsageError
-from protea.models.inference import return_freed_memory
+from protea.memory import return_freed_memory
 from protea.train.estimate import Estimate, check_memory, estimate
 from protea.train.folder import RunFolder
 from protea.train.metrics import Logbook
-from protea.train.model import Precision, apply, architecture, initialise, masked_logits
-from protea.train.optim import Optimizers, parameters_to_train
+from protea.train.model import architecture, initialise
+from protea.train.objective import MaskedTokens, Objective
+from protea.train.prepare import Trained, prepare
 from protea.train.recipe import Recipe
-from protea.train.resume import Progress, Trained, resume, save
+from protea.train.resume import Progress, resume, save
 from protea.train.schedule import learning_rate
-from protea.train.sinks import check_log
+from protea.train.sinks import check_log, open_sinks
 from protea.train.sources import open_store
 from protea.train.state import Checkpoints, checkpoint_folder
 from protea.train.suspects import Suspects
@@ -137,15 +138,17 @@ def _train(
     needs: Estimate,
     watcher: Watcher,
 ) -> Outcome:
-    model = initialise(recipe, device).train()
-    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
-    trained = Trained(model, optimizers, Precision(recipe.run.precision, device, recipe.batch.packs), recipe, data)
+    run = recipe.run
+    objective = MaskedTokens()
+    trained = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, watcher)
     checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
-    apply(model, recipe, watcher)
-    progress = _resume(checkpoints, trained, folder, loader, watcher)
+    write = partial(save, checkpoints, trained, recipe=recipe, data=data)
+    progress = resume(checkpoints, trained, watcher, data=data)
+    _check_change(recipe, folder, loader, progress, watcher)
     watcher.begin(needs, recipe, progress.step)
-    logbook = Logbook(folder.path, trained, progress, device, watcher)
-    suspects = Suspects(recipe, folder.path, loader.sampler)
+    sinks = open_sinks(folder.path, recipe.log, recipe.shown(), progress)
+    logbook = Logbook(sinks, recipe.log, trained, steps=run.steps, pack=recipe.batch.pack, watcher=watcher)
+    suspects = Suspects(run, folder.path, loader.sampler)
     if validation is not None and validation.due(progress):
         # The run was stopped in its midst; the checkpoint is written again with the result.
         checkpoints.last = None
@@ -154,35 +157,43 @@ def _train(
         while True:
             if validation is not None and validation.due(progress):
                 suspects.settle(trained)
-                began = time.perf_counter()
-                progress.validation_loss = validation.loss(model, trained.precision, device, watcher.stop)
-                if progress.validation_loss is not None:
-                    logbook.validated(progress.step, progress.validation_loss, time.perf_counter() - began)
-            if progress.step == recipe.run.steps or watcher.stop():
+                _validate(validation, trained, objective, progress, logbook, watcher)
+            if progress.step == run.steps or watcher.stop():
                 break
             if (failure := checkpoints.failed()) is not None:
                 again = checkpoints.try_again(progress.step)
                 watcher.note(f"a checkpoint could not be written: {failure}; tried again after step {again:,}")
             if checkpoints.due(progress.step):
                 suspects.settle(trained)
-                save(checkpoints, trained, progress)
+                write(progress)
 
             packs = [next(batches) for _ in range(recipe.batch.packs)]
             step = progress.step + 1
-            rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=recipe.run.steps)
-            result = train_step(trained, packs, step, rate, device, watcher)
+            rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=run.steps)
+            predicted = sum(map(objective.count, packs))
+            result = train_step(
+                trained,
+                objective,
+                packs,
+                predicted,
+                step=step,
+                rate=rate,
+                seed=run.seed,
+                clip=recipe.optimizer.clip,
+                watcher=watcher,
+            )
             if result is None:
                 break
             progress = progress.after(packs)
             suspects.add(step, packs, *result)
-            logbook.count(packs)
+            logbook.count(packs, predicted)
             suspects.check(wait=logbook.due(step))
             if logbook.due(step):
                 logbook.step(progress, *result, rate)
                 # Packs of ever other lengths leave holes in the heap, which would grow to several times what is used.
                 return_freed_memory()
         suspects.settle(trained)
-        _save_last(checkpoints, trained, progress)
+        _write_last(checkpoints, progress, write)
     finally:
         batches.close()
         if not isinstance(sys.exception(), KeyboardInterrupt):
@@ -190,15 +201,16 @@ def _train(
             checkpoints.wait()
         logbook.close()
     validated = validation is None or not validation.due(progress)
-    return Outcome(progress.step, progress.step == recipe.run.steps and validated)
+    return Outcome(progress.step, progress.step == run.steps and validated)
 
 
-def _resume(
-    checkpoints: Checkpoints, trained: Trained, folder: RunFolder, loader: Loader, watcher: Watcher
-) -> Progress:
-    """Where the run is, and that it can go on from there by a recipe that may have changed, which is then its own."""
-    progress = resume(checkpoints, trained, watcher)
-    steps, blocks = trained.recipe.run.steps, loader.blocks
+def _check_change(recipe: Recipe, folder: RunFolder, loader: Loader, progress: Progress, watcher: Watcher) -> None:
+    """See that a run can go on from where it is by a recipe that may have changed, which is then its own.
+
+    Raises:
+        ResumeError: it cannot.
+    """
+    steps, blocks = recipe.run.steps, loader.blocks
     if progress.step > steps:
         raise ResumeError(
             f"{folder.path}: is after step {progress.step:,} already, past run.steps {steps:,}; raise that, or name a "
@@ -215,14 +227,28 @@ def _resume(
         watcher.note("packs are others now: the block of the epoch that the run is in begins again")
     if folder.changes:
         folder.accept()
-    return progress
 
 
-def _save_last(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None:
+def _validate(
+    validation: Validation,
+    trained: Trained,
+    objective: Objective,
+    progress: Progress,
+    logbook: Logbook,
+    watcher: Watcher,
+) -> None:
+    began = time.perf_counter()
+    loss = validation.loss(trained.model, trained.precision, objective, watcher.stop)
+    if loss is not None:
+        progress.validation_loss = loss
+        logbook.validated(progress.step, loss, time.perf_counter() - began)
+
+
+def _write_last(checkpoints: Checkpoints, progress: Progress, write: Callable[[Progress], None]) -> None:
     checkpoints.wait()
     failure = checkpoints.failed()
     if progress.step and checkpoints.last != progress.step:
-        save(checkpoints, trained, progress)
+        write(progress)
         checkpoints.wait()
         failure = checkpoints.failed()
     if failure is not None:
@@ -234,20 +260,31 @@ def _save_last(checkpoints: Checkpoints, trained: Trained, progress: Progress) -
 
 def train_step(
     trained: Trained,
+    objective: Objective,
     packs: Sequence[TrainingBatch],
+    predicted: int,
+    *,
     step: int,
     rate: float,
-    device: torch.device,
+    seed: int,
+    clip: float | None,
+    rank: int = 0,
+    world: int = 1,
     watcher: Watcher | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """One update of the weights.
 
     Args:
         trained: the model, its optimizers, the precision.
-        packs: all that the step learns from.
-        step: its number, from 1; seeds dropout.
+        objective: what the model learns.
+        packs: what this process learns from in the step.
+        predicted: tokens that are predicted in the whole step, whose mean loss is the step's.
+        step: its number, from 1.
         rate: its learning rate.
-        device: where the model is.
+        seed: of the run; seeds dropout together with the step and a pack's number among all packs of the step.
+        clip: gradients are scaled down to this norm, if given.
+        rank: of this process.
+        world: how many processes share the packs of the step, as ``Loader`` deals them.
         watcher: asked after every pack whether to stop.
 
     Returns:
@@ -255,22 +292,20 @@ def train_step(
         weights and optimizers as they were.
     """
     model, optimizers, scaler = trained.model, trained.optimizers, trained.precision.scaler
-    masked = max(1, sum(len(pack.rows) for pack in packs))
-    loss = torch.zeros((), device=device)
+    loss = torch.zeros((), device=model.device)
     optimizers.zero_grad()
     for number, pack in enumerate(packs):
         if watcher is not None and number and watcher.stop():
             optimizers.zero_grad()
             return None
-        here = pack.to(device, non_blocking=True)
-        torch.manual_seed(key(trained.recipe.run.seed, step, _DROPOUT, number) >> 1)
+        here = pack.to(model.device, non_blocking=True)
+        torch.manual_seed(key(seed, step, _DROPOUT, rank + number * world) >> 1)
         with trained.precision.autocast():
-            logits = masked_logits(model, model(here.inputs), here.rows)
-        targets = here.targets.index_select(0, here.rows)
-        share = F.cross_entropy(logits, targets, reduction="sum") / masked
+            total = objective.loss(model, here)
+        share = total / max(1, predicted)
         scaler.scale(share).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
-    norm = optimizers.clip(scaler, trained.recipe.optimizer.clip)
+    norm = optimizers.clip(scaler, clip)
     optimizers.step(scaler, rate)
     return loss, norm
 

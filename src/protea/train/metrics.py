@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from protea.data.loader import TrainingBatch
 from protea.train.estimate import flops_per_token
+from protea.train.prepare import Trained
 from protea.train.recipe import Log
-from protea.train.resume import Progress, Trained
-from protea.train.sinks import open_sinks
+from protea.train.resume import Progress
+from protea.train.sinks import Sink
 from protea.train.watcher import Watcher
 
 _PEAK_TFLOPS: Final = {
@@ -43,41 +43,38 @@ class Logbook:
     """What a run tells of itself, and what it must count for that.
 
     Args:
-        folder: of the run.
+        sinks: where it goes; closed with the logbook.
+        log: says how often.
         trained: what is trained.
-        progress: from which the run goes on.
-        device: where.
+        steps: of the run.
+        pack: tokens that a pack has room for.
         watcher: told the same as the files.
-
-    Raises:
-        OSError: a file cannot be written.
     """
 
     def __init__(
-        self, folder: Path, trained: Trained, progress: Progress, device: torch.device, watcher: Watcher
+        self, sinks: Sequence[Sink], log: Log, trained: Trained, *, steps: int, pack: int, watcher: Watcher
     ) -> None:
-        recipe = trained.recipe
-        self._recipe, self._config, self._device, self._watcher = recipe, trained.model.config, device, watcher
+        self._sinks, self._every, self._steps, self._pack, self._watcher = sinks, log.every, steps, pack, watcher
+        self._config, self._device = trained.model.config, trained.model.device
         self._scaler = trained.precision.scaler
-        self._peak = peak_flops(recipe.log, device, trained.precision.dtype)
-        self._sinks = open_sinks(folder, recipe, progress)
+        self._peak = peak_flops(log, self._device, trained.precision.dtype)
         self._failing = False
         self._padding = 0.0
         self._reset()
 
     def due(self, step: int) -> bool:
         """Whether a step's metrics are told."""
-        return step % self._recipe.log.every == 0 or step == self._recipe.run.steps
+        return step % self._every == 0 or step == self._steps
 
-    def count(self, packs: Sequence[TrainingBatch]) -> None:
-        """A step was computed."""
+    def count(self, packs: Sequence[TrainingBatch], predicted: int) -> None:
+        """A step was computed, in which so many tokens were predicted."""
         before = self._tokens
         for pack in packs:
             lengths = pack.inputs.cu_seqlens.host_offsets.diff().long()
             self._tokens += int(lengths.sum())
             self._squares += int(lengths.square().sum())
-            self._masked += len(pack.rows)
-        self._padding = 1 - (self._tokens - before) / (len(packs) * self._recipe.batch.pack)
+        self._predicted += predicted
+        self._padding = 1 - (self._tokens - before) / (len(packs) * self._pack)
 
     def step(self, progress: Progress, loss: Tensor, norm: Tensor, rate: float) -> None:
         """Tell a step's metrics; reads them from the device."""
@@ -128,14 +125,14 @@ class Logbook:
         tokens = max(self._tokens, 1)
         values = {"tokens_per_second": self._tokens / seconds}
         if self._peak is not None:
-            flops = flops_per_token(self._config, self._squares / tokens, self._masked / tokens)
+            flops = flops_per_token(self._config, self._squares / tokens, self._predicted / tokens)
             values["utilisation"] = self._tokens * flops / seconds / self._peak
         self._reset()
         return values
 
     def _reset(self) -> None:
         self._began = time.perf_counter()
-        self._tokens = self._squares = self._masked = 0
+        self._tokens = self._squares = self._predicted = 0
 
 
 def peak_flops(log: Log, device: torch.device, dtype: torch.dtype) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from protea.errors import CheckpointError
+from protea.errors import CheckpointError, UsageError
 from protea.train.recipe import Optimizer
 
 PREFIX: Final = "optimizer."
@@ -17,8 +17,8 @@ _KINDS: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.opt
 
 
 def parameters_to_train(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All but the contact head's, which is fitted to structures and has no part in the loss."""
-    return {name: each for name, each in model.named_parameters() if not name.startswith("contact_head.")}
+    """Those that require gradients; the others are frozen."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
 
 
 def is_matrix_of_layer(name: str, parameter: Tensor) -> bool:
@@ -36,9 +36,14 @@ class Optimizers:
     Args:
         parameters: by name; all are trained.
         settings: which, and how.
+
+    Raises:
+        UsageError: there are none.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: Optimizer) -> None:
+        if not parameters:
+            raise UsageError("there is nothing to train: no parameter of the model requires gradients")
         self.parameters = dict(parameters)
         matrices = {
             name for name, each in parameters.items() if settings.name == "muon" and is_matrix_of_layer(name, each)
@@ -48,15 +53,17 @@ class Optimizers:
             {"params": [each for _, each in rest if each.ndim > 1], "weight_decay": settings.weight_decay},
             {"params": [each for _, each in rest if each.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.each: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=settings.lr,
-                betas=settings.betas,
-                eps=settings.eps,
-                fused=True,
+        self.each: list[torch.optim.Optimizer] = []
+        if rest:
+            self.each.append(
+                torch.optim.AdamW(
+                    [group for group in groups if group["params"]],
+                    lr=settings.lr,
+                    betas=settings.betas,
+                    eps=settings.eps,
+                    fused=True,
+                )
             )
-        ]
         if matrices:
             self.each.append(
                 torch.optim.Muon(

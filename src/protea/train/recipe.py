@@ -14,7 +14,7 @@ from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
-from protea.models.encoder import EncoderConfig
+from protea.models.config import EncoderConfig
 
 _ARCHITECTURE: Final = "architecture"
 

@@ -13,14 +13,12 @@ import protea
 from protea.checkpoints.hf_config import config_json
 from protea.data.loader import Position, TrainingBatch
 from protea.errors import CheckpointError, ResumeError
-from protea.models import native
-from protea.models.encoder import Encoder
-from protea.models.esm2 import ESM2
-from protea.train.model import Precision
-from protea.train.optim import PREFIX, Optimizers
+from protea.train.optim import PREFIX
+from protea.train.prepare import Trained
 from protea.train.recipe import Recipe
 from protea.train.state import STATE, Checkpoints, Saved
 from protea.train.watcher import Watcher
+from protea.transforms import native
 
 MODEL: Final = "model."
 
@@ -47,41 +45,29 @@ class Progress:
         return Progress(self.step + 1, packs[-1].position, self.tokens + seen)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What is trained, and with what.
+def save(checkpoints: Checkpoints, trained: Trained, progress: Progress, *, recipe: Recipe, data: str) -> None:
+    """Have everything written that the next step depends on.
 
-    Attributes:
-        model: in training mode.
-        optimizers: over its parameters.
-        precision: of products.
+    Args:
+        checkpoints: of the run.
+        trained: what is trained, and with what.
+        progress: how far the run is.
         recipe: of the run.
         data: hash of the training data.
     """
-
-    model: Encoder
-    optimizers: Optimizers
-    precision: Precision
-    recipe: Recipe
-    data: str
-
-
-def save(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None:
-    """Have everything written that the next step depends on."""
-    tensors: dict[str, Tensor] = {f"{MODEL}{name}": each for name, each in trained.model.named_parameters()}
-    if isinstance(trained.model, ESM2):
-        tensors[f"{MODEL}inv_freq"] = trained.model.inv_freq
+    model = trained.model
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **model.stored_buffers}
     checkpoints.save(
         progress.step,
-        tensors | dict(trained.optimizers.state()),
+        {f"{MODEL}{name}": each for name, each in tensors.items()} | dict(trained.optimizers.state()),
         {
             "position": list(progress.position),
             "tokens": progress.tokens,
             "validation_loss": progress.validation_loss,
             "scaler": trained.precision.scaler.state_dict(),
-            "config": config_json(trained.model, torch.float32),
-            "recipe": trained.recipe.shown(),
-            "data": trained.data,
+            "config": config_json(model, torch.float32),
+            "recipe": recipe.shown(),
+            "data": data,
             "protea": protea.__version__,
             "surroundings": surroundings(trained),
         },
@@ -90,7 +76,7 @@ def save(checkpoints: Checkpoints, trained: Trained, progress: Progress) -> None
 
 def surroundings(trained: Trained) -> dict[str, str]:
     """What the last bits of a step depend on besides the recipe and the data."""
-    device = trained.model.word_embeddings.weight.device
+    device = trained.model.device
     on_gpu = device.type == "cuda"
     ours = native.compiled() is not None and not on_gpu and trained.precision.dtype == torch.bfloat16
     return {
@@ -101,8 +87,14 @@ def surroundings(trained: Trained) -> dict[str, str]:
     }
 
 
-def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Progress:
+def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher, *, data: str) -> Progress:
     """Take over the newest intact checkpoint, if there is any; damaged ones are passed over, and said so.
+
+    Args:
+        checkpoints: of the run.
+        trained: what takes it over.
+        watcher: told of it.
+        data: hash of the training data.
 
     Raises:
         ResumeError: there are only damaged ones, or it is of other data.
@@ -120,7 +112,7 @@ def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Prog
             raise ResumeError(f"{checkpoints.folder}: no checkpoint is intact; remove the folder to begin anew")
         return Progress()
     try:
-        progress = _taken_over(found, trained, watcher)
+        progress = _taken_over(found, trained, watcher, data)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.folder / STATE}: not of a run of Protea's: {error!r}") from error
     checkpoints.last = found.step
@@ -128,9 +120,9 @@ def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher) -> Prog
     return progress
 
 
-def _taken_over(found: Saved, trained: Trained, watcher: Watcher) -> Progress:
+def _taken_over(found: Saved, trained: Trained, watcher: Watcher, data: str) -> Progress:
     values = found.values
-    if values["data"] != trained.data:
+    if values["data"] != data:
         raise ResumeError(f"{found.folder}: was trained on other data; give those again, or name a new folder")
     epoch, block, pack = map(int, values["position"])
     if min(epoch, block, pack) < 0:

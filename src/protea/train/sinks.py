@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from protea.disk import replacing
 from protea.errors import MissingExtraError, OutputError, ProteaWarning
-from protea.train.recipe import Log, Recipe
+from protea.train.recipe import Log
 from protea.train.resume import Progress
 
 METRICS: Final = "metrics.jsonl"
@@ -157,18 +157,23 @@ def check_log(log: Log) -> None:
         raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
 
 
-def open_sinks(folder: Path, recipe: Recipe, progress: Progress) -> list[Sink]:
+def open_sinks(folder: Path, log: Log, recipe: Mapping[str, Any], progress: Progress) -> list[Sink]:
     """Where a run's metrics go, from where it is on.
+
+    Args:
+        folder: of the run.
+        log: says where.
+        recipe: of the run, as shown, for whoever looks at them.
+        progress: from which the run goes on.
 
     Raises:
         OutputError: Weights & Biases cannot begin.
         OSError: a file cannot be written.
     """
-    log = recipe.log
     # First what may refuse: nothing is open yet.
     sinks: list[Sink] = []
     if log.wandb is not None:
-        sinks.append(WeightsAndBiases(log.wandb, folder, recipe.shown()))
+        sinks.append(WeightsAndBiases(log.wandb, folder, recipe))
     sinks.append(JsonLines(folder / METRICS, progress))
     if log.tensorboard:
         try:

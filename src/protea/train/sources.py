@@ -9,7 +9,7 @@ from typing import Any, Final
 from protea.alphabet import Alphabet
 from protea.data import work
 from protea.data.cluster import ClusterSettings, build_fasta
-from protea.data.manifest import ALPHABETS, is_store
+from protea.data.manifest import is_store, name_of
 from protea.data.store import Store
 from protea.disk import write_durably
 from protea.errors import StoreError, UsageError
@@ -46,7 +46,7 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watche
     if data.fasta is None:
         raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
     output, record = folder / STORE, folder / _SOURCES
-    name = next(name for name, known in ALPHABETS.items() if known == alphabet)
+    name = name_of(alphabet)
     sources = {"alphabet": name, "files": [_describe(path) for path in data.fasta]}
     if is_store(output):
         try:

@@ -22,7 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.checkpoints.describe import sha256
+from protea.disk import sha256
 from protea.checkpoints.distcp import DistributedTensors
 from protea.disk import sync_folder, write_durably
 from protea.errors import CheckpointError, ResumeError

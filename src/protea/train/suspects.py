@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from protea.data.loader import TrainingBatch
 from protea.data.sampler import Sampler
 from protea.errors import TrainingError
-from protea.train.recipe import Recipe
-from protea.train.resume import Trained
+from protea.train.prepare import Trained
+from protea.train.recipe import Run
 
 _NAMED: Final = 3
 
@@ -36,13 +36,13 @@ class Suspects:
     """Losses and gradient norms on their way from the device.
 
     Args:
-        recipe: of the run.
+        run: says which loss is too large, and in what products are computed.
         folder: of the run.
         sampler: tells which records a pack was of.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, sampler: Sampler) -> None:
-        self._recipe, self._folder, self._sampler = recipe, folder, sampler
+    def __init__(self, run: Run, folder: Path, sampler: Sampler) -> None:
+        self._run, self._folder, self._sampler = run, folder, sampler
         self._waiting: deque[_Step] = deque()
         self._last: _Step | None = None
         self._overflows = 0
@@ -71,11 +71,11 @@ class Suspects:
                 first.arrived.synchronize()
             self._last = self._waiting.popleft()
             loss, norm = first.values.tolist()
-            if not math.isfinite(loss) or loss > self._recipe.run.max_loss:
+            if not math.isfinite(loss) or loss > self._run.max_loss:
                 raise self._error(first, f"the loss is {loss:g}")
             # Scaled float16 gradients overflow now and then; the scaler leaves such steps out.
             self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
-            if self._overflows > (_OVERFLOWS if self._recipe.run.precision == "fp16-mixed" else 0):
+            if self._overflows > (_OVERFLOWS if self._run.precision == "fp16-mixed" else 0):
                 raise self._error(first, f"the gradient is {norm:g}")
 
     def settle(self, trained: Trained) -> None:
@@ -113,5 +113,5 @@ class Suspects:
         return TrainingError(
             f"step {step.step:,}: {what}; its {len(names):,} records ({', '.join(names[:_NAMED])}, ...) {where}. "
             "The checkpoints before it stay: go on from the newest with --accept-changes and a lower optimizer.lr, "
-            f"or optimizer.clip; run.max_loss is {self._recipe.run.max_loss:g}"
+            f"or optimizer.clip; run.max_loss is {self._run.max_loss:g}"
         )

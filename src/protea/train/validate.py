@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
-from torch.nn import functional as F
 
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.data.store import Store
 from protea.errors import TrainingError, UsageError
 from protea.models.encoder import Encoder
-from protea.train.model import Precision, masked_logits
+from protea.train.objective import Objective
+from protea.train.prepare import Precision
 from protea.train.recipe import Recipe
 from protea.train.resume import Progress
 
@@ -72,16 +72,16 @@ class Validation:
                 return
 
     def loss(
-        self, model: Encoder, precision: Precision, device: torch.device, stop: Callable[[], bool] = lambda: False
+        self, model: Encoder, precision: Precision, objective: Objective, stop: Callable[[], bool] = lambda: False
     ) -> float | None:
-        """Mean cross-entropy of all masked tokens, in nats; perplexity is its exponential.
+        """Mean loss of all tokens to be predicted, in nats; perplexity is its exponential.
 
         The model is left in training mode.
 
         Args:
             model: to be validated.
             precision: of products.
-            device: where the model is.
+            objective: what the model learns.
             stop: asked after every pack; nothing is returned if it says so.
 
         Raises:
@@ -89,25 +89,24 @@ class Validation:
             TrainingError: the loss is no number.
         """
         model.eval()
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        masked = 0
+        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        predicted = 0
         with torch.no_grad():
             for batch in self.batches():
                 if stop():
                     model.train()
                     return None
-                masked += len(batch.rows)
-                here = batch.to(device, non_blocking=True)
+                predicted += objective.count(batch)
+                here = batch.to(model.device, non_blocking=True)
                 with precision.autocast():
-                    logits = masked_logits(model, model(here.inputs), here.rows)
-                targets = here.targets.index_select(0, here.rows)
-                total += F.cross_entropy(logits, targets, reduction="sum").double()
+                    loss = objective.loss(model, here)
+                total += loss.double()
         model.train()
-        if not masked:
+        if not predicted:
             raise UsageError("validation masks no token, so few there are; add sequences, or set validation.every=null")
-        loss = total.item() / masked
-        if not math.isfinite(loss):
+        mean = total.item() / predicted
+        if not math.isfinite(mean):
             raise TrainingError(
-                f"the validation loss is {loss:g}; go on from the newest checkpoint with a lower optimizer.lr"
+                f"the validation loss is {mean:g}; go on from the newest checkpoint with a lower optimizer.lr"
             )
-        return loss
+        return mean

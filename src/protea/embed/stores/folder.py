@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from protea.embed.names import file_name
-from protea.embed.stores import RESIDUES, Array, Contents, Entry, Layout, State
+from protea.embed.stores.store import RESIDUES, Array, Contents, Entry, Layout, State
 
 _INDEX: Final = "index.csv"
 _SETTINGS: Final = "protea.json"

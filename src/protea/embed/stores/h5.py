@@ -16,8 +16,8 @@ from typing import Any, Final
 import h5py
 
 from protea.embed.names import store_name
-from protea.embed.stores import Array, Contents, Entry, Layout, State
 from protea.embed.stores.rollback import RollbackFile
+from protea.embed.stores.store import Array, Contents, Entry, Layout, State
 from protea.errors import ResumeError
 
 _FORMAT: Final = ("v108", "v108")

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.stores import RESIDUES, Array, Contents, Entry, Layout, State
+from protea.embed.stores.store import RESIDUES, Array, Contents, Entry, Layout, State
 
 _ROW_GROUP_BYTES: Final = 32 << 20
 _ROW_GROUP_ROWS: Final = 4096

@@ -1,0 +1,156 @@
+"""The parts ``embed-SIZE``: residues and tokens a second, file to file and of the computation alone.
+
+The computation alone is ``LanguageModel.embed`` on sequences in memory to means in memory, after a warm-up, the
+better of two runs where one is short. File to file is the command ``protea embed IN.fasta -m MODEL -o OUT.parquet``, run within this process, which
+spares the start of Python: what it takes for all sequences, less what it takes for one, which is loading the model and
+hashing its file. That is told too, as ``overhead_seconds``. Both in bfloat16 (``--fast``) and in float32, on fewer
+sequences. Random weights, random sequences of UniRef50's lengths.
+
+Usage: python benchmarks/gpu/embedding.py OUT WORK SIZE [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from records import append
+from sizes import TOY, Size, architecture, forward_flops, model_folder, size_named, utilisation, wait_for
+from synthetic import sequences, write_fasta
+
+import protea
+from protea.cli import main as protea_main
+
+ENDS = 2
+LONG = 4.0
+"""Seconds after which a computation is not done once more."""
+
+
+def command(*arguments: object) -> float:
+    """Seconds of a command of Protea's, run in this process.
+
+    Raises:
+        SystemExit: it failed; it has said why.
+    """
+    began = time.perf_counter()
+    with mock.patch.object(sys, "argv", ["protea", *map(str, arguments)]):
+        try:
+            protea_main()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+    return time.perf_counter() - began
+
+
+def computed(model: protea.LanguageModel, found: list[str]) -> float:
+    """Seconds of the computation alone; its results are in main memory when it returns."""
+    model.embed(found[: max(1, len(found) // 10)], pool="mean")
+    times: list[float] = []
+    while len(times) < 2 and sum(times) < LONG:
+        began = time.perf_counter()
+        model.embed(found, pool="mean")
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def drawn(size: Size, count: int) -> list[str]:
+    """The sequences that every program gets; short ones in a dry run."""
+    return sequences(count, seed=1, median=40, longest=60) if size is TOY else sequences(count, seed=1)
+
+
+def report(
+    given: argparse.Namespace,
+    program: str,
+    dtype: str,
+    found: list[str],
+    alone: float,
+    files: float | None,
+    **more: Any,
+) -> None:
+    """Add a row.
+
+    Args:
+        given: the part's arguments.
+        program: that was measured.
+        dtype: that it computed in.
+        found: the sequences.
+        alone: seconds of the computation.
+        files: seconds from file to file, if that could be told.
+        more: what else goes into the row.
+    """
+    residues, lengths = sum(map(len, found)), [len(one) + ENDS for one in found]
+    tokens = sum(lengths)
+    flops = tokens * forward_flops(architecture(model_folder(given.work, given.size)), lengths)
+    name = None if given.dry_run else torch.cuda.get_device_name()
+    append(
+        given.out,
+        given.part,
+        "embedding",
+        size=given.size,
+        program=program,
+        dtype=dtype,
+        sequences=len(found),
+        residues=residues,
+        residues_per_second_files=files and residues / files,
+        tokens_per_second_files=files and tokens / files,
+        residues_per_second=residues / alone,
+        tokens_per_second=tokens / alone,
+        utilisation_files=files and utilisation(flops / files, dtype, name),
+        utilisation=utilisation(flops / alone, dtype, name),
+        peak_memory=None if given.dry_run else torch.cuda.max_memory_allocated(),
+        **more,
+    )
+
+
+def measure(given: argparse.Namespace, dtype: str, found: list[str]) -> None:
+    """A row: one type of number."""
+    device = "cpu" if given.dry_run else "cuda"
+    folder = model_folder(given.work, given.size)
+    if not given.dry_run:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    model = protea.load(folder, device=device, dtype=dtype)
+    loaded = time.perf_counter() - began
+    alone = computed(model, found)
+    del model
+    gc.collect()
+    if not given.dry_run:
+        torch.cuda.empty_cache()
+    inputs = [given.work / f"{name}-{given.size}-{dtype}.fasta" for name in ("one", "all")]
+    for path, some in zip(inputs, (found[:1], found), strict=True):
+        write_fasta(path, some)
+    rest = ["-m", folder, "-o", given.work / f"out-{given.size}.parquet", "--device", device, "--overwrite"]
+    rest += ["--fast"] if dtype == "bfloat16" else []
+    overhead, whole = (command("embed", path, *rest) for path in inputs)
+    # Where there is next to nothing to do, the difference is noise.
+    files = whole - overhead if whole > overhead else None
+    times = {"load_seconds": loaded, "overhead_seconds": overhead, "whole_seconds": whole}
+    report(given, "protea", dtype, found, alone, files, **times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("size")
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args()
+    given.part = f"embed-{given.size}"
+    size = size_named(given.size, dry=given.dry_run)
+    wait_for(model_folder(given.work, given.size), given.work)
+    first = given.work / f"first-{given.size}"
+    write_fasta(first.with_suffix(".fasta"), drawn(size, 1))
+    # The smallest model, so that no command below imports anything.
+    command("embed", first.with_suffix(".fasta"), "-o", first.with_suffix(".parquet"), "--device", "cpu")
+    for dtype, count in (("bfloat16", size.embedded), ("float32", size.exact)):
+        measure(given, dtype, drawn(size, count))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# What Protea does on one NVIDIA GPU, in nine minutes at most.
+#
+#   benchmarks/gpu/run.sh                    on a machine with an H100 or H200
+#   benchmarks/gpu/run.sh --dry-run          toy sizes on the CPU, by the same code, within a minute
+#   benchmarks/gpu/run.sh --parts "device gradients"       these parts alone
+#   benchmarks/gpu/run.sh --bound train-650M=120           other seconds for a part
+#
+# Parts, by importance: device, prepare (beside the next two), gradients, tests, train-SIZE and embed-SIZE for each of
+# SIZES, then peers-SIZE (transformers). A part that fails or runs out of time is recorded so, and the next begins; one
+# whose bound is more than what is left of TOTAL is skipped.
+#
+# OUT (build/gpu) gets results.jsonl, summary.md and log.txt, which grow as parts end. WHEELS is a folder of wheels that
+# the machine lacks; PYTHON the interpreter (python3); TOTAL the seconds for everything (535); SIZES the models.
+# Protea need not be installed. The exit code is 1 if a part failed.
+
+set -u
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+OUT=${OUT:-build/gpu}
+TOTAL=${TOTAL:-535}
+. "$HERE/parts.sh"
+
+if [ ${#DRY[@]} -gt 0 ]; then SIZES=${SIZES:-8M}; else SIZES=${SIZES:-650M 8M 3B 150M}; fi
+case $ONLY in *train-* | *embed-* | *peers-*) ONLY="$ONLY prepare" ;; esac
+
+run() { part "$1" "$2" "$PYTHON" "$HERE/$3" "$OUT" "${@:4}" "${DRY[@]}"; }
+
+# seconds SIZE: the bounds of its training, embedding and peers.
+seconds() {
+  case $1 in
+    8M) echo 50 40 30 ;;
+    150M) echo 55 45 35 ;;
+    650M) echo 75 70 45 ;;
+    *) echo 85 95 60 ;;
+  esac
+}
+
+wheels
+run device 40 machine.py
+
+# Models and data are made on the CPU while the GPU shows whether its attention is right, which is not timed.
+{
+  run prepare 300 prepare.py "$WORK" $SIZES
+  touch "$WORK/prepare.done"
+} &
+run gradients 60 gradients.py
+run tests 90 gpu_tests.py
+
+for size in $SIZES; do
+  read -r train embed _ <<<"$(seconds "$size")"
+  run "train-$size" "$train" training.py "$WORK" "$size"
+  run "embed-$size" "$embed" embedding.py "$WORK" "$size"
+done
+
+if [ ${#DRY[@]} -eq 0 ]; then
+  for size in $SIZES; do
+    read -r _ _ peers <<<"$(seconds "$size")"
+    run "peers-$size" "$peers" peers.py "$WORK" "$size"
+    # Larger packs, where memory holds them, once the most important is known.
+    [ "$size" = 650M ] && run train-650M-32768 60 training.py "$WORK" 650M --pack 32768
+  done
+fi
+finish

@@ -1,0 +1,155 @@
+"""The parts ``train-SIZE``: tokens a second of ``protea pretrain``, by its own ``metrics.jsonl``.
+
+The command trains until enough lines of metrics are there, then is killed: the last checkpoint of a large model would
+take longer than the training. The recipe is ESM-2's but for the size of a step; the weights it begins with are those
+that the part ``prepare`` made. ``tokens_per_second``, ``utilisation`` and ``peak_memory`` are defined in
+docs/pretraining.md; told is the median of the lines after the first WARM, in which kernels are compiled and memory is
+found. Where memory would not do, activations are computed twice; where the compiler fails, it is done once more
+without. ``tried_before`` says what failed.
+
+Usage: python benchmarks/gpu/training.py OUT WORK SIZE [--pack TOKENS] [--seconds N] [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from records import append, last_line
+from sizes import Size, architecture, model_folder, size_named, store_folder, training_memory, visible_memory, wait_for
+
+WARM = 3
+LINES = 16
+FEWEST = 3
+ROOM = 0.95
+ATTEMPTS = 3
+
+
+def recipe(given: argparse.Namespace, size: Size, *, compiled: bool, recomputed: bool) -> dict[str, Any]:
+    """What is trained, and how; what is left out has the recipes' defaults."""
+    pack = given.pack or size.pack
+    return {
+        "name": f"ESM-2 {given.size}, timed",
+        "init": str(model_folder(given.work, given.size)),
+        "data": {"store": str(store_folder(given.work)), "max_tokens": min(1024, pack)},
+        "batch": {"tokens": max(size.step, pack), "pack": pack},
+        "optimizer": {"lr": 4.0e-4},
+        "run": {
+            "steps": 1_000_000,
+            "precision": "float32" if given.dry_run else "bf16-mixed",
+            "device": "cpu" if given.dry_run else "cuda",
+            "compile": compiled,
+            "recompute": recomputed,
+            "workers": 1 if given.dry_run else 4,
+        },
+        "validation": {"every": None},
+        "save": {"every": 1_000_000},
+        "log": {"every": size.every, "tensorboard": False},
+    }
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics so far."""
+    path = run / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple[list[dict[str, Any]], float, str]:
+    """Train for a while.
+
+    Returns:
+        Lines of metrics, seconds to the first of them, and why there are none.
+    """
+    # JSON is YAML.
+    path = given.work / f"train-{given.size}-{number}.yaml"
+    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    run = path.with_suffix("")
+    log = path.with_suffix(".log")
+    command = [sys.executable, "-m", "protea", "pretrain", str(path), "-o", str(run)]
+    with log.open("w", encoding="utf-8") as stream:
+        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        began, first = time.monotonic(), None
+        try:
+            while child.poll() is None:
+                found = lines_of(run)
+                if found and first is None:
+                    first = time.monotonic()
+                late = first is not None and time.monotonic() - first > given.seconds and len(found) > FEWEST
+                if len(found) >= WARM + LINES or late:
+                    break
+                time.sleep(0.1)
+        finally:
+            child.kill()
+            child.wait()
+    print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    return lines_of(run), (first or time.monotonic()) - began, last_line(log)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("size")
+    parser.add_argument("--pack", type=int, help="tokens computed at a time, instead of the size's own")
+    parser.add_argument("--seconds", type=float, default=15.0, help="after the first line of metrics, at most")
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args()
+    size = size_named(given.size, dry=given.dry_run)
+    if given.dry_run:
+        given.seconds, given.pack = 1.0, None
+    for path in (model_folder(given.work, given.size), store_folder(given.work)):
+        wait_for(path, given.work)
+    memory = visible_memory()
+    config, pack = architecture(model_folder(given.work, given.size)), given.pack or size.pack
+    recomputed = memory is not None and training_memory(config, pack) > ROOM * memory
+    compiled, reasons = not given.dry_run, []  # on a CPU compiling takes longer than a dry run may
+    for number in range(ATTEMPTS):
+        told = recipe(given, size, compiled=compiled, recomputed=recomputed)
+        lines, first, why = train(given, told, number)
+        if len(lines) > WARM:
+            break
+        reasons.append(why)
+        if "out of GPU memory" in why and not recomputed:
+            recomputed = True
+        else:
+            compiled = False
+    else:
+        print(f"no metrics came: {reasons[-1]}")
+        sys.exit(1)
+    measured = lines[WARM:]
+
+    def middle(name: str) -> float | None:
+        values = [line[name] for line in measured if line.get(name) is not None]
+        return median(values) if values else None
+
+    append(
+        given.out,
+        f"train-{given.size}{f'-{given.pack}' if given.pack else ''}",
+        "training",
+        size=given.size,
+        precision=told["run"]["precision"],
+        compiled=compiled,
+        recomputed=told["run"]["recompute"],
+        pack=told["batch"]["pack"],
+        step_tokens=told["batch"]["tokens"],
+        steps=measured[-1]["step"] - lines[WARM - 1]["step"],
+        tokens_per_second=middle("tokens_per_second"),
+        utilisation=middle("utilisation"),
+        peak_memory=max(line["peak_memory"] for line in lines),
+        padding=middle("padding"),
+        first_loss=lines[0]["loss"],
+        last_loss=lines[-1]["loss"],
+        seconds_to_first_line=first,
+        tried_before=reasons,
+    )
+
+
+if __name__ == "__main__":
+    main()

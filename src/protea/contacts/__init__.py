@@ -1,0 +1,1 @@
+"""Which residues of a protein touch: predicted, fitted to structures, measured against them."""

@@ -1,0 +1,119 @@
+"""What ESM-1b, ESM-1v, ESM-2 and ESM-1nv share in checkpoint formats: names of tensors, and settings with one meaning.
+
+Sources: transformers' ``EsmForMaskedLM`` and ``EsmConfig``, Meta's ``esm`` package, and NeMo 1's Megatron models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from protea.errors import CheckpointError
+from protea.models.stored import Keys
+
+HF: Final[Keys] = {
+    "word_embeddings.*": "esm.embeddings.word_embeddings.*",
+    "position_embeddings.*": "esm.embeddings.position_embeddings.*",
+    "emb_layer_norm_before.*": "esm.embeddings.layer_norm.*",
+    "layers.{}.self_attn_layer_norm.*": "esm.encoder.layer.{}.attention.LayerNorm.*",
+    "layers.{}.self_attn.q_proj.*": "esm.encoder.layer.{}.attention.self.query.*",
+    "layers.{}.self_attn.k_proj.*": "esm.encoder.layer.{}.attention.self.key.*",
+    "layers.{}.self_attn.v_proj.*": "esm.encoder.layer.{}.attention.self.value.*",
+    "layers.{}.self_attn.out_proj.*": "esm.encoder.layer.{}.attention.output.dense.*",
+    "layers.{}.final_layer_norm.*": "esm.encoder.layer.{}.LayerNorm.*",
+    "layers.{}.fc1.*": "esm.encoder.layer.{}.intermediate.dense.*",
+    "layers.{}.fc2.*": "esm.encoder.layer.{}.output.dense.*",
+    "emb_layer_norm_after.*": "esm.encoder.emb_layer_norm_after.*",
+    "lm_head.dense.*": "lm_head.dense.*",
+    "lm_head.layer_norm.*": "lm_head.layer_norm.*",
+    "lm_head.bias": "lm_head.bias",
+    "contact_head.regression.*": "esm.contact_head.regression.*",
+    # Readers look for frequencies in every layer.
+    "inv_freq": "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq",
+}
+"""transformers' names, as version 4 spells them."""
+
+HF_CLASSES: Final = ("EsmForMaskedLM", "EsmModel")
+"""transformers' classes of an ``esm`` model with its language-model head and without."""
+
+FAIR_ESM: Final[Keys] = {
+    "word_embeddings.*": "embed_tokens.*",
+    "position_embeddings.*": "embed_positions.*",
+    "emb_layer_norm_before.*": "emb_layer_norm_before.*",
+    "layers.{}.self_attn_layer_norm.*": "layers.{}.self_attn_layer_norm.*",
+    "layers.{}.self_attn.q_proj.*": "layers.{}.self_attn.q_proj.*",
+    "layers.{}.self_attn.k_proj.*": "layers.{}.self_attn.k_proj.*",
+    "layers.{}.self_attn.v_proj.*": "layers.{}.self_attn.v_proj.*",
+    "layers.{}.self_attn.out_proj.*": "layers.{}.self_attn.out_proj.*",
+    "layers.{}.final_layer_norm.*": "layers.{}.final_layer_norm.*",
+    "layers.{}.fc1.*": "layers.{}.fc1.*",
+    "layers.{}.fc2.*": "layers.{}.fc2.*",
+    "emb_layer_norm_after.*": "emb_layer_norm_after.*",
+    "lm_head.dense.*": "lm_head.dense.*",
+    "lm_head.layer_norm.*": "lm_head.layer_norm.*",
+    "lm_head.bias": "lm_head.bias",
+    "contact_head.regression.*": "contact_head.regression.*",
+    "inv_freq": "layers.{}.self_attn.rot_emb.inv_freq",
+}
+"""Meta's names without the prefixes that its loader strips; ours differ in the embeddings alone."""
+
+_NEMO_ROOT: Final = "model.language_model"
+_NEMO_LAYER: Final = f"{_NEMO_ROOT}.encoder.layers.{{}}"
+
+NEMO: Final[Keys] = {
+    "word_embeddings.*": f"{_NEMO_ROOT}.embedding.word_embeddings.*",
+    "position_embeddings.*": f"{_NEMO_ROOT}.embedding.position_embeddings.*",
+    "layers.{}.self_attn_layer_norm.*": f"{_NEMO_LAYER}.input_layernorm.*",
+    "layers.{}.self_attn.q_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
+    "layers.{}.self_attn.k_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
+    "layers.{}.self_attn.v_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
+    "layers.{}.self_attn.out_proj.*": f"{_NEMO_LAYER}.self_attention.dense.*",
+    "layers.{}.final_layer_norm.*": f"{_NEMO_LAYER}.post_attention_layernorm.*",
+    "layers.{}.fc1.*": f"{_NEMO_LAYER}.mlp.dense_h_to_4h.*",
+    "layers.{}.fc2.*": f"{_NEMO_LAYER}.mlp.dense_4h_to_h.*",
+    "emb_layer_norm_after.*": f"{_NEMO_ROOT}.encoder.final_layernorm.*",
+    "lm_head.dense.*": "model.lm_head.dense.*",
+    "lm_head.layer_norm.*": "model.lm_head.layernorm.*",
+    "lm_head.bias": "model.lm_head.bias",
+    "inv_freq": f"{_NEMO_ROOT}.rotary_pos_emb.inv_freq",
+}
+"""Megatron's names as NeMo 1 wraps them."""
+
+
+def check_esm_config(described: Mapping[str, Any]) -> None:
+    """See that a ``config.json`` of transformers' ``esm`` asks for nothing that Protea does not run.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for key, allowed in (
+        ("is_folding_model", (None, False)),
+        ("is_decoder", (None, False)),
+        ("add_cross_attention", (None, False)),
+        ("hidden_act", (None, "gelu")),
+        ("tie_word_embeddings", (None, True)),
+    ):
+        if described.get(key) not in allowed:
+            raise CheckpointError(f"{key} {described[key]!r} is not supported; expected {allowed[1]!r}")
+    if not isinstance(described.get("emb_layer_norm_before"), bool | None):
+        raise CheckpointError(f"emb_layer_norm_before must be of type bool, got {described['emb_layer_norm_before']!r}")
+    position = described.get("position_embedding_type", "absolute")
+    if position not in ("rotary", "absolute"):
+        raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
+
+
+def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
+    """What transformers looks for in the ``config.json`` of an ``esm`` model beside its sizes."""
+    return {
+        "position_embedding_type": position,
+        "emb_layer_norm_before": norm_before,
+        "is_folding_model": False,
+        "esmfold_config": None,
+        "vocab_list": None,
+        "use_cache": True,
+    }
+
+
+def gelu_is_tanh(described: Mapping[str, Any]) -> bool:
+    """Whether NeMo 1 used the tanh form: it fuses bias and GELU unless told otherwise, and its fused form is that."""
+    return bool(described.get("bias_gelu_fusion", True)) and not described.get("esm_gelu", False)

@@ -1,0 +1,48 @@
+"""What a model learns: how many predictions a pack asks for, and the loss over them.
+
+Shapes: T tokens, D model width, M tokens to be predicted, V tokens of the alphabet.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from protea.data.loader import TrainingBatch
+from protea.models.encoder import Encoder
+
+
+class Objective(Protocol):
+    """What the training step and validation ask for."""
+
+    def count(self, pack: TrainingBatch) -> int:
+        """Tokens that the model is to predict in a pack; known without computing anything on a device."""
+
+    def loss(self, model: Encoder, batch: TrainingBatch) -> Tensor:
+        """The summed loss over these tokens in nats, float32; computed under the caller's autocast.
+
+        Args:
+            model: on the batch's device.
+            batch: a pack.
+        """
+
+
+class MaskedTokens:
+    """Masked language modelling: cross-entropy of the tokens that masking selected."""
+
+    def count(self, pack: TrainingBatch) -> int:
+        """Tokens that were selected."""
+        return len(pack.rows)
+
+    def loss(self, model: Encoder, batch: TrainingBatch) -> Tensor:
+        """Summed cross-entropy of the selected tokens as they were before masking."""
+        logits = masked_logits(model, model(batch.inputs), batch.rows)
+        return F.cross_entropy(logits, batch.targets.index_select(0, batch.rows), reduction="sum")
+
+
+def masked_logits(model: Encoder, hidden: Tensor, rows: Tensor) -> Tensor:
+    """Logits ``[M, V]`` of some rows of ``[T, D]``, float32, without the rows of padding that a vocabulary may have."""
+    logits = model.head(hidden.index_select(0, rows))
+    return logits[:, : len(model.alphabet)].float()

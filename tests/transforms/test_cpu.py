@@ -1,0 +1,317 @@
+"""The transform for CPUs changes speed, not numbers, and says so where it has taken something away."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import protea
+from conftest import CONFIGS, LoadModel, disturb
+from protea.checkpoints import hf
+from protea.checkpoints.checkpoint import like
+from protea.device import native_bfloat16
+from protea.errors import UsageError
+from protea.models.attention_maps import AttentionMaps
+from protea.models.encoder import Encoder
+from protea.models.layers import LayerContext, SelfAttention, rotary_angles
+from protea.models.registry import build, initial_value
+from protea.packing import PackedBatch, pack
+from protea.transforms import cpu
+from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked
+
+CPU = torch.device("cpu")
+SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "G", "ACDEFGHIKLMNPQRSTVWY" * 20, "MK<mask>TXBUZO", "ACDEF" * 3]
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+needs_bfloat16 = pytest.mark.skipif(not native_bfloat16(CPU), reason="this CPU does not multiply bfloat16")
+
+
+def small(family: str = "esm2", *, dtype: torch.dtype = torch.float32, **shape: int) -> Encoder:
+    """A model of random weights, none of its biases and norms hidden behind 0 or 1."""
+    model = build(replace(CONFIGS[family], **shape))
+    weights = {name: initial_value(model, name, 0) for name, _ in model.named_parameters()}
+    model.load_state_dict(weights | model.stored_buffers, assign=True)
+    disturb(model)
+    return model.to(dtype)
+
+
+def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
+    frame = model.alphabet.frame
+    return pack([frame.around(model.alphabet.encode(sequence)) for sequence in sequences])
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+@needs_onednn
+@pytest.mark.parametrize("family", CONFIGS)
+def test_same_numbers_in_float32(load_small: LoadModel, family: str) -> None:
+    plain, packed = load_small(family), load_small(family)
+    pack_for_cpu(packed.module)
+    assert isinstance(packed.module.layers[0].self_attn, FusedSelfAttention)
+    layers = [0, 1, 2, 3]
+    for ours, theirs in zip(packed.embed(SEQUENCES, layers=layers), plain.embed(SEQUENCES, layers=layers), strict=True):
+        assert np.abs(ours - theirs).max() <= 5e-6 * max(1, np.abs(theirs).max())
+    for ours, theirs in zip(packed.logits(SEQUENCES), plain.logits(SEQUENCES), strict=True):
+        assert np.abs(ours - theirs).max() <= 5e-6 * max(1, np.abs(theirs).max())
+
+
+@needs_onednn
+@pytest.mark.parametrize("family", CONFIGS)
+def test_attention_maps_too(family: str) -> None:
+    maps: list[list[Tensor]] = []
+    for packed in (False, True):
+        model = small(family)
+        if packed:
+            pack_for_cpu(model)
+        kept: list[Tensor] = []
+
+        def keep(_: int, found: AttentionMaps, kept: list[Tensor] = kept) -> None:
+            kept.extend(torch.stack(list(heads)) for heads in found)
+
+        with torch.inference_mode():
+            model(batch_of(model, "MKTAYIAK", "GD"), on_attention=keep)
+        maps.append(kept)
+    assert len(maps[0]) == 6
+    for ours, theirs in zip(*maps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+@needs_onednn
+@needs_bfloat16
+@pytest.mark.parametrize("family", CONFIGS)
+def test_bfloat16_stays_near_float32(load_small: LoadModel, family: str) -> None:
+    exact = load_small(family).embed(SEQUENCES)
+    model = load_small(family, dtype="bfloat16")
+    pack_for_cpu(model.module)
+    together = model.embed(SEQUENCES)
+    for number, (ours, theirs) in enumerate(zip(together, exact, strict=True)):
+        cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
+        assert cosine.min() >= 0.999
+        alone = model.embed([SEQUENCES[number]])[0]
+        cosine = (ours * alone).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(alone, axis=1))
+        assert cosine.min() >= 0.999
+
+
+ODD_SHAPES = [("esm1nv", 15, 3), ("esm1b", 15, 5), ("esm2", 24, 2)]
+"""Family, width, heads. Odd widths of heads have no rotary pairs to bring together, and need none."""
+
+
+@needs_onednn
+@pytest.mark.parametrize(("family", "width", "heads"), ODD_SHAPES)
+def test_head_widths_off_the_beaten_track(tmp_path: Path, family: str, width: int, heads: int) -> None:
+    shape = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
+    hf.write_random(tmp_path / "m", build(replace(CONFIGS[family], **shape)), seed=0, dtype=torch.float32)
+    arrays = []
+    for packed in (False, True):
+        model = protea.load(tmp_path / "m", device="cpu", trainable=True)
+        disturb(model.module)
+        if packed:
+            pack_for_cpu(model.module)
+        arrays.append(model.embed(["MKTAYIAKQRQISFVKSHFSRQ", "G"]))
+    for ours, theirs in zip(*arrays, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * max(1, np.abs(theirs).max()))
+
+
+@needs_onednn
+@pytest.mark.parametrize("rotates", [True, False])
+def test_heads_that_are_not_the_width_together(rotates: bool) -> None:
+    """Three heads of 10 on a width of 24: what attention makes of queries, keys and values is the same."""
+    torch.manual_seed(0)
+    plain = SelfAttention(24, 3, 10)
+    fused = FusedSelfAttention(plain)
+    x = torch.randn(7, 24)
+    rotary = rotary_angles(torch.arange(7), torch.rand(5)) if rotates else None
+    with torch.no_grad():
+        (q, k, v), (q2, k2, v2) = plain.project(x, rotary), fused.project(x, rotary)
+        assert q.shape == q2.shape == (7, 3, 10)
+        products = (torch.einsum("thw,shw->hts", *pair) for pair in ((q, k), (q2, k2)))
+        torch.testing.assert_close(*products, rtol=0, atol=1e-5)
+        torch.testing.assert_close(v, v2, rtol=0, atol=1e-5)
+        torch.testing.assert_close(plain.out_proj(v.flatten(-2)), fused.out_proj(v2.flatten(-2)), rtol=0, atol=1e-5)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        for kind, value in plain.get_submodule(name).named_parameters():
+            assert torch.equal(fused.unpacked(name, kind), value)
+
+
+@needs_onednn
+def test_a_sequence_alone_and_in_company(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    pack_for_cpu(model.module)
+    for ours, sequence in zip(model.embed(SEQUENCES), SEQUENCES, strict=True):
+        (alone,) = model.embed([sequence])
+        assert np.abs(ours - alone).max() <= 1e-5 * max(1, np.abs(alone).max())
+
+
+def test_types_that_are_not_multiplied_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = small(dtype=torch.float16)
+    pack_for_cpu(half)
+    assert not is_packed(half)
+    monkeypatch.setattr(cpu, "native_bfloat16", lambda _: False)
+    emulated = small(dtype=torch.bfloat16)
+    pack_for_cpu(emulated)
+    assert not is_packed(emulated)
+    emulated.to(torch.float32)
+
+
+class Shift(nn.Module):
+    """A layer of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Linear(40, 40)
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        return x + self.shift(x)
+
+
+@needs_onednn
+def test_other_layers_stay_as_they_are() -> None:
+    model = small()
+    torch.manual_seed(0)
+    model.layers[1] = other = Shift()
+    model.layers[2].self_attn = mine = nn.Identity()
+    before = dict(other.named_parameters())
+    pack_for_cpu(model)
+    assert is_packed(model)
+    assert [type(layer.self_attn) for layer in (model.layers[0], model.layers[2])] == [FusedSelfAttention, nn.Identity]
+    assert model.layers[1] is other
+    assert model.layers[2].self_attn is mine
+    assert not is_packed(other)
+    assert not is_packed(model.layers[2])
+    assert all(value is before[name] for name, value in other.named_parameters())
+    assert unpacked(model)("layers.1.shift.weight") is other.shift.weight
+
+
+@needs_onednn
+def test_activations_that_onednn_does_not_know_stay() -> None:
+    plain, packed = small(), small()
+    for model in (plain, packed):
+        for layer in model.layers:
+            layer.activation, layer.activate = "silu", F.silu
+    pack_for_cpu(packed)
+    batch = batch_of(plain, "MKTAYIAK")
+    with torch.no_grad():
+        torch.testing.assert_close(packed(batch), plain(batch), rtol=0, atol=1e-5)
+
+
+# --- what comes back, and what does not --------------------------------------------------------------------------
+
+
+def set_any_bits(model: Encoder) -> dict[str, Tensor]:
+    """Give every parameter random bits, numbers or not, and return copies."""
+    generator = torch.Generator().manual_seed(3)
+    kind = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[model.compute_dtype]
+    limits = torch.iinfo(kind)
+    kept = {}
+    for name, parameter in model.named_parameters():
+        bits = torch.randint(limits.min, limits.max, parameter.shape, generator=generator, dtype=kind)
+        parameter.data = bits.view(model.compute_dtype)
+        kept[name] = bits
+    return kept
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "width", "heads"), [*((family, 40, 5) for family in CONFIGS), *ODD_SHAPES, ("esm2", 320, 20)]
+)
+def test_every_bit_comes_back(family: str, width: int, heads: int, dtype: torch.dtype) -> None:
+    model = small(family, dtype=dtype, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
+    kept = set_any_bits(model)
+    parameter = unpacked(model)
+    for name, bits in kept.items():
+        assert torch.equal(parameter(name).view(bits.dtype), bits), "before it is packed"
+    pack_for_cpu(model)
+    assert is_packed(model)
+    assert len(dict(model.named_parameters())) < len(kept)
+    for name, bits in kept.items():
+        value = parameter(name)
+        assert value.dtype == dtype
+        assert value.is_contiguous()
+        assert torch.equal(value.view(bits.dtype), bits), name
+    with pytest.raises(AttributeError):
+        parameter("layers.0.self_attn.r_proj.weight")
+
+
+@needs_onednn
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_packed_model_can_be_saved(family: str, tmp_path: Path) -> None:
+    model = small(family)
+    buffers = dict(model.stored_buffers)
+    hf.save(model, tmp_path / "before")
+    pack_for_cpu(model)
+    assert {name: id(value) for name, value in model.stored_buffers.items()} == {
+        name: id(value) for name, value in buffers.items()
+    }
+    hf.write(tmp_path / "after", like(model), unpacked(model), model.compute_dtype)
+    files = sorted(path.name for path in (tmp_path / "before").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "after").iterdir())
+    for name in files:
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [
+        ("moved or converted", lambda model: model.to("cpu")),
+        ("moved or converted", lambda model: model.half()),
+        ("moved or converted", lambda model: model.layers[0].double()),
+        ("moved or converted", lambda model: nn.ModuleList([model]).half()),
+        ("asked for its state_dict", lambda model: model.state_dict()),
+        ("given other weights", lambda model: model.load_state_dict({}, strict=False)),
+        ("copied or pickled", copy.deepcopy),
+        ("copied or pickled", lambda model: torch.save(model, io.BytesIO())),
+        ("trained", lambda model: model(batch_of(model, "MKTAYIAK"))),
+    ],
+)
+def test_what_it_can_no_longer_do(what: str, call: Callable[[Encoder], object]) -> None:
+    model = small()
+    pack_for_cpu(model)
+    batch = batch_of(model, "MKTAYIAK")
+    with torch.no_grad():
+        before = model(batch)
+    with pytest.raises(UsageError, match=rf"cannot be {what}.*; load it with protea.load\(..., trainable=True\)"):
+        call(model)
+    # Nothing of it has gone half the way.
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert torch.equal(model(batch), before)
+
+
+@needs_onednn
+def test_gradients_are_refused_where_they_are_asked_for() -> None:
+    """Frozen weights, and modes without gradients, are inference; an input that requires gradients is not."""
+    model = small()
+    pack_for_cpu(model)
+    batch = batch_of(model, "MKTAYIAK")
+    with torch.inference_mode():
+        expected = model(batch)
+    model.requires_grad_(False)
+    assert torch.equal(model(batch), expected)
+    linear = model.layers[0].fc1
+    assert isinstance(linear, PackedLinear)
+    x = torch.randn(3, 40, requires_grad=True)
+    with torch.no_grad():
+        linear(x)
+    with pytest.raises(UsageError, match="cannot be trained"):
+        linear(x)
+
+
+@needs_onednn
+def test_packing_twice_is_packing_once() -> None:
+    model = small()
+    pack_for_cpu(model)
+    parts = dict(model.named_modules())
+    pack_for_cpu(model)
+    assert dict(model.named_modules()) == parts

@@ -1,0 +1,98 @@
+"""Transforms of layers, also of such as no family has: compilation and recomputation."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import CONFIGS
+from protea.errors import DeviceError
+from protea.models.encoder import Encoder
+from protea.models.layers import LayerContext
+from protea.models.registry import build, initial_value
+from protea.packing import PackedBatch, pack
+from protea.transforms.compile import compile_layers
+from protea.transforms.recompute import recompute_layers
+
+
+class Noisy(nn.Module):
+    """A layer of another kind, without attention or token-wise methods, that draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(40, 40)
+        self.calls = 0
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        self.calls += 1
+        assert context.cu_seqlens.max_length == 10
+        return x + nn.functional.dropout(self.linear(x).tanh(), 0.5)
+
+
+def mixed(seed: int = 0) -> Encoder:
+    """ESM-2 whose second layer is of another kind."""
+    model = build(replace(CONFIGS["esm2"], num_hidden_layers=2))
+    weights = {name: initial_value(model, name, seed) for name, _ in model.named_parameters()}
+    model.load_state_dict(weights | model.stored_buffers, assign=True)
+    torch.manual_seed(seed)
+    model.layers.insert(1, Noisy())
+    return model
+
+
+def batch() -> PackedBatch:
+    frame = CONFIGS["esm2"].alphabet.frame
+    return pack([frame.around(CONFIGS["esm2"].alphabet.encode("MKTAYIAK"))])
+
+
+def gradients(model: Encoder) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    model(batch()).square().mean().backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+def test_recomputing_any_layer_changes_nothing() -> None:
+    """Random numbers are drawn again as they were."""
+    plain, again = mixed(), mixed()
+    recompute_layers(again)
+    expected, found = gradients(plain), gradients(again)
+    assert found.keys() == expected.keys()
+    assert "layers.1.linear.weight" in found
+    assert all(torch.equal(each, expected[name]) for name, each in found.items())
+    assert (plain.layers[1].calls, again.layers[1].calls) == (1, 2)
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"
+)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
+def test_what_layers_name_is_compiled_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+
+    def compile_(function: Any, *, dynamic: bool) -> Any:
+        assert dynamic
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model = mixed()
+    expected = [method for layer in (model.layers[0], model.layers[2]) for method in (layer.before, layer.after)]
+    compile_layers(model)
+    assert compiled == expected
+
+
+def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    monkeypatch.setenv("PATH", "/nowhere")
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
+    with pytest.raises(DeviceError, match=r"^no C\+\+ compiler was found; install one \(g\+\+\)$"):
+        compile_layers(mixed())
