@@ -437,7 +437,8 @@ def verdict(old: Path, new: Path, place: str) -> tuple[str, str]:
     if x.is_file() and x.read_bytes() == y.read_bytes():
         return IDENTICAL, ""
     if x.is_dir() or x.suffix in READERS:
-        return differing(arrays_of(x), arrays_of(y), rounding=x.suffix == ".npz")
+        what, detail = differing(arrays_of(x), arrays_of(y), rounding=x.suffix == ".npz")
+        return (DIFFERS, detail or "in its header") if x.suffix == ".safetensors" else (what, detail)
     try:
         a, b = text(old, place), text(new, place)
     except UnicodeDecodeError:
@@ -468,14 +469,16 @@ def text(folder: Path, place: str) -> str:
 
 def differing(a: dict[str, Any], b: dict[str, Any], *, rounding: bool) -> tuple[str, str]:
     """Whether arrays of two files agree, and the largest difference."""
-    if list(a) != list(b):
-        return DIFFERS, f"{sorted({*a} ^ {*b})[:5] or 'in another order'}"
-    gaps = {name: found for name in a if (found := gap(a[name], b[name], relative=rounding)) is not None}
-    if not gaps:
-        return IDENTICAL, ""
-    worst = max(gaps, key=gaps.__getitem__)
-    detail = f"{len(gaps)} of {len(a)} arrays, {worst} most, by {gaps[worst]:.1e}"
-    return (ROUNDED if rounding and gaps[worst] <= TOLERANCE else DIFFERS), detail
+    details = [f"{name} in one alone" for name in sorted({*a} ^ {*b})[:5]]
+    if not details and list(a) != list(b):
+        details.append("in another order")
+    gaps = {name: found for name in a if name in b and (found := gap(a[name], b[name], relative=rounding)) is not None}
+    if gaps:
+        worst = max(gaps, key=gaps.__getitem__)
+        details.append(f"{len(gaps)} of {len(a)} arrays, {worst} most, by {gaps[worst]:.1e}")
+        if rounding and gaps[worst] <= TOLERANCE and len(details) == 1:
+            return ROUNDED, details[0]
+    return (DIFFERS if details else IDENTICAL), "; ".join(details)
 
 
 def gap(a: Any, b: Any, *, relative: bool) -> float | None:

@@ -1,8 +1,9 @@
-"""What holds for the package as a whole: layers, public names, start-up."""
+"""What holds for the package as a whole: layers, cycles, who knows what, public names, start-up."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.util import resolve_name
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import protea
-from protea.models.registry import FAMILIES
+from protea.models import registry
 
 SOURCE = Path(protea.__file__).parent
 
@@ -22,8 +23,10 @@ LAYERS = [
     {"models"},
     {"transforms"},
     {"checkpoints"},
+    {"infer"},
     {"embed", "data"},
     {"score"},
+    {"contacts"},
     {"evaluate", "plot", "train"},
     {"language_model"},
     {"cli"},
@@ -32,8 +35,16 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 """Imports go from higher ranks to lower ones, or stay within one package."""
 
 
+def module_name(path: Path) -> str:
+    """A file's module, a package's ``__init__`` its package."""
+    return ".".join(("protea", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
 def imported(source: str, package: str) -> set[str]:
-    """The layers that a file of a package imports, wherever in it; ``import protea`` alone is none."""
+    """Modules of the package that a file imports, wherever in it, for type checking too."""
     paths: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -43,59 +54,100 @@ def imported(source: str, package: str) -> set[str]:
             paths |= {f"{module}.{alias.name}" for alias in node.names}
     # A public name stands for the module it comes from.
     public = {f"protea.{name}": module for name, module in protea._HOME.items()}
-    parts = [public.get(path, path).split(".") for path in paths]
-    return {part[1] for part in parts if part[0] == "protea" and len(part) > 1 and part[1] in RANK}
+    found = set()
+    for path in paths:
+        name = public.get(path, path)
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", "protea"}
+
+
+def layers(source: str, package: str) -> set[str]:
+    """The layers of what a file imports."""
+    return {name.split(".")[1] for name in imported(source, package)}
+
+
+def package_of(path: Path) -> str:
+    return ".".join(("protea", *path.relative_to(SOURCE).parent.parts))
 
 
 def home(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-FILES = [path for path in sorted(SOURCE.rglob("*.py")) if home(path) not in {"__init__", "__main__"}]
+FILES = [path for path in MODULES.values() if home(path) not in {"__init__", "__main__"}]
+
+
+def test_every_layer_has_a_rank() -> None:
+    assert {home(path) for path in FILES} == RANK.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_left(path: Path) -> None:
     mine = home(path)
-    package = ".".join(("protea", *path.relative_to(SOURCE).parent.parts))
-    wrong = {name for name in imported(path.read_text(), package) if name != mine and RANK[name] >= RANK[mine]}
+    found = layers(path.read_text(), package_of(path))
+    wrong = {name for name in found if name != mine and RANK[name] >= RANK[mine]}
     assert not wrong, f"{mine} imports {wrong}"
 
 
 @pytest.mark.parametrize(
-    ("statement", "layers"),
+    ("statement", "expected"),
     [
         ("import protea", set()),
         ("import protea, protea.cli", {"cli"}),
-        ("import protea.embed.engine as engine", {"embed"}),
+        ("import protea.embed.run as run", {"embed"}),
         ("from protea import cli", {"cli"}),
         ("from protea import cli as c, errors", {"cli", "errors"}),
         ("from protea import load", {"language_model"}),
         ("from protea import __version__", set()),
-        ("from protea.embed import engine", {"embed"}),
+        ("from protea.embed import run", {"embed"}),
         ("from . import attention", {"models"}),
         ("from .attention import attend", {"models"}),
         ("from .. import cli", {"cli"}),
         ("from ..cli import main", {"cli"}),
         ("def f():\n    from ..cli.embed import embed", {"cli"}),
+        ("if TYPE_CHECKING:\n    from protea.infer.runner import Runner", {"infer"}),
         ("from torch import nn\nimport numpy.random", set()),
     ],
 )
-def test_every_way_to_import_is_seen(statement: str, layers: set[str]) -> None:
-    assert imported(statement, "protea.models") == layers
+def test_every_way_to_import_is_seen(statement: str, expected: set[str]) -> None:
+    assert layers(statement, "protea.models") == expected
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports within functions and for type checking count; only what is imported by its name as a string does not."""
+    graph = {name: imported(path.read_text(), package_of(path)) - {name} for name, path in MODULES.items()}
+    while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
+        graph = {name: others for name, others in graph.items() if name not in leaves}
+    # What is left lies on a cycle, or leads to one.
+    assert not {name: others & graph.keys() for name, others in graph.items()}
+
+
+FAMILIES = [place.partition(":") for place in registry.FAMILIES if isinstance(place, str)]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if home(path) != "models"], ids=module_name)
+def test_no_family_is_known_outside_the_models(path: Path) -> None:
+    assert len(FAMILIES) >= 3
+    source = path.read_text()
+    assert not imported(source, package_of(path)) & {module for module, _, _ in FAMILIES}
+    names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    assert not names & {f"{name}{end}" for _, _, name in FAMILIES for end in ("", "Config")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if home(path) != "plot"], ids=module_name)
+def test_frames_are_no_arithmetic(path: Path) -> None:
+    """How BOS and EOS stand around a sequence is known to the alphabet's frame alone."""
+    wrong = re.findall(
+        r"\b(?:tokens|residues|length|len\([^()]*\))(?:\))? [-+] 2\b|\w\[1:-1\]|\]\[1:-1\]", path.read_text()
+    )
+    assert not wrong
 
 
 def test_models_know_nothing_of_parallelism() -> None:
     for path in (SOURCE / "models").rglob("*.py"):
         assert "distributed" not in path.read_text(), path
-
-
-@pytest.mark.parametrize("layer", ["data", "train", "transforms"])
-def test_no_family_is_special_to(layer: str) -> None:
-    families = [family.__module__.rpartition(".")[2] for family in FAMILIES]
-    for path in (SOURCE / layer).rglob("*.py"):
-        source = path.read_text()
-        assert not [name for name in families if f"models.{name}" in source or f"import {name}" in source], path
 
 
 def test_public_names() -> None:
@@ -138,3 +190,22 @@ def test_errors_survive_pickling() -> None:
         copy = pickle.loads(pickle.dumps(kind("what, where, how to mend")))
         assert type(copy) is kind
         assert str(copy) == "what, where, how to mend"
+
+
+MOST_LINES = 8000
+
+
+def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Whoever reads what ``protea embed`` runs from a Hugging Face folder to Parquet reads no more than this."""
+    (tmp_path / "in.fasta").write_text(">a\nMKTAYIAKQR\n")
+    code = (
+        "import sys; from protea.cli import main\n"
+        f"sys.argv = ['protea', 'embed', 'in.fasta', '-m', {str(model_folders['esm2'])!r}, '-o', 'out.parquet']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(*(one.__file__ for name, one in sys.modules.items() if name.partition('.')[0] == 'protea'), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    files = [line for line in done.stdout.splitlines() if line.endswith(".py")]
+    assert len(files) > 30
+    assert sum(len(Path(file).read_text().splitlines()) for file in files) <= MOST_LINES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ enabled = pytest.mark.usefixtures("_enabled")
 @pytest.fixture
 def _off(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nothing had been enabled, for one test."""
-    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(library, "_used", None)
     monkeypatch.setattr(attention, "KERNELS", [kernel for kernel in attention.KERNELS if kernel is not NATIVE])
 
 
@@ -212,6 +213,34 @@ def test_choice(cache: Path) -> None:
     native.disable()
     assert always == attention.KERNELS
     assert native.compiled() is None
+
+
+@off
+def test_enabled_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the library can be had, the kernel stands before the product kernel, once, until it is disabled."""
+    library_, always = ctypes.CDLL(None), list(attention.KERNELS)
+    monkeypatch.setattr(native, "load", lambda: library_)
+    monkeypatch.setattr(native, "parallel", lambda: None)
+    trained = torch.zeros(4, 2, 16, dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(2):
+        assert native.enable() is None
+        assert native.compiled() is library_
+        place = always.index(PRODUCT)
+        assert [*always[:place], NATIVE, *always[place:]] == attention.KERNELS
+        assert pick_kernel(trained, trained, trained) is NATIVE
+        with torch.no_grad():
+            assert pick_kernel(trained, trained, trained) in {PRODUCT, SDPA}
+    for _ in range(2):
+        native.disable()
+        assert always == attention.KERNELS
+        assert native.compiled() is None
+
+    def not_here() -> ctypes.CDLL:
+        raise library.UnavailableError("not here")
+
+    monkeypatch.setattr(native, "load", not_here)
+    assert native.enable() == "not here"
+    assert always == attention.KERNELS
 
 
 @enabled

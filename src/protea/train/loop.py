@@ -107,7 +107,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
             workers=recipe.run.workers,
             pin=device.type == "cuda",
         )
-        validation = None if recipe.validation.every is None else Validation(store, recipe, pin=device.type == "cuda")
+        validation = None if recipe.validation.every is None else Validation(store, recipe)
         needs = estimate(blank, recipe, mean_length(loader.sampler))
         check_memory(needs, device)
         del blank

@@ -22,9 +22,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.disk import sha256
 from protea.checkpoints.distcp import DistributedTensors
-from protea.disk import sync_folder, write_durably
+from protea.disk import sha256, sync_folder, write_durably
 from protea.errors import CheckpointError, ResumeError
 from protea.train.recipe import Save
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import torch
@@ -11,7 +13,8 @@ import torch
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.data.store import Store
-from protea.errors import TrainingError, UsageError
+from protea.errors import NonFiniteError, TrainingError, UsageError
+from protea.infer.runner import Runner
 from protea.models.encoder import Encoder
 from protea.train.objective import Objective
 from protea.train.prepare import Precision
@@ -27,19 +30,18 @@ class Validation:
     Args:
         store: with a validation split.
         recipe: says how much of it.
-        pin: put batches in page-locked memory.
 
     Raises:
         UsageError: the store has no such split.
     """
 
-    def __init__(self, store: Store, recipe: Recipe, *, pin: bool = False) -> None:
+    def __init__(self, store: Store, recipe: Recipe) -> None:
         if SPLIT not in store.splits:
             raise UsageError(
                 f"{store.folder}: has no {SPLIT} split; build it with --valid, or set validation.every=null"
             )
         data, self._tokens = recipe.data, recipe.validation.tokens
-        self._every, self._last = recipe.validation.every, recipe.run.steps
+        self._every, self._last, self._pack = recipe.validation.every, recipe.run.steps, recipe.batch.pack
         sampler = Sampler(
             store.split(SPLIT),
             seed=recipe.validation.seed,
@@ -50,9 +52,9 @@ class Validation:
         self._loader = Loader(
             sampler,
             masking=data.masking,
-            packing=Packing(tokens=recipe.batch.pack),
+            packing=Packing(tokens=self._pack),
             workers=min(1, recipe.run.workers),
-            pin=pin,
+            pin=False,  # the runner makes its own packs
         )
 
     def due(self, progress: Progress) -> bool:
@@ -88,20 +90,22 @@ class Validation:
             UsageError: the split is so small that no token of it is masked.
             TrainingError: the loss is no number.
         """
-        model.eval()
-        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        runner = Runner(model, self._pack, partial(_evaluating, precision))
+        packs = ((pack, objective.jobs(pack)) for pack in self.batches())
+        total = torch.zeros((), dtype=torch.float64)
         predicted = 0
-        with torch.no_grad():
-            for batch in self.batches():
+        model.eval()
+        try:
+            for pack, results in runner.each(packs, apart=True):
                 if stop():
-                    model.train()
                     return None
-                predicted += objective.count(batch)
-                here = batch.to(model.device, non_blocking=True)
-                with precision.autocast():
-                    loss = objective.loss(model, here)
-                total += loss.double()
-        model.train()
+                predicted += objective.count(pack)
+                total += objective.loss_of(pack, results).double()
+        except NonFiniteError:
+            total.fill_(math.nan)
+            predicted += 1
+        finally:
+            model.train()
         if not predicted:
             raise UsageError("validation masks no token, so few there are; add sequences, or set validation.every=null")
         mean = total.item() / predicted
@@ -110,3 +114,10 @@ class Validation:
                 f"the validation loss is {mean:g}; go on from the newest checkpoint with a lower optimizer.lr"
             )
         return mean
+
+
+@contextmanager
+def _evaluating(precision: Precision) -> Iterator[None]:
+    """Without gradients, in the products' type; not in inference mode, for which compiled layers would be made anew."""
+    with torch.no_grad(), precision.autocast():
+        yield

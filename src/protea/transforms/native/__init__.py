@@ -7,14 +7,11 @@ uses them, where there is a C++ compiler and a processor with AVX-512 BF16. Once
 
 from __future__ import annotations
 
-import ctypes
-
 from protea.models.attention import add_kernel, remove_kernel
-from protea.transforms.native.library import UnavailableError, load
+from protea.transforms.native.functional import NATIVE, parallel
+from protea.transforms.native.library import UnavailableError, compiled, load, use
 
 __all__ = ["compiled", "disable", "enable"]
-
-_library: ctypes.CDLL | None = None
 
 
 def enable() -> str | None:
@@ -23,31 +20,19 @@ def enable() -> str | None:
     Returns:
         ``None``, or in one line why the kernel cannot be had here.
     """
-    global _library  # noqa: PLW0603  one switch for the process
     try:
         loaded = load()
-        # Found here rather than at the first step.
-        from protea.transforms.native.functional import NATIVE, parallel
-
-        parallel()
+        parallel()  # what is wrong with it is found here rather than at the first step
     except UnavailableError as error:
         return str(error)
     except (OSError, AttributeError) as error:
         return f"PyTorch's own OpenMP was not found: {error}"
-    _library = loaded
+    use(loaded)
     add_kernel(NATIVE)
     return None
 
 
 def disable() -> None:
     """Have attention choose as if ``enable`` had never been called."""
-    global _library  # noqa: PLW0603
-    from protea.transforms.native.functional import NATIVE
-
     remove_kernel(NATIVE)
-    _library = None
-
-
-def compiled() -> ctypes.CDLL | None:
-    """The compiled functions, if enabled."""
-    return _library
+    use(None)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from protea.models.attention import Kernel
 from protea.packing import CuSeqlens
-from protea.transforms.native import compiled
+from protea.transforms.native.library import compiled
 
 
 def attention(

@@ -147,3 +147,17 @@ def _trusted(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
+
+
+_used: ctypes.CDLL | None = None
+
+
+def use(library: ctypes.CDLL | None) -> None:
+    """Have attention use a library, or none; one switch for the process."""
+    global _used  # noqa: PLW0603
+    _used = library
+
+
+def compiled() -> ctypes.CDLL | None:
+    """The library that attention uses, if any."""
+    return _used
