@@ -1,10 +1,10 @@
 """The parts ``embed-SIZE``: residues and tokens a second, file to file and of the computation alone.
 
-The computation alone is ``LanguageModel.embed`` on sequences in memory to means in memory, after a warm-up, the
-better of two runs where one is short. File to file is the command ``protea embed IN.fasta -m MODEL -o OUT.parquet``, run within this process, which
-spares the start of Python: what it takes for all sequences, less what it takes for one, which is loading the model and
-hashing its file. That is told too, as ``overhead_seconds``. Both in bfloat16 (``--fast``) and in float32, on fewer
-sequences. Random weights, random sequences of UniRef50's lengths.
+The computation alone is ``LanguageModel.embed`` on sequences in memory to means in memory, after a warm-up; the better
+of two runs where one is short. File to file is the command ``protea embed IN.fasta -m MODEL -o OUT.parquet``, run in
+this process, which spares the start of Python: what it takes for all sequences, less what it takes for one, which is
+loading the model and hashing its file. That is told too, as ``overhead_seconds``. Both in bfloat16 (``--fast``) and in
+float32, on fewer sequences. Random weights, random sequences of UniRef50's lengths.
 
 Usage: python benchmarks/gpu/embedding.py OUT WORK SIZE [--dry-run]
 """

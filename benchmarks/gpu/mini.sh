@@ -34,7 +34,7 @@ part store 120 "$PYTHON" "$HERE/mini_corpus.py" store "$OUT" "$WORK" "$CORPUS" "
 
 # Training gets what is left when the parts after it have theirs.
 TRAIN=$(awk -v left="$(left)" -v after="$AFTER" -v longest="$LONGEST" \
-  'BEGIN {time = left - after - 10; print int(time < longest ? time : longest)}')
+  'BEGIN {time = left - after - 10; if (time < 60) time = 60; print int(time < longest ? time : longest)}')
 part train $((TRAIN + 10)) "$PYTHON" "$HERE/mini_train.py" "$OUT" "$WORK" "$RUN" ${SETTINGS:-} \
   --seconds "$TRAIN" --calls "${CALLS:-1}" "${DRY[@]}"
 part export 25 "$PYTHON" -m protea export "$RUN" -o "$WORK/model" --dtype bfloat16

@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("out", "work", "model", "corpus"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--tokens", type=int, default=300_000, help="of the held-out sequences, at most")
+    parser.add_argument("--tokens", type=int, default=200_000, help="of the held-out sequences, at most")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     command = [sys.executable, str(PROGRAM), "perplexity", str(store_folder(given.work))]

@@ -31,7 +31,7 @@ if [ ${#DRY[@]} -gt 0 ]; then export OMP_NUM_THREADS=1; SLACK=4; fi
 TOTAL=$((TOTAL * SLACK))
 
 clean() {
-  for each in "$WORK"/*.pid; do [ -e "$each" ] && kill "$(cat "$each")" 2>/dev/null; done
+  for each in "$WORK"/*.pid; do [ -e "$each" ] && kill -KILL -- "-$(cat "$each")" 2>/dev/null; done
   wait
   rm -rf "$WORK"
 }
@@ -48,7 +48,7 @@ note() { "$PYTHON" "$HERE/records.py" "$OUT" "$@"; }
 
 # part NAME BOUND COMMAND...: run a command for BOUND seconds at most, keep its output in log.txt, record how it ended.
 part() {
-  local name=$1 bound=${BOUNDS[$1]:-$(($2 * SLACK))} log=$WORK/$1.log began code seconds remains
+  local name=$1 bound=${BOUNDS[$1]:-$(($2 * SLACK))} log=$WORK/$1.log began code group seconds remains
   shift 2
   wanted "$name" || return 0
   remains=$(left)
@@ -58,9 +58,12 @@ part() {
   fi
   began=$(date +%s.%N)
   timeout --kill-after=5 "$bound" "$@" >"$log" 2>&1 &
-  echo $! >"$WORK/$name.pid"
-  wait $!
+  group=$! # timeout leads a group of its own
+  echo "$group" >"$WORK/$name.pid"
+  wait "$group"
   code=$?
+  # What the command started may still be busy saving, on the GPU that the next part measures.
+  kill -KILL -- "-$group" 2>/dev/null
   rm "$WORK/$name.pid"
   seconds=$(since "$began")
   { echo "=== $name: exit code $code after $seconds s"; cat "$log"; } >>"$OUT/log.txt"
@@ -86,10 +89,15 @@ finish() {
   [ ! -e "$WORK/failed" ]
 }
 
-# Packages that the machine lacks, from a folder of wheels; no dependency is looked for.
+# Packages that the machine lacks, from a folder of wheels; no dependency is looked for. Protea asks for its version,
+# which a checkout alone has not got: an empty package tells it.
 wheels() {
+  local version ONLY= # whatever parts are wanted
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$HERE/../../pyproject.toml")
+  mkdir -p "$WORK/site/protea-$version.dist-info"
+  printf 'Metadata-Version: 2.1\nName: protea\nVersion: %s\n' "$version" >"$WORK/site/protea-$version.dist-info/METADATA"
+  export PYTHONPATH="$WORK/site:$PYTHONPATH"
   [ -n "${WHEELS:-}" ] || return 0
   part wheels 60 "$PYTHON" -m pip install --quiet --no-index --find-links "$WHEELS" --no-deps --upgrade \
     --target "$WORK/site" "$WHEELS"/*.whl
-  export PYTHONPATH="$WORK/site:$PYTHONPATH"
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
         Lines of metrics, seconds to the first of them, and why there are none.
     """
     # JSON is YAML.
-    path = given.work / f"train-{given.size}-{number}.yaml"
+    path = given.work / f"train-{given.size}-{told['batch']['pack']}-{number}.yaml"
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     run = path.with_suffix("")
     log = path.with_suffix(".log")
@@ -88,7 +89,7 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
         finally:
             child.kill()
             child.wait()
-    print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+            print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
     return lines_of(run), (first or time.monotonic()) - began, last_line(log)
 
 
@@ -101,6 +102,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="after the first line of metrics, at most")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
+    # So that a part that runs out of time still shows what its command said.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     size = size_named(given.size, dry=given.dry_run)
     if given.dry_run:
         given.seconds, given.pack = 1.0, None

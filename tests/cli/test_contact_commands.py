@@ -16,11 +16,11 @@ import yaml
 import protea
 from conftest import Run, fails
 from made_structures import change, folder_of_snakes, letters, pdb, snake, written
+from protea.contacts import heads
 from protea.contacts.precision import means, score
 from protea.contacts.predict import contacts
 from protea.contacts.structures import pairs, read_chains
 from protea.errors import ProteaWarning, UsageError
-from protea.evaluate import heads
 from protea.models.heads import BilinearContactHead, ContactHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -114,7 +114,7 @@ def test_what_cannot_be_fitted_is_told(load_small: LoadModel, monkeypatch: pytes
 def test_a_model_that_gives_nan_is_told(load_small: LoadModel, fitting: Callable[..., object]) -> None:
     model = load_small("esm2").module
     model.word_embeddings.weight.data[:] = math.nan
-    with pytest.raises(NonFiniteError, match="infinities or NaN.*; (its|the) weights are damaged"):
+    with pytest.raises(NonFiniteError, match=r"infinities or NaN.*; (its|the) weights are damaged"):
         fitting(model, [example(model, 20, 1)])
 
 

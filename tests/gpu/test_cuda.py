@@ -123,6 +123,7 @@ def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -
 
 def test_running_out_of_memory_halves_the_pack(load_small: LoadModel) -> None:
     from protea.embed.engine import Wanted, embed
+
     from protea.embed.prepare import Encoded
     from protea.fasta import Record
 

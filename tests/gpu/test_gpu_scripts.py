@@ -24,7 +24,7 @@ KEYS = {
     "prepared": {"what", "seconds"},
     "gradients": {"kernel", "dtype", "width", "right"}
     | {f"{name}_{kind}" for name in ("output", "dq", "dk", "dv") for kind in ("error", "error_sdpa", "largest")},
-    "tests": {"passed", "failed", "skipped"},
+    "tests": {"file", "passed", "failed", "skipped"},
     "training": {"size", "tokens_per_second", "utilisation", "peak_memory", "compiled", "pack", "steps"},
     "embedding": {"size", "program", "dtype", "residues_per_second_files", "tokens_per_second_files"}
     | {"residues_per_second", "tokens_per_second", "utilisation", "peak_memory", "load_seconds"},
