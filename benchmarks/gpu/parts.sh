@@ -89,15 +89,11 @@ finish() {
   [ ! -e "$WORK/failed" ]
 }
 
-# Packages that the machine lacks, from a folder of wheels; no dependency is looked for. Protea asks for its version,
-# which a checkout alone has not got: an empty package tells it.
+# Packages that the machine lacks, from a folder of wheels; no dependency is looked for.
 wheels() {
-  local version ONLY= # whatever parts are wanted
-  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$HERE/../../pyproject.toml")
-  mkdir -p "$WORK/site/protea-$version.dist-info"
-  printf 'Metadata-Version: 2.1\nName: protea\nVersion: %s\n' "$version" >"$WORK/site/protea-$version.dist-info/METADATA"
-  export PYTHONPATH="$WORK/site:$PYTHONPATH"
   [ -n "${WHEELS:-}" ] || return 0
+  local ONLY= # whatever parts are wanted
+  export PYTHONPATH="$WORK/site:$PYTHONPATH"
   part wheels 60 "$PYTHON" -m pip install --quiet --no-index --find-links "$WHEELS" --no-deps --upgrade \
     --target "$WORK/site" "$WHEELS"/*.whl
 }

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
 
+__version__ = "0.1.0"
+
 _HOME = {
     "LanguageModel": "protea.language_model",
     "ProteaError": "protea.errors",
@@ -28,10 +30,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("protea")
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

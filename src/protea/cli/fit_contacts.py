@@ -101,7 +101,9 @@ def _fit(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("protea", "torch", "scikit-learn", "biotite")}
+    import protea
+
+    return {"protea": protea.__version__} | {name: version(name) for name in ("torch", "scikit-learn", "biotite")}
 
 
 def _report(output: Path, settings: Settings, fitted: list[Chain], rows: list[Row]) -> None:
