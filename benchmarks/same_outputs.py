@@ -4,17 +4,17 @@
     python benchmarks/same_outputs.py compare OLD NEW
 
 ``record`` runs the protea that Python finds (``PYTHONPATH=src``) on small random models, sequences and variants, all
-from fixed seeds: the commands below and the Python interface, each in a process of its own. FOLDER then holds their
-outputs, and what they printed in ``log/``. The models are read from MODELS, or made there the first time; record both
-versions with the same. A process forks from one that has imported PyTorch; with ``--fresh`` each is a new
-``python -m protea``, at thrice the time. What ends otherwise than it should stops the recording. It needs mmseqs and
-what ``pip install -e '.[dev]'`` brings.
+from fixed seeds: the commands below and the Python interface, each in a process of its own with one thread. FOLDER then
+holds their outputs, and what they printed in ``log/``. The models are read from MODELS, or made there the first time;
+record both versions with the same. A process forks from one that has imported PyTorch; with ``--fresh`` each is a new
+``python -m protea``, which takes twice as long. What ends otherwise than it should stops the recording. It needs mmseqs
+and what ``pip install -e '.[dev]'`` brings.
 
 ``compare`` takes files for the same where their bytes are, or what they hold is: arrays, tables and checkpoints bit for
 bit, text letter for letter. The folder's own path and that of the package count as the same; so does what tells of the
-machine: speed, memory and utilisation in ``metrics.jsonl``, hashes of files in ``state.json`` (PyTorch's files hold
-random names), logs of MMseqs2. Arrays of the Python interface may differ by 2e-5 of the largest: ``python``. What a
-command prints may differ: ``wording``. The exit code is 1 if anything else differs.
+machine: speed, memory and utilisation in ``metrics.jsonl`` and ``log/``, hashes of files in ``state.json`` (PyTorch's
+files hold random names), logs of MMseqs2. Arrays of the Python interface may differ by 2e-5 of the largest: ``python``.
+What a command prints may differ: ``wording``. The exit code is 1 if anything else differs.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ from safetensors.torch import load_file
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 STRUCTURES = Path(__file__).resolve().parents[1] / "examples" / "structures"
-FIXED = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-FIXED |= {"COLUMNS": "120", "NO_COLOR": "1"}
+FIXED = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", "NO_COLOR": "1"}
 LOG, PATHS, CODES, PYTHON = "log", "paths.json", "codes.json", "python"
 IDENTICAL, ROUNDED, WORDING, DIFFERS = "identical", "python", "wording", "DIFFERS"
 TOLERANCE = 2e-5
 IGNORED = {PATHS, "mmseqs.log", ".lock"}
 TIMES = {"tokens_per_second", "utilisation", "peak_memory"}
 HASHES = {"files", "sha256"}
-SPEED = re.compile(r"in [\d,.]+ s\b|[\d,]+ tokens/s · utilisation [\d.]+%|[\d.]+ GB$", re.MULTILINE)
+SPEED = re.compile(r"in [\d,.]+ s\b|[\d,]+ tokens/s · utilisation [\d.]+%|· [\d.]+ GB\b")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -65,6 +64,8 @@ COMMANDS = """
 train-esm2
 data fasta train.fasta -o store-esm2 --valid 20 --seed 3 --threads 1
 data info store-esm2
+data uniref --uniref50 uniref50.fasta --uniref90 train.fasta --members members.tsv --valid 10 --test 5 --no-filter
+  -o store-uniref
 pretrain esm2.yaml --dry-run
 pretrain esm2.yaml run.steps=10 -o runs/esm2
 pretrain esm2.yaml -o runs/esm2 --accept-changes
@@ -125,7 +126,7 @@ perplexity all.fasta -m models/esm1v --masking bionemo2 --seed 7 -o perplexity/e
 perplexity wild.fasta -o perplexity/mini.csv --against transformers
 perplexity one.fasta --pseudo -o perplexity/pseudo.csv --plot perplexity/pseudo.svg
 perplexity wild.fasta --pseudo -m models/esm1nv -o perplexity/pseudo-esm1nv.parquet
-perplexity long.fasta --pseudo -m models/esm2 -o perplexity/pseudo-long.tsv
+perplexity middle.fasta --pseudo -m models/esm1nv -o perplexity/pseudo-windows.tsv
 
 contacts
 contacts wild.fasta -m models/esm2 -o contacts/esm2.h5
@@ -281,6 +282,7 @@ def make_data(folder: Path) -> None:
     fasta("wild.fasta", list(wild.items()))
     fasta("one.fasta", [("one", wild["one"])])
     fasta("long.fasta", [("long", long)])
+    fasta("middle.fasta", [("middle", long[:515])])
     rows = [f"{name},{one},{n}" for name in wild for n, one in enumerate(substitutions(rng, wild[name], 40))]
     table("variants.csv", "id,mutant,note", rows)
     table("wrong.csv", "id,mutant,note", [*rows[:5], "one,W1000A,", "one,,", "nobody,A1C,"])
@@ -295,6 +297,8 @@ def make_data(folder: Path) -> None:
         rows = [f"{one},{n * n % 7},{n * n % 7 // 4}" for n, one in enumerate(substitutions(rng, sequence, 40))]
         table(f"gym/{name}.csv", "mutant,DMS_score,DMS_score_bin", rows)
     firsts = [protein(rng, rng.randint(20, 150)) for _ in range(100)]
+    fasta("uniref50.fasta", [(f"C{n}", first) for n, first in enumerate(firsts)])
+    table("members.tsv", "C0\tt0_0,t0_1", [f"C{n}\tt{n}_0,t{n}_1,t{n}_2" for n in range(1, 100)])
     shares = [(n, copy, 0.12 * copy) for n in range(100) for copy in range(3)]
     mutants = [
         (f"t{n}_{copy}", "".join(rng.choice(LETTERS) if rng.random() < share else one for one in firsts[n]))
@@ -577,8 +581,10 @@ def main() -> None:
         sys.exit(compare(options.old, options.new))
     if options.action == PYTHON:
         return python()
-    if any(os.environ.get(name) != value for name, value in FIXED.items()):
-        os.execve(sys.executable, sys.orig_argv, os.environ | FIXED)  # libraries read them when they are loaded
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    fixed = FIXED | {"PYTHONPATH": os.pathsep.join(paths)}
+    if any(os.environ.get(name) != value for name, value in fixed.items()):
+        os.execve(sys.executable, sys.orig_argv, os.environ | fixed)  # libraries read them when they are loaded
     folder = options.folder.resolve()
     record(folder, (options.models or folder / "models").resolve(), options.jobs, fresh=options.fresh)
     return None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from typing import Final
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 """Parameters of glibc's ``mallopt``."""
+
+_SECONDS: Final = 10.0
 
 
 def return_freed_memory() -> None:
@@ -19,6 +22,18 @@ def return_freed_memory() -> None:
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+_last_returned = 0.0
+
+
+def return_freed_memory_at_times() -> None:
+    """The same at most every ten seconds, for whoever computes pack after pack."""
+    global _last_returned  # noqa: PLW0603  the heap is the process's
+    now = time.monotonic()
+    if now - _last_returned >= _SECONDS:
+        _last_returned = now
+        return_freed_memory()
 
 
 def keep_freed_memory() -> None:

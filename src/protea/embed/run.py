@@ -39,7 +39,6 @@ from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
 from protea.fasta import Record, flows, read_fasta
 from protea.infer.memory import default_budget
 from protea.infer.runner import Runner
-from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
 
 _COMMIT_SECONDS: Final = 10.0
@@ -310,7 +309,6 @@ class Run:
         progress = replace(progress, stores=tuple(store.commit() for store in stores))
         journal.commit(progress)
         self._kept = True
-        return_freed_memory()
         return progress
 
     def _missing(self) -> int | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from protea.errors import DeviceError, NonFiniteError, ProteaError, SequenceTooLongError
 from protea.infer.transfer import copied
+from protea.memory import return_freed_memory_at_times
 from protea.models.attention_maps import HeadMaps
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack, pack_by_budget
@@ -174,6 +175,7 @@ class Runner:
         launched: deque[tuple[list[_Owned[Item, Tag]], list[_Launched[Tag]]]] = deque()
         for owned in packs:
             launched.append((owned, self._launch([one.job for one in owned])))
+            return_freed_memory_at_times()
             if len(launched) > self._ahead:
                 first, parts = launched.popleft()
                 yield first, [result for part in parts for result in part.collected()]
