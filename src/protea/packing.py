@@ -114,14 +114,14 @@ def pack(sequences: Sequence[NDArray[np.integer]]) -> PackedBatch:
     return PackedBatch(torch.from_numpy(flat), CuSeqlens.from_lengths([len(ids) for ids in sequences]))
 
 
-def pack_by_budget(items: Iterable[Item], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
+def pack_by_budget(items: Iterable[Item | None], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
     """Group items, in order, so that no group holds more than ``budget`` tokens.
 
     Packed batches waste nothing on length differences, so input order is kept and nothing is sorted. An item
     larger than the budget makes a group of its own.
 
     Args:
-        items: what to group.
+        items: what to group. ``None`` among them ends a group at once, even an empty one.
         size: tokens an item takes.
         budget: tokens a group may hold, at least 1.
     """
@@ -130,6 +130,10 @@ def pack_by_budget(items: Iterable[Item], size: Callable[[Item], int], budget: i
     group: list[Item] = []
     filled = 0
     for item in items:
+        if item is None:
+            yield group
+            group, filled = [], 0
+            continue
         tokens = size(item)
         if group and filled + tokens > budget:
             yield group

@@ -19,6 +19,7 @@ from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 from protea.errors import StoreError, UsageError
 from protea.models import registry
+from protea.models.encoder import Encoder
 from protea.train.reading import parse
 from protea.train.sources import STORE, open_store
 from protea.train.watcher import Watcher as RunWatcher
@@ -37,7 +38,7 @@ MINE = Alphabet(
 @pytest.fixture
 def _added(monkeypatch: pytest.MonkeyPatch) -> None:
     """A family with an alphabet of its own."""
-    family = SimpleNamespace(config_type=SimpleNamespace(alphabet=MINE))
+    family = type("Family", (Encoder,), {"config_type": SimpleNamespace(alphabet=MINE), "stored": {}})
     monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES, family])
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import LoadModel
-from protea.errors import DeviceError, NonFiniteError, SequenceTooLongError
+from protea.errors import CapabilityError, DeviceError, NonFiniteError, SequenceTooLongError, UsageError
 from protea.infer import memory
 from protea.infer.memory import default_budget
 from protea.infer.runner import Job, Result, Runner, Wanted
@@ -145,7 +145,7 @@ def test_each_job_keeps_what_it_asked_for(load_small: LoadModel) -> None:
     wanted = [
         Wanted(layers=(1,), reduce=lambda x: {"first": x[0], "sum": x.sum(0)}),
         Wanted(places=np.array([2, 0])),
-        Wanted(on_attention=look),
+        Wanted(watch=lambda: look),
         Wanted(),
     ]
     first, second, third, fourth = Runner(model, 1000).run(job(n, 7 + n, one) for n, one in enumerate(wanted))
@@ -157,6 +157,108 @@ def test_each_job_keeps_what_it_asked_for(load_small: LoadModel) -> None:
     assert not third.states
     assert seen == [(1, 5, (9, 9)), (2, 5, (9, 9)), (3, 5, (9, 9))]
     assert (fourth.states, fourth.logits, fourth.error) == ({}, None, None)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_what_was_asked_before_a_failure_is_computed(load_small: LoadModel, ahead: int) -> None:
+    runner = Runner(load_small("esm2").module, 50)
+    runner._ahead = ahead
+    found: list[int] = []
+
+    def jobs() -> Iterator[Job[int]]:
+        for number in range(9):
+            yield job(number, 20)
+        raise UsageError("line 10: no sequence")
+
+    with pytest.raises(UsageError, match="line 10: no sequence"):
+        found.extend(result.job.tag for result in runner.run(jobs()))
+    assert found == list(range(9))
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_nothing_waits_for_jobs_that_do_not_come(load_small: LoadModel, ahead: int) -> None:
+    runner = Runner(load_small("esm2").module, 1000)
+    runner._ahead = ahead
+    answered: list[int] = []
+    asked: list[int] = []
+
+    def feed() -> Iterator[tuple[int, list[Job[int]]] | None]:
+        for number in range(12):
+            asked.append(number)
+            yield number, [job(number, 10)] * (number % 3)
+            if number % 4 == 3:
+                yield None
+                assert answered == asked
+
+    for number, results in runner.each(feed()):
+        assert len(results) == number % 3
+        answered.append(number)
+    assert answered == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted", "message"),
+    [
+        ([], Wanted(), "no tokens"),
+        ([4, 33], Wanted(), "token 33 does not exist; this model has 33"),
+        ([4, 5], Wanted(places=np.array([2])), "places must be 0 to 1"),
+        ([4, 5], Wanted(places=np.array([-1])), "places must be 0 to 1"),
+        ([4, 5], Wanted(layers=(4,)), "layers must be 0 to 3"),
+    ],
+)
+def test_what_cannot_be_computed_fails_alone(
+    load_small: LoadModel, tokens: list[int], wanted: Wanted, message: str
+) -> None:
+    model = load_small("esm2").module
+    good, bad, other = Runner(model, 1000).run(
+        [job(0, 10), Job(np.array(tokens, np.uint8), wanted, 1, "the bad one"), job(2, 9)]
+    )
+    check(model, good)
+    check(model, other)
+    with pytest.raises(UsageError, match=f"the bad one: {message}"):
+        bad.checked()
+
+
+def test_a_model_without_head_has_no_logits(load_small: LoadModel) -> None:
+    model = load_small("esm2").module
+    model.lm_head = None
+    states, logits = Runner(model, 1000).run([job(0, 5, Wanted(layers=(1,))), job(1, 5)])
+    assert states.checked().states
+    assert isinstance(logits.error, CapabilityError)
+
+
+def test_errors_of_those_who_look_belong_to_their_jobs(load_small: LoadModel) -> None:
+    def refuse(*_: object) -> dict[str, torch.Tensor]:
+        raise UsageError("not this one")
+
+    model = load_small("esm2").module
+    wanted = [Wanted(layers=(0, 3), reduce=refuse), Wanted(watch=lambda: refuse), Wanted(layers=(3,))]  # type: ignore[arg-type,return-value]
+    first, second, third = Runner(model, 1000).run(job(n, 5, one) for n, one in enumerate(wanted))
+    assert str(first.error) == str(second.error) == "not this one"
+    assert third.checked().states
+
+
+def test_who_looks_at_attention_begins_anew_in_each_half(
+    load_small: LoadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_small("esm2").module
+    forward = type(model).forward
+
+    def limited(self: Encoder, batch: PackedBatch, **observers: object) -> torch.Tensor:
+        x = forward(self, batch, **observers)  # type: ignore[arg-type]
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    class Count:
+        layers = 0
+
+        def __call__(self, number: int, maps: HeadMaps) -> None:
+            self.layers += 1
+
+    monkeypatch.setattr(type(model), "forward", limited)
+    results = list(Runner(model, 1000).run(job(n, 6, Wanted(watch=Count)) for n in range(3)))
+    assert [result.watcher.layers for result in results] == [3, 3, 3]
 
 
 def test_the_budget_follows_the_memory(load_small: LoadModel, monkeypatch: pytest.MonkeyPatch) -> None:

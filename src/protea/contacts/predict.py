@@ -15,7 +15,7 @@ Shapes: L residues, T tokens, H heads of a layer, M maps of all layers, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import index
 from typing import Final
 
@@ -89,16 +89,13 @@ def _from_attention(model: Encoder, head: ContactHead, sequences: Sequence[NDArr
     """Layer by layer: of all heads, two ``[L, L]`` are kept."""
     regression, rows = head.regression, model.alphabet.frame.rows
     weights = torch.split(regression.weight.detach().float()[0], list(model.config.attention_heads))
-    sums = [_Sum(len(ids), model.device) for ids in sequences]
 
-    def adding(one: _Sum) -> Wanted:
-        return Wanted(
-            on_attention=lambda number, maps: one.add((one_map[rows, rows] for one_map in maps), weights[number - 1])
-        )
+    def wanted(length: int) -> Wanted:
+        return Wanted(watch=lambda: _Sum(length, model.device, rows, weights))
 
-    _run(model, sequences, [adding(one) for one in sums])
+    results = _run(model, sequences, [wanted(len(ids)) for ids in sequences])
     with torch.inference_mode():
-        return [one.probabilities(regression.bias.float()) for one in sums]
+        return [result.watcher.probabilities(regression.bias.float()) for result in results]
 
 
 def states(model: Encoder, sequence: NDArray[np.uint8]) -> Tensor:
@@ -131,7 +128,7 @@ def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, T
             sums = both.sum(0)
             columns.append(both[first, second] - sums[first] * sums[second] / sums.sum().clamp_min(_LEAST))
 
-    _run(model, [sequence], [Wanted(on_attention=keep)])
+    _run(model, [sequence], [Wanted(watch=lambda: keep)])
     with torch.inference_mode():
         values: FloatArray = torch.stack(columns, dim=1).cpu().numpy()
     return values
@@ -176,7 +173,7 @@ def attention(
             for i, head in enumerate(chosen):
                 found[place, i] = maps[head].float().cpu().numpy()
 
-    _run(model, [sequence], [Wanted(on_attention=keep)])
+    _run(model, [sequence], [Wanted(watch=lambda: keep)])
     check_finite(found, _NAME, model.compute_dtype)
     return found
 
@@ -194,16 +191,21 @@ class _Sum:
     Args:
         length: of the sequence, in residues.
         device: of the maps.
+        rows: of a map that are residues.
+        weights: ``[H]`` of each layer.
     """
 
-    def __init__(self, length: int, device: torch.device) -> None:
+    def __init__(self, length: int, device: torch.device, rows: slice, weights: Sequence[Tensor]) -> None:
         self._attention = torch.zeros(length, length, device=device)
         self._corrections = torch.zeros(length, length, device=device)
+        self._rows, self._weights = rows, weights
 
-    def add(self, heads: Iterable[Tensor], weights: Tensor) -> None:
-        """One layer: a map ``[L, L]`` for each head, and ``[H]``."""
+    def __call__(self, number: int, maps: HeadMaps) -> None:
+        """Add a layer, from 1."""
         sums = []
-        for head, weight in zip(heads, weights.tolist(), strict=True):
+        weights = self._weights[number - 1]
+        for whole, weight in zip(maps, weights.tolist(), strict=True):
+            head = whole[self._rows, self._rows]
             self._attention.add_(head, alpha=weight)
             sums.append(head.sum(0) + head.sum(1))
         rows = torch.stack(sums)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -22,16 +21,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protea.errors import DeviceError, NonFiniteError, ProteaError, SequenceTooLongError
+from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
 from protea.infer.transfer import copied
 from protea.memory import return_freed_memory_at_times
-from protea.models.attention_maps import HeadMaps
+from protea.models.attention_maps import AttentionMaps, HeadMaps
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack, pack_by_budget
 
 FloatArray = NDArray[np.float32]
 Item = TypeVar("Item")
 Tag = TypeVar("Tag")
+
+Watcher = Callable[[int, HeadMaps], None]
+"""Receives a layer's number, from 1, and a job's maps in it, which are computed as it looks at them."""
 
 
 def _as_it_is(x: Tensor) -> dict[str, Tensor]:
@@ -47,13 +49,14 @@ class Wanted:
         reduce: makes of such a state, ``[T, D]`` float32 on the model's device, what is kept of it, by name; by default
             the state itself, as ``tokens``.
         places: ``[P]`` tokens whose logits are wanted.
-        on_attention: receives a layer's number, from 1, and the job's maps in it, computed as it looks at them.
+        watch: makes what looks at the job's attention. A pack that does not fit in memory is begun again in halves,
+            each time with a new watcher.
     """
 
     layers: tuple[int, ...] = ()
     reduce: Callable[[Tensor], dict[str, Tensor]] = _as_it_is
     places: NDArray[np.int64] | None = None
-    on_attention: Callable[[int, HeadMaps], None] | None = None
+    watch: Callable[[], Watcher] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Job(Generic[Tag]):
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result(Generic[Tag]):
     """What became of a job.
 
@@ -81,18 +84,22 @@ class Result(Generic[Tag]):
         job: which.
         states: in main memory, by layer and by the name that ``reduce`` gave.
         logits: ``[P, V]`` float32 in main memory, if places were asked for; V in the alphabet's order.
+        watcher: what has seen the attention of all layers, if somebody was to look.
         error: why there is nothing, if so.
     """
 
     job: Job[Tag]
     states: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    watcher: Any = None
     error: ProteaError | None = None
 
     def checked(self) -> Self:
         """The result, if there is one.
 
         Raises:
+            UsageError: the input is empty, or the job asks for what does not exist.
+            CapabilityError: it asks for logits of a model without a language-model head.
             SequenceTooLongError: the input has more tokens than the model has positions.
             DeviceError: it does not fit in the accelerator's memory, even by itself.
             NonFiniteError: the model gives infinities or NaN.
@@ -100,6 +107,11 @@ class Result(Generic[Tag]):
         if self.error is not None:
             raise self.error
         return self
+
+    @property
+    def values(self) -> list[Tensor]:
+        """States, and logits if there are."""
+        return [*self.states.values(), *([] if self.logits is None else [self.logits])]
 
     @property
     def log_probabilities(self) -> FloatArray:
@@ -117,6 +129,9 @@ class Runner:
         model: on the device to compute on.
         budget: tokens computed at a time; a single job of more is computed nonetheless.
         around: entered around every forward pass.
+
+    Raises:
+        ValueError: the budget is below 1.
     """
 
     def __init__(
@@ -125,6 +140,8 @@ class Runner:
         budget: int,
         around: Callable[[], AbstractContextManager[Any]] = torch.inference_mode,
     ) -> None:
+        if budget < 1:
+            raise ValueError(f"a token budget must be at least 1, got {budget}")
         self.model, self.budget = model, budget
         self._around = around
         self._ahead = int(model.device.type == "cuda")
@@ -136,7 +153,7 @@ class Runner:
 
     def each(
         self,
-        items: Iterable[tuple[Item, Iterable[Job[Tag]]]],
+        items: Iterable[tuple[Item, Iterable[Job[Tag]]] | None],
         *,
         apart: bool = False,
         advance: Callable[[int], None] = lambda done: None,
@@ -144,43 +161,60 @@ class Runner:
         """The results of each item's jobs together, in order; items may have any number of jobs, or none.
 
         Args:
-            items: each with its jobs, both taken as they are needed.
+            items: each with its jobs, both taken as they are needed. ``None`` among them says that no more come for
+                now: all before it is computed and given before the next is taken. If taking one fails, so it is before
+                the error is raised.
             apart: items share no packs.
             advance: told how many jobs more are done.
         """
-        open_items: deque[_Open[Item, Tag]] = deque()
+        opened: deque[_Open[Item, Tag]] = deque()
+        failures: list[Exception] = []
 
-        def asked() -> Iterator[Iterator[_Owned[Item, Tag]]]:
-            for item, jobs in items:
-                open_items.append(_Open(item))
-                yield open_items[-1].asked(jobs)
+        def asked() -> Iterator[_Owned[Item, Tag] | None]:
+            try:
+                for entry in items:
+                    if entry is None:
+                        # The first ends the pack that is being filled; the second is an empty one.
+                        yield from (None, None)
+                        continue
+                    opened.append(_Open(entry[0]))
+                    yield from opened[-1].asked(entry[1])
+                    if apart:
+                        yield None
+            except Exception as error:
+                failures.append(error)
 
-        def packs() -> Iterator[list[_Owned[Item, Tag]]]:
-            for owned in asked() if apart else [chain.from_iterable(asked())]:
-                yield from pack_by_budget(owned, lambda one: len(one.job.tokens), self.budget)
-
-        for owned, results in self._computed(packs()):
+        for owned, results in self._computed(pack_by_budget(asked(), lambda one: len(one.job.tokens), self.budget)):
             for one, result in zip(owned, results, strict=True):
                 one.item.results.append(result)
             advance(len(results))
-            while open_items and open_items[0].done:
-                yield open_items[0].item, open_items.popleft().results
-        for left in open_items:
-            yield left.item, left.results
+            while opened and opened[0].done:
+                yield opened[0].item, opened.popleft().results
+        while opened and opened[0].done:
+            yield opened[0].item, opened.popleft().results
+        for failure in failures:
+            raise failure
 
     def _computed(
         self, packs: Iterable[list[_Owned[Item, Tag]]]
     ) -> Iterator[tuple[list[_Owned[Item, Tag]], list[Result[Tag]]]]:
-        """Packs with their results; an accelerator is kept a pack ahead."""
+        """Packs with their results; an accelerator is kept a pack ahead, until an empty one comes."""
         launched: deque[tuple[list[_Owned[Item, Tag]], list[_Launched[Tag]]]] = deque()
+
+        def collected() -> tuple[list[_Owned[Item, Tag]], list[Result[Tag]]]:
+            owned, parts = launched.popleft()
+            return owned, [result for part in parts for result in part.collected()]
+
         for owned in packs:
-            launched.append((owned, self._launch([one.job for one in owned])))
-            return_freed_memory_at_times()
-            if len(launched) > self._ahead:
-                first, parts = launched.popleft()
-                yield first, [result for part in parts for result in part.collected()]
-        for owned, parts in launched:
-            yield owned, [result for part in parts for result in part.collected()]
+            if owned:
+                launched.append((owned, self._launch([one.job for one in owned])))
+                return_freed_memory_at_times()
+            while len(launched) > (self._ahead if owned else 0):
+                yield collected()
+            if not owned:
+                yield [], []
+        while launched:
+            yield collected()
 
     def _launch(self, jobs: list[Job[Tag]]) -> list[_Launched[Tag]]:
         """Begin some jobs as one pack, or as halves of it where memory does not suffice."""
@@ -196,40 +230,67 @@ class Runner:
 
     def _forward(self, jobs: list[Job[Tag]]) -> _Launched[Tag]:
         model = self.model
-        errors = [self._too_long(job) for job in jobs]
-        able = [job for job, error in zip(jobs, errors, strict=True) if error is None]
-        results = [Result(job, error=error) for job, error in zip(jobs, errors, strict=True)]
+        results = [Result(job, error=self._unfit(job)) for job in jobs]
+        able = [result for result in results if result.error is None]
         if not able:
             return _Launched(model.compute_dtype, results)
-        batch = self._batch(able)
+        batch = self._batch([result.job for result in able])
         spans = batch.cu_seqlens.spans()
-        layers = {layer for job in able for layer in job.wanted.layers}
+        layers = {layer for result in able for layer in result.job.wanted.layers}
+        watched = [(i, result) for i, result in enumerate(able) if result.job.wanted.watch is not None]
+        for _, result in watched:
+            assert result.job.wanted.watch is not None
+            result.watcher = result.job.wanted.watch()
 
         def keep(number: int, x: Tensor) -> None:
             if number not in layers:
                 return
             x = x.float()
-            for result, (start, end) in zip((one for one in results if one.error is None), spans, strict=True):
+            for result, (start, end) in zip(able, spans, strict=True):
                 if number in result.job.wanted.layers:
-                    reduced = result.job.wanted.reduce(x[start:end])
-                    result.states.update({(number, name): value for name, value in reduced.items()})
+                    with _errors_of(result):
+                        reduced = result.job.wanted.reduce(x[start:end])
+                        result.states.update({(number, name): value for name, value in reduced.items()})
 
-        def look(number: int, maps: Any) -> None:
-            for sequence, job in enumerate(able):
-                if job.wanted.on_attention is not None:
-                    job.wanted.on_attention(number, maps[sequence])
+        def look(number: int, maps: AttentionMaps) -> None:
+            for sequence, result in watched:
+                with _errors_of(result):
+                    result.watcher(number, maps[sequence])
 
-        looked_at = any(job.wanted.on_attention is not None for job in able)
+        asking = [
+            (result, places, start)
+            for result, (start, _) in zip(able, spans, strict=True)
+            if (places := result.job.wanted.places) is not None
+        ]
+        # Before the model computes: on an accelerator a copy would wait for it.
+        rows = self._moved([places + start for _, places, start in asking])
         with self._around():
-            hidden = model(batch, on_hidden=keep if layers else None, on_attention=look if looked_at else None)
-            logits = self._logits(hidden, able, spans)
-            return _Launched(model.compute_dtype, results, logits).to_host()
+            hidden = model(batch, on_hidden=keep if layers else None, on_attention=look if watched else None)
+            if rows is not None:
+                logits = model.head(hidden.index_select(0, rows))[:, : len(model.alphabet)].float()
+                parts = torch.split(logits, [len(places) for _, places, _ in asking])
+                for (result, _, _), part in zip(asking, parts, strict=True):
+                    result.logits = part
+            return _Launched(model.compute_dtype, results).to_host()
 
-    def _too_long(self, job: Job[Tag]) -> SequenceTooLongError | None:
+    def _unfit(self, job: Job[Tag]) -> ProteaError | None:
+        """Why a job cannot be computed, if so."""
+        model, wanted, size = self.model, job.wanted, len(job.tokens)
+        places, last = wanted.places, len(model.layers)
         try:
-            self.model.check_length(len(job.tokens))
-        except SequenceTooLongError as error:
-            return SequenceTooLongError(f"{job.name}: {error}")
+            model.check_length(size)
+            if places is not None:
+                model.require("logits")
+        except ProteaError as error:
+            return type(error)(f"{job.name}: {error}")
+        if not size:
+            return UsageError(f"{job.name}: no tokens; the model needs one at least")
+        if (largest := int(job.tokens.max())) >= len(model.alphabet):
+            return UsageError(f"{job.name}: token {largest} does not exist; this model has {len(model.alphabet)}")
+        if places is not None and len(places) and not 0 <= int(places.min()) <= int(places.max()) < size:
+            return UsageError(f"{job.name}: places must be 0 to {size - 1}; got {places.tolist()}")
+        if any(not 0 <= layer <= last for layer in wanted.layers):
+            return UsageError(f"{job.name}: layers must be 0 to {last}; got {list(wanted.layers)}")
         return None
 
     def _batch(self, jobs: Sequence[Job[Tag]]) -> PackedBatch:
@@ -237,17 +298,13 @@ class Runner:
         on_gpu = self.model.device.type == "cuda"
         return (batch.pin_memory() if on_gpu else batch).to(self.model.device, non_blocking=on_gpu)
 
-    def _logits(self, hidden: Tensor, jobs: Sequence[Job[Tag]], spans: Sequence[tuple[int, int]]) -> Tensor | None:
-        """``[P, V]`` at the places that all jobs of a pack ask for, one after another."""
-        places = [
-            job.wanted.places + start
-            for job, (start, _) in zip(jobs, spans, strict=True)
-            if job.wanted.places is not None
-        ]
+    def _moved(self, places: Sequence[NDArray[np.int64]]) -> Tensor | None:
+        """Places, one list after another, on the model's device; nothing for no list."""
         if not places:
             return None
-        rows = torch.from_numpy(np.concatenate(places)).to(hidden.device)
-        return self.model.head(hidden.index_select(0, rows))[:, : len(self.model.alphabet)].float()
+        rows = torch.from_numpy(np.concatenate(places))
+        on_gpu = self.model.device.type == "cuda"
+        return (rows.pin_memory() if on_gpu else rows).to(self.model.device, non_blocking=on_gpu)
 
 
 @dataclass
@@ -282,46 +339,41 @@ class _Launched(NamedTuple, Generic[Tag]):
 
     Attributes:
         dtype: that the model computes in.
-        results: their states on the way to main memory.
-        logits: of all jobs that asked for some, one after another; on the way, too.
+        results: their states and logits on the way to main memory.
         arrived: waits until all is there.
     """
 
     dtype: torch.dtype
     results: list[Result[Tag]]
-    logits: Tensor | None = None
     arrived: Callable[[], None] = lambda: None
 
     def to_host(self) -> _Launched[Tag]:
         """Begin the copy to main memory; on an accelerator it runs beside the next pack's computation."""
-        places = [(result, key) for result in self.results for key in result.states]
-        values = [result.states[key] for result, key in places]
-        values += [] if self.logits is None else [self.logits]
-        if not values:
+        values = [value for result in self.results for value in result.values]
+        if not values or values[0].device.type != "cuda":
             return self
-        on_gpu = values[0].device.type == "cuda"
-        hosts, arrived = copied(values) if on_gpu else ([value.cpu() for value in values], self.arrived)
-        for (result, key), host in zip(places, hosts, strict=False):
-            result.states[key] = host
-        return self._replace(logits=None if self.logits is None else hosts[-1], arrived=arrived)
+        copies, arrived = copied(values)
+        hosts = iter(copies)
+        for result in self.results:
+            result.states = {key: next(hosts) for key in result.states}
+            result.logits = None if result.logits is None else next(hosts)
+        return self._replace(arrived=arrived)
 
     def collected(self) -> Iterator[Result[Tag]]:
         self.arrived()
-        first = 0
         for result in self.results:
-            places = result.job.wanted.places
-            logits = None
-            if result.error is None and places is not None:
-                assert self.logits is not None
-                logits = self.logits[first : first + len(places)]
-                first += len(places)
-            yield self._finite(result, logits)
+            if result.error is None and not all(bool(value.isfinite().all()) for value in result.values):
+                result.error = not_finite(result.job.name, self.dtype)
+            yield result if result.error is None else Result(result.job, error=result.error)
 
-    def _finite(self, result: Result[Tag], logits: Tensor | None) -> Result[Tag]:
-        for value in (*result.states.values(), *(() if logits is None else (logits,))):
-            if not bool(value.isfinite().all()):
-                return Result(result.job, error=not_finite(result.job.name, self.dtype))
-        return Result(result.job, result.states, logits, result.error)
+
+@contextmanager
+def _errors_of(result: Result[Any]) -> Iterator[None]:
+    """What goes wrong inside belongs to a job; the first counts."""
+    try:
+        yield
+    except ProteaError as error:
+        result.error = result.error or error
 
 
 def not_finite(name: str, dtype: torch.dtype) -> NonFiniteError:
