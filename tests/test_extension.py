@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import protea
 from conftest import Run, fails
 from protea.checkpoints.hub import published_models
 from protea.models import registry
+from protea.models.heads import BilinearContactHead
 from toy_family import PLACE, TOY, Toy
 from trials import LETTERS
 
@@ -65,7 +67,7 @@ def written_out(model: Toy, sequence: str) -> tuple[list[torch.Tensor], torch.Te
             padded = torch.cat((torch.zeros(1, 20), norm, torch.zeros(1, 20)))
             for shift in range(3):
                 mixed += padded[shift : shift + len(ids)] @ kernel[:, :, shift].T
-            x = x + mixed.clamp_min(0)
+            x = x + model.stored_buffers[f"{layer}.gain"] * mixed.clamp_min(0)
         else:
             q, k, v = (linear(norm, f"{layer}.{part}_proj").view(len(ids), heads, width) for part in "qkv")
             k = torch.cat((k, weights[f"{layer}.bias_k"][None]))
@@ -109,6 +111,41 @@ def test_saving_gives_the_same(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(model.contacts(SEQUENCES[0]), again.contacts(SEQUENCES[0]))
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def changed(folder: Path, target: Path) -> protea.LanguageModel:
+    """A copy whose buffers are not those that it was built with."""
+    model = protea.load(folder, device="cpu", trainable=True)
+    for value in model.module.stored_buffers.values():
+        value.mul_(1.5)
+    model.save(target)
+    return model
+
+
+def test_conversion_keeps_everything(run: Run, folder: Path, tmp_path: Path) -> None:
+    model = changed(folder, tmp_path / "other")
+    result = run("convert", "other", "copy")
+    assert result.code == 0, result
+    assert "logits of 3 sequences identical to the source's" in result.err + result.out
+    copy = protea.load(tmp_path / "copy", device="cpu")
+    assert model.module.stored_buffers.keys() == {"distances", "layers.1.gain"}
+    for name, value in model.module.stored_buffers.items():
+        assert torch.equal(copy.module.stored_buffers[name], value), name
+    for one, other in zip(model.logits(SEQUENCES), copy.logits(SEQUENCES), strict=True):
+        np.testing.assert_array_equal(one, other)
+    fails(run("convert", "other", "other.pt"), 1, "Toy")
+
+
+def test_contacts(run: Run, folder: Path, tmp_path: Path) -> None:
+    model = protea.load(folder, device="cpu", trainable=True)
+    model.module.contact_head = BilinearContactHead(20, 4)
+    model.save(tmp_path / "bilinear")
+    (tmp_path / "one.fasta").write_text(f">p\n{SEQUENCES[0]}\n")
+    for name, expected in (("bilinear", model), (folder, protea.load(folder, device="cpu"))):
+        result = run("contacts", "one.fasta", "-m", name, "-o", f"{Path(name).name}.h5")
+        assert result.code == 0, result
+        with h5py.File(tmp_path / f"{Path(name).name}.h5") as maps:
+            np.testing.assert_allclose(maps["p"][()], expected.contacts(SEQUENCES[0]), atol=1e-3)
 
 
 def test_files_of_embeddings(run: Run, folder: Path, tmp_path: Path) -> None:

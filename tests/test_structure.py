@@ -6,7 +6,8 @@ import ast
 import re
 import subprocess
 import sys
-from importlib.util import resolve_name
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import protea
 from protea.models import registry
 
 SOURCE = Path(protea.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
@@ -209,3 +211,16 @@ def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], t
     files = [line for line in done.stdout.splitlines() if line.endswith(".py")]
     assert len(files) > 30
     assert sum(len(Path(file).read_text().splitlines()) for file in files) <= MOST_LINES
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
+def test_what_is_imported_exists(folder: str) -> None:
+    """In files, too, that only run where there is a GPU."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "protea" or node.level:
+                continue
+            module = import_module(node.module or "")
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or find_spec(name), f"{path}: {name} does not exist"

@@ -114,15 +114,18 @@ class ToyAttention(nn.Module):
 class ToyConvolution(nn.Module):
     """A convolution along each sequence, which does not look into its neighbours in the pack."""
 
+    gain: Tensor
+
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size)
+        self.register_buffer("gain", torch.ones(1, device="cpu"))
         self.mix = nn.Conv1d(config.hidden_size, config.hidden_size, config.kernel_size, padding="same")
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         y = self.norm(x)
         mixed = [self.mix(y[start:end].T[None])[0].T for start, end in context.cu_seqlens.spans()]
-        return x + F.relu(torch.cat(mixed))
+        return x + self.gain * F.relu(torch.cat(mixed))
 
 
 class ToyHead(nn.Module):
@@ -147,6 +150,7 @@ class Toy(Encoder):
                 "word_embeddings.*": "toy.words.*",
                 "relative_bias": "toy.relative_bias",
                 "distances": "toy.distances",
+                "layers.{}.gain": "toy.block.{}.gain",
                 **{
                     f"layers.{{}}.{name}.*": f"toy.block.{{}}.{name}.*"
                     for name in ("norm", "q_proj", "k_proj", "v_proj", "out_proj", "mix")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains Protea-mini on one NVIDIA GPU, for eight minutes a call, and compares it with the weights in the package.
+# Trains Protea-mini on one NVIDIA GPU, for some six minutes a call, and compares it with the weights in the package.
 #
 #   CORPUS=corpus benchmarks/gpu/mini.sh                   one call
 #   CORPUS=corpus CALLS=3 benchmarks/gpu/mini.sh           the first of three; the others are the same command
@@ -10,7 +10,7 @@
 # can be concluded from the perplexities. RUN (build/mini-gpu/run) is the run's folder: where it is still there, the
 # same command goes on. OUT (build/mini-gpu/out) gets results.jsonl, summary.md, log.txt, and run.tar.zst.0 and on, at
 # most 60 MB in pieces of 15 MiB: the newest checkpoint, the recipe and the metrics, or, once the run is finished, the
-# exported model. SETTINGS are KEY=VALUE of the recipe. WHEELS, PYTHON, TOTAL (570 s for everything), --parts and
+# exported model. SETTINGS are KEY=VALUE of the recipe. WHEELS, PYTHON, TOTAL (535 s for everything), --parts and
 # --bound are run.sh's. Parts: unpack, store, train, export, perplexity, pack.
 #
 # The weights in the package are replaced only if held-out perplexity, contacts and scans all improve.
@@ -19,7 +19,7 @@ set -u
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OUT=${OUT:-build/mini-gpu/out}
 RUN=${RUN:-build/mini-gpu/run}
-TOTAL=${TOTAL:-570}
+TOTAL=${TOTAL:-535}
 . "$HERE/parts.sh"
 
 [ -n "${CORPUS:-}" ] || { echo "which sequences? CORPUS=folder with part-*.fasta.zst" >&2; exit 2; }

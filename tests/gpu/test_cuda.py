@@ -12,6 +12,7 @@ import torch
 
 import protea
 from conftest import CONFIGS, LoadModel
+from protea.infer.runner import Job, Runner, Wanted
 from protea.models.attention import REFERENCE, SDPA, VARLEN, pick_kernel
 from protea.packing import CuSeqlens
 
@@ -122,23 +123,16 @@ def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -
 
 
 def test_running_out_of_memory_halves_the_pack(load_small: LoadModel) -> None:
-    from protea.embed.engine import Wanted, embed
-
-    from protea.embed.prepare import Encoded
-    from protea.fasta import Record
-
     model = load_small("esm2", device="cuda").module
-    ids = np.full(500, 20, dtype=np.uint8)
-    records = [Encoded(Record(str(n), "", "M" * 500, ""), ids, ((0, 500),), None) for n in range(400)]
+    jobs = [Job(np.full(500, 20, dtype=np.uint8), Wanted(layers=(3,)), n, f"job {n}") for n in range(400)]
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
+    _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 100e6) / total))
     try:
-        (finish,) = embed(model, [records], Wanted(layers=(3,), residues=True), 1_000_000)
-        embeddings = finish()
+        results = list(Runner(model, 1_000_000).run(jobs))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert free > 0
-    assert len(embeddings) == 400
-    for one in embeddings[1:]:
-        np.testing.assert_allclose(one.residues, embeddings[0].residues, rtol=0, atol=1e-5)
+    assert [result.job.tag for result in results] == list(range(400))
+    first = results[0].checked().states[3, "tokens"]
+    for one in results[1:]:
+        torch.testing.assert_close(one.checked().states[3, "tokens"], first, rtol=0, atol=1e-5)

@@ -103,8 +103,11 @@ def test_frozen_parameters_are_saved_and_a_run_goes_on(folder: Path, tmp_path: P
     # What goes on began from other weights, all of which it gives up.
     again = frozen(recipe(optimizer={"weight_decay": 0.5}, run={"seed": 99}))
     assert not torch.equal(again.model.get_parameter(FROZEN), first.model.get_parameter(FROZEN))
+    frequencies = first.model.stored_buffers["inv_freq"].clone()
+    again.model.stored_buffers["inv_freq"].zero_()
     progress = resume(Checkpoints(tmp_path / "checkpoints", Save()), again, Watcher(), data="these")
     assert progress.step == 2
+    assert torch.equal(again.model.stored_buffers["inv_freq"], frequencies)
     for number in range(2, 4):
         take_step(again, told, packs[number], number + 1, RATE)
     expected = weights(whole.model) | dict(whole.optimizers.state())

@@ -22,7 +22,7 @@ from protea.device import native_bfloat16
 from protea.errors import UsageError
 from protea.models.attention_maps import AttentionMaps
 from protea.models.encoder import Encoder
-from protea.models.layers import LayerContext, SelfAttention, rotary_angles
+from protea.models.layers import LayerContext, SelfAttention, TransformerLayer, rotary_angles
 from protea.models.registry import build, initial_value
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
@@ -120,6 +120,55 @@ def test_head_widths_off_the_beaten_track(tmp_path: Path, family: str, width: in
         arrays.append(model.embed(["MKTAYIAKQRQISFVKSHFSRQ", "G"]))
     for ours, theirs in zip(*arrays, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * max(1, np.abs(theirs).max()))
+
+
+def variant(layer: nn.Module) -> None:
+    """A family's own kind of layer."""
+
+    class Louder(TransformerLayer):
+        def after(self, x: Tensor, y: Tensor) -> Tensor:
+            return 2 * super().after(x, y)
+
+    layer.__class__ = Louder
+
+
+def no_bias(layer: nn.Module) -> None:
+    layer.get_submodule("self_attn").q_proj.bias = None  # type: ignore[union-attr]
+
+
+def wrapped(layer: nn.Module) -> None:
+    """A product with something around it, as LoRA has."""
+
+    class Around(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    layer.fc1.__class__ = Around  # type: ignore[assignment]
+
+
+@needs_onednn
+@pytest.mark.parametrize("change", [variant, no_bias, wrapped])
+def test_what_is_no_plain_transformer_layer_stays_as_it_is(change: Callable[[nn.Module], None]) -> None:
+    model = small("esm2")
+    disturb(model)
+    change(model.layers[1])
+    batch = batch_of(model, "MKTAYIAKQRQISFVKSHFSRQ", "G")
+    with torch.inference_mode():
+        plain = model(batch)
+        pack_for_cpu(model)
+        packed = model(batch)
+    assert [is_packed(layer) for layer in model.layers] == [True, False, True]
+    torch.testing.assert_close(packed, plain, rtol=0, atol=2e-5)
+
+
+@needs_onednn
+def test_refusing_other_weights_changes_nothing() -> None:
+    model = small("esm2")
+    before = model.word_embeddings.weight.clone()
+    pack_for_cpu(model)
+    with pytest.raises(UsageError, match="given other weights"):
+        model.load_state_dict({"word_embeddings.weight": torch.zeros_like(before)}, strict=False)
+    assert torch.equal(model.word_embeddings.weight, before)
 
 
 @needs_onednn

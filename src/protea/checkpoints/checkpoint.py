@@ -231,7 +231,7 @@ class Checkpoint:
 
         The exact ones if it has none, or has them in a type too coarse for them.
         """
-        keys = sorted(key for key in self.tensors if key.endswith(name))
+        keys = self._buffer_keys(name)
         if not keys:
             return exact
         stored = self.tensors[keys[0]]
@@ -254,13 +254,22 @@ class Checkpoint:
             return exact
         return stored.to(exact.dtype)
 
+    def _buffer_keys(self, name: str) -> list[str]:
+        """Where a buffer is stored: where the format keeps it, or, as files differ, under its own name elsewhere."""
+        known = self.layout.buffer_keys(name, self.model.config.num_hidden_layers)
+        there = sorted(key for key in known if key in self.tensors)
+        if there or "." in name:
+            return there
+        return sorted(key for key in self.tensors if key.rpartition(".")[2] == name)
+
     def _report_ignored(self) -> None:
         """Name what is stored and the model has no use for; known leftovers are not worth a word."""
         used = {entry.place.key for entry in self.entries}
+        used.update(key for name in self.model.stored_buffers for key in self._buffer_keys(name))
         unknown = sorted(
             key
             for key in self.tensors.keys() - used
-            if not key.endswith((*_NO_PARAMETERS, *self.model.stored_buffers)) and not self.layout.leftovers(key)
+            if not key.endswith(_NO_PARAMETERS) and not self.layout.leftovers(key)
         )
         if unknown:
             roots = sorted({key.split(".")[0] for key in unknown})

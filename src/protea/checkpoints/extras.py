@@ -23,6 +23,11 @@ EXTRAS: Final = "extras.safetensors"
 HEAD_RECORD: Final = "contact-head.json"
 _CONFIG_KEY: Final = "protea_config"
 _OWNER_KEY: Final = "protea_written_for"
+_TELLING: Final[tuple[str, ...]] = (
+    "word_embeddings.weight",
+    "layers.0.self_attn.out_proj.weight",
+    "emb_layer_norm_after.weight",
+)
 
 
 def extras_path(path: Path) -> Path:
@@ -67,7 +72,9 @@ def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 def _fingerprint(checkpoint: Checkpoint) -> str:
     """What tells a checkpoint from others of its architecture: the hash of some of it, as its format gives it."""
     digest = hashlib.sha256()
-    for name in ("word_embeddings.weight", "layers.0.self_attn.out_proj.weight", "emb_layer_norm_after.weight"):
+    names = [name for entry in checkpoint.entries for name in entry.names]
+    # A family that has none of these is told by its first parameter and its last.
+    for name in [name for name in _TELLING if name in names] or [names[0], names[-1]]:
         digest.update(raw_bytes(checkpoint.parameter(name)))
     return digest.hexdigest()
 

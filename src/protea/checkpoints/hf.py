@@ -86,8 +86,8 @@ def _legacy(folder: Path) -> Tensors:
 
 
 def unsupported(model: Encoder) -> str | None:
-    """Why this layout cannot hold a model; it holds every family."""
-    return None
+    """Why this layout cannot hold a model: its family has no table for it."""
+    return None if NAME in type(model).stored else f"{model.config.family} has no names there"
 
 
 def save(model: Encoder, folder: Path) -> None:

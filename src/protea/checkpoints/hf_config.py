@@ -75,9 +75,9 @@ def config_from(raw: dict[str, Any]) -> EncoderConfig:
 
 def _family(raw: dict[str, Any]) -> type[Encoder]:
     named = (family for family in families() if family.config_type.model_type == raw.get("model_type"))
-    found = next((family for family in named if family.stored[NAME].accepts(raw)), None)
+    found = next((one for one in named if NAME in one.stored and one.stored[NAME].accepts(raw)), None)
     if found is None:
-        *most, last = sorted({repr(family.config_type.model_type) for family in families()})
+        *most, last = sorted({repr(one.config_type.model_type) for one in families() if NAME in one.stored})
         raise CheckpointError(
             f"model_type {raw.get('model_type')!r} is not supported; Protea reads {', '.join(most)} and {last}"
         )

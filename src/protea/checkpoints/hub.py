@@ -20,9 +20,6 @@ from protea.models.registry import build, families
 _ORDER: Final = ("Protea", "Meta", "NVIDIA: ESM-1nv", "NVIDIA")
 """In which publishers are listed, some with a family of theirs."""
 
-_OTHER_ORGANISATION: Final = "nvidia/"
-"""Whose models keep it in their names."""
-
 
 def _rank(known: Published) -> int:
     named = (f"{known.publisher}: {known.config.family}", known.publisher)
@@ -38,10 +35,7 @@ def published_models() -> dict[str, Published]:
 
 def published_as(model: str | Path) -> Published | None:
     """What a name stands for, with or without Meta's organisation; nothing for a path."""
-    short = _short(str(model))
-    if "/" in short and not short.startswith(_OTHER_ORGANISATION):
-        return None
-    return published_models().get(short)
+    return published_models().get(short_name(model))
 
 
 def architecture(known: Published) -> Encoder:
@@ -63,7 +57,7 @@ def published(name: str) -> Published:
     Raises:
         UnknownModelError: with the names nearest to it.
     """
-    short = _short(name)
+    short = short_name(name)
     names = published_models()
     if short in names:
         return names[short]
@@ -133,8 +127,9 @@ def find_local(model: str) -> Path | None:
     return None
 
 
-def _short(name: str) -> str:
-    return name.removeprefix(META)
+def short_name(model: str | Path) -> str:
+    """A model's name without Meta's organisation."""
+    return str(model).removeprefix(META)
 
 
 def _is_published_or_near(name: str) -> bool:
@@ -146,14 +141,14 @@ def _on_disk(model: str | Path) -> Path | None:
     """The folder that a name stands for; a published model's may be called by its short name alone."""
     if model == "":
         return None
-    if _short(str(model)) == bundled.NAME:
+    if short_name(model) == bundled.NAME:
         if Path(bundled.NAME).exists():
             message = f"{bundled.NAME} is the model of the package; what is here by that name is ./{bundled.NAME}"
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
     folder = _as_folder(Path(model))
     if folder is None and published_as(model) is not None:
-        folder = _as_folder(Path(_short(str(model))))
+        folder = _as_folder(Path(short_name(model)))
     return folder
 
 
@@ -199,7 +194,7 @@ def _download(repository: str) -> Path:
     except Exception as error:
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        place = _short(repository) if published_as(repository) is not None else repository
+        place = short_name(repository) if published_as(repository) is not None else repository
         raise CheckpointError(
             f"{repository} is no folder here, is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} "
             f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {HUB}/{repository}/tree/main, put them "

@@ -66,8 +66,10 @@ class Layout:
 
     def buffer_keys(self, name: str, layers: int) -> list[str]:
         """Where a buffer of ours is kept, in each layer where the format repeats it; nowhere where it is computed."""
-        key = self.keys.get(name)
-        return [] if key is None else list(dict.fromkeys(f"{self.prefix}{key}".format(i) for i in range(layers)))
+        place = self.place(name)
+        if place is None or place.layer is not None:
+            return []
+        return list(dict.fromkeys(place.key.replace("{}", str(number)) for number in range(layers)))
 
 
 class Entry(NamedTuple):

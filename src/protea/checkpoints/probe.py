@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import torch
@@ -17,7 +18,7 @@ PROBES: Final = (
     "ACDEFGHIKLMNPQRSTVWYXBUZO",
     "GSHMASMTGGQQMGRDP<mask>FRAEIAKRLG<mask>EWNHHHHHH",
 )
-"""A stretch of a protein, every letter that all alphabets have, and one with masked positions."""
+"""A stretch of a protein, every letter, and one with masked positions."""
 
 
 def logits(checkpoint: Checkpoint) -> list[Tensor]:
@@ -27,12 +28,13 @@ def logits(checkpoint: Checkpoint) -> list[Tensor]:
     """
     model = like(checkpoint.model)
 
-    def fill(module: nn.Module, prefix: str) -> None:
-        names = [name for name, _ in module.named_parameters()]
+    def fill(module: nn.Module, prefix: str, recurse: bool = True) -> None:
+        names = [name for name, _ in module.named_parameters(recurse=recurse)]
         module.load_state_dict(
             {name: checkpoint.parameter(f"{prefix}{name}").float() for name in names}, assign=True, strict=False
         )
 
+    fill(model, "", recurse=False)
     for name, module in model.named_children():
         if name != "layers":
             fill(module, f"{name}.")
@@ -53,9 +55,10 @@ def _empty(module: nn.Module) -> None:
 
 
 def probe_batch(model: Encoder) -> PackedBatch:
-    """The probes as a model's tokens."""
+    """The probes as a model's tokens, without letters that it does not know."""
     alphabet = model.alphabet
-    return pack([alphabet.frame.around(alphabet.encode(probe)) for probe in PROBES])
+    probes = [re.sub(r"[A-Z]", lambda letter: letter[0] * (letter[0] in alphabet.tokens), probe) for probe in PROBES]
+    return pack([alphabet.frame.around(alphabet.encode(probe)) for probe in probes])
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

@@ -28,7 +28,7 @@ Crop = Literal["random", "head", "random-tokens", "head-tokens"]
 there. ``head``: its beginning, likewise (fair-esm, Hugging Face). ``random-tokens``: a random window of ``max_tokens``
 of the sequence with its BOS and EOS, which are there only if the window reaches them (BioNeMo 2, whose own last window,
 the one with EOS, is never drawn; here it is). ``head-tokens``: the first ``max_tokens`` of those: BOS, and no EOS
-(BioNeMo 1). An alphabet without BOS or EOS has none in any of them, and the more residues.
+(BioNeMo 1). If an alphabet has no BOS or no EOS, the window holds one residue more for each.
 """
 
 CROPS: Final = ("random", "head", "random-tokens", "head-tokens")

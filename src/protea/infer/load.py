@@ -8,7 +8,7 @@ from pathlib import Path
 from protea import bundled
 from protea.checkpoints.extras import head_record_path
 from protea.checkpoints.formats import files_of, open_checkpoint
-from protea.checkpoints.hub import locate, published_as
+from protea.checkpoints.hub import locate, short_name
 from protea.device import native_bfloat16, resolve_device, resolve_dtype
 from protea.disk import sha256
 from protea.errors import UsageError
@@ -66,8 +66,7 @@ def load_model(
     with open_checkpoint(path) as checkpoint:
         module = checkpoint.load(dtype=kind, device=where)
         files = files_of(path, checkpoint)
-    known = published_as(model)
-    if known is not None and not known.contact_head:
+    if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models carry the random head their class was born with.
         module.contact_head = None
     if not trainable:

@@ -11,7 +11,7 @@ Shapes: T tokens of a job, P places asked for, D model width, V tokens of the al
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -157,7 +157,7 @@ class Runner:
         *,
         apart: bool = False,
         advance: Callable[[int], None] = lambda done: None,
-    ) -> Iterator[tuple[Item, list[Result[Tag]]]]:
+    ) -> Generator[tuple[Item, list[Result[Tag]]]]:
         """The results of each item's jobs together, in order; items may have any number of jobs, or none.
 
         Args:

@@ -113,7 +113,7 @@ class Encoder(nn.Module, ABC):
             batch: the tokens.
             on_hidden: receives every hidden state as it arises.
             on_attention: receives every layer's attention maps, which are computed as it looks at them.
-            start: layers that were run before.
+            start: layers that were run before; with any, ``x`` is needed.
             x: their output ``[T, D]``; without it, the embedding is computed.
 
         Returns:
@@ -121,7 +121,10 @@ class Encoder(nn.Module, ABC):
 
         Raises:
             SequenceTooLongError: a sequence has more tokens than the model has positions.
+            ValueError: the model has no such layer, or its input is missing.
         """
+        if not 0 <= start <= len(self.layers) or (start and x is None):
+            raise ValueError(f"layers from {start} of {len(self.layers)}; those after the first need what comes before")
         self.check_length(batch.max_length)
         context = self.context(batch)
         if x is None:

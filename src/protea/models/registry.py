@@ -33,8 +33,15 @@ def families() -> Iterator[type[Encoder]]:
 
 
 def family_of(config: EncoderConfig) -> type[Encoder]:
-    """The family that a configuration is of."""
-    return next(family for family in families() if type(config) is family.config_type)
+    """The family that a configuration is of.
+
+    Raises:
+        TypeError: no family has such configurations.
+    """
+    found = next((family for family in families() if type(config) is family.config_type), None)
+    if found is None:
+        raise TypeError(f"no family has a configuration of type {type(config).__name__}; add it to FAMILIES")
+    return found
 
 
 def build(config: EncoderConfig) -> Encoder:

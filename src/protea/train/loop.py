@@ -112,7 +112,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         check_memory(needs, device)
         del blank
         try:
-            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, watcher)
+            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, MaskedTokens(), watcher)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(recipe, device) from error
         except RuntimeError as error:
@@ -136,10 +136,10 @@ def _train(
     loader: Loader,
     validation: Validation | None,
     needs: Estimate,
+    objective: Objective,
     watcher: Watcher,
 ) -> Outcome:
     run = recipe.run
-    objective = MaskedTokens()
     trained = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, watcher)
     checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
     write = partial(save, checkpoints, trained, recipe=recipe, data=data)

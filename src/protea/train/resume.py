@@ -136,12 +136,13 @@ def _taken_over(found: Saved, trained: Trained, watcher: Watcher, data: str) -> 
 
 def _load(saved: Saved, trained: Trained) -> None:
     tensors = saved.tensors()
-    for name, parameter in trained.model.named_parameters():
+    model = trained.model
+    for name, value in (*model.named_parameters(), *model.stored_buffers.items()):
         key = f"{MODEL}{name}"
-        if key not in tensors or tensors.shape(key) != tuple(parameter.shape):
+        if key not in tensors or tensors.shape(key) != tuple(value.shape):
             raise CheckpointError(f"{saved.folder}: {key} is missing or of another shape; it is of another model")
         with torch.no_grad():
-            parameter.copy_(tensors[key])
+            value.copy_(tensors[key])
     trained.optimizers.load({key: tensors[key] for key in tensors if key.startswith(PREFIX)})
     scaler: dict[str, Any] = saved.values["scaler"]
     if trained.precision.scaler.is_enabled() and scaler:

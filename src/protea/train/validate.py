@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Final
 
@@ -96,11 +96,12 @@ class Validation:
         predicted = 0
         model.eval()
         try:
-            for pack, results in runner.each(packs, apart=True):
-                if stop():
-                    return None
-                predicted += objective.count(pack)
-                total += objective.loss_of(pack, results).double()
+            with closing(runner.each(packs, apart=True)) as validated:
+                for pack, results in validated:
+                    if stop():
+                        return None
+                    predicted += objective.count(pack)
+                    total += objective.loss_of(pack, results).double()
         except NonFiniteError:
             total.fill_(math.nan)
             predicted += 1

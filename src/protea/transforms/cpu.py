@@ -36,7 +36,8 @@ _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
 def pack_for_cpu(model: Encoder) -> None:
     """Rebuild the transformer layers of a model in place, if it is on a CPU that multiplies its type and has oneDNN.
 
-    Layers of another kind stay as they are.
+    Layers of another kind stay as they are, those among them that are a family's own variant of a transformer layer
+    or hold a product that somebody has put something around.
     """
     if model.device.type != "cpu":
         return
@@ -47,10 +48,12 @@ def pack_for_cpu(model: Encoder) -> None:
         return
     with torch.inference_mode():
         for layer in model.layers:
-            if isinstance(layer, TransformerLayer) and isinstance(layer.self_attn, SelfAttention):
+            if _is_plain(layer):
                 _pack(layer)
     if is_packed(model):
         model._apply = _refuse_to_move  # type: ignore[method-assign]
+        # Asked before any part of the model is given something.
+        model._load_from_state_dict = _refuse_weights  # type: ignore[method-assign,assignment]
 
 
 def is_packed(model: nn.Module) -> bool:
@@ -110,7 +113,7 @@ class PackedLinear(nn.Module):
         _refuse("asked for its state_dict")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> NoReturn:
-        _refuse("given other weights")
+        _refuse_weights(state_dict, prefix, *others)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         _refuse("copied or pickled")
@@ -148,7 +151,18 @@ class FusedSelfAttention(nn.Module):
         return ordinary
 
 
-def _pack(layer: TransformerLayer) -> None:
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what its packed form does: a subclass, or one without biases, may not."""
+    if type(layer) is not TransformerLayer or type(layer.self_attn) is not SelfAttention:
+        return False
+    attention = layer.self_attn
+    products = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
+    return all(type(product) is nn.Linear and product.bias is not None for product in products)
+
+
+def _pack(layer: nn.Module) -> None:
+    assert isinstance(layer, TransformerLayer)
+
     # An activation that oneDNN has no name for stays where it is.
     activation = layer.activation if layer.activation in _POINTWISE else None
     parts: dict[str, nn.Module] = {
@@ -180,6 +194,10 @@ def _refuse_to_move(fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NoR
     Modules are moved one after the other: what holds a packed one refuses too, before any other part of it has gone.
     """
     _refuse("moved or converted")
+
+
+def _refuse_weights(state_dict: Mapping[str, Any], prefix: str, *others: Any) -> NoReturn:
+    _refuse("given other weights")
 
 
 def _pairs_together(rows: int, width: int) -> Tensor:
