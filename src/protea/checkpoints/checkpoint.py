@@ -50,7 +50,7 @@ def set_heads(model: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> AnyContactHead | None:
-    """The contact head, on the meta device, that some parameters belong to, if they do to any."""
+    """The contact head whose parameters are among some, on the meta device; nothing if there are none."""
     first, *_ = (*shapes.get(APART[0], ()), 0)
     with torch.device("meta"):
         if any(name in shapes for name in APART):

@@ -197,7 +197,7 @@ def _train(
     finally:
         batches.close()
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            # Who breaks off does not wait: what is half written then, the next run clears away.
+            # After Ctrl-C nobody waits for a checkpoint; the next run removes one that is half written.
             checkpoints.wait()
         logbook.close()
     validated = validation is None or not validation.due(progress)

@@ -12,7 +12,7 @@ from protea.train.recipe import Recipe
 
 
 def architecture(recipe: Recipe) -> Encoder:
-    """The model that a recipe trains, on the meta device; those of its parameters require gradients that are trained.
+    """The model that a recipe trains, on the meta device; only parameters that are trained require gradients.
 
     Raises:
         UsageError: a name is unknown.

@@ -36,8 +36,7 @@ _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
 def pack_for_cpu(model: Encoder) -> None:
     """Rebuild the transformer layers of a model in place, if it is on a CPU that multiplies its type and has oneDNN.
 
-    Layers of another kind stay as they are, those among them that are a family's own variant of a transformer layer
-    or hold a product that somebody has put something around.
+    Other layers stay as they are: those of a subclass, without biases, or with a linear layer that was replaced.
     """
     if model.device.type != "cpu":
         return
