@@ -54,7 +54,7 @@ types: $(VENV)/.tested
 	$(BIN)/mypy
 
 unit: $(VENV)/.tested mmseqs
-	PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Training data is clustered by MMseqs2; tests that need it are skipped where it is absent and nobody may install it.
 mmseqs:

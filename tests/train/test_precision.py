@@ -195,9 +195,9 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
     message = r"run.compile: no C\+\+ compiler was found; install one \(g\+\+\), or run.compile=false"
-    with pytest.raises(DeviceError, match=message):
+    # Not by monkeypatch, which takes the setting away for good.
+    with config.patch({"cpp.cxx": ("/nowhere/c++",)}), pytest.raises(DeviceError, match=message):
         trained(recipe(run={"compile": True}))
 
 

@@ -93,6 +93,9 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
-    with pytest.raises(DeviceError, match=r"^no C\+\+ compiler was found; install one \(g\+\+\)$"):
+    # Not by monkeypatch, which takes the setting away for good.
+    with (
+        config.patch({"cpp.cxx": ("/nowhere/c++",)}),
+        pytest.raises(DeviceError, match=r"^no C\+\+ compiler was found; install one \(g\+\+\)$"),
+    ):
         compile_layers(mixed())
