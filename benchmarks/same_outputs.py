@@ -434,7 +434,7 @@ def outputs(folder: Path) -> Iterator[str]:
 
 
 def verdict(old: Path, new: Path, place: str) -> tuple[str, str]:
-    """What became of an output, and how it differs."""
+    """Compare one output of two recordings: identical or not, and how they differ."""
     x, y = old / place, new / place
     if not (x.exists() and y.exists()):
         return DIFFERS, f"in {old if x.exists() else new} alone"
@@ -508,7 +508,7 @@ def gap(a: Any, b: Any, *, relative: bool) -> float | None:
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
-    """What a file holds by name, types and attributes included."""
+    """Read the arrays of a file, by name, with their types and attributes."""
     if path.is_file():
         return READERS[path.suffix](path)
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save

@@ -15,13 +15,22 @@ import argparse
 import gc
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from records import append
-from sizes import TOY, Size, architecture, forward_flops, model_folder, size_named, utilisation, wait_for
+from sizes import (
+    TOY,
+    Size,
+    architecture,
+    forward_flops,
+    model_folder,
+    parser_for_a_size,
+    size_named,
+    utilisation,
+    wait_for,
+)
 from synthetic import sequences, write_fasta
 
 import protea
@@ -135,12 +144,7 @@ def measure(given: argparse.Namespace, dtype: str, found: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("size")
-    parser.add_argument("--dry-run", action="store_true")
-    given = parser.parse_args()
+    given = parser_for_a_size(__doc__).parse_args()
     given.part = f"embed-{given.size}"
     size = size_named(given.size, dry=given.dry_run)
     wait_for(model_folder(given.work, given.size), given.work)

@@ -27,7 +27,7 @@ VERDICT = (
 
 
 def cells(line: str) -> list[str]:
-    """Of a row of a Markdown table."""
+    """The cells of one row of a Markdown table."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 

@@ -58,7 +58,7 @@ WARM, SEEN = 3, 6
 STOPPING, RESTARTING, SAFETY = 15.0, 25.0, 0.92
 """Seconds that saving takes, and starting again; and the share of the time that is counted on."""
 DRY_STEPS, DRY_SEEN = 40, 10
-"""Of a dry run: steps of a call, and lines of metrics after which all calls but the last end."""
+"""In a dry run each call has so many steps; all calls but the last end after so many lines of metrics."""
 INTERRUPTED = 130
 
 

@@ -9,12 +9,10 @@ Usage: python benchmarks/gpu/peers.py OUT WORK SIZE [--dry-run]
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ import torch
 from embedding import ENDS, drawn, report
 from gpu_tests import SKIPPED
 from numpy.typing import NDArray
-from sizes import model_folder, size_named, wait_for
+from sizes import model_folder, parser_for_a_size, size_named, wait_for
 from synthetic import read_fasta, write_fasta
 
 TOKENS = 65_536
@@ -54,12 +52,7 @@ def means(model: Any, tokenizer: Any, found: list[str], device: str) -> NDArray[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("size")
-    parser.add_argument("--dry-run", action="store_true")
-    given = parser.parse_args()
+    given = parser_for_a_size(__doc__).parse_args()
     given.part = f"peers-{given.size}"
     if find_spec("transformers") is None:
         print("no transformers here: carry it in WHEELS")

@@ -1,4 +1,4 @@
-"""What the parts of a GPU run found: a line of JSON each, and one Markdown summary made of all of them.
+"""The parts of a GPU run write their results here: one line of JSON each, and one Markdown summary of all lines.
 
 ``results.jsonl`` grows by one object a line; ``summary.md`` is written anew after every line, so that both are whole
 whenever a machine is taken away. A line has ``part``, which part wrote it, and ``kind``: ``status`` for how a part

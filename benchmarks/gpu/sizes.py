@@ -7,6 +7,7 @@ is NVIDIA's for H100 and H200, the SXM boards: 989 TFLOP/s in bfloat16, 67 in fl
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
@@ -48,7 +49,17 @@ SIZES = {
     "3B": Size("esm2_t36_3B_UR50D", 800, 100, 16_384, 65_536, 1),
 }
 TOY = Size("esm2_t6_8M_UR50D", 8, 6, 256, 256, 1)
-"""What a dry run does, whatever size is named, with the first layer of that model."""
+"""A dry run uses this size in place of the one that is named, and only the first layer of the model."""
+
+
+def parser_for_a_size(description: str | None) -> argparse.ArgumentParser:
+    """What every part that measures one size is told: where results go, where its files are, which size."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("size")
+    parser.add_argument("--dry-run", action="store_true")
+    return parser
 
 
 def size_named(name: str, *, dry: bool) -> Size:

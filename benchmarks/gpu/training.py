@@ -23,7 +23,17 @@ from statistics import median
 from typing import Any
 
 from records import append, last_line
-from sizes import Size, architecture, model_folder, size_named, store_folder, training_memory, visible_memory, wait_for
+from sizes import (
+    Size,
+    architecture,
+    model_folder,
+    parser_for_a_size,
+    size_named,
+    store_folder,
+    training_memory,
+    visible_memory,
+    wait_for,
+)
 
 WARM = 3
 LINES = 16
@@ -33,7 +43,7 @@ ATTEMPTS = 3
 
 
 def recipe(given: argparse.Namespace, size: Size, *, compiled: bool, recomputed: bool) -> dict[str, Any]:
-    """What is trained, and how; what is left out has the recipes' defaults."""
+    """The recipe of one run, as plain values; keys that it leaves out have their defaults."""
     pack = given.pack or size.pack
     return {
         "name": f"ESM-2 {given.size}, timed",
@@ -94,13 +104,9 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("size")
+    parser = parser_for_a_size(__doc__)
     parser.add_argument("--pack", type=int, help="tokens computed at a time, instead of the size's own")
     parser.add_argument("--seconds", type=float, default=15.0, help="after the first line of metrics, at most")
-    parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     # So that a part that runs out of time still shows what its command said.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

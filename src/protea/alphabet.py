@@ -25,7 +25,7 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 class Frame(NamedTuple):
-    """What stands around a sequence: BOS or nothing before it, EOS or nothing after it.
+    """The special tokens around a sequence: BOS or nothing before it, EOS or nothing after it.
 
     Attributes:
         bos: id before every sequence, or ``None``.

@@ -112,7 +112,7 @@ def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: 
         check_memory(needs, device)
         del blank
         try:
-            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, MaskedTokens(), watcher)
+            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, watcher)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise _too_large(recipe, device) from error
         except RuntimeError as error:
@@ -136,9 +136,9 @@ def _train(
     loader: Loader,
     validation: Validation | None,
     needs: Estimate,
-    objective: Objective,
     watcher: Watcher,
 ) -> Outcome:
+    """Set up what a recipe asks for, take over what the run has done so far, and go on."""
     run = recipe.run
     trained = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, watcher)
     checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
@@ -152,13 +152,69 @@ def _train(
     if validation is not None and validation.due(progress):
         # The run was stopped in its midst; the checkpoint is written again with the result.
         checkpoints.last = None
+    return _repeat(
+        trained,
+        MaskedTokens(),
+        loader,
+        progress,
+        steps=run.steps,
+        packs=recipe.batch.packs,
+        rate=partial(learning_rate, recipe.schedule, highest=recipe.optimizer.lr, steps=run.steps),
+        seed=run.seed,
+        clip=recipe.optimizer.clip,
+        validation=validation,
+        checkpoints=checkpoints,
+        write=write,
+        suspects=suspects,
+        logbook=logbook,
+        watcher=watcher,
+    )
+
+
+def _repeat(
+    trained: Trained,
+    objective: Objective,
+    loader: Loader,
+    progress: Progress,
+    *,
+    steps: int,
+    packs: int,
+    rate: Callable[[int], float],
+    seed: int,
+    clip: float | None,
+    validation: Validation | None,
+    checkpoints: Checkpoints,
+    write: Callable[[Progress], None],
+    suspects: Suspects,
+    logbook: Logbook,
+    watcher: Watcher,
+) -> Outcome:
+    """The step, again and again, with what is due between two steps.
+
+    Args:
+        trained: the model, its optimizers, the precision.
+        objective: what the model learns.
+        loader: of the packs.
+        progress: how far the run is.
+        steps: after which the run is finished.
+        packs: in a step.
+        rate: learning rate of a step, by its number.
+        seed: of the run.
+        clip: gradients are scaled down to this norm, if given.
+        validation: if the run has one.
+        checkpoints: of the run.
+        write: writes one.
+        suspects: looks for losses that are no numbers.
+        logbook: of the metrics.
+        watcher: told of progress, and asked whether to stop.
+    """
     batches = loader.batches(progress.position)
     try:
         while True:
             if validation is not None and validation.due(progress):
                 suspects.settle(trained)
                 _validate(validation, trained, objective, progress, logbook, watcher)
-            if progress.step == run.steps or watcher.stop():
+            if progress.step == steps or watcher.stop():
                 break
             if (failure := checkpoints.failed()) is not None:
                 again = checkpoints.try_again(progress.step)
@@ -167,29 +223,21 @@ def _train(
                 suspects.settle(trained)
                 write(progress)
 
-            packs = [next(batches) for _ in range(recipe.batch.packs)]
+            taken = [next(batches) for _ in range(packs)]
             step = progress.step + 1
-            rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=run.steps)
-            predicted = sum(map(objective.count, packs))
+            predicted = sum(map(objective.count, taken))
+            now = rate(step)
             result = train_step(
-                trained,
-                objective,
-                packs,
-                predicted,
-                step=step,
-                rate=rate,
-                seed=run.seed,
-                clip=recipe.optimizer.clip,
-                watcher=watcher,
+                trained, objective, taken, predicted, step=step, rate=now, seed=seed, clip=clip, watcher=watcher
             )
             if result is None:
                 break
-            progress = progress.after(packs)
-            suspects.add(step, packs, *result)
-            logbook.count(packs, predicted)
+            progress = progress.after(taken)
+            suspects.add(step, taken, *result)
+            logbook.count(taken, predicted)
             suspects.check(wait=logbook.due(step))
             if logbook.due(step):
-                logbook.step(progress, *result, rate)
+                logbook.step(progress, *result, now)
                 # Packs of ever other lengths leave holes in the heap, which would grow to several times what is used.
                 return_freed_memory()
         suspects.settle(trained)
@@ -201,7 +249,7 @@ def _train(
             checkpoints.wait()
         logbook.close()
     validated = validation is None or not validation.due(progress)
-    return Outcome(progress.step, progress.step == run.steps and validated)
+    return Outcome(progress.step, progress.step == steps and validated)
 
 
 def _check_change(recipe: Recipe, folder: RunFolder, loader: Loader, progress: Progress, watcher: Watcher) -> None:
