@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from protea.checkpoints import hf
-from protea.checkpoints.files import staged
+from protea.checkpoints.json_files import staged
 from protea.models.esm2 import SIZES
 from protea.models.registry import build
 

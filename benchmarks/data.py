@@ -118,10 +118,10 @@ def batches(store: Path, tokens: list[int]) -> None:
     from protea.alphabet import ESM
     from protea.data.loader import Loader, Packing
     from protea.data.sampler import Sampler
-    from protea.data.store import Store
+    from protea.data.training_store import TrainingStore
 
     start = time.perf_counter()
-    split = Store(store, ESM).split("train")
+    split = TrainingStore(store, ESM).split("train")
     print(
         f"opened in {time.perf_counter() - start:.3f} s: {split.clusters:,} clusters, {split.sequences:,} sequences\n"
     )
@@ -156,10 +156,10 @@ def aligned(one: str, other: str) -> tuple[float, float]:
 def check_filter(sources: list[str], store: Path, valid: int, train: int) -> None:
     """Align clusters that were removed with what they were removed for, and kept ones with what is most like them."""
     from protea.alphabet import ESM
-    from protea.data.store import Store
+    from protea.data.training_store import TrainingStore
     from protea.fasta import read_fasta
 
-    opened = Store(store, ESM)
+    opened = TrainingStore(store, ESM)
     held, kept = opened.split("valid"), opened.split("train")
     everywhere = np.arange(held.sequences)
     texts = dict(zip(held.ids(everywhere), (held.text(row) for row in everywhere), strict=True))

@@ -64,14 +64,14 @@ def read_records(path: Path) -> list[tuple[str, str]]:
 
 def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     from protea import load
-    from protea.embed.run import Run
-    from protea.embed.settings import Settings
+    from protea.embed.run import EmbedRun
+    from protea.embed.settings import EmbedSettings
 
     loaded = load(model, device=device, dtype=dtype)
-    settings = Settings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
+    settings = EmbedSettings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
 
     def job() -> None:
-        Run(settings, loaded.module, {}, overwrite=True)()
+        EmbedRun(settings, loaded.module, {}, overwrite=True)()
 
     return job
 

@@ -38,7 +38,7 @@ from protea.checkpoints.hf import write_random
 from protea.data.loader import Loader, Packing
 from protea.data.masking import Masking
 from protea.data.sampler import Sampler
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.fasta import read_fasta
 from protea.models.registry import build
 from protea.train.reading import read_recipe
@@ -80,7 +80,7 @@ def validation(sampler: Sampler, masking: Masking, tokens: int) -> Iterator[Any]
 class Counts:
     """Frequencies of letters, alone and in context."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: TrainingStore) -> None:
         size = len(ESM)
         triples = np.zeros(size**3)
         seen = 0
@@ -141,7 +141,7 @@ def losses(model: Any, batch: Any) -> Array:
 
 
 def perplexity(options: argparse.Namespace) -> None:
-    store = Store(options.data, ESM)
+    store = TrainingStore(options.data, ESM)
     valid = store.split("valid")
     sampler = Sampler(valid, seed=42, max_tokens=1024, crop="head")
     places = sampler.draw(0, np.arange(len(sampler)))

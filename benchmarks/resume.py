@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from protea.data.settings import Settings
+from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 from protea.train.state import Saved, choose
@@ -53,7 +53,7 @@ def make_store(folder: Path, rng: random.Random) -> Path:
     (folder / "u50.fasta").write_text("".join(record(f"C{n}") for n in names))
     (folder / "u90.fasta").write_text("".join(record(f"M{n}_{k}") for n in names for k in range(3)))
     (folder / "map.tsv").write_text("".join(f"C{n}\tM{n}_0,M{n}_1,M{n}_2\n" for n in names))
-    settings = Settings(output=folder / "store", valid="60", filtered=False)
+    settings = BuildSettings(output=folder / "store", valid="60", filtered=False)
     build_uniref(settings, [folder / "u50.fasta"], [folder / "u90.fasta"], folder / "map.tsv", Watcher())
     return folder / "store"
 

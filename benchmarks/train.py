@@ -46,8 +46,8 @@ GROUP = 8
 
 def make_store(folder: Path, count: int, seed: int = 0) -> Path:
     """A store of random sequences, through what imports BioNeMo 1's files, which needs no MMseqs2."""
+    from protea.data.build_settings import BuildSettings
     from protea.data.importers import import_csv
-    from protea.data.settings import Settings
     from protea.data.work import Watcher
 
     rng = random.Random(seed)
@@ -60,7 +60,7 @@ def make_store(folder: Path, count: int, seed: int = 0) -> Path:
             for row in range(number):
                 length = min(1022, max(30, int(rng.lognormvariate(5.66, 0.6))))
                 writer.writerow([row, f"{split}{row}", length, "".join(rng.choices(LETTERS, k=length))])
-    settings = Settings(output=folder / "store", valid="0", filtered=False)
+    settings = BuildSettings(output=folder / "store", valid="0", filtered=False)
     import_csv(settings, shards, None, None, None, Watcher())
     return folder / "store"
 
@@ -70,9 +70,9 @@ def steps_of(store: Path, pack: int, packs: int) -> Any:
     from protea.alphabet import ESM
     from protea.data.loader import Loader, Packing
     from protea.data.sampler import Sampler
-    from protea.data.store import Store
+    from protea.data.training_store import TrainingStore
 
-    loader = Loader(Sampler(Store(store, ESM).split("train")), packing=Packing(tokens=pack))
+    loader = Loader(Sampler(TrainingStore(store, ESM).split("train")), packing=Packing(tokens=pack))
     batches = loader.batches()
     while True:
         yield [next(batches) for _ in range(packs)]
@@ -87,8 +87,8 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     from protea.train.loop import train_step
     from protea.train.model import initialise
     from protea.train.objective import MaskedTokens
-    from protea.train.prepare import prepare
     from protea.train.reading import parse
+    from protea.train.trained import prepare
     from protea.train.watcher import Watcher
 
     where = torch.device(device)

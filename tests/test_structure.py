@@ -20,8 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"alphabet", "bundled", "device", "disk", "extras", "memory"},
+    {"alphabet", "allocator", "bundled", "device", "disk", "optional", "progress", "text"},
     {"fasta", "packing"},
+    {"letters"},
+    {"output"},
+    {"journal", "tables"},
     {"models"},
     {"transforms"},
     {"checkpoints"},

@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 import yaml
 
-from protea.checkpoints.describe import sha256
-from protea.data.settings import Settings
+from protea.checkpoints.summary import sha256
+from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
 from protea.train.loop import Outcome, pretrain
@@ -52,7 +52,7 @@ def make_store(folder: Path, *, alphabet: str = "esm", seed: int = 0, valid: str
 
 def build_store(fasta: Path, *, alphabet: str = "esm", valid: str = "0") -> Path:
     """A store beside a FASTA file, each sequence a cluster of its own."""
-    settings = Settings(output=fasta.parent / "store", valid=valid, filtered=False, alphabet=alphabet)
+    settings = BuildSettings(output=fasta.parent / "store", valid=valid, filtered=False, alphabet=alphabet)
     build_uniref(settings, [fasta], [], None, Builder())
     return settings.output
 

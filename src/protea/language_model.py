@@ -15,21 +15,22 @@ from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
 from protea.contacts import fit as fitting
-from protea.contacts import heads, precision, predict
-from protea.contacts.heads import Head
-from protea.contacts.precision import Row
+from protea.contacts import fitted_heads as heads
+from protea.contacts import precision, predict
+from protea.contacts.fitted_heads import Head
+from protea.contacts.precision import ChainPrecision
 from protea.contacts.structures import Chain, read_structures, structure_files
 from protea.data.masking import Masking, masking_named
 from protea.disk import sha256
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding, resolve_layers
 from protea.embed.pooling import check_poolings
-from protea.embed.prepare import Encoded, Long, Note, Policies, fit
+from protea.embed.prepare import EncodedRecord, Long, Note, RecordPolicies, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
 from protea.fasta import Record
-from protea.infer.load import load_model
-from protea.infer.memory import default_budget
+from protea.infer.budget import default_budget
+from protea.infer.loading import load_model
 from protea.infer.runner import FloatArray, Runner
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
@@ -327,7 +328,7 @@ class LanguageModel:
             UsageError: the method is unknown.
         """
         how = effects.Scoring(method=method, long=long)
-        scans = [proteingym.Scan(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
+        scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
             scan.add(self.module, lambda done: None)
         return [scan.measured() for scan in scans]
@@ -375,7 +376,7 @@ class LanguageModel:
             DataError: there are fewer chains than asked for, or none has contacts.
             DeviceError: the maps do not fit in memory.
         """
-        settings = heads.Settings(head=head, count=count, seed=seed, c=c, rank=rank)
+        settings = heads.FitSettings(head=head, count=count, seed=seed, c=c, rank=rank)
         chosen, _ = heads.choose(self._chains(structures), settings)
         self.module.contact_head = heads.fit(self.module, chosen, settings, _silent)
         self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in chosen)
@@ -383,7 +384,7 @@ class LanguageModel:
 
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
-    ) -> list[Row]:
+    ) -> list[ChainPrecision]:
         """Precision of contacts against structures, a row a chain; ``protea.contacts.precision.means`` averages them.
 
         Args:
@@ -466,10 +467,10 @@ class LanguageModel:
             warnings.warn(f"{name}: skipped: {reason}", ProteaWarning, stacklevel=3)
         return [chain for chain in chains if reasons[chain.name] is None]
 
-    def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[Encoded]:
+    def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
-        policies = Policies(long=long, unknown="error")
+        policies = RecordPolicies(long=long, unknown="error")
         for number, sequence in enumerate(_list(sequences)):
             record = _record(number, sequence)
             notes: list[Note] = []

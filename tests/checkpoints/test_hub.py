@@ -20,8 +20,8 @@ import pytest
 
 import protea
 from conftest import CONFIGS
-from protea.checkpoints.describe import describe, listing
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
+from protea.checkpoints.summary import describe, listing
 from protea.errors import CheckpointError, UnknownModelError
 
 

@@ -16,7 +16,7 @@ import yaml
 import protea
 from conftest import Run, fails
 from made_structures import change, folder_of_snakes, letters, pdb, snake, written
-from protea.contacts import heads
+from protea.contacts import fitted_heads as heads
 from protea.contacts.precision import means, score
 from protea.contacts.predict import contacts
 from protea.contacts.structures import pairs, read_chains

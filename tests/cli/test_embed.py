@@ -203,7 +203,7 @@ def test_input_and_output_in_one(run: Run, model_folders: dict[str, Path], tmp_p
 
 def test_fast(run: Run, fasta: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from protea import device
-    from protea.infer import load
+    from protea.infer import loading as load
 
     arguments = ("embed", fasta, "-m", model_folders["esm2"], "-r", "r.h5", "--overwrite")
     for native in (True, False):

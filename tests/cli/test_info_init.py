@@ -70,7 +70,7 @@ def test_a_file_that_fails_unforeseen(model_folders: dict[str, Path], tmp_path: 
     """Which one is said: here a weight file that became a folder while the command ran."""
     shutil.copytree(model_folders["esm2"], tmp_path / "model")
     code = (
-        "import sys, protea.checkpoints.describe as describe\n"
+        "import sys, protea.checkpoints.summary as describe\n"
         "from pathlib import Path\n"
         "describe.files_of = lambda folder, checkpoint: [folder]\n"
         "import protea.cli\n"

@@ -98,12 +98,12 @@ def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: d
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have runs commit after every pack, and stop at the n-th commit; 0 for never."""
     from protea.embed import run
-    from protea.embed.journal import Journal, Progress
+    from protea.embed.journal import Journal, RunState
 
     commit = Journal.commit
     left = [0]
 
-    def limited(self: Journal, progress: Progress) -> None:
+    def limited(self: Journal, progress: RunState) -> None:
         commit(self, progress)
         left[0] -= 1
         if left[0] == 0:
@@ -179,7 +179,7 @@ def test_input_that_changes_while_it_is_read(
 def test_shards_of_what_is_not_one_whole(
     run: Run, many: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protea.infer import memory
+    from protea.infer import budget as memory
 
     many.write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY' * 5}\n" for n in range(200)))
     arguments = ("embed", many, "-m", model_folders["esm2"], "-o", "s.parquet", "--shard")

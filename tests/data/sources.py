@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from protea.alphabet import ESM, Alphabet
-from protea.data.settings import Settings
-from protea.data.store import Store
+from protea.data.build_settings import BuildSettings
+from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 
@@ -82,15 +82,15 @@ def make_sources(
     return sources
 
 
-def settings(output: Path, **values: object) -> Settings:
+def settings(output: Path, **values: object) -> BuildSettings:
     """Of a build without MMseqs2, unless told otherwise."""
-    return Settings(output=output, **{"valid": "0", "filtered": False, **values})  # type: ignore[arg-type]
+    return BuildSettings(output=output, **{"valid": "0", "filtered": False, **values})  # type: ignore[arg-type]
 
 
-def build(sources: Sources, output: Path, *, watcher: Watcher | None = None, **values: object) -> Store:
+def build(sources: Sources, output: Path, *, watcher: Watcher | None = None, **values: object) -> TrainingStore:
     files = [sources.uniref50], [sources.uniref90], sources.mapping
     build_uniref(settings(output, **values), *files, watcher or Watcher())
-    return Store(output, ESM)
+    return TrainingStore(output, ESM)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

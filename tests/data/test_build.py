@@ -19,13 +19,13 @@ from sources import SHARED, Sources, build, contents, make_sources, needs_shared
 from protea.alphabet import ESM, ESM1NV
 from protea.data import assemble, mapping
 from protea.data.importers import import_fasta
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
 
 
-def members(store: Store, split: str = "train") -> dict[str, list[str]]:
+def members(store: TrainingStore, split: str = "train") -> dict[str, list[str]]:
     """The clusters of a split with their members."""
     part = store.split(split)
     clusters = np.arange(part.clusters)
@@ -34,7 +34,7 @@ def members(store: Store, split: str = "train") -> dict[str, list[str]]:
     return {name: names[start : start + count] for name, start, count in bounds}
 
 
-def same(store: Store, sources: Sources) -> None:
+def same(store: TrainingStore, sources: Sources) -> None:
     part = store.split("train")
     assert members(store) == sources.clusters
     names = part.ids(np.arange(part.sequences))
@@ -45,7 +45,8 @@ def same(store: Store, sources: Sources) -> None:
 def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However its files are cut into batches and its members into buckets."""
     from protea import fasta
-    from protea.data import records, writer
+    from protea.data import encoding as records
+    from protea.data import writer
 
     monkeypatch.setattr(fasta, "_BLOCK", rows * 40)
     monkeypatch.setattr(writer, "_SEQUENCE_ROWS", rows)
@@ -118,7 +119,7 @@ def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
     folder = SHARED / "uniref202104_sample"
     files = [folder / f"{name}.gz" for name in ("mapping.tsv", "uniref50_train_filt.fasta", "ur90_ur50_sampler.fasta")]
     import_fasta(settings(tmp_path / "store"), *files, None, Watcher())
-    store = Store(tmp_path / "store", ESM)
+    store = TrainingStore(tmp_path / "store", ESM)
     split = store.split("train")
     assert (split.clusters, split.sequences) == (5001, 11296)
     with gzip.open(files[0], "rt") as stream:
@@ -162,7 +163,7 @@ def test_headers_tell_clusters_where_there_is_no_mapping(tmp_path: Path) -> None
         + ">UniRef90_nobody\nMKT\n"
     )
     build_uniref(settings(tmp_path / "s"), [sources.uniref50], [sources.uniref90], None, Watcher())
-    store = Store(tmp_path / "s", ESM)
+    store = TrainingStore(tmp_path / "s", ESM)
     assert members(store)["UniRef50_C3"] == ["UniRef90_C3"]
     assert members(store)["UniRef50_C4"] == ["UniRef90_other4"]
     assert next(s for s in store.manifest["steps"] if s["step"] == "attach members")["without_cluster"] == 1
@@ -181,12 +182,12 @@ def test_without_members_clusters_are_their_representatives(tmp_path: Path) -> N
         None,
         Watcher(),
     )
-    store = Store(tmp_path / "s", ESM1NV)
+    store = TrainingStore(tmp_path / "s", ESM1NV)
     short = [name for name in sources.clusters if len(sources.sequences[name]) <= 512]
     assert sorted(name for split in store.splits for name in members(store, split)) == sorted(short)
     assert store.manifest["steps"][0]["skipped_long"] == 30 - len(short)
     with pytest.raises(StoreError, match="of the ESM-1nv alphabet, not of ESM; build it again with --alphabet esm"):
-        Store(tmp_path / "s", ESM)
+        TrainingStore(tmp_path / "s", ESM)
 
 
 def test_members_left_out_by_length_are_not_absent(tmp_path: Path) -> None:
@@ -317,7 +318,7 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
         build(sources, tmp_path / "no/store")
     build_uniref(settings(folder, valid="3"), [sources.uniref50], [], None, Watcher(), overwrite=True)
-    assert Store(folder, ESM).splits == ("train", "valid")
+    assert TrainingStore(folder, ESM).splits == ("train", "valid")
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,24 +348,24 @@ def test_damaged_stores(tmp_path: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(StoreError, match=f"{name}: does not match the manifest: SHA-256"):
-        Store(store.folder, ESM).verify()
+        TrainingStore(store.folder, ESM).verify()
     path.write_bytes(data[:-1])
     with pytest.raises(StoreError, match=rf"{name}: has [\d,]+ bytes, [\d,]+ in the manifest"):
-        Store(store.folder, ESM)
+        TrainingStore(store.folder, ESM)
     path.unlink()
     with pytest.raises(StoreError, match=f"{name}: is missing"):
-        Store(store.folder, ESM)
+        TrainingStore(store.folder, ESM)
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
-        Store(tmp_path / "no", ESM)
+        TrainingStore(tmp_path / "no", ESM)
     with pytest.raises(StoreError, match="no store of training data"):
-        Store(tmp_path, ESM)
+        TrainingStore(tmp_path, ESM)
     store = build(make_sources(tmp_path), tmp_path / "store")
     with pytest.raises(StoreError, match="has no split 'valid', only train"):
         store.split("valid")
     path = store.folder / "manifest.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(StoreError, match="a store of version 2, this Protea reads 1"):
-        Store(store.folder, ESM)
+        TrainingStore(store.folder, ESM)

@@ -11,12 +11,12 @@ from sources import Sources, make_sources, settings
 
 from protea.alphabet import ESM
 from protea.data.importers import import_csv, import_fasta, import_parquet
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.data.work import Watcher
 from protea.errors import DataError, UsageError
 
 
-def members(store: Store, split: str = "train") -> dict[str, list[str]]:
+def members(store: TrainingStore, split: str = "train") -> dict[str, list[str]]:
     part = store.split(split)
     clusters = np.arange(part.clusters)
     names = part.ids(np.arange(part.sequences))
@@ -24,7 +24,7 @@ def members(store: Store, split: str = "train") -> dict[str, list[str]]:
     return {name: names[start : start + count] for name, start, count in bounds}
 
 
-def texts(store: Store, split: str = "train") -> dict[str, str]:
+def texts(store: TrainingStore, split: str = "train") -> dict[str, str]:
     part = store.split(split)
     return {name: part.text(row) for row, name in enumerate(part.ids(np.arange(part.sequences)))}
 
@@ -37,7 +37,7 @@ def test_fasta_with_its_validation_set(tmp_path: Path) -> None:
     valid = tmp_path / "uniref50_valid.fasta"
     valid.write_text(">UniRef50_V1 x\nMKTAYIAK\n>UniRef50_V2\nGDGTQDNL\n")
     import_fasta(settings(tmp_path / "s"), sources.mapping, sources.uniref50, sources.uniref90, valid, Watcher())
-    store = Store(tmp_path / "s", ESM)
+    store = TrainingStore(tmp_path / "s", ESM)
     assert members(store) == sources.clusters
     assert texts(store, "valid") == {"UniRef50_V1": "MKTAYIAK", "UniRef50_V2": "GDGTQDNL"}
     valid.write_text(sources.uniref50.read_text().split(">")[1].join((">", "")))
@@ -75,10 +75,10 @@ def shards(tmp_path: Path) -> Sources:
     return sources
 
 
-def from_csv(tmp_path: Path, output: str, *, attach: bool = True, **values: object) -> Store:
+def from_csv(tmp_path: Path, output: str, *, attach: bool = True, **values: object) -> TrainingStore:
     more = [tmp_path / name if attach else None for name in ("uf90", "starts.mmap", "counts.mmap")]
     import_csv(settings(tmp_path / output, **values), tmp_path / "uf50", *more, Watcher())
-    return Store(tmp_path / output, ESM)
+    return TrainingStore(tmp_path / output, ESM)
 
 
 def test_csv_with_members(tmp_path: Path, shards: Sources) -> None:
@@ -151,10 +151,10 @@ def write_lists(tmp_path: Path, sources: Sources, *, named: bool = True) -> None
     pd.DataFrame(columns).to_parquet(tmp_path / "train.parquet")
 
 
-def from_parquet(tmp_path: Path, output: str, **values: object) -> Store:
+def from_parquet(tmp_path: Path, output: str, **values: object) -> TrainingStore:
     files = [tmp_path / name for name in ("train.parquet", "valid.parquet", "protein.db")]
     import_parquet(settings(tmp_path / output, **values), *files, Watcher())
-    return Store(tmp_path / output, ESM)
+    return TrainingStore(tmp_path / output, ESM)
 
 
 def test_parquet_with_sqlite(tmp_path: Path, lists: Sources) -> None:

@@ -11,7 +11,7 @@ from sources import FRAMES, build, make_sources
 
 from protea.data.loader import Loader, Packing, Position, TrainingBatch, first_fit
 from protea.data.sampler import CROPS, Sampler
-from protea.data.store import Split
+from protea.data.training_store import Split
 from protea.errors import UsageError
 
 PACKING = Packing(tokens=128, window=3, block=17)

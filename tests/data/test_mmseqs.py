@@ -14,7 +14,7 @@ from sources import contents, make_sources, needs_mmseqs, sequence, settings
 from protea.alphabet import ESM
 from protea.data.cluster import ClusterSettings, build_fasta
 from protea.data.mmseqs import SEARCH_FLAGS
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
 from protea.errors import ProgramError
@@ -60,7 +60,7 @@ def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: P
     notes = Notes()
     given = settings(tmp_path / "store", valid="12", filtered=True, seed=4, search_from=search_from)
     build_uniref(given, [fasta], [], None, notes)
-    store = Store(tmp_path / "store", ESM)
+    store = TrainingStore(tmp_path / "store", ESM)
     kept, valid = ({split.text(n) for n in range(split.sequences)} for split in map(store.split, ("train", "valid")))
     step = next(step for step in store.manifest["steps"] if step["step"] == "filter")
     assert len(kept) == step["kept"] == len(records) - 12 - step["removed"]
@@ -108,14 +108,14 @@ def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytes
             tmp_path / name, valid="3", filtered=True, filter_flags=SEARCH_FLAGS.replace("-s 7", "-s 1 -k 5")
         )
         build_uniref(given, [tmp_path / "a.fasta"], [], None, Watcher())
-        split = Store(tmp_path / name, ESM).split("train")
+        split = TrainingStore(tmp_path / name, ESM).split("train")
         return split.ids(np.arange(split.sequences))
 
     whole = train("whole")
     monkeypatch.setattr(fasta, "_BLOCK", 1200)
     monkeypatch.setattr(build, "_SEARCH_PARTS", 2)
     assert train("parts") == whole
-    steps = Store(tmp_path / "parts", ESM).manifest["steps"]
+    steps = TrainingStore(tmp_path / "parts", ESM).manifest["steps"]
     assert next(step for step in steps if step["step"] == "filter")["searches"] >= 2
     assert 0 < len(whole) < 37
 
@@ -134,7 +134,7 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     (tmp_path / "a.fasta").write_text("".join(f">{name}\n{records[name]}\n" for name in names))
     given = ClusterSettings(output=tmp_path / "store", valid="0")
     build_fasta(given, [tmp_path / "a.fasta"], Watcher())
-    store = Store(tmp_path / "store", ESM)
+    store = TrainingStore(tmp_path / "store", ESM)
     split = store.split("train")
     clusters = np.arange(split.clusters)
     found = [

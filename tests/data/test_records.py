@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protea.alphabet import ESM, ESM1NV, Alphabet
-from protea.data.records import Counts, Policies, Reader
-from protea.data.table import Table
+from protea.data.encoding import Counts, Reader, RecordFilter
+from protea.data.token_table import Table
 from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.fasta import Record, read_blocks, read_fasta
 
@@ -20,7 +20,7 @@ def read(
     """The counts, the sequences taken, and the report."""
     records = [Record(f"r{n}", description, text, f"f, line {n}, record 'r{n}'") for n, text in enumerate(sequences)]
     (folder / "report").unlink(missing_ok=True)
-    reader = Reader(alphabet, Policies(**policies), folder / "report", lambda _: None)  # type: ignore[arg-type]
+    reader = Reader(alphabet, RecordFilter(**policies), folder / "report", lambda _: None)  # type: ignore[arg-type]
     counts = reader.table(records, folder / "t")
     taken = [alphabet.decode(b.take([n]).flat()) for b in Table(folder / "t").batches() for n in _rows(b)]  # type: ignore[arg-type]
     return counts, taken, (folder / "report").read_text()
@@ -126,7 +126,7 @@ def test_blocks_are_read_as_records_are(
     outcomes = []
     for read_records in (read_fasta, read_blocks):
         (tmp_path / "report").unlink(missing_ok=True)
-        policies = Policies(unknown="skip", min_length=least, max_length=most)
+        policies = RecordFilter(unknown="skip", min_length=least, max_length=most)
         reader = Reader(ESM, policies, tmp_path / "report", lambda _: None)
         try:
             counts = asdict(reader.table(read_records([path]), tmp_path / "t"))

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from sources import FRAMES, build, make_sources
 
 from protea.data.sampler import CROPS, Sampler
-from protea.data.store import Split
+from protea.data.training_store import Split
 from protea.errors import DataError, UsageError
 
 slow_setup = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)

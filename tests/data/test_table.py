@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protea.data import table as tables
-from protea.data.table import Batch, IdIndex, Table, TableWriter, keys_of
+from protea.data import token_table as tables
+from protea.data.token_table import IdIndex, Table, TableWriter, TokenRows, keys_of
 
 here = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
@@ -51,7 +51,7 @@ def test_tables_give_back_what_they_got(tmp_path: Path, ids: list[str], size: in
             part = sequences[start : start + size]
             lengths = np.array([len(each) for each in part], np.int64)
             names = [name.encode() for name in ids[start : start + size]]
-            writer.write(Batch.of(names, lengths, b"".join(part)), keys_of(names))
+            writer.write(TokenRows.of(names, lengths, b"".join(part)), keys_of(names))
     table = Table(tmp_path / "t")
     assert len(table) == len(ids)
     found = list(table.batches())

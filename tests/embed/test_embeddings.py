@@ -14,7 +14,7 @@ from torch import Tensor
 from conftest import LoadModel
 from protea.embed.embeddings import Asked, Embedding, embed
 from protea.embed.prefetch import prefetch
-from protea.embed.prepare import Encoded, Policies, prepare
+from protea.embed.prepare import EncodedRecord, RecordPolicies, prepare
 from protea.embed.survey import SeenIds, groups
 from protea.errors import DeviceError
 from protea.fasta import Record
@@ -22,9 +22,9 @@ from protea.infer.runner import Runner
 from protea.packing import PackedBatch
 
 
-def encoded(sequences: list[str], model: torch.nn.Module, **policies: str) -> list[Encoded]:
+def encoded(sequences: list[str], model: torch.nn.Module, **policies: str) -> list[EncodedRecord]:
     records = [Record(str(n), "", sequence, f"record {n}") for n, sequence in enumerate(sequences)]
-    items = prepare(records, model, Policies(**policies), SeenIds())  # type: ignore[arg-type]
+    items = prepare(records, model, RecordPolicies(**policies), SeenIds())  # type: ignore[arg-type]
     return [item.encoded for item in items if item.encoded is not None]
 
 
@@ -116,7 +116,7 @@ def test_groups_begin_anew_at_any_of_their_beginnings(load_small: LoadModel) -> 
     rng = np.random.default_rng(0)
     sequences = ["M" * int(n) for n in rng.integers(1, 700, 80)] + [""] * 3
     records = [Record(str(n), "", sequence, "") for n, sequence in enumerate(sequences)]
-    items = list(prepare(records, model, Policies(long="window"), SeenIds()))
+    items = list(prepare(records, model, RecordPolicies(long="window"), SeenIds()))
     whole = list(groups(items, 1000))
     assert [item for group in whole for item in group.items] == items
     for group in whole:

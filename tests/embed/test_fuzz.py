@@ -18,8 +18,8 @@ import torch
 
 import protea
 from protea.checkpoints import hf
-from protea.embed.run import Run
-from protea.embed.settings import Settings
+from protea.embed.run import EmbedRun
+from protea.embed.settings import EmbedSettings
 from protea.errors import ProteaError
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
@@ -122,14 +122,14 @@ def check(content: bytes, rng: random.Random, model: protea.LanguageModel, folde
     fasta = folder / "in.fasta"
     fasta.write_bytes(content)
     expected = slow_reading(content, unknown, duplicates)
-    settings = Settings(
+    settings = EmbedSettings(
         inputs=(str(fasta),),
         sequences=output,
         unknown=unknown,  # type: ignore[arg-type]
         duplicates=duplicates,  # type: ignore[arg-type]
         token_budget=budget,
     )
-    job = Run(settings, model.module, {}, overwrite=True)
+    job = EmbedRun(settings, model.module, {}, overwrite=True)
     if expected is None:
         with pytest.raises(ProteaError, match=r"\A[^\n]+\Z") as caught:
             job()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conftest import CONFIGS
 from protea.alphabet import ESM
 from protea.embed.names import file_name, store_name
-from protea.embed.prepare import Encoded, Note, Policies, prepare
+from protea.embed.prepare import EncodedRecord, Note, RecordPolicies, prepare
 from protea.embed.survey import SeenIds
 from protea.errors import FastaError, ProteaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
@@ -25,12 +25,12 @@ def record(sequence: str, record_id: str = "r") -> Record:
     return Record(record_id, "", sequence, f"x.fasta, line 1, record {record_id!r}")
 
 
-def one(sequence: str, model: str = "esm2", **policies: str) -> tuple[Encoded | None, tuple[Note, ...]]:
-    (item,) = prepare([record(sequence)], MODELS[model], Policies(**policies), SeenIds())  # type: ignore[arg-type]
+def one(sequence: str, model: str = "esm2", **policies: str) -> tuple[EncodedRecord | None, tuple[Note, ...]]:
+    (item,) = prepare([record(sequence)], MODELS[model], RecordPolicies(**policies), SeenIds())  # type: ignore[arg-type]
     return item.encoded, item.notes
 
 
-def text(encoded: Encoded | None, model: Encoder = MODELS["esm2"]) -> str | None:
+def text(encoded: EncodedRecord | None, model: Encoder = MODELS["esm2"]) -> str | None:
     return None if encoded is None else model.alphabet.decode(encoded.ids)
 
 
@@ -126,10 +126,10 @@ def test_long_sequences() -> None:
 def test_duplicates() -> None:
     records = [record("M", name) for name in ("a", "a", "a_2", "a", "a/b", "a%2Fb", "b")]
     with pytest.raises(FastaError, match=r"record 'a': this id was used before; .* --duplicates rename"):
-        list(prepare(records, MODELS["esm2"], Policies(), SeenIds()))
+        list(prepare(records, MODELS["esm2"], RecordPolicies(), SeenIds()))
 
     def names(policy: str) -> list[str | None]:
-        items = prepare(records, MODELS["esm2"], Policies(duplicates=policy), SeenIds())  # type: ignore[arg-type]
+        items = prepare(records, MODELS["esm2"], RecordPolicies(duplicates=policy), SeenIds())  # type: ignore[arg-type]
         return [item.encoded.record.id if item.encoded else None for item in items]
 
     assert names("skip") == ["a", None, "a_2", None, "a/b", None, "b"]
@@ -186,7 +186,7 @@ def test_names(tmp_path: Path) -> None:
 
 def test_fingerprints_depend_on_everything_before() -> None:
     def fingerprints(*records: Record) -> list[bytes]:
-        return [item.fingerprint for item in prepare(records, MODELS["esm2"], Policies(), SeenIds())]
+        return [item.fingerprint for item in prepare(records, MODELS["esm2"], RecordPolicies(), SeenIds())]
 
     a, b = record("M", "a"), record("K", "b")
     first, second = fingerprints(a, b)
@@ -207,6 +207,6 @@ def test_renaming_many_is_not_quadratic() -> None:
 
     ids = Counting()
     records = [record("M", "prot")] * 500
-    items = list(prepare(records, MODELS["esm2"], Policies(duplicates="rename"), ids))
+    items = list(prepare(records, MODELS["esm2"], RecordPolicies(duplicates="rename"), ids))
     assert [item.encoded.record.id for item in items if item.encoded][-1] == "prot_500"
     assert ids.asked < 1000

@@ -16,26 +16,26 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from protea.embed.stores import RESIDUES, Array, Entry, Layout, kind_of, open_store, read_store
+from protea.embed.stores import RESIDUES, Array, ArrayLayout, StoredRecord, kind_of, open_store, read_store
 from protea.errors import UsageError
 
 RNG = np.random.default_rng(0)
-Row = tuple[Entry, dict[str, Array]]
+Row = tuple[StoredRecord, dict[str, Array]]
 
 
-def entry(record_id: str, length: int = 3, truncated_from: int | None = None) -> Entry:
-    return Entry(record_id, f"about {record_id}", length, truncated_from)
+def entry(record_id: str, length: int = 3, truncated_from: int | None = None) -> StoredRecord:
+    return StoredRecord(record_id, f"about {record_id}", length, truncated_from)
 
 
 def vectors(*shape: int) -> Array:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def layout(*kinds: str, layers: tuple[int, ...] = (6,), **options: Any) -> Layout:
-    return Layout(kinds, layers, 4, options.pop("dtype", "float32"), **options)
+def layout(*kinds: str, layers: tuple[int, ...] = (6,), **options: Any) -> ArrayLayout:
+    return ArrayLayout(kinds, layers, 4, options.pop("dtype", "float32"), **options)
 
 
-def write(path: Path, shape: Layout, rows: Iterable[Row], provenance: Mapping[str, Any] | None = None) -> Path:
+def write(path: Path, shape: ArrayLayout, rows: Iterable[Row], provenance: Mapping[str, Any] | None = None) -> Path:
     work = path.with_name(f"work-{path.name}")
     work.mkdir()
     store = open_store(kind_of(path, "-o"), work, shape, None)
@@ -137,7 +137,7 @@ ODD_IDS = ["a/b", ".", "..", "../../x", "x" * 5000, "ü", "a@b", "a@max", "%", "
 
 @pytest.mark.parametrize("name", ["a.h5", "a.parquet", "a"])
 def test_any_id_and_any_description(tmp_path: Path, name: str) -> None:
-    rows = [(Entry(one, "d" * 100_000 + "é\x1b", 3, None), {"mean": vectors(1, 4)}) for one in ODD_IDS]
+    rows = [(StoredRecord(one, "d" * 100_000 + "é\x1b", 3, None), {"mean": vectors(1, 4)}) for one in ODD_IDS]
     path = write(tmp_path / name, layout("mean"), rows)
     read = list(read_store(path, kind_of(path, "-o")).records)
     assert [one for one, _ in read] == [one for one, _ in rows]

@@ -19,7 +19,7 @@ from protea.alphabet import ESM
 from protea.errors import DataError
 from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays, read_scan
 from protea.score.effects import Scoring
-from protea.score.table import rows_of
+from protea.score.variant_table import rows_of
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "proteingym"

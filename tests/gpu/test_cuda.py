@@ -102,8 +102,8 @@ def test_the_command_line(load_small: LoadModel, tmp_path: Path) -> None:
 
 def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """Pinned copies, a stream of their own, no synchronisation a pack: and still every number in its place."""
-    from protea.embed.run import Run
-    from protea.embed.settings import Settings
+    from protea.embed.run import EmbedRun
+    from protea.embed.settings import EmbedSettings
     from protea.embed.stores import read_store
 
     rng = np.random.default_rng(0)
@@ -112,10 +112,10 @@ def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -
     fasta.write_text("".join(f">r{n}\n{''.join(rng.choice(letters, rng.integers(1, 1500)))}\n" for n in range(200)))
     read = {}
     for device in ("cpu", "cuda"):
-        settings = Settings(
+        settings = EmbedSettings(
             inputs=(str(fasta),), residues=tmp_path / f"{device}.h5", layers=(0, -1), long="window", token_budget=3000
         )
-        Run(settings, protea.load(model_folders["esm2"], device=device).module, {})()
+        EmbedRun(settings, protea.load(model_folders["esm2"], device=device).module, {})()
         read[device] = list(read_store(tmp_path / f"{device}.h5", "h5").records)
     for (entry, ours), (expected, theirs) in zip(read["cuda"], read["cpu"], strict=True):
         assert entry == expected

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from conftest import LoadModel
 from protea.errors import CapabilityError, DeviceError, NonFiniteError, SequenceTooLongError, UsageError
-from protea.infer import memory
-from protea.infer.memory import default_budget
+from protea.infer import budget as memory
+from protea.infer.budget import default_budget
 from protea.infer.runner import Job, Result, Runner, Wanted
 from protea.models.attention_maps import HeadMaps
 from protea.models.encoder import Encoder

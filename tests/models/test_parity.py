@@ -195,8 +195,8 @@ def test_esm1nv_equals_a_plain_reading(config: ESM1nvConfig, tmp_path: Path) -> 
 
 def test_parameter_counts() -> None:
     """ESM-1nv's by its card; ESM-2nv 650M in BioNeMo 1's layout; ESM-2 650M as transformers counts it."""
-    from protea.checkpoints.describe import parameter_count
     from protea.checkpoints.hub import architecture, published
+    from protea.checkpoints.summary import parameter_count
 
     assert parameter_count(architecture(published("esm1nv"))) == 43_612_544
     assert parameter_count(architecture(published("esm2nv_650M"))) == 651_164_288

@@ -14,7 +14,7 @@ from pictures import array, pixels, png_size, read_page, read_svg
 
 from protea.errors import UsageError
 from protea.plot import contact_map
-from protea.plot.contacts import _cells
+from protea.plot.contact_maps import _cells
 
 TRUE = (0xD5, 0x5E, 0x00)
 GREY = (0xB3, 0xB3, 0xB3)

@@ -12,8 +12,8 @@ from pyarrow import parquet
 from protea.alphabet import ESM
 from protea.errors import DataError, OutputError, UsageError
 from protea.score.effects import Scoring
-from protea.score.files import Beside, check_output, write_table
-from protea.score.table import Rows, check_columns, read_table, rows_of, scan_table, variant_table, with_scores
+from protea.score.variant_table import Rows, check_columns, read_table, rows_of, scan_table, variant_table, with_scores
+from protea.tables import Beside, check_output, write_table
 
 WILD = {"a": "MKTAYIAKQR"}
 TWO = WILD | {"b/2": "WWKKA"}

@@ -12,14 +12,14 @@ import torch
 from conftest import SMALL
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.train.loop import train_step
 from protea.train.model import initialise
 from protea.train.objective import MaskedTokens
-from protea.train.prepare import Trained, prepare
 from protea.train.reading import parse
 from protea.train.recipe import Recipe
+from protea.train.trained import Trained, prepare
 from protea.train.watcher import Watcher
 from trials import LETTERS, build_store
 
@@ -88,7 +88,7 @@ def take_step(
     return result[0].item(), result[1].item()
 
 
-def loader(recipe: Recipe, store: Store, *, block: int = 1 << 15) -> Loader:
+def loader(recipe: Recipe, store: TrainingStore, *, block: int = 1 << 15) -> Loader:
     """The batches of a recipe; small blocks make packs of unequal sizes."""
     data = recipe.data
     sampler = Sampler(store.split("train"), seed=recipe.run.seed, max_tokens=data.max_tokens, crop=data.crop)

@@ -105,12 +105,12 @@ def test_a_split_of_nothing_to_predict(tmp_path: Path) -> None:
     """Three residues, 15 % of which are none."""
     fasta = tmp_path / "in.fasta"
     fasta.write_text("".join(f">r{n}\n{LETTERS}\n" for n in range(20)) + ">last\nM\n")
-    from protea.data.settings import Settings
+    from protea.data.build_settings import BuildSettings
     from protea.data.uniref import build_uniref
     from protea.data.work import Watcher
 
     for seed in range(100):
-        settings = Settings(output=tmp_path / f"store{seed}", valid="1", filtered=False, seed=seed)
+        settings = BuildSettings(output=tmp_path / f"store{seed}", valid="1", filtered=False, seed=seed)
         build_uniref(settings, [fasta], [], None, Watcher())
         manifest = json.loads((settings.output / "manifest.json").read_text())
         if manifest["splits"]["valid"]["residues"] == 1:

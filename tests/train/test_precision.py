@@ -13,10 +13,10 @@ from runs import CPU, loader, make_store, recipe, take_step, trained
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.errors import DeviceError
-from protea.train.prepare import Precision, Trained
 from protea.train.recipe import Recipe
+from protea.train.trained import Precision, Trained
 from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def _attention_as_it_was() -> Iterator[None]:
 
 def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:
     """The packs of a recipe's first steps."""
-    batches = loader(told, Store(folder, told.config.alphabet)).batches()
+    batches = loader(told, TrainingStore(folder, told.config.alphabet)).batches()
     return [list(islice(batches, told.batch.packs)) for _ in range(number)]
 
 

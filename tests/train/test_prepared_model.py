@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from conftest import CONFIGS, disturb
 from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
@@ -24,10 +24,10 @@ from protea.train.loop import train_step
 from protea.train.model import architecture, initialise
 from protea.train.objective import masked_logits
 from protea.train.optim import parameters_to_train
-from protea.train.prepare import Trained
 from protea.train.recipe import Recipe, Save
-from protea.train.resume import Progress, resume, save
+from protea.train.resume import TrainingState, resume, save
 from protea.train.state import Checkpoints
+from protea.train.trained import Trained
 from protea.train.watcher import Watcher
 from protea.transforms import native
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def steps(told: Recipe, folder: Path, number: int, packs: int | None = None) -> list[list[TrainingBatch]]:
     """The packs of a recipe's first steps."""
-    batches = loader(told, Store(folder, told.config.alphabet)).batches()
+    batches = loader(told, TrainingStore(folder, told.config.alphabet)).batches()
     return [list(islice(batches, packs or told.batch.packs)) for _ in range(number)]
 
 
@@ -90,7 +90,7 @@ def test_frozen_parameters_are_saved_and_a_run_goes_on(folder: Path, tmp_path: P
     for number in range(2):
         take_step(first, told, packs[number], number + 1, RATE)
     checkpoints = Checkpoints(tmp_path / "checkpoints", Save())
-    save(checkpoints, first, Progress(step=2), recipe=told, data="these")
+    save(checkpoints, first, TrainingState(step=2), recipe=told, data="these")
     checkpoints.wait()
     (saved,) = checkpoints.newest()
     assert not isinstance(saved, CheckpointError)
@@ -155,7 +155,7 @@ def test_parameters_keep_their_names() -> None:
 @pytest.mark.parametrize(("precision", "asked"), [("bf16-mixed", 1), ("fp16-mixed", 0), ("float32", 0)])
 def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the compiled attention is wanted and cannot be had."""
-    from protea.train.prepare import prepare
+    from protea.train.trained import prepare
 
     class Notes(Watcher):
         def __init__(self) -> None:

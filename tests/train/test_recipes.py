@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import CONFIGS, Run, fails
 from protea.data.loader import TrainingBatch
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.errors import TrainingError, UsageError
 from protea.models.attention import REFERENCE
 from protea.models.registry import build
@@ -22,9 +22,9 @@ from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import check_memory, estimate, flops_per_token
 from protea.train.loop import mean_length, pretrain
 from protea.train.model import architecture
-from protea.train.prepare import Trained
 from protea.train.reading import RECIPES, differences, parse, read_recipe, recipe_names
 from protea.train.recipe import Recipe
+from protea.train.trained import Trained
 from protea.train.watcher import Watcher
 from protea.transforms import native
 
@@ -349,7 +349,7 @@ def test_flops_by_hand() -> None:
 def test_bytes_of_state(tmp_path: Path, optimizer: str) -> None:
     told = recipe(optimizer={"name": optimizer})
     ours = trained(told)
-    batch = next(loader(told, Store(make_store(tmp_path), ours.model.alphabet)).batches())
+    batch = next(loader(told, TrainingStore(make_store(tmp_path), ours.model.alphabet)).batches())
     take_step(ours, told, [batch], 1, 1e-3)
     needs = estimate(architecture(told), told, 50.0)
     parameters = list(ours.model.parameters())
@@ -398,7 +398,7 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
             run={"precision": precision, "recompute": recompute},
         )
         ours = trained(told)
-        store = Store(make_store(tmp_path / str(recompute), high=220, alphabet=alphabet), ours.model.alphabet)
+        store = TrainingStore(make_store(tmp_path / str(recompute), high=220, alphabet=alphabet), ours.model.alphabet)
         packs = loader(told, store)
         batch = next(packs.batches())
         share = len(batch.targets) / told.batch.pack

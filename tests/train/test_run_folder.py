@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from protea.errors import OutputError, ResumeError
-from protea.train.folder import RunFolder
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
+from protea.train.run_folder import RunFolder
 from protea.train.state import choose
 from trials import TINY, Witness, assert_same, make_store, metrics, recipe, reseal, train, write_fasta
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from conftest import disturb
 from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.train.schedule import learning_rate
 from references import PlainESM1nv, load_transformers
@@ -108,7 +108,7 @@ def test_losses(family: str, masking: str, reference: Callable[[Encoder, Path], 
     disturb(ours.model)
     plain = reference(ours.model, tmp_path / "model")
     alphabet = "esm-1nv" if family == "esm1nv" else "esm"
-    store = Store(make_store(tmp_path / "data", alphabet=alphabet), ours.model.alphabet)
+    store = TrainingStore(make_store(tmp_path / "data", alphabet=alphabet), ours.model.alphabet)
     batches = loader(told, store, block=10).batches()
     off = 0.0
     for step in range(1, STEPS + 1):

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from conftest import disturb
 from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.train.average import export
 from protea.train.loop import pretrain
-from protea.train.prepare import Precision
 from protea.train.recipe import Recipe
+from protea.train.trained import Precision
 from protea.train.validate import Validation
 from protea.train.watcher import Watcher
 from references import load_transformers
@@ -65,8 +65,8 @@ def same(one: list[TrainingBatch], other: list[TrainingBatch]) -> bool:
     )
 
 
-def _store(folder: Path) -> Store:
-    return Store(folder, recipe().config.alphabet)
+def _store(folder: Path) -> TrainingStore:
+    return TrainingStore(folder, recipe().config.alphabet)
 
 
 def _model(model: dict[str, float] | None = None) -> Encoder:

@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from protea.allocator import return_freed_memory
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.extras import complete, extras_path, head_record_path, write_extras
-from protea.checkpoints.files import staged
 from protea.checkpoints.formats import Format, format_named, recognised
+from protea.checkpoints.json_files import staged
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, peer_logits
 from protea.checkpoints.probe import difference, logits
+from protea.checkpoints.sidecar import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.tensors import FLOATS, raw_bytes
 from protea.errors import CheckpointError, OutputError
-from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
 

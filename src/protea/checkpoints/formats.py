@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.extras import EXTRAS, complete, extras_path
-from protea.checkpoints.files import CONFIG, read_json
+from protea.checkpoints.json_files import CONFIG, read_json
 from protea.checkpoints.safetensors_files import INDEX
+from protea.checkpoints.sidecar import EXTRAS, complete, extras_path
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 

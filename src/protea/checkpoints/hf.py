@@ -17,11 +17,11 @@ from torch import Tensor
 
 from protea.checkpoints import hf_config
 from protea.checkpoints.checkpoint import Checkpoint, like
-from protea.checkpoints.extras import write_extras
-from protea.checkpoints.files import CONFIG, staged, write_json
 from protea.checkpoints.hf_config import read_config, write_config
+from protea.checkpoints.json_files import CONFIG, staged, write_json
 from protea.checkpoints.layout import APART, Layout, Planned, plan_of
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, SafetensorsFiles, shards, write_safetensors
+from protea.checkpoints.sidecar import write_extras
 from protea.checkpoints.tensors import Tensors
 from protea.models.encoder import Encoder
 from protea.models.registry import family_of, initial_value

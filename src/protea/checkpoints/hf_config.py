@@ -10,7 +10,7 @@ from typing import Any, Final, get_type_hints
 import torch
 
 from protea.alphabet import Alphabet
-from protea.checkpoints.files import CONFIG, read_json, read_text, write_json
+from protea.checkpoints.json_files import CONFIG, read_json, read_text, write_json
 from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.config import EncoderConfig

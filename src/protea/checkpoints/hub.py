@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from protea import bundled
-from protea.checkpoints.files import CONFIG
 from protea.checkpoints.formats import checkpoint_path
+from protea.checkpoints.json_files import CONFIG
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.distcp import DistributedTensors, Stack, write_distributed
-from protea.checkpoints.files import read_json, write_json
+from protea.checkpoints.json_files import read_json, write_json
 from protea.checkpoints.layout import Entry, Layout, StoredShapes, entries, join, stored_shape, true_vocabulary
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes

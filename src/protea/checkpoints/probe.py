@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from protea.allocator import return_freed_memory
 from protea.checkpoints.checkpoint import Checkpoint, like
-from protea.memory import return_freed_memory
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack
 

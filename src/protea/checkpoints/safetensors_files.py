@@ -12,7 +12,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protea.checkpoints.files import CONFIG, read_text
+from protea.checkpoints.json_files import CONFIG, read_text
 from protea.checkpoints.layout import Planned
 from protea.checkpoints.tensors import FLOATS, Tensors, raw_bytes
 from protea.errors import CheckpointError

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.files import CONFIG, read_json, write_json
 from protea.checkpoints.formats import RECIPE_MODEL_TYPE
 from protea.checkpoints.hf_config import config_from
+from protea.checkpoints.json_files import CONFIG, read_json, write_json
 from protea.checkpoints.layout import Layout, plan_of, true_vocabulary
 from protea.checkpoints.safetensors_files import WEIGHTS, SafetensorsFiles, shards, write_safetensors
 from protea.errors import CheckpointError

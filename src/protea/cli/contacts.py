@@ -113,7 +113,7 @@ def _predict(
     from protea.contacts.maps import open_maps
     from protea.contacts.predict import contacts as score_contacts
     from protea.plot import contact_map
-    from protea.score.files import Beside
+    from protea.tables import Beside
 
     with ExitStack() as stack:
         maps = None

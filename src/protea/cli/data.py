@@ -126,12 +126,12 @@ def uniref(
       protea data uniref --uniref50 uniref50.fasta.gz --no-filter --valid 5000 --test 1000000 \\
         --max-length 512 --alphabet esm-1nv -o esm1nv-data/
     """
-    from protea.data.settings import Settings
+    from protea.data.build_settings import BuildSettings
     from protea.data.uniref import build_uniref
 
-    values = _values(locals(), Settings)
+    values = _values(locals(), BuildSettings)
     with interruptible(), _bars() as watcher:
-        numbers = build_uniref(Settings(**values), uniref50, uniref90 or [], members, watcher, overwrite=overwrite)
+        numbers = build_uniref(BuildSettings(**values), uniref50, uniref90 or [], members, watcher, overwrite=overwrite)
     _report(output, numbers)
 
 
@@ -230,12 +230,12 @@ def import_(
       protea data import --train-clusters train.parquet --valid-clusters valid.parquet --database protein.db -o store/
     """
     from protea.data import importers
-    from protea.data.settings import Settings
+    from protea.data.build_settings import BuildSettings
 
     kinds = {"--mapping": mapping, "--csv": shards, "--train-clusters": train_clusters}
     if sum(value is not None for value in kinds.values()) != 1:
         raise UsageError(f"name what to import with one of {', '.join(kinds)}")
-    settings = Settings(**_values(locals(), Settings), valid="0", filtered=False)
+    settings = BuildSettings(**_values(locals(), BuildSettings), valid="0", filtered=False)
     with interruptible(), _bars() as watcher:
         if mapping is not None:
             if uniref50 is None or uniref90 is None:
@@ -273,9 +273,9 @@ def info(
     """
     import json
 
-    from protea.data.describe import describe, draw, lines
     from protea.data.manifest import read_manifest
     from protea.data.manifest import verify as compare
+    from protea.data.store_summary import describe, draw, lines
 
     manifest = read_manifest(folder)
     if verify:

@@ -17,8 +17,8 @@ from protea.cli.options import Device, Model
 from protea.cli.terminal import progress_bars, tell
 
 if TYPE_CHECKING:
-    from protea.embed.run import Run, Watcher
-    from protea.embed.settings import Settings
+    from protea.embed.run import EmbedRun, Watcher
+    from protea.embed.settings import EmbedSettings
     from protea.embed.survey import Totals
     from protea.models.encoder import Encoder
 
@@ -115,8 +115,8 @@ def embed(
         _run(settings, overwrite=overwrite)
 
 
-def _run(settings: Settings, *, overwrite: bool) -> None:
-    from protea.embed.run import Run
+def _run(settings: EmbedSettings, *, overwrite: bool) -> None:
+    from protea.embed.run import EmbedRun
 
     if settings.devices > 1:
         totals = _run_on_devices(settings, overwrite=overwrite)
@@ -126,7 +126,9 @@ def _run(settings: Settings, *, overwrite: bool) -> None:
     start = time.perf_counter()
     model_at_work = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
     with _bars() as watcher:
-        run = Run(settings, model_at_work.module, model_at_work.weights_sha256(), overwrite=overwrite, watcher=watcher)
+        run = EmbedRun(
+            settings, model_at_work.module, model_at_work.weights_sha256(), overwrite=overwrite, watcher=watcher
+        )
         totals = run()
     _report(run, model_at_work.module, totals, time.perf_counter() - start)
 
@@ -138,7 +140,7 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
     return {name: value for name, value in named.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
 
 
-def _run_on_devices(settings: Settings, *, overwrite: bool) -> Totals:
+def _run_on_devices(settings: EmbedSettings, *, overwrite: bool) -> Totals:
     from protea.embed.devices import run_on_devices
 
     with _bars() as watcher:
@@ -153,7 +155,7 @@ def _bars() -> Iterator[Watcher]:
         yield Bars(progress)
 
 
-def _report(run: Run, model: Encoder, totals: Totals, seconds: float) -> None:
+def _report(run: EmbedRun, model: Encoder, totals: Totals, seconds: float) -> None:
     for output in run.outputs:
         kinds = ", ".join(output.layout.kinds)
         typer.echo(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from protea.cli.structures import Progress
-    from protea.contacts.precision import Row
+    from protea.contacts.precision import ChainPrecision
     from protea.contacts.structures import Chain, Note
     from protea.models.encoder import Encoder
 
@@ -63,7 +63,7 @@ def evaluate_contacts(
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
     from protea.checkpoints.hub import locate
-    from protea.score.files import check_output
+    from protea.tables import check_output
 
     if output is not None:
         check_output(output, overwrite=overwrite)
@@ -118,7 +118,9 @@ def _chains(
     return kept, notes
 
 
-def _measure(module: Encoder, chains: Sequence[Chain], pictures: dict[str, Path], progress: Progress) -> list[Row]:
+def _measure(
+    module: Encoder, chains: Sequence[Chain], pictures: dict[str, Path], progress: Progress
+) -> list[ChainPrecision]:
     from protea.contacts.precision import predict, score
     from protea.contacts.structures import contact_map
     from protea.plot import contact_map as draw
@@ -154,8 +156,8 @@ class _Exclusions:
             UsageError: a name is no chain's and no file's.
             CheckpointError: a file is no ``contact-head.json``.
         """
-        from protea.checkpoints.extras import head_record_path
-        from protea.contacts.heads import fitted_on
+        from protea.checkpoints.sidecar import head_record_path
+        from protea.contacts.fitted_heads import fitted_on
         from protea.contacts.structures import Note
 
         others = {"--exclude": [fitted_on(path) for path in self._files]}
@@ -181,7 +183,7 @@ def _names(chain: Chain) -> set[str]:
     return {chain.name, chain.name.rpartition(":")[0] or chain.name}
 
 
-def _columns(row: Row) -> dict[str, object]:
+def _columns(row: ChainPrecision) -> dict[str, object]:
     values: dict[str, object] = {"name": row.name, "residues": row.residues, "resolved": row.resolved}
     for name, one in row.ranges.items():
         values |= {f"{name}_pairs": one.pairs, f"{name}_contacts": one.contacts}
@@ -204,16 +206,16 @@ def _schema() -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
-def _write(output: Path, rows: Sequence[Row], notes: Sequence[Note], settings: dict[str, Any]) -> None:
+def _write(output: Path, rows: Sequence[ChainPrecision], notes: Sequence[Note], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import Beside, write_table
+    from protea.tables import Beside, write_table
 
     table = pa.Table.from_pylist([_columns(row) for row in rows], schema=_schema())
     write_table(output, table, Beside("name\twhat\tdetail", notes, settings))
 
 
-def _echo_rows(rows: Sequence[Row]) -> None:
+def _echo_rows(rows: Sequence[ChainPrecision]) -> None:
     if not rows:
         return
     width = max(len("chain"), *(len(row.name) for row in rows))

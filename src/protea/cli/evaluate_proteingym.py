@@ -54,9 +54,9 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import Scan, read_assays
+    from protea.evaluate.proteingym import AssayScores, read_assays
     from protea.score.effects import Scoring
-    from protea.score.files import check_output
+    from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     if output is not None:
@@ -74,7 +74,7 @@ def evaluate_proteingym(
     with interruptible():
         members = ensemble(models)
         alphabet = common_alphabet(members)
-        scans = [Scan(assays[name], alphabet, how) for name in names]
+        scans = [AssayScores(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
         settings |= how.shown() | {"models": {}}
         check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
@@ -133,7 +133,7 @@ def _print(results: list[Measured], published: list[str]) -> None:
 def _write(output: Path, results: list[Measured], settings: dict[str, Any]) -> None:
     import pyarrow as pa
 
-    from protea.score.files import Beside, write_table
+    from protea.tables import Beside, write_table
 
     published = dict.fromkeys(name for one in results for name in one.assay.published)
     rows = [

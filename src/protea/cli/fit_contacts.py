@@ -16,8 +16,8 @@ from protea.errors import DataError
 
 if TYPE_CHECKING:
     from protea.cli.structures import Progress
-    from protea.contacts.heads import Head, Settings
-    from protea.contacts.precision import Row
+    from protea.contacts.fitted_heads import FitSettings, Head
+    from protea.contacts.precision import ChainPrecision
     from protea.contacts.structures import Chain, Note
 
 
@@ -48,9 +48,9 @@ def fit_contacts(
       protea fit-contacts *.cif.gz -m esm1v_t33_650M_UR90S_1 -o esm1v-contacts/ --count 40 --seed 1
       protea fit-contacts structures/ -m my-model/ -o my-model-bilinear/ --head bilinear --count 100
     """
-    from protea.contacts.heads import Settings
+    from protea.contacts.fitted_heads import FitSettings
 
-    settings = Settings(head=cast("Head", head), count=count, seed=seed, c=c, rank=rank)
+    settings = FitSettings(head=cast("Head", head), count=count, seed=seed, c=c, rank=rank)
     with interruptible(), one_bar() as progress:
         fitted, rows, notes = _fit(structures, model, output, settings, device, progress)
     _report(output, settings, fitted, rows)
@@ -59,16 +59,16 @@ def fit_contacts(
 
 
 def _fit(
-    structures: list[Path], model: str, output: Path, settings: Settings, device: str, progress: Progress
-) -> tuple[list[Chain], list[Row], list[Note]]:
+    structures: list[Path], model: str, output: Path, settings: FitSettings, device: str, progress: Progress
+) -> tuple[list[Chain], list[ChainPrecision], list[Note]]:
     """Chains that the head was fitted on, its precision on others, and what was odd."""
-    from protea.checkpoints.files import staged
     from protea.checkpoints.formats import open_checkpoint
     from protea.checkpoints.hub import locate
-    from protea.contacts.heads import choose, description, fit, write
+    from protea.checkpoints.json_files import staged
+    from protea.contacts.fitted_heads import choose, description, fit, write
     from protea.contacts.precision import predict, score, unfit
     from protea.contacts.structures import Note, read_structures, structure_files
-    from protea.infer.load import load_model
+    from protea.infer.loading import load_model
     from protea.models.heads import ContactHead
 
     files = structure_files(structures)
@@ -88,7 +88,7 @@ def _fit(
         module.contact_head = head
         if isinstance(head, ContactHead) and not head.regression.weight.any():
             tell("no attention head follows contacts: the regression uses none, and all pairs get one probability")
-        rows: list[Row] = []
+        rows: list[ChainPrecision] = []
         for chain in others:
             rows.append(score(chain, predict(module, chain)))
             progress("precision", len(rows), len(others))
@@ -106,7 +106,7 @@ def _versions() -> dict[str, str]:
     return {"protea": protea.__version__} | {name: version(name) for name in ("torch", "scikit-learn", "biotite")}
 
 
-def _report(output: Path, settings: Settings, fitted: list[Chain], rows: list[Row]) -> None:
+def _report(output: Path, settings: FitSettings, fitted: list[Chain], rows: list[ChainPrecision]) -> None:
     from protea.contacts.structures import pairs
 
     found = [pairs(chain) for chain in fitted]

@@ -40,7 +40,7 @@ def info(
 
 
 def _print_list(as_json: bool) -> None:
-    from protea.checkpoints.describe import listing
+    from protea.checkpoints.summary import listing
 
     rows = listing()
     if as_json:
@@ -72,7 +72,7 @@ def _print_list(as_json: bool) -> None:
 
 
 def _print_model(model: str, as_json: bool) -> None:
-    from protea.checkpoints.describe import describe
+    from protea.checkpoints.summary import describe
 
     description = describe(model)
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from protea.cli.terminal import tell
 
 if TYPE_CHECKING:
-    from protea.infer.load import LoadedModel
+    from protea.infer.loading import LoadedModel
     from protea.models.encoder import Encoder
 
 
@@ -20,7 +20,7 @@ def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> Loade
         dtype: likewise.
         fast: bfloat16 where the hardware multiplies it natively, and a note where it does not.
     """
-    from protea.infer.load import computing_dtype, load_model
+    from protea.infer.loading import computing_dtype, load_model
 
     computed = computing_dtype(device, dtype, fast=fast)
     if fast and computed == "float32":

@@ -87,8 +87,8 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.plot import check_place
-    from protea.score.files import check_output
     from protea.score.twin import check_twin
+    from protea.tables import check_output
 
     if against is not None:
         check_twin(against)
@@ -141,7 +141,7 @@ def _pseudo(
     """Losses ``[L]`` of each record, and the picture."""
     import numpy as np
 
-    from protea.infer.memory import default_budget
+    from protea.infer.budget import default_budget
     from protea.infer.runner import Runner
     from protea.score.expected import Sites, check_policy, masked
 
@@ -189,7 +189,7 @@ def _masked(model: Encoder, records: list[Encoded], settings: dict[str, Any], no
 
 
 def _losses(model: Encoder, masked: list[Masked], token_budget: int | None) -> list[FloatArray]:
-    from protea.infer.memory import default_budget
+    from protea.infer.budget import default_budget
     from protea.infer.runner import Runner
     from protea.score.perplexity import losses
 
@@ -221,8 +221,8 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    from protea.score.files import Beside, write_table
     from protea.score.perplexity import of_loss
+    from protea.tables import Beside, write_table
 
     losses = [float(values.mean(dtype="float64")) if len(values) else None for values in found]
     columns = {

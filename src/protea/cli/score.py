@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from protea.embed.prepare import Note
     from protea.score.effects import Scoring
-    from protea.score.table import Rows
+    from protea.score.variant_table import Rows
 
 _SHOWN = 10
 """Problems told on standard error where there is no report."""
@@ -86,9 +86,9 @@ def score(
     """
     from protea.plot import check_place
     from protea.score.effects import Scoring
-    from protea.score.files import check_output
     from protea.score.records import wild_types
-    from protea.score.table import check_columns, rows_of, scores_of, with_scores
+    from protea.score.variant_table import check_columns, rows_of, scores_of, with_scores
+    from protea.tables import check_output
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants, or --scan")
@@ -133,7 +133,7 @@ def score(
 
 
 def _content(table: Path | None, variants: str | None, wild: dict[str, str], offset: int) -> pa.Table:
-    from protea.score.table import read_table, scan_table, variant_table
+    from protea.score.variant_table import read_table, scan_table, variant_table
 
     if table is not None:
         return read_table(table)
@@ -143,7 +143,7 @@ def _content(table: Path | None, variants: str | None, wild: dict[str, str], off
 
 
 def _write(output: Path | None, scored: pa.Table, rows: Rows, notes: list[Note], settings: dict[str, Any]) -> None:
-    from protea.score.files import Beside, write_table
+    from protea.tables import Beside, write_table
 
     if output is None:
         typer.echo("\t".join(scored.column_names))

@@ -13,7 +13,7 @@ import typer
 from protea.cli.terminal import counted, progress_bars, tell
 
 if TYPE_CHECKING:
-    from protea.contacts.precision import Mean, Row
+    from protea.contacts.precision import ChainPrecision, Mean
     from protea.contacts.structures import Note
 
     Progress = Callable[[str, int, int], None]
@@ -59,7 +59,7 @@ def tell_notes(notes: Sequence[Note], where: str) -> bool:
     return any(note.what == "skipped" for note in notes)
 
 
-def echo_means(rows: Sequence[Row], seed: int = 0) -> None:
+def echo_means(rows: Sequence[ChainPrecision], seed: int = 0) -> None:
     """Mean precisions with their intervals, a line a range."""
     from protea.contacts.precision import means
 

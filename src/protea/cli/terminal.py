@@ -1,19 +1,82 @@
-"""What people read: notes and bars on standard error, numbers of things."""
+"""What people read: progress bars and notes on standard error, tables on standard output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
+from protea.progress import Progress
+from protea.text import counted, printable
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    import rich.progress
+
+__all__ = ["Bars", "advancing", "bars", "counted", "printable", "progress_bars", "show_table", "tell"]
+
+
+class Bars(Progress):
+    """Draws the current task of a run as a bar with rate, amount and time; notes appear above it."""
+
+    def __init__(self, drawn: rich.progress.Progress) -> None:
+        self._drawn = drawn
+        self._task: rich.progress.TaskID | None = None
+
+    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
+        """Replace the bar by one for the new task."""
+        if self._task is not None:
+            self._drawn.remove_task(self._task)
+        self._task = self._drawn.add_task(task, total=total, completed=done)
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._drawn.advance(self._task, amount)
+
+    def note(self, message: str) -> None:
+        """Print a line above the bar."""
+        if self._drawn.disable:
+            tell(message)
+        else:
+            self._drawn.console.print(f"protea: note: {printable(message)}", markup=False, highlight=False)
 
 
 @contextmanager
-def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[Progress]:
+def bars(unit: str = "") -> Iterator[Bars]:
+    """Progress bars on standard error; nothing is drawn where that is no terminal.
+
+    Args:
+        unit: of the amounts, as in ``residues``.
+    """
+    with progress_bars(unit) as drawn:
+        yield Bars(drawn)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to standard output; columns whose cells are numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        numeric = all(_is_number(row[number]) for row in rows)
+        table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(printable(cell) for cell in row))
+    # A pipe has no width, and a cell that is cut short would be lost.
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:2].lstrip("-+").isdigit() or cell in ("", "-")
+
+
+@contextmanager
+def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[rich.progress.Progress]:
     """Rich's bars with rate, amount and time; nothing at all where standard error is no terminal.
 
     Args:
@@ -42,23 +105,12 @@ def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[Progres
         yield progress
 
 
-def advancing(progress: Progress, what: str, total: float | None) -> Callable[[float], None]:
+def advancing(progress: rich.progress.Progress, what: str, total: float | None) -> Callable[[float], None]:
     """A new bar, as a function that moves it on."""
     bar = progress.add_task(what, total=total)
     return lambda done: progress.advance(bar, done)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things: ``1 chain``, ``2,400 chains``; the noun's plural has an s."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def tell(message: str) -> None:
     """A line that people should read, on standard error."""
     typer.echo(f"protea: note: {printable(message)}", err=True)
-
-
-def printable(message: str) -> str:
-    """One line without what terminals obey: files have names of any characters, and so have tensors in them."""
-    line = " ".join(message.splitlines())
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)

@@ -13,7 +13,7 @@ from protea.disk import unfinished
 from protea.embed.names import store_name
 from protea.errors import OutputError, UsageError
 from protea.infer.runner import FloatArray
-from protea.score.files import Beside, check_output, write_table
+from protea.tables import Beside, check_output, write_table
 
 
 class Maps(Protocol):

@@ -51,7 +51,7 @@ class RangeScore(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class ChainPrecision:
     """Precision of one chain.
 
     Attributes:
@@ -100,7 +100,7 @@ def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], cou
     return float(hits / count)
 
 
-def score(chain: Chain, probabilities: NDArray[np.floating]) -> Row:
+def score(chain: Chain, probabilities: NDArray[np.floating]) -> ChainPrecision:
     """Precision of one chain.
 
     Args:
@@ -117,7 +117,7 @@ def score(chain: Chain, probabilities: NDArray[np.floating]) -> Row:
             for part, divisor in PARTS.items()
         }
         ranges[name] = RangeScore(int(within.sum()), int(truth[within].sum()), precisions)
-    return Row(chain.name, len(chain.sequence), chain.resolved, ranges)
+    return ChainPrecision(chain.name, len(chain.sequence), chain.resolved, ranges)
 
 
 def unfit(model: Encoder, chain: Chain) -> str | None:
@@ -163,7 +163,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     return Mean(float(known.mean()), float(low), float(high), len(known))
 
 
-def means(rows: Sequence[Row], seed: int = 0) -> dict[str, dict[str, Mean]]:
+def means(rows: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str, Mean]]:
     """By range and part; ``chance`` is what random predictions would give."""
     found: dict[str, dict[str, Mean]] = {}
     for name in RANGES:

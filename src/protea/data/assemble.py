@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.data.manifest import SPLITS, Manifest
 from protea.data.mapping import ENTRIES
-from protea.data.table import Batch, Table, integers, map_file, numbers_of
+from protea.data.token_table import Table, TokenRows, integers, map_file, numbers_of
 from protea.data.writer import SplitWriter
 from protea.errors import DataError
 
@@ -163,7 +163,7 @@ def assemble(
 
 def _sorted(
     members: Members, counts: Any, kinds: Any, empty: Empty, representatives: Table, scratch: Path
-) -> Iterator[Batch]:
+) -> Iterator[TokenRows]:
     """The training sequences, by cluster and place."""
     bucket_of = _buckets(members, len(representatives))
     number = int(bucket_of[-1]) + 1 if len(bucket_of) else 0
@@ -192,10 +192,10 @@ def _sorted(
             columns = [pa.concat_arrays(column) for column in zip(*(batch.columns for batch in batches), strict=True)]
             del batches
             order = np.lexsort((numbers_of(columns[3]), numbers_of(columns[2])))
-            yield from _in_pieces(Batch(columns[0], columns[1]), order)
+            yield from _in_pieces(TokenRows(columns[0], columns[1]), order)
 
 
-def _in_pieces(batch: Batch, order: NDArray[np.int64]) -> Iterator[Batch]:
+def _in_pieces(batch: TokenRows, order: NDArray[np.int64]) -> Iterator[TokenRows]:
     size = 1 << 13
     for start in range(0, len(order), size):
         yield batch.take(order[start : start + size])
@@ -214,7 +214,7 @@ def _buckets(members: Members, clusters: int) -> NDArray[np.int64]:
     return numbers
 
 
-def _record_batch(batch: Batch, clusters: NDArray[np.int64], places: NDArray[np.int64]) -> pa.RecordBatch:
+def _record_batch(batch: TokenRows, clusters: NDArray[np.int64], places: NDArray[np.int64]) -> pa.RecordBatch:
     columns = [batch.ids, batch.tokens, integers(clusters), integers(places)]
     return pa.record_batch(columns, schema=_SCHEMA)
 

@@ -11,13 +11,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Members, assemble, check_empty, count_members
+from protea.data.build_settings import BuildSettings, sample_size
 from protea.data.draws import SPLIT, Permutation, key
+from protea.data.encoding import Reader
 from protea.data.manifest import LOG, alphabet_named, write_manifest
 from protea.data.mapping import ENTRIES
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
-from protea.data.records import Reader
-from protea.data.settings import Settings, sample_size
-from protea.data.table import IdIndex, Table, map_file
+from protea.data.token_table import IdIndex, Table, map_file
 from protea.data.work import STORE, Numbers, Watcher, Work, check_space, fingerprints, residues_in
 from protea.errors import DataError
 from protea.fasta import Block, Record
@@ -60,7 +60,7 @@ class Build:
     """
 
     def __init__(
-        self, settings: Settings, command: str, inputs: Mapping[str, Any], watcher: Watcher, *, overwrite: bool
+        self, settings: BuildSettings, command: str, inputs: Mapping[str, Any], watcher: Watcher, *, overwrite: bool
     ) -> None:
         settings.check()
         self.settings, self.watcher = settings, watcher

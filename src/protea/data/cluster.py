@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from protea.data.assemble import Members
 from protea.data.build import Build
+from protea.data.build_settings import BuildSettings
 from protea.data.mapping import ENTRIES
 from protea.data.mmseqs import CLUSTER_FLAGS, MEMBER_FLAGS, read_pairs, split_flags, write_fasta
-from protea.data.settings import Settings
-from protea.data.table import Batch, Table, TableWriter, map_file
+from protea.data.token_table import Table, TableWriter, TokenRows, map_file
 from protea.data.work import Numbers, Watcher
 from protea.errors import DataError
 from protea.fasta import read_blocks
@@ -26,7 +26,7 @@ _DISK: Final = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterSettings(Settings):
+class ClusterSettings(BuildSettings):
     """The settings of a build that clusters by itself.
 
     Attributes:
@@ -71,7 +71,7 @@ def _cluster(build: Build, name: str, table: Table, before: Any, flags: str) -> 
         program = build.mmseqs()
         first = len(program.commands)
 
-        def chosen() -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        def chosen() -> Iterator[tuple[TokenRows, NDArray[np.int64]]]:
             for batch in table.batches():
                 rows = np.arange(batch.first, batch.first + len(batch))
                 if before is not None:

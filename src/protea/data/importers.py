@@ -19,9 +19,9 @@ from xopen import xopen
 
 from protea.data.assemble import TEST, TRAIN, VALID, Members
 from protea.data.build import TABLE, Build, Read
+from protea.data.build_settings import BuildSettings
 from protea.data.mapping import ENTRIES, Entries, Problems, read_mapping
-from protea.data.settings import Settings
-from protea.data.table import Batch, TableWriter, keys_of, map_file
+from protea.data.token_table import TableWriter, TokenRows, keys_of, map_file
 from protea.data.uniref import assign
 from protea.data.work import Numbers, Watcher, fingerprints
 from protea.errors import DataError, UsageError
@@ -33,7 +33,7 @@ _LOOKED_UP: Final = 500
 
 
 def import_fasta(
-    settings: Settings,
+    settings: BuildSettings,
     mapping: Path,
     uniref50: Path,
     uniref90: Path,
@@ -66,7 +66,7 @@ def import_fasta(
 
 
 def import_csv(
-    settings: Settings,
+    settings: BuildSettings,
     folder: Path,
     members: Path | None,
     starts: Path | None,
@@ -107,7 +107,7 @@ def import_csv(
 
 
 def import_parquet(
-    settings: Settings,
+    settings: BuildSettings,
     train: Path,
     valid: Path | None,
     database: Path,
@@ -141,7 +141,7 @@ def import_parquet(
                 for entries in _lists(train):
                     names = [name.encode() for name in entries.clusters]
                     empty = np.zeros(len(names), np.int64)
-                    writer.write(Batch.of(names, empty, b""), keys_of(names))
+                    writer.write(TokenRows.of(names, empty, b""), keys_of(names))
                     np.full(len(empty), TRAIN, np.uint8).tofile(kinds)
                 total = writer.rows
                 for batch in () if validation is None else validation.table.batches():

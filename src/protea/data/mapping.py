@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xopen import xopen
 
-from protea.data.table import IdIndex, Keys, Table, keys_of, map_file
+from protea.data.token_table import IdIndex, Keys, Table, keys_of, map_file
 from protea.errors import DataError
 from protea.fasta import DAMAGED, Record
 

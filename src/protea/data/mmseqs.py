@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.table import BATCH_BYTES, Batch
+from protea.data.token_table import BATCH_BYTES, TokenRows
 from protea.data.work import Watcher
 from protea.errors import ProgramError, UsageError
 
@@ -139,7 +139,7 @@ def split_flags(flags: str) -> list[str]:
         raise UsageError(f"flags for mmseqs {flags!r}: {error}") from error
 
 
-def write_fasta(path: Path, batches: Iterable[tuple[Batch, NDArray[np.int64]]], alphabet: Alphabet) -> int:
+def write_fasta(path: Path, batches: Iterable[tuple[TokenRows, NDArray[np.int64]]], alphabet: Alphabet) -> int:
     """Write sequences under their numbers; how many there are is returned."""
     total = 0
     # Gaps, which some alphabets have, are no residues to MMseqs2.

@@ -9,8 +9,8 @@ from typing import Final
 
 from protea.data.assemble import Members
 from protea.data.build import Build, Read
+from protea.data.build_settings import BuildSettings
 from protea.data.mapping import Assigner, Entries, HeaderClusters, Problems, assign_by_keys, read_mapping
-from protea.data.settings import Settings
 from protea.data.work import Numbers, Watcher, fingerprints
 from protea.errors import DataError, UsageError
 from protea.fasta import read_blocks
@@ -19,7 +19,7 @@ _NAMED: Final = "named clusters"
 
 
 def build_uniref(
-    settings: Settings,
+    settings: BuildSettings,
     uniref50: Sequence[Path],
     uniref90: Sequence[Path],
     mapping: Path | None,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.data.manifest import Manifest
-from protea.data.table import Batch, flat_of, integers, offsets_of
+from protea.data.token_table import TokenRows, flat_of, integers, offsets_of
 
 SEQUENCES: Final = "sequences.arrow"
 CLUSTERS: Final = "clusters.arrow"
@@ -98,7 +98,7 @@ class SplitWriter:
         self._sequences.close()
         self._clusters.close()
 
-    def sequences(self, batch: Batch) -> None:
+    def sequences(self, batch: TokenRows) -> None:
         """Append sequences."""
         if not len(batch):
             return

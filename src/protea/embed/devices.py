@@ -19,7 +19,7 @@ from protea.embed.journal import JOURNAL, work_folder
 from protea.embed.merge import merge
 from protea.embed.outputs import check_place, write_error
 from protea.embed.run import Watcher
-from protea.embed.settings import Settings, Shard
+from protea.embed.settings import EmbedSettings, Shard
 from protea.embed.stores import kind_of
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, ProteaError, ResumeError
@@ -41,7 +41,7 @@ class ShardError(ProteaError):
     """A process of several failed; the message is its own."""
 
 
-def run_on_devices(settings: Settings, watcher: Watcher, *, overwrite: bool) -> Totals:
+def run_on_devices(settings: EmbedSettings, watcher: Watcher, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
     On a CPU (``device="cpu"``) the processes share the cores; they give the numbers of one process with as many threads
@@ -77,7 +77,7 @@ def run_on_devices(settings: Settings, watcher: Watcher, *, overwrite: bool) -> 
     return totals
 
 
-def _claim(folder: Path, settings: Settings, *, resuming: bool) -> None:
+def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
     """See that the folder's shards are of these settings and inputs, or begin anew."""
     stats = [(path, Path(path).stat()) for path in settings.inputs if Path(path).is_file()]
     plan = settings.shown() | {"files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
@@ -93,7 +93,7 @@ def _claim(folder: Path, settings: Settings, *, resuming: bool) -> None:
     (folder / _PLAN).write_text(json.dumps(plan))
 
 
-def _inside(settings: Settings, folder: Path) -> dict[str, Any]:
+def _inside(settings: EmbedSettings, folder: Path) -> dict[str, Any]:
     """The outputs under their own names, but within a folder, ``-o`` and ``-r`` apart."""
     if settings.sequences == settings.residues and settings.sequences is not None:
         one = folder / settings.sequences.name
@@ -102,14 +102,14 @@ def _inside(settings: Settings, folder: Path) -> dict[str, Any]:
     return {name: None if path is None else folder / f"{name}-{path.name}" for name, path in places.items()}
 
 
-def _finished(settings: Settings, shard: Shard) -> bool:
+def _finished(settings: EmbedSettings, shard: Shard) -> bool:
     outputs = [shard.output(output) for output in settings.outputs]
     return all(output.exists() and not work_folder(output).exists() for output in outputs)
 
 
 @contextmanager
 def _processes(
-    settings: Settings, shards: list[Shard], folder: Path
+    settings: EmbedSettings, shards: list[Shard], folder: Path
 ) -> Iterator[dict[Shard, tuple[subprocess.Popen[bytes], Path]]]:
     running: dict[Shard, tuple[subprocess.Popen[bytes], Path]] = {}
     try:
@@ -130,7 +130,9 @@ def _processes(
             process.wait()
 
 
-def _wait(running: dict[Shard, tuple[subprocess.Popen[bytes], Path]], settings: Settings, watcher: Watcher) -> None:
+def _wait(
+    running: dict[Shard, tuple[subprocess.Popen[bytes], Path]], settings: EmbedSettings, watcher: Watcher
+) -> None:
     """Until all are done; progress is read from their journals."""
     shown = 0
     while True:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from protea.alphabet import Frame
 from protea.embed.pooling import pooled
-from protea.embed.prepare import Encoded
+from protea.embed.prepare import EncodedRecord
 from protea.errors import UsageError
 from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted
 from protea.infer.windows import join
@@ -38,7 +38,7 @@ class Embedding:
         residues: ``[N, L, D]`` float32, if asked for.
     """
 
-    encoded: Encoded
+    encoded: EncodedRecord
     pooled: dict[str, FloatArray]
     residues: FloatArray | None
 
@@ -74,7 +74,7 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
     return resolved
 
 
-def embed(runner: Runner, records: Iterable[Encoded], asked: Asked) -> Iterator[Embedding]:
+def embed(runner: Runner, records: Iterable[EncodedRecord], asked: Asked) -> Iterator[Embedding]:
     """Embeddings of encoded records, in order.
 
     Raises:
@@ -87,7 +87,7 @@ def embed(runner: Runner, records: Iterable[Encoded], asked: Asked) -> Iterator[
         yield assemble(record, results, asked, frame)
 
 
-def jobs_of(record: Encoded, asked: Asked, frame: Frame) -> Iterator[Job[Encoded]]:
+def jobs_of(record: EncodedRecord, asked: Asked, frame: Frame) -> Iterator[Job[EncodedRecord]]:
     """The passes of a record: itself, or its windows, which are joined before anything is pooled."""
     reduce: Callable[[Tensor], dict[str, Tensor]] = partial(_reduce, asked=asked, frame=frame)
     wanted = Wanted(layers=asked.layers, reduce=reduce) if len(record.windows) == 1 else Wanted(layers=asked.layers)
@@ -95,14 +95,14 @@ def jobs_of(record: Encoded, asked: Asked, frame: Frame) -> Iterator[Job[Encoded
         yield Job(frame.around(record.ids[start:end]), wanted, record, record.record.place)
 
 
-def assembled(results: Iterable[Result[Encoded]], asked: Asked, frame: Frame) -> Iterator[Embedding]:
+def assembled(results: Iterable[Result[EncodedRecord]], asked: Asked, frame: Frame) -> Iterator[Embedding]:
     """Embeddings from the results of several records' passes, in order."""
     for _, own in groupby(results, key=lambda result: id(result.job.tag)):
         results_of_one = list(own)
         yield assemble(results_of_one[0].job.tag, results_of_one, asked, frame)
 
 
-def assemble(record: Encoded, results: Sequence[Result[Encoded]], asked: Asked, frame: Frame) -> Embedding:
+def assemble(record: EncodedRecord, results: Sequence[Result[EncodedRecord]], asked: Asked, frame: Frame) -> Embedding:
     """The embedding of a record from the results of its passes."""
     states = [result.checked().states for result in results]
     if len(states) == 1:
@@ -123,7 +123,7 @@ def _reduce(tokens: Tensor, asked: Asked, frame: Frame) -> dict[str, Tensor]:
     return kept | ({_RESIDUES: tokens[frame.rows]} if asked.residues else {})
 
 
-def _joined(record: Encoded, windows: list[Tensor], frame: Frame) -> Tensor:
+def _joined(record: EncodedRecord, windows: list[Tensor], frame: Frame) -> Tensor:
     """``[T, D]``: the windows' residues joined, between the means of their BOS and EOS vectors."""
     rows = join([window[frame.rows] for window in windows], record.windows)
     bos, eos = ([torch.stack([window[row] for window in windows]).mean(0)[None]] for row in (0, -1))
@@ -135,7 +135,7 @@ def _stack(tensors: list[Tensor]) -> FloatArray:
     return array
 
 
-def logits(runner: Runner, records: Iterable[Encoded]) -> Iterator[FloatArray]:
+def logits(runner: Runner, records: Iterable[EncodedRecord]) -> Iterator[FloatArray]:
     """Language-model logits ``[L, V]`` float32 of each record's residues, V in the alphabet's order.
 
     Where windows overlap, logits are averaged as embeddings are.
@@ -147,7 +147,7 @@ def logits(runner: Runner, records: Iterable[Encoded]) -> Iterator[FloatArray]:
     runner.model.require("logits")
     frame = runner.model.alphabet.frame
 
-    def jobs(record: Encoded) -> Iterator[Job[None]]:
+    def jobs(record: EncodedRecord) -> Iterator[Job[None]]:
         for start, end in record.windows:
             places = frame.before + np.arange(end - start)
             yield Job(frame.around(record.ids[start:end]), Wanted(places=places), None, record.record.place)

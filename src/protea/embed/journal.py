@@ -32,7 +32,7 @@ _NO_PLAN: Final = "nothing"
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunState:
     """How far a run is.
 
     Attributes:
@@ -77,7 +77,7 @@ class Journal:
     def __init__(self, outputs: list[Path], *, anew: bool = False) -> None:
         self.folders = [work_folder(output) for output in outputs]
         self.plan: dict[str, Any] | None = None
-        self.progress: Progress | None = None
+        self.progress: RunState | None = None
         self._run = uuid4().hex
         self._reported = 0
         with ExitStack() as undo, ExitStack() as locks:
@@ -130,7 +130,7 @@ class Journal:
         lines = ("\t".join(map(_field, note)) + "\n" for note in notes)
         self._report.write("".join(lines).encode())
 
-    def commit(self, progress: Progress) -> None:
+    def commit(self, progress: RunState) -> None:
         """Note how far the run is, once the stores have committed."""
         self._report.flush()
         os.fsync(self._report.fileno())
@@ -184,7 +184,7 @@ class Journal:
             if entry["format"] != _FORMAT:
                 raise ValueError(f"format {entry['format']}")
             self._run, self.plan, self._reported = entry["run"], entry["plan"], entry["report"]
-            self.progress = Progress(**{**known, "totals": Totals(**known["totals"]), "stores": tuple(known["stores"])})
+            self.progress = RunState(**{**known, "totals": Totals(**known["totals"]), "stores": tuple(known["stores"])})
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(
                 f"{output}: the journal of an unfinished run, {path}, cannot be read ({error}); "

@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 
 from protea.embed.journal import work_folder
-from protea.embed.prepare import Encoded
-from protea.embed.settings import Settings
-from protea.embed.stores import RESIDUES, Array, Layout, is_output_folder, kind_of
+from protea.embed.prepare import EncodedRecord
+from protea.embed.settings import EmbedSettings
+from protea.embed.stores import RESIDUES, Array, ArrayLayout, is_output_folder, kind_of
 from protea.embed.survey import Totals
 from protea.errors import NonFiniteError, OutputError
 from protea.infer.runner import FloatArray
@@ -40,13 +40,13 @@ class Output:
 
     path: Path
     kind: str
-    layout: Layout
+    layout: ArrayLayout
 
     def needs(self, totals: Totals) -> int:
         """Bytes of disk, at least; Parquet's parts lie beside the whole for a moment."""
         return self.layout.bytes(totals.embedded, totals.residues) * (2 if self.kind == "parquet" else 1)
 
-    def narrowed(self, array: FloatArray, encoded: Encoded) -> Array:
+    def narrowed(self, array: FloatArray, encoded: EncodedRecord) -> Array:
         """An array in the type that is stored.
 
         Raises:
@@ -64,7 +64,7 @@ class Output:
         return narrow
 
 
-def outputs_of(settings: Settings, layers: tuple[int, ...], width: int) -> list[Output]:
+def outputs_of(settings: EmbedSettings, layers: tuple[int, ...], width: int) -> list[Output]:
     """What the settings name, the sequences' output first; a folder may be for both.
 
     Raises:
@@ -78,7 +78,7 @@ def outputs_of(settings: Settings, layers: tuple[int, ...], width: int) -> list[
             kinds = (*kinds, RESIDUES)
         compression = settings.compression if kind == "h5" else None
         place = path if settings.shard is None else settings.shard.output(path)
-        outputs.append(Output(place, kind, Layout(kinds, layers, width, settings.store, compression)))
+        outputs.append(Output(place, kind, ArrayLayout(kinds, layers, width, settings.store, compression)))
     return outputs
 
 

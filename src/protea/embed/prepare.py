@@ -43,7 +43,7 @@ _POSITIONS_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policies:
+class RecordPolicies:
     """What becomes of records that cannot be taken as they are."""
 
     long: Long = "truncate"
@@ -66,7 +66,7 @@ class Note(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRecord:
     """A record as the model will see it.
 
     Attributes:
@@ -94,7 +94,7 @@ class Prepared:
         fingerprint: of this record as it was read, and of all records before it.
     """
 
-    encoded: Encoded | None
+    encoded: EncodedRecord | None
     notes: tuple[Note, ...]
     fingerprint: bytes
 
@@ -109,7 +109,7 @@ class IdCheck(Protocol):
         """Whether no record of the input has that name."""
 
 
-def prepare(records: Iterable[Record], model: Encoder, policies: Policies, ids: IdCheck) -> Iterator[Prepared]:
+def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies, ids: IdCheck) -> Iterator[Prepared]:
     """Encode records one by one.
 
     Args:
@@ -135,7 +135,9 @@ def prepare(records: Iterable[Record], model: Encoder, policies: Policies, ids: 
         yield Prepared(encoded, tuple(notes), fingerprint)
 
 
-def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, policies: Policies, notes: list[Note]) -> Encoded:
+def fit(
+    record: Record, ids: NDArray[np.uint8], model: Encoder, policies: RecordPolicies, notes: list[Note]
+) -> EncodedRecord:
     """One encoded record under the policy for length.
 
     Raises:
@@ -145,14 +147,14 @@ def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, policies: Polici
     limit = frame.residues(model.trained_tokens)
     length = len(ids)
     if length <= limit or (policies.long == "full" and model.max_tokens is None):
-        return Encoded(record, ids, ((0, length),), None, frame.tokens(length))
+        return EncodedRecord(record, ids, ((0, length),), None, frame.tokens(length))
     if policies.long == "truncate":
         notes.append(Note(record.id, "truncated", f"first {limit} of {length} residues"))
-        return Encoded(record, ids[:limit], ((0, limit),), length, frame.tokens(limit))
+        return EncodedRecord(record, ids[:limit], ((0, limit),), length, frame.tokens(limit))
     if policies.long == "window":
         windows = spans(length, limit)
         notes.append(Note(record.id, "windowed", f"{length} residues in {len(windows)} windows of {limit}"))
-        return Encoded(record, ids, windows, None, sum(frame.tokens(end - start) for start, end in windows))
+        return EncodedRecord(record, ids, windows, None, sum(frame.tokens(end - start) for start, end in windows))
     raise _too_long(record, length, model)
 
 

@@ -19,7 +19,7 @@ import torch
 import protea
 from protea.device import native_bfloat16
 from protea.embed.embeddings import Asked, Embedding, assembled, jobs_of, resolve_layers
-from protea.embed.journal import Journal, Progress, differences
+from protea.embed.journal import Journal, RunState, differences
 from protea.embed.outputs import (
     check_place,
     check_space,
@@ -31,13 +31,13 @@ from protea.embed.outputs import (
 )
 from protea.embed.pooling import check_poolings
 from protea.embed.prefetch import prefetch
-from protea.embed.prepare import Encoded, Prepared, prepare
-from protea.embed.settings import PROVENANCE, Settings
-from protea.embed.stores import RESIDUES, Entry, Store, open_store
+from protea.embed.prepare import EncodedRecord, Prepared, prepare
+from protea.embed.settings import PROVENANCE, EmbedSettings
+from protea.embed.stores import RESIDUES, EmbeddingStore, StoredRecord, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
 from protea.fasta import Record, flows, read_fasta
-from protea.infer.memory import default_budget
+from protea.infer.budget import default_budget
 from protea.infer.runner import Runner
 from protea.models.encoder import Encoder
 
@@ -72,7 +72,7 @@ class Watcher:
 
 
 @dataclass
-class Run:
+class EmbedRun:
     """One run over the input, from checks to outputs in place.
 
     Attributes:
@@ -83,7 +83,7 @@ class Run:
         watcher: is told what happens.
     """
 
-    settings: Settings
+    settings: EmbedSettings
     model: Encoder
     model_files: Mapping[str, str]
     overwrite: bool = False
@@ -193,9 +193,9 @@ class Run:
 
     # --- the work ------------------------------------------------------------------------------------------------
 
-    def _work(self, journal: Journal, surveyed: Survey, budget: int) -> Progress:
+    def _work(self, journal: Journal, surveyed: Survey, budget: int) -> RunState:
         share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.groups)
-        progress = journal.progress or Progress(groups=0 if share is None else share.start)
+        progress = journal.progress or RunState(groups=0 if share is None else share.start)
         total = surveyed.totals
         if total is not None and share is None:
             check_space(self.outputs, total, progress.totals)
@@ -234,7 +234,7 @@ class Run:
         journal.commit(progress)
         return progress
 
-    def _check_input(self, surveyed: Survey, share: range | None, progress: Progress) -> None:
+    def _check_input(self, surveyed: Survey, share: range | None, progress: RunState) -> None:
         """See that what was read is what was surveyed."""
         if surveyed.fingerprint is None:
             return
@@ -248,14 +248,14 @@ class Run:
                 "on files that nobody is writing"
             )
 
-    def _open(self, journal: Journal, progress: Progress) -> list[Store]:
+    def _open(self, journal: Journal, progress: RunState) -> list[EmbeddingStore]:
         states = progress.stores or (None,) * len(self.outputs)
         return [
             open_store(output.kind, folder, output.layout, state)
             for output, folder, state in zip(self.outputs, journal.folders, states, strict=True)
         ]
 
-    def _groups(self, surveyed: Survey, budget: int, progress: Progress, share: range | None) -> Iterator[Group]:
+    def _groups(self, surveyed: Survey, budget: int, progress: RunState, share: range | None) -> Iterator[Group]:
         """The groups still to do; what comes before them is read again, and checked to be the same."""
         items = prepare(self._read(), self.model, self.settings.policies, surveyed.ids())
         if progress.records:
@@ -282,11 +282,18 @@ class Run:
             yield group, list(assembled(results, asked, frame))
 
     def _write(
-        self, group: Group, embeddings: list[Embedding], stores: list[Store], journal: Journal, progress: Progress
-    ) -> Progress:
+        self,
+        group: Group,
+        embeddings: list[Embedding],
+        stores: list[EmbeddingStore],
+        journal: Journal,
+        progress: RunState,
+    ) -> RunState:
         for embedding in embeddings:
             encoded = embedding.encoded
-            entry = Entry(encoded.record.id, encoded.record.description, len(encoded.ids), encoded.truncated_from)
+            entry = StoredRecord(
+                encoded.record.id, encoded.record.description, len(encoded.ids), encoded.truncated_from
+            )
             arrays = dict(embedding.pooled)
             if embedding.residues is not None:
                 arrays[RESIDUES] = embedding.residues
@@ -305,7 +312,7 @@ class Run:
             totals=totals,
         )
 
-    def _commit(self, journal: Journal, stores: list[Store], progress: Progress) -> Progress:
+    def _commit(self, journal: Journal, stores: list[EmbeddingStore], progress: RunState) -> RunState:
         progress = replace(progress, stores=tuple(store.commit() for store in stores))
         journal.commit(progress)
         self._kept = True
@@ -324,7 +331,7 @@ class Run:
         happened = {name: value for name, value in self._plan.items() if name in _HAPPENED}
         return self.settings.shown() | {PROVENANCE: happened | {"counts": asdict(totals)}}
 
-    def _place(self, journal: Journal, progress: Progress) -> None:
+    def _place(self, journal: Journal, progress: RunState) -> None:
         """Move finished outputs into place; done again from the start if interrupted."""
         for output, folder, state in zip(self.outputs, journal.folders, progress.stores, strict=True):
             complete = folder / state["complete"]
@@ -333,7 +340,7 @@ class Run:
                 move_into_place(complete, output.path)
 
 
-def _encoded(group: Group) -> Iterator[Encoded]:
+def _encoded(group: Group) -> Iterator[EncodedRecord]:
     return (item.encoded for item in group.items if item.encoded is not None)
 
 
@@ -342,7 +349,7 @@ def _identity(budget: int, surveyed: Survey) -> dict[str, Any]:
     return {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
 
 
-def _pass_over(items: Iterator[Prepared], progress: Progress, output: Path) -> None:
+def _pass_over(items: Iterator[Prepared], progress: RunState, output: Path) -> None:
     """Read what was done before again, without computing.
 
     Raises:

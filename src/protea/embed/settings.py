@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protea import bundled
 from protea.embed.pooling import check_poolings
-from protea.embed.prepare import Duplicates, Long, Policies, Unknown
+from protea.embed.prepare import Duplicates, Long, RecordPolicies, Unknown
 from protea.errors import UsageError
 from protea.fasta import STDIN
 
@@ -62,7 +62,7 @@ def _shard(value: Any) -> Any:
     return Shard(number=int(number), of=int(of))
 
 
-class Settings(BaseModel):
+class EmbedSettings(BaseModel):
     """The options of ``protea embed``; names, defaults and meanings are those of the flags."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,9 +86,9 @@ class Settings(BaseModel):
     shard: Annotated[Shard | None, BeforeValidator(_shard)] = None
 
     @property
-    def policies(self) -> Policies:
+    def policies(self) -> RecordPolicies:
         """What becomes of odd records."""
-        return Policies(long=self.long, unknown=self.unknown, duplicates=self.duplicates)
+        return RecordPolicies(long=self.long, unknown=self.unknown, duplicates=self.duplicates)
 
     @property
     def outputs(self) -> list[Path]:
@@ -101,7 +101,7 @@ class Settings(BaseModel):
         return plain | {"shard": None if self.shard is None else str(self.shard)}
 
 
-def parse(values: Mapping[str, Any], origin: str) -> Settings:
+def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
     """Settings from values by name.
 
     Args:
@@ -112,7 +112,7 @@ def parse(values: Mapping[str, Any], origin: str) -> Settings:
         UsageError: naming the option, its value and what it may be.
     """
     try:
-        settings = Settings.model_validate(dict(values))
+        settings = EmbedSettings.model_validate(dict(values))
     except ValidationError as error:
         raise UsageError(_explain(error, origin)) from error
     check_poolings(settings.pool)
@@ -128,7 +128,7 @@ def parse(values: Mapping[str, Any], origin: str) -> Settings:
     return settings
 
 
-def _check_paths(settings: Settings) -> None:
+def _check_paths(settings: EmbedSettings) -> None:
     """Refuse outputs that would write over each other, over the input, or over the folder it is in."""
     if any("\0" in str(path) for path in (*settings.inputs, *settings.outputs)):
         raise UsageError("a path holds a NUL byte")
@@ -171,7 +171,7 @@ def _explain(error: ValidationError, origin: str) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.75)
+        near = difflib.get_close_matches(name, EmbedSettings.model_fields, n=1, cutoff=0.75)
         return f"{origin}: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{origin}: no {name} given"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.embed.names import store_name
-from protea.embed.prepare import IdCheck, Policies, Prepared, prepare
+from protea.embed.prepare import IdCheck, Prepared, RecordPolicies, prepare
 from protea.errors import DamagedFileError
 from protea.fasta import Record
 from protea.models.encoder import Encoder
@@ -156,7 +156,7 @@ UNKNOWN = Survey(None, 0, None, SeenIds)
 
 
 def survey(
-    read: Callable[[], Iterable[Record]], model: Encoder, policies: Policies, budget: int, advance: Advance
+    read: Callable[[], Iterable[Record]], model: Encoder, policies: RecordPolicies, budget: int, advance: Advance
 ) -> Survey:
     """Read all records once without computing.
 

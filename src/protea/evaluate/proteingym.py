@@ -26,12 +26,12 @@ from xopen import xopen
 
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UnknownResidueError
-from protea.extras import extra
 from protea.fasta import DAMAGED
 from protea.models.encoder import Encoder
+from protea.optional import extra
 from protea.score.effects import Scoring
 from protea.score.expected import Advance
-from protea.score.table import Problem, read_table, rows_of, scores_of
+from protea.score.variant_table import Problem, read_table, rows_of, scores_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,7 +92,7 @@ class Measured:
         return len(self.problems)
 
 
-class Scan:
+class AssayScores:
     """An assay as it is scored by one model after another.
 
     Args:

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protea.allocator import return_freed_memory_at_times
 from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
 from protea.infer.transfer import copied
-from protea.memory import return_freed_memory_at_times
 from protea.models.attention_maps import AttentionMaps, HeadMaps
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack, pack_by_budget

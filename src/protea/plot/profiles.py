@@ -20,7 +20,7 @@ import numpy as np
 
 from protea.errors import UsageError
 from protea.plot import profile_figure, profile_page
-from protea.plot.files import check_place, kind_of, save_figure, save_page
+from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
 from protea.plot.profile_data import Panel, Profile
 from protea.plot.style import BoolArray, FloatArray, check_shape, grouped
 

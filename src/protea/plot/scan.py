@@ -15,8 +15,8 @@ import numpy as np
 
 from protea.errors import UsageError
 from protea.plot import scan_figure, scan_page
-from protea.plot.files import check_place, kind_of, save_figure, save_page
-from protea.plot.scan_data import Scan
+from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
+from protea.plot.scan_data import ScanPicture
 from protea.plot.style import FloatArray, check_shape, grouped
 
 _FEW: Final = 1000
@@ -51,7 +51,7 @@ def single_site_scan(
         save_figure(path, lambda: scan_figure.draw(scan, title), title)
 
 
-def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int) -> Scan:
+def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int) -> ScanPicture:
     members = grouped(letters)
     check_shape("scores", scores, (len(sequence), len(letters)))
     if np.isinf(scores).any():
@@ -66,4 +66,4 @@ def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int
     shown[wild & np.isnan(shown)] = 0
     sizes = np.abs(shown[~wild & np.isfinite(shown)])
     limit = float(np.percentile(sizes, 99 if len(sizes) > _FEW else 100)) if sizes.size else 0.0
-    return Scan(shown, sequence, names, groups, limit or 1.0, offset)
+    return ScanPicture(shown, sequence, names, groups, limit or 1.0, offset)

@@ -17,7 +17,7 @@ _MOST_ROWS: Final = 40
 """Beyond these, rows are longer instead of more."""
 
 
-class Row(NamedTuple):
+class ScanRow(NamedTuple):
     """A stretch of the protein.
 
     Attributes:
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     wild: list[tuple[int, int]]
 
 
-class Scan(NamedTuple):
+class ScanPicture(NamedTuple):
     """What is drawn.
 
     Attributes:
@@ -57,14 +57,14 @@ class Scan(NamedTuple):
         """Residues of a full row."""
         return min(len(self.sequence), max(_RESIDUES_A_ROW, -(-len(self.sequence) // _MOST_ROWS)))
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ScanRow]:
         """The protein from its beginning."""
         place = {letter: number for number, letter in enumerate(self.letters)}
         for start in range(0, len(self.sequence), self.columns):
             part = slice(start, start + self.columns)
             sequence = self.sequence[part]
             wild = [(number, place[letter]) for number, letter in enumerate(sequence) if letter in place]
-            yield Row(start + self.offset, sequence, self.scores[part], wild)
+            yield ScanRow(start + self.offset, sequence, self.scores[part], wild)
 
     @property
     def clipped(self) -> bool:

@@ -12,7 +12,7 @@ from protea.plot.style import EFFECTS, INK, LINE, MISSING, SCALE, title_lines, w
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from protea.plot.scan_data import Row, Scan
+    from protea.plot.scan_data import ScanPicture, ScanRow
 
 _WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 9.6, 0.12, 0.3, 0.14
 """Inches: of a row, of a cell's width, and of its height."""
@@ -27,7 +27,7 @@ _TINY: Final = 6.5
 """Points: of letters and groups, at which the broadest letter fits the narrowest cell."""
 
 
-def draw(scan: Scan, title: str) -> Figure:
+def draw(scan: ScanPicture, title: str) -> Figure:
     """The whole picture."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -56,7 +56,11 @@ def draw(scan: Scan, title: str) -> Figure:
 
 
 def _panel(
-    figure: Figure, place: tuple[float, float, float, float], scan: Scan, row: Row, colours: NDArray[np.uint8]
+    figure: Figure,
+    place: tuple[float, float, float, float],
+    scan: ScanPicture,
+    row: ScanRow,
+    colours: NDArray[np.uint8],
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -88,7 +92,7 @@ def _panel(
     )
 
 
-def _legend(figure: Figure, scan: Scan, left: float, top: float) -> None:
+def _legend(figure: Figure, scan: ScanPicture, left: float, top: float) -> None:
     from matplotlib.lines import Line2D
 
     figure.legend(

@@ -19,7 +19,7 @@ from protea.plot.style import (
 )
 
 if TYPE_CHECKING:
-    from protea.plot.scan_data import Row, Scan
+    from protea.plot.scan_data import ScanPicture, ScanRow
 
 _WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 1120, 14, 36, 14
 """Pixels: of a row, of a cell's width, and of its height."""
@@ -31,7 +31,7 @@ _ABOVE: Final = 1.2
 """Letters of the sequence stand above a panel by so many cells."""
 
 
-def page(scan: Scan, title: str) -> dict[str, Any]:
+def page(scan: ScanPicture, title: str) -> dict[str, Any]:
     """The whole picture, as plotly takes it."""
     rows = list(scan.rows())
     cell = min(_BROADEST_CELL, max(_NARROWEST_CELL, _WIDE / scan.columns))
@@ -68,7 +68,7 @@ def page(scan: Scan, title: str) -> dict[str, Any]:
     return {"data": traces, "layout": layout}
 
 
-def _residues(row: Row) -> dict[str, Any]:
+def _residues(row: ScanRow) -> dict[str, Any]:
     return {
         "range": [row.first - 0.5, row.first + len(row.sequence) - 0.5],
         "tickformat": "d",
@@ -78,7 +78,7 @@ def _residues(row: Row) -> dict[str, Any]:
     }
 
 
-def _letters(scan: Scan) -> dict[str, Any]:
+def _letters(scan: ScanPicture) -> dict[str, Any]:
     return {
         "range": [len(scan.letters) - 0.5, -0.5 - _ABOVE],
         "tickvals": list(range(len(scan.letters))),
@@ -91,7 +91,7 @@ def _letters(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _mark_groups(scan: Scan, layout: dict[str, Any], panel: dict[str, str]) -> None:
+def _mark_groups(scan: ScanPicture, layout: dict[str, Any], panel: dict[str, str]) -> None:
     """Lines between groups and their names, and below the cells the colour that gaps let through."""
     across = panel | {"x0": 0, "x1": 1}
     box = {"type": "rect", "y0": -0.5, "y1": len(scan.letters) - 0.5, "layer": "below", "line": {"width": 0}}
@@ -102,7 +102,7 @@ def _mark_groups(scan: Scan, layout: dict[str, Any], panel: dict[str, str]) -> N
         layout["annotations"].append(panel | middle | {"xanchor": "right", "xshift": -24})
 
 
-def _traces(scan: Scan, row: Row) -> list[dict[str, Any]]:
+def _traces(scan: ScanPicture, row: ScanRow) -> list[dict[str, Any]]:
     numbers = [row.first + number for number in range(len(row.sequence))]
     wild = [f"{markup(letter)}{number}" for letter, number in zip(row.sequence, numbers, strict=True)]
     names = [[f"{residue}{markup(letter)}" for residue in wild] for letter in scan.letters]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.errors import UsageError, VariantError
-from protea.infer.memory import default_budget
+from protea.infer.budget import default_budget
 from protea.infer.runner import FloatArray, Runner
 from protea.models.encoder import Encoder
 from protea.score.expected import Advance, Sites, check_policy, masked, unmasked

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from protea.errors import SequenceTooLongError, UsageError
 from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.models.encoder import Encoder
-from protea.score.windows import around, edge_weights, overlapping
+from protea.score.proteingym_windows import around, edge_weights, overlapping
 
 POLICIES: Final = ("window", "full", "error")
 """What happens to a protein longer than the model was trained on: ProteinGym's windows; run whole, which only rotary

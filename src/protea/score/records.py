@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.embed.names import store_name
-from protea.embed.prepare import Note, Policies, Unknown, encode
+from protea.embed.prepare import Note, RecordPolicies, Unknown, encode
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
 
@@ -67,13 +67,13 @@ def check_residues(ids: NDArray[np.uint8], alphabet: Alphabet, place: str) -> No
         )
 
 
-def cutting(long: str) -> Policies:
+def cutting(long: str) -> RecordPolicies:
     """What becomes of sequences that are too long, where windows are of no use.
 
     Raises:
         UsageError: the policy is unknown.
     """
-    return Policies(long=_choice("long", long, Literal["truncate", "full", "error"]))
+    return RecordPolicies(long=_choice("long", long, Literal["truncate", "full", "error"]))
 
 
 def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, notes: list[Note]) -> dict[str, str]:

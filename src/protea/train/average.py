@@ -11,8 +11,8 @@ from torch import Tensor
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import DistributedTensors
-from protea.checkpoints.files import staged
 from protea.checkpoints.hf_config import config_from
+from protea.checkpoints.json_files import staged
 from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build

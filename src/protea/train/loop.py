@@ -22,25 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protea.allocator import return_freed_memory
 from protea.data.draws import key
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.device import resolve_device
 from protea.errors import DeviceError, OutputError, ResumeError, UsageError
-from protea.memory import return_freed_memory
 from protea.train.estimate import Estimate, check_memory, estimate
-from protea.train.folder import RunFolder
 from protea.train.metrics import Logbook
 from protea.train.model import architecture, initialise
 from protea.train.objective import MaskedTokens, Objective
-from protea.train.prepare import Trained, prepare
 from protea.train.recipe import Recipe
-from protea.train.resume import Progress, resume, save
+from protea.train.resume import TrainingState, resume, save
+from protea.train.run_folder import RunFolder
 from protea.train.schedule import learning_rate
 from protea.train.sinks import check_log, open_sinks
 from protea.train.sources import open_store
 from protea.train.state import Checkpoints, checkpoint_folder
 from protea.train.suspects import Suspects
+from protea.train.trained import Trained, prepare
 from protea.train.validate import Validation
 from protea.train.watcher import Watcher
 
@@ -175,7 +175,7 @@ def _repeat(
     trained: Trained,
     objective: Objective,
     loader: Loader,
-    progress: Progress,
+    progress: TrainingState,
     *,
     steps: int,
     packs: int,
@@ -184,7 +184,7 @@ def _repeat(
     clip: float | None,
     validation: Validation | None,
     checkpoints: Checkpoints,
-    write: Callable[[Progress], None],
+    write: Callable[[TrainingState], None],
     suspects: Suspects,
     logbook: Logbook,
     watcher: Watcher,
@@ -252,7 +252,7 @@ def _repeat(
     return Outcome(progress.step, progress.step == steps and validated)
 
 
-def _check_change(recipe: Recipe, folder: RunFolder, loader: Loader, progress: Progress, watcher: Watcher) -> None:
+def _check_change(recipe: Recipe, folder: RunFolder, loader: Loader, progress: TrainingState, watcher: Watcher) -> None:
     """See that a run can go on from where it is by a recipe that may have changed, which is then its own.
 
     Raises:
@@ -281,7 +281,7 @@ def _validate(
     validation: Validation,
     trained: Trained,
     objective: Objective,
-    progress: Progress,
+    progress: TrainingState,
     logbook: Logbook,
     watcher: Watcher,
 ) -> None:
@@ -292,7 +292,7 @@ def _validate(
         logbook.validated(progress.step, loss, time.perf_counter() - began)
 
 
-def _write_last(checkpoints: Checkpoints, progress: Progress, write: Callable[[Progress], None]) -> None:
+def _write_last(checkpoints: Checkpoints, progress: TrainingState, write: Callable[[TrainingState], None]) -> None:
     checkpoints.wait()
     failure = checkpoints.failed()
     if progress.step and checkpoints.last != progress.step:

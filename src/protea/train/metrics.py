@@ -17,10 +17,10 @@ from torch import Tensor
 
 from protea.data.loader import TrainingBatch
 from protea.train.estimate import flops_per_token
-from protea.train.prepare import Trained
 from protea.train.recipe import Log
-from protea.train.resume import Progress
+from protea.train.resume import TrainingState
 from protea.train.sinks import Sink
+from protea.train.trained import Trained
 from protea.train.watcher import Watcher
 
 _PEAK_TFLOPS: Final = {
@@ -76,7 +76,7 @@ class Logbook:
         self._predicted += predicted
         self._padding = 1 - (self._tokens - before) / (len(packs) * self._pack)
 
-    def step(self, progress: Progress, loss: Tensor, norm: Tensor, rate: float) -> None:
+    def step(self, progress: TrainingState, loss: Tensor, norm: Tensor, rate: float) -> None:
         """Tell a step's metrics; reads them from the device."""
         nats = loss.item()
         values = {

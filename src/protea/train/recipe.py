@@ -62,7 +62,7 @@ class Data(Section):
     max_length: Count | None = None
 
 
-class Batch(Section):
+class BatchSettings(Section):
     """How much is learned from at a time.
 
     Attributes:
@@ -123,7 +123,7 @@ class Schedule(Section):
     constant: Annotated[int, Field(ge=0)] = 0
 
 
-class Run(Section):
+class RunSettings(Section):
     """How it is computed.
 
     Attributes:
@@ -147,7 +147,7 @@ class Run(Section):
     workers: Annotated[int, Field(ge=0)] = 1
 
 
-class Validation(Section):
+class ValidationSettings(Section):
     """Perplexity of the validation split, on the same masks every time.
 
     Attributes:
@@ -206,11 +206,11 @@ class Recipe(Section):
     init: str | None = None
     model: dict[str, Any] = Field(default_factory=dict)
     data: Data = Data()
-    batch: Batch = Batch()
+    batch: BatchSettings = BatchSettings()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    run: Run = Run()
-    validation: Validation = Validation()
+    run: RunSettings = RunSettings()
+    validation: ValidationSettings = ValidationSettings()
     save: Save = Save()
     log: Log = Log()
 

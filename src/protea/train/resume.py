@@ -14,9 +14,9 @@ from protea.checkpoints.hf_config import config_json
 from protea.data.loader import Position, TrainingBatch
 from protea.errors import CheckpointError, ResumeError
 from protea.train.optim import PREFIX
-from protea.train.prepare import Trained
 from protea.train.recipe import Recipe
 from protea.train.state import STATE, Checkpoints, Saved
+from protea.train.trained import Trained
 from protea.train.watcher import Watcher
 from protea.transforms import native
 
@@ -24,7 +24,7 @@ MODEL: Final = "model."
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a run is.
 
     Attributes:
@@ -39,13 +39,13 @@ class Progress:
     tokens: int = 0
     validation_loss: float | None = None
 
-    def after(self, packs: Sequence[TrainingBatch]) -> Progress:
+    def after(self, packs: Sequence[TrainingBatch]) -> TrainingState:
         """One step further."""
         seen = sum(pack.inputs.input_ids.numel() for pack in packs)
-        return Progress(self.step + 1, packs[-1].position, self.tokens + seen)
+        return TrainingState(self.step + 1, packs[-1].position, self.tokens + seen)
 
 
-def save(checkpoints: Checkpoints, trained: Trained, progress: Progress, *, recipe: Recipe, data: str) -> None:
+def save(checkpoints: Checkpoints, trained: Trained, progress: TrainingState, *, recipe: Recipe, data: str) -> None:
     """Have everything written that the next step depends on.
 
     Args:
@@ -87,7 +87,7 @@ def surroundings(trained: Trained) -> dict[str, str]:
     }
 
 
-def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher, *, data: str) -> Progress:
+def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher, *, data: str) -> TrainingState:
     """Take over the newest intact checkpoint, if there is any; damaged ones are passed over, and said so.
 
     Args:
@@ -110,7 +110,7 @@ def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher, *, data
     else:
         if damaged:
             raise ResumeError(f"{checkpoints.folder}: no checkpoint is intact; remove the folder to begin anew")
-        return Progress()
+        return TrainingState()
     try:
         progress = _taken_over(found, trained, watcher, data)
     except (KeyError, TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ def resume(checkpoints: Checkpoints, trained: Trained, watcher: Watcher, *, data
     return progress
 
 
-def _taken_over(found: Saved, trained: Trained, watcher: Watcher, data: str) -> Progress:
+def _taken_over(found: Saved, trained: Trained, watcher: Watcher, data: str) -> TrainingState:
     values = found.values
     if values["data"] != data:
         raise ResumeError(f"{found.folder}: was trained on other data; give those again, or name a new folder")
@@ -131,7 +131,7 @@ def _taken_over(found: Saved, trained: Trained, watcher: Watcher, data: str) -> 
         if (before := values["surroundings"][name]) != now:
             watcher.note(f"{name} {before} before, now {now}: not the same to the last bit")
     _load(found, trained)
-    return Progress(found.step, Position(epoch, block, pack), int(values["tokens"]), found.loss)
+    return TrainingState(found.step, Position(epoch, block, pack), int(values["tokens"]), found.loss)
 
 
 def _load(saved: Saved, trained: Trained) -> None:

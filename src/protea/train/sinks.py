@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from protea.disk import replacing
 from protea.errors import MissingExtraError, OutputError, ProteaWarning
 from protea.train.recipe import Log
-from protea.train.resume import Progress
+from protea.train.resume import TrainingState
 
 METRICS: Final = "metrics.jsonl"
 
@@ -59,7 +59,7 @@ class JsonLines:
             that no checkpoint knows of, since it is repeated.
     """
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, progress: TrainingState) -> None:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _is_past(line, progress)]
         if kept != lines:
@@ -157,7 +157,7 @@ def check_log(log: Log) -> None:
         raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
 
 
-def open_sinks(folder: Path, log: Log, recipe: Mapping[str, Any], progress: Progress) -> list[Sink]:
+def open_sinks(folder: Path, log: Log, recipe: Mapping[str, Any], progress: TrainingState) -> list[Sink]:
     """Where a run's metrics go, from where it is on.
 
     Args:
@@ -184,7 +184,7 @@ def open_sinks(folder: Path, log: Log, recipe: Mapping[str, Any], progress: Prog
     return sinks
 
 
-def _is_past(line: bytes, progress: Progress) -> bool:
+def _is_past(line: bytes, progress: TrainingState) -> bool:
     """Whether a line tells what was before; one that a kill cut short does not."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else {}

@@ -10,7 +10,7 @@ from protea.alphabet import Alphabet
 from protea.data import work
 from protea.data.cluster import ClusterSettings, build_fasta
 from protea.data.manifest import is_store, name_of
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.disk import write_durably
 from protea.errors import StoreError, UsageError
 from protea.train.recipe import Recipe
@@ -33,7 +33,7 @@ class _Steps(work.Watcher):
         self._watcher.note(message)
 
 
-def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watcher) -> Store:
+def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watcher) -> TrainingStore:
     """The store that a recipe names, or the one in the run's folder, made where it is not there yet.
 
     Raises:
@@ -42,7 +42,7 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watche
     """
     data = recipe.data
     if data.store is not None:
-        return Store(data.store, alphabet)
+        return TrainingStore(data.store, alphabet)
     if data.fasta is None:
         raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
     output, record = folder / STORE, folder / _SOURCES
@@ -51,14 +51,14 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, watcher: Watche
     if is_store(output):
         try:
             if _same(record, sources):
-                return Store(output, alphabet)
+                return TrainingStore(output, alphabet)
             why = "the FASTA files are not those that the store was made of"
         except StoreError as error:
             why = str(error)
         watcher.note(f"training data: {why}; it is made anew")
     build_fasta(ClusterSettings(output=output, alphabet=name), data.fasta, _Steps(watcher), overwrite=True)
     write_durably(record, json.dumps(sources))
-    return Store(output, alphabet)
+    return TrainingStore(output, alphabet)
 
 
 def _describe(path: Path) -> list[Any]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from protea.data.loader import TrainingBatch
 from protea.data.sampler import Sampler
 from protea.errors import TrainingError
-from protea.train.prepare import Trained
-from protea.train.recipe import Run
+from protea.train.recipe import RunSettings
+from protea.train.trained import Trained
 
 _NAMED: Final = 3
 
@@ -41,7 +41,7 @@ class Suspects:
         sampler: tells which records a pack was of.
     """
 
-    def __init__(self, run: Run, folder: Path, sampler: Sampler) -> None:
+    def __init__(self, run: RunSettings, folder: Path, sampler: Sampler) -> None:
         self._run, self._folder, self._sampler = run, folder, sampler
         self._waiting: deque[_Step] = deque()
         self._last: _Step | None = None

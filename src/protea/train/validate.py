@@ -12,14 +12,14 @@ import torch
 
 from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
-from protea.data.store import Store
+from protea.data.training_store import TrainingStore
 from protea.errors import NonFiniteError, TrainingError, UsageError
 from protea.infer.runner import Runner
 from protea.models.encoder import Encoder
 from protea.train.objective import Objective
-from protea.train.prepare import Precision
 from protea.train.recipe import Recipe
-from protea.train.resume import Progress
+from protea.train.resume import TrainingState
+from protea.train.trained import Precision
 
 SPLIT: Final = "valid"
 
@@ -35,7 +35,7 @@ class Validation:
         UsageError: the store has no such split.
     """
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
+    def __init__(self, store: TrainingStore, recipe: Recipe) -> None:
         if SPLIT not in store.splits:
             raise UsageError(
                 f"{store.folder}: has no {SPLIT} split; build it with --valid, or set validation.every=null"
@@ -57,7 +57,7 @@ class Validation:
             pin=False,  # the runner makes its own packs
         )
 
-    def due(self, progress: Progress) -> bool:
+    def due(self, progress: TrainingState) -> bool:
         """Whether a step is to be validated: after it, or first thing where a run was stopped before that."""
         due = self._every is not None and (progress.step % self._every == 0 or progress.step == self._last)
         return due and progress.step > 0 and progress.validation_loss is None

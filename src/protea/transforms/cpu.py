@@ -17,9 +17,9 @@ from typing import Any, Final, NoReturn, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from protea.allocator import keep_freed_memory
 from protea.device import native_bfloat16
 from protea.errors import UsageError
-from protea.memory import keep_freed_memory
 from protea.models.encoder import Encoder
 from protea.models.layers import SelfAttention, TransformerLayer
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from protea.embed.stores.store import RESIDUES, Array, Contents, Entry, Layout, State, Store
+from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, EmbeddingStore, State, StoredRecord
 from protea.errors import UsageError
 
 __all__ = [
     "RESIDUES",
     "Array",
+    "ArrayLayout",
     "Contents",
-    "Entry",
-    "Layout",
+    "EmbeddingStore",
     "State",
-    "Store",
+    "StoredRecord",
     "is_output_folder",
     "kind_of",
     "open_store",
@@ -38,7 +38,7 @@ def kind_of(path: Path, option: str) -> str:
     return _SUFFIXES[path.suffix]
 
 
-def open_store(kind: str, work: Path, layout: Layout, state: State | None) -> Store:
+def open_store(kind: str, work: Path, layout: ArrayLayout, state: State | None) -> EmbeddingStore:
     """A store at work in a folder.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from protea.embed.names import file_name
-from protea.embed.stores.store import RESIDUES, Array, Contents, Entry, Layout, State
+from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
 
 _INDEX: Final = "index.csv"
 _SETTINGS: Final = "protea.json"
@@ -27,7 +27,7 @@ _COLUMNS: Final = ("id", "file", "length", "truncated_from", "description")
 class FolderStore:
     """Writes one folder."""
 
-    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+    def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._folder = work / "data"
         self._layout = layout
         self._folder.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ class FolderStore:
         if not state:
             self._rows.writerow(_COLUMNS)
 
-    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add one file and a line of the index."""
         contents: dict[str, Any] = {"label": entry.id}
         for kind, array in arrays.items():
@@ -81,15 +81,15 @@ class FolderStore:
 def read(path: Path) -> Contents:
     """Read a finished folder."""
     described = json.loads((path / _SETTINGS).read_text())
-    layout = Layout.from_json(described["layout"])
+    layout = ArrayLayout.from_json(described["layout"])
     return Contents(described["protea"], layout, _records(path, layout.kinds))
 
 
-def _records(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[Entry, dict[str, Array]]]:
+def _records(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
     with (path / _INDEX).open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             truncated_from = int(row["truncated_from"]) if row["truncated_from"] else None
-            entry = Entry(row["id"], row["description"], int(row["length"]), truncated_from)
+            entry = StoredRecord(row["id"], row["description"], int(row["length"]), truncated_from)
             contents = torch.load(path / row["file"], weights_only=True)
             arrays: dict[str, Array] = {}
             for kind in kinds:

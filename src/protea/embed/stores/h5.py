@@ -16,8 +16,8 @@ from typing import Any, Final
 import h5py
 
 from protea.embed.names import store_name
+from protea.embed.stores.protocol import Array, ArrayLayout, Contents, State, StoredRecord
 from protea.embed.stores.rollback import RollbackFile
-from protea.embed.stores.store import Array, Contents, Entry, Layout, State
 from protea.errors import ResumeError
 
 _FORMAT: Final = ("v108", "v108")
@@ -27,7 +27,7 @@ _FORMAT: Final = ("v108", "v108")
 class H5Store:
     """Writes one file. ``truncated_from`` is 0 for a record that was not truncated."""
 
-    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+    def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._path = work / "data.h5"
         self._layout = layout
         self._raw = RollbackFile(self._path, None if state is None else (state["number"], state["size"]))
@@ -38,7 +38,7 @@ class H5Store:
         else:
             self._file = h5py.File(self._raw, "r+", libver=_FORMAT)
 
-    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add one dataset an array."""
         level = self._layout.compression
         options = {} if level is None else {"compression": "gzip", "compression_opts": level, "shuffle": True}
@@ -81,18 +81,18 @@ class H5Store:
 def read(path: Path) -> Contents:
     """Read a finished file."""
     with h5py.File(path) as file:
-        layout = Layout.from_json(file.attrs["layout"])
+        layout = ArrayLayout.from_json(file.attrs["layout"])
         return Contents(json.loads(file.attrs["protea"]), layout, _records(path, layout))
 
 
-def _records(path: Path, layout: Layout) -> Iterator[tuple[Entry, dict[str, Array]]]:
+def _records(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
     several = len(layout.layers) > 1
     with h5py.File(path) as file:
         names = iter(file)
         for name in names:
             datasets = [file[each] for each in (name, *islice(names, len(layout.kinds) - 1))]
             attributes = datasets[0].attrs
-            entry = Entry(
+            entry = StoredRecord(
                 str(attributes["id"]),
                 str(attributes["description"]),
                 int(attributes["length"]),

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.stores.store import RESIDUES, Array, Contents, Entry, Layout, State
+from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
 
 _ROW_GROUP_BYTES: Final = 32 << 20
 _ROW_GROUP_ROWS: Final = 4096
@@ -31,20 +31,20 @@ _ROW_GROUP_ROWS: Final = 4096
 class ParquetStore:
     """Writes one file, a row group at a time."""
 
-    def __init__(self, work: Path, layout: Layout, state: State | None) -> None:
+    def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._work = work
         self._layout = layout
         self._schema = _schema(layout)
         self._parts: int = 0 if state is None else state["parts"]
         self._commits: int = 0 if state is None else state["commits"]
-        self._rows: list[tuple[Entry, dict[str, Array]]] = []
+        self._rows: list[tuple[StoredRecord, dict[str, Array]]] = []
         self._bytes = 0
         self._clear(keep=None if state is None else state["tail"])
         if state is not None and state["tail"]:
             for entry, arrays in _rows(work / state["tail"], layout):
                 self._hold(entry, arrays)
 
-    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add one row."""
         self._hold(entry, dict(arrays))
         if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
@@ -78,7 +78,7 @@ class ParquetStore:
         """Forget the rows in memory."""
         self._rows = []
 
-    def _hold(self, entry: Entry, arrays: dict[str, Array]) -> None:
+    def _hold(self, entry: StoredRecord, arrays: dict[str, Array]) -> None:
         self._rows.append((entry, arrays))
         self._bytes += sum(array.nbytes for array in arrays.values())
 
@@ -110,7 +110,7 @@ class ParquetStore:
                     path.unlink()
 
 
-def _schema(layout: Layout) -> pa.Schema:
+def _schema(layout: ArrayLayout) -> pa.Schema:
     vector = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.width)
     columns = [
         pa.field("id", pa.string()),
@@ -123,7 +123,7 @@ def _schema(layout: Layout) -> pa.Schema:
     return pa.schema(columns, metadata={"layout": layout.to_json()})
 
 
-def _name(layout: Layout, kind: str, layer: int) -> str:
+def _name(layout: ArrayLayout, kind: str, layer: int) -> str:
     name = "embedding"
     if len(layout.kinds) > 1:
         name += f"_{kind}"
@@ -145,16 +145,16 @@ def _column(arrays: list[Array], kind: str, width: int) -> pa.Array:
 def read(path: Path) -> Contents:
     """Read a finished file."""
     metadata = pq.read_metadata(path).metadata
-    layout = Layout.from_json(metadata[b"layout"])
+    layout = ArrayLayout.from_json(metadata[b"layout"])
     return Contents(json.loads(metadata[b"protea"]), layout, _rows(path, layout))
 
 
-def _rows(path: Path, layout: Layout) -> Iterator[tuple[Entry, dict[str, Array]]]:
+def _rows(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
             entries = [
-                Entry(*values)
+                StoredRecord(*values)
                 for values in zip(*(table.column(name).to_pylist() for name in table.column_names[:4]), strict=True)
             ]
             columns = {

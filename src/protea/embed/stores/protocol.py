@@ -25,7 +25,7 @@ RESIDUES: Final = "residues"
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredRecord:
     """What is stored of a record beside its arrays.
 
     Attributes:
@@ -42,7 +42,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayLayout:
     """What every record's arrays look like.
 
     Attributes:
@@ -64,7 +64,7 @@ class Layout:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Layout:
+    def from_json(cls, text: str) -> ArrayLayout:
         """The inverse."""
         values = json.loads(text)
         return cls(**values | {"kinds": tuple(values["kinds"]), "layers": tuple(values["layers"])})
@@ -75,10 +75,10 @@ class Layout:
         return vectors * len(self.layers) * self.width * np.dtype(self.dtype).itemsize
 
 
-class Store(Protocol):
+class EmbeddingStore(Protocol):
     """Takes embeddings one record at a time; see the module for what a store promises."""
 
-    def write(self, entry: Entry, arrays: Mapping[str, Array]) -> None:
+    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add a record: for each kind an array ``[N, ...]`` with an axis for layers."""
 
     def commit(self) -> State:
@@ -101,5 +101,5 @@ class Contents(NamedTuple):
     """
 
     provenance: dict[str, Any]
-    layout: Layout
-    records: Iterator[tuple[Entry, dict[str, Array]]]
+    layout: ArrayLayout
+    records: Iterator[tuple[StoredRecord, dict[str, Array]]]

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from protea.data.assemble import Empty
+from protea.data.encoding import RecordFilter, Unknown
 from protea.data.manifest import alphabet_named
 from protea.data.mapping import Absent
 from protea.data.mmseqs import REVERSE_FLAGS, SEARCH_FLAGS, split_flags
-from protea.data.records import Policies, Unknown
 from protea.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class BuildSettings:
     """What all builds can be told.
 
     Attributes:
@@ -88,9 +88,9 @@ class Settings:
         return self.filter_flags or (SEARCH_FLAGS if self.search_from == "train" else REVERSE_FLAGS)
 
     @property
-    def policies(self) -> Policies:
+    def policies(self) -> RecordFilter:
         """Which sequences are taken, and how."""
-        return Policies(
+        return RecordFilter(
             unknown=self.unknown, min_length=self.min_length, max_length=self.max_length, leave_out=self.leave_out
         )
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
-from protea.checkpoints.extras import HEAD_RECORD
-from protea.checkpoints.files import read_json, write_json
+from protea.checkpoints.json_files import read_json, write_json
+from protea.checkpoints.sidecar import HEAD_RECORD
 from protea.contacts.fit import RANK, C, Example, Progress, fit_bilinear, fit_regression
 from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, Note, pairs
 from protea.errors import CheckpointError, DataError, UsageError
@@ -34,7 +34,7 @@ _APART: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class FitSettings:
     """How a head is fitted.
 
     Attributes:
@@ -68,7 +68,7 @@ class Settings:
             raise UsageError(f"--rank must be at least 1, got {self.rank}")
 
 
-def choose(chains: Iterable[Chain], settings: Settings) -> tuple[list[Chain], list[Chain]]:
+def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
     """Chains to fit, and those that are left, which share no sequence with them.
 
     A chain's turn is a hash of the seed and its sequence: others that come or go change nothing but who is last.
@@ -93,7 +93,7 @@ def choose(chains: Iterable[Chain], settings: Settings) -> tuple[list[Chain], li
     return chosen, [chain for turn in turns if turn not in taken for chain in by_turn[turn]]
 
 
-def fit(model: Encoder, chains: Sequence[Chain], settings: Settings, progress: Progress) -> AnyContactHead:
+def fit(model: Encoder, chains: Sequence[Chain], settings: FitSettings, progress: Progress) -> AnyContactHead:
     """A contact head for a model.
 
     Args:
@@ -125,7 +125,12 @@ def _example(model: Encoder, chain: Chain) -> Example:
 
 
 def description(
-    chains: Sequence[Chain], settings: Settings, notes: Iterable[Note], versions: Mapping[str, str], *, replaced: bool
+    chains: Sequence[Chain],
+    settings: FitSettings,
+    notes: Iterable[Note],
+    versions: Mapping[str, str],
+    *,
+    replaced: bool,
 ) -> dict[str, Any]:
     """What ``contact-head.json`` says.
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from protea.data.manifest import Manifest
 from protea.errors import OutputError, UsageError
-from protea.extras import extra
+from protea.optional import extra
 
 _WIDTH: Final = 40
 _ROWS: Final = 16

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.table import BATCH_BYTES, Batch, Keys, TableWriter, keys_of
+from protea.data.token_table import BATCH_BYTES, Keys, TableWriter, TokenRows, keys_of
 from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.fasta import Block, Record
 
@@ -35,7 +35,7 @@ _SHOWN: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policies:
+class RecordFilter:
     """Which records are taken, and how.
 
     Attributes:
@@ -77,7 +77,7 @@ class Reader:
         advance: told of progress.
     """
 
-    def __init__(self, alphabet: Alphabet, policies: Policies, report: Path, advance: Advance) -> None:
+    def __init__(self, alphabet: Alphabet, policies: RecordFilter, report: Path, advance: Advance) -> None:
         self.counts = Counts()
         self._policies = policies
         self._alphabet = alphabet
@@ -130,7 +130,7 @@ class Reader:
         names = [name for name in counts if name.startswith("skipped") and counts[name]]
         return ", ".join(f"{counts[name]:,} {name[8:].replace('_', ' ')}" for name in names)
 
-    def _encode_block(self, block: Block) -> tuple[Batch, Keys] | None:
+    def _encode_block(self, block: Block) -> tuple[TokenRows, Keys] | None:
         """All records of a block, if it is plain and every one is taken as it is."""
         if self._pattern is not None or not block.plain:
             return None
@@ -153,9 +153,9 @@ class Reader:
         self.counts.records += len(records)
         self.counts.kept += len(records)
         self.counts.residues += int(lengths.sum())
-        return Batch.of(ids, lengths, tokens.translate(None, bytes([_END]))), keys_of(ids)
+        return TokenRows.of(ids, lengths, tokens.translate(None, bytes([_END]))), keys_of(ids)
 
-    def _encode(self, group: list[Record]) -> tuple[list[Record], Batch]:
+    def _encode(self, group: list[Record]) -> tuple[list[Record], TokenRows]:
         counts, policies = self.counts, self._policies
         counts.records += len(group)
         tokens, lengths = self._joined(group)
@@ -166,7 +166,7 @@ class Reader:
             tokens, lengths = self._joined(group)
         counts.kept += len(group)
         counts.residues += len(tokens)
-        return group, Batch.of([item.id.encode() for item in group], lengths, tokens)
+        return group, TokenRows.of([item.id.encode() for item in group], lengths, tokens)
 
     def _joined(self, group: list[Record]) -> tuple[bytes, NDArray[np.int64]]:
         """The token ids of some records end to end, and how many each has."""

@@ -23,9 +23,9 @@ from protea.errors import DataError, UsageError, VariantError
 from protea.models.encoder import Encoder
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import Advance
-from protea.score.files import DELIMITERS, compression, kind_of
 from protea.score.records import GAPS
 from protea.score.variants import Variant, check, difference, explaining_offset, parse, single_substitutions
+from protea.tables import DELIMITERS, compression, kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -29,7 +29,7 @@ _SCHEMA: Final = pa.schema([pa.field("id", pa.string()), pa.field("tokens", pa.b
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenRows:
     """Some sequences.
 
     Attributes:
@@ -50,10 +50,10 @@ class Batch:
         """From ids, lengths and the sequences end to end."""
         return cls(strings(ids), _joined(pa.binary(), lengths, tokens))
 
-    def take(self, rows: NDArray[np.integer]) -> Batch:
+    def take(self, rows: NDArray[np.integer]) -> TokenRows:
         """The sequences at some places, in that order."""
         places = integers(rows)
-        return Batch(self.ids.take(places), self.tokens.take(places), self.first)
+        return TokenRows(self.ids.take(places), self.tokens.take(places), self.first)
 
     def lengths(self) -> NDArray[np.int64]:
         """Residues of each sequence."""
@@ -139,7 +139,7 @@ class TableWriter:
         """Remember ids that the table does not have though its source did."""
         keys_of(ids).tofile(self._left)
 
-    def write(self, batch: Batch, keys: Keys | None = None) -> None:
+    def write(self, batch: TokenRows, keys: Keys | None = None) -> None:
         """Append a batch, and the keys of its ids if they will be looked up."""
         self._writer.write_batch(pa.record_batch([batch.ids, batch.tokens], schema=_SCHEMA))
         if keys is not None:
@@ -165,14 +165,14 @@ class Table:
         """How many batches it is in."""
         return len(self._counts)
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[TokenRows]:
         """All sequences in order, or some batches of them."""
         first = sum(self._counts[:start])
         with pa.OSFile(str(self.path.with_suffix(".arrow"))) as source:
             reader = pa.ipc.open_file(source)
             for number in range(start, len(self._counts) if stop is None else stop):
                 columns = reader.get_batch(number)
-                yield Batch(columns.column(0), columns.column(1), first)
+                yield TokenRows(columns.column(0), columns.column(1), first)
                 first += columns.num_rows
 
     def lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:

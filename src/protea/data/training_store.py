@@ -138,7 +138,7 @@ class Split:
         return self.alphabet.decode(self.residues(sequence))
 
 
-class Store:
+class TrainingStore:
     """A store of training data, opened.
 
     Args:

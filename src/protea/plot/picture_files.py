@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protea.disk import replacing
 from protea.errors import OutputError, UsageError
-from protea.extras import extra
+from protea.optional import extra
 from protea.plot.style import INK, printable
 
 if TYPE_CHECKING:

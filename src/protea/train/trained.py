@@ -11,7 +11,7 @@ import torch
 from protea.errors import DeviceError
 from protea.models.encoder import Encoder
 from protea.train.optim import Optimizers, parameters_to_train
-from protea.train.recipe import Batch, Optimizer, Run
+from protea.train.recipe import BatchSettings, Optimizer, RunSettings
 from protea.train.watcher import Watcher
 from protea.transforms import native
 from protea.transforms.compile import compile_layers
@@ -60,7 +60,7 @@ class Trained:
     precision: Precision
 
 
-def prepare(model: Encoder, run: Run, optimizer: Optimizer, batch: Batch, watcher: Watcher) -> Trained:
+def prepare(model: Encoder, run: RunSettings, optimizer: Optimizer, batch: BatchSettings, watcher: Watcher) -> Trained:
     """Make a finished model ready for training, in place; parameters and their names stay.
 
     Parameters that require gradients are trained. The others stay as they are, and are saved with the rest.

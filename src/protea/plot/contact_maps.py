@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot.files import check_place, kind_of, save_figure, save_page
+from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
 from protea.plot.style import (
     INK,
     LINE,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protea import bundled
-from protea.checkpoints.extras import head_record_path
 from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
+from protea.checkpoints.sidecar import head_record_path
 from protea.device import native_bfloat16, resolve_device, resolve_dtype
 from protea.disk import sha256
 from protea.errors import UsageError

@@ -1,0 +1,137 @@
+"""What an unfinished run leaves behind, so that the same command continues where it stopped.
+
+Beside an output ``OUT`` is the folder ``.OUT.partial`` until the output is complete. It is locked, so that one process
+at a time works on an output. Its ``journal.json`` says how far the work is; it is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self, TextIO
+
+from protea.errors import ResumeError
+from protea.output import write_durably, write_failure
+
+JOURNAL: Final = "journal.json"
+_LOCK: Final = "lock"
+_ABSENT: Final = "nothing"
+
+
+def lock(path: Path, output: Path) -> TextIO:
+    """Open a file that one process at a time may hold. Closing it, or the end of the process, releases it.
+
+    Args:
+        path: of the lock file.
+        output: what the message calls the work.
+
+    Raises:
+        ResumeError: another process holds it.
+        OutputError: the file cannot be written.
+    """
+    try:
+        stream = path.open("w")
+    except OSError as error:
+        raise write_failure(error, output) from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise ResumeError(f"{output}: another process is writing it; wait for it, or name another output") from error
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+class WorkFolder:
+    """The locked folder ``.OUT.partial`` of one output.
+
+    Args:
+        output: what is being made.
+
+    Raises:
+        ResumeError: another process works on the output.
+        OutputError: the folder cannot be made.
+
+    Attributes:
+        path: of the folder.
+        is_new: whether the folder did not exist before.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output, self.path = output, work_path(output)
+        self.is_new = not self.path.exists()
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_failure(error, output) from error
+        self._lock = lock(self.path / _LOCK, output)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the lock; the folder stays."""
+        self._lock.close()
+
+    def read(self) -> dict[str, Any] | None:
+        """The journal of an unfinished run; ``None`` if there is none.
+
+        Raises:
+            ResumeError: the journal is damaged.
+        """
+        path = self.path / JOURNAL
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise damaged_journal(self.output, error) from error
+
+    def commit(self, values: Mapping[str, Any]) -> None:
+        """Replace the journal.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_durably(self.path / JOURNAL, json.dumps(values))
+
+    def clear(self) -> None:
+        """Remove everything in the folder but the lock."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def work_path(output: Path) -> Path:
+    """Where an unfinished output is worked on."""
+    return output.with_name(f".{output.name}.partial")
+
+
+def damaged_journal(output: Path, error: Exception) -> ResumeError:
+    """The message for a journal that cannot be read."""
+    return ResumeError(
+        f"{output}: the journal of an unfinished run, {work_path(output) / JOURNAL}, cannot be read ({error}); "
+        "pass --overwrite to start again"
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The differences of two plans, as in ``dtype float32 -> bfloat16; long truncate -> window``."""
+    names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    return "; ".join(f"{name} {_value(old, name)} -> {_value(new, name)}" for name in names)
+
+
+def _value(plan: Mapping[str, Any], name: str) -> str:
+    value = plan.get(name, _ABSENT)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,202 @@
+"""The one way to disk: refuse early, check the space, write aside, rename, with a report and a run file beside.
+
+Whatever moment a process is killed at, an output is absent, old and whole, or new and whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from protea.errors import OutputError
+from protea.letters import ReportRow
+from protea.text import bytes_text, printable
+
+REPORT_HEADER: Final = ReportRow._fields
+_LONGEST_NAME: Final = 255 - len(".report.tsv")
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def report_path(path: Path) -> Path:
+    """Where an output's report is: ``OUT.report.tsv``."""
+    return path.with_name(f"{path.name}.report.tsv")
+
+
+def run_path(path: Path) -> Path:
+    """Where the settings of an output's run are: ``OUT.run.yaml``."""
+    return path.with_name(f"{path.name}.run.yaml")
+
+
+def check_output(path: Path, *, overwrite: bool = False, ours: Callable[[Path], bool] | None = None) -> None:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Args:
+        path: the file or folder to write.
+        overwrite: whether an existing output may be replaced.
+        ours: for an output that is a folder, whether an existing path is one that Protea may replace.
+
+    Raises:
+        OutputError: the path exists and may not be replaced, has no parent folder, or its name is too long.
+    """
+    if path.name in ("", ".."):
+        raise OutputError(f"{path}: names no file or folder of its own; give it a name")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OutputError(f"{path}: the name is too long; use at most {_LONGEST_NAME} bytes")
+    if not os.path.lexists(path):
+        return
+    if ours is None and path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file")
+    if ours is not None and (path.is_symlink() or not ours(path)):
+        raise OutputError(f"{path}: exists and was not written by this command; name another folder")
+    if not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+
+
+def check_space(needed: Mapping[Path, int], advice: str) -> None:
+    """Compare the space that outputs need with the free space of their disks.
+
+    Args:
+        needed: bytes for each output.
+        advice: what the user can do if they do not fit.
+
+    Raises:
+        OutputError: the outputs do not fit.
+    """
+    by_disk: dict[int, int] = {}
+    for path, size in needed.items():
+        disk = path.parent.stat().st_dev
+        by_disk[disk] = by_disk.get(disk, 0) + size
+    for path in needed:
+        free, total = shutil.disk_usage(path.parent).free, by_disk[path.parent.stat().st_dev]
+        if total > free:
+            raise OutputError(f"{path}: needs {bytes_text(total)} more of disk, {bytes_text(free)} are free; {advice}")
+
+
+@contextmanager
+def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write an output aside. It gets its name only when it is complete.
+
+    Yields the path to write at. Files written beside that path move with it, and before it: where the output is,
+    everything is. Missing parent folders are created, and removed again if the work fails.
+
+    Args:
+        target: the file or folder to write.
+        overwrite: whether an existing output, and what lies beside it, may be replaced. An empty folder always may.
+
+    Raises:
+        OutputError: the output exists or cannot be written; nothing is left behind.
+    """
+    made: list[Path] = []
+    # The name is chosen before the folder is made: an interrupt may come between any two lines.
+    stem = os.fsencode(target.name)[:200].decode(errors="ignore")
+    aside = target.parent / f".{stem}.{secrets.token_hex(4)}"
+    try:
+        if not overwrite:
+            _refuse_existing(target)
+        made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(mode=0o700)
+        yield aside / target.name
+        written = sorted(aside.iterdir(), key=lambda path: path.name == target.name)
+        for path in written:
+            if not overwrite:
+                _refuse_existing(target.parent / path.name)
+        for path in written:
+            put_in_place(path, target.parent / path.name)
+    except OSError as error:
+        raise write_failure(error, target) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in made:
+                folder.rmdir()
+
+
+def put_in_place(complete: Path, path: Path) -> None:
+    """Give a complete file or folder its name, in place of an older one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    complete.replace(path)
+
+
+def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = REPORT_HEADER) -> None:
+    """Write ``OUT.report.tsv``: one line a row, cells without tabs or control characters.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    lines = ("\t".join(printable(str(cell)) for cell in row) for row in rows)
+    report_path(path).write_text("\n".join(["\t".join(header), *lines, ""]), encoding="utf-8")
+
+
+def write_run(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``OUT.run.yaml``: the settings and circumstances of the run, as plain values.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    run_path(path).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write or replace a small file; after a crash of the machine it holds the old text or the new one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.unfinished")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_failure(error: OSError, path: Path, advice: str = "") -> OutputError:
+    """The message for an output that could not be written.
+
+    Args:
+        error: as raised by the operating system.
+        path: of the output.
+        advice: what else the user should know; begins with a semicolon.
+    """
+    reason = error.strerror or " ".join(str(error).split())
+    if error.errno in _DISK_FULL:
+        reason += f" ({bytes_text(shutil.disk_usage(path.parent).free)} are free)"
+    return OutputError(f"{path}: cannot be written: {reason}{advice}")
+
+
+def _refuse_existing(path: Path) -> None:
+    # A link, dangling or not, could not be replaced by a finished folder.
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise OutputError(f"{path}: exists already; remove it or choose another name")

@@ -1,0 +1,22 @@
+"""Words for messages: counts with their noun, sizes in bytes, text without control characters."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, as in ``1 chain`` and ``2,400 chains``; the plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes, as in ``3.2 MB`` and ``1.5 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+
+
+def printable(text: str) -> str:
+    """The text in one line, with control characters as escapes.
+
+    File names and tensor names may hold any character, and a terminal would obey some of them.
+    """
+    line = " ".join(text.splitlines())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
