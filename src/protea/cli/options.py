@@ -8,6 +8,14 @@ import typer
 
 from protea import bundled
 
+Fasta = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IN.fasta...",
+        help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
