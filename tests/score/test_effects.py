@@ -1,4 +1,4 @@
-"""Scores beside a slow loop on transformers that masks one residue at a time."""
+"""Scores compared with a slow loop on transformers that masks one residue at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 import protea
 from conftest import LoadModel
+from messages import check_message
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError, VariantError
 from protea.models.esm2 import ESM2
+from protea.progress import Progress
 from protea.score import effects
 from protea.score.variants import CANONICAL, parse_all
 from references import load_transformers
@@ -137,7 +139,7 @@ def test_long_proteins_are_seen_through_windows(short: protea.LanguageModel, the
         rtol=0,
         atol=2e-5,
     )
-    with pytest.raises(SequenceTooLongError, match="the sequence: 34 residues, the model was trained on 10; "):
+    with pytest.raises(SequenceTooLongError, match=r"^the sequence: 34 residues.* 10;"):
         short.score(SEQUENCE, VARIANTS, long="error")
 
 
@@ -155,17 +157,24 @@ def test_overlapping_windows_are_joined_by_weight(short: protea.LanguageModel, t
     np.testing.assert_allclose(found, [ratio(table, short, variant) for variant in VARIANTS], rtol=0, atol=2e-5)
 
 
+class Counting(Progress):
+    done = 0
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+
+
 @pytest.mark.parametrize("method", effects.METHODS)
 def test_proteins_do_not_see_each_other(model: protea.LanguageModel, method: str) -> None:
-    sequences = {"a": SEQUENCE, "b": "WWKKA", "c": "M", "d": SEQUENCE[::-1]}
+    sequences = {"a": SEQUENCE, "b": "WWKKA", "c": "M", "d": SEQUENCE[:20:-1]}
     variants = {"a": ["M1V", "K2R"], "b": ["W1A:A5K"], "c": [], "d": ["X1M"]}
     proteins = [
         effects.Protein(name, one, parse_all(variants[name], one, model.alphabet)) for name, one in sequences.items()
     ]
-    done: list[int] = []
+    progress = Counting()
     how = effects.Scoring(method=method, token_budget=60)
-    together = list(effects.score(model.module, proteins, how, done.append))
-    assert sum(done) == how.passes(proteins)
+    together = list(effects.score(model.module, proteins, how, progress))
+    assert progress.done == how.passes(proteins)
     assert [len(one) for one in together] == [2, 1, 0, 1]
     for name, found in zip(sequences, together, strict=True):
         alone = model.score(sequences[name], variants[name], method=method)
@@ -194,33 +203,37 @@ def test_a_scan_prefers_what_logits_prefer(model: protea.LanguageModel) -> None:
     assert found.dtype == np.float64
 
 
-def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
-    with pytest.raises(VariantError, match="K2del: masked-marginals knows substitutions alone"):
+def test_wrong_arguments(model: protea.LanguageModel) -> None:
+    with pytest.raises(VariantError, match=r"^K2del: masked-marginals") as caught:
         model.score(SEQUENCE, ["M1V", "K2del"])
-    with pytest.raises(VariantError, match="M1_X34del: no residue would be left"):
+    check_message("score.method_of_deletions", caught.value)
+    with pytest.raises(VariantError, match=r"^M1_X34del: "):
         model.score(SEQUENCE, ["M1_X34del"], method="pseudo-likelihood")
-    with pytest.raises(UsageError, match="unknown method 'masked'; use masked-marginals, wildtype-marginals"):
+    with pytest.raises(UsageError, match=r"'masked'.*masked-marginals, wildtype-marginals, pseudo-likelihood"):
         model.score(SEQUENCE, ["M1V"], method="masked")
-    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use window, full, error"):
+    with pytest.raises(UsageError, match=r"'cut'.*window, full, error"):
         model.score(SEQUENCE, ["M1V"], long="cut")
-    with pytest.raises(UsageError, match="unknown policy"):
+    with pytest.raises(UsageError, match=r"'truncate'.*window, full, error"):
         model.pseudo_perplexity([SEQUENCE], long="truncate")
-    with pytest.raises(UsageError, match="expected a list, got one string"):
+    with pytest.raises(UsageError, match=r"\[string\]"):
         model.score(SEQUENCE, "M1V")
-    with pytest.raises(UsageError, match="at least one residue"):
+    with pytest.raises(UsageError, match=r"^the sequence is empty"):
         model.score("", [])
-    with pytest.raises(UsageError, match="at least one residue"):
+    with pytest.raises(UsageError, match=r"^sequence 1 is empty"):
         model.pseudo_perplexity(["M", ""])
+    with pytest.raises(UsageError, match=r" 0$"):
+        model.score("M", ["M1V"], token_budget=0)
     with pytest.raises(UnknownResidueError):
         model.pseudo_perplexity(["MJ"])
-    for ask in (
-        lambda one: model.pseudo_perplexity([one]),
-        lambda one: model.perplexity([one]),
-        lambda one: model.score(one, ["M1V"]),
-    ):
-        with pytest.raises(UnknownResidueError, match="<mask> at position 3; scoring needs the residue there"):
-            ask("MK<mask>TA")
+    calls: list[Callable[[str], object]] = [
+        lambda sequence: model.pseudo_perplexity([sequence]),
+        lambda sequence: model.perplexity([sequence]),
+        lambda sequence: model.score(sequence, ["M1V"]),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownResidueError, match="<mask> at position 3"):
+            call("MK<mask>TA")
     assert model.score(SEQUENCE, []).shape == (0,)
     model.module.lm_head = None
-    with pytest.raises(CapabilityError, match="no logits"):
+    with pytest.raises(CapabilityError, match="logits"):
         model.score(SEQUENCE, ["M1V"])
