@@ -24,12 +24,13 @@ from protea.data.masking import Masking, masking_named
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, resolve_layers
 from protea.embed.pooling import check_poolings
-from protea.embed.prepare import EncodedRecord, Long, Note, RecordPolicies, fit
+from protea.embed.prepare import EncodedRecord, Long, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
 from protea.fasta import Record
 from protea.infer.loading import load_model
 from protea.infer.runner import FloatArray
+from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.output import sha256
@@ -331,18 +332,17 @@ class LanguageModel:
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
-        policies = RecordPolicies(long=long, unknown="error")
         for number, sequence in enumerate(_list(sequences)):
             place = f"sequence {number}"
             record = Record(str(number), "", _one(sequence, place), place)
-            notes: list[Note] = []
+            rows: list[ReportRow] = []
             try:
                 ids = self.alphabet.encode(sequence)
             except UnknownResidueError as error:
                 raise UnknownResidueError(f"{place}: {error}") from error
-            encoded = fit(record, ids, self.module, policies, notes)
+            encoded = fit(record, ids, self.module, long, rows)
             if encoded.truncated_from is not None:
-                warnings.warn(f"{place} truncated: {notes[-1].detail}", ProteaWarning, stacklevel=4)
+                warnings.warn(f"{place} truncated: {rows[-1].detail}", ProteaWarning, stacklevel=4)
             yield encoded
 
 

@@ -9,17 +9,16 @@ from typing import Any, Final, Literal, NamedTuple
 
 from protea import bundled
 from protea.data.masking import masking_named
-from protea.embed.prepare import Note, RecordPolicies, fit
+from protea.embed.prepare import fit
 from protea.errors import UsageError
 from protea.fasta import Record
 from protea.infer.loading import LoadedModel, circumstances, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
-from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 from protea.score import twin
 from protea.score.effects import pseudo_log_likelihoods
-from protea.score.expected import check_policy, runner_for
+from protea.score.expected import runner_for
 from protea.score.perplexity import Masked, losses, mask, of_all, of_loss
 from protea.score.proteins import choice, read_proteins
 from protea.tables import Beside, check_output, write_table
@@ -82,11 +81,11 @@ def measure_perplexity(
     run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, "unknown": unknown}
     masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
     if pseudo:
-        check_policy(long := long or "window")
-        run["long"] = long
+        policy = choice("--long", long or "window", Literal["window", "full", "error"])
+        run["long"] = policy
     else:
-        long = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
-        run |= {"long": long, "masking": asdict(masks), "select": select, "seed": seed}
+        policy = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
+        run |= {"long": policy, "masking": asdict(masks), "select": select, "seed": seed}
     if output is not None:
         check_output(output, overwrite=overwrite)
     loaded = load(model)
@@ -105,11 +104,12 @@ def measure_perplexity(
         named = ((record.place, record.sequence) for record in records)
         columns = [alphabet.tokens.index(letter) for letter in alphabet.residues]
         values = []
-        for log_likelihoods, log_probabilities in pseudo_log_likelihoods(runner, named, long=long, progress=progress):
+        for log_likelihoods, log_probabilities in pseudo_log_likelihoods(runner, named, long=policy, progress=progress):
             values.append(-log_likelihoods)
             profile = log_probabilities[:, columns] if one_protein else None
     else:
-        masked = list(mask(alphabet, _cut(records, module, long, changes), masks, seed))
+        cut = (fit(record, alphabet.encode(record.sequence), module, policy, changes) for record in records)
+        masked = list(mask(alphabet, ((encoded.record.place, encoded.ids) for encoded in cut), masks, seed))
         progress.begin("predicting", sum(len(sequence.tokens) for sequence in masked))
         values = list(losses(runner, masked, progress))
     perplexity = of_all(values)
@@ -118,15 +118,6 @@ def measure_perplexity(
         _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
     theirs = None if against is None else _compare(against, loaded.path, masked, values, progress)
     return Predicted(records, values, perplexity, changes, theirs, alphabet.residues, profile)
-
-
-def _cut(records: Sequence[Record], model: Encoder, long: Any, changes: list[ReportRow]) -> list[tuple[str, Any]]:
-    """Name and ids of each sequence, under the policy for long ones."""
-    notes: list[Note] = []
-    policies = RecordPolicies(long=long)
-    fitted = [fit(record, model.alphabet.encode(record.sequence), model, policies, notes) for record in records]
-    changes.extend(ReportRow(*note) for note in notes)
-    return [(encoded.record.place, encoded.ids) for encoded in fitted]
 
 
 def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], beside: Beside) -> None:
