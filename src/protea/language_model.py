@@ -238,7 +238,7 @@ class LanguageModel:
         cells = list(single_substitutions(_one(sequence)))
         variants = [f"{sequence[place]}{place + 1}{letter}" for place, letter in cells]
         scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
-        result = np.array([np.full(len(CANONICAL), 0 if letter.isalpha() else np.nan) for letter in sequence])
+        result = np.array([np.full(len(CANONICAL), 0.0 if letter.isalpha() else np.nan) for letter in sequence])
         result[[place for place, _ in cells], [CANONICAL.index(letter) for _, letter in cells]] = scores
         return result
 

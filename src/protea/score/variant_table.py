@@ -165,8 +165,10 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
         raise VariantError("the mutated sequence is in lower case; write it in upper case")
     # Some tables have labels such as WT, NA or DEL. A deletion of half a protein is written in numbers.
     if 2 * len(sequence) < len(wild):
-        size = f"{len(sequence)} residues of {len(wild)}"
-        raise VariantError(f"{sequence}: not a variant, and too short for a sequence: {size}; write A4_K30del")
+        raise VariantError(
+            f"{sequence}: not a variant, and {len(sequence)} residues are too few for a sequence of {len(wild)}; write a "
+            "large deletion as A4_K30del"
+        )
     return difference(wild, sequence, offset)
 
 

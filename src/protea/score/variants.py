@@ -78,7 +78,7 @@ def parse(text: str, offset: int = 1) -> Variant:
 def _edit(text: str, offset: int, variant: str) -> Edit:
     if match := _SUBSTITUTION.fullmatch(text):
         if match["new"] == "*":
-            raise VariantError(f"{text}: is a stop codon; models score residues, not the end of a protein")
+            raise VariantError(f"{text}: adds a stop codon; models score residues only")
         start = int(match["start"]) - offset
         return Edit(start, start + 1, match["new"], ((start, match["first"]),))
     match = _REPLACEMENT.fullmatch(text)
