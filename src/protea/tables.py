@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,21 +15,15 @@ from protea.errors import DataError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_PARQUET: Final = ".parquet"
 _DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 _COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_PARQUET: Final = ".parquet"
+_SUFFIXES: Final = re.compile(r"(\.csv|\.tsv)(\.gz|\.bz2|\.zst)?$|\.parquet$")
 
 
 def kind_of(path: Path) -> str:
     """The format that a file name asks for: ``.csv``, ``.tsv`` or ``.parquet``; any other is a ``UsageError``."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [_PARQUET]:
-        return _PARQUET
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    if suffixes and suffixes[-1] in _DELIMITERS:
-        return suffixes[-1]
-    raise UsageError(f"{path}: unknown kind of table; name a .csv or .tsv (each also with .gz), or a .parquet")
+    return _format(path)[0]
 
 
 def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
@@ -66,13 +61,13 @@ def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> No
     """
     from pyarrow import parquet
 
-    kind = kind_of(path)
+    kind, compression = _format(path)
     with output.staged(path, overwrite=True) as aside:
         with aside.open("wb") as file:
             if kind == _PARQUET:
                 parquet.write_table(table, file)
             else:
-                _write_text(file, table, _DELIMITERS[kind], _compression(path))
+                _write_text(file, table, _DELIMITERS[kind], compression)
         if beside is not None:
             beside.write(aside)
 
@@ -87,20 +82,23 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kind = kind_of(path)
+    kind, compression = _format(path)
     try:
         with path.open("rb") as file:
             if kind == _PARQUET:
                 return parquet.ParquetFile(file).read(use_threads=False)
-            return _read_text(file, _DELIMITERS[kind], _compression(path))
+            return _read_text(file, _DELIMITERS[kind], compression)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read: {reason}") from error
 
 
-def _compression(path: Path) -> str | None:
-    """Arrow's name for the compression that the last suffix stands for."""
-    return _COMPRESSIONS.get(path.suffix.lower())
+def _format(path: Path) -> tuple[str, str | None]:
+    """Kind of table, and Arrow's name of the compression."""
+    match = _SUFFIXES.search(path.name.lower())
+    if match is None:
+        raise UsageError(f"{path}: unknown kind of table; name a .csv or .tsv (each also with .gz), or a .parquet")
+    return match[1] or _PARQUET, _COMPRESSIONS.get(match[2])
 
 
 def _read_text(file: BinaryIO, delimiter: str, compression: str | None) -> pa.Table:

@@ -27,8 +27,7 @@ from protea.score.expected import Sites, check_policy, masked, runner_for, unmas
 from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
-_LARGEST_OFFSET: Final = 999_999_999
-"""The notation of variants has residue numbers of nine digits."""
+_LARGEST_OFFSET: Final = 999_999_999  # residue numbers of variants have nine digits
 
 
 class Protein(NamedTuple):

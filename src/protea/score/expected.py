@@ -1,7 +1,6 @@
 """The residues that a model expects at some sites of proteins: each site masked by itself, or nothing masked.
 
-The passes of all proteins share packs. Proteins longer than the model was trained on are seen through ProteinGym's
-windows (``proteingym_windows.py``), or run whole where positions are rotary.
+The passes of all proteins share packs.
 
 Shapes: L residues, S sites, T tokens, V tokens of the alphabet.
 """
@@ -22,8 +21,7 @@ from protea.progress import SILENT, Progress
 from protea.score.proteingym_windows import around, edge_weights, overlapping
 
 POLICIES: Final = ("window", "full", "error")
-"""Policies for a protein longer than the model was trained on: ProteinGym's windows; run it whole, which only rotary
-models can; or an error."""
+"""Policies for a protein longer than the model was trained on; only rotary models can run it whole."""
 
 
 class Sites(NamedTuple):
@@ -102,16 +100,12 @@ def unmasked(
 def tokens_seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> int:
     """The most tokens of a protein that a pass holds; ``SequenceTooLongError`` if the protein is too long."""
     residues = model.alphabet.frame.residues
-    if tokens > model.trained_tokens and long == "error":
-        whole = ", or whole (full)" if model.max_tokens is None else ""
+    limit = {"error": model.trained_tokens, "full": model.max_tokens}.get(long)
+    if limit is not None and tokens > limit:
+        full = ", or whole: full" if model.max_tokens is None else ""
         raise SequenceTooLongError(
-            f"{name}: {residues(tokens)} residues, the model was trained on {residues(model.trained_tokens)}; score it "
-            f"in windows (window){whole}"
-        )
-    if model.max_tokens is not None and tokens > model.max_tokens and long == "full":
-        raise SequenceTooLongError(
-            f"{name}: {residues(tokens)} residues, and {model.config.family} has positions for "
-            f"{residues(model.max_tokens)}; score it in windows (window)"
+            f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; score it in "
+            f"windows: window{full}"
         )
     return tokens if long == "full" else model.trained_tokens
 

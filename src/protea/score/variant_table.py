@@ -166,8 +166,8 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
     # Some tables have labels such as WT, NA or DEL. A deletion of half a protein is written in numbers.
     if 2 * len(sequence) < len(wild):
         raise VariantError(
-            f"{sequence}: not a variant, and {len(sequence)} residues are too few for a sequence of {len(wild)}; write a "
-            "large deletion as A4_K30del"
+            f"{sequence}: not a variant, and {len(sequence)} residues are too few for a protein of {len(wild)}; write "
+            "large deletions as A4_K30del"
         )
     return difference(wild, sequence, offset)
 
