@@ -360,7 +360,6 @@ def test_pictures_of_scores(run: Run, fasta: str, folder: Path) -> None:
         result = run(*command, "--plot", picture)
         assert result.code == 0, result.err
         assert "<svg" in Path(picture).read_text()
-        fails(run(*command, "--overwrite", "--plot", "absent/x.svg"), 1, "absent")
     fails(run(*commands["profile.svg"], "--plot", "profile.svg"), 1, "profile.svg", "--overwrite")
 
 

@@ -215,5 +215,5 @@ def _score_columns(column: str, models: Sequence[str]) -> list[str]:
 
 def _check_text(option: str, text: str) -> None:
     """Refuse text that a table cannot hold: a command line may have any bytes."""
-    if not text.strip() or not text.isprintable():
+    if not text.strip().isprintable() or not text.strip():
         raise UsageError(f"{option} {text!a}: is empty or not printable; type it again")
