@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import protea
-from conftest import LoadModel
+from conftest import LoadModel, disturb
 from messages import check_message
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError, VariantError
 from protea.models.esm2 import ESM2
@@ -35,11 +35,15 @@ def model(load_small: LoadModel, one_thread: None) -> protea.LanguageModel:
     return model
 
 
-@pytest.fixture
-def theirs(model: protea.LanguageModel, tmp_path: Path) -> LogProbs:
+@pytest.fixture(scope="module")
+def theirs(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> LogProbs:
     """``[T, V]`` of tokens ``[T]``, by transformers."""
-    model.save(tmp_path / "model")
-    reference = load_transformers(tmp_path / "model")
+    model = protea.load(model_folders["esm2"], device="cpu", trainable=True)
+    disturb(model.module)
+    model.module.contact_head = None
+    folder = tmp_path_factory.mktemp("theirs") / "model"
+    model.save(folder)
+    reference = load_transformers(folder)
 
     def run(tokens: Tensor) -> Tensor:
         with torch.inference_mode():
