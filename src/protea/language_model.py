@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args, overload
@@ -14,12 +15,11 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
+from protea.contacts import evaluation, precision, predict
 from protea.contacts import fit as fitting
 from protea.contacts import fitted_heads as heads
-from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
-from protea.contacts.structures import Chain, read_structures, structure_files
 from protea.data.masking import Masking, masking_named
 from protea.disk import sha256
 from protea.embed import embeddings
@@ -32,12 +32,14 @@ from protea.fasta import Record
 from protea.infer.budget import default_budget
 from protea.infer.loading import load_model
 from protea.infer.runner import FloatArray, Runner
+from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.score import effects, perplexity
 from protea.score.expected import check_policy
 from protea.score.records import check_residues
 from protea.score.variants import CANONICAL, parse_all, single_substitutions
+from protea.text import counted
 
 L = TypeVar("L", bound=Collection[object])
 
@@ -330,7 +332,7 @@ class LanguageModel:
         how = effects.Scoring(method=method, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
-            scan.add(self.module, lambda done: None)
+            scan.add(self.module)
         return [scan.measured() for scan in scans]
 
     def contacts(self, sequence: str) -> FloatArray:
@@ -343,8 +345,7 @@ class LanguageModel:
             DeviceError: the map would not fit into memory.
             NonFiniteError: the model gives infinities or NaN.
         """
-        (found,) = predict.contacts(self.module, [self.alphabet.encode(_one(sequence))])
-        return found
+        return predict.contacts(self.module, self.alphabet.encode(_one(sequence)))
 
     def fit_contacts(
         self,
@@ -377,10 +378,11 @@ class LanguageModel:
             DeviceError: the maps do not fit in memory.
         """
         settings = heads.FitSettings(head=head, count=count, seed=seed, c=c, rank=rank)
-        chosen, _ = heads.choose(self._chains(structures), settings)
-        self.module.contact_head = heads.fit(self.module, chosen, settings, _silent)
-        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in chosen)
-        return [chain.name for chain in chosen]
+        rows: list[ReportRow] = []
+        self.module.contact_head, fitted, _ = heads.fit_to_structures(self.module, _paths(structures), settings, rows)
+        _warn_of(rows)
+        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in fitted)
+        return [chain.name for chain in fitted]
 
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
@@ -400,22 +402,20 @@ class LanguageModel:
             StructureError: there is no protein in any of the structures.
             NonFiniteError: the model gives infinities or NaN.
         """
-        self.module.require("contacts")
-        chains = self._chains(structures)
-        if unknown := sorted(set(_list(exclude)) - {chain.name for chain in chains}):
-            raise UsageError(f"exclude: {unknown[0]!r}: no chain has this name")
-        chains = [chain for chain in chains if chain.name not in exclude]
-        if not include_fitted and (fitted := self._fitted or heads.fitted_beside(self._head_record)):
-            seen = [chain for chain in chains if fitted.covers(chain)]
-            chains = [chain for chain in chains if not fitted.covers(chain)]
-            if seen:
-                warnings.warn(
-                    f"left out {len(seen)} chains that the contact head was fitted on, {seen[0].name} among them; "
-                    "include_fitted=True keeps them",
-                    ProteaWarning,
-                    stacklevel=2,
-                )
-        return [precision.score(chain, precision.predict(self.module, chain)) for chain in chains]
+        fitted = self._fitted
+        if fitted is None and self._head_record is not None and self._head_record.exists():
+            fitted = heads.fitted_on(self._head_record)
+        rows: list[ReportRow] = []
+        chains = evaluation.select_chains(
+            self.module,
+            _paths(structures),
+            rows,
+            exclude=_list(exclude),
+            fitted=None if include_fitted else fitted,
+            reason="the contact head was fitted on them; include_fitted=True keeps them",
+        )
+        _warn_of(rows)
+        return precision.measure(self.module, chains)
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
@@ -456,17 +456,6 @@ class LanguageModel:
     def _runner(self, token_budget: int | None) -> Runner:
         return Runner(self.module, self.budget(token_budget))
 
-    def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
-        """Chains that the model can see; what is skipped is a warning."""
-        if not _list(structures):
-            raise UsageError("name at least one structure, a file or a folder")
-        chains, notes = read_structures(structure_files(map(Path, structures)), _silent)
-        reasons = {chain.name: precision.unfit(self.module, chain) for chain in chains}
-        skipped = [(note.name, note.detail) for note in notes if note.what == "skipped"]
-        for name, reason in [*skipped, *((name, reason) for name, reason in reasons.items() if reason is not None)]:
-            warnings.warn(f"{name}: skipped: {reason}", ProteaWarning, stacklevel=3)
-        return [chain for chain in chains if reasons[chain.name] is None]
-
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
@@ -481,8 +470,19 @@ class LanguageModel:
             yield encoded
 
 
-def _silent(what: str, done: int, of: int) -> None:
-    pass
+def _paths(structures: Sequence[str | Path]) -> list[Path]:
+    if not _list(structures):
+        raise UsageError("name at least one structure, a file or a folder")
+    return [Path(path) for path in structures]
+
+
+def _warn_of(rows: Sequence[ReportRow]) -> None:
+    """Warn of the chains that were skipped, one by one, and of those that were left out, by their reason."""
+    messages = [f"{row.id}: skipped: {row.detail}" for row in rows if row.what == "skipped"]
+    left_out = Counter(row.detail for row in rows if row.what == evaluation.LEFT_OUT and row.detail != "--exclude")
+    messages += [f"left out {counted(count, 'chain')}: {reason}" for reason, count in left_out.items()]
+    for message in messages:
+        warnings.warn(message, ProteaWarning, stacklevel=3)
 
 
 def _list(sequences: L) -> L:

@@ -125,8 +125,8 @@ def test_running_mean(length: int, half: int, seed: int) -> None:
     [
         (np.zeros((2, 20)), "MKT", r"log_probabilities: shape \[2, 20\], expected \[3, 20\]"),
         (np.zeros((0, 20)), "", "log_probabilities: nothing to draw"),
-        (np.full((3, 20), 0.5), "MKT", "log_probabilities: 0.5 of L at residue 1; expected finite numbers"),
-        (np.full((3, 20), -np.inf), "MKT", "log_probabilities: -inf of L at residue 1"),
+        (np.full((3, 20), 0.5), "MKT", "log_probabilities: 0.5 for L at residue 1;"),
+        (np.full((3, 20), -np.inf), "MKT", "log_probabilities: -inf for L at residue 1"),
     ],
 )
 def test_refusals(logs: NDArray[np.float64], sequence: str, message: str, tmp_path: Path) -> None:
