@@ -10,8 +10,8 @@ import typer
 from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, Unknown
-from protea.cli.structures import MapPlot, picture_paths
+from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown
+from protea.cli.structures import picture_paths
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 
 def contacts(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.", show_default=False
-        ),
-    ],
+    inputs: Fasta,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -60,7 +55,6 @@ def contacts(
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
     from protea.contacts.maps import check_maps, predict_maps, without_too_long, write_maps
-    from protea.embed.prepare import Note
     from protea.letters import ReportRow
     from protea.plot import contact_map
     from protea.score.records import wild_types
@@ -69,12 +63,11 @@ def contacts(
         raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")
     if output is not None:
         check_maps(output, overwrite=overwrite)
-    notes: list[Note] = []
+    rows: list[ReportRow] = []
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         loaded.module.require("contacts")
-        proteins = wild_types(inputs, loaded.module.alphabet, unknown, notes)
-        rows = [ReportRow(*note) for note in notes]
+        proteins = wild_types(inputs, loaded.module.alphabet, unknown, rows)
         proteins = without_too_long(loaded.module, proteins, rows)
         pictures = {} if plot is None else picture_paths(plot, list(proteins), overwrite=overwrite)
 

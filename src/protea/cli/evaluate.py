@@ -18,6 +18,7 @@ from protea.cli.options import (
     Device,
     Dtype,
     Fast,
+    MapPlot,
     Method,
     Model,
     Models,
@@ -26,7 +27,7 @@ from protea.cli.options import (
     TokenBudget,
     Windows,
 )
-from protea.cli.structures import MapPlot, Structures, picture_paths, show_means, tell_rows
+from protea.cli.structures import Structures, picture_paths, show_means, tell_rows
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
 from protea.text import counted

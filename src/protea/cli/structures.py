@@ -21,12 +21,6 @@ Structures = Annotated[
     list[Path],
     typer.Argument(metavar="STRUCTURES", help="PDB or mmCIF files, also .gz, or folders.", show_default=False),
 ]
-MapPlot = Annotated[
-    Path | None,
-    typer.Option(
-        "--plot", metavar="PICTURE", help="Draw the map as .png, .svg or .html; or a folder, for a map of each protein."
-    ),
-]
 
 
 def tell_rows(rows: Sequence[ReportRow], report: str) -> bool:
