@@ -325,7 +325,7 @@ def test_compressed_files_are_the_same(tmp_path: Path, kind: str) -> None:
     (chain,) = read_chains(packed)
     same(chain, plain)
     packed.write_bytes(packed.read_bytes()[:-40])
-    with pytest.raises(StructureError, match=rf"x\.{kind}\.gz: the file is cut short or damaged"):
+    with pytest.raises(StructureError, match=rf"x\.{kind}\.gz: .*cut short or damaged"):
         read_chains(packed)
 
 
@@ -344,7 +344,7 @@ def test_files_that_hold_no_structure(tmp_path: Path) -> None:
     ):
         with pytest.raises(StructureError, match=rf"x\.pdb: {message}"):
             read(tmp_path, text=text)
-    with pytest.raises(StructureError, match="no such file"):
+    with pytest.raises(StructureError, match="absent.pdb: "):
         read_chains(tmp_path / "absent.pdb")
 
 

@@ -52,17 +52,17 @@ def fit_contacts(
     rows: list[ReportRow] = []
     with interruptible(), bars() as bar:
         try:
-            written = write_fitted(model, structures, output, settings, rows, device=device, progress=bar)
+            record, precisions = write_fitted(model, structures, output, settings, rows, device=device, progress=bar)
         except DataError:
             tell_rows(rows, "-o writes a report of them")
             raise
     typer.echo(
-        f"{output}: {head} head, fitted on {counted(written.chains, 'chain')}: {written.pairs:,} pairs, "
-        f"{written.contacts:,} in contact"
+        f"{output}: {head} head, fitted on {counted(count, 'chain')}: {record['pairs']:,} pairs, "
+        f"{record['contacts']:,} in contact"
     )
-    if written.precisions:
-        chains = counted(len(written.precisions), "chain")
+    if precisions:
+        chains = counted(len(precisions), "chain")
         typer.echo(f"precision on {chains} that it was not fitted on, with 95 % intervals over chains:")
-        show_means(written.precisions)
+        show_means(precisions)
     if tell_rows(rows, f"see {output}/contact-head.json"):
         raise typer.Exit(1)

@@ -24,12 +24,7 @@ Structures = Annotated[
 
 
 def tell_rows(rows: Sequence[ReportRow], report: str) -> bool:
-    """Tell which files and chains were skipped, and count the other rows; return whether anything was skipped.
-
-    Args:
-        rows: on files and chains.
-        report: tells where the others are listed.
-    """
+    """Tell which files and chains were skipped, and count the other rows; return whether anything was skipped."""
     for row in rows:
         if row.what == "skipped":
             tell(f"{row.id}: skipped: {row.detail}")
@@ -63,11 +58,6 @@ def _cell(mean: Mean, part: str) -> str:
 
 def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
     """Where each protein's picture goes: the named file, or a PNG in a folder, which is created.
-
-    Args:
-        plot: as named by the user.
-        names: of the proteins.
-        overwrite: whether pictures may be replaced.
 
     Raises:
         UsageError: a file is named for several proteins, or its suffix is not that of a picture.

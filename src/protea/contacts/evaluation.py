@@ -77,26 +77,20 @@ def _names(chain: Chain) -> set[str]:
 def write_precisions(
     path: Path, chains: Sequence[ChainPrecision], rows: Sequence[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write a table with a row a chain, the report and the settings.
-
-    Raises:
-        OutputError: the table cannot be written.
-    """
+    """Write a table with a row a chain, the report and the settings."""
     import pyarrow as pa
 
-    # A table without rows has these columns too.
-    columns = {"name": pa.string(), "residues": pa.int64(), "resolved": pa.int64()}
+    columns = {
+        "name": pa.array([chain.name for chain in chains], pa.string()),
+        "residues": pa.array([chain.residues for chain in chains], pa.int64()),
+        "resolved": pa.array([chain.resolved for chain in chains], pa.int64()),
+    }
     for name in RANGES:
-        columns |= {f"{name}_pairs": pa.int64(), f"{name}_contacts": pa.int64()}
-        columns |= {f"{name}_{part}": pa.float64() for part in PARTS}
-    table = pa.Table.from_pylist([_cells(chain) for chain in chains], schema=pa.schema(list(columns.items())))
-    write_table(path, table, Beside("name\twhat\tdetail", rows, settings))
-
-
-def _cells(chain: ChainPrecision) -> dict[str, object]:
-    cells: dict[str, object] = {"name": chain.name, "residues": chain.residues, "resolved": chain.resolved}
-    for name, result in chain.ranges.items():
-        cells |= {f"{name}_pairs": result.pairs, f"{name}_contacts": result.contacts}
-        for part, value in result.precisions.items():
-            cells[f"{name}_{part}"] = None if isnan(value) else round(value, 6)
-    return cells
+        results = [chain.ranges[name] for chain in chains]
+        columns[f"{name}_pairs"] = pa.array([result.pairs for result in results], pa.int64())
+        columns[f"{name}_contacts"] = pa.array([result.contacts for result in results], pa.int64())
+        for part in PARTS:
+            values = [result.precisions[part] for result in results]
+            cells = [None if isnan(value) else round(value, 6) for value in values]
+            columns[f"{name}_{part}"] = pa.array(cells, pa.float64())
+    write_table(path, pa.table(columns), Beside("name\twhat\tdetail", rows, settings))

@@ -52,14 +52,7 @@ _PATIENCE: Final = 30
 
 
 class Example(NamedTuple):
-    """A chain to learn from.
-
-    Attributes:
-        ids: ``[L]`` of the residues that the model sees.
-        rows: ``[P]`` the first residue of each pair.
-        columns: ``[P]`` the second.
-        contacts: ``[P]`` whether they are in contact.
-    """
+    """A chain to learn from: ids ``[L]``, and of each pair ``[P]`` both residues and whether they are in contact."""
 
     ids: NDArray[np.uint8]
     rows: NDArray[np.int64]
@@ -70,14 +63,14 @@ class Example(NamedTuple):
 def fit_regression(
     model: Encoder, examples: Sequence[Example], *, c: float = C, seed: int = 0, progress: Progress = SILENT
 ) -> ContactHead:
-    """Fit the logistic regression from all attention maps to contacts.
+    """Fit the logistic regression from all attention maps to the contacts of all pairs.
 
     Args:
         model: of any family, on the device to compute on.
-        examples: all their pairs are fitted.
+        examples: whose pairs are all fitted.
         c: inverse strength of the L1 penalty.
         seed: of the order in which liblinear visits weights.
-        progress: one step a chain.
+        progress: one step an example.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -135,11 +128,7 @@ def _maps(model: Encoder, examples: Sequence[Example], total: int, progress: Pro
 
 
 def _contacts(examples: Sequence[Example]) -> NDArray[np.bool_]:
-    """``[P]`` of all pairs.
-
-    Raises:
-        DataError: no pair is in contact, or all are.
-    """
+    """``[P]`` of all pairs; there must be contacts and others."""
     contacts = np.concatenate([np.empty(0, bool), *(example.contacts for example in examples)])
     if contacts.all() or not contacts.any():
         raise DataError(
@@ -183,7 +172,7 @@ def fit_bilinear(
         held_out: the head with the lowest loss on these is kept.
         rank: rows of P and Q.
         seed: of the first weights and of the order of chains.
-        progress: one step a chain, then one an epoch.
+        progress: one step an example, then one an epoch.
 
     Raises:
         DataError: in ``examples`` or in ``held_out`` no pair is in contact, or all are.
@@ -210,13 +199,7 @@ def fit_bilinear(
 
 
 class _Input(NamedTuple):
-    """A chain as the bilinear head sees it.
-
-    Attributes:
-        states: ``[L, D]``.
-        pairs: ``[P]`` indices of the pairs in a flat ``[L, L]``.
-        contacts: ``[P]`` 1 for contacts, else 0.
-    """
+    """A chain as the bilinear head sees it; ``pairs`` are indices in a flat ``[L, L]``, ``contacts`` are 1 or 0."""
 
     states: Tensor
     pairs: Tensor

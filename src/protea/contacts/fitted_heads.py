@@ -24,7 +24,7 @@ from protea.checkpoints.json_files import read_json, write_json
 from protea.checkpoints.sidecar import HEAD_RECORD
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
-from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, Pairs, pairs, read_structures
+from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures
 from protea.errors import CheckpointError, DataError, UsageError
 from protea.infer.loading import load_model
 from protea.letters import ReportRow
@@ -44,14 +44,7 @@ _HELD_OUT: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a head is fitted.
-
-    Attributes:
-        head: ``regression`` on attention maps, or ``bilinear`` on last hidden states.
-        count: number of chains.
-        seed: of the choice of chains and of the fit.
-        c: inverse strength of the regression's L1 penalty.
-        rank: of the bilinear head.
+    """How a head is fitted: its kind, the number of chains, and the parameters of ``fit``.
 
     Raises:
         UsageError: a value is out of range.
@@ -85,15 +78,6 @@ class FitResult(NamedTuple):
     others: list[Chain]
 
 
-class WrittenFit(NamedTuple):
-    """What a written head was fitted on: chains, pairs and contacts; and its precision on the other chains."""
-
-    chains: int
-    pairs: int
-    contacts: int
-    precisions: list[ChainPrecision]
-
-
 def write_fitted(
     model: str,
     structures: Iterable[Path],
@@ -103,8 +87,8 @@ def write_fitted(
     *,
     device: str = "auto",
     progress: Progress = SILENT,
-) -> WrittenFit:
-    """Fit a head for a model, and write the model with it as a Hugging Face folder; weights stay as they are stored.
+) -> tuple[dict[str, Any], list[ChainPrecision]]:
+    """Fit a head for a model, and write both as a Hugging Face folder; weights stay as they are stored.
 
     Args:
         model: name, folder or file.
@@ -114,6 +98,9 @@ def write_fitted(
         rows: receives what was skipped or odd.
         device: to compute on.
         progress: of every part.
+
+    Returns:
+        The content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on.
 
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written. Other errors are those of the parts.
@@ -126,13 +113,13 @@ def write_fitted(
         head = fitted.head.to(checkpoint.dtype).float()
         module.contact_head = head
         precisions = measure(module, fitted.others, progress=progress)
-        by_chain = [pairs(chain) for chain in fitted.fitted]
-        _write(aside, checkpoint, head, _record(fitted.fitted, by_chain, settings, rows, replaced=replaced))
+        record = _record(fitted.fitted, settings, rows, replaced=replaced)
+        _write(aside, checkpoint, head, record)
     if isinstance(head, ContactHead) and not head.regression.weight.any():
         progress.note("no attention head follows contacts: the regression uses none, and all pairs get one probability")
     if replaced:
         progress.note("this head replaces the one that the model had")
-    return WrittenFit(len(by_chain), *_counts(by_chain), precisions)
+    return record, precisions
 
 
 def fit_to_structures(
@@ -206,26 +193,15 @@ def fit(model: Encoder, chains: Sequence[Chain], settings: FitSettings, progress
     )
 
 
-def _counts(by_chain: Sequence[Pairs]) -> tuple[int, int]:
-    """Numbers of pairs and of contacts."""
-    return sum(len(known.rows) for known in by_chain), int(sum(known.contacts.sum() for known in by_chain))
-
-
 def _record(
-    chains: Sequence[Chain],
-    by_chain: Sequence[Pairs],
-    settings: FitSettings,
-    rows: Iterable[ReportRow],
-    *,
-    replaced: bool,
+    chains: Sequence[Chain], settings: FitSettings, rows: Iterable[ReportRow], *, replaced: bool
 ) -> dict[str, Any]:
-    """The content of ``contact-head.json``."""
-    count, contacts = _counts(by_chain)
+    by_chain = [pairs(chain) for chain in chains]
     return {
         "settings": asdict(settings),
         "contact": f"CB (CA for glycine) below {CONTACT:g} Angstrom, {LEAST_SEPARATION} or more residues apart",
-        "pairs": count,
-        "contacts": contacts,
+        "pairs": sum(len(known.rows) for known in by_chain),
+        "contacts": int(sum(known.contacts.sum() for known in by_chain)),
         "structures": [{"name": chain.name, "sequence": chain.sequence} for chain in chains],
         "notes": [{"name": row.id, "what": row.what, "detail": row.detail} for row in rows],
         "replaced": replaced,

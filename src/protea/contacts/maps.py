@@ -49,12 +49,7 @@ def check_maps(path: Path, *, overwrite: bool) -> None:
 
 
 def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[ReportRow]) -> dict[str, str]:
-    """The proteins whose contacts can be predicted.
-
-    Args:
-        model: with a contact head.
-        proteins: sequences by name.
-        rows: receives the others.
+    """The proteins whose contacts can be predicted; ``rows`` receives the others.
 
     Raises:
         SequenceTooLongError: all are too long.
@@ -73,14 +68,7 @@ def predict_maps(
     draw: Callable[[ContactMap], None] = lambda _: None,
     progress: Progress = SILENT,
 ) -> Iterator[ContactMap]:
-    """The maps of proteins, one after another.
-
-    Args:
-        model: with a contact head.
-        proteins: sequences by name.
-        draw: receives every map.
-        progress: advances by the residues.
-    """
+    """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues."""
     progress.begin("predicting", sum(map(len, proteins.values())))
     for name, sequence in proteins.items():
         predicted = ContactMap(name, sequence, contacts(model, model.alphabet.encode(sequence), name))

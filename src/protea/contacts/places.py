@@ -73,18 +73,10 @@ def breaks(residues: Sequence[Residue]) -> list[int | None]:
 
 
 def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray[np.int64] | None:
-    """Places of residues in a stated sequence that contains them.
+    """Places of residues in a stated sequence that contains them; ``None`` if they do not fit.
 
     Stretches without a break keep together and in order. Of several possible places, those nearest to what the numbers
-    say count, and the first among equals.
-
-    Args:
-        stated: the sequence of the molecule.
-        letters: those of the residues.
-        broken: as ``breaks`` gives it.
-
-    Returns:
-        A place for each residue, or ``None`` if they do not fit.
+    say count, and the first among equals. ``broken`` is what ``breaks`` gives.
     """
     # For each end of the stretches so far: the deviation from the numbers, and where the stretches start.
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}

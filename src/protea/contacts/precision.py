@@ -65,13 +65,7 @@ class Mean(NamedTuple):
 
 
 def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], count: int) -> float:
-    """The share of contacts among the ``count`` most probable pairs.
-
-    Args:
-        probabilities: ``[P]``, or any values that order pairs in the same way.
-        truth: ``[P]`` which pairs are in contact.
-        count: at least 1.
-    """
+    """The share of contacts (``truth``) among the ``count`` most probable pairs ``[P]``; ``count`` is at least 1."""
     if not len(truth):
         return nan
     taken = min(count, len(truth))
@@ -82,12 +76,7 @@ def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], cou
 
 
 def score(chain: Chain, probabilities: NDArray[np.floating]) -> ChainPrecision:
-    """Precision of one chain.
-
-    Args:
-        chain: with its structure.
-        probabilities: ``[S, S]`` of contacts between the residues of its sequence.
-    """
+    """Precision of one chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
     rows, columns, separations, truth = pairs(chain)
     predicted = probabilities[rows, columns]
     ranges: dict[str, RangeScore] = {}
@@ -126,11 +115,11 @@ def measure(
     draw: Callable[[Chain, FloatArray], None] = lambda chain, probabilities: None,
     progress: Progress = SILENT,
 ) -> list[ChainPrecision]:
-    """Precision of a model on chains.
+    """Precision of a model on ``usable`` chains.
 
     Args:
         model: with a contact head, on the device to compute on.
-        chains: ``usable`` ones.
+        chains: with their structures.
         draw: receives every chain and the probabilities ``[S, S]`` of its contacts.
         progress: one step a chain.
 
@@ -149,12 +138,7 @@ def measure(
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:
-    """Mean over chains, with a 95 % interval by bootstrap over chains.
-
-    Args:
-        values: one a chain; nan does not count.
-        seed: of the bootstrap.
-    """
+    """Mean over chains, without nan, and its 95 % interval by bootstrap over chains, which ``seed`` decides."""
     # Sorted, so that the interval does not depend on the order of the chains.
     known = np.sort([value for value in values if not np.isnan(value)])
     if not len(known):

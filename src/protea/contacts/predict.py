@@ -88,66 +88,35 @@ def too_large(model: Encoder, length: int) -> str | None:
 
 
 def _from_attention(model: Encoder, head: ContactHead, sequence: NDArray[np.uint8]) -> FloatArray:
-    regression, rows = head.regression, model.alphabet.frame.rows
-    weights = torch.split(regression.weight.detach().float()[0], list(model.config.attention_heads))
-    watch = Wanted(watch=lambda: _WeightedSum(len(sequence), model.device, rows, weights))
-    result = _run(model, sequence, watch)
+    rows, length = model.alphabet.frame.rows, len(sequence)
+    weights = torch.split(head.regression.weight.detach().float()[0], list(model.config.attention_heads))
+    attention_sum, corrections = (torch.zeros(length, length, device=model.device) for _ in range(2))
+
+    def add(layer: int, maps: HeadMaps) -> None:
+        own = weights[layer - 1]
+        sums = []
+        for full_map, weight in zip(maps, own.tolist(), strict=True):
+            residues = full_map[rows, rows]
+            attention_sum.add_(residues, alpha=weight)
+            sums.append(residues.sum(0) + residues.sum(1))
+        r = torch.stack(sums)
+        corrections.addmm_((r * (own / r.sum(1).clamp_min(_TINY))[:, None]).T, r)
+
+    _run(model, sequence, Wanted(watch=lambda: add))
     with torch.inference_mode():
-        probabilities: FloatArray = result.watcher.probabilities(regression.bias.float())
+        logits = attention_sum + attention_sum.T - corrections + head.regression.bias.float()
+        probabilities: FloatArray = logits.sigmoid_().cpu().numpy()
     return probabilities
 
 
-class _WeightedSum:
-    """Adds up the maps of one sequence, layer by layer.
-
-    Args:
-        length: of the sequence, in residues.
-        device: of the maps.
-        rows: rows of a map that are residues.
-        weights: ``[H]`` of each layer.
-    """
-
-    def __init__(self, length: int, device: torch.device, rows: slice, weights: Sequence[Tensor]) -> None:
-        self._attention = torch.zeros(length, length, device=device)
-        self._corrections = torch.zeros(length, length, device=device)
-        self._rows, self._weights = rows, weights
-
-    def __call__(self, layer: int, maps: HeadMaps) -> None:
-        """Add a layer; they count from 1."""
-        sums = []
-        weights = self._weights[layer - 1]
-        for full_map, weight in zip(maps, weights.tolist(), strict=True):
-            residues = full_map[self._rows, self._rows]
-            self._attention.add_(residues, alpha=weight)
-            sums.append(residues.sum(0) + residues.sum(1))
-        rows = torch.stack(sums)
-        self._corrections.addmm_((rows * (weights / rows.sum(1).clamp_min(_TINY))[:, None]).T, rows)
-
-    def probabilities(self, bias: Tensor) -> FloatArray:
-        logits = self._attention + self._attention.T - self._corrections + bias
-        values: FloatArray = logits.sigmoid_().cpu().numpy()
-        return values
-
-
 def states(model: Encoder, sequence: NDArray[np.uint8]) -> Tensor:
-    """``[L, D]`` float32, the input of a bilinear head: last hidden states of residues, on the model's device.
-
-    Args:
-        model: of any family; needs no contact head.
-        sequence: ``[L]`` ids of residues.
-    """
+    """``[L, D]`` float32, the input of a bilinear head: the last hidden states, on the model's device."""
     # Autograd refuses tensors made in inference mode, so this is a copy.
     return _last_states(model, sequence, lambda x: x).clone().to(model.device)
 
 
 def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, Tensor]) -> FloatArray:
-    """``[P, M]``, the input of the regression: corrected maps of some pairs of residues, layer by layer.
-
-    Args:
-        model: of any family; needs no contact head.
-        sequence: ``[L]`` ids of residues.
-        pairs: ``[P]`` rows and ``[P]`` columns.
-    """
+    """``[P, M]``, the input of the regression: corrected maps at ``pairs``, ``[P]`` rows and ``[P]`` columns."""
     columns: list[Tensor] = []
     rows = model.alphabet.frame.rows
     first, second = pairs

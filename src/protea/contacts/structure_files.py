@@ -38,16 +38,7 @@ _LARGEST: Final = 1 << 30
 
 
 class Residue(NamedTuple):
-    """An amino acid with coordinates.
-
-    Attributes:
-        name: as in the file: ``ALA``, ``MSE``.
-        number: the author's.
-        insertion: the author's insertion code, mostly empty.
-        hetero: whether it is a HETATM, as modified residues and free amino acids are.
-        place: index in the stated sequence, if the file gives it.
-        atoms: positions of N, CA, C and CB, as far as present.
-    """
+    """An amino acid; number and insertion code are the author's, ``place`` is its index in the stated sequence."""
 
     name: str
     number: int
@@ -64,14 +55,7 @@ class Residue(NamedTuple):
 
 @dataclass
 class RawChain:
-    """A chain as it stands in a file.
-
-    Attributes:
-        name: the author's.
-        residues: in the file's order.
-        remarks: what is odd, in words.
-        stated: names of all residues of the molecule; empty if the file does not state them.
-    """
+    """A chain as it stands in a file; ``stated`` names all residues of the molecule, if the file does."""
 
     name: str
     residues: list[Residue]
@@ -143,14 +127,9 @@ def _text(path: Path) -> str:
     try:
         with xopen(path, "rb", threads=0) as stream:
             data = stream.read(_LARGEST + 1)
-    except FileNotFoundError as error:
-        raise StructureError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise StructureError(f"{path}: is a folder; name the files in it") from error
-    except PermissionError as error:
-        raise StructureError(f"{path}: permission denied; make the file readable") from error
     except DAMAGED as error:
-        raise StructureError(f"{path}: the file is cut short or damaged ({error}); fetch it again") from error
+        reason = getattr(error, "strerror", None) or f"cut short or damaged ({error}); fetch it again"
+        raise StructureError(f"{path}: cannot be read: {reason}") from error
     if len(data) > _LARGEST:
         raise StructureError(f"{path}: more than {_LARGEST:,} bytes, far more than a structure has")
     return str(data.decode("utf-8", errors="replace")).removeprefix("\ufeff")
@@ -215,13 +194,7 @@ def _polymers(table: Any) -> dict[str, dict[str, tuple[int, str]]]:
 
 
 def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None = None) -> dict[str, RawChain]:
-    """The chains that have amino acids, by name.
-
-    Args:
-        atoms: biotite's array.
-        keys: name of each atom's chain.
-        places: index of each atom's residue in the stated sequence, if the file gives it.
-    """
+    """The chains that have amino acids, by name; ``places`` are indices in the stated sequence, if known."""
     known = np.isin(atoms.res_name, list(_amino_acids()))
     backbone = np.flatnonzero(np.isin(atoms.atom_name, _ATOMS) & (known | ~atoms.hetero))
     names = dict.fromkeys(keys[backbone].tolist())

@@ -69,14 +69,7 @@ class Chain:
 
 
 class Pairs(NamedTuple):
-    """Pairs of residues with coordinates.
-
-    Attributes:
-        rows: ``[P]`` place of the first residue in the sequence.
-        columns: ``[P]`` place of the second.
-        separations: ``[P]`` their distance along the molecule.
-        contacts: ``[P]`` whether they are in contact.
-    """
+    """Pairs ``[P]``: both places in the sequence, their distance along the molecule, whether they are in contact."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]

@@ -51,16 +51,7 @@ _HIGH, _LOW = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false"))
 
 
 class Assay(NamedTuple):
-    """One deep mutational scan.
-
-    Attributes:
-        name: of the assay.
-        protein: UniProt id; means over proteins first average the assays of each.
-        kind: the function that was selected for, or empty.
-        sequence: of the wild type.
-        path: of the table of variants.
-        published: Spearman's correlation of other models, by name.
-    """
+    """A deep mutational scan; ``kind`` is the function selected for, ``published`` other models' correlations."""
 
     name: str
     protein: str
@@ -72,15 +63,7 @@ class Assay(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """How well one assay was predicted.
-
-    Attributes:
-        assay: the scan.
-        count: number of variants compared.
-        problems: variants that could not be scored, or were not measured.
-        advice: what may explain many problems.
-        measures: by name; ``nan`` where one is not defined.
-    """
+    """How well one assay was predicted; ``nan`` for measures that are not defined."""
 
     assay: Assay
     count: int
@@ -96,11 +79,6 @@ class Measured:
 
 class AssayScores:
     """An assay that one model after another scores.
-
-    Args:
-        assay: the scan.
-        alphabet: of the models.
-        how: method and policies.
 
     Raises:
         DataError: the file is damaged, a column is missing, or the sequence holds a letter outside the alphabet.
@@ -176,12 +154,7 @@ def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.b
 
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
-    """All of ``MEASURES``.
-
-    Args:
-        predicted: ``[n]``.
-        measured: ``[n]``, higher is fitter.
-        high: ``[n]``, which count as fit.
+    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -203,12 +176,8 @@ def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high:
 def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
     """Means over assays, over proteins, and over kinds of function where these are known.
 
-    A protein counts by the mean over its assays, a kind of function by the mean over its proteins.
-
-    Args:
-        results: of the assays.
-        name: of a measure.
-        values: by assay, to average instead of a measure.
+    A protein counts by the mean over its assays, a kind of function by the mean over its proteins. ``values`` by assay
+    are averaged instead of the measure ``name``, if given.
     """
     known: list[float] = []
     proteins: dict[str, list[float]] = {}
@@ -227,22 +196,13 @@ def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | 
 
 
 def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
-    """Write a table with a row an assay, a report of the variants that were left out, and the settings.
-
-    Raises:
-        OutputError: the table cannot be written.
-    """
+    """Write a table with a row an assay, a report of the variants that were left out, and the settings."""
     import pyarrow as pa
 
     published = dict.fromkeys(name for result in results for name in result.assay.published)
-    rows = [
-        {
-            "assay": result.assay.name,
-            "protein": result.assay.protein,
-            "variants": result.count,
-            "left_out": result.left_out,
-        }
-        | dict(result.measures)
+    rows: list[dict[str, Any]] = [
+        {"assay": result.assay.name, "protein": result.assay.protein}
+        | {"variants": result.count, "left_out": result.left_out, **result.measures}
         | {f"{_PUBLISHED}{name}": result.assay.published.get(name) for name in published}
         for result in results
     ]
@@ -282,7 +242,12 @@ def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> As
         raise DataError(f"{reference}: {name}: target_seq must be upper-case letters without gaps")
     protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
     path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
-    return Assay(name, protein, _first(row, _KIND), sequence, path, dict(_published(row, name, reference)))
+    published = {
+        column.removeprefix(_PUBLISHED): _number(value, f"{reference}: {name}: {column}")
+        for column, value in row.items()
+        if column.startswith(_PUBLISHED) and value
+    }
+    return Assay(name, protein, _first(row, _KIND), sequence, path, published)
 
 
 def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
@@ -297,13 +262,11 @@ def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) ->
     return nearest[0]
 
 
-def _published(row: Mapping[str, str], assay: str, reference: Path) -> Iterator[tuple[str, float]]:
-    for column, value in row.items():
-        if column.startswith(_PUBLISHED) and value:
-            try:
-                yield column.removeprefix(_PUBLISHED), float(value)
-            except ValueError as error:
-                raise DataError(f"{reference}: {assay}: {column}: {value!r} is not a number") from error
+def _number(value: Any, place: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place}: {value!r} is not a number") from error
 
 
 def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
@@ -343,12 +306,10 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
-    numbers = np.empty(table.num_rows)
-    for row, value in enumerate(table.column(column).to_pylist()):
-        try:
-            numbers[row] = np.nan if _is_missing(value) else float(value)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: {column}: row {row + 1}: {value!r} is not a number") from error
+    values = enumerate(table.column(column).to_pylist(), start=1)
+    numbers = np.array(
+        [np.nan if _is_missing(value) else _number(value, f"{path}: {column}: row {row}") for row, value in values]
+    )
     if np.isinf(numbers).any():
         raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(numbers))) + 1} is not finite")
     if np.isnan(numbers).all():

@@ -40,15 +40,7 @@ _COLOURS: Final = {_NONE: "#FFFFFF", _CONTACT: style.TRUE, _UNKNOWN: style.MISSI
 
 
 class _Cells(NamedTuple):
-    """What is drawn.
-
-    Attributes:
-        probabilities: ``[C, C]``, NaN where nothing was predicted.
-        truth: ``[C, C]`` of ``_ABOVE`` and so on; ``None`` without a structure.
-        block: residues along a cell's side.
-        start: number of the first residue.
-        length: number of residues.
-    """
+    """What is drawn, ``[C, C]``; ``truth`` holds ``_ABOVE`` and so on; a cell's side is ``block`` residues."""
 
     probabilities: FloatArray
     truth: NDArray[np.int8] | None
@@ -58,18 +50,16 @@ class _Cells(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Of both axes."""
         return self.start - 0.5, self.start + self.length - 0.5
 
     @property
     def scale(self) -> str:
-        """What the colours of probabilities mean."""
         highest = f", the highest of {self.block} by {self.block} residues" if self.block > 1 else ""
         return f"predicted probability{highest}"
 
     @property
     def legend(self) -> dict[str, str]:
-        """The other colours by their labels."""
+        """Colours other than those of probabilities, by their labels."""
         if self.truth is None:
             return {"not predicted": style.MISSING} if np.isnan(self.probabilities).any() else {}
         colours = {"predicted, above the diagonal": style.STRONG, "true contact, below": style.TRUE}

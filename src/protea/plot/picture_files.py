@@ -56,11 +56,7 @@ _PAGE: Final = """<!DOCTYPE html>
 
 
 def is_page(path: Path) -> bool:
-    """Whether the suffix asks for a page; otherwise it asks for a figure.
-
-    Raises:
-        UsageError: the suffix is not that of a picture.
-    """
+    """Whether the suffix asks for a page; otherwise it asks for a figure, or is refused."""
     if path.suffix not in _KINDS:
         raise UsageError(f"{path}: this suffix is not that of a picture; use {', '.join(_KINDS)}")
     return path.suffix == ".html"

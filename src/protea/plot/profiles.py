@@ -59,15 +59,9 @@ _DOTS: Final = 2000
 
 
 class _Panel(NamedTuple):
-    """One of the two quantities; NaN where it is not known.
+    """One of the two quantities ``[L]``; NaN where it is not known.
 
-    Attributes:
-        label: of its axis.
-        values: ``[L]``.
-        mean: ``[L]``, the running mean of a long protein.
-        overall: mean over the protein, if any residue has a value.
-        guess: the value of a model that knows nothing.
-        logarithmic: whether its axis is.
+    ``overall`` is the mean over the protein, ``guess`` the value of a model that knows nothing.
     """
 
     label: str
@@ -85,7 +79,6 @@ class _Panel(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Of the axis: all values and the guess are within."""
         highest = max(self.guess, float(np.nanmax(self.values, initial=0)))
         return (0.9, highest * 1.25) if self.logarithmic else (0.0, highest * 1.04 or 1.0)
 
@@ -98,15 +91,7 @@ class _Panel(NamedTuple):
 
 
 class _Profile(NamedTuple):
-    """What is drawn.
-
-    Attributes:
-        panels: from top to bottom.
-        sequence: as given.
-        likeliest: letter and probability at each residue; empty where not known.
-        positions: ``[L]`` numbers of the residues.
-        window: residues of the running mean, an odd number; 0 without one.
-    """
+    """What is drawn; ``window`` is the number of residues of the running mean, or 0."""
 
     panels: list[_Panel]
     sequence: str
@@ -116,7 +101,6 @@ class _Profile(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Of the axis of residues."""
         return float(self.positions[0]) - 0.5, float(self.positions[-1]) + 0.5
 
 

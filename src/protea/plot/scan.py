@@ -55,14 +55,7 @@ _ABOVE: Final = 1.2
 
 
 class _Panel(NamedTuple):
-    """A stretch of the protein.
-
-    Attributes:
-        first: number of its first residue.
-        sequence: the wild type.
-        scores: ``[residues, V]``.
-        wild: index of the residue and index of its letter; residues that are none of the letters are absent.
-    """
+    """A stretch of the protein; ``wild`` are indices of residues and of their letters."""
 
     first: int
     sequence: str
@@ -71,20 +64,14 @@ class _Panel(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Of the axis of residues."""
         return self.first - 0.5, self.first + len(self.sequence) - 0.5
 
 
 class _Scan(NamedTuple):
-    """What is drawn.
+    """What is drawn: scores ``[L, V]`` in the order of ``letters``, NaN where nothing was scored.
 
-    Attributes:
-        scores: ``[L, V]`` in the order of ``letters``; NaN where nothing was scored; 0 for an unscored wild type.
-        sequence: the wild type.
-        letters: group by group.
-        groups: name, index of the first letter, and index after the last letter of each group.
-        limit: the score that gets the strongest colour, above and below 0.
-        offset: number of the first residue.
+    ``groups`` have a name, the index of their first letter, and the index after their last. Scores of ``limit`` and
+    beyond, above and below 0, get the strongest colour.
     """
 
     scores: FloatArray

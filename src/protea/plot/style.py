@@ -69,11 +69,7 @@ _TITLE_TOP: Final = 0.12
 
 
 def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The indices of letters, group by group; letters outside the groups come last, as ``other``.
-
-    Raises:
-        UsageError: a letter is repeated, or an item is not one character.
-    """
+    """The indices of letters, group by group; letters outside the groups come last, as ``other``."""
     for letter, times in Counter(letters).items():
         if len(letter) != 1 or times > 1:
             raise UsageError(f"letters: {letter!r} {'is not one letter' if times == 1 else 'is repeated'}")
@@ -84,11 +80,7 @@ def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def check_shape(name: str, array: NDArray[Any], expected: tuple[int, ...]) -> None:
-    """Check that an array fits the other arrays.
-
-    Raises:
-        UsageError: it has another shape, or there is no residue.
-    """
+    """Refuse an array that does not fit the other arrays."""
     if 0 in expected:
         raise UsageError(f"{name}: nothing to draw; pass at least one residue")
     if array.shape != expected:
@@ -110,15 +102,7 @@ def title_lines(title: str, width: int) -> list[str]:
 
 
 def new_figure(lines: Sequence[str], width: float, height: float, *, left: float, dpi: float) -> Figure:
-    """A figure with a title, whose letters shrink if the title would not fit.
-
-    Args:
-        lines: of the title.
-        width: of the figure in inches.
-        height: of the figure in inches.
-        left: inches between the left edge and the title.
-        dpi: pixels per inch.
-    """
+    """A figure of some inches with a title; the title's letters shrink if it would not fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi)
@@ -150,16 +134,7 @@ def markup(text: str) -> str:
 
 
 def page_layout(title: str, width: float, height: float, *, left: int, right: int, above: int) -> dict[str, Any]:
-    """The frame of a page: its title, size and margins, in pixels.
-
-    Args:
-        title: of the picture.
-        width: of the plot area.
-        height: of the plot area.
-        left: margin.
-        right: margin.
-        above: margin above the plot area, for the legend and one line of the title.
-    """
+    """The frame of a page, in pixels around the plot area; ``above`` holds the legend and one line of the title."""
     lines = [markup(line) for line in title_lines(title, int(width) // 9)]
     top = above + _PAGE_LINE * max(0, len(lines) - 1)
     place = {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12}}
