@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -110,6 +112,22 @@ def test_what_cannot_be_fitted_is_told(load_small: LoadModel, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(MissingExtraError, match=r"protea\[evaluate\]"):
         fit_regression(model, [one])
+
+
+def test_a_signal_ends_the_wait_for_a_fit() -> None:
+    release = threading.Event()
+
+    def work() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        release.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit._in_thread(work)
+    release.set()
+    with pytest.raises(ZeroDivisionError):
+        fit._in_thread(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("fitting", [fit_regression, lambda model, examples: fit_bilinear(model, examples, examples)])

@@ -344,7 +344,7 @@ def test_files_that_hold_no_structure(tmp_path: Path) -> None:
     ):
         with pytest.raises(StructureError, match=rf"x\.pdb: {message}"):
             read(tmp_path, text=text)
-    with pytest.raises(StructureError, match="absent.pdb: "):
+    with pytest.raises(StructureError, match=r"absent\.pdb: "):
         read_chains(tmp_path / "absent.pdb")
 
 

@@ -123,7 +123,7 @@ def test_the_command(run: Run, short: Path, model_folders: dict[str, Path], one_
     lines = result.out.splitlines()
     assert lines[0].split()[:3] == ["assay", "variants", "spearman"]
     assert lines[1].split()[-1] == "0.250"
-    assert lines[2].split()[-1] == "nan"
+    assert lines[2].split()[-1] == "-"
     assert lines[3].startswith("mean over assays")
     table = csv.read_csv("out.csv").to_pydict()
     assert table["variants"] == [20, 20]

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protea import bundled
+from protea.cli import options
 from protea.cli.ensemble import check_lengths, common_alphabet, ensemble
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
-from protea.cli.options import (
-    BUNDLED,
-    Device,
-    Dtype,
-    Fast,
-    MapPlot,
-    Method,
-    Model,
-    Models,
-    Offset,
-    Overwrite,
-    TokenBudget,
-    Windows,
-)
-from protea.cli.structures import Structures, picture_paths, show_means, tell_rows
+from protea.cli.structures import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -38,11 +24,11 @@ if TYPE_CHECKING:
     from protea.evaluate.proteingym import Measured
     from protea.infer.runner import FloatArray
 
-evaluate = typer.Typer(
-    name="evaluate",
-    help="Compare predictions with measurements.",
-    rich_markup_mode=None,
-)
+evaluate = typer.Typer(name="evaluate", help="Compare predictions with measurements.", rich_markup_mode=None)
+
+_Table = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Table of all results: .csv, .tsv or .parquet.")
+]
 
 
 @evaluate.callback(invoke_without_command=True)
@@ -55,13 +41,8 @@ def _options(context: typer.Context) -> None:
 @evaluate.command("contacts")
 def evaluate_contacts(
     structures: Structures,
-    model: Model = bundled.NAME,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="OUT", help="A row a chain: .csv, .tsv or .parquet; printed by default."
-        ),
-    ] = None,
+    model: options.Model = bundled.NAME,
+    output: _Table = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="WHAT", help="Chains to leave out: a contact-head.json, or a name; may be repeated."),
@@ -70,11 +51,11 @@ def evaluate_contacts(
         bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed for the intervals.", min=0)] = 0,
-    plot: MapPlot = None,
-    dtype: Dtype = "float32",
-    fast: Fast = False,
-    device: Device = "auto",
-    overwrite: Overwrite = False,
+    plot: options.MapPlot = None,
+    dtype: options.Dtype = "float32",
+    fast: options.Fast = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Measure a model's contacts against structures: precision of the L, L/2 and L/5 most probable pairs.
 
@@ -142,7 +123,7 @@ def _show_chains(precisions: list[ChainPrecision]) -> None:
     rows = []
     for chain in precisions:
         values = [value for result in chain.ranges.values() for value in result.precisions.values()]
-        rows.append([chain.name, str(chain.resolved), *("-" if isnan(value) else f"{value:.3f}" for value in values)])
+        rows.append([chain.name, str(chain.resolved), *(decimals(value) for value in values)])
     show_table(["chain", "L", *columns], rows)
     typer.echo()
 
@@ -153,10 +134,10 @@ def evaluate_proteingym(
         Path,
         typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False),
     ],
-    models: Models = BUNDLED,
-    method: Method = "masked-marginals",
-    offset: Offset = 1,
-    long: Windows = "window",
+    models: options.Models = options.BUNDLED,
+    method: options.Method = "masked-marginals",
+    offset: options.Offset = 1,
+    long: options.Windows = "window",
     only: Annotated[
         str | None,
         typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default."),
@@ -165,14 +146,12 @@ def evaluate_proteingym(
         str | None,
         typer.Option(metavar="NAMES", help="Published models to show, separated by commas, as the table names them."),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="A row an assay: .csv, .tsv or .parquet.")
-    ] = None,
-    dtype: Dtype = "float32",
-    fast: Fast = False,
-    device: Device = "auto",
-    token_budget: TokenBudget = None,
-    overwrite: Overwrite = False,
+    output: _Table = None,
+    dtype: options.Dtype = "float32",
+    fast: options.Fast = False,
+    device: options.Device = "auto",
+    token_budget: options.TokenBudget = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Score deep mutational scans and compare with the measurements, by ProteinGym's measures.
 
@@ -242,10 +221,10 @@ def _show_results(results: list[Measured], published: list[str]) -> None:
     for result in results:
         values = [result.measures[name] for name in MEASURES]
         values += [result.assay.published.get(name, float("nan")) for name in published]
-        rows.append([result.assay.name, f"{result.count:,}", *(f"{value:.3f}" for value in values)])
+        rows.append([result.assay.name, f"{result.count:,}", *(decimals(value) for value in values)])
     averages = [means(results, name) for name in MEASURES]
     for name in published:
         by_assay = {result.assay.name: result.assay.published.get(name, float("nan")) for result in results}
         averages.append(means(results, "spearman", by_assay))
-    rows += [[f"mean over {over}", "", *(f"{average[over]:.3f}" for average in averages)] for over in averages[0]]
+    rows += [[f"mean over {over}", "", *(decimals(average[over]) for average in averages)] for over in averages[0]]
     show_table(["assay", "variants", *MEASURES, *published], rows)

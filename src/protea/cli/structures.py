@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,14 @@ def show_means(chains: Sequence[ChainPrecision], seed: int = 0) -> None:
 
 
 def _cell(mean: Mean, part: str) -> str:
-    if not mean.chains:
-        return "-"
     # One chain has no interval over chains.
-    interval = "" if part == "chance" or mean.chains == 1 else f" ({mean.low:.3f} to {mean.high:.3f})"
-    return f"{mean.value:.3f}{interval}"
+    interval = "" if part == "chance" or mean.chains < 2 else f" ({mean.low:.3f} to {mean.high:.3f})"
+    return f"{decimals(mean.value)}{interval}"
+
+
+def decimals(value: float) -> str:
+    """A number for a table; a dash for nan."""
+    return "-" if isnan(value) else f"{value:.3f}"
 
 
 def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
