@@ -62,7 +62,7 @@ def test_a_head_is_fitted_and_measured_where_it_was_not(
 
     measured = run("evaluate", "contacts", structures, "-m", "out", "-o", "out.csv")
     assert measured.code == 0
-    assert "note: left out 5 chains: the contact head was fitted on them (out/contact-head.json)" in measured.err
+    check_message("contacts.left_out", measured.err)
     assert measured.out.splitlines() == ["out.csv: 4 chains", *table]
     found = rows(Path("out.csv"))
     assert not {row["name"] for row in found} & set(names)
@@ -220,7 +220,7 @@ def test_pictures_show_predictions_and_the_structure(
     esm2 = ("-m", model_folders["esm2"])
     files = sorted(structures.iterdir())[:2]
     result = run("evaluate", "contacts", files[0], *esm2, "--plot", "one.svg")
-    assert "one.svg: their maps" in result.out.splitlines()
+    assert "one.svg: 1 contact map" in result.out.splitlines()
     assert "<svg" in Path("one.svg").read_text()
     monkeypatch.setattr("protea.plot.contact_map", draw)
     result = run("evaluate", "contacts", *files, *esm2, "--plot", "maps", "-o", "out.csv", "--dtype", "bfloat16")
@@ -243,7 +243,9 @@ def test_pictures_show_predictions_and_the_structure(
         assert set(np.flatnonzero(one["missing"]).tolist()) == missing  # type: ignore[arg-type]
     alone = run("evaluate", "contacts", files[0], *esm2, "--plot", "maps", "--overwrite")
     assert alone.code == 0, alone  # a folder of one
-    fails(run("evaluate", "contacts", *files, *esm2, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")
+    several = run("evaluate", "contacts", *files, *esm2, "--plot", "x.png")
+    fails(several, 2, "--plot x.png")
+    check_message("contacts.several_maps", several.err)
     fails(run("evaluate", "contacts", files[0], *esm2, "--plot", "x.gif"), 2, "x.gif", ".png")
 
 
@@ -270,7 +272,8 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     esm2 = ("-m", model_folders["esm2"])
     fit = ("fit-contacts", structures, *esm2, "-o", "out")
     fails(run(*fit), 1, "--count 20: the model can see 9 chains")
-    fails(run(*fit, "--head", "cubic"), 2, "--head 'cubic'")
+    check_message("contacts.unknown_head", run(*fit, "--head", "cubic").err)
+    check_message("contacts.too_few", run(*fit).err)
     fails(run(*fit, "--count", 0), 2, "--count must be at least 1 for a regression head, got 0")
     fails(run(*fit, "--count", 1, "--head", "bilinear"), 2, "--count must be at least 2 for a bilinear head, got 1")
     for c in (0, "inf", "nan"):
@@ -288,7 +291,8 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
 
     measure = ("evaluate", "contacts", structures)
     fails(run(*measure, "-m", model_folders["esm1nv"]), 1, "ESM-1nv model has no contacts; ", "protea fit-contacts")
-    fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: no chain and no structure has this name")
+    fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: ")
+    check_message("contacts.unknown_excluded", run(*measure, *esm2, "--exclude", "s99").err)
     written(tmp_path / "x.json", "{}")
     fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
     written(tmp_path / "x.csv", "")

@@ -178,10 +178,13 @@ def test_a_narrow_model_computes_bilinear_contacts_in_float32(load_small: LoadMo
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_the_bilinear_head_finds_contacts_that_hidden_states_show(load_small: LoadModel) -> None:
+@pytest.mark.parametrize(("chains", "least"), [(4, 0.7), pytest.param(10, 0.9, marks=pytest.mark.long)])
+def test_the_bilinear_head_finds_contacts_that_hidden_states_show(
+    load_small: LoadModel, chains: int, least: float
+) -> None:
     model = load_small("esm2").module
     model.contact_head = bilinear(model, rank=2)
-    train = [planted(model, example(model, 50, seed)) for seed in range(10)]
+    train = [planted(model, example(model, 50, seed)) for seed in range(chains)]
     apart = [planted(model, example(model, 50, seed)) for seed in range(20, 23)]
     test = [planted(model, example(model, 50, seed)) for seed in range(30, 33)]
     head = fit_bilinear(model, train, apart, rank=4)
@@ -190,10 +193,10 @@ def test_the_bilinear_head_finds_contacts_that_hidden_states_show(load_small: Lo
     for one in test:
         found = contacts(model, one.ids)
         chosen = found[one.rows, one.columns].astype(float)
-        assert roc_auc_score(one.contacts, chosen) > 0.9
+        assert roc_auc_score(one.contacts, chosen) > least
         losses.append(-np.log(np.where(one.contacts, chosen, 1 - chosen)).mean())
     # Better than the share of contacts, which is what calibration without knowledge would give.
-    assert np.mean(losses) < 0.9 * -(base * math.log(base) + (1 - base) * math.log(1 - base))
+    assert np.mean(losses) < (0.9 if chains > 4 else 1) * -(base * math.log(base) + (1 - base) * math.log(1 - base))
 
 
 def test_where_there_is_nothing_to_learn_the_bilinear_head_gives_the_share_of_contacts(load_small: LoadModel) -> None:

@@ -198,7 +198,7 @@ def test_of_residues_that_share_a_number_the_first_is_taken(tmp_path: Path, kind
     mol.residues.insert(30, replace(one, name="TRP" if one.name != "TRP" else "TYR"))
     (chain,) = read(tmp_path, mol, kind=kind)
     assert chain.sequence == SEQUENCE
-    assert details(chain, "odd") == ["residue 30 is of several kinds; the first was taken"]
+    assert details(chain, "odd") == ["residue 30 has several names; the first is used"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -275,7 +275,7 @@ def test_where_cb_is_absent_ca_is_taken(tmp_path: Path) -> None:
     assert 19 not in chain.places
     assert details(chain, "incomplete") == [
         "residues without coordinates: 1 of 30; their pairs are left out",
-        "residues without CB: 1; CA was taken",
+        "residues without CB: 1; CA is used",
     ]
 
 
@@ -303,12 +303,11 @@ def test_two_molecules_of_one_name_are_told(tmp_path: Path) -> None:
     (chain,) = read(tmp_path, text=text)
     assert chain.sequence[:50] == letters(50, 1)
     assert (
-        details(chain, "odd")[0]
-        == "50 residues have numbers that stood before; left out: a second molecule of this name?"
+        details(chain, "odd")[0] == "50 residues repeat earlier numbers and were left out; is this a second molecule?"
     )
     (same,) = read(tmp_path, text=pdb(first).replace("END", "TER") + pdb(first))
     assert same.sequence == letters(50, 1)
-    assert details(same, "odd")[0].startswith("50 residues have numbers that stood before")
+    assert details(same, "odd")[0].startswith("50 residues repeat earlier numbers")
 
 
 def test_a_chain_without_a_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 
 import protea
 from conftest import Run, fails
+from messages import check_message
 from protea.alphabet import ESM
 from protea.errors import DataError
 from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays, read_scan
@@ -161,9 +162,11 @@ def test_proteingyms_own_layout(run: Run, tmp_path: Path, model_folders: dict[st
 
 def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
     command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"])
-    fails(run(*command, "--assays", "Z"), 2, "--assays 'Z'", "P1_X_A_2020")
+    unknown = run(*command, "--assays", "Z")
+    fails(unknown, 2, "--assays 'Z'", "P1_X_A_2020")
+    check_message("proteingym.unknown_assay", unknown.err)
     fails(run(*command, "--beside", "Z"), 2, "--beside 'Z'", "Some (8M)")
-    fails(run("evaluate", "proteingym", tmp_path), 1, "target_seq; found none")
+    check_message("proteingym.no_assays", run("evaluate", "proteingym", tmp_path).err, tmp=tmp_path)
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,high\n")
     fails(run(*command), 1, "P1_X_A_2020.csv: score: row 1: 'high' is not a number")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,nan\n")
@@ -175,8 +178,9 @@ def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, P
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
     (short / "P1_X_A_2020.csv").unlink()
-    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in the folder"):
+    with pytest.raises(DataError, match="P1_X_A_2020") as caught:
         read_assays(short)
+    check_message("proteingym.no_scan", caught.value, folder=short)
 
 
 def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dict[str, Path]) -> None:

@@ -110,7 +110,7 @@ def evaluate_contacts(
     elif precisions:
         _show_chains(precisions)
     if plot is not None and precisions:
-        typer.echo(f"{plot}: their maps")
+        typer.echo(f"{plot}: {counted(len(precisions), 'contact map')}")
     if precisions:
         show_means(precisions, seed)
     skipped = tell_rows(rows, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")

@@ -80,12 +80,12 @@ def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[
         check_place(plot)
         paths = {names[0]: plot}
     else:
+        check_place(Path("any.png"))  # before the folder is made
         try:
             plot.mkdir(exist_ok=True)
         except OSError as error:
             raise write_failure(error, plot) from error
         paths = {name: plot / f"{file_name(name)}.png" for name in names}
-        check_place(paths[names[0]])
     for path in paths.values():
         check_output(path, overwrite=overwrite)
     return paths

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, get_args
 
 from torch import Tensor
 
@@ -70,14 +70,6 @@ class FitSettings:
             raise UsageError(f"--rank must be at least 1, got {self.rank}")
 
 
-class FitResult(NamedTuple):
-    """A fitted head, the chains it was fitted on, and the other chains that the model can see."""
-
-    head: AnyContactHead
-    fitted: list[Chain]
-    others: list[Chain]
-
-
 def write_fitted(
     model: str,
     structures: Iterable[Path],
@@ -108,12 +100,12 @@ def write_fitted(
     with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
         module = load_model(model, device=device, trainable=True).module
         replaced = module.contact_head is not None
-        fitted = fit_to_structures(module, structures, settings, rows, progress)
+        head, fitted, others = fit_to_structures(module, structures, settings, rows, progress)
         # The precision is that of the head as stored, perhaps rounded.
-        head = fitted.head.to(checkpoint.dtype).float()
+        head = head.to(checkpoint.dtype).float()
         module.contact_head = head
-        precisions = measure(module, fitted.others, progress=progress)
-        record = _record(fitted.fitted, settings, rows, replaced=replaced)
+        precisions = measure(module, others, progress=progress)
+        record = _record(fitted, settings, rows, replaced=replaced)
         _write(aside, checkpoint, head, record)
     if isinstance(head, ContactHead) and not head.regression.weight.any():
         progress.note("no attention head follows contacts: the regression uses none, and all pairs get one probability")
@@ -128,7 +120,7 @@ def fit_to_structures(
     settings: FitSettings,
     rows: list[ReportRow],
     progress: Progress = SILENT,
-) -> FitResult:
+) -> tuple[AnyContactHead, list[Chain], list[Chain]]:
     """Choose chains of structures and fit a head to them; the model keeps its own head.
 
     Args:
@@ -137,6 +129,9 @@ def fit_to_structures(
         settings: of the fit.
         rows: receives what was skipped or odd.
         progress: of reading and fitting.
+
+    Returns:
+        The head, the chains it was fitted on, and the other chains that the model can see.
 
     Raises:
         MissingExtraError: biotite or scikit-learn is not installed.
@@ -148,7 +143,7 @@ def fit_to_structures(
     chains, notes = read_structures(structures, progress)
     rows += notes
     chosen, others = choose(usable(model, chains, rows), settings)
-    return FitResult(fit(model, chosen, settings, progress), chosen, others)
+    return fit(model, chosen, settings, progress), chosen, others
 
 
 def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:

@@ -219,13 +219,11 @@ def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | Non
         for i in own:
             if atoms.res_name[i] != name and residue.label not in mixed:
                 mixed.add(residue.label)
-                remarks.append(f"residue {residue.label} is of several kinds; the first was taken")
+                remarks.append(f"residue {residue.label} has several names; the first is used")
             elif atoms.res_name[i] == name and np.isfinite(atoms.coord[i]).all():
                 residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
     if repeated:
-        remarks.append(
-            f"{len(repeated)} residues have numbers that stood before; left out: a second molecule of this name?"
-        )
+        remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")
     # Force fields have residue names of their own: an unknown name counts as an amino acid if it has a backbone.
     kept = [
         residue

@@ -243,7 +243,7 @@ def _notes(placed: _Placed, resolved: int) -> Iterator[tuple[str, str]]:
         yield "incomplete", f"residues missing by number: {unseen}; the model does not see them"
     without = [residue for residue in placed.residues if residue.name != "GLY" and "CB" not in residue.atoms]
     if bare := sum("CA" in residue.atoms for residue in without):
-        yield "incomplete", f"residues without CB: {bare}; CA was taken"
+        yield "incomplete", f"residues without CB: {bare}; CA is used"
     names = Counter(residue.name for residue in placed.residues if is_modified(residue.name))
     for name, count in sorted(names.items()):
         yield "altered", f"{count} {name} read as {letter(name)}"

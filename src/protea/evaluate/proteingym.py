@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -119,7 +120,7 @@ def read_assays(folder: Path) -> list[Assay]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
-    references = [path for path in sorted(folder.glob("*.csv*")) if "target_seq" in _header(path)]
+    references = [path for path in sorted(folder.glob("*.csv*")) if _has_assays(path)]
     if len(references) != 1:
         names = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
@@ -278,25 +279,23 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def _header(path: Path) -> list[str]:
-    """The column names of a CSV; none if the file cannot be read as CSV."""
-    try:
-        return next(_lines(path), [])
-    except (*DAMAGED, UnicodeDecodeError, csv.Error):
-        return []
-
-
 def _lines(path: Path) -> Iterator[list[str]]:
     """The lines of a CSV that are not empty; all cells are text, for a name such as 0012 is not a number."""
-    with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
-        yield from filter(None, csv.reader(file))
+    try:
+        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
+            yield from filter(None, csv.reader(file))
+    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _has_assays(path: Path) -> bool:
+    with suppress(DataError):
+        return "target_seq" in next(_lines(path), [])
+    return False
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        header, *lines = _lines(path)
-    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    header, *lines = _lines(path)
     if repeated := _repeated(header):
         raise DataError(f"{path}: two columns are named {repeated}; rename one")
     for number, line in enumerate(lines, start=1):
