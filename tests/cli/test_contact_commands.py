@@ -40,7 +40,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("esm2", "regression"), ("esm2", "bilinear"), ("esm1nv", "regression"), ("esm1nv", "bilinear")]
+    ("name", "kind"),
+    [
+        ("esm2", "regression"),
+        ("esm1nv", "bilinear"),
+        pytest.param("esm2", "bilinear", marks=pytest.mark.long),
+        pytest.param("esm1nv", "regression", marks=pytest.mark.long),
+    ],
 )
 def test_a_head_is_fitted_and_measured_where_it_was_not(
     run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, name: str, kind: str
@@ -83,7 +89,7 @@ def test_a_head_is_fitted_and_measured_where_it_was_not(
     assert "left out" not in whole.err
 
 
-@pytest.mark.parametrize("head", ["regression", "bilinear"])
+@pytest.mark.parametrize("head", ["regression", pytest.param("bilinear", marks=pytest.mark.long)])
 def test_the_same_in_python(
     run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, head: heads.Head
 ) -> None:

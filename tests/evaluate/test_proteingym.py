@@ -247,6 +247,7 @@ def test_numbering_from_elsewhere_is_advised_and_obeyed(run: Run, short: Path, m
     assert sum("P1_X_A_2020" in line for line in result.out.splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the scans are not here")
 def test_real_scans_are_read_whole() -> None:
     assays = read_assays(SHARED)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
 from numpy.typing import NDArray
@@ -137,6 +137,7 @@ def test_long_proteins(tmp_path: Path) -> None:
     assert page.layout["xaxis"]["range"] == [0.5, 2001.5]
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000))
 def test_squares(length: int, most: int, seed: int) -> None:
     probabilities, truth = some(length, seed)

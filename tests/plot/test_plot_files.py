@@ -76,6 +76,7 @@ def test_same_bytes(draw: Draw, tmp_path: Path) -> None:
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
 
 
+@pytest.mark.long
 def test_same_bytes_in_another_process(tmp_path: Path) -> None:
     lines = [f"draw_{what}(r'{tmp_path}/{what}.{kind}')" for what in ("contacts", "scan", "profile") for kind in KINDS]
     quiet = "import sys; assert 'matplotlib.pyplot' not in sys.modules"

@@ -48,7 +48,7 @@ def test_numbers(length: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-@pytest.mark.parametrize("length", [1, 100, 2000, 34350])
+@pytest.mark.parametrize("length", [1, 100, 2000, pytest.param(34350, marks=pytest.mark.long)])
 def test_any_length(length: int, kind: str, tmp_path: Path) -> None:
     sequence, logs = some(length)
     path = tmp_path / f"p.{kind}"
@@ -65,6 +65,7 @@ def test_any_length(length: int, kind: str, tmp_path: Path) -> None:
     assert letters == (sequence if length <= 100 else "")
 
 
+@pytest.mark.long
 def test_titin_as_a_page(tmp_path: Path) -> None:
     sequence, logs = some(34350)
     profile(tmp_path / "p.html", sequence=sequence, log_probabilities=logs, letters=AMINO_ACIDS, title="titin")

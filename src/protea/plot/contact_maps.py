@@ -88,9 +88,7 @@ def contact_map(
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other or are not probabilities, or the suffix is not that of a picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: the file cannot be written.
+        UsageError: arrays do not fit each other or are not probabilities. Other errors are those of ``check_place``.
     """
     check_place(path)
     _check(probabilities, truth, missing)

@@ -118,9 +118,7 @@ def profile(
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other or are not log-probabilities, or the suffix is not that of a picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: the file cannot be written.
+        UsageError: arrays do not fit, or are not log-probabilities. Other errors are those of ``check_place``.
     """
     check_place(path)
     shown = _profile(sequence, log_probabilities, letters, offset)

@@ -117,9 +117,7 @@ def single_site_scan(
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other, scores are infinite, or the suffix is not that of a picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: the file cannot be written.
+        UsageError: arrays do not fit each other, or scores are infinite. Other errors are those of ``check_place``.
     """
     check_place(path)
     scan = _scan(scores, sequence, letters, offset)
