@@ -379,8 +379,11 @@ class LanguageModel:
         """
         settings = heads.FitSettings(head=head, count=count, seed=seed, c=c, rank=rank)
         rows: list[ReportRow] = []
-        self.module.contact_head, fitted, _ = heads.fit_to_structures(self.module, _paths(structures), settings, rows)
-        _warn_of(rows)
+        try:
+            fitted_head, fitted, _ = heads.fit_to_structures(self.module, _paths(structures), settings, rows)
+        finally:
+            _warn_of(rows)
+        self.module.contact_head = fitted_head
         self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in fitted)
         return [chain.name for chain in fitted]
 
@@ -402,16 +405,16 @@ class LanguageModel:
             StructureError: there is no protein in any of the structures.
             NonFiniteError: the model gives infinities or NaN.
         """
-        fitted = self._fitted
-        if fitted is None and self._head_record is not None and self._head_record.exists():
-            fitted = heads.fitted_on(self._head_record)
+        fitted, record = None if include_fitted else self._fitted, self._head_record
+        if fitted is None and not include_fitted and record is not None and record.exists():
+            fitted = heads.fitted_on(record)
         rows: list[ReportRow] = []
         chains = evaluation.select_chains(
             self.module,
             _paths(structures),
             rows,
             exclude=_list(exclude),
-            fitted=None if include_fitted else fitted,
+            fitted=fitted,
             reason="the contact head was fitted on them; include_fitted=True keeps them",
         )
         _warn_of(rows)
