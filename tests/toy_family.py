@@ -9,7 +9,7 @@ Shapes: T tokens, D model width, H heads, K head width, L tokens of one sequence
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protea.alphabet import Alphabet
-from protea.models.attention import attend
-from protea.models.attention_maps import AttentionMaps
+from protea.models.attention import AttentionCall, attend
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
@@ -105,10 +104,10 @@ class ToyAttention(nn.Module):
             for one, last in ((k, self.bias_k), (v, self.bias_v))
         )
         cu_k = CuSeqlens.from_lengths([end - start + 1 for start, end in spans]).to(x.device)
+        call = AttentionCall(q, k, v, cu, cu_k, bias=context.bias)
         if context.on_attention is not None:
-            context.on_attention(AttentionMaps(q, k, cu, cu_k, context.bias))
-        gathered = attend(q, k, v, cu, cu_k, scale=1.0, bias=context.bias)
-        return x + self.out_proj(gathered.flatten(-2))
+            context.on_attention(call)
+        return x + self.out_proj(attend(call).flatten(-2))
 
 
 class ToyConvolution(nn.Module):
@@ -168,10 +167,6 @@ class Toy(Encoder):
             name="toy_tiny",
             config=ToyConfig(num_hidden_layers=3, hidden_size=20, num_attention_heads=3, head_width=8),
             publisher="these tests",
-            licence="",
-            format="",
-            repository=None,
-            place="",
             contact_head=True,
         ),
     )
@@ -212,8 +207,3 @@ class Toy(Encoder):
         if name.endswith("norm.weight"):
             return torch.ones(shape)
         return torch.from_numpy(0.3 * generator.standard_normal(shape)).float()
-
-
-def small_without_contacts() -> ToyConfig:
-    """Another size."""
-    return replace(Toy.published[0].config, num_hidden_layers=2)

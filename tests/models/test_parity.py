@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conftest import disturb
 from protea.checkpoints import hf
+from protea.models.attention import AttentionCall
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1B, ESM1bConfig
@@ -150,7 +151,11 @@ def test_attention_maps_equal_transformers(tmp_path: Path) -> None:
     theirs = load_transformers(tmp_path / "saved")
     batch = pack_sequences(model, SEQUENCES)
     maps: dict[int, list[Tensor]] = {}
-    model(batch, on_attention=lambda number, one: maps.update({number: [torch.stack(list(heads)) for heads in one]}))
+
+    def keep(number: int, call: AttentionCall) -> None:
+        maps[number] = [torch.stack(list(call.maps(sequence))) for sequence in range(len(batch))]
+
+    model(batch, on_attention=keep)
     assert sorted(maps) == [1, 2, 3]
     for b, (start, end) in enumerate(batch.cu_seqlens.spans()):
         tokens = batch.input_ids[None, start:end]

@@ -20,10 +20,11 @@ from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import like
 from protea.device import native_bfloat16
 from protea.errors import UsageError
-from protea.models.attention_maps import AttentionMaps
+from protea.models.attention import AttentionCall
 from protea.models.encoder import Encoder
-from protea.models.layers import LayerContext, SelfAttention, TransformerLayer, rotary_angles
+from protea.models.layers import LayerContext, rotary_angles
 from protea.models.registry import build, initial_value
+from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked
@@ -75,8 +76,8 @@ def test_attention_maps_too(family: str) -> None:
             pack_for_cpu(model)
         kept: list[Tensor] = []
 
-        def keep(_: int, found: AttentionMaps, kept: list[Tensor] = kept) -> None:
-            kept.extend(torch.stack(list(heads)) for heads in found)
+        def keep(_: int, call: AttentionCall, kept: list[Tensor] = kept) -> None:
+            kept.extend(torch.stack(list(call.maps(sequence))) for sequence in range(2))
 
         with torch.inference_mode():
             model(batch_of(model, "MKTAYIAK", "GD"), on_attention=keep)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from protea.alphabet import ESM
 from protea.models import attention
-from protea.models.attention import PRODUCT, REFERENCE, SDPA, attend, pick_kernel
+from protea.models.attention import PRODUCT, SDPA, AttentionCall, attend, pick_kernel
 from protea.packing import CuSeqlens, pack
 from protea.transforms import native
 from protea.transforms.native import library
 from protea.transforms.native.functional import NATIVE
+from reference_attention import REFERENCE
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
 """Output and the gradients of queries, keys and values."""
@@ -68,7 +70,7 @@ def inputs(total_q: int, total_k: int, heads: int, width: int, seed: int = 0) ->
 
 def differentiate(kernel: attention.Kernel, tensors: list[Tensor], cu: CuSeqlens, scale: float) -> Results:
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-    out = kernel.run(q, k, v, cu, cu, scale, None, 0.0)
+    out = kernel.run(AttentionCall(q, k, v, cu, cu, scale))
     return (out.detach(), *torch.autograd.grad(out, (q, k, v), tensors[3]))
 
 
@@ -123,7 +125,7 @@ def test_queries_and_keys_of_different_lengths() -> None:
     found: list[tuple[Tensor, ...]] = []
     for kernel, dtype in ((NATIVE, torch.bfloat16), (REFERENCE, torch.float64)):
         q, k, v = (x.to(dtype).requires_grad_() for x in qkv)
-        out = kernel.run(q, k, v, cu_q, cu_k, 0.25, None, 0.0)
+        out = kernel.run(AttentionCall(q, k, v, cu_q, cu_k, 0.25))
         found.append((out, *torch.autograd.grad(out, (q, k, v), dout.to(dtype))))
     for ours, truth in zip(*found, strict=True):
         assert (ours - truth).norm() < 5e-3 * truth.norm()
@@ -187,29 +189,33 @@ def test_strided_tensors() -> None:
         assert found.equal(expected)
 
 
+def zeros(*, dtype: torch.dtype = torch.bfloat16, width: int = 16, requires_grad: bool = False) -> AttentionCall:
+    q, k, v = (torch.zeros(4, 2, width, dtype=dtype, requires_grad=requires_grad) for _ in range(3))
+    cu = CuSeqlens.from_lengths([4])
+    return AttentionCall(q, k, v, cu, cu)
+
+
 @off
 def test_choice(cache: Path) -> None:
     """For training in bfloat16, once enabled; never for inference, whose numbers stay what they were."""
-    q = torch.zeros(4, 2, 16, dtype=torch.bfloat16)
-    trained = q.clone().requires_grad_()
+    call, trained = zeros(), zeros(requires_grad=True)
     always = list(attention.KERNELS)
-    assert pick_kernel(trained, q, q) is SDPA
+    assert pick_kernel(trained) is SDPA
     reason = native.enable()
     if reason is not None:
         pytest.skip(reason)
     assert native.enable() is None
     assert [kernel for kernel in attention.KERNELS if kernel is not NATIVE] == always
     assert len(attention.KERNELS) == len(always) + 1
-    assert pick_kernel(trained, q, q) is NATIVE
-    assert pick_kernel(q, q, trained) is NATIVE
-    assert pick_kernel(q, q, q) is PRODUCT
+    assert pick_kernel(trained) is NATIVE
+    assert pick_kernel(replace(call, v=trained.v)) is NATIVE
+    assert pick_kernel(call) is PRODUCT
     with torch.no_grad():
-        assert pick_kernel(trained, q, q) is PRODUCT
-    assert pick_kernel(trained, q, q, bias=True) is SDPA
-    assert pick_kernel(trained, q, q, dropout=True) is SDPA
-    assert pick_kernel(trained.detach().float().requires_grad_(), q, q) is SDPA
-    odd = torch.zeros(4, 2, 12, dtype=torch.bfloat16, requires_grad=True)
-    assert pick_kernel(odd, odd, odd) is SDPA
+        assert pick_kernel(trained) is PRODUCT
+    assert pick_kernel(replace(trained, bias=torch.zeros(2, 4, 4))) is SDPA
+    assert pick_kernel(replace(trained, dropout=0.1)) is SDPA
+    assert pick_kernel(zeros(dtype=torch.float32, requires_grad=True)) is SDPA
+    assert pick_kernel(zeros(width=12, requires_grad=True)) is SDPA
     native.disable()
     assert always == attention.KERNELS
     assert native.compiled() is None
@@ -221,15 +227,15 @@ def test_enabled_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     library_, always = ctypes.CDLL(None), list(attention.KERNELS)
     monkeypatch.setattr(native, "load", lambda: library_)
     monkeypatch.setattr(native, "parallel", lambda: None)
-    trained = torch.zeros(4, 2, 16, dtype=torch.bfloat16, requires_grad=True)
+    trained = zeros(requires_grad=True)
     for _ in range(2):
         assert native.enable() is None
         assert native.compiled() is library_
         place = always.index(PRODUCT)
         assert [*always[:place], NATIVE, *always[place:]] == attention.KERNELS
-        assert pick_kernel(trained, trained, trained) is NATIVE
+        assert pick_kernel(trained) is NATIVE
         with torch.no_grad():
-            assert pick_kernel(trained, trained, trained) in {PRODUCT, SDPA}
+            assert pick_kernel(trained) in {PRODUCT, SDPA}
     for _ in range(2):
         native.disable()
         assert always == attention.KERNELS
@@ -269,7 +275,7 @@ def test_recomputed_by_checkpointing() -> None:
     tensors = inputs(39, 39, 2, 16)
     expected = differentiate(NATIVE, tensors, cu, 1.0)
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-    out = checkpoint(lambda *qkv: attend(*qkv, cu, cu, 1.0), q, k, v, use_reentrant=False)
+    out = checkpoint(lambda *qkv: attend(AttentionCall(*qkv, cu, cu)), q, k, v, use_reentrant=False)
     assert isinstance(out, Tensor)
     for found, first in zip((out, *torch.autograd.grad(out, (q, k, v), tensors[3])), expected, strict=True):
         assert found.equal(first)
@@ -280,13 +286,13 @@ def test_no_second_openmp() -> None:
     """Two runtimes would be two crews of threads that spin against each other. In a process without other libraries."""
     code = """
 import torch
-from protea.models.attention import attend
+from protea.models.attention import AttentionCall, attend
 from protea.packing import CuSeqlens
 from protea.transforms import native
 assert native.enable() is None
 q = torch.zeros(600, 2, 8, dtype=torch.bfloat16, requires_grad=True)
 cu = CuSeqlens.from_lengths([600])
-attend(q, q, q, cu, cu, 1.0).sum().backward()
+attend(AttentionCall(q, q, q, cu, cu)).sum().backward()
 paths = {line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.rsplit("/", 1)[-1]}
 print(len(paths & {path for path in paths if any(name in path for name in ("libgomp", "libomp", "libiomp"))}))
 import sys
@@ -379,19 +385,19 @@ def test_files_of_others_are_not_loaded(
     (built,) = empty_cache.iterdir()
     assert built.stat().st_mode & 0o777 == 0o700
     built.chmod(mode)
-    assert why_not() == f"{built} could be another user's work; delete it"
+    assert why_not() == f"another user could have written {built}; delete it"
     built.chmod(0o700)
     empty_cache.chmod(mode)
-    assert why_not() == f"{empty_cache} could be another user's work; delete it"
+    assert why_not() == f"another user could have written {empty_cache}; delete it"
     empty_cache.chmod(0o700)
     built.rename(tmp_path / "elsewhere.so")
     built.symlink_to(tmp_path / "elsewhere.so")
-    assert why_not() == f"{built} could be another user's work; delete it"
+    assert why_not() == f"another user could have written {built}; delete it"
     built.unlink()
     (tmp_path / "elsewhere.so").rename(built)
     with monkeypatch.context() as patch:
         patch.setattr(os, "getuid", lambda: built.stat().st_uid + 1)
-        assert "another user's work" in why_not()
+        assert "another user could" in why_not()
     assert (tmp_path / "runs").read_text() == "\n", "compiled again although the cache held the file"
 
 

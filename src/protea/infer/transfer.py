@@ -1,15 +1,16 @@
-"""Tensors from an accelerator to main memory, beside its work."""
+"""Copies from an accelerator to main memory, while the accelerator computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 
 def copied(values: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
-    """Tensors in page-locked memory, copied at once on a stream of their own, and what waits for them."""
+    """Tensors in page-locked memory, which a separate stream fills, and a function that waits for the end."""
     device = values[0].device
     flat = torch.cat([value.reshape(-1) for value in values])
     stream = _copy_stream(device)
@@ -23,10 +24,6 @@ def copied(values: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
     return [part.view(value.shape) for part, value in zip(parts, values, strict=True)], event.synchronize
 
 
-_copy_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
+@cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _copy_streams:
-        _copy_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    return _copy_streams[device]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

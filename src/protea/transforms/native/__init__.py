@@ -1,8 +1,7 @@
-"""Attention for training on CPUs, in C++, compiled where it runs; off until asked for.
+"""Attention for training in bfloat16 on CPUs, in C++, compiled on the machine that runs it.
 
-PyTorch's attention gains nothing from a CPU's bfloat16 instructions and loses in the backward pass. The kernel here
-uses them, where there is a C++ compiler and a processor with AVX-512 BF16. Once ``enable`` has succeeded,
-``protea.models.attention`` picks it for calls that need gradients.
+PyTorch's attention gains nothing from a CPU's bfloat16 instructions. This kernel uses them; it needs a C++ compiler and
+a processor with AVX-512 BF16. After ``enable``, ``protea.models.attention`` picks it for calls that need gradients.
 """
 
 from __future__ import annotations
@@ -15,14 +14,10 @@ __all__ = ["compiled", "disable", "enable"]
 
 
 def enable() -> str | None:
-    """Compile the kernel, unless it lies compiled in the user's cache, and have attention use it for training.
-
-    Returns:
-        ``None``, or in one line why the kernel cannot be had here.
-    """
+    """Compile the kernel or load it from the user's cache, and use it; returns the reason if that is impossible."""
     try:
         loaded = load()
-        parallel()  # what is wrong with it is found here rather than at the first step
+        parallel()  # fails here instead of at the first step
     except UnavailableError as error:
         return str(error)
     except (OSError, AttributeError) as error:
@@ -33,6 +28,6 @@ def enable() -> str | None:
 
 
 def disable() -> None:
-    """Have attention choose as if ``enable`` had never been called."""
+    """Undo ``enable``."""
     remove_kernel(NATIVE)
     use(None)
