@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from protea.models.attention import SDPA, AttentionCall
 from protea.packing import CuSeqlens
 from protea.transforms import native
-from protea.transforms.native.functional import NATIVE
+from protea.transforms.native import NATIVE
 
 HEADS = 20
 

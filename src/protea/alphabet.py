@@ -99,12 +99,9 @@ class Alphabet:
         Raises:
             UnknownResidueError: names the first letter outside the alphabet, and its position.
         """
-        if _MASK in sequence:
-            parts = sequence.split(_MASK)
-            starts = accumulate((len(part) + 1 for part in parts[:-1]), initial=0)
-            ids = bytes([self.mask]).join(map(self._translate, parts, starts))
-        else:
-            ids = self._translate(sequence, 0)
+        parts = sequence.split(_MASK)
+        starts = accumulate((len(part) + 1 for part in parts[:-1]), initial=0)
+        ids = bytes([self.mask]).join(map(self._translate, parts, starts))
         return np.frombuffer(ids, dtype=np.uint8)
 
     def _translate(self, residues: str, start: int) -> bytes:
@@ -134,11 +131,7 @@ class Alphabet:
 
 ESM: Final = Alphabet(
     name="ESM",
-    tokens=(
-        *("<cls>", "<pad>", "<eos>", "<unk>"),
-        *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-        *("<null_1>", "<mask>"),
-    ),
+    tokens=(*("<cls>", "<pad>", "<eos>", "<unk>"), *"LAGVSERTIDPKQNFYMHWCXBUZO.-", *("<null_1>", "<mask>")),
     bos=0,
     pad=1,
     eos=2,

@@ -14,9 +14,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` means the first GPU if there is one, else the CPU.
-
-    ``auto`` never means Apple's ``mps``, which Protea is not tested on.
+    """The device of a name; ``auto`` is the first GPU, else the CPU, but never Apple's untested ``mps``.
 
     Raises:
         UsageError: no device has this name.

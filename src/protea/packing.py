@@ -34,11 +34,7 @@ class CuSeqlens:
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> CuSeqlens:
-        """Boundaries in main memory, from the number of tokens of each sequence.
-
-        Raises:
-            ValueError: there is no sequence, or one has no tokens.
-        """
+        """Boundaries in main memory, from the number of tokens of each sequence, at least 1."""
         if not lengths or min(lengths) < 1:
             raise ValueError(f"a packed batch needs sequences of at least one token, got lengths {lengths}")
         host = torch.zeros(len(lengths) + 1, dtype=torch.int32)
@@ -104,12 +100,9 @@ def pack(sequences: Sequence[NDArray[np.integer]]) -> PackedBatch:
 
 
 def pack_by_budget(items: Iterable[Item | None], size: Callable[[Item], int], budget: int) -> Iterator[list[Item]]:
-    """Group items, in order, into groups of at most ``budget`` tokens. A larger item is a group by itself.
+    """Group items, in order, into groups of at most ``budget`` tokens, at least 1.
 
-    Args:
-        items: ``None`` among them ends a group at once, even an empty one.
-        size: tokens of an item.
-        budget: at least 1.
+    An item with more tokens, as ``size`` counts them, is a group by itself. ``None`` among the items ends a group.
     """
     if budget < 1:
         raise ValueError(f"a token budget must be at least 1, got {budget}")

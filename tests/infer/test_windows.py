@@ -1,12 +1,13 @@
-"""Overlapping windows: where they lie, what they weigh, how they join."""
+"""Overlapping windows: their places, their weights, and how they are joined."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import LoadModel
@@ -39,12 +40,23 @@ def shares(length: int, limit: int) -> np.ndarray:
     return table / table.sum(0)
 
 
+@given(st.integers(1, 1000), st.integers(2, 300))
+@settings(max_examples=20)
+def test_the_share_of_a_window_changes_slowly(length: int, limit: int) -> None:
+    assert_slow_changes(length, limit)
+
+
+@pytest.mark.long
 @given(st.integers(1, 5000), st.integers(2, 300))
-def test_no_residue_sees_a_window_appear_or_vanish_at_once(length: int, limit: int) -> None:
+def test_the_share_of_a_window_changes_slowly_in_long_sequences(length: int, limit: int) -> None:
+    assert_slow_changes(length, limit)
+
+
+def assert_slow_changes(length: int, limit: int) -> None:
     table = shares(length, limit)
     np.testing.assert_allclose(table.sum(0), 1)
     if len(table) > 1:
-        # One step of the ramp, twice at most where both the window's weight and the sum of weights move.
+        # One step of the ramp, at most doubled if both the weight and the sum of weights change.
         assert np.abs(np.diff(table, axis=1)).max() <= 2 / (limit // 2 + 1) + 1e-6
 
 

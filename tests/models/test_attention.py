@@ -47,7 +47,7 @@ CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-
 @pytest.mark.parametrize(
     ("kernel", "dtype", "tolerance"), CPU_KERNELS, ids=lambda value: getattr(value, "name", str(value))
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 7, 50, 51, 64]), min_size=1, max_size=8),
     width=st.sampled_from([8, 16, 24, 64]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ CONFIGS: dict[str, EncoderConfig] = {
     ),
 }
 
+ESM1NV_ODD = ESM1nvConfig(num_hidden_layers=3, hidden_size=42, num_attention_heads=3, intermediate_size=101)
+
 
 def pack_sequences(model: Encoder, sequences: dict[str, str]) -> PackedBatch:
     alphabet = model.alphabet
@@ -107,7 +110,9 @@ def compare(model: Encoder, run_reference: Callable[[Tensor], Outputs], truth: C
 
 
 @pytest.mark.parametrize("initialisation", ["transformers", "fair-esm"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "odd" in name else pytest.mark.long) for name in CONFIGS]
+)
 @torch.no_grad()
 def test_equals_transformers_and_fair_esm(name: str, initialisation: str, tmp_path: Path) -> None:
     model = random_model(CONFIGS[name], initialisation, tmp_path)
@@ -117,7 +122,7 @@ def test_equals_transformers_and_fair_esm(name: str, initialisation: str, tmp_pa
     compare(model, lambda ids: run_fair_esm(fair, ids), lambda ids: run_float64(model, ids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @torch.no_grad()
 def test_published_esm1b_shape(tmp_path: Path) -> None:
     """All 33 layers of ESM-1b at full width, once."""
@@ -167,11 +172,11 @@ def test_attention_maps_equal_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        ESM1NV,
-        ESM1nvConfig(hidden_act="gelu"),
-        ESM1nvConfig(num_hidden_layers=3, hidden_size=42, num_attention_heads=3, intermediate_size=101),
+        pytest.param(ESM1NV, marks=pytest.mark.long, id="published"),
+        pytest.param(ESM1nvConfig(hidden_act="gelu"), marks=pytest.mark.long, id="exact gelu"),
+        pytest.param(ESM1NV_ODD, id="odd"),
+        pytest.param(replace(ESM1NV_ODD, hidden_act="gelu"), id="odd, exact gelu"),
     ],
-    ids=["published", "exact gelu", "odd"],
 )
 @torch.no_grad()
 def test_esm1nv_equals_a_plain_reading(config: ESM1nvConfig, tmp_path: Path) -> None:

@@ -243,15 +243,12 @@ def test_other_layers_stay_as_they_are() -> None:
 
 
 @needs_onednn
-def test_activations_that_onednn_does_not_know_stay() -> None:
-    plain, packed = small(), small()
-    for model in (plain, packed):
-        for layer in model.layers:
-            layer.activation, layer.activate = "silu", F.silu
-    pack_for_cpu(packed)
-    batch = batch_of(plain, "MKTAYIAK")
-    with torch.no_grad():
-        torch.testing.assert_close(packed(batch), plain(batch), rtol=0, atol=1e-5)
+def test_layers_whose_activation_onednn_does_not_have_stay() -> None:
+    model = small()
+    for layer in model.layers:
+        layer.activation, layer.activate = "silu", F.silu
+    pack_for_cpu(model)
+    assert not is_packed(model)
 
 
 # --- what comes back, and what does not --------------------------------------------------------------------------

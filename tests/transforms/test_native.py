@@ -23,8 +23,7 @@ from protea.models import attention
 from protea.models.attention import PRODUCT, SDPA, AttentionCall, attend, pick_kernel
 from protea.packing import CuSeqlens, pack
 from protea.transforms import native
-from protea.transforms.native import library
-from protea.transforms.native.functional import NATIVE
+from protea.transforms.native import NATIVE, library
 from reference_attention import REFERENCE
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]

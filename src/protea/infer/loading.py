@@ -38,13 +38,9 @@ class LoadedModel:
 def load_model(
     model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
 ) -> LoadedModel:
-    """Load a model. On a CPU ``pack_for_cpu`` makes it faster.
+    """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
-    Args:
-        model: a published name, a Hugging Face repository, a checkpoint of any format, or the folder of one.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        trainable: whether to leave the model as it is, to train or change it.
+    On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
 
     Raises:
         UsageError: the device or dtype is unknown; UnknownModelError for an unknown name.

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from protea.allocator import return_freed_memory
 from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
-from protea.infer.transfer import copied
 from protea.models.attention import AttentionCall
 from protea.models.attention_maps import HeadMaps
 from protea.models.encoder import AttentionObserver, Encoder, HiddenObserver
@@ -58,12 +58,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Job(Generic[Tag]):
-    """One input.
+    """One input: its tokens ``[T]``, with BOS and EOS if the model expects them, and its name for messages.
 
-    Attributes:
-        tokens: ``[T]`` ids, with BOS and EOS if the model expects them.
-        tag: any value of the caller; it comes back with the result.
-        name: of the input in messages.
+    The tag is any value of the caller; it comes back with the result.
     """
 
     tokens: NDArray[np.uint8]
@@ -114,12 +111,9 @@ Launched = tuple[list[Result[Tag]], Callable[[], None]]
 
 
 class Runner:
-    """Runs jobs on a model.
+    """Runs jobs on a model, in packs of at most ``budget`` tokens, at least 1; a larger job is a pack by itself.
 
-    Args:
-        model: on the device to compute on.
-        budget: most tokens of a pack, at least 1; a larger job is a pack by itself.
-        around: a context that is entered around each forward pass.
+    Each forward pass runs in the context that ``around`` makes.
     """
 
     def __init__(
@@ -144,13 +138,10 @@ class Runner:
         apart: bool = False,
         advance: Callable[[int], None] = lambda done: None,
     ) -> Generator[tuple[Item, list[Result[Tag]]]]:
-        """Each item with the results of all its jobs, in order.
+        """Each item with the results of all its jobs, in order; with ``apart``, items share no packs.
 
-        Args:
-            items: each with its jobs, any number of them; both are taken only when needed. If this raises an error,
-                the error comes after the results of all jobs before it.
-            apart: whether items share no packs.
-            advance: receives the number of jobs done in each pack.
+        Items and jobs are taken only when needed. If that raises an error, the error comes after the results of all
+        jobs before it. ``advance`` receives the number of jobs in each finished pack.
         """
         opened: deque[_OpenItem[Item]] = deque()
         failures: list[Exception] = []
@@ -312,12 +303,25 @@ def _copied_to_host(results: list[Result[Tag]]) -> Callable[[], None]:
     values = [value for result in results for value in result.values]
     if not values or values[0].device.type != "cuda":
         return lambda: None
-    copies, wait = copied(values)
-    hosts = iter(copies)
+    device, flat = values[0].device, torch.cat([value.reshape(-1) for value in values])
+    stream = _copy_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        host.copy_(flat, non_blocking=True)
+        flat.record_stream(stream)
+        wait: Callable[[], None] = stream.record_event().synchronize
+    parts = torch.split(host, [value.numel() for value in values])
+    copies = iter([part.view(value.shape) for part, value in zip(parts, values, strict=True)])
     for result in results:
-        result.states = {key: next(hosts) for key in result.states}
-        result.logits = None if result.logits is None else next(hosts)
+        result.states = {key: next(copies) for key in result.states}
+        result.logits = None if result.logits is None else next(copies)
     return wait
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def not_finite(name: str, dtype: torch.dtype) -> NonFiniteError:

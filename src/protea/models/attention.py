@@ -14,7 +14,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Final
+from itertools import groupby
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -36,16 +37,11 @@ _MIN_TOTAL, _MAX_TOTAL = 1e-30, 1e35
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The arguments of one call of attention.
+    """The arguments of one call of attention: ``q`` ``[Tq, H, K]``, ``k`` and ``v`` ``[Tk, H, K]``.
 
     Sequence ``b`` attends only to itself: rows ``cu_q[b]:cu_q[b+1]`` to rows ``cu_k[b]:cu_k[b+1]``.
 
     Attributes:
-        q: ``[Tq, H, K]``.
-        k: ``[Tk, H, K]``.
-        v: ``[Tk, H, K]``.
-        cu_q: boundaries of the queries.
-        cu_k: boundaries of the keys; as many sequences as ``cu_q``.
         scale: factor on ``q·k`` before the softmax.
         bias: ``[H, >=max Lq, >=max Lk]``, added to the scaled scores of every sequence, from its first token on.
         dropout: share of probabilities to drop.
@@ -74,16 +70,12 @@ class AttentionCall:
 
     def runs(self) -> list[tuple[slice, slice, int]]:
         """Rows of queries, rows of keys and number of sequences for each run of neighbours of equal lengths."""
-        runs: list[tuple[slice, slice, int]] = []
-        previous: tuple[int, int] | None = None
-        for (q0, q1), (k0, k1) in zip(self.cu_q.spans(), self.cu_k.spans(), strict=True):
-            lengths = q1 - q0, k1 - k0
-            if lengths == previous:
-                rows_q, rows_k, count = runs[-1]
-                runs[-1] = slice(rows_q.start, q1), slice(rows_k.start, k1), count + 1
-            else:
-                runs.append((slice(q0, q1), slice(k0, k1), 1))
-            previous = lengths
+        runs = []
+        spans = zip(self.cu_q.spans(), self.cu_k.spans(), strict=True)
+        for _, neighbours in groupby(spans, key=lambda pair: [end - start for start, end in pair]):
+            first, *rest = neighbours
+            last = rest[-1] if rest else first
+            runs.append((slice(first[0][0], last[0][1]), slice(first[1][0], last[1][1]), 1 + len(rest)))
         return runs
 
 
@@ -236,28 +228,31 @@ def _varlen(call: AttentionCall) -> Tensor:
     """PyTorch's FlashAttention for packed sequences."""
     cu_q, cu_k = call.cu_q, call.cu_k
     longest = (cu_q.max_length, cu_k.max_length)
-    return _varlen_attention()(call.q, call.k, call.v, cu_q.offsets, cu_k.offsets, *longest, scale=call.scale)
+    out = _varlen_attention()(call.q, call.k, call.v, cu_q.offsets, cu_k.offsets, *longest, scale=call.scale)
+    assert isinstance(out, Tensor)
+    return out
 
 
 @cache
-def _varlen_attention() -> Callable[..., Tensor]:
+def _varlen_attention() -> Any:
     from torch.nn.attention.varlen import varlen_attn
 
     # With the keys in one split, a sequence gets the same bits in any pack; some versions of PyTorch lack the option.
-    option = {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+    option: dict[str, Any] = {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
     return partial(varlen_attn, **option)
-
-
-@cache
-def _has_flash(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 _BFLOAT16: Final = frozenset({torch.bfloat16})
 _HALF: Final = _BFLOAT16 | {torch.float16}
 
 VARLEN: Final = Kernel(
-    "varlen", _varlen, device="cuda", dtypes=_HALF, head_widths=range(8, 257, 8), gradients=True, available=_has_flash
+    "varlen",
+    _varlen,
+    device="cuda",
+    dtypes=_HALF,
+    head_widths=range(8, 257, 8),
+    gradients=True,
+    available=native_bfloat16,
 )
 PRODUCT: Final = Kernel("product", _product, device="cpu", dtypes=_BFLOAT16, available=native_bfloat16)
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)

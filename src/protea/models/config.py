@@ -80,18 +80,13 @@ class EncoderConfig(ABC):
     def forward_flops(self, length: float, predicted: float) -> float:
         """Floating-point operations for each token of a forward pass.
 
-        Args:
-            length: mean length, over tokens, of the sequence that a token is in.
-            predicted: share of tokens that the language-model head computes.
+        ``length`` is the mean length, over tokens, of a token's sequence; ``predicted`` is the share of tokens that the
+        language-model head computes.
         """
 
     @abstractmethod
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
         """Bytes that training keeps for each token for the backward pass.
 
-        Args:
-            length: as in ``forward_flops``.
-            mixed: whether matrix products use 16 bits.
-            recompute: whether layers keep only their inputs.
-            on_cpu: whether training runs on a CPU.
+        With ``mixed``, matrix products use 16 bits; with ``recompute``, layers keep only their inputs.
         """

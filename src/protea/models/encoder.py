@@ -99,10 +99,7 @@ class Encoder(nn.Module, ABC):
     # --- what all families share -----------------------------------------------------------------------------------
 
     def forward(
-        self,
-        batch: PackedBatch,
-        on_hidden: HiddenObserver | None = None,
-        on_attention: AttentionObserver | None = None,
+        self, batch: PackedBatch, on_hidden: HiddenObserver | None = None, on_attention: AttentionObserver | None = None
     ) -> Tensor:
         """Run all layers; returns the last hidden state after ``final``, ``[T, D]``.
 

@@ -83,15 +83,20 @@ SIZES: Final = {
     "20B": _size(64, 5120, 40),
 }
 
-# Of the .nemo file and the archives of directories, from BioNeMo's bionemo-core/data/resources/esm2.yaml.
-_SHA256: Final = {
-    "esm2nv_650M": "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7",
-    "esm2nv8m:2.0": "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16",
-    "esm2nv650m:2.0": "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997",
-    "esm2nv3b:2.0": "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed",
-    "esm2nv650m:2.1": "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe",
-    "esm2nv3b:2.1": "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6",
-}
+# NVIDIA's names, sizes, pages in its catalogue, and SHA-256 from BioNeMo's bionemo-core/data/resources/esm2.yaml.
+_NEMO1_FILES: Final = (  # the vocabulary padded from 33 rows to 128
+    ("esm2nv_650M", "650M", "esm2nv650m", "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7"),
+    ("esm2nv_3B", "3B", "esm2nv3b", ""),
+    ("esm2nv_15B", "15B", "", ""),
+    ("esm2nv_20B", "20B", "", ""),
+)
+_NEMO2_ARCHIVES: Final = (  # NVIDIA converted 2.0 from Meta's weights and trained 2.1 itself
+    ("esm2nv8m:2.0", "8M", "esm2nv8m", "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16"),
+    ("esm2nv650m:2.0", "650M", "esm2nv650m", "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997"),
+    ("esm2nv3b:2.0", "3B", "esm2nv3b", "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed"),
+    ("esm2nv650m:2.1", "650M", "esm2nv650m", "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe"),
+    ("esm2nv3b:2.1", "3B", "esm2nv3b", "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6"),
+)
 
 
 def _published() -> Iterator[Published]:
@@ -107,14 +112,10 @@ def _published() -> Iterator[Published]:
     weights = [(size, f"esm2_t{config.num_hidden_layers}_{size}_UR50D") for size, config in SIZES.items()]
     weights.pop()  # nobody published weights of 20B
     yield from (by_meta(name, SIZES[size]) for size, name in weights)
-    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", ""), ("20B", "")):
-        # NVIDIA pads the vocabulary's 33 rows to 128.
-        padded = replace(SIZES[size], vocab_size=128)
-        yield by_nvidia(f"esm2nv_{size}", padded, place, sha256=_SHA256.get(f"esm2nv_{size}", ""))
-    # NVIDIA converted 2.0 from Meta's weights and trained 2.1 itself.
-    for size, tag in (("8M", "2.0"), ("650M", "2.0"), ("3B", "2.0"), ("650M", "2.1"), ("3B", "2.1")):
-        name = f"esm2nv{size.lower()}:{tag}"
-        yield by_nvidia(name, SIZES[size], f"esm2nv{size.lower()}", "nemo2", _SHA256[name])
+    for name, size, page, sha256 in _NEMO1_FILES:
+        yield by_nvidia(name, replace(SIZES[size], vocab_size=128), page, sha256=sha256)
+    for name, size, page, sha256 in _NEMO2_ARCHIVES:
+        yield by_nvidia(name, SIZES[size], page, "nemo2", sha256)
     yield from (te_recipe(f"nvidia/{name}", SIZES[size]) for size, name in weights)
 
 

@@ -16,12 +16,12 @@ _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published checkpoint, or an architecture without published weights.
+    """A published checkpoint; without published weights, only the first three fields have values.
 
     Attributes:
         name: what users type.
-        licence: an SPDX id; empty without weights.
-        format: of the published files, as ``protea convert`` names it; empty without weights.
+        licence: an SPDX id.
+        format: of the published files, as ``protea convert`` names it.
         repository: on Hugging Face, to download from.
         elsewhere: where users find weights that are not on Hugging Face.
         contact_head: whether the weights include a fitted contact head.

@@ -160,22 +160,15 @@ def _is_plain(layer: nn.Module) -> bool:
         return False
     attention = layer.self_attn
     linears = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
-    return all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
+    return layer.activation in _POINTWISE and all(type(x) is nn.Linear and x.bias is not None for x in linears)
 
 
-def _pack(layer: nn.Module) -> None:
-    # oneDNN computes the activations that it has names for; the layer keeps any other.
-    activation = layer.activation if layer.activation in _POINTWISE else None
-    parts: dict[str, nn.Module] = {
-        "self_attn": FusedSelfAttention(layer.self_attn),
-        "fc1": PackedLinear(layer.fc1.weight, layer.fc1.bias, activation),
-        "fc2": PackedLinear(layer.fc2.weight, layer.fc2.bias),
-    }
-    for name, part in parts.items():
-        setattr(layer, name, part)
-    if activation is not None:
-        layer.activate = lambda x: x
-    layer._apply = _refuse_to_move  # type: ignore[method-assign]
+def _pack(layer: Any) -> None:
+    layer.self_attn = FusedSelfAttention(layer.self_attn)
+    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
+    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
+    layer.activate = lambda x: x  # fc1 includes it
+    layer._apply = _refuse_to_move
 
 
 def _pairs_together(rows: int, width: int) -> Tensor:
