@@ -1,8 +1,8 @@
-"""A family that no line of the package knows, unlike the others wherever the package could take something for granted.
+"""A family outside the package that differs from the others in everything that the package could take for granted.
 
-BOS and no EOS; an alphabet of its own; heads whose width is not the model's over their number; relative positions as a
-bias of the scores; one more key behind those of each sequence, as ESM-1 has; in the middle a convolution instead of
-attention; no norm before the head, and an untied output matrix.
+It has BOS but no EOS, its own alphabet, heads of a width that is not the model's width over their number, relative
+positions as a bias of the scores, an additional key behind those of each sequence as in ESM-1, a convolution instead of
+attention in the middle, no norm before the head, and an untied output matrix.
 
 Shapes: T tokens, D model width, H heads, K head width, L tokens of one sequence.
 """
@@ -80,7 +80,7 @@ class ToyConfig(EncoderConfig):
 
 
 class ToyAttention(nn.Module):
-    """Attention with one more key and value behind those of each sequence."""
+    """Attention with an additional key and value behind those of each sequence."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class ToyAttention(nn.Module):
         cu = context.cu_seqlens
         spans = cu.spans()
         k, v = (
-            torch.cat([part for start, end in spans for part in (one[start:end], last[None].to(one.dtype))])
-            for one, last in ((k, self.bias_k), (v, self.bias_v))
+            torch.cat([part for start, end in spans for part in (rows[start:end], added[None].to(rows.dtype))])
+            for rows, added in ((k, self.bias_k), (v, self.bias_v))
         )
         cu_k = CuSeqlens.from_lengths([end - start + 1 for start, end in spans]).to(x.device)
         call = AttentionCall(q, k, v, cu, cu_k, bias=context.bias)
@@ -111,7 +111,7 @@ class ToyAttention(nn.Module):
 
 
 class ToyConvolution(nn.Module):
-    """A convolution along each sequence, which does not look into its neighbours in the pack."""
+    """A convolution along each sequence, which does not see the neighbours in the pack."""
 
     gain: Tensor
 
@@ -128,7 +128,7 @@ class ToyConvolution(nn.Module):
 
 
 class ToyHead(nn.Module):
-    """One untied matrix."""
+    """An untied output matrix."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class ToyHead(nn.Module):
 
 
 class Toy(Encoder):
-    """The model."""
+    """A model of this family."""
 
     config_type = ToyConfig
     stored: ClassVar = {
@@ -177,7 +177,7 @@ class Toy(Encoder):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
         self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        # How much more a token counts for one that is 2^i away, by powers of two.
+        # Exponents i: a bias is learned for each distance 2^i and interpolated between them.
         self.register_buffer("distances", torch.arange(8, dtype=torch.float32, device="cpu"))
         self.relative_bias = nn.Parameter(torch.empty(config.num_attention_heads, 8))
         self.layers = nn.ModuleList(

@@ -69,9 +69,9 @@ def test_items_get_the_results_of_all_their_jobs(
 
     model.forward = watched  # type: ignore[method-assign]
     items = ((item, jobs(item)) for item in range(len(counts)))
-    found = list(Runner(model, budget).each(items, apart=apart, advance=done.append))
-    assert [item for item, _ in found] == list(range(len(counts)))
-    for item, results in found:
+    given = list(Runner(model, budget).each(items, apart=apart, advance=done.append))
+    assert [item for item, _ in given] == list(range(len(counts)))
+    for item, results in given:
         assert [result.job.tag for result in results] == list(range(counts[item]))
         assert all((result.job.tokens == 4 + item).all() for result in results)
     assert sum(done) == sum(counts)
@@ -92,9 +92,9 @@ def test_jobs_are_taken_as_they_are_needed(load_small: LoadModel) -> None:
 
 def test_a_sequence_that_is_too_long_fails_alone(load_small: LoadModel) -> None:
     model = load_small("esm1nv").module
-    good, long, other = Runner(model, 2000).run([job(0, 10), job(1, 513), job(2, 10)])
+    good, long, last = Runner(model, 2000).run([job(0, 10), job(1, 513), job(2, 10)])
     check(model, good)
-    check(model, other)
+    check(model, last)
     with pytest.raises(SequenceTooLongError, match=r"job 1.*513.*512") as caught:
         long.checked()
     check_message("infer.too_many_tokens", caught.value)
@@ -110,8 +110,8 @@ def test_nan_fails_alone(load_small: LoadModel) -> None:
     bad = Job(np.array([4, 30, 5], np.uint8), Wanted(layers=(3,), places=np.array([0])), 1, "the bad one")
     # Not their logits, since the output matrix is tied: every row of logits has a column for the damaged letter.
     states = Wanted(layers=(3,))
-    good, failed, other = Runner(model, 2000).run([job(0, 10, states), bad, job(2, 12, states)])
-    for result in (good, other):
+    good, failed, last = Runner(model, 2000).run([job(0, 10, states), bad, job(2, 12, states)])
+    for result in (good, last):
         assert torch.isfinite(result.checked().states[3, "tokens"]).all()
     with pytest.raises(NonFiniteError, match=r"the bad one.*float32") as caught:
         failed.checked()
@@ -181,9 +181,9 @@ def test_what_was_asked_before_a_failure_is_computed(load_small: LoadModel, ahea
 def test_an_empty_input_fails_alone(load_small: LoadModel) -> None:
     model = load_small("esm2").module
     empty = Job(np.array([], np.uint8), Wanted(), 1, "the empty one")
-    good, bad, other = Runner(model, 1000).run([job(0, 10), empty, job(2, 9)])
+    good, bad, last = Runner(model, 1000).run([job(0, 10), empty, job(2, 9)])
     check(model, good)
-    check(model, other)
+    check(model, last)
     with pytest.raises(UsageError, match="the empty one") as caught:
         bad.checked()
     check_message("infer.no_tokens", caught.value)
