@@ -14,8 +14,7 @@ _CPU_BUDGET: Final = 4096
 _GPU_BUDGET: Final = 65536
 _SHARED_GPU_BUDGET: Final = 16384
 
-_MEMORY_SHARE: Final = 4
-"""A pack takes at most a quarter of the free memory."""
+_MEMORY_SHARE: Final = 4  # a pack takes at most a quarter of the free memory
 
 
 def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:

@@ -63,9 +63,7 @@ def load_model(
 def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
     """The dtype to compute in: with ``fast``, bfloat16 if the hardware multiplies it natively.
 
-    Raises:
-        UsageError: both a dtype and ``fast`` are given, or the device is unknown.
-        DeviceError: the machine lacks the device.
+    A dtype together with ``fast`` is a ``UsageError``.
     """
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")

@@ -34,8 +34,7 @@ Item = TypeVar("Item")
 Tag = TypeVar("Tag")
 Movable = TypeVar("Movable", Tensor, PackedBatch)
 
-MapWatcher = Callable[[int, HeadMaps], None]
-"""Receives a layer's number, from 1, and a job's maps in that layer."""
+MapWatcher = Callable[[int, HeadMaps], None]  # receives a layer's number, from 1, and a job's maps in that layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +70,12 @@ class Job(Generic[Tag]):
 
 @dataclass
 class Result(Generic[Tag]):
-    """The result of a job, in main memory.
+    """The result of a job, in main memory, or the error that prevented it.
 
     Attributes:
         states: by layer and by the name that ``reduce`` gave.
         logits: ``[P, V]`` float32, if the job has places; V in the alphabet's order.
         watcher: has received the maps of all layers, if the job has a watcher.
-        error: why there is no result.
     """
 
     job: Job[Tag]

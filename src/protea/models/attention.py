@@ -25,14 +25,9 @@ from protea.device import native_bfloat16
 from protea.models.attention_maps import HeadMaps
 from protea.packing import CuSeqlens
 
-_SCORE_BLOCK_BYTES: Final = 4 << 20
-"""Bytes of scores that the product kernel computes at once; a few megabytes fit the caches of current CPUs."""
-
-_MIN_BLOCK_ROWS: Final = 32
-"""Smallest number of query rows in a block; fewer make matrix products slow."""
-
-_MIN_TOTAL, _MAX_TOTAL = 1e-30, 1e35
-"""Between these sums of exponentials, no exponential has overflowed or vanished in bfloat16."""
+_SCORE_BLOCK_BYTES: Final = 4 << 20  # scores of a block of the product kernel; they fit the caches of current CPUs
+_MIN_BLOCK_ROWS: Final = 32  # query rows of a block; fewer make matrix products slow
+_MIN_TOTAL, _MAX_TOTAL = 1e-30, 1e35  # sums of exponentials within which bfloat16 neither overflows nor loses terms
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,13 @@ _MAX: Final = {
 class EncoderConfig(ABC):
     """A model's configuration; field names are those of Hugging Face's ``config.json``.
 
+    Numbers that are out of range or do not fit together are a ``CheckpointError``.
+
     Attributes:
         model_type: what ``config.json`` calls the family; related families may share it.
         required: fields that a ``config.json`` must have.
         absent: values of fields that a ``config.json`` leaves out, where they differ from the defaults here.
         vocab_size: rows of the embedding matrix; more than the alphabet's tokens if the matrix is padded.
-
-    Raises:
-        CheckpointError: a number is out of range, or the numbers do not fit together.
     """
 
     model_type: ClassVar[str]

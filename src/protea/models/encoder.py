@@ -43,11 +43,7 @@ _REMEDIES: Final = {
 
 
 class Encoder(nn.Module, ABC):
-    """A protein language model over packed sequences.
-
-    Attributes:
-        stored: how the family is stored in each checkpoint format, by the format's name.
-    """
+    """A protein language model over packed sequences; ``stored`` has an entry for each checkpoint format."""
 
     config_type: ClassVar[type[EncoderConfig]]
     stored: ClassVar[Mapping[str, StoredAs]]
@@ -88,11 +84,7 @@ class Encoder(nn.Module, ABC):
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits ``[T, V]`` from the final hidden states.
-
-        Raises:
-            CapabilityError: the model has no language-model head.
-        """
+        """Logits ``[T, V]`` from the final hidden states; ``CapabilityError`` without a language-model head."""
         self.require("logits")
         raise NotImplementedError
 
@@ -101,11 +93,7 @@ class Encoder(nn.Module, ABC):
     def forward(
         self, batch: PackedBatch, on_hidden: HiddenObserver | None = None, on_attention: AttentionObserver | None = None
     ) -> Tensor:
-        """Run all layers; returns the last hidden state after ``final``, ``[T, D]``.
-
-        Raises:
-            SequenceTooLongError: a sequence has more tokens than the model has positions.
-        """
+        """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences."""
         self.check_length(batch.max_length)
         context = self.context(batch)
         x = self.embed_tokens(batch)

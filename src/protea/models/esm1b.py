@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
-from protea.models.esm_formats import check_esm_config, esm_config
+from protea.models.esm_formats import esm_config, esm_positions
 from protea.models.layers import blank_embedding, token_dropout
 from protea.models.published import by_meta
 from protea.models.stored import Shapes, StoredAs
 from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
+# Row of the first token's position: fairseq counts from the padding id, whose row stays 0.
 _FIRST_POSITION: Final = ESM.pad + 1
-"""Row of the first token's position: fairseq counts from the padding id, whose row stays 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,6 @@ ESM1B: Final = ESM1bConfig(
 ESM1V: Final = replace(ESM1B, emb_layer_norm_before=False)
 
 
-def _absolute_esm(described: Mapping[str, Any]) -> bool:
-    check_esm_config(described)
-    return bool(described.get("position_embedding_type", "absolute") == "absolute")
-
-
 def _from_meta(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM1bConfig:
     return ESM1bConfig(
         **sizes,
@@ -84,7 +79,7 @@ def _from_meta(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shap
 _STORED: Final = {
     "hf": StoredAs(
         keys=esm_formats.HF,
-        accepts=_absolute_esm,
+        accepts=lambda described: esm_positions(described) == "absolute",
         config=lambda described, sizes, shapes: ESM1bConfig(**sizes),
         describe=lambda config: esm_config("absolute", norm_before=config.emb_layer_norm_before),
         classes=esm_formats.HF_CLASSES,

@@ -15,7 +15,7 @@ from protea import bundled
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
-from protea.models.esm_formats import QKV, check_esm_config, esm_config, gelu_is_tanh
+from protea.models.esm_formats import QKV, esm_config, esm_positions, gelu_is_tanh
 from protea.models.layers import LayerContext, inverse_frequencies, rotary_angles, token_dropout
 from protea.models.published import Published, by_meta, by_nvidia, te_recipe
 from protea.models.stored import Keys, Shapes, StoredAs
@@ -120,8 +120,7 @@ def _published() -> Iterator[Published]:
 
 
 def _rotary_esm(described: Mapping[str, Any]) -> bool:
-    check_esm_config(described)
-    if described.get("position_embedding_type", "absolute") != "rotary":
+    if esm_positions(described) != "rotary":
         return False
     if described.get("emb_layer_norm_before"):
         raise CheckpointError("emb_layer_norm_before is not supported with rotary positions")

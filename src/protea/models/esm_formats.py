@@ -36,8 +36,7 @@ HF: Final[Keys] = {
 }
 """The names in transformers, as version 4 spells them."""
 
-HF_CLASSES: Final = ("EsmForMaskedLM", "EsmModel")
-"""The classes in transformers for an ``esm`` model with and without its language-model head."""
+HF_CLASSES: Final = ("EsmForMaskedLM", "EsmModel")  # with and without the language-model head
 
 FAIR_ESM: Final[Keys] = {name: name for name in HF} | {
     "word_embeddings.*": "embed_tokens.*",
@@ -46,6 +45,13 @@ FAIR_ESM: Final[Keys] = {name: name for name in HF} | {
 }
 """Meta's names, which are ours except for the embeddings, without the prefixes that Meta's loader removes."""
 
+_SUPPORTED: Final = {
+    "is_folding_model": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "hidden_act": "gelu",
+    "tie_word_embeddings": True,
+}
 _NEMO_ROOT: Final = "model.language_model"
 _NEMO_LAYER: Final = f"{_NEMO_ROOT}.encoder.layers.{{}}"
 
@@ -67,22 +73,21 @@ NEMO: Final[Keys] = {
 """Megatron's names as NeMo 1 wraps them."""
 
 
-def check_esm_config(described: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` if a ``config.json`` of transformers' ``esm`` needs what Protea does not support."""
-    for key, allowed in (
-        ("is_folding_model", (None, False)),
-        ("is_decoder", (None, False)),
-        ("add_cross_attention", (None, False)),
-        ("hidden_act", (None, "gelu")),
-        ("tie_word_embeddings", (None, True)),
-    ):
-        if described.get(key) not in allowed:
-            raise CheckpointError(f"{key} {described[key]!r} is not supported; expected {allowed[1]!r}")
+def esm_positions(described: Mapping[str, Any]) -> str:
+    """``rotary`` or ``absolute``, from a ``config.json`` of transformers' ``esm``.
+
+    Raises:
+        CheckpointError: it needs what Protea does not support.
+    """
+    for key, supported in _SUPPORTED.items():
+        if described.get(key) not in (None, supported):
+            raise CheckpointError(f"{key} {described[key]!r} is not supported; expected {supported!r}")
     if not isinstance(described.get("emb_layer_norm_before"), bool | None):
         raise CheckpointError(f"emb_layer_norm_before must be of type bool, got {described['emb_layer_norm_before']!r}")
     position = described.get("position_embedding_type", "absolute")
     if position not in ("rotary", "absolute"):
         raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
+    return str(position)
 
 
 def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:

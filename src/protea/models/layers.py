@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from protea.models.attention import AttentionCall
 from protea.packing import CuSeqlens, PackedBatch
 
-MASK_TRAIN: Final = 0.15 * 0.8
-"""Share of mask tokens in Meta's training: 15 % of tokens were selected, 80 % of these were masked."""
+MASK_TRAIN: Final = 0.15 * 0.8  # in Meta's training, 15 % of tokens were selected and 80 % of these masked
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine of the rotary angles, ``[T, 1, K/2]`` float32 each."""
+Rotary = tuple[Tensor, Tensor]  # cosine and sine of the rotary angles, [T, 1, K/2] float32 each
 
 
 @dataclass(frozen=True)

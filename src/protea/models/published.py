@@ -9,8 +9,6 @@ from protea.models.config import EncoderConfig
 
 HUB: Final = "https://huggingface.co"
 META: Final = "facebook/"
-"""Meta's organisation on the hub."""
-
 _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 
 

@@ -9,11 +9,7 @@ from protea.models.encoder import Encoder
 
 
 def compile_layers(model: Encoder) -> None:
-    """Compile the methods that layers list as ``tokenwise``; all layers of a kind share the compiled code.
-
-    Raises:
-        DeviceError: the model is on a CPU, and there is no C++ compiler.
-    """
+    """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler."""
     if model.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler

@@ -23,12 +23,9 @@ from protea.models.encoder import Encoder
 from protea.models.layers import Rotary
 from protea.models.transformer import SelfAttention, TransformerLayer
 
+# oneDNN's names for operations on the output of a product.
 _POINTWISE: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-"""oneDNN's names for operations on the output of a product."""
-
-_TYPICAL_ROWS: Final = 4096
-"""oneDNN chooses the order of weights for batches of this size; other sizes also run."""
-
+_TYPICAL_ROWS: Final = 4096  # oneDNN chooses the order of weights for this batch size; other sizes also run
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
 
 

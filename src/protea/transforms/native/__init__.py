@@ -83,12 +83,7 @@ def _check(x: Tensor, offsets: Tensor) -> None:
 
 @cache
 def parallel() -> int | None:
-    """The address of ``GOMP_parallel`` in PyTorch's OpenMP; threads of a second OpenMP would compete with PyTorch's.
-
-    Raises:
-        OSError: PyTorch's library is not where its wheels have it.
-        AttributeError: PyTorch uses another OpenMP.
-    """
+    """The address of ``GOMP_parallel`` in PyTorch's OpenMP; threads of a second OpenMP would compete with PyTorch's."""
     runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
 
@@ -106,7 +101,7 @@ def enable() -> str | None:
         parallel()  # fails here instead of at the first step
     except UnavailableError as error:
         return str(error)
-    except (OSError, AttributeError) as error:
+    except (OSError, AttributeError) as error:  # no library where PyTorch's wheels have it, or another OpenMP
         return f"PyTorch's own OpenMP was not found: {error}"
     use(loaded)
     add_kernel(NATIVE)

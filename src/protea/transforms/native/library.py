@@ -18,21 +18,15 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("attention.cpp")
-
+# The instructions that the source uses, as /proc/cpuinfo spells them; the compiler omits "_".
 CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
-"""The instructions that the source uses, as ``/proc/cpuinfo`` spells them; the compiler omits ``_``."""
-
+# No -march=native, so that machines that share a home folder can share the file.
 FLAGS: Final = (
     *("-std=c++17", "-O2", "-fno-tree-vectorize", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-w", "-mfma"),
     *(f"-m{flag.replace('_', '')}" for flag in CPU_FLAGS),
 )
-"""No ``-march=native``, so that machines that share a home folder can share the file."""
-
 COMPILERS: Final = ("c++", "g++", "clang++")
-
-_SECONDS: Final = 300.0
-"""Time limit for the compiler, which usually takes three seconds."""
-
+_SECONDS: Final = 300.0  # the compiler usually takes three
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
@@ -41,11 +35,7 @@ class UnavailableError(Exception):
 
 
 def load() -> ctypes.CDLL:
-    """The library, compiled if it is not in the cache.
-
-    Raises:
-        UnavailableError: this machine cannot compile or run it.
-    """
+    """The library, compiled if it is not in the cache; ``UnavailableError`` if this machine cannot."""
     _check_machine()
     command = _compiler()
     try:
