@@ -1,4 +1,4 @@
-"""Attention as defined, the kernel that others are compared with."""
+"""A kernel that follows the definition of attention, to compare other kernels with."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ TOY = Alphabet(
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig(EncoderConfig):
-    """Configuration of a toy."""
+    """Configuration of this family."""
 
     model_type: ClassVar[str] = "toy"
     alphabet: ClassVar[Alphabet] = TOY

@@ -1,4 +1,4 @@
-"""The runner: results in order whatever shares a pack, and errors that belong to their jobs."""
+"""The runner: results come in order from any packs, and errors stay with their jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job(number: int, length: int, wanted: Wanted | None = None) -> Job[int]:
 
 
 def check(model: Encoder, result: Result[int]) -> None:
-    """A result is that of its job alone."""
+    """A result equals that of its job by itself."""
     (alone,) = Runner(model, 1).run([result.job])
     assert result.states.keys() == {(0, "tokens"), (3, "tokens")}
     for key, value in result.states.items():
@@ -108,7 +108,7 @@ def test_nan_fails_alone(load_small: LoadModel) -> None:
     with torch.no_grad():
         model.word_embeddings.weight[30] = torch.nan
     bad = Job(np.array([4, 30, 5], np.uint8), Wanted(layers=(3,), places=np.array([0])), 1, "the bad one")
-    # Not their logits, since the output matrix is tied: every row of logits has a column for the damaged letter.
+    # No logits: the output matrix is tied, so every row of logits has a column for the damaged letter.
     states = Wanted(layers=(3,))
     good, failed, last = Runner(model, 2000).run([job(0, 10, states), bad, job(2, 12, states)])
     for result in (good, last):

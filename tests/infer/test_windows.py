@@ -31,7 +31,7 @@ def test_spans_cover_everything_and_overlap(length: int, limit: int) -> None:
 
 
 def shares(length: int, limit: int) -> np.ndarray:
-    """``[n windows, L]``: how much of each residue's mean is from each window."""
+    """``[n windows, L]``: the share of each window in each residue's mean."""
     windows = spans(length, limit)
     table = np.zeros((len(windows), length))
     for row, (start, end) in zip(table, windows, strict=True):
@@ -86,7 +86,7 @@ def test_a_sequence_that_fits_is_untouched(load_small: LoadModel) -> None:
 
 
 def test_seams_do_not_show(load_small: LoadModel) -> None:
-    """At twice the limit, neighbours across a seam differ no more than neighbours elsewhere."""
+    """In a sequence of twice the limit, neighbours across a seam differ no more than neighbours elsewhere."""
     rng = np.random.default_rng(0)
     sequence = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 1020))
     for family, limit in (("esm1nv", 510), ("esm1b", 1022)):
@@ -109,7 +109,7 @@ def test_pooling_is_over_the_joined_residues(load_small: LoadModel) -> None:
 
 
 def test_windows_against_their_own_embeddings(load_small: LoadModel) -> None:
-    """The joined embedding from separate calls, one a window."""
+    """The joined embedding equals that of separate calls for each window."""
     model = load_small("esm1nv")
     sequence = "".join(np.random.default_rng(1).choice(list("ACDEFGHIKLMNPQRSTVWY"), 900))
     places = spans(900, 510)

@@ -1,4 +1,4 @@
-"""Every kernel against the definition, and the choice between them."""
+"""Every kernel compared with the definition, and the choice between them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-
 def test_kernel_equals_the_definition(
     kernel: Kernel, dtype: torch.dtype, tolerance: float, lengths: list[int], width: int, block: int
 ) -> None:
-    """Any lengths: lone, repeated, long enough to be cut into blocks of rows."""
+    """Any lengths: different, repeated, and long enough to be cut into blocks of rows."""
     q, k, v = random_qkv(lengths, lengths, width, dtype)
     cu = CuSeqlens.from_lengths(lengths)
     scale = width**-0.5
@@ -109,7 +109,7 @@ def test_bias_is_added_to_every_sequence(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
 def test_dropout_drops_and_rescales(kernel: Kernel) -> None:
-    """With values of 1 every output is the sum of the kept, rescaled probabilities: 1 on average, not everywhere."""
+    """With values of 1, every output is the sum of the kept and rescaled probabilities, which is 1 on average."""
     torch.manual_seed(0)
     q, k, _ = random_qkv([400], [400], 8, torch.float32)
     cu = CuSeqlens.from_lengths([400])
@@ -129,7 +129,7 @@ def test_gradients_equal_the_definitions(kernel: Kernel) -> None:
 
 
 def test_training_in_bfloat16_without_the_compiled_kernel() -> None:
-    """In float32 inside, whose backward pass takes a quarter of the time; errors are those of one rounding."""
+    """The kernel computes in float32, so the error is that of one rounding to bfloat16."""
     lengths = [2, 5, 5, 40]
     cu = CuSeqlens.from_lengths(lengths)
     results: list[tuple[Tensor, ...]] = []

@@ -33,7 +33,7 @@ def batch_of(model: Encoder, sequences: list[str]) -> PackedBatch:
 
 @torch.no_grad()
 def hidden(model: Encoder, sequences: list[str]) -> list[list[Tensor]]:
-    """By sequence, by layer."""
+    """Hidden states by sequence and layer."""
     batch = batch_of(model, sequences)
     states: list[Tensor] = []
     model(batch, on_hidden=lambda number, x: states.append(x))
@@ -78,7 +78,7 @@ def test_observing_changes_nothing(load_small: LoadModel, name: str) -> None:
 
 
 def test_rotary_frequencies_keep_their_bits(load_small: LoadModel) -> None:
-    """Meta's are rounded to float16; rounding them further would move every position."""
+    """Meta's frequencies are rounded to float16; further rounding would change every position."""
     module = load_small("esm2").module
     assert isinstance(module, ESM2)
     before = module.inv_freq.clone()
@@ -188,7 +188,7 @@ def test_initialisation(name: str) -> None:
     assert words[model.alphabet.pad].any() == (name == "esm1nv")
 
 
-# What every machine and every version of NumPy has to give.
+# The same on every machine and with every version of NumPy.
 DIGEST = "4cdf26a9f472d1a63870300ce3a4b2e1c816240608cb9f7050b03d232cd4fec4"
 PROGRAM = """
 import hashlib

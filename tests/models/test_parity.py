@@ -1,4 +1,4 @@
-"""Our numbers against transformers, Meta's esm, and float64, on random weights of both initialisations."""
+"""Numbers compared with transformers, Meta's esm and float64, on random weights of both initialisations."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def random_model(config: EncoderConfig, initialisation: str, tmp_path: Path) -> 
         model = hf.open_checkpoint(tmp_path / "initial").load(dtype=torch.float32, device=torch.device("cpu"))
     disturb(model)
     if isinstance(config, ESM2Config):
-        # Meta's files carry the frequencies rounded to float16; both references must then use these.
+        # Meta's files have the frequencies rounded to float16, and both references must use these.
         model.inv_freq = model.inv_freq.half().float()
     return model
 
 
 def compare(model: Encoder, run_reference: Callable[[Tensor], Outputs], truth: Callable[[Tensor], Outputs]) -> None:
-    """Every tensor within the tolerance of the reference, and no further from float64 than twice the reference."""
+    """Every tensor is close to the reference, and at most twice as far from float64 as the reference."""
     batch = pack_sequences(model, SEQUENCES)
     states, logits = run_ours(model, batch)
     for start, end in batch.cu_seqlens.spans():
@@ -136,7 +136,7 @@ def test_published_esm1b_shape(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_pack_equals_a_padded_batch(tmp_path: Path) -> None:
-    """What users of transformers get from a padded batch, we get without padding."""
+    """A pack gives the same numbers as a padded batch in transformers."""
     model = random_model(CONFIGS["ESM-2 odd"], "fair-esm", tmp_path)
     hf.save(model, tmp_path / "saved")
     batch = pack_sequences(model, SEQUENCES)
@@ -204,7 +204,7 @@ def test_esm1nv_equals_a_plain_reading(config: ESM1nvConfig, tmp_path: Path) -> 
 
 
 def test_parameter_counts() -> None:
-    """ESM-1nv's by its card; ESM-2nv 650M in BioNeMo 1's layout; ESM-2 650M as transformers counts it."""
+    """Compared with the card of ESM-1nv, BioNeMo 1's layout of ESM-2nv 650M, and transformers' ESM-2 650M."""
     from protea.checkpoints.hub import architecture, published
     from protea.checkpoints.summary import parameter_count
 

@@ -141,28 +141,27 @@ class Runner:
         Items and jobs are taken only when needed. If that raises an error, the error comes after the results of all
         jobs before it. ``advance`` receives the number of jobs in each finished pack.
         """
-        opened: deque[_OpenItem[Item]] = deque()
+        complete: deque[tuple[Item, int]] = deque()
+        results: deque[Result[Tag]] = deque()
         failures: list[Exception] = []
 
         def jobs_of_items() -> Iterator[Job[Tag] | None]:
             try:
                 for item, jobs in items:
-                    opened.append(owner := _OpenItem(item))
+                    count = 0
                     for job in jobs:
-                        owner.count += 1
+                        count += 1
                         yield job
-                    owner.complete = True
+                    complete.append((item, count))
                     if apart:
                         yield None
             except Exception as error:
                 failures.append(error)
 
-        results: deque[Result[Tag]] = deque()
-
         def finished() -> Iterator[tuple[Item, list[Result[Tag]]]]:
-            while opened and opened[0].complete and len(results) >= opened[0].count:
-                owner = opened.popleft()
-                yield owner.item, [results.popleft() for _ in range(owner.count)]
+            while complete and len(results) >= complete[0][1]:
+                item, count = complete.popleft()
+                yield item, [results.popleft() for _ in range(count)]
 
         for computed in self._computed(pack_by_budget(jobs_of_items(), lambda job: len(job.tokens), self.budget)):
             results.extend(computed)
@@ -247,15 +246,6 @@ class Runner:
                     result.error = not_finite(result.job.name, self.model.compute_dtype)
                 collected.append(result if result.error is None else Result(result.job, error=result.error))
         return collected
-
-
-@dataclass
-class _OpenItem(Generic[Item]):
-    """An item and the number of its jobs so far; ``complete`` once all are known."""
-
-    item: Item
-    count: int = 0
-    complete: bool = False
 
 
 def _observers(

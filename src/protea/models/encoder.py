@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -58,12 +58,6 @@ class Encoder(nn.Module, ABC):
         self.config = config
         self.lm_head = None
         self.contact_head = None
-
-    @classmethod
-    def build(cls, config: EncoderConfig) -> Self:
-        """A model without weights, on the meta device, in evaluation mode; buffers have their values."""
-        with torch.device("meta"):
-            return cls(config).eval()
 
     # --- what a family supplies ------------------------------------------------------------------------------------
 

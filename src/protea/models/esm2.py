@@ -119,14 +119,6 @@ def _published() -> Iterator[Published]:
     yield from (te_recipe(f"nvidia/{name}", SIZES[size]) for size, name in weights)
 
 
-def _rotary_esm(described: Mapping[str, Any]) -> bool:
-    if esm_positions(described) != "rotary":
-        return False
-    if described.get("emb_layer_norm_before"):
-        raise CheckpointError("emb_layer_norm_before is not supported with rotary positions")
-    return True
-
-
 def _unsupported_by_meta(config: ESM2Config) -> str | None:
     if config.intermediate_size != 4 * config.hidden_size:
         return f"Meta's ESM-2 has feed-forward layers of 4 times the width, this model of {config.intermediate_size}"
@@ -170,7 +162,7 @@ _TE: Final[Keys] = {
 _STORED: Final = {
     "hf": StoredAs(
         keys=esm_formats.HF,
-        accepts=_rotary_esm,
+        accepts=lambda described: esm_positions(described) == "rotary",
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: esm_config("rotary", norm_before=False),
         classes=esm_formats.HF_CLASSES,
@@ -233,7 +225,7 @@ _STORED: Final = {
     ),
     "te": StoredAs(
         keys=_TE,
-        accepts=_rotary_esm,
+        accepts=lambda described: esm_positions(described) == "rotary",
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: {"position_embedding_type": "rotary", "emb_layer_norm_before": False},
     ),

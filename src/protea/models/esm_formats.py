@@ -87,6 +87,8 @@ def esm_positions(described: Mapping[str, Any]) -> str:
     position = described.get("position_embedding_type", "absolute")
     if position not in ("rotary", "absolute"):
         raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
+    if position == "rotary" and described.get("emb_layer_norm_before"):
+        raise CheckpointError("emb_layer_norm_before is not supported with rotary positions")
     return str(position)
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from protea.alphabet import Alphabet
@@ -41,8 +42,10 @@ def family_of(config: EncoderConfig) -> type[Encoder]:
 
 
 def build(config: EncoderConfig) -> Encoder:
-    """A model without weights, on the meta device, in evaluation mode."""
-    return family_of(config).build(config)
+    """A model without weights, on the meta device, in evaluation mode; buffers have their values."""
+    family = family_of(config)
+    with torch.device("meta"):
+        return family(config).eval()
 
 
 def initial_value(model: Encoder, name: str, seed: int) -> Tensor:
