@@ -92,9 +92,9 @@ def masked_loss(model: protea.LanguageModel, sequences: list[str]) -> float:
     return total / count
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(51, marks=pytest.mark.long)])
-def test_proteins_have_a_lower_loss_than_shuffled_sequences(model: protea.LanguageModel, count: int) -> None:
-    sequences = [record.sequence[:500] for record in read_fasta([EXAMPLES])][:count]
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_proteins_have_a_lower_loss_than_shuffled_sequences(model: protea.LanguageModel, step: int) -> None:
+    sequences = [record.sequence[:500] for record in read_fasta([EXAMPLES])][::step]
     rng = random.Random(0)
     shuffled = ["".join(rng.sample(sequence, len(sequence))) for sequence in sequences]
     # A model that knew only the frequencies of letters would have the same loss on both.

@@ -184,8 +184,7 @@ def test_scores(run: Run, folder: Path, tmp_path: Path) -> None:
     assert np.isfinite(long.score("MKTAYIAKQR" * 30, ["M1V", "R300K"], method="wildtype-marginals")).all()
 
 
-@pytest.fixture
-def recipe(run: Run, tmp_path: Path) -> None:
+def write_recipe(run: Run, tmp_path: Path) -> None:
     """Training data and ``recipe.yaml`` for 6 steps."""
     rng = np.random.default_rng(0)
     records = ["".join(rng.choice(list(LETTERS), rng.integers(10, 60))) for _ in range(80)]
@@ -199,8 +198,8 @@ def recipe(run: Run, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.usefixtures("recipe")
-def test_training(run: Run) -> None:
+def test_training(run: Run, tmp_path: Path) -> None:
+    write_recipe(run, tmp_path)
     assert run("pretrain", "recipe.yaml", "run.steps=2", "-o", "trained").code == 0
     assert run("export", "trained", "-o", "model").code == 0
     assert "toy.distances" in load_file("model/model.safetensors")
@@ -208,8 +207,8 @@ def test_training(run: Run) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("recipe")
-def test_training_resumes_exactly(run: Run) -> None:
+def test_training_resumes_exactly(run: Run, tmp_path: Path) -> None:
+    write_recipe(run, tmp_path)
     assert run("pretrain", "recipe.yaml", "-o", "whole").code == 0
     assert run("pretrain", "recipe.yaml", "run.steps=3", "-o", "parts").code == 0
     more = run("pretrain", "recipe.yaml", "-o", "parts", "--accept-changes")
