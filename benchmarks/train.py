@@ -85,17 +85,16 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     import torch
 
     from protea.train.loop import train_step
-    from protea.train.model import initialise
+    from protea.train.model import initialise, prepare
     from protea.train.objective import MaskedTokens
+    from protea.train.progress import TrainingProgress
     from protea.train.reading import parse
-    from protea.train.trained import prepare
-    from protea.train.watcher import Watcher
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"
     run = {"precision": precision, "compile": "compiled" in variant}
     recipe = parse({"init": str(model), "run": run}, "benchmark")
-    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, Watcher())
+    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
     objective = MaskedTokens()
     number = 0
 
@@ -245,9 +244,9 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
     from protea.models.esm2 import SIZES
     from protea.train.estimate import flops_per_token
     from protea.train.metrics import peak_flops
-    from protea.train.recipe import Log
+    from protea.train.recipe import LogSettings
 
-    peak = peak_flops(Log(), torch.device(arguments.device), torch.bfloat16)
+    peak = peak_flops(LogSettings(), torch.device(arguments.device), torch.bfloat16)
     print(f"ESM-2 {arguments.model}, {arguments.step_tokens:,} tokens a step, packs of {arguments.pack:,}; ", end="")
     print(f"median of {arguments.rounds} rounds (slowest, fastest); bfloat16 peak {(peak or 0) / 1e12:.3f} TFLOP/s\n")
     print("| | tokens/s | of transformers' fastest, round by round | utilisation | peak memory | last loss |")

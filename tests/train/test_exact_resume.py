@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
-from protea.train.state import choose
+from protea.train.run_checkpoints import choose
 from trials import Killed, Witness, assert_same, finish, finished, make_store, metrics, recipe, start, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +48,7 @@ def test_stopped_wherever_it_asks(tmp_path: Path, store: Path, changes: dict[str
         assert not outcome.finished
         again = Witness()
         assert pretrain(told, folder, again) == Outcome(4, finished=True)
-        assert (f"goes on after step {outcome.step}" in again.notes) == (outcome.step > 0)
+        assert (f"continues after step {outcome.step}" in again.notes) == (outcome.step > 0)
         assert_same(folder, tmp_path / "whole")
 
 
@@ -134,7 +134,7 @@ def test_killed_processes(tmp_path: Path, store: Path) -> None:
     assert killed
     code, err = finish(start(told, folder))
     assert code == 0, err
-    assert "goes on after step" in err
+    assert "continues after step" in err
     assert_same(folder, tmp_path / "whole")
     assert not list(folder.glob("checkpoints/.*"))
 

@@ -1,33 +1,33 @@
-"""Learning rates as plain functions of the step: the first update is step 1.
+"""Learning rates as plain functions of the step; the first update is step 1.
 
-    linear       max·s/w up to step w, then straight down to floor·max at step decay·S, and there to the end
-    anneal-hold  min + (max - min)·s/w up to step w, then max·(1 - (s - w)/(S - w)), never under floor·max
+    linear       max·s/w up to step w, then straight down to floor·max at step decay·S, and constant after it
+    anneal-hold  min + (max - min)·s/w up to step w, then max·(1 - (s - w)/(S - w)), but at least floor·max
     cosine       max·s/w up to step w, then min + (max - min)·(1 + cos(π·(s - w)/(S - c - w)))/2, and min for the
                  last c steps
     constant     max·s/w up to step w, then max
     trapezoid    max·s/w up to step w, then max up to step decay·S, then straight down to floor·max at the last step
 
-with s the step, w the warm-up, S the schedule's steps, c its constant ones. ``linear`` is Meta's and NVIDIA's recipes'
-for ESM-2, ``anneal-hold`` BioNeMo's ``WarmupAnnealDecayHold``, ``cosine`` NeMo's ``CosineAnnealing`` with
-``constant_steps``, that of ESM-1nv. A run with ``trapezoid`` (Zhai et al. 2022; Hu et al. 2024) can be made longer
-while the rate is still at its highest: what was trained so far does not depend on where the end is.
+Here s is the step, w the warm-up, S the schedule's steps and c its constant steps. ``linear`` is the schedule of Meta's
+and NVIDIA's recipes for ESM-2, ``anneal-hold`` is BioNeMo's ``WarmupAnnealDecayHold``, and ``cosine`` is NeMo's
+``CosineAnnealing`` with ``constant_steps``, which ESM-1nv used. With ``trapezoid`` (Zhai et al. 2022; Hu et al. 2024) a
+run can be extended while the rate is still at its maximum: the steps so far do not depend on where the run ends.
 """
 
 from __future__ import annotations
 
 import math
 
-from protea.train.recipe import Schedule
+from protea.train.recipe import ScheduleSettings
 
 
-def learning_rate(schedule: Schedule, step: int, *, highest: float, steps: int) -> float:
+def learning_rate(schedule: ScheduleSettings, step: int, *, highest: float, steps: int) -> float:
     """The learning rate of a step.
 
     Args:
         schedule: which curve.
         step: from 1; steps after the curve's last have its last value.
-        highest: the rate that warm-up ends with.
-        steps: of the run, where the schedule has none of its own.
+        highest: the rate at the end of the warm-up.
+        steps: of the run, used if the schedule has no number of its own.
     """
     total = schedule.steps or steps
     step = min(step, total)
