@@ -85,10 +85,10 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     import torch
 
     from protea.train.loop import train_step
+    from protea.train.metrics import TrainingProgress
     from protea.train.model import initialise, prepare
     from protea.train.objective import MaskedTokens
-    from protea.train.progress import TrainingProgress
-    from protea.train.reading import parse
+    from protea.train.recipe import parse
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"

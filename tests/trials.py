@@ -18,9 +18,8 @@ from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
 from protea.train.loop import Outcome, pretrain
-from protea.train.progress import TrainingProgress
-from protea.train.reading import parse
-from protea.train.recipe import Recipe
+from protea.train.metrics import TrainingProgress
+from protea.train.recipe import Recipe, parse
 from protea.train.run_checkpoints import STATE, _seal, choose
 
 LETTERS: Final = "ACDEFGHIKLMNPQRSTVWY"

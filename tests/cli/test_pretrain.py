@@ -20,7 +20,7 @@ from conftest import Run, fails
 from messages import check_message
 from protea.cli.pretrain_view import TrainingView
 from protea.train.loop import pretrain
-from protea.train.reading import recipe_names
+from protea.train.recipe import recipe_names
 from protea.train.run_checkpoints import choose
 from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
 
@@ -71,7 +71,8 @@ def test_a_log_that_cannot_be_written(store: Path, tmp_path: Path, monkeypatch: 
     """Standard error on a full disk is no reason to end."""
     with suppress(OSError), Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
-        with TrainingView() as view:
+        view = TrainingView()
+        with view.bar:
             outcome = pretrain(recipe(store), tmp_path / "run", view)
     assert outcome.finished
 
@@ -122,10 +123,22 @@ ODD = [
 VALUES = st.one_of(st.sampled_from(ODD), st.integers().map(str), st.floats().map(str), st.text(max_size=8))
 
 
+@pytest.mark.long
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.one_of(st.sampled_from(KEYS), st.text(max_size=8)), value=VALUES)
 def test_any_value(run: Run, file: Path, key: str, value: str) -> None:
-    """Accepted, or refused in one line."""
+    assert_accepted_or_refused(run, file, key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("run.seed", "1e999"), ("model", "[[1]]"), ("data.fasta", "\x00"), ("", "*a")]
+)
+def test_odd_values(run: Run, file: Path, key: str, value: str) -> None:
+    assert_accepted_or_refused(run, file, key, value)
+
+
+def assert_accepted_or_refused(run: Run, file: Path, key: str, value: str) -> None:
+    """A refusal is one line."""
     result = run("pretrain", file, "--dry-run", "--", f"{key}={value}")
     if result.code:
         fails(result, result.code)
@@ -159,7 +172,7 @@ def appears(path: Path, text: bytes) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_interrupted(store: Path, tmp_path: Path, number: signal.Signals) -> None:
     """A checkpoint of the last whole step, and the same command goes on."""
     told = recipe(store, run={"steps": 30}, save={"every": 1000}, validation={"every": 15})
@@ -179,6 +192,7 @@ def test_interrupted(store: Path, tmp_path: Path, number: signal.Signals) -> Non
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_interrupted_twice(tmp_path: Path) -> None:
     """Amid a step of many seconds: the second signal does not wait for its end."""
     store = make_store(tmp_path / "data")
@@ -198,6 +212,7 @@ def test_interrupted_twice(tmp_path: Path) -> None:
     check_message("pretrain.stopped by a second signal", err.splitlines()[0], tmp=tmp_path)
 
 
+@pytest.mark.long
 def test_interrupted_before_training(tmp_path: Path) -> None:
     """While sequences are read from a pipe that says nothing."""
     pipe = tmp_path / "pipe.fasta"
@@ -218,13 +233,13 @@ def test_interrupted_before_training(tmp_path: Path) -> None:
     assert metrics(tmp_path / "run")
 
 
-def test_time_left_is_told_though_steps_are_slow() -> None:
+def test_time_left_is_shown_for_slow_steps() -> None:
     """Four minutes between two logged steps."""
     view = TrainingView()
     now = 0.0
-    view._bar.get_time = lambda: now
-    view._bar.reset(view._task, total=100, completed=0)
+    view.bar.get_time = lambda: now
+    view.bar.reset(view._task, total=100, completed=0)
     for step in (10, 20, 30):
         now += 240.0
-        view._bar.update(view._task, completed=step)
-    assert view._bar.tasks[0].time_remaining == 7 * 240
+        view.bar.update(view._task, completed=step)
+    assert view.bar.tasks[0].time_remaining == 7 * 240

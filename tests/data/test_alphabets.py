@@ -21,7 +21,7 @@ from protea.errors import StoreError, UsageError
 from protea.models import registry
 from protea.models.encoder import Encoder
 from protea.progress import SILENT
-from protea.train.reading import parse
+from protea.train.recipe import parse
 from protea.train.sources import STORE, open_store
 
 MINE = Alphabet(

@@ -15,11 +15,10 @@ from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.train.loop import train_step
+from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, initialise, prepare
 from protea.train.objective import MaskedTokens
-from protea.train.progress import TrainingProgress
-from protea.train.reading import parse
-from protea.train.recipe import Recipe
+from protea.train.recipe import Recipe, parse
 from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ from protea.models.heads import BilinearContactHead
 from protea.models.registry import build
 from protea.train.average import average, export
 from protea.train.loop import pretrain
-from protea.train.progress import TrainingProgress
+from protea.train.metrics import TrainingProgress
 from references import from_fair_esm, hf_name, load_transformers, new_fair_esm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

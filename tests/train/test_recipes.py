@@ -23,10 +23,9 @@ from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import check_memory, estimate, flops_per_token
 from protea.train.loop import pretrain
+from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture
-from protea.train.progress import TrainingProgress
-from protea.train.reading import RECIPES, parse, read_recipe, recipe_names
-from protea.train.recipe import Recipe, flatten
+from protea.train.recipe import RECIPES, Recipe, flatten, parse, read_recipe, recipe_names
 from protea.train.sources import mean_length
 from protea.transforms import native
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, PolynomialLR
 from transformers import optimization
 
+from protea.train.optim import learning_rate
 from protea.train.recipe import ScheduleSettings
-from protea.train.schedule import learning_rate
 
 ESM2 = ScheduleSettings(name="linear", warmup=2000)
 ESM2NV = ScheduleSettings(name="anneal-hold", warmup=2000, min_lr=4e-5)

@@ -24,7 +24,7 @@ from protea.errors import CheckpointError, OutputError, ResumeError
 from protea.train.average import average, export
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, SaveSettings
-from protea.train.run_checkpoints import STATE, RunCheckpoints, SavedCheckpoint, choose, read_saved, read_verified
+from protea.train.run_checkpoints import STATE, RunCheckpoints, choose, read_saved, read_verified, step_folders
 from trials import Witness, assert_same, finished, make_store, metrics, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +60,7 @@ def save(checkpoints: RunCheckpoints, step: int, loss: float | None = None) -> N
     checkpoints.save(step, {"x": torch.full((500, 100), float(step))}, values)
 
 
-def test_a_reader_sees_whole_ones_alone(tmp_path: Path) -> None:
+def test_a_reader_sees_only_complete_checkpoints(tmp_path: Path) -> None:
     checkpoints = RunCheckpoints(tmp_path / "checkpoints", SaveSettings(newest=100))
     done = threading.Event()
     seen: list[int] = []
@@ -68,11 +68,12 @@ def test_a_reader_sees_whole_ones_alone(tmp_path: Path) -> None:
 
     def read() -> None:
         while not done.is_set():
-            for found in RunCheckpoints(tmp_path / "checkpoints", SaveSettings()).newest_first():
-                if isinstance(found, SavedCheckpoint) and torch.all(found.tensors()["x"] == found.step):
-                    seen.append(found.step)
+            for folder in step_folders(tmp_path / "checkpoints"):
+                saved = read_verified(folder)
+                if torch.all(saved.tensors()["x"] == saved.step):
+                    seen.append(saved.step)
                 else:
-                    wrong.append(str(found))
+                    wrong.append(str(saved))
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -86,7 +87,7 @@ def test_a_reader_sees_whole_ones_alone(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_of_the_moment_it_was_taken(tmp_path: Path) -> None:
-    """Training goes on while it is written."""
+    """Training continues while it is written."""
     checkpoints = RunCheckpoints(tmp_path, SaveSettings())
     weights = torch.ones(1000, 1000)
     checkpoints.save(1, {"x": weights}, {"validation_loss": None})
@@ -112,7 +113,7 @@ def test_which_are_kept(tmp_path: Path, keep: SaveSettings) -> None:
         losses[step] = rng.random() if step % 2 else None
         save(checkpoints, step, losses[step])
         checkpoints.wait()
-        assert checkpoints.failed() is None
+        assert checkpoints.failure() is None
         validated = sorted((loss, step) for step, loss in losses.items() if loss is not None)
         expected = set(list(losses)[-keep.newest :]) | {step for _, step in validated[: keep.best]}
         if keep.keep_every:
@@ -120,7 +121,7 @@ def test_which_are_kept(tmp_path: Path, keep: SaveSettings) -> None:
         assert {int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()} == expected
 
 
-def test_damaged_ones_do_not_crowd_out_good_ones(tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_displace_intact_ones(tmp_path: Path) -> None:
     """The run went back to step 10: what is of a later one is of no use."""
     for step in (10, 20):
         save(checkpoints := RunCheckpoints(tmp_path, SaveSettings(newest=2)), step)
@@ -131,13 +132,13 @@ def test_damaged_ones_do_not_crowd_out_good_ones(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000015"]
 
 
-def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "step-000000001.bak").mkdir()
     (tmp_path / "step-two").mkdir()
     (tmp_path / "step-000000003").write_text("a file")
     save(checkpoints := RunCheckpoints(tmp_path, SaveSettings(newest=1)), 5)
     checkpoints.wait()
-    assert [path.name for path in checkpoints.folders()] == ["step-000000005"]
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000000005"]
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -146,8 +147,9 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    place = random.Random().randrange(len(content))
-    content[place] ^= 1 << random.Random().randrange(8)
+    place, bit = random.randrange(len(content)), random.randrange(8)
+    print(f"flips bit {bit} of byte {place} in {path}")
+    content[place] ^= 1 << bit
     path.write_bytes(content)
 
 
@@ -206,7 +208,7 @@ def test_state_is_read_back_bit_by_bit(run: tuple[Recipe, Path]) -> None:
     assert read_saved(path.parent).step == 4
 
 
-def test_none_is_left(run: tuple[Recipe, Path]) -> None:
+def test_all_checkpoints_damaged(run: tuple[Recipe, Path]) -> None:
     told, folder = run
     for path in folder.glob("checkpoints/*/__0_0.distcp"):
         cut(path)
@@ -218,7 +220,7 @@ def test_none_is_left(run: tuple[Recipe, Path]) -> None:
     assert train(told, folder).finished
 
 
-def test_export_needs_no_more_than_it_takes(run: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_export_ignores_damage_to_other_checkpoints(run: tuple[Recipe, Path], tmp_path: Path) -> None:
     _, folder = run
     (newest(folder) / STATE).unlink()
     assert export(folder, tmp_path / "model", which="2").step == 2
@@ -309,7 +311,7 @@ def test_pickles_in_pieces_run_nothing(run: tuple[Recipe, Path], tmp_path: Path)
     ],
     ids=str,
 )
-def test_state_that_means_nothing(run: tuple[Recipe, Path], values: dict[str, Any]) -> None:
+def test_invalid_state(run: tuple[Recipe, Path], values: dict[str, Any]) -> None:
     """With hashes made to match: refused or skipped by name, or of no effect."""
     told, folder = run
     reseal(newest(folder), **values)

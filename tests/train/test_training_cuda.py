@@ -10,7 +10,7 @@ import torch
 from runs import make_store, recipe
 
 from protea.train.loop import pretrain
-from protea.train.progress import TrainingProgress
+from protea.train.metrics import TrainingProgress
 from protea.train.recipe import Recipe
 from protea.train.sinks import METRICS
 

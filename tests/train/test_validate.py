@@ -20,9 +20,9 @@ from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.train.average import export
 from protea.train.loop import pretrain
+from protea.train.metrics import TrainingProgress
 from protea.train.model import Precision
 from protea.train.objective import Validation
-from protea.train.progress import TrainingProgress
 from protea.train.recipe import Recipe
 from references import load_transformers
 

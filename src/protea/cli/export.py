@@ -33,9 +33,8 @@ def export(
     from protea.device import resolve_dtype
     from protea.train.average import export as write
 
-    kind = resolve_dtype(dtype)
     with interruptible():
-        saved = write(run, output, which=checkpoint, dtype=kind)
+        saved = write(run, output, which=checkpoint, dtype=resolve_dtype(dtype))
     loss = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
     typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
 
@@ -55,7 +54,6 @@ def average(
     from protea.device import resolve_dtype
     from protea.train.average import average as write
 
-    kind = resolve_dtype(dtype)
     with interruptible():
-        saved = write(run, output, last=last, dtype=kind)
+        saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
     typer.echo(f"{output}: mean of {len(saved)} checkpoints, steps {saved[0].step:,} to {saved[-1].step:,}")

@@ -48,7 +48,7 @@ def pretrain(
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
-    from protea.train.reading import list_recipes, read_recipe
+    from protea.train.recipe import list_recipes, read_recipe
 
     if names:
         for name, title in list_recipes():
@@ -83,7 +83,7 @@ def _train(recipe: Recipe, output: Path, *, accept_changes: bool) -> Outcome:
 
         view = TrainingView()
         try:
-            with view:
+            with view.bar:
                 return train(recipe, output, view, accept_changes=accept_changes)
         except KeyboardInterrupt:
             if view.stop():

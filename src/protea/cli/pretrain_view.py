@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Self
+from typing import Final
 
 import typer
 from rich.console import Console
@@ -14,19 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from protea.cli.interrupt import StopRequest
-from protea.train.progress import TrainingProgress
+from protea.train.metrics import TrainingProgress
 
 _LINE_SECONDS: Final = 10.0
 """Time between two lines if standard error is not a terminal."""
 
 
 class TrainingView(TrainingProgress):
-    """Shows the metrics and notes of a run; a signal makes ``stop`` return true."""
+    """Shows the metrics and notes of a run while its ``bar`` is open; a signal makes ``stop`` return true."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._terminal = console.is_terminal
-        self._bar = Progress(
+        self.bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeRemainingColumn(compact=True),
@@ -38,18 +38,11 @@ class TrainingView(TrainingProgress):
             # The default, 30 seconds, may be shorter than the time between two logged steps.
             speed_estimate_period=math.inf,
         )
-        self._task = self._bar.add_task("", total=None)
+        self._task = self.bar.add_task("", total=None)
         self._stop = StopRequest(self.note)
         self._steps = 0
         self._validation = ""
         self._printed = 0.0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
         """Name a task in the preparation of the training data."""
@@ -60,7 +53,7 @@ class TrainingView(TrainingProgress):
         for line in costs:
             self._print(line)
         self._steps = steps
-        self._bar.reset(self._task, total=steps, completed=done)
+        self.bar.reset(self._task, total=steps, completed=done)
         self._stop.install()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -71,7 +64,7 @@ class TrainingView(TrainingProgress):
                 self._print(f"step {step:,}: validation perplexity {values['validation_perplexity']:.4f}")
             return
         text = _line(values) + self._validation
-        self._bar.update(self._task, completed=step, description=text)
+        self.bar.update(self._task, completed=step, description=text)
         if not self._terminal and (time.monotonic() - self._printed > _LINE_SECONDS or step == self._steps):
             self._print(f"step {step:,}/{self._steps:,}: {text}")
             self._printed = time.monotonic()
@@ -88,7 +81,7 @@ class TrainingView(TrainingProgress):
         # A full disk or a closed pipe behind standard error must not end the run.
         with suppress(OSError):
             if self._terminal:
-                self._bar.console.print(line, markup=False, highlight=False)
+                self.bar.console.print(line, markup=False, highlight=False)
             else:
                 typer.echo(line, err=True)
 

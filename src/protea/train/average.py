@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,11 +20,7 @@ from protea.train.run_checkpoints import MODEL, SavedCheckpoint, choose, read_ve
 def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
     """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
 
-    Args:
-        run: the run's folder.
-        output: folder to write; must be new.
-        which: ``newest``, ``best`` by validation loss, or a step.
-        dtype: of the weights.
+    ``which`` is ``newest``, ``best`` by validation loss, or a step.
 
     Raises:
         ResumeError: the run has no such checkpoint.
@@ -33,9 +28,7 @@ def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype
         OutputError: the folder exists, or cannot be written.
     """
     saved = choose(run, which)
-    model = _model(saved)
-    tensors = saved.tensors(model.named_parameters())
-    _write(output, model, lambda name: tensors[f"{MODEL}{name}"], dtype)
+    _write_mean([saved], output, dtype)
     return saved
 
 
@@ -55,22 +48,22 @@ def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.fl
             f"{run}: has {len(folders)} checkpoints, not {last}; save.newest and save.keep_every decide which are kept"
         )
     saved = [read_verified(folder) for folder in folders[-last:]]
-    model = _model(saved[-1])
-    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in saved]
+    _write_mean(saved, output, dtype)
+    return saved
+
+
+def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
+    model = _model(checkpoints[-1])
+    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
 
     def mean(name: str) -> Tensor:
         total = torch.zeros(model.get_parameter(name).shape, dtype=torch.float64)
         for tensors in stored:
             total += tensors[f"{MODEL}{name}"]
-        return total / len(stored)
+        return (total / len(stored)).to(dtype)
 
-    _write(output, model, mean, dtype)
-    return saved
-
-
-def _write(output: Path, model: Encoder, weight: Callable[[str], Tensor], dtype: torch.dtype) -> None:
     with staged(output) as folder:
-        hf.write(folder, model, lambda name: weight(name).to(dtype), dtype)
+        hf.write(folder, model, mean, dtype)
 
 
 def _model(saved: SavedCheckpoint) -> Encoder:

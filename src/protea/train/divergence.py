@@ -28,7 +28,7 @@ _MAX_OVERFLOWS: Final = 50
 class _Step(NamedTuple):
     step: int
     places: list[tuple[int, NDArray[np.int64]]]
-    values: Tensor
+    loss_and_norm: Tensor
 
 
 class DivergenceGuard:
@@ -42,8 +42,8 @@ class DivergenceGuard:
 
     def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:
         """Add a step to be checked; on a GPU its results may not be computed yet."""
-        values = torch.stack((loss, norm))
-        self._waiting.append(_Step(step, [(pack.epoch, pack.index) for pack in packs], values))
+        places = [(pack.epoch, pack.index) for pack in packs]
+        self._waiting.append(_Step(step, places, torch.stack((loss, norm))))
 
     def check(self) -> None:
         """Check the steps added since the last call; waits for their results.
@@ -53,7 +53,7 @@ class DivergenceGuard:
         """
         while self._waiting:
             step = self._last = self._waiting.popleft()
-            loss, norm = step.values.tolist()
+            loss, norm = step.loss_and_norm.tolist()
             if not math.isfinite(loss) or loss > self._run.max_loss:
                 raise self._error(step, f"the loss is {loss:g}")
             # Scaled float16 gradients overflow from time to time; the scaler then skips the step.

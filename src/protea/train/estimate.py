@@ -27,21 +27,13 @@ from protea.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run takes.
-
-    Attributes:
-        parameters: number of trained parameters.
-        flops: of a token at the given mean length, forward and backward.
-        state: bytes of weights, gradients and moments.
-        copies: bytes of main memory for saving.
-        activations: bytes kept for the backward pass of a pack.
-    """
+    """What a run takes: numbers of trained parameters and operations, and bytes."""
 
     parameters: int
-    flops: float
-    state: int
-    copies: int
-    activations: int
+    flops: float  # for a token, forward and backward
+    state: int  # weights, gradients and moments
+    copies: int  # main memory for saving
+    activations: int  # kept for the backward pass of a pack
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
         """The costs in words."""
@@ -64,10 +56,8 @@ class Costs:
 def flops_per_token(config: EncoderConfig, length: float, masked: float = 0.15) -> float:
     """Operations of a training step for each token.
 
-    Args:
-        config: of the model.
-        length: mean over tokens of the length of each token's sequence, in tokens.
-        masked: share of tokens for which the language-model head is computed.
+    ``length`` is the mean over tokens of the length of each token's sequence; the language-model head is computed for
+    the ``masked`` share of the tokens.
     """
     return 3 * config.forward_flops(length, masked)
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,21 +25,19 @@ from protea.allocator import return_freed_memory
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
 from protea.device import resolve_device
-from protea.errors import DeviceError, OutputError, ResumeError, UsageError
+from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
 from protea.models.encoder import Encoder
-from protea.output import write_failure
 from protea.train.divergence import DivergenceGuard
 from protea.train.estimate import check_memory, estimate
-from protea.train.metrics import Logbook
+from protea.train.metrics import Logbook, TrainingProgress
 from protea.train.model import Trainable, architecture, initialise, prepare
 from protea.train.objective import MaskedTokens, Validation
-from protea.train.progress import TrainingProgress
+from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
 from protea.train.resume import resume, save
 from protea.train.run_checkpoints import RunCheckpoints, checkpoint_folder
 from protea.train.run_folder import RunFolder
-from protea.train.schedule import learning_rate
-from protea.train.sinks import check_log, open_sinks
+from protea.train.sinks import open_sinks
 from protea.train.sources import make_loader, mean_length, open_store
 
 _DROPOUT: Final = 6
@@ -58,11 +57,7 @@ class Outcome(NamedTuple):
 def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool = False) -> Outcome:
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
-    Args:
-        recipe: of the run.
-        output: the run's folder.
-        progress: receives metrics and notes, and is asked whether to stop.
-        accept_changes: continue although the recipe is not the one that the run began with.
+    ``accept_changes`` continues although the recipe is not the one that the run began with.
 
     Raises:
         ProteaError: ``docs/pretraining.md`` lists what can be wrong.
@@ -71,14 +66,15 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
     if device.type == "cuda":
         # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
-    check_log(recipe.log)
+    if recipe.log.wandb is not None and find_spec("wandb") is None:
+        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
     model = architecture(recipe)
     if model.max_tokens is not None and recipe.data.max_tokens > model.max_tokens:
         raise UsageError(
             f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
             f"{model.config.family}; lower it"
         )
-    with RunFolder(output, recipe, accept_changes=accept_changes) as folder:
+    with RunFolder(output, recipe, accept_changes=accept_changes) as folder, _explaining_failures(recipe, device):
         return _Trainer(recipe, folder, model, device, progress).run()
 
 
@@ -92,42 +88,34 @@ class _Trainer:
         if folder.changes:
             progress.note(f"the recipe changed: {folder.changes}")
         store = open_store(recipe, folder.path, model.alphabet, progress)
-        run, self.data = recipe.run, store.fingerprint
-        pin = device.type == "cuda"
+        run, self.data, pin = recipe.run, store.fingerprint, device.type == "cuda"
         self.loader = make_loader(store, "train", recipe, seed=run.seed, workers=run.workers, pin=pin)
         self.validation = None if recipe.validation.every is None else Validation(store, recipe)
-        self.costs = estimate(model, recipe, mean_length(self.loader.sampler))
-        check_memory(self.costs, device)
+        costs = estimate(model, recipe, mean_length(self.loader.sampler))
+        check_memory(costs, device)
         self.objective = MaskedTokens()
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler)
+        self.trainable = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, progress)
         self.checkpoints = RunCheckpoints(checkpoint_folder(folder.path), recipe.save)
-
-    def run(self) -> Outcome:
-        """Train to the last step, or until asked to stop."""
-        with _explaining_failures(self.recipe, self.device, self.folder.path):
-            self._begin()
-            try:
-                self._repeat()
-            finally:
-                if not isinstance(sys.exception(), KeyboardInterrupt):
-                    # After Ctrl-C nobody waits for a checkpoint; the next run removes a half-written one.
-                    self.checkpoints.wait()
-                self.logbook.close()
-        step = self.state.step
-        return Outcome(step, step == self.recipe.run.steps and not self._validation_due())
-
-    def _begin(self) -> None:
-        recipe, folder, progress = self.recipe, self.folder, self.progress
-        model = initialise(recipe, self.device)
-        self.trainable = prepare(model, recipe.run, recipe.optimizer, recipe.batch, progress)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
-        progress.start(list(self.costs.lines(recipe)), recipe.run.steps, self.state.step)
-        sinks = open_sinks(folder.path, recipe, self.state)
-        self.logbook = Logbook(sinks, recipe, self.trainable, progress)
         if self._validation_due():
             # The run was stopped during validation; write the checkpoint again, with the result.
             self.checkpoints.last = None
+        progress.start(list(costs.lines(recipe)), run.steps, self.state.step)
+        self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress)
+
+    def run(self) -> Outcome:
+        """Train to the last step, or until asked to stop."""
+        try:
+            self._repeat()
+        finally:
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                # After Ctrl-C nobody waits for a checkpoint; the next run removes a half-written one.
+                self.checkpoints.wait()
+            self.logbook.close()
+        step = self.state.step
+        return Outcome(step, step == self.recipe.run.steps and not self._validation_due())
 
     def _accept_changes(self) -> None:
         """Make the recipe the folder's, if the run can continue with it."""
@@ -214,7 +202,7 @@ class _Trainer:
         step = self.state.step
         if self.checkpoints.due(step):
             self.checkpoints.wait()
-        if (reason := self.checkpoints.failure()) is not None:
+        if reason := self.checkpoints.failure():
             retry = self.checkpoints.retry(step)
             self.progress.note(f"a checkpoint could not be written: {reason}; tries again after step {retry:,}")
         if self.checkpoints.due(step):
@@ -229,7 +217,7 @@ class _Trainer:
             self._save()
             checkpoints.wait()
             reason = checkpoints.failure()
-        if reason is not None:
+        if reason:
             raise OutputError(
                 f"{checkpoints.folder}: the checkpoint of step {step:,} could not be written: {reason}; free some "
                 "space and give the same command again: it continues from the checkpoint before"
@@ -253,7 +241,7 @@ def train_step(
     """One update of the weights.
 
     Args:
-        trainable: the model, its optimizers, the precision.
+        trainable: what is trained.
         objective: what the model learns.
         packs: what this process learns from in the step.
         predicted: masked tokens in the whole step; the step's loss is their mean.
@@ -262,12 +250,11 @@ def train_step(
         seed: of the run; seeds dropout together with the step and a pack's number among all packs of the step.
         clip: largest norm of the gradient, which is scaled down to it.
         rank: of this process.
-        world: how many processes share the packs of the step, as ``Loader`` distributes them.
-        stop: asked between packs.
+        world: number of processes that share the packs of the step.
+        stop: asked between packs; if it returns true, weights and optimizers stay as they were.
 
     Returns:
-        The loss and the norm of its gradient before clipping, on the device; ``None`` if stopped, which leaves weights
-        and optimizers as they were.
+        The loss and the norm of its gradient before clipping, on the device; ``None`` if stopped.
     """
     model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
     loss = torch.zeros((), device=model.device)
@@ -289,7 +276,7 @@ def train_step(
 
 
 @contextmanager
-def _explaining_failures(recipe: Recipe, device: torch.device, output: Path) -> Iterator[None]:
+def _explaining_failures(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Turn what PyTorch and the operating system raise during training into errors with advice."""
     memory = "GPU memory" if device.type == "cuda" else "main memory"
     too_large = DeviceError(
@@ -309,4 +296,4 @@ def _explaining_failures(recipe: Recipe, device: torch.device, output: Path) -> 
             raise too_large from error
         raise
     except OSError as error:
-        raise write_failure(error, Path(error.filename or output)) from error
+        raise OutputError(f"{error.filename or 'the run'}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The metrics of a run: losses, speed, utilisation, memory. ``docs/pretraining.md`` defines each of them."""
+"""The progress and the metrics of a run: losses, speed, utilisation, memory; ``docs/pretraining.md`` defines them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
+from protea.progress import Progress
 from protea.train.estimate import flops_per_token
 from protea.train.model import Trainable
-from protea.train.progress import TrainingProgress
 from protea.train.recipe import LogSettings, Recipe
 from protea.train.resume import TrainingState
 from protea.train.sinks import Sink
@@ -25,6 +25,20 @@ _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "
 
 _SIDE: Final = 1024
 _MEASURED_SECONDS: Final = 0.5
+
+
+class TrainingProgress(Progress):
+    """Receives the progress of a training run. This class ignores it and never stops the run; subclasses may."""
+
+    def start(self, costs: Sequence[str], steps: int, done: int) -> None:
+        """Training begins after ``done`` of its steps; ``costs`` says in lines of text what it takes."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Receive the metrics of a step."""
+
+    def stop(self) -> bool:
+        """Whether to save a checkpoint and end the run; asked after every pack."""
+        return False
 
 
 class Logbook:
@@ -82,7 +96,7 @@ class Logbook:
             try:
                 sink.close()
             except Exception as error:  # each sink has errors of its own, and none may end a run
-                self._progress.note(f"the last metrics could not be written: {sink.name}: {_reason(error)}")
+                self._progress.note(f"the last metrics could not be written: {_failure(sink, error)}")
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         failures = []
@@ -90,7 +104,7 @@ class Logbook:
             try:
                 sink.write(step, values)
             except Exception as error:
-                failures.append(f"{sink.name}: {_reason(error)}")
+                failures.append(_failure(sink, error))
         if failures and not self._failing:
             self._progress.note(f"metrics cannot be written: {failures[0]}; they are kept until they can be written")
         self._failing = bool(failures)
@@ -144,5 +158,5 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _failure(sink: Sink, error: Exception) -> str:
+    return f"{sink.name}: {getattr(error, 'strerror', None) or error}"

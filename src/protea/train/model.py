@@ -71,16 +71,9 @@ def _freeze_contact_head(model: Encoder) -> Encoder:
 
 
 class Precision:
-    """The type that matrix products are computed in.
+    """The type that matrix products are computed in, by the name that a recipe gives.
 
-    Args:
-        name: ``bf16-mixed``, ``fp16-mixed`` or ``float32``.
-        device: of the model.
-        packs: number of packs in a step.
-
-    Attributes:
-        dtype: of products.
-        scaler: scales the loss so that float16 gradients do not vanish; disabled for other types.
+    ``scaler`` scales the loss so that float16 gradients do not vanish; it is disabled for other types.
     """
 
     def __init__(self, name: str, device: torch.device, packs: int = 1) -> None:
@@ -107,9 +100,7 @@ class Trainable:
 def prepare(
     model: Encoder, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, progress: Progress
 ) -> Trainable:
-    """Make a model ready for training, in place; parameters and their names stay.
-
-    Parameters that require gradients are trained. The others stay as they are, and are saved too.
+    """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen.
 
     Raises:
         DeviceError: ``run.compile`` is set and there is no compiler.

@@ -1,7 +1,23 @@
-"""Optimizers over a model's parameters, and their state by parameter names."""
+"""Optimizers over a model's parameters, their state by parameter names, and the learning rate of each step.
+
+Schedules; the first update is step 1:
+
+    linear       max·s/w up to step w, then straight down to floor·max at step decay·S, and constant after it
+    anneal-hold  min + (max - min)·s/w up to step w, then max·(1 - (s - w)/(S - w)), but at least floor·max
+    cosine       max·s/w up to step w, then min + (max - min)·(1 + cos(π·(s - w)/(S - c - w)))/2, and min for the
+                 last c steps
+    constant     max·s/w up to step w, then max
+    trapezoid    max·s/w up to step w, then max up to step decay·S, then straight down to floor·max at the last step
+
+Here s is the step, w the warm-up, S the schedule's steps and c its constant steps. ``linear`` is the schedule of Meta's
+and NVIDIA's recipes for ESM-2, ``anneal-hold`` is BioNeMo's ``WarmupAnnealDecayHold``, and ``cosine`` is NeMo's
+``CosineAnnealing`` with ``constant_steps``, which ESM-1nv used. With ``trapezoid`` (Zhai et al. 2022; Hu et al. 2024) a
+run can be extended while the rate is still at its maximum: the steps so far do not depend on where the run ends.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -9,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.errors import CheckpointError, UsageError
-from protea.train.recipe import OptimizerSettings
+from protea.train.recipe import OptimizerSettings, ScheduleSettings
 
 PREFIX: Final = "optimizer."
 _STATE_OF: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
@@ -32,10 +48,6 @@ class Optimizers:
     AdamW keeps its moments in float32 and updates everything in one fused kernel. With Muon (Jordan et al. 2024), Muon
     updates the layers' matrices, scaled so that AdamW's learning rates fit (Liu et al. 2025); AdamW updates embeddings,
     norms, biases and the head.
-
-    Args:
-        parameters: by name; all of them are trained.
-        settings: which optimizer, and its numbers.
 
     Raises:
         UsageError: there are no parameters.
@@ -137,3 +149,33 @@ class Optimizers:
                     f"{', '.join(sorted(expected))}: the checkpoint was written with another optimizer.name; use that "
                     "one, or export the model and start a run with it as init"
                 )
+
+
+def learning_rate(schedule: ScheduleSettings, step: int, *, highest: float, steps: int) -> float:
+    """The learning rate of a step, from 1; steps after the curve's last have its last value.
+
+    ``highest`` is the rate at the end of the warm-up; ``steps``, those of the run, count if the schedule has none.
+    """
+    total = schedule.steps or steps
+    step = min(step, total)
+    warmup = schedule.warmup
+    if step <= warmup:
+        start = schedule.min_lr if schedule.name == "anneal-hold" else 0.0
+        return start + (highest - start) * step / warmup
+    match schedule.name:
+        case "linear":
+            end = max(warmup, round(schedule.decay * total))
+            done = 1.0 if step >= end else (step - warmup) / (end - warmup)
+            return highest * (1 - (1 - schedule.floor) * done)
+        case "anneal-hold":
+            return highest * max(schedule.floor, 1 - (step - warmup) / (total - warmup))
+        case "cosine":
+            end = total - schedule.constant
+            done = 1.0 if step >= end else (step - warmup) / (end - warmup)
+            return schedule.min_lr + (highest - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        case "trapezoid":
+            begin = max(warmup, round(schedule.decay * total))
+            done = 0.0 if step <= begin else (step - begin) / (total - begin)
+            return highest * (1 - (1 - schedule.floor) * done)
+        case "constant":
+            return highest

@@ -1,22 +1,35 @@
-"""What a training run is told: sections of settings, strict, and stored with every checkpoint.
+"""Recipes: the settings of a training run, from YAML files and from what users type.
 
 ``docs/pretraining.md`` explains every key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
 from protea.models.config import EncoderConfig
-from protea.settings_errors import suggestion
+from protea.settings_errors import explain, parse_yaml, read_yaml, suggestion
+
+RECIPES: Final = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the package."""
 
 _ARCHITECTURE: Final = "architecture"
 
@@ -82,7 +95,7 @@ class OptimizerSettings(Section):
 
 
 class ScheduleSettings(Section):
-    """The learning rate of each step; ``protea.train.schedule`` has the formulas."""
+    """The learning rate of each step; ``protea.train.optim`` has the formulas."""
 
     name: Literal["linear", "anneal-hold", "cosine", "constant", "trapezoid"] = "linear"
     warmup: NonNegative = 2000  # steps
@@ -133,17 +146,11 @@ class LogSettings(Section):
 
 
 class Recipe(Section):
-    """A complete recipe.
+    """A complete recipe."""
 
-    Attributes:
-        name: a title for people.
-        init: a checkpoint of any format, or a published name, to start from; it brings its architecture.
-        model: without ``init``: an ``architecture`` by published name, and keys of its configuration to change.
-    """
-
-    name: str = ""
-    init: str | None = None
-    model: dict[str, Any] = Field(default_factory=dict)
+    name: str = ""  # a title for people
+    init: str | None = None  # a checkpoint of any format or a published name, whose architecture is taken too
+    model: dict[str, Any] = Field(default_factory=dict)  # else an architecture's name, and what to change in it
     data: DataSettings = DataSettings()
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -180,45 +187,37 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> Self:
-        data, batch, schedule = self.data, self.batch, self.schedule
-        if self.init is None:
-            if _ARCHITECTURE not in self.model:
-                raise UsageError("no model: give model.architecture (`protea info --list`), or init, a model to train")
-            _ = self.config
-        elif self.model:
-            keys = ", ".join(self.model)
-            raise UsageError(f"init brings its architecture: remove model ({keys}), or set model={{}}")
-        if data.store is not None and data.fasta is not None:
-            raise UsageError("data.store and data.fasta exclude each other; give one of them")
-        if data.masking not in VARIANTS:
-            raise UsageError(f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}")
-        if batch.pack < data.max_tokens:
-            raise UsageError(
-                f"batch.pack {batch.pack:,} is smaller than data.max_tokens {data.max_tokens:,}, but a pack must hold "
-                "a whole sequence: raise batch.pack or lower data.max_tokens"
-            )
-        if batch.tokens < batch.pack:
-            raise UsageError(
-                f"batch.tokens {batch.tokens:,} is smaller than batch.pack {batch.pack:,}, but a step has at least one "
-                "pack: raise batch.tokens or lower batch.pack"
-            )
+        data, batch, schedule, keys = self.data, self.batch, self.schedule, ", ".join(self.model)
         steps = schedule.steps or self.run.steps
-        if schedule.warmup + schedule.constant > steps:
-            raise UsageError(
-                f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} exceeds the "
-                f"schedule's {steps:,} steps; lower one of them"
-            )
-        if schedule.min_lr > self.optimizer.lr:
-            raise UsageError(f"schedule.min_lr {schedule.min_lr:g} exceeds optimizer.lr {self.optimizer.lr:g}")
+        problems = {
+            "no model: give model.architecture (`protea info --list`), or init, a model to train": (
+                self.init is None and _ARCHITECTURE not in self.model
+            ),
+            f"init brings its architecture: remove model ({keys}), or set model={{}}": (
+                self.init is not None and self.model
+            ),
+            "data.store and data.fasta exclude each other; give one of them": data.store and data.fasta,
+            f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}": data.masking not in VARIANTS,
+            f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}, so that a pack holds a "
+            "whole sequence": batch.pack < data.max_tokens,
+            f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}, so that a step has a "
+            "pack": batch.tokens < batch.pack,
+            f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
+            f"schedule's {steps:,} steps": schedule.warmup + schedule.constant > steps,
+            f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {self.optimizer.lr:g}": (
+                schedule.min_lr > self.optimizer.lr
+            ),
+        }
+        for problem, is_true in problems.items():
+            if is_true:
+                raise UsageError(problem)
+        if self.init is None:
+            _ = self.config
         return self
 
     def shown(self) -> dict[str, Any]:
         """The recipe as plain values that YAML and JSON can hold."""
         return self.model_dump(mode="json")
-
-    def flat(self) -> dict[str, Any]:
-        """The values by dotted key, as in ``run.steps``."""
-        return flatten(self.shown())
 
 
 def flatten(shown: dict[str, Any]) -> dict[str, Any]:
@@ -227,3 +226,63 @@ def flatten(shown: dict[str, Any]) -> dict[str, Any]:
     for name, value in shown.items():
         values |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def read_recipe(source: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, or by the name of one that comes with the package, with some values changed.
+
+    Each change is ``section.key=value``, with the value as in YAML.
+
+    Raises:
+        UsageError: the source or a change cannot be read; names the key, its value and what it must be.
+    """
+    path = _recipe_path(source)
+    values = read_yaml(path, str(path))
+    for change in changes:
+        _apply(change, values)
+    return parse(values, str(path))
+
+
+def parse(values: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        UsageError: a value is wrong; names the source, the key, its value and what it must be.
+    """
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def list_recipes() -> Iterator[tuple[str, str]]:
+    """Name and title of each recipe that comes with the package."""
+    for name in recipe_names():
+        yield name, str(read_yaml(RECIPES / f"{name}.yaml", name)["name"])
+
+
+def _recipe_path(source: str) -> Path:
+    path, names = Path(source), recipe_names()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise UsageError(f"{source}: there is no such file; recipes that come with Protea: {', '.join(names)}")
+        return path
+    if source not in names:
+        raise UsageError(f"{source}: is neither a file nor the name of a recipe{suggestion(source, names)}")
+    return RECIPES / f"{source}.yaml"
+
+
+def _apply(change: str, values: dict[str, Any]) -> None:
+    name, equals, value = change.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"{change!r}: expected key=value, as in optimizer.lr=1e-3")
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = values = dict(inner) if isinstance(inner, dict) else {}
+    values[key] = parse_yaml(value, repr(change))

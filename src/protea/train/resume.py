@@ -16,25 +16,18 @@ from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe
-from protea.train.run_checkpoints import MODEL, STATE, RunCheckpoints, SavedCheckpoint
+from protea.train.run_checkpoints import MODEL, STATE, RunCheckpoints, SavedCheckpoint, read_verified, step_folders
 from protea.transforms import native
 
 
 @dataclass
 class TrainingState:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        step: updates done.
-        position: where in the data the next step begins.
-        tokens: seen so far, BOS and EOS included.
-        validation_loss: at this step, if it was measured.
-    """
-
-    step: int = 0
-    position: Position = field(default_factory=Position)
-    tokens: int = 0
-    validation_loss: float | None = None
+    step: int = 0  # updates done
+    position: Position = field(default_factory=Position)  # where in the data the next step begins
+    tokens: int = 0  # seen so far, BOS and EOS included
+    validation_loss: float | None = None  # at this step, if it was measured
 
     def after(self, packs: Sequence[TrainingBatch]) -> TrainingState:
         """The state after another step with these packs."""
@@ -86,11 +79,12 @@ def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress
         CheckpointError: it belongs to another model or optimizer.
     """
     checkpoints.clear_unfinished()
-    damaged = False
-    for saved in checkpoints.newest_first():
-        if isinstance(saved, CheckpointError):
-            progress.note(f"{saved}; skipped")
-            damaged = True
+    folders = step_folders(checkpoints.folder)
+    for folder in reversed(folders):
+        try:
+            saved = read_verified(folder)
+        except CheckpointError as error:
+            progress.note(f"{error}; skipped")
             continue
         try:
             state = _restore(saved, trainable, progress, data)
@@ -99,7 +93,7 @@ def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress
         checkpoints.last = state.step
         progress.note(f"continues after step {state.step:,}")
         return state
-    if damaged:
+    if folders:
         raise ResumeError(f"{checkpoints.folder}: all checkpoints are damaged; remove the folder to start again")
     return TrainingState()
 

@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +40,7 @@ _SEAL: Final = "sha256"
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A checkpoint on disk.
-
-    Attributes:
-        folder: of the checkpoint.
-        step: after which it was taken.
-        loss: the validation loss at that step, if it was measured.
-        values: the content of ``state.json``.
-    """
+    """A checkpoint on disk, the validation loss if it was measured, and the content of ``state.json``."""
 
     folder: Path
     step: int
@@ -111,27 +104,15 @@ def read_verified(folder: Path) -> SavedCheckpoint:
 
 
 class RunCheckpoints:
-    """Writes the checkpoints of one run, and removes old ones.
-
-    Attributes:
-        last: step of the newest checkpoint that was begun or read; ``None`` after a failure.
-    """
+    """Writes the checkpoints of one run, and removes old ones."""
 
     def __init__(self, folder: Path, settings: SaveSettings) -> None:
         self.folder, self.settings = folder, settings
-        self.last: int | None = None
+        self.last: int | None = None  # step of the newest checkpoint begun or read; None after a failure
         self._retry = 0
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-
-    def newest_first(self) -> Iterator[SavedCheckpoint | CheckpointError]:
-        """Each checkpoint if it is intact, else what is wrong with it."""
-        for folder in reversed(step_folders(self.folder)):
-            try:
-                yield read_verified(folder)
-            except CheckpointError as error:
-                yield error
 
     def clear_unfinished(self) -> None:
         """Remove what a killed process left half written or half removed."""
@@ -143,13 +124,7 @@ class RunCheckpoints:
         return step > 0 and step != self.last and (step % self.settings.every == 0 or step == self._retry)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Copy everything, and write it while training continues.
-
-        Args:
-            step: after which the checkpoint is taken.
-            tensors: by name.
-            values: what JSON can hold, ``validation_loss`` included.
-        """
+        """Copy everything, and write it while training continues; ``values`` must be what JSON can hold."""
         self.wait()
         self._copy(tensors)
         self.last = step
@@ -246,11 +221,7 @@ def step_of(folder: Path) -> int:
 
 
 def choose(run: Path, which: str) -> SavedCheckpoint:
-    """One checkpoint of a run, verified. Damage to others matters only for ``best``.
-
-    Args:
-        run: its folder.
-        which: ``newest``, ``best`` by validation loss, or a step.
+    """One checkpoint of a run, verified: ``newest``, ``best`` by validation loss, or a step.
 
     Raises:
         ResumeError: there is no such checkpoint.

@@ -29,14 +29,11 @@ _UNFINISHED: Final = f".{RECIPE}.unfinished"
 class RunFolder:
     """A run's folder, locked against other processes; it is new, empty, or this run's.
 
+    ``changes`` says what differs from the recipe that the run began with, ``changed`` holds the keys that differ.
+
     Raises:
         OutputError: the folder holds something else, or cannot be written.
         ResumeError: the folder belongs to another recipe, or another process works in it.
-
-    Attributes:
-        path: the folder.
-        changes: what differs from the recipe that the run began with; an error unless changes are accepted.
-        changed: the keys that differ.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, accept_changes: bool = False) -> None:

@@ -9,20 +9,19 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from protea.errors import MissingExtraError, OutputError, ProteaWarning
+from protea.errors import OutputError, ProteaWarning
 from protea.output import write_durably
-from protea.train.recipe import LogSettings, Recipe
+from protea.train.recipe import Recipe
 from protea.train.resume import TrainingState
 
 _BUFFER: Final = 16 << 20
 """Bytes of metrics that wait in memory while a disk is full. Python keeps what it could not write for the next time."""
 
 
-class JsonLines:
+class _JsonLines:
     """``metrics.jsonl``: one object a line, with its ``step``; infinities and NaN are ``null``.
 
     Lines of later steps than the state's, which a killed run left, are removed. So is the line of a validation that no
@@ -40,17 +39,15 @@ class JsonLines:
         self._stream = path.open("ab", buffering=_BUFFER)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line to the file."""
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._stream.write(json.dumps({"step": step, **line}).encode() + b"\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 
-class TensorBoard:
+class _TensorBoard:
     """Event files for TensorBoard, with a chart for each metric.
 
     TensorBoard's own writer is not used: on a full disk its thread ends with a traceback and loses what follows.
@@ -72,12 +69,10 @@ class TensorBoard:
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each chart."""
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step=step, summary=self._summary(value=points))
 
     def close(self) -> None:
-        """Close the file."""
         self._records.close()
 
     def _add(self, **content: Any) -> None:
@@ -85,7 +80,7 @@ class TensorBoard:
         self._records.flush()
 
 
-class WeightsAndBiases:
+class _WeightsAndBiases:
     """A run of a Weights & Biases project; a resumed run continues in it."""
 
     name: Final = "Weights & Biases"
@@ -104,25 +99,14 @@ class WeightsAndBiases:
             ) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to each chart."""
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Finish the run."""
         self._run.finish()
 
 
-Sink = JsonLines | TensorBoard | WeightsAndBiases
-
-
-def check_log(log: LogSettings) -> None:
-    """Check that Weights & Biases is installed if the log needs it.
-
-    Raises:
-        MissingExtraError: it is not.
-    """
-    if log.wandb is not None and find_spec("wandb") is None:
-        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
+Sink = _JsonLines | _TensorBoard | _WeightsAndBiases
+"""A place that metrics go to; ``write`` and ``close`` may fail with any error."""
 
 
 def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]:
@@ -135,11 +119,11 @@ def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]
     sinks: list[Sink] = []
     # Weights & Biases first: it may refuse, and no file is open yet.
     if recipe.log.wandb is not None:
-        sinks.append(WeightsAndBiases(recipe.log.wandb, folder, recipe))
-    sinks.append(JsonLines(folder, state))
+        sinks.append(_WeightsAndBiases(recipe.log.wandb, folder, recipe))
+    sinks.append(_JsonLines(folder, state))
     if recipe.log.tensorboard:
         try:
-            sinks.append(TensorBoard(folder / "tensorboard", state.step))
+            sinks.append(_TensorBoard(folder / "tensorboard", state.step))
         except ImportError:
             message = "TensorBoard is not installed, its files are not written: pip install 'protea[train]'"
             warnings.warn(message, ProteaWarning, stacklevel=2)

@@ -22,7 +22,6 @@ from protea.train.recipe import Recipe
 STORE: Final = "store"
 _SOURCES: Final = "store.sources.json"
 _SAMPLE: Final = 4096
-"""Sequences from which the mean length is computed."""
 
 
 def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progress) -> TrainingStore:
@@ -54,16 +53,7 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
 
 
 def make_loader(store: TrainingStore, split: str, recipe: Recipe, *, seed: int, workers: int, pin: bool) -> Loader:
-    """Masked packs of a split, as the recipe crops, masks and packs sequences.
-
-    Args:
-        store: the training data.
-        split: of the store.
-        recipe: of the run.
-        seed: of order, crops and masks.
-        workers: threads that prepare packs.
-        pin: put packs in page-locked memory.
-    """
+    """Masked packs of a split, as the recipe crops, masks and packs sequences; ``pin`` uses page-locked memory."""
     data = recipe.data
     sampler = Sampler(
         store.split(split), seed=seed, max_tokens=data.max_tokens, crop=data.crop, max_length=data.max_length
@@ -73,7 +63,7 @@ def make_loader(store: TrainingStore, split: str, recipe: Recipe, *, seed: int, 
 
 
 def mean_length(sampler: Sampler) -> float:
-    """Mean over tokens of the length of each token's sequence, from the first sequences of the first epoch."""
+    """Mean over tokens of the length of each token's sequence, from a sample of the first epoch."""
     lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
     return float((lengths**2).sum() / lengths.sum())
 
