@@ -87,7 +87,7 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     from protea.train.loop import train_step
     from protea.train.metrics import TrainingProgress
     from protea.train.model import initialise, prepare
-    from protea.train.objective import MaskedTokens
+    from protea.train.objective import count_masked
     from protea.train.recipe import parse
 
     where = torch.device(device)
@@ -95,17 +95,14 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     run = {"precision": precision, "compile": "compiled" in variant}
     recipe = parse({"init": str(model), "run": run}, "benchmark")
     trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
-    objective = MaskedTokens()
     number = 0
 
     def step(packs: list[Any]) -> float:
         nonlocal number
         number += 1
-        predicted = sum(map(objective.count, packs))
+        predicted = sum(map(count_masked, packs))
         clip = recipe.optimizer.clip
-        result = train_step(
-            trained, objective, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip
-        )
+        result = train_step(trained, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip)
         assert result is not None
         return result[0].item()
 

@@ -17,12 +17,11 @@ from protea.models.encoder import Encoder
 from protea.train.loop import train_step
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, initialise, prepare
-from protea.train.objective import MaskedTokens
+from protea.train.objective import count_masked
 from protea.train.recipe import Recipe, parse
 from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")
-MASKED = MaskedTokens()
 ARCHITECTURES = {
     "esm2": "esm2_t6_8M_UR50D",
     "esm2nv": "esm2nv_650M",
@@ -74,9 +73,8 @@ def take_step(
     """The loss and the gradient's norm of one update."""
     result = train_step(
         ours,
-        MASKED,
         packs,
-        sum(map(MASKED.count, packs)),
+        sum(map(count_masked, packs)),
         step=step,
         rate=rate,
         seed=recipe.run.seed,

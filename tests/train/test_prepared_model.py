@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, MASKED, loader, make_store, recipe, take_step, trained
+from runs import CPU, loader, make_store, recipe, take_step, trained
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ from protea.train.estimate import estimate
 from protea.train.loop import train_step
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture, initialise
-from protea.train.objective import masked_logits
+from protea.train.objective import count_masked, masked_logits, masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.resume import TrainingState, resume, save
@@ -179,10 +179,10 @@ def test_the_objective_is_the_sum_of_cross_entropies(family: str, precision: str
     native.disable()
     data = make_store(tmp_path / "data", sequences=20, alphabet="esm-1nv" if family == "esm1nv" else "esm")
     (batch,) = steps(told, data, 1, packs=1)[0]
-    assert MASKED.count(batch) == batch.rows.numel() > 5
+    assert count_masked(batch) == batch.rows.numel() > 5
     with torch.no_grad():
         with ours.precision.autocast():
-            found = MASKED.loss(ours.model, batch)
+            found = masked_loss(ours.model, batch)
             logits = masked_logits(ours.model, ours.model(batch.inputs), batch.rows)
         assert logits.shape == (len(batch.rows), len(ours.model.alphabet))
         targets = batch.targets[batch.rows]
@@ -208,7 +208,7 @@ def test_dropout_of_a_pack_depends_on_its_number_in_the_step_alone(world: int, f
     """Processes that share the packs of a step add up to one that computes them all."""
     told = recipe(model={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
     packs = steps(told, folder, 1, packs=4)[0]
-    predicted = sum(map(MASKED.count, packs))
+    predicted = sum(map(count_masked, packs))
     alone = take_step(trained(told), told, packs, 7, RATE)[0]
 
     def shared(**number: int) -> float:
@@ -217,7 +217,7 @@ def test_dropout_of_a_pack_depends_on_its_number_in_the_step_alone(world: int, f
             where = {"rank": rank, "world": world} | number
             mine = packs[rank::world]
             result = train_step(
-                trained(told), MASKED, mine, predicted, step=7, rate=RATE, seed=told.run.seed, clip=None, **where
+                trained(told), mine, predicted, step=7, rate=RATE, seed=told.run.seed, clip=None, **where
             )
             assert result is not None
             total += result[0].item()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import CPU, MASKED, loader, make_store, recipe, take_step, trained
+from runs import CPU, loader, make_store, recipe, take_step, trained
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import CONFIGS, Run, fails
@@ -25,6 +25,7 @@ from protea.train.estimate import check_memory, estimate, flops_per_token
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture
+from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, parse, read_recipe, recipe_names
 from protea.train.sources import mean_length
 from protea.transforms import native
@@ -391,7 +392,7 @@ def _kept(ours: Trainable, batch: TrainingBatch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), ours.precision.autocast():
-        loss = MASKED.loss(ours.model, batch)
+        loss = masked_loss(ours.model, batch)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
 

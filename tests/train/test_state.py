@@ -113,7 +113,7 @@ def test_which_are_kept(tmp_path: Path, keep: SaveSettings) -> None:
         losses[step] = rng.random() if step % 2 else None
         save(checkpoints, step, losses[step])
         checkpoints.wait()
-        assert checkpoints.failure() is None
+        assert checkpoints.failure(step) is None
         validated = sorted((loss, step) for step, loss in losses.items() if loss is not None)
         expected = set(list(losses)[-keep.newest :]) | {step for _, step in validated[: keep.best]}
         if keep.keep_every:
@@ -372,7 +372,7 @@ def test_a_full_disk(disk: Path, store: Path, tmp_path: Path) -> None:
     train(told, tmp_path / "whole")
     witness = Filler(disk, 3, 17)
     assert pretrain(told, disk / "run", witness) == Outcome(20, finished=True)
-    failed = r"a checkpoint could not be written: No space left on device; tries again after step \d+"
+    failed = r"a checkpoint could not be written: No space left on device; .*"
     others = [note for note in witness.notes if not re.fullmatch(failed, note)]
     assert len(others) == 1
     assert "metrics.jsonl: No space left on device" in others[0]
@@ -436,7 +436,7 @@ def test_checkpoints_that_cannot_be_written(store: Path, tmp_path: Path) -> None
     train(told, tmp_path / "whole")
     witness = Limiter(tmp_path / "run", 4, 8)
     assert pretrain(told, tmp_path / "run", witness) == Outcome(12, finished=True)
-    failed = r"a checkpoint could not be written: File too large; tries again after step \d"
+    failed = r"a checkpoint could not be written: File too large; .*"
     assert witness.notes
     assert all(re.fullmatch(failed, note) for note in witness.notes)
     assert_same(tmp_path / "run", tmp_path / "whole")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, MASKED, make_store, recipe, trained
+from runs import CPU, make_store, recipe, trained
 from torch.nn import functional as F
 
 from conftest import disturb
@@ -81,13 +81,13 @@ def test_loss(folder: Path, tmp_path: Path) -> None:
     validation = Validation(_store(folder), told(folder))
     batches = list(validation.batches())
     expected = slow(tmp_path / "model", batches)
-    found = validation.loss(model, EXACT, MASKED)
+    found = validation.loss(model, EXACT)
     assert found == pytest.approx(expected, rel=1e-6)
     assert model.training
     # It is the same at every call, whatever random numbers were drawn between.
     torch.randn(7)
-    assert validation.loss(model, EXACT, MASKED) == found
-    narrow = validation.loss(model, Precision("bf16-mixed", CPU), MASKED)
+    assert validation.loss(model, EXACT) == found
+    narrow = validation.loss(model, Precision("bf16-mixed", CPU))
     assert narrow == pytest.approx(expected, rel=5e-3)
     assert narrow != found
 
@@ -128,7 +128,7 @@ def test_part_of_the_split(folder: Path, tmp_path: Path) -> None:
         some = recipe(data={"store": str(folder), "max_tokens": 40}, validation={"every": 2, "tokens": tokens})
         validation = Validation(store, some)
         assert same(list(validation.batches()), every[:packs])
-        assert validation.loss(model, EXACT, MASKED) == pytest.approx(slow(tmp_path / "model", every[:packs]), rel=1e-6)
+        assert validation.loss(model, EXACT) == pytest.approx(slow(tmp_path / "model", every[:packs]), rel=1e-6)
     everything = recipe(data={"store": str(folder), "max_tokens": 40}, validation={"every": 2, "tokens": None})
     assert same(list(Validation(store, everything).batches()), every)
 
@@ -152,7 +152,7 @@ def test_a_run_tells_it(folder: Path, tmp_path: Path) -> None:
 def test_stopping(folder: Path) -> None:
     model = _model()
     asked = iter([False, True])
-    assert Validation(_store(folder), told(folder)).loss(model, EXACT, MASKED, lambda: next(asked)) is None
+    assert Validation(_store(folder), told(folder)).loss(model, EXACT, lambda: next(asked)) is None
     assert model.training
 
 
@@ -167,4 +167,4 @@ def test_no_validation_split(tmp_path: Path) -> None:
 def test_nothing_to_predict(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", sequences=20, low=1, high=1, valid=1)
     with pytest.raises(UsageError, match=r"validation\.every=null"):
-        Validation(_store(store), told(store)).loss(_model(), EXACT, MASKED)
+        Validation(_store(store), told(store)).loss(_model(), EXACT)

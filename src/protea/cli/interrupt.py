@@ -1,13 +1,13 @@
-"""Signals: one that ends a command at once, and one that asks a training run to stop."""
+"""One SIGINT or SIGTERM ends a command as one ``KeyboardInterrupt``, wherever it arrives."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = 130
 """The exit code after a signal."""
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_SECONDS: Final = 0.05
 
 
@@ -31,7 +31,7 @@ def interruptible() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
-        for ignored in _SIGNALS:
+        for ignored in SIGNALS:
             signal.signal(ignored, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
             previous(unraisable)
 
     previous, sys.unraisablehook = sys.unraisablehook, raise_again
-    for number in (*_SIGNALS, signal.SIGALRM):
+    for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, interrupt)
     try:
         yield
@@ -52,29 +52,3 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = previous
-
-
-class StopRequest:
-    """Turns the first signal into a request to stop soon; the next one is handled as before.
-
-    Attributes:
-        received: whether a signal came.
-    """
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self.received = False
-        self._note = note
-        self._before: dict[int, Any] = {}
-
-    def install(self) -> None:
-        """Handle signals from now on."""
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        for handled, handler in self._before.items():
-            signal.signal(handled, handler)
-        # The signal may arrive while a line is printed, and Python refuses to print inside printing.
-        with suppress(RuntimeError):
-            self._note("stopping: saves a checkpoint first; a second signal stops at once, without saving")

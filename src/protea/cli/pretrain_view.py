@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from protea.cli.interrupt import StopRequest
+from protea.cli.interrupt import SIGNALS
 from protea.train.metrics import TrainingProgress
 
 _LINE_SECONDS: Final = 10.0
@@ -39,7 +41,8 @@ class TrainingView(TrainingProgress):
             speed_estimate_period=math.inf,
         )
         self._task = self.bar.add_task("", total=None)
-        self._stop = StopRequest(self.note)
+        self._stop = False
+        self._handlers: dict[int, Any] = {}
         self._steps = 0
         self._validation = ""
         self._printed = 0.0
@@ -54,7 +57,7 @@ class TrainingView(TrainingProgress):
             self._print(line)
         self._steps = steps
         self.bar.reset(self._task, total=steps, completed=done)
-        self._stop.install()
+        self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the metrics of a step."""
@@ -75,7 +78,15 @@ class TrainingView(TrainingProgress):
 
     def stop(self) -> bool:
         """Whether a signal came."""
-        return self._stop.received
+        return self._stop
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        for handled, handler in self._handlers.items():
+            signal.signal(handled, handler)
+        # The signal may arrive while a line is printed, and Python refuses to print inside printing.
+        with suppress(RuntimeError):
+            self.note("stopping: saves a checkpoint first; a second signal stops at once, without saving")
 
     def _print(self, line: str) -> None:
         # A full disk or a closed pipe behind standard error must not end the run.

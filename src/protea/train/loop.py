@@ -31,11 +31,11 @@ from protea.train.divergence import DivergenceGuard
 from protea.train.estimate import check_memory, estimate
 from protea.train.metrics import Logbook, TrainingProgress
 from protea.train.model import Trainable, architecture, initialise, prepare
-from protea.train.objective import MaskedTokens, Validation
+from protea.train.objective import Validation, count_masked, masked_loss
 from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
 from protea.train.resume import resume, save
-from protea.train.run_checkpoints import RunCheckpoints, checkpoint_folder
+from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import RunFolder
 from protea.train.sinks import open_sinks
 from protea.train.sources import make_loader, mean_length, open_store
@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool = False) -> Outcome:
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
-    ``accept_changes`` continues although the recipe is not the one that the run began with.
+    With ``accept_changes`` the run continues although its recipe changed.
 
     Raises:
         ProteaError: ``docs/pretraining.md`` lists what can be wrong.
@@ -93,10 +93,9 @@ class _Trainer:
         self.validation = None if recipe.validation.every is None else Validation(store, recipe)
         costs = estimate(model, recipe, mean_length(self.loader.sampler))
         check_memory(costs, device)
-        self.objective = MaskedTokens()
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler)
         self.trainable = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, progress)
-        self.checkpoints = RunCheckpoints(checkpoint_folder(folder.path), recipe.save)
+        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
         if self._validation_due():
@@ -153,11 +152,10 @@ class _Trainer:
     def _step(self, packs: Sequence[TrainingBatch]) -> bool:
         """Train for one step and log it; false if the run was asked to stop during the step."""
         step, recipe = self.state.step + 1, self.recipe
-        predicted = sum(map(self.objective.count, packs))
+        predicted = sum(map(count_masked, packs))
         rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=recipe.run.steps)
         result = train_step(
             self.trainable,
-            self.objective,
             packs,
             predicted,
             step=step,
@@ -189,8 +187,7 @@ class _Trainer:
         assert self.validation is not None
         self.guard.settle(self.trainable)
         began = time.perf_counter()
-        model, precision = self.trainable.model, self.trainable.precision
-        loss = self.validation.loss(model, precision, self.objective, self.progress.stop)
+        loss = self.validation.loss(self.trainable.model, self.trainable.precision, self.progress.stop)
         if loss is not None:
             self.state.validation_loss = loss
             self.logbook.validated(self.state.step, loss, time.perf_counter() - began)
@@ -202,9 +199,8 @@ class _Trainer:
         step = self.state.step
         if self.checkpoints.due(step):
             self.checkpoints.wait()
-        if reason := self.checkpoints.failure():
-            retry = self.checkpoints.retry(step)
-            self.progress.note(f"a checkpoint could not be written: {reason}; tries again after step {retry:,}")
+        if reason := self.checkpoints.failure(step):
+            self.progress.note(f"a checkpoint could not be written: {reason}; training continues and tries again later")
         if self.checkpoints.due(step):
             self.guard.settle(self.trainable)
             self._save()
@@ -212,11 +208,11 @@ class _Trainer:
     def _save_last(self) -> None:
         checkpoints, step = self.checkpoints, self.state.step
         checkpoints.wait()
-        reason = checkpoints.failure()
+        reason = checkpoints.failure(step)
         if step and checkpoints.last != step:
             self._save()
             checkpoints.wait()
-            reason = checkpoints.failure()
+            reason = checkpoints.failure(step)
         if reason:
             raise OutputError(
                 f"{checkpoints.folder}: the checkpoint of step {step:,} could not be written: {reason}; free some "
@@ -226,7 +222,6 @@ class _Trainer:
 
 def train_step(
     trainable: Trainable,
-    objective: MaskedTokens,
     packs: Sequence[TrainingBatch],
     predicted: int,
     *,
@@ -242,7 +237,6 @@ def train_step(
 
     Args:
         trainable: what is trained.
-        objective: what the model learns.
         packs: what this process learns from in the step.
         predicted: masked tokens in the whole step; the step's loss is their mean.
         step: its number, from 1.
@@ -266,7 +260,7 @@ def train_step(
         batch = pack.to(model.device, non_blocking=True)
         torch.manual_seed(key(seed, step, _DROPOUT, rank + number * world) >> 1)
         with trainable.precision.autocast():
-            total = objective.loss(model, batch)
+            total = masked_loss(model, batch)
         share = total / max(1, predicted)
         scaler.scale(share).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()

@@ -28,33 +28,15 @@ from protea.train.sources import make_loader
 SPLIT: Final = "valid"
 
 
-class MaskedTokens:
-    """Cross-entropy of the tokens that masking selected, as they were before masking."""
+def count_masked(pack: TrainingBatch) -> int:
+    """Number of masked tokens in a pack; needs no computation on a device."""
+    return len(pack.rows)
 
-    def count(self, pack: TrainingBatch) -> int:
-        """Number of selected tokens in a pack; needs no computation on a device."""
-        return len(pack.rows)
 
-    def loss(self, model: Encoder, batch: TrainingBatch) -> Tensor:
-        """Summed loss of a pack in nats, float32; the pack is on the model's device, autocast is the caller's."""
-        logits = masked_logits(model, model(batch.inputs), batch.rows)
-        return F.cross_entropy(logits, batch.targets.index_select(0, batch.rows), reduction="sum")
-
-    def jobs(self, pack: TrainingBatch) -> Iterator[Job[None]]:
-        """The masked sequences of a pack, as jobs that ask for logits of the selected tokens."""
-        tokens, rows = pack.inputs.input_ids.numpy().astype(np.uint8), pack.rows.numpy()
-        for start, end in pack.inputs.cu_seqlens.spans():
-            first, last = np.searchsorted(rows, (start, end))
-            yield Job(tokens[start:end], Wanted(places=rows[first:last] - start), None, "validation")
-
-    def loss_of(self, pack: TrainingBatch, results: Sequence[Result[None]]) -> Tensor:
-        """Summed loss of a pack from the results of its jobs, in main memory.
-
-        Raises:
-            NonFiniteError: the model gave infinities or NaN.
-        """
-        logits = torch.cat([logits for result in results if (logits := result.checked().logits) is not None])
-        return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
+def masked_loss(model: Encoder, pack: TrainingBatch) -> Tensor:
+    """Summed cross-entropy of the masked tokens in nats, float32; the pack is on the model's device."""
+    logits = masked_logits(model, model(pack.inputs), pack.rows)
+    return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
 
 
 def masked_logits(model: Encoder, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -90,9 +72,7 @@ class Validation:
                 if self._tokens is not None and seen >= self._tokens:
                     return
 
-    def loss(
-        self, model: Encoder, precision: Precision, objective: MaskedTokens, stop: Callable[[], bool] = lambda: False
-    ) -> float | None:
+    def loss(self, model: Encoder, precision: Precision, stop: Callable[[], bool] = lambda: False) -> float | None:
         """Mean loss of all masked tokens in nats; ``None`` if ``stop``, asked after every pack, returns true.
 
         The model is left in training mode.
@@ -102,7 +82,7 @@ class Validation:
             TrainingError: the loss is not finite.
         """
         runner = Runner(model, self._pack, partial(_evaluating, precision))
-        packs = ((pack, objective.jobs(pack)) for pack in self.batches())
+        packs = ((pack, _jobs(pack)) for pack in self.batches())
         total = torch.zeros((), dtype=torch.float64)
         predicted = 0
         model.eval()
@@ -111,8 +91,8 @@ class Validation:
                 for pack, results in validated:
                     if stop():
                         return None
-                    predicted += objective.count(pack)
-                    total += objective.loss_of(pack, results).double()
+                    predicted += count_masked(pack)
+                    total += _loss_of(pack, results).double()
         except NonFiniteError:
             total.fill_(math.nan)
             predicted += 1
@@ -129,6 +109,19 @@ class Validation:
                 f"the validation loss is {mean:g}; continue from the newest checkpoint with a lower optimizer.lr"
             )
         return mean
+
+
+def _jobs(pack: TrainingBatch) -> Iterator[Job[None]]:
+    """The masked sequences of a pack, as jobs that ask for logits of the masked tokens."""
+    tokens, rows = pack.inputs.input_ids.numpy().astype(np.uint8), pack.rows.numpy()
+    for start, end in pack.inputs.cu_seqlens.spans():
+        first, last = np.searchsorted(rows, (start, end))
+        yield Job(tokens[start:end], Wanted(places=rows[first:last] - start), None, "validation")
+
+
+def _loss_of(pack: TrainingBatch, results: Sequence[Result[None]]) -> Tensor:
+    logits = torch.cat([logits for result in results if (logits := result.checked().logits) is not None])
+    return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from protea.errors import CheckpointError, ResumeError
 from protea.output import sha256, sync_folder, write_durably
 from protea.train.recipe import SaveSettings
 
+CHECKPOINTS: Final = "checkpoints"
 STATE: Final = "state.json"
 MODEL: Final = "model."
 """The names of weights begin with this; those of moments with ``optimizer.``."""
@@ -136,22 +137,17 @@ class RunCheckpoints:
         if self._writing is not None:
             self._writing.exception()
 
-    def failure(self) -> str | None:
-        """Why the last checkpoint could not be written, reported once; ``None`` while it is being written."""
+    def failure(self, step: int) -> str | None:
+        """Why the last checkpoint could not be written, if so, reported once; plans another attempt after ``step``."""
         if self._writing is None or not self._writing.done():
             return None
         error, self._writing = self._writing.exception(), None
         if error is None:
             return None
-        self.last = None
+        self.last, self._retry = None, step + max(1, self.settings.every // 10)
         # PyTorch's writer wraps the errors of the operating system.
         error = next((wrapped for wrapped, _ in getattr(error, "failures", {}).values()), error)
         return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-
-    def retry(self, step: int) -> int:
-        """Plan another attempt after a failure; returns the step after which it is due."""
-        self._retry = step + max(1, self.settings.every // 10)
-        return self._retry
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy to main memory that is reused each time, page-locked if the tensors are on a GPU."""
@@ -205,11 +201,6 @@ class RunCheckpoints:
                 _remove(path)
 
 
-def checkpoint_folder(run: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return run / "checkpoints"
-
-
 def step_folders(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
     return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
@@ -246,9 +237,9 @@ def run_folders(run: Path) -> list[Path]:
     Raises:
         ResumeError: there is none.
     """
-    folders = step_folders(checkpoint_folder(run))
+    folders = step_folders(run / CHECKPOINTS)
     if not folders:
-        raise ResumeError(f"{run}: there is no checkpoint of a training run in {checkpoint_folder(run)}")
+        raise ResumeError(f"{run}: there is no checkpoint of a training run in {run / CHECKPOINTS}")
     return folders
 
 

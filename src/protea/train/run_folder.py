@@ -19,7 +19,7 @@ from protea.journal import differences, lock
 from protea.output import write_durably, write_failure
 from protea.settings_errors import read_yaml
 from protea.train.recipe import Recipe, flatten
-from protea.train.run_checkpoints import checkpoint_folder, step_folders
+from protea.train.run_checkpoints import CHECKPOINTS, step_folders
 
 RECIPE: Final = "recipe.yaml"
 _LOCK: Final = ".lock"
@@ -40,7 +40,7 @@ class RunFolder:
         self.path, self._recipe = path, recipe
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: is a file; name a folder")
-        begun = bool(step_folders(checkpoint_folder(path)))
+        begun = bool(step_folders(path / CHECKPOINTS))
         present = {entry.name for entry in path.iterdir()} if path.exists() else set()
         # A recipe.yaml alone may be the user's own file; beside a lock or checkpoints it belongs to a run.
         is_run = RECIPE in present and (_LOCK in present or begun)
