@@ -12,7 +12,6 @@ from runs import make_store, recipe
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.recipe import Recipe
-from protea.train.sinks import METRICS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +43,7 @@ def told(store: Path, device: str, family: str = "esm2", **run: object) -> Recip
 
 
 def curve(run: Path, name: str = "loss") -> list[float]:
-    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
 
 

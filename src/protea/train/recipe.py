@@ -187,30 +187,41 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> Self:
-        data, batch, schedule, keys = self.data, self.batch, self.schedule, ", ".join(self.model)
-        steps = schedule.steps or self.run.steps
-        problems = {
-            "no model: give model.architecture (`protea info --list`), or init, a model to train": (
-                self.init is None and _ARCHITECTURE not in self.model
+        data, batch, schedule = self.data, self.batch, self.schedule
+        highest, steps = self.optimizer.lr, schedule.steps or self.run.steps
+        rules = [
+            (
+                self.init is not None or _ARCHITECTURE in self.model,
+                "no model: give model.architecture (`protea info --list`), or init",
             ),
-            f"init brings its architecture: remove model ({keys}), or set model={{}}": (
-                self.init is not None and self.model
+            (
+                self.init is None or not self.model,
+                f"init brings its architecture: remove model ({', '.join(self.model)}), or set model={{}}",
             ),
-            "data.store and data.fasta exclude each other; give one of them": data.store and data.fasta,
-            f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}": data.masking not in VARIANTS,
-            f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}, so that a pack holds a "
-            "whole sequence": batch.pack < data.max_tokens,
-            f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}, so that a step has a "
-            "pack": batch.tokens < batch.pack,
-            f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
-            f"schedule's {steps:,} steps": schedule.warmup + schedule.constant > steps,
-            f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {self.optimizer.lr:g}": (
-                schedule.min_lr > self.optimizer.lr
+            (not (data.store and data.fasta), "data.store and data.fasta exclude each other; give one of them"),
+            (data.masking in VARIANTS, f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}"),
+            (
+                batch.pack >= data.max_tokens,
+                f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}: a pack holds whole "
+                "sequences",
             ),
-        }
-        for problem, is_true in problems.items():
-            if is_true:
-                raise UsageError(problem)
+            (
+                batch.tokens >= batch.pack,
+                f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}: a step has whole packs",
+            ),
+            (
+                schedule.warmup + schedule.constant <= steps,
+                f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
+                f"schedule's {steps:,} steps",
+            ),
+            (
+                schedule.min_lr <= highest,
+                f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise UsageError(message)
         if self.init is None:
             _ = self.config
         return self
@@ -284,5 +295,6 @@ def _apply(change: str, values: dict[str, Any]) -> None:
     *sections, key = name.strip().split(".")
     for section in sections:
         inner = values.get(section)
-        values[section] = values = dict(inner) if isinstance(inner, dict) else {}
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
     values[key] = parse_yaml(value, repr(change))
