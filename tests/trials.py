@@ -7,9 +7,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 import yaml
 
@@ -71,6 +73,12 @@ def recipe(store: Path | None, **sections: Any) -> Recipe:
     }
     merged = {name: known | sections.pop(name, {}) for name, known in values.items()}
     return parse(merged | sections, "test")
+
+
+def mostly_long(values: Iterable[Any], quick: Container[int]) -> list[Any]:
+    """Parameters of a test: those at the ``quick`` places run in ``make test``, the others in ``make test-long``."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=[] if place in quick else [pytest.mark.long]) for place, row in enumerate(rows)]
 
 
 class Killed(BaseException):

@@ -29,6 +29,7 @@ from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, parse, read_recipe, recipe_names
 from protea.train.sources import mean_length
 from protea.transforms import native
+from trials import mostly_long
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,7 +151,7 @@ def test_what_only_some_recipes_have() -> None:
     assert read_recipe("domain-adaptation").init == "esm2_t6_8M_UR50D"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", mostly_long(PUBLISHED, quick={0, 3, 7, 11}))
 def test_parameters(name: str) -> None:
     """By the architectures' formulas; where a number was published, that."""
     told = read_recipe(name)
@@ -170,7 +171,7 @@ def test_parameters(name: str) -> None:
         assert found == pytest.approx(rough, rel=0.07)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", mostly_long(recipe_names(), quick={0, 2}))
 def test_dry_run(run: Run, model_folders: dict[str, Path], name: str) -> None:
     changes = [f"init={model_folders['esm2']}"] if name == "domain-adaptation" else []
     result = run("pretrain", name, *changes, "--dry-run")
@@ -397,9 +398,16 @@ def _kept(ours: Trainable, batch: TrainingBatch) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16-mixed", "fp16-mixed"])
 @pytest.mark.parametrize(
-    ("family", "dropout"), [("esm2", 0.0), ("esm2", 0.1), ("esm1nv", 0.1)], ids=["esm2", "esm2-dropout", "esm1nv"]
+    ("family", "dropout", "precision"),
+    mostly_long(
+        [
+            (family, dropout, precision)
+            for family, dropout in (("esm2", 0.0), ("esm2", 0.1), ("esm1nv", 0.1))
+            for precision in ("float32", "bf16-mixed", "fp16-mixed")
+        ],
+        quick={0, 7},
+    ),
 )
 def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, precision: str) -> None:
     sizes = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}

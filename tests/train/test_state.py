@@ -25,7 +25,7 @@ from protea.train.average import average, export
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import STATE, RunCheckpoints, choose, read_saved, read_verified, step_folders
-from trials import Witness, assert_same, finished, make_store, metrics, recipe, reseal, train
+from trials import Witness, assert_same, finished, make_store, metrics, mostly_long, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -177,7 +177,7 @@ DAMAGES: Final[list[tuple[str, Callable[[Path], Any]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+@pytest.mark.parametrize(("name", "damage"), mostly_long(DAMAGES, quick={0, 2, 5, 8}))
 def test_a_damaged_one_is_skipped(
     run: tuple[Recipe, Path], whole: tuple[Recipe, Path], name: str, damage: Callable[[Path], Any]
 ) -> None:
@@ -241,7 +241,7 @@ def test_export_ignores_damage_to_other_checkpoints(run: tuple[Recipe, Path], tm
 LIVE: Final = list(live(Path("/nowhere")))
 
 
-@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("name", mostly_long(LIVE, quick=range(3)))
 def test_pickles_run_nothing(run: tuple[Recipe, Path], tmp_path: Path, name: str) -> None:
     told, folder = run
     marker = tmp_path / "marker"
@@ -288,29 +288,28 @@ def test_pickles_in_pieces_run_nothing(run: tuple[Recipe, Path], tmp_path: Path)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"position": [0]},
-        {"position": None},
-        {"position": ["a", 0, 0]},
-        {"position": [0, -1, 0]},
-        {"position": [0, 1, 0]},
-        {"tokens": "many"},
-        {"surroundings": None},
-        {"surroundings": {}},
-        {"scaler": 3, "more": [1]},
-        {"files": {"../../recipe.yaml": "0" * 64}},
-        {"files": {"__0_0.distcp": 3}},
-        {"files": []},
-        {"validation_loss": "low"},
-        {"step": 3},
-        {"step": "4"},
-        {"version": 2},
-        {"format": "another"},
-    ],
-    ids=str,
-)
+INVALID: Final = [
+    {"position": [0]},
+    {"position": None},
+    {"position": ["a", 0, 0]},
+    {"position": [0, -1, 0]},
+    {"position": [0, 1, 0]},
+    {"tokens": "many"},
+    {"surroundings": None},
+    {"surroundings": {}},
+    {"scaler": 3, "more": [1]},
+    {"files": {"../../recipe.yaml": "0" * 64}},
+    {"files": {"__0_0.distcp": 3}},
+    {"files": []},
+    {"validation_loss": "low"},
+    {"step": 3},
+    {"step": "4"},
+    {"version": 2},
+    {"format": "another"},
+]
+
+
+@pytest.mark.parametrize("values", mostly_long(INVALID, quick={0, 4, 9, 12, 16}), ids=str)
 def test_invalid_state(run: tuple[Recipe, Path], values: dict[str, Any]) -> None:
     """With hashes made to match: refused or skipped by name, or of no effect."""
     told, folder = run
@@ -366,6 +365,7 @@ def written(run: Path, step: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.long
 def test_a_full_disk(disk: Path, store: Path, tmp_path: Path) -> None:
     """Training goes on, and in the end nothing is missing: no checkpoint, no line, no point of a chart."""
     told = recipe(store, run={"steps": 20}, log={"tensorboard": True})
@@ -381,6 +381,7 @@ def test_a_full_disk(disk: Path, store: Path, tmp_path: Path) -> None:
     assert points(disk / "run") == points(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_a_disk_that_stays_full(disk: Path, store: Path, tmp_path: Path) -> None:
     """The end of a run cannot be written: an error, and the same command goes on once there is room."""
     told = recipe(store, run={"steps": 8})
