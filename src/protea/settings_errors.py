@@ -62,7 +62,7 @@ def explain(error: ValidationError, settings: type[BaseModel], *, noun: str = "k
         noun: what the message calls a setting, as in ``unknown key``.
     """
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(part for part in first["loc"] if isinstance(part, str))  # not the place in a list
     if first["type"] == "extra_forbidden":
         section = settings
         for part in first["loc"][:-1]:

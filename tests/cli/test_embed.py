@@ -180,7 +180,7 @@ def test_config_files(run: Run, fasta: Path, model_folders: dict[str, Path]) -> 
     Path("bad.yaml").write_text("inputs: [in.fasta\n")
     fails(run("embed", "--config", "bad.yaml"), 2, "bad.yaml: not YAML")
     Path("bad.yaml").write_text("just text")
-    fails(run("embed", "--config", "bad.yaml"), 2, "bad.yaml: expected options")
+    fails(run("embed", "--config", "bad.yaml"), 2, "bad.yaml: expected")
     Path("bad.yaml").write_bytes(b"\xff\xfe")
     fails(run("embed", "--config", "bad.yaml"), 2, "bad.yaml: cannot be read")
     Path("good.yaml").write_text(

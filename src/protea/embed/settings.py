@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from protea import bundled
@@ -17,6 +15,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Unknown
+from protea.settings_errors import explain, read_yaml
 
 PROVENANCE: Final = "provenance"
 """Key of a run file with the circumstances and counts of the run; ignored when the file is read."""
@@ -115,7 +114,7 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
     try:
         settings = EmbedSettings.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(_explain(error, origin)) from error
+        raise UsageError(f"{origin}: {explain(error, EmbedSettings, noun='option')}") from error
     check_poolings(settings.pool)
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
@@ -154,25 +153,5 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, not YAML, or not a mapping.
     """
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--config {path}: cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise UsageError(f"--config {path}: expected options as `name: value` lines")
-    return {str(name).replace("-", "_"): value for name, value in loaded.items() if name != PROVENANCE}
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, EmbedSettings.model_fields, n=1, cutoff=0.75)
-        return f"{origin}: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-    if first["type"] == "missing":
-        return f"{origin}: no {name} given"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
-    return f"{origin}: {name} {first['input']!r} {message}"
+    values = read_yaml(path, f"--config {path}")
+    return {str(name).replace("-", "_"): value for name, value in values.items() if name != PROVENANCE}
