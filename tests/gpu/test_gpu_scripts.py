@@ -59,7 +59,7 @@ def has(rows: list[Row], keys: dict[str, set[str]]) -> None:
         assert keys[row["kind"]] <= set(row)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
     code, ended, rows = run("run.sh", tmp_path / "out")
     assert {part: row["status"] for part, row in ended.items()} == dict.fromkeys(PARTS, "ok"), ended
@@ -74,7 +74,7 @@ def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
     assert "=== embed-8M: exit code 0" in (tmp_path / "out" / "log.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_that_ends_badly_does_not_stop_the_others(tmp_path: Path) -> None:
     """Too little time for one, a model that there is none of for another, and more than is left for a last one."""
     parts = "device gradients tests train-9B"
@@ -94,7 +94,7 @@ def test_a_part_that_ends_badly_does_not_stop_the_others(tmp_path: Path) -> None
     assert [row["width"] for row in rows if row["kind"] == "gradients"] == [16, 32, 64, 128] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mini_trains_exports_and_compares(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     corpus = tmp_path / "corpus"

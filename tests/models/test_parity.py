@@ -116,7 +116,7 @@ def test_equals_transformers_and_fair_esm(name: str, initialisation: str, tmp_pa
     compare(model, lambda ids: run_fair_esm(fair, ids), lambda ids: run_float64(model, ids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @torch.no_grad()
 def test_published_esm1b_shape(tmp_path: Path) -> None:
     """All 33 layers of ESM-1b at full width, once."""
