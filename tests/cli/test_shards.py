@@ -98,19 +98,19 @@ def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: d
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have runs commit after every pack, and stop at the n-th commit; 0 for never."""
     from protea.embed import run
-    from protea.embed.journal import Journal, RunState
+    from protea.embed.run_journal import RunJournal, RunState
 
-    commit = Journal.commit
+    commit = RunJournal.commit
     left = [0]
 
-    def limited(self: Journal, progress: RunState) -> None:
-        commit(self, progress)
+    def limited(self: RunJournal, state: RunState) -> None:
+        commit(self, state)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(Journal, "commit", limited)
+    monkeypatch.setattr(RunJournal, "commit", limited)
     return lambda count: left.__setitem__(0, count)
 
 
