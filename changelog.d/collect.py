@@ -19,7 +19,9 @@ def fragments(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(set(folder.glob("*.md")) - {folder / "README.md"}):
         kind = path.name.split(".")[-2]
         if kind not in KINDS or not path.read_text().startswith("- "):
-            sys.exit(f"{path}: not a fragment; name it TOPIC.KIND.md with a KIND of {', '.join(KINDS)}, write list items")
+            sys.exit(
+                f"{path}: not a fragment; name it TOPIC.KIND.md with a KIND of {', '.join(KINDS)}, write list items"
+            )
         files[kind].append(path)
     return files
 
