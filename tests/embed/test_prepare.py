@@ -38,22 +38,18 @@ def text(encoded: EncodedRecord | None, model: Encoder = MODELS["esm2"]) -> str 
 @pytest.mark.parametrize(
     ("sequence", "becomes", "detail"),
     [
-        ("mkTa", "MKTA", "3 lower-case letters raised"),
+        ("mkTa", "MKTA", "3 lower-case letters changed to upper case"),
         ("MKT*", "MKT", "stop removed at the end"),
         ("MKT**", "MKT", "stops removed at the end"),
         ("MK*T", "MKXT", "replaced by X: * at 3"),
         ("MJTJ", "MXTX", "replaced by X: J at 2, 4"),
         ("M" + "J" * 9, "M" + "X" * 9, "replaced by X: J at 2, 3, 4, 5, 6 and 4 more"),
         ("MKT AYI\tA", "MKTAYIA", "2 blanks removed"),
-        (
-            "mk j*",
-            "MKX",
-            "1 blanks removed; 3 lower-case letters raised; stop removed at the end; replaced by X: J at 3",
-        ),
-        ("m<mask>k", "M<mask>K", "2 lower-case letters raised"),
+        ("k j", "KX", "1 blanks removed; 2 lower-case letters changed to upper case; replaced by X: J at 2"),
+        ("m<mask>k", "M<mask>K", "2 lower-case letters changed to upper case"),
     ],
 )
-def test_mended_and_said(sequence: str, becomes: str, detail: str) -> None:
+def test_changes_are_reported(sequence: str, becomes: str, detail: str) -> None:
     encoded, notes = one(sequence)
     assert text(encoded) == becomes
     assert notes == (ReportRow("r", "altered", detail),)
@@ -96,7 +92,7 @@ def test_damage_is_never_replaced(letter: str, shown: str) -> None:
 
 
 def test_unknown_letters_refused_or_skipped() -> None:
-    with pytest.raises(UnknownResidueError, match="record 'r': residue 'J' at position 2"):
+    with pytest.raises(UnknownResidueError, match=r"record 'r': .* J at 2"):
         one("MJT", unknown="error")
     assert one("MJT", unknown="skip") == (None, (ReportRow("r", "skipped", "not in the alphabet: J at 2"),))
     assert text(one("mkt", unknown="error")[0]) == "MKT"
@@ -117,7 +113,7 @@ def test_long_sequences() -> None:
     assert encoded is not None
     assert (encoded.windows, notes) == (((0, 1200),), ())
     for model, policy in (("esm2", "error"), ("esm1b", "full"), ("esm1nv", "full"), ("esm1nv", "error")):
-        with pytest.raises(SequenceTooLongError, match=r"1200 residues, over the (1022|510) that ESM-"):
+        with pytest.raises(SequenceTooLongError, match=r"record 'r': 1200 residues .* (1022|510) .* ESM-"):
             one(sequence, model, long=policy)
     encoded, _ = one(sequence, "esm1nv")
     assert encoded is not None
@@ -126,7 +122,7 @@ def test_long_sequences() -> None:
 
 def test_duplicates() -> None:
     records = [record("M", name) for name in ("a", "a", "a_2", "a", "a/b", "a%2Fb", "b")]
-    with pytest.raises(FastaError, match=r"record 'a': this id was used before; .* --duplicates rename"):
+    with pytest.raises(FastaError, match=r"record 'a': .* --duplicates rename"):
         list(prepare(records, MODELS["esm2"], RecordPolicies(), SeenIds()))
 
     def names(policy: str) -> list[str | None]:
