@@ -1,6 +1,6 @@
-"""Generated FASTA files: each ends in what a second, slow reading of the rules gives, or in a named error.
+"""Embed generated FASTA files; compare with a slow, independent implementation of the rules, or expect an error.
 
-``python -m tests.embed.test_fuzz 100000`` runs that many, beyond the slice that the tests run.
+``python -m tests.embed.test_fuzz 100000`` runs as many files; the tests run a small part of them.
 """
 
 from __future__ import annotations
