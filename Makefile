@@ -16,10 +16,12 @@ PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers
 
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
+# PyPI's build is the last resort, where neither can be reached.
 define install_torch
 if [ "$$(uname)" = Linux ]; then \
   $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' || \
-  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu; \
+  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu || \
+  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; \
 else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
 endef
 
@@ -78,14 +80,15 @@ test-long: $(VENV)/.tested mmseqs
 	$(PYTEST) -n 2 --dist worksteal -m long
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
-# these versions have no wheels for the newest.
+# these versions have no wheels for the newest. TORCH_FLOOR=2.13.0 tests with another PyTorch.
 FLOOR_EXTRAS := evaluate plot train
+TORCH_FLOOR ?= $(shell sed -n 's/.*"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 test-floors:
 	rm -rf $(FLOORS)
 	$(PYTHON) -m venv --without-pip $(FLOORS)
-	$(PYTHON) tests/floors.py $(FLOOR_EXTRAS) > $(FLOORS)/constraints.txt
-	@cat $(FLOORS)/constraints.txt
-	$(call install_torch,$(FLOORS)/bin/python,$(or $(TORCH_FLOOR),$$(sed -n 's/^torch==//p' $(FLOORS)/constraints.txt)))
+	$(PYTHON) tests/floors.py $(FLOOR_EXTRAS) | grep -v '^torch==' > $(FLOORS)/constraints.txt
+	@echo "torch==$(TORCH_FLOOR)" && cat $(FLOORS)/constraints.txt
+	$(call install_torch,$(FLOORS)/bin/python,$(TORCH_FLOOR))
 	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq '.[evaluate,plot,train]' \
 	  --constraint $(FLOORS)/constraints.txt
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
