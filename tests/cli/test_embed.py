@@ -235,7 +235,7 @@ def test_store_float16(run: Run, fasta: Path, model_folders: dict[str, Path], tm
     big.module.emb_layer_norm_after.weight.data *= 1e6
     big.save(tmp_path / "big")
     result = run("embed", fasta, "-m", "big", "-r", "big.h5", "--store", "float16")
-    fails(result, 1, "record 'a': values up to", "beyond float16's 65,504; use --store float32")
+    fails(result, 1, "record 'a'", "65,504", "--store float32")
     big.module.emb_layer_norm_after.weight.data[0] = float("nan")
     big.save(tmp_path / "nan")
     fails(run("embed", fasta, "-m", "nan", "-o", "nan.h5"), 1, "record 'a': the model gives infinities or NaN")
@@ -260,14 +260,14 @@ def test_every_option_of_embed_is_documented(run: Run) -> None:
 @pytest.mark.parametrize(
     ("line", "part"),
     [
-        ("shard: 3", "shard 3 should be i/N"),
-        ("shard: {number: 5, of: 2}", "should be i/N"),
-        ("layers: true", "layers True should be a list, or members by comma"),
-        ("layers: 1.5", "layers 1.5 should be a list"),
-        ("pool:", "pool None should be a list"),
-        ("residues: ''", "names no file or folder of its own"),
-        ('residues: "a\\0b"', "a path holds a NUL byte"),
-        ("overwrite: true", "unknown option 'overwrite'"),
+        ("shard: 3", "shard 3"),
+        ("shard: {number: 5, of: 2}", "{'number': 5, 'of': 2}"),
+        ("layers: true", "layers True"),
+        ("layers: 1.5", "layers 1.5"),
+        ("pool:", "pool None"),
+        ("residues: ''", "-r "),
+        ('residues: "a\\0b"', "NUL"),
+        ("overwrite: true", "'overwrite'"),
     ],
 )
 def test_odd_values_in_a_config_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def merge(
     """
     kind = kind_of(output, "merge")
     try:
-        check_place(output, kind, overwrite=overwrite or work_path(output).exists())
+        check_place(output, kind, overwrite=overwrite or os.path.exists(work_path(output)))
         shards = find_shards(output) if shards is None else shards
         contents = [_open(shard, kind) for shard in shards]
         provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})

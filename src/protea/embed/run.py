@@ -6,6 +6,7 @@ so memory use does not depend on the size of the input.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -88,7 +89,7 @@ class EmbedRun:
         """
         try:
             for output in self.outputs:
-                unfinished = work_path(output.path).exists()
+                unfinished = os.path.exists(work_path(output.path))  # a name that is too long is reported below
                 check_place(output.path, output.kind, overwrite=self.overwrite or unfinished)
             with RunJournal([output.path for output in self.outputs], restart=self.overwrite) as journal:
                 return self._run_locked(journal)
