@@ -89,7 +89,12 @@ def python(block: str, names: dict[str, Any]) -> Iterator[Step]:
         yield Step(typed, example.want, printed.getvalue())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+QUICK = "variants"
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.long) for page in PAGES]
+)
 def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")

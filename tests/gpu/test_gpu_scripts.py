@@ -59,6 +59,13 @@ def has(rows: list[Row], keys: dict[str, set[str]]) -> None:
         assert keys[row["kind"]] <= set(row)
 
 
+def test_one_part_of_a_dry_run(tmp_path: Path) -> None:
+    code, ended, rows = run("run.sh", tmp_path / "out", "--parts", "device")
+    assert code == 0
+    assert ended["device"]["status"] == "ok", ended
+    has(rows, {"device": KEYS["device"]})
+
+
 @pytest.mark.long
 def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
     code, ended, rows = run("run.sh", tmp_path / "out")
