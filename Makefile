@@ -99,11 +99,10 @@ changelog:
 
 # Writes the exact versions for development again: the newest that pyproject.toml allows, for every supported Python
 # and platform. PyTorch's CUDA packages are left out, because the CPU build does not need them.
-UV := $(VENV)/uv/bin/uv
+UV := build/uv/bin/uv
 COMPILE = $(UV) pip compile --universal --python-version 3.11 --quiet --no-header --annotation-style line
-lock: $(VENV)/.installed
-	$(PIP) install -qq --target $(VENV)/uv --upgrade 'uv==0.13.9'
-	@mkdir -p build
+lock:
+	$(PYTHON) -m pip install -qq --target build/uv --upgrade 'uv==0.13.9'
 	echo 'torch==$(TORCH)' > build/torch.txt
 	$(COMPILE) pyproject.toml --all-extras --constraint build/torch.txt -o build/dev.txt
 	grep -v '^nvidia-\|^cuda-\|^triton==\|win32\|== .emscripten' build/dev.txt > constraints/dev.txt
