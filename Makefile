@@ -100,13 +100,13 @@ changelog:
 # Writes the exact versions for development again: the newest that pyproject.toml allows, for every supported Python
 # and platform. PyTorch's CUDA packages are left out, because the CPU build does not need them.
 UV := build/uv/bin/uv
-COMPILE = $(UV) pip compile --universal --python-version 3.11 --quiet --no-header --annotation-style line
+COMPILE = $(UV) pip compile --universal --python-version 3.11 --upgrade --quiet --no-header --annotation-style line
 lock:
 	$(PYTHON) -m pip install -qq --target build/uv --upgrade 'uv==0.13.9'
 	echo 'torch==$(TORCH)' > build/torch.txt
-	$(COMPILE) pyproject.toml --all-extras --constraint build/torch.txt -o build/dev.txt
+	$(COMPILE) pyproject.toml --all-extras --constraint build/torch.txt -o build/dev.txt > build/lock.log
 	grep -v '^nvidia-\|^cuda-\|^triton==\|win32\|== .emscripten' build/dev.txt > constraints/dev.txt
-	echo 'transformers>=4.57,<5' | $(COMPILE) - > constraints/transformers4.txt
+	echo 'transformers>=4.57,<5' | $(COMPILE) - -o constraints/transformers4.txt > build/lock.log
 
 # MMseqs2 clusters training data; tests that need it are skipped where it is missing and cannot be installed.
 mmseqs:

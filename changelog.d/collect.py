@@ -19,9 +19,8 @@ def fragments(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(set(folder.glob("*.md")) - {folder / "README.md"}):
         kind = path.name.split(".")[-2]
         if kind not in KINDS or not path.read_text().startswith("- "):
-            sys.exit(
-                f"{path}: not a fragment; name it TOPIC.KIND.md with a KIND of {', '.join(KINDS)}, write list items"
-            )
+            kinds = ", ".join(KINDS)
+            sys.exit(f"{path}: not a fragment; name it TOPIC.KIND.md (KIND: {kinds}) and write list items")
         files[kind].append(path)
     return files
 
