@@ -361,7 +361,7 @@ def piece(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
 Container = Callable[[dict[str, Path], Path, bytes], Path]
 
 CONTAINERS: Final[dict[str, Container]] = {
-    write.__name__: write for write in (fair_esm, fair_esm_legacy, regression, legacy_bin, nemo, metadata, piece)
+    one.__name__: one for one in (fair_esm, fair_esm_legacy, regression, legacy_bin, nemo, metadata, piece)
 }
 
 SLOW: Final = ("such tuples", "tuples", "lists 200", "dictionaries", "records")
@@ -372,4 +372,4 @@ EVERYWHERE: Final = [
     for name in STREAMS
     if container == "metadata" or not name.startswith(SLOW) or (container == "fair_esm" and name.startswith("such"))
 ]
-"""Which pickle goes into which container. Deep pickles are slow, and the same reader reads all containers."""
+"""Which stream goes into which container: deep ones take their time, and one reader reads all."""
