@@ -1,14 +1,31 @@
-# `make demo` shows Protea at work, `make test` checks everything; both build .venv first, once.
+# `make demo` shows Protea at work and `make test` checks a change; both build .venv first, once. CONTRIBUTING.md lists
+# the other targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The system's pip installs into the environment: Debian's Python has no ensurepip to put one inside.
+# The system's pip installs into the environment, because Debian's Python lacks ensurepip, which would put pip inside.
 PIP := $(PYTHON) -m pip --python $(BIN)/python
-TORCH := torch==2.13.0
+TORCH ?= 2.13.0
+# Exact versions of everything that is installed for development; LOCK= installs the newest versions instead.
+LOCK ?= constraints/dev.txt
+CONSTRAINED = $(if $(LOCK),--constraint $(LOCK))
 DEMO := build/demo/proteins
 MINI := build/mini
+FLOORS := build/floors
+PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest
 
-.PHONY: demo mini test lint types unit mmseqs clean
+# $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
+# gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
+# PyPI's build is the last resort, where neither can be reached.
+define install_torch
+if [ "$$(uname)" = Linux ]; then \
+  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' || \
+  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu || \
+  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; \
+else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
+endef
+
+.PHONY: demo mini test test-long test-floors lint types unit changelog lock mmseqs clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(dir $(DEMO))
@@ -22,8 +39,9 @@ demo: $(VENV)/.installed
 	@echo '$$ python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet'
 	@$(BIN)/python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet
 
-# Protea-mini again, from sequences of yours: hours. Stopped, the same command goes on. STRUCTURES fit its contact head;
-# ARGS are the recipe's: ARGS=run.compile=false where there is no C++ compiler.
+# Train Protea-mini on your own sequences. This takes hours; if it stops, run the same command again to continue.
+# STRUCTURES names a folder of structures to fit the contact head on. ARGS overrides keys of the recipe, for example
+# ARGS=run.compile=false where there is no C++ compiler.
 mini: $(VENV)/.installed $(MINI)/store/manifest.json
 	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store $(ARGS) -o $(MINI)/run
 	rm -rf $(MINI)/export $(MINI)/model
@@ -36,14 +54,15 @@ else
 endif
 	cp $(MINI)/run/recipe.yaml $(MINI)/run/metrics.jsonl $(MINI)/model/
 	cp $(MINI)/store/manifest.json $(MINI)/model/data.json
-	@echo 'compare it: $(BIN)/python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
-	@echo '(protea check knows the published weights alone, and says of these that they are others)'
+	@echo 'compare the two models: $(BIN)/python benchmarks/mini.py perplexity $(MINI)/store --model protea-mini $(MINI)/model'
+	@echo '(protea check recognises only the published weights; it reports that these differ)'
 
 $(MINI)/store/manifest.json: | $(VENV)/.installed mmseqs
-	@test -n '$(CORPUS)' || { echo 'which sequences? make mini CORPUS="part-0.fasta.zst part-1.fasta.zst" STRUCTURES=folder/'; exit 2; }
+	@test -n '$(CORPUS)' || { echo 'name the sequences: make mini CORPUS="part-0.fasta.zst part-1.fasta.zst" STRUCTURES=folder/'; exit 2; }
 	@mkdir -p $(MINI)
 	$(BIN)/protea data fasta $(CORPUS) --search-from valid -o $(MINI)/store
 
+# Checks a change: within 15 minutes on two cores.
 test: lint types unit
 
 lint: $(VENV)/.tested
@@ -54,30 +73,58 @@ types: $(VENV)/.tested
 	$(BIN)/mypy
 
 unit: $(VENV)/.tested mmseqs
-	OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -n 2 --dist loadfile -m 'not long'
 
-# Training data is clustered by MMseqs2; tests that need it are skipped where it is absent and nobody may install it.
+# Everything that `unit` leaves out: killed processes, load, whole matrices of options, large random runs.
+test-long: $(VENV)/.tested mmseqs
+	$(PYTEST) -n 2 --dist worksteal -m long
+
+# Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
+# these versions have no wheels for the newest. TORCH_FLOOR=2.13.0 tests with another PyTorch.
+FLOOR_EXTRAS := evaluate plot train
+TORCH_FLOOR ?= $(shell sed -n 's/.*"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
+test-floors:
+	rm -rf $(FLOORS)
+	$(PYTHON) -m venv --without-pip $(FLOORS)
+	$(PYTHON) tests/floors.py $(FLOOR_EXTRAS) | grep -v '^torch==' > $(FLOORS)/constraints.txt
+	@echo "torch==$(TORCH_FLOOR)" && cat $(FLOORS)/constraints.txt
+	$(call install_torch,$(FLOORS)/bin/python,$(TORCH_FLOOR))
+	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq '.[evaluate,plot,train]' \
+	  --constraint $(FLOORS)/constraints.txt
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
+
+# Moves the fragments in changelog.d/ to CHANGELOG.md.
+changelog:
+	$(PYTHON) changelog.d/collect.py
+
+# Writes the exact versions for development again: the newest that pyproject.toml allows, for every supported Python
+# and platform. PyTorch's CUDA packages are left out, because the CPU build does not need them.
+UV := build/uv/bin/uv
+COMPILE = $(UV) pip compile --universal --python-version 3.11 --upgrade --quiet --no-header --annotation-style line
+lock:
+	$(PYTHON) -m pip install -qq --target build/uv --upgrade 'uv==0.13.9'
+	echo 'torch==$(TORCH)' > build/torch.txt
+	$(COMPILE) pyproject.toml --all-extras --constraint build/torch.txt -o build/dev.txt > build/lock.log
+	grep -v '^nvidia-\|^cuda-\|^triton==\|win32\|== .emscripten' build/dev.txt > constraints/dev.txt
+	echo 'transformers>=4.57,<5' | $(COMPILE) - -o constraints/transformers4.txt > build/lock.log
+
+# MMseqs2 clusters training data; tests that need it are skipped where it is missing and cannot be installed.
 mmseqs:
 	@command -v mmseqs >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && apt-get install -qq -y mmseqs2 || echo 'MMseqs2 could not be installed'; \
 	  else echo 'MMseqs2 is not installed: apt-get install mmseqs2, or brew install mmseqs2'; fi; }
 
-# On Linux PyPI's torch brings gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one,
-# else from PyTorch's own.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv --without-pip $(VENV)
-	if [ "$$(uname)" = Linux ]; then \
-	  $(PIP) install -qq '$(TORCH)+cpu' || \
-	  $(PIP) install -qq '$(TORCH)+cpu' --index-url https://download.pytorch.org/whl/cpu; \
-	else $(PIP) install -qq '$(TORCH)'; fi
-	$(PIP) install -qq --editable .
+	$(call install_torch,$(BIN)/python,$(TORCH))
+	$(PIP) install -qq --editable . $(CONSTRAINED)
 	touch $@
 
-# transformers 4 lives beside the environment, not in it: tests load our checkpoints with both major versions.
+# transformers 4 is installed beside the environment: tests load our checkpoints with both major versions.
 $(VENV)/.tested: $(VENV)/.installed
-	$(PIP) install -qq --editable '.[test]'
-	$(PIP) install -qq --target $(VENV)/transformers4 --upgrade 'transformers>=4.57,<5'
+	$(PIP) install -qq --editable '.[test]' $(CONSTRAINED)
+	$(PIP) install -qq --target $(VENV)/transformers4 --upgrade --requirement constraints/transformers4.txt
 	touch $@
 
 clean:

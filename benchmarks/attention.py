@@ -1,7 +1,7 @@
-"""Attention kernels by shape: which wins where, and what grouping equal lengths gains.
+"""Compare attention kernels by shape: which is fastest, and what grouping equal lengths gains.
 
-Every pack holds about 4,096 tokens and 20 heads. Kernels alternate within a round; a figure is the median over rounds,
-in milliseconds for the whole pack.
+Every pack holds about 4,096 tokens and 20 heads. The kernels alternate within a round. Each figure is the median over
+rounds, in milliseconds for the whole pack.
 
 Usage: python benchmarks/attention.py [--dtype bfloat16] [--rounds 7]
 """

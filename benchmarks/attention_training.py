@@ -1,7 +1,7 @@
-"""Attention forward and backward on the CPU: the compiled kernel beside PyTorch's, by head width and length.
+"""Compare the compiled attention kernel with PyTorch's, forward and backward on the CPU, by head width and length.
 
-One sequence with 20 heads. Ways alternate within a round; a figure is the median over rounds in milliseconds, with the
-rate of the products in GFLOP/s: two of 2·L²·H·K operations forward, five backward.
+One sequence with 20 heads. The kernels alternate within a round. Each figure is the median over rounds in milliseconds.
+The rate in GFLOP/s counts two products of 2·L²·H·K operations forward and five backward.
 
 Usage: python benchmarks/attention_training.py [--rounds 15] [--widths 16 32 64] [--lengths 128 345 1000]
 """

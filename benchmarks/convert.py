@@ -1,11 +1,11 @@
-"""Time and memory of converting a large checkpoint.
+"""Measure the time and memory of converting a large checkpoint.
 
     python benchmarks/convert.py [--size 3B] [--shard 1] [--folder DIR] [FORMAT...]
 
-Writes a checkpoint of a published size with random numbers, in shards of so many GB, converts it to each format, and
-reports seconds and the peak of anonymous memory of the process that converts (pages of mapped files, which the system
-takes back at will, are not in it). The allowance is 1.5 times the largest shard plus 1 GB. Takes about three times the
-checkpoint's size on disk.
+Writes a checkpoint of a published size with random numbers, in shards of ``--shard`` GB, and converts it to each
+format. Reports the seconds and the peak of anonymous memory of the converting process; pages of mapped files, which the
+system can take back, do not count. The limit is 1.5 times the largest shard plus 1 GB. The benchmark needs about three
+times the checkpoint's size on disk.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formats", nargs="*", metavar="FORMAT")
     parser.add_argument("--size", default="3B", choices=list(SIZES))
-    parser.add_argument("--shard", type=float, default=1.0, help="GB")
+    parser.add_argument("--shard", type=float, default=1.0, help="size of a shard in GB")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="protea-", dir=options.folder))

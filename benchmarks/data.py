@@ -1,9 +1,9 @@
-"""Training data: FASTA into a store, batches out of it, and the filter beside an alignment that is not MMseqs2's own.
+"""Measure training data: building a store, reading batches, and the filter compared with an independent alignment.
 
-``build`` runs ``protea data uniref --no-filter`` on one core, in processes of its own, on random sequences of UniRef's
-lengths, a third of them representatives, and samples their anonymous memory, which is what a process cannot give back
-to the file cache. ``batches`` reads a store as training does. ``filter`` takes some validation sequences of a store and
-aligns them with many training sequences: the longest diagonals first, by shared words, and some at random.
+``build`` runs ``protea data uniref --no-filter`` on one core, in a separate process, on random sequences with UniRef's
+lengths, a third of them representatives. It samples the anonymous memory of that process, which does not include the
+file cache. ``batches`` reads a store as training does. ``filter`` aligns some validation sequences of a store with many
+training sequences: those with the longest diagonals of shared words, and some at random.
 
 Usage: python benchmarks/data.py build [--megabytes 100 1000]
        python benchmarks/data.py batches STORE [--tokens 16384 65536]
@@ -30,7 +30,7 @@ WORD = 5
 
 
 def write_uniref(folder: Path, megabytes: int) -> tuple[int, int]:
-    """Files of a random UniRef; clusters and members."""
+    """Write the files of a random UniRef; return the numbers of clusters and members."""
     rng = random.Random(0)
     pool = "".join(rng.choices(LETTERS, k=2_000_000))
     clusters = members = 0
@@ -61,7 +61,7 @@ def write_uniref(folder: Path, megabytes: int) -> tuple[int, int]:
 
 
 def watch(command: list[str], folder: Path) -> tuple[float, float, int, int]:
-    """Wall and processor seconds, peak anonymous memory and peak size of a folder, on one core."""
+    """Run on one core; return wall and processor seconds, peak anonymous memory and the peak size of a folder."""
     start = time.monotonic()
     before = os.times()
     process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -144,7 +144,7 @@ def batches(store: Path, tokens: list[int]) -> None:
 
 
 def aligned(one: str, other: str) -> tuple[float, float]:
-    """Identity over the columns of a local alignment, and the smaller of both coverages."""
+    """Return the identity over the columns of a local alignment, and the smaller of the two coverages."""
     import parasail
 
     trace = parasail.sw_trace_striped_16(one, other, 11, 1, parasail.blosum62).traceback
@@ -154,7 +154,7 @@ def aligned(one: str, other: str) -> tuple[float, float]:
 
 
 def check_filter(sources: list[str], store: Path, valid: int, train: int) -> None:
-    """Align clusters that were removed with what they were removed for, and kept ones with what is most like them."""
+    """Align removed clusters with the sequence that caused the removal, and kept ones with their most similar one."""
     from protea.alphabet import ESM
     from protea.data.training_store import TrainingStore
     from protea.fasta import read_fasta
@@ -191,7 +191,7 @@ def check_filter(sources: list[str], store: Path, valid: int, train: int) -> Non
 
 
 def kind(one: str, other: str) -> str:
-    """Where an alignment stands to an identity of 0.5 and a coverage of 0.8."""
+    """Classify an alignment by an identity of 0.5 and a coverage of 0.8."""
     identity, cover = aligned(one, other)
     if identity >= 0.53 and cover >= 0.83:
         return "above by 3 points or more"
@@ -203,7 +203,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("build")
     one.add_argument("--megabytes", type=int, nargs="+", default=[100, 1000])
-    one.add_argument("--folder", type=Path, default=None, help="where to work")
+    one.add_argument("--folder", type=Path, default=None, help="folder for temporary files")
     two = commands.add_parser("batches")
     two.add_argument("store", type=Path)
     two.add_argument("--tokens", type=int, nargs="+", default=[16384, 65536])

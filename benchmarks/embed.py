@@ -1,24 +1,24 @@
-"""Residues per second, file to file, beside transformers, fair-esm and esm-cpp.
+"""Measure residues per second from file to file, compared with transformers, fair-esm and esm-cpp.
 
-All contestants get the same random weights and the same FASTA file: 200 sequences of log-normal lengths (mean about
-345, 30 to 1,022). Each reads the file, computes the last hidden state of every residue, averages it over each
-sequence and writes the averages; start-up is not counted. Each runs in a process of its own; in every round each has
-its turn, so that a machine that drifts drifts for all. Peers run the way that is fastest for them:
+All programs get the same random weights and the same FASTA file: 200 sequences of log-normal lengths (mean about 345,
+30 to 1,022). Each reads the file, computes the last hidden state of every residue, averages it over each sequence and
+writes the averages; start-up does not count. Each program has its own process. In every round all programs run in
+turn, so that changes in the machine's speed affect all of them. The other programs run in their fastest way:
 
     transformers   SDPA, padded batches of 8 sequences sorted by length
     fair-esm       its own batches of at most 4,096 tokens
-    esm-cpp        a sequence at a time, as it computes; int8 weights; its outputs are logits
+    esm-cpp        one sequence at a time, its only way; int8 weights; its outputs are logits
 
-On a GPU (``--device cuda``) the contestants are ``protea --fast`` and transformers in bfloat16 with SDPA, and model
-FLOP utilisation is printed: residues/s · (2 · parameters + 4 · layers · L · width) / peak, where L is the mean length a
-residue's sequence has and the peak is ``--peak-tflops`` (989 for H100 and H200).
+On a GPU (``--device cuda``) the programs are ``protea --fast`` and transformers in bfloat16 with SDPA. Model FLOP
+utilisation is printed too: residues/s · (2 · parameters + 4 · layers · L · width) / peak. L is the sequence length,
+averaged over residues, and the peak is ``--peak-tflops`` (989 for H100 and H200).
 
-The ceiling is a product of matrices with a million weights each, in the same rounds: residues per second if a model
-were nothing but its linear layers at that rate (2 FLOP a parameter and residue).
+The ceiling is a product of matrices with a million weights each, measured in the same rounds: the residues per second
+of a model that consists only of linear layers at that rate (2 FLOP per parameter and residue).
 
 Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--esm-cpp PYTHON]
        python benchmarks/embed.py --device cuda --sequences 5000 --model esm2_t33_650M_UR50D
-       where PYTHON is an interpreter that has esm-cpp, which wants an older NumPy than Protea's tests
+       where PYTHON is an interpreter with esm-cpp, which needs an older NumPy than Protea's tests
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CEILING_SIDE = 1024
 
 
 def write_fasta(path: Path, count: int, seed: int = 0) -> int:
-    """Random sequences; returns their residues."""
+    """Write random sequences; return the number of residues."""
     rng = random.Random(seed)
     lengths = [min(1022, max(30, int(rng.lognormvariate(5.66, 0.6)))) for _ in range(count)]
     letters = "LAGVSERTIDPKQNFYMHWC"
@@ -57,7 +57,7 @@ def write_fasta(path: Path, count: int, seed: int = 0) -> int:
 
 
 def read_records(path: Path) -> list[tuple[str, str]]:
-    """The plain reader that scripts around the peers use."""
+    """Read FASTA as scripts for the other programs do."""
     entries = path.read_text().split(">")[1:]
     return [(name, "".join(lines)) for name, *lines in (entry.split("\n") for entry in entries)]
 
@@ -112,7 +112,7 @@ def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -
     config = json.loads((model / "config.json").read_text())
     alphabet = Alphabet.from_architecture("ESM-1b")
     layers = config["num_hidden_layers"]
-    # Random weights of its own: the numbers do not matter to the time.
+    # It gets different random weights; their values do not affect the time.
     loaded = ESM2(layers, config["hidden_size"], config["num_attention_heads"], alphabet).eval()
 
     def job() -> None:
@@ -168,7 +168,7 @@ JOBS = {
 
 
 def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
-    """A process of its own: warm up, then one run for every line on standard input."""
+    """Warm up, then run once for every line on standard input; each program does this in its own process."""
     peer, dtype = name.split()
     job = JOBS[peer](model, fasta, out, {"--fast": "bfloat16"}.get(dtype, dtype), device)
     job()
@@ -184,9 +184,9 @@ def main() -> None:
     parser.add_argument("--model", default="esm2_t6_8M_UR50D")
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--esm-cpp", metavar="PYTHON", help="an interpreter that has esm-cpp")
+    parser.add_argument("--esm-cpp", metavar="PYTHON", help="a Python interpreter with esm-cpp")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--peak-tflops", type=float, default=989, help="of the GPU, dense bfloat16")
+    parser.add_argument("--peak-tflops", type=float, default=989, help="the GPU's peak for dense bfloat16 products")
     parser.add_argument("--work", nargs=4, metavar=("NAME", "MODEL", "FASTA", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

@@ -1,7 +1,7 @@
-"""Time to load a model and peak anonymous memory of a forward pass.
+"""Measure the time to load a model and the peak anonymous memory of a forward pass.
 
-Writes the model with random weights, then measures in fresh processes: loading from a warm file cache, and one pack
-through all layers and the head. Anonymous memory is what the process cannot give back to the file cache.
+Writes the model with random weights. New processes then measure loading from a warm file cache, and one pack through
+all layers and the head. Anonymous memory does not include the file cache.
 
 Usage: python benchmarks/memory.py [--model esm2_t33_650M_UR50D] [--tokens 4096]
 """
@@ -25,7 +25,7 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """Samples anonymous memory every two milliseconds."""
+    """Sample anonymous memory every two milliseconds and keep the largest value."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -46,7 +46,7 @@ class Peak:
 
 
 def measure(folder: str, dtype: str, tokens: int) -> None:
-    """In a process of its own: print one JSON object."""
+    """Measure in this process and print one JSON object."""
     import torch
 
     import protea

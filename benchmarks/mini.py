@@ -1,21 +1,23 @@
-"""What Protea-mini learned, beside what nothing but counting knows, random weights, and published models.
+"""Measure what Protea-mini learned, compared with counting models, random weights and published models.
 
 Usage: python benchmarks/mini.py perplexity STORE [--model MODEL ...]
        python benchmarks/mini.py structure DIR/flip [--model MODEL ...]
        python benchmarks/mini.py gb1 DIR/flip [--model MODEL ...]
 
-``perplexity`` is that of masked tokens of a store's validation split, 15 % of it, on the same masks for all: with every
-selected token hidden (``mask``), and by the published rule, where one in ten is left as it is and one in ten replaced
-(``standard``). Counting models see the same masked input: frequencies of letters; of a letter after the two before it;
-of a letter between its two neighbours, all three counted on 50 million residues of the training split. Where a letter
-stands at the place in question, they know how often it is the true one. Intervals are by bootstrap over sequences.
+``perplexity`` masks 15 % of the tokens of a store's validation split, with the same masks for all models: once with
+every selected token hidden (``mask``), and once by the published rule, which leaves one in ten unchanged and replaces
+one in ten (``standard``). Counting models see the same masked input. They use the frequencies of letters, of a letter
+after the two before it, and of a letter between its two neighbours, counted on 50 million residues of the training
+split. Where a letter is shown at a selected place, they know how often the shown letter is the true one. Intervals are
+by bootstrap over sequences.
 
-``structure`` is the accuracy, residue by residue, of logistic regression from one residue's vector to its secondary
-structure (FLIP's split, helix, strand, other; resolved residues only), with a 95 % bootstrap interval over proteins.
-One-hot is also given its neighbours, seven to either side. ``gb1`` is Spearman's correlation of ridge regression from
-the mean vector of the whole construct to the fitness of GB1's mutants. Neither uses the validation rows of a split.
+``structure`` is the accuracy per residue of a logistic regression from one residue's vector to its secondary structure
+(FLIP's split; helix, strand, other; resolved residues only), with a 95 % bootstrap interval over proteins. The one-hot
+model also runs with seven neighbours on either side. ``gb1`` is Spearman's correlation of a ridge regression from the
+mean vector of the whole construct to the fitness of GB1's mutants. Neither uses the validation rows of a split.
 
-Models are named as everywhere and run on the CPU; ``random`` is the recipe's architecture with random weights.
+MODEL is a name, a folder or a file, as for ``protea -m``, and runs on the CPU. ``random`` is the recipe's architecture
+with random weights.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ SMOOTHING = 100.0
 
 
 def load(name: str) -> Any:
-    """A model by name; ``random`` is the recipe's architecture."""
+    """Load a model by name; ``random`` is the recipe's architecture with random weights."""
     if name != "random":
         return protea.load(name, device="cpu")
     folder = Path(tempfile.mkdtemp()) / "random"
@@ -68,7 +70,7 @@ def load(name: str) -> Any:
 
 
 def validation(sampler: Sampler, masking: Masking, tokens: int) -> Iterator[Any]:
-    """Masked packs of a split."""
+    """Return the masked packs of a split."""
     seen = 0
     for batch in Loader(sampler, masking=masking, packing=Packing(tokens=8192), workers=0).batches(epochs=1):
         yield batch
@@ -78,7 +80,7 @@ def validation(sampler: Sampler, masking: Masking, tokens: int) -> Iterator[Any]
 
 
 class Counts:
-    """Frequencies of letters, alone and in context."""
+    """Count the frequencies of letters, alone and in context."""
 
     def __init__(self, store: TrainingStore) -> None:
         size = len(ESM)
@@ -93,7 +95,7 @@ class Counts:
                 break
         triples = triples.reshape(size, size, size)
         single = triples.sum((0, 1)) + 1
-        # What is asked for is never an end.
+        # The place itself is never BOS or EOS.
         self.ends = np.isin(np.arange(size), (ESM.bos, ESM.eos))
         single[self.ends] = 0
         self.single = single / single.sum()
@@ -109,12 +111,12 @@ class Counts:
         return np.asarray(smooth / smooth.sum(-1, keepdims=True))
 
     def predict(self, batch: Any, masking: Masking) -> dict[str, Array]:
-        """Negative log-probabilities of the masked tokens; a neighbour that is masked itself tells nothing."""
+        """Return the negative log-probabilities of the masked tokens; a masked neighbour gives no information."""
         tokens, rows = batch.inputs.input_ids.numpy(), batch.rows.numpy()
         truth = batch.targets.numpy()[rows]
         second, left, right = tokens[rows - 2], tokens[rows - 1], tokens[rows + 1]
         knows_left, knows_right = left != ESM.mask, right != ESM.mask
-        # Before the first residue of a sequence is BOS, and before that another sequence.
+        # A sequence's first residue has BOS before it, and another sequence before that.
         knows_two = knows_left & (second != ESM.mask) & (left != ESM.bos)
         single, after, before = self.single[truth], self.after[left, truth], self.before[right, truth]
         one_sided = np.where(knows_left, after, np.where(knows_right, before, single))
@@ -125,7 +127,7 @@ class Counts:
             ),
             TRIGRAMS: np.where(knows_left & knows_right, self.between[left, right, truth], one_sided),
         }
-        # A letter that is shown was left there, or drawn from all of them.
+        # A shown letter is either the true one or a random one.
         shown = tokens[rows]
         left_there = (1 - masking.mask - masking.random) * self.single[shown]
         drawn = masking.random / len(LETTERS)
@@ -134,7 +136,7 @@ class Counts:
 
 
 def losses(model: Any, batch: Any) -> Array:
-    """Negative log-probabilities of the masked tokens."""
+    """Return the negative log-probabilities of the masked tokens."""
     with torch.inference_mode():
         logits = model.module.head(model.module(batch.inputs)[batch.rows])[:, : len(ESM)].float()
         return np.asarray(torch.nn.functional.cross_entropy(logits, batch.targets[batch.rows], reduction="none"))
@@ -190,7 +192,7 @@ def interval(mean: float, drawn: Array, digits: int) -> str:
 
 
 def labelled(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Id, sequence or labels, and the attributes of the header."""
+    """Yield the id, the sequence or labels, and the attributes of the header."""
     for record in read_fasta([path]):
         yield record.id, record.sequence, dict(pair.split("=", 1) for pair in record.description.split() if "=" in pair)
 
@@ -214,7 +216,7 @@ ENCODINGS = {"one-hot": one_hot, f"one-hot with {WINDOW} neighbours to either si
 
 
 class Chain(NamedTuple):
-    """A protein whose structure is known: ``resolved`` says of which residues, ``labels`` has theirs."""
+    """A protein with a known structure: ``resolved`` marks residues with coordinates, ``labels`` has their classes."""
 
     sequence: str
     resolved: Array
@@ -222,7 +224,7 @@ class Chain(NamedTuple):
 
 
 def chains(folder: Path) -> tuple[list[Chain], list[Chain]]:
-    """Those to fit on, and those to test on, of a split with nothing for validation."""
+    """Return the rows to fit on and the rows to test on; the validation rows of the split are not used."""
     sequences = {name: text for name, text, _ in labelled(folder / "sequences.fasta.gz")}
     masks = {name: text for name, text, _ in labelled(folder / "mask.fasta.gz")}
     train: list[Chain] = []
@@ -306,9 +308,9 @@ def main() -> None:
     parser.add_argument("what", choices=("perplexity", "structure", "gb1"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", nargs="+", default=["random", "protea-mini"])
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="of the validation split, at most")
-    parser.add_argument("--without", type=Path, help="file of ids of validation sequences to leave out")
-    parser.add_argument("--train", type=int, default=3000, help="proteins that the structure probe is fitted on")
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="most tokens of the validation split")
+    parser.add_argument("--without", type=Path, help="file with the ids of validation sequences to leave out")
+    parser.add_argument("--train", type=int, default=3000, help="number of proteins to fit the structure probe on")
     options = parser.parse_args()
     {"perplexity": perplexity, "structure": structure, "gb1": gb1}[options.what](options)
 

@@ -1,8 +1,7 @@
-"""How far our numbers, transformers' and Meta's are from float64, on random weights of both initialisations.
+"""Measure how far Protea, transformers and fair-esm are from float64, on random weights of both initialisations.
 
 The error of a model is the largest over all layers and logits, each relative to max(1, largest magnitude of the
-tensor).
-Needs the test requirements (transformers, fair-esm); the references are the tests' own.
+tensor). Needs the test requirements (transformers, fair-esm), and uses the reference implementations in the tests.
 
 Usage: python benchmarks/parity.py [--large]
 """
@@ -29,7 +28,7 @@ from references import Outputs, load_transformers, run_fair_esm, run_float64, ru
 
 
 def errors(model: Encoder, run_reference: Callable[[Tensor], Outputs]) -> tuple[float, float, float]:
-    """Ours against the reference, ours against float64, the reference against float64."""
+    """Return the errors of ours to the reference, ours to float64, and the reference to float64."""
     batch = pack_sequences(model, SEQUENCES)
     states, logits = run_ours(model, batch)
     worst = [0.0, 0.0, 0.0]
@@ -49,7 +48,7 @@ def errors(model: Encoder, run_reference: Callable[[Tensor], Outputs]) -> tuple[
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="also ESM-1b's published shape (5 GB of weights)")
+    parser.add_argument("--large", action="store_true", help="include ESM-1b in its published shape (5 GB of weights)")
     configs = CONFIGS | ({"ESM-1b 650M": ESM1B} if parser.parse_args().large else {})
     print("| model | weights | reference | ours - reference | ours - float64 | reference - float64 |")
     print("|---|---|---|---|---|---|")

@@ -1,12 +1,12 @@
-"""Training runs that are killed at random moments and go on, compared bit by bit with one that nothing disturbed.
+"""Kill and continue a training run at random moments; compare it bit by bit with an undisturbed run.
 
     python benchmarks/resume.py [--steps 200] [--kills 20] [--precision float32] [--compile] [--threads 1] [--seed N]
 
-Both runs are ``protea pretrain`` of the same recipe, a small ESM-2 with dropout on random sequences, in processes of
-their own. The second is sent SIGKILL so many times: most at a random moment after a random step, some while a
-checkpoint is being written, some before training begins; each time the same command is given again. What must agree
-are the weights, the optimizer's state and everything else in the last checkpoint, and every line of ``metrics.jsonl``
-but for the fields that tell times and memory.
+Both runs execute ``protea pretrain`` with the same recipe, a small ESM-2 with dropout on random sequences, in separate
+processes. The second run receives SIGKILL ``--kills`` times: mostly at a random moment after a random step, sometimes
+while a checkpoint is being written, sometimes before training begins. After each kill the same command runs again. The
+weights, the optimizer's state and everything else in the last checkpoint must agree, and so must every line of
+``metrics.jsonl`` except for the fields of time and memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_store(folder: Path, rng: random.Random) -> Path:
 
 
 class Run:
-    """A run that may be killed, and started again."""
+    """A run that can be killed and started again."""
 
     def __init__(self, recipe: Path, folder: Path, threads: int) -> None:
         self.folder = folder
@@ -67,35 +67,35 @@ class Run:
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def start(self) -> subprocess.Popen[str]:
-        """A process at work on it."""
+        """Start a process that works on the run."""
         return subprocess.Popen(
             self._command, env=self._environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
 
     def finish(self) -> None:
-        """To its end."""
+        """Run to the end."""
         process = self.start()
         err = process.communicate()[1]
         if process.returncode:
             sys.exit(err)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines."""
+        """Return all complete lines of the metrics."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def step(self) -> int:
-        """The last that was told."""
+        """Return the last step in the metrics."""
         return max((line["step"] for line in self.metrics()), default=0)
 
     def saving(self) -> bool:
-        """Whether a checkpoint is being written."""
+        """Return whether a checkpoint is being written."""
         return any(self.folder.glob("checkpoints/.step-*"))
 
 
 def kill_while(process: subprocess.Popen[str], run: Run, kind: str, step: int, rng: random.Random) -> bool:
-    """Kill a process once it is where it should be; whether that was before its end."""
+    """Kill a process at the chosen moment; return whether it was killed before its end."""
     if kind == "starting":
         time.sleep(rng.uniform(0.1, 3))
     while kind != "starting" and process.poll() is None and run.step() < step:
@@ -114,7 +114,7 @@ def kill_while(process: subprocess.Popen[str], run: Run, kind: str, step: int, r
 
 
 def differences(one: Run, other: Run) -> list[str]:
-    """What should agree and does not."""
+    """Return the parts that should agree and do not."""
     a, b = (choose(run.folder, "newest") for run in (one, other))
     found = [
         f"{key} of the state" for key in a.values if key not in {"files", "sha256"} and a.values[key] != b.values[key]
@@ -154,7 +154,7 @@ def main() -> None:
         for number, step in enumerate(sorted(rng.choices(range(options.steps * 9 // 10), k=options.kills)), 1):
             kind = rng.choices(list(count), weights=(6, 3, 1))[0]
             before = killed.step()
-            # What was told before the last kill is no sign of life.
+            # Metrics from before the last kill do not show that the new process works.
             hit = kill_while(killed.start(), killed, kind, max(step, before + 1), rng)
             left = sorted(path.name for path in killed.folder.glob("checkpoints/*"))
             print(

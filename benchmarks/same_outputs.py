@@ -1,20 +1,21 @@
-"""Every output of two versions of Protea, compared: a change that should change no output is seen to change none.
+"""Compare every output of two versions of Protea, to show that a refactoring changes none of them.
 
     python benchmarks/same_outputs.py record FOLDER [--models MODELS] [--jobs 2] [--fresh]
     python benchmarks/same_outputs.py compare OLD NEW
 
 ``record`` runs the protea that Python finds (``PYTHONPATH=src``) on small random models, sequences and variants, all
-from fixed seeds: the commands below and the Python interface, each in a process of its own with one thread. FOLDER then
-holds their outputs, and what they printed in ``log/``. The models are read from MODELS, or made there the first time;
-record both versions with the same. A process forks from one that has imported PyTorch; with ``--fresh`` each is a new
-``python -m protea``, which takes twice as long. What ends otherwise than it should stops the recording. It needs mmseqs
-and what ``pip install -e '.[dev]'`` brings.
+from fixed seeds: the commands below and the Python interface, each in a separate process with one thread. FOLDER then
+holds their outputs, and their printed text in ``log/``. The models are read from MODELS, or made there the first time;
+record both versions with the same models. Each process forks from one that has imported PyTorch; with ``--fresh`` each
+is a new ``python -m protea``, which takes twice as long. A command with an unexpected exit code stops the recording.
+Recording needs MMseqs2 and the packages of ``pip install -e '.[test]'``.
 
-``compare`` takes files for the same where their bytes are, or what they hold is: arrays, tables and checkpoints bit for
-bit, text letter for letter. The folder's own path and that of the package count as the same; so does what tells of the
+``compare`` accepts two files as the same if their bytes or their contents are equal: arrays, tables and checkpoints bit
+for bit, text letter for letter. It ignores the paths of the folder and of the package, and values that depend on the
 machine: speed, memory and utilisation in ``metrics.jsonl`` and ``log/``, hashes of files in ``state.json`` (PyTorch's
-files hold random names), logs of MMseqs2. Arrays of the Python interface may differ by 2e-5 of the largest: ``python``.
-What a command prints may differ: ``wording``. The exit code is 1 if anything else differs.
+files contain random names), and logs of MMseqs2. Arrays of the Python interface may differ by 2e-5 of the largest value
+(reported as ``python``), and the printed text of a command may differ (``wording``). Any other difference gives exit
+code 1.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ FORMATS = {
 
 
 def commands() -> dict[str, list[str]]:
-    """All chains by name."""
+    """Return all chains of commands by name."""
     found: dict[str, list[str]] = {}
     for block in COMMANDS.strip().replace("\n  ", " ").split("\n\n"):
         head, *lines = block.splitlines()
@@ -176,7 +177,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def conversions(name: str) -> Iterator[str]:
-    """From each format to each other; the first ones are the sources of the rest."""
+    """Convert each format to each other; the first conversions make the sources of the rest."""
 
     def place(source: str, to: str) -> str:
         return f"convert/{name}-{source}-{to}{ {'fair-esm': '.pt', 'nemo': '.nemo'}.get(to, '') }"
@@ -210,7 +211,7 @@ WITH_CONTACTS = ("esm2", "esm1b")
 
 
 def make_models(folder: Path) -> None:
-    """Write a random model of each kind in Hugging Face's layout; Protea takes no part in it."""
+    """Write a random model of each kind in Hugging Face's layout, without using Protea."""
     for seed, (name, config) in enumerate(MODELS.items()):
         rng = np.random.default_rng(seed)
         (folder / name).mkdir(parents=True)
@@ -226,7 +227,7 @@ def make_models(folder: Path) -> None:
 
 
 def shapes(name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of a model by Hugging Face's names."""
+    """Return the tensors of a model by Hugging Face's names."""
     width, inner, words = SIZE["hidden_size"], SIZE["intermediate_size"], config["vocab_size"]
     rotary = config.get("position_embedding_type") == "rotary"
     pairs: dict[str, tuple[int, ...]] = {"embeddings.layer_norm": (width,)} if name == "esm1b" else {}
@@ -256,7 +257,7 @@ def protein(rng: random.Random, length: int) -> str:
 
 
 def substitutions(rng: random.Random, sequence: str, count: int) -> list[str]:
-    """Variants, one in four of two residues."""
+    """Return random variants, a quarter of them with two mutations."""
 
     def one(place: int) -> str:
         return f"{sequence[place]}{place + 1}{rng.choice(LETTERS.replace(sequence[place], ''))}"
@@ -345,7 +346,7 @@ def record(folder: Path, models: Path, jobs: int, *, fresh: bool) -> None:
 
 
 def run(folder: Path, chains: Mapping[str, list[str]], jobs: int, *, fresh: bool) -> dict[str, int]:
-    """Run chains of commands, so many at a time, and give their exit codes."""
+    """Run chains of commands, several at a time, and return their exit codes."""
     waiting = [deque((f"{name}-{n:02}", line) for n, line in enumerate(lines, 1)) for name, lines in chains.items()]
     running: dict[int, tuple[str, str, float, deque[tuple[str, str]]]] = {}
     codes: dict[str, int] = {}
@@ -366,7 +367,7 @@ def run(folder: Path, chains: Mapping[str, list[str]], jobs: int, *, fresh: bool
 
 
 def become(folder: Path, name: str, line: str, *, fresh: bool) -> int:
-    """Be the process of a command, to its end."""
+    """Become the process of a command and run it to its end."""
     command, _, source = line.rpartition("| ")[2].partition(" < ")
     os.chdir(folder)
     for number, place in enumerate((source or os.devnull, f"{LOG}/{name}.out", f"{LOG}/{name}.err")):
@@ -383,7 +384,7 @@ def become(folder: Path, name: str, line: str, *, fresh: bool) -> int:
 
 
 def python() -> None:
-    """Arrays of the Python interface, in the folder that this runs in."""
+    """Write arrays of the Python interface to the current folder."""
     import protea
 
     rng = random.Random(9)
@@ -424,7 +425,7 @@ def compare(old: Path, new: Path) -> int:
 
 
 def outputs(folder: Path) -> Iterator[str]:
-    """Files, and as one the tensors of a checkpoint that PyTorch wrote."""
+    """List the files; the tensors of a checkpoint that PyTorch wrote count as one."""
     if not (folder / PATHS).exists():
         sys.exit(f"{folder}: was not recorded to the end")
     for path in folder.rglob("*"):
@@ -458,7 +459,7 @@ def verdict(old: Path, new: Path, place: str) -> tuple[str, str]:
 
 
 def text(folder: Path, place: str) -> str:
-    """A file's text without what is this folder's, or this run's, own."""
+    """Return a file's text without the values that belong to this folder or this run."""
     found = (folder / place).read_text()
     for name, own in json.loads((folder / PATHS).read_text()).items():
         found = found.replace(own, name)
@@ -472,7 +473,7 @@ def text(folder: Path, place: str) -> str:
 
 
 def differing(a: dict[str, Any], b: dict[str, Any], *, rounding: bool) -> tuple[str, str]:
-    """Whether arrays of two files agree, and the largest difference."""
+    """Return whether the arrays of two files agree, and their largest difference."""
     details = [f"{name} in one alone" for name in sorted({*a} ^ {*b})[:5]]
     if not details and list(a) != list(b):
         details.append("in another order")
@@ -486,7 +487,7 @@ def differing(a: dict[str, Any], b: dict[str, Any], *, rounding: bool) -> tuple[
 
 
 def gap(a: Any, b: Any, *, relative: bool) -> float | None:
-    """The largest difference, infinite of what cannot be subtracted; ``None`` for the same bits."""
+    """Return the largest difference: infinite for values that cannot be subtracted, ``None`` for the same bits."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.dtype != b.dtype:
             return math.inf
@@ -508,7 +509,7 @@ def gap(a: Any, b: Any, *, relative: bool) -> float | None:
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
-    """Read the arrays of a file, by name, with their types and attributes."""
+    """Read the arrays of a file by name, with their types and attributes."""
     if path.is_file():
         return READERS[path.suffix](path)
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
@@ -519,7 +520,7 @@ def arrays_of(path: Path) -> dict[str, Any]:
 
 
 def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The leaves of a dictionary of dictionaries."""
+    """Yield the leaves of a dictionary of dictionaries."""
     if not isinstance(value, dict):
         yield name, value
         return
@@ -568,10 +569,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     recording = actions.add_parser("record")
-    recording.add_argument("folder", type=Path, help="must be new")
-    recording.add_argument("--models", type=Path, help="by default FOLDER/models")
-    recording.add_argument("--jobs", type=int, default=2, help="commands at a time")
-    recording.add_argument("--fresh", action="store_true", help="start Python anew for each")
+    recording.add_argument("folder", type=Path, help="folder for the outputs; must be new")
+    recording.add_argument("--models", type=Path, help="folder of the models; FOLDER/models by default")
+    recording.add_argument("--jobs", type=int, default=2, help="number of commands that run at a time")
+    recording.add_argument("--fresh", action="store_true", help="start a new Python for each command")
     comparing = actions.add_parser("compare")
     comparing.add_argument("old", type=Path)
     comparing.add_argument("new", type=Path)
@@ -584,7 +585,7 @@ def main() -> None:
     paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     fixed = FIXED | {"PYTHONPATH": os.pathsep.join(paths)}
     if any(os.environ.get(name) != value for name, value in fixed.items()):
-        os.execve(sys.executable, sys.orig_argv, os.environ | fixed)  # libraries read them when they are loaded
+        os.execve(sys.executable, sys.orig_argv, os.environ | fixed)  # libraries read them on import
     folder = options.folder.resolve()
     record(folder, (options.models or folder / "models").resolve(), options.jobs, fresh=options.fresh)
     return None

@@ -1,7 +1,6 @@
-"""Memory against the size of the input, and residues per second against the length of sequences.
+"""Measure memory by the size of the input, and residues per second by the length of sequences.
 
-Runs ``protea embed`` in processes of its own and samples their anonymous memory, which is what a process cannot give
-back to the file cache.
+Runs ``protea embed`` in separate processes and samples their anonymous memory, which does not include the file cache.
 
 Usage: python benchmarks/scale.py memory [--sequences 10000 100000] [--gigabytes 2] [--seconds 120]
        python benchmarks/scale.py length [--model esm2_t6_8M_UR50D] [--fast]
@@ -39,7 +38,7 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def watch(command: list[str], seconds: float) -> tuple[float, int, str]:
-    """Wall seconds, peak anonymous memory and standard error; stopped after ``seconds``."""
+    """Run for at most ``seconds``; return wall seconds, peak anonymous memory and standard error."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     peak = 0

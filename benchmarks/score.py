@@ -1,15 +1,16 @@
-"""A masked-marginal scan beside transformers, and the memory of contact maps.
+"""Compare a masked-marginal scan with transformers, and measure the memory of contact maps.
 
 Usage: python benchmarks/score.py scan [--model 150M] [--length 300] [--sites 48] [--rounds 3] [--device cuda]
        python benchmarks/score.py contacts [--model 650M --length 1000]
 
-``scan``: some sites of a protein, each masked in a copy of its own, by Protea (through ``LanguageModel.score``, made
-ready as ``protea score`` does, in float32 and bfloat16) and by transformers with its fastest attention: one copy a
-forward, as fair-esm's ``predict.py`` goes about it, and in batches of 16. All on the same random weights, each in a
-process of its own, in every round each in turn. The largest difference to Protea's float32 numbers is shown beside.
+``scan`` masks some sites of a protein, each in its own copy. Protea runs them through ``LanguageModel.score``, with the
+model prepared as in ``protea score``, in float32 and bfloat16. transformers runs them with its fastest attention, one
+copy per forward pass, as fair-esm's ``predict.py`` does, and in batches of 16. All use the same random weights, have
+their own process, and run in turn in every round. The table also shows the largest difference to Protea's float32
+numbers.
 
-``contacts``: anonymous memory above what the loaded model takes, at the peak of one contact map in float32, and beside
-it what all attention maps at once would take.
+``contacts`` measures the peak of anonymous memory for one contact map in float32, in addition to the loaded model, and
+shows for comparison the memory that all attention maps together would take.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def transformers_scan(model: Path, variant: list[str], device: str) -> Scan:
 
 
 def work(name: str, model: Path, device: str) -> None:
-    """A process of its own: warm up, then a scan for every line on standard input."""
+    """Warm up, then scan once for every line on standard input; each program does this in its own process."""
     peer, *variant = name.split()
     scan = {"protea": protea_scan, "transformers": transformers_scan}[peer](model, variant, device)
     scan(protein(300), list(range(16)))
@@ -168,7 +169,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants, all by default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="programs to run; all by default")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

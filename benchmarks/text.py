@@ -1,4 +1,4 @@
-"""Bytes to ids, ids to text, FASTA to records: megabytes a second on one core.
+"""Measure encoding, decoding and reading FASTA in megabytes per second on one core.
 
 Usage: python benchmarks/text.py
 """

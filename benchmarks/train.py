@@ -1,13 +1,13 @@
-"""Tokens per second of pre-training, beside transformers, on the same model, the same crops and the same masks.
+"""Measure tokens per second of pre-training, compared with transformers on the same model, crops and masks.
 
-All contestants get the same random weights and learn from the same steps: packs of log-normal lengths (mean about 345,
-30 to 1,022) from a store, masked by the loader. Counted are real tokens, BOS and EOS included, over whole steps:
-forward, backward, clipping and AdamW. transformers' variants sort a step's sequences by length and pad them in groups
-of 8; ``pure`` is a model held in bfloat16 altogether, without master weights. Each contestant runs in a process of its
-own; in every round each has its turn, so that a machine that drifts drifts for all.
+All programs get the same random weights and learn from the same steps: packs of log-normal lengths (mean about 345, 30
+to 1,022) from a store, masked by the loader. The rate counts real tokens, BOS and EOS included, over whole steps:
+forward, backward, clipping and AdamW. The variants of transformers sort a step's sequences by length and pad them in
+groups of 8; ``pure`` is a model held entirely in bfloat16, without master weights. Each program has its own process. In
+every round all programs run in turn, so that changes in the machine's speed affect all of them.
 
-Printed beside them: the loss of the last step, which tells that all did the same work, utilisation (``docs/
-pretraining.md``) and peak memory.
+The table also shows the loss of the last step, which confirms that all programs did the same work, utilisation
+(``docs/pretraining.md``) and peak memory.
 
 Usage: python benchmarks/train.py [--model 8M] [--rounds 5] [--step-tokens 16384] [--only NAME ...]
        python benchmarks/train.py --device cuda --model 650M --step-tokens 131072 --pack 32768
@@ -45,7 +45,7 @@ GROUP = 8
 
 
 def make_store(folder: Path, count: int, seed: int = 0) -> Path:
-    """A store of random sequences, through what imports BioNeMo 1's files, which needs no MMseqs2."""
+    """Build a store of random sequences through the importer of BioNeMo 1's files, which does not need MMseqs2."""
     from protea.data.build_settings import BuildSettings
     from protea.data.importers import import_csv
     from protea.data.work import Watcher
@@ -66,7 +66,7 @@ def make_store(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def steps_of(store: Path, pack: int, packs: int) -> Any:
-    """Endless steps, each a list of masked packs."""
+    """Yield steps without end, each a list of masked packs."""
     from protea.alphabet import ESM
     from protea.data.loader import Loader, Packing
     from protea.data.sampler import Sampler
@@ -138,7 +138,7 @@ def transformers_step(model: Path, variant: list[str], device: str) -> Step:
 
 
 def padded(packs: list[Any]) -> Any:
-    """A step's sequences, sorted by length and padded in groups."""
+    """Return a step's sequences, sorted by length and padded in groups."""
     import torch
 
     found = []
@@ -156,7 +156,7 @@ def padded(packs: list[Any]) -> Any:
 
 
 def work(name: str, model: Path, store: Path, pack: int, packs: int, device: str) -> None:
-    """A process of its own: warm up, then a step for every line on standard input."""
+    """Warm up, then train a step for every line on standard input; each program does this in its own process."""
     from protea.train.metrics import peak_memory
 
     peer, *variant = name.split()
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--step-tokens", type=int, default=16384)
     parser.add_argument("--pack", type=int, default=16384)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="contestants, all by default")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="programs to run; all by default")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--work", nargs=3, metavar=("NAME", "MODEL", "STORE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -209,11 +209,11 @@ def main() -> None:
 
 
 def compete(names: list[str], model: Path, store: Path, arguments: argparse.Namespace) -> dict[str, list[Any]]:
-    """What each contestant told in each round."""
+    """Return the values that each program reported in each round."""
     options = ["--step-tokens", str(arguments.step_tokens), "--pack", str(arguments.pack), "--device", arguments.device]
     told: dict[str, list[Any]] = {name: [] for name in names}
     workers = {}
-    # On a GPU one at a time: several would share its memory.
+    # One program at a time on a GPU, because several would share its memory.
     waves = [names] if arguments.device == "cpu" else [[name] for name in names]
     for wave in waves:
         for name in wave:

@@ -1,4 +1,4 @@
-"""Read what ``protea embed proteins.fasta -o proteins.parquet -r proteins.h5`` wrote.
+"""Read the files that ``protea embed proteins.fasta -o proteins.parquet -r proteins.h5`` writes.
 
 Usage: python read_embeddings.py proteins.parquet proteins.h5
 """
@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 
-# One vector a sequence: a Parquet table, which pandas.read_parquet and polars.read_parquet open as well.
+# One vector per sequence: a Parquet table, which pandas.read_parquet and polars.read_parquet can also open.
 table = pq.read_table(sys.argv[1])
 vectors = np.stack(table["embedding"].to_numpy())
 print(f"{sys.argv[1]}: columns {table.column_names}, embeddings {vectors.shape} {vectors.dtype}")
 
-# One vector a residue: HDF5, one dataset a record.
+# One vector per residue: HDF5, one dataset per record.
 with h5py.File(sys.argv[2]) as file:
     for name in table["id"].to_pylist()[:3]:
         residues = file[name.replace("/", "%2F")]

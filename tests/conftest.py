@@ -1,4 +1,4 @@
-"""Fixtures: small random models on disk, written once a session, and the command line in this process."""
+"""Fixtures: small random models on disk, written once per session, and the command line in the test's process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
 
-# A shared machine may take any time for anything.
+# On a shared machine any example can take long, so hypothesis must not check times.
 settings.register_profile("protea", deadline=None)
 settings.load_profile("protea")
 
@@ -48,20 +48,19 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def load_small(model_folders: dict[str, Path]) -> LoadModel:
-    """Load one of ``CONFIGS``, with biases and norms disturbed so that none hides behind 0 or 1."""
+    """Load one of ``CONFIGS`` and add noise to biases and norms, so that tests notice if one is not used."""
 
     def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> protea.LanguageModel:
         model = protea.load(model_folders[name], device="cpu", trainable=True)
         disturb(model.module)
-        kind = getattr(torch, dtype)
-        model.module.to(device=device, dtype=kind)
+        model.module.to(device=device, dtype=getattr(torch, dtype))
         return model
 
     return load
 
 
 def disturb(module: torch.nn.Module, seed: int = 7) -> None:
-    """Add noise to every bias and norm weight, which initialisations leave at 0 and 1."""
+    """Add noise to every bias and norm weight; initialisation sets them to 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -72,7 +71,7 @@ def disturb(module: torch.nn.Module, seed: int = 7) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from threads, which wait for one another."""
+    """Compute with one thread: tiny tensors lose time when threads wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -94,7 +93,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in this process, in an empty folder."""
+    """Return a function that runs a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: object) -> Result:
@@ -116,7 +115,7 @@ def fasta(tmp_path: Path) -> Path:
 
 
 def fails(result: Result, code: int, *parts: str) -> None:
-    """One line on standard error, no traceback, the given exit code."""
+    """Assert the exit code and that standard error is one line with all the parts, without a traceback."""
     assert result.code == code, result
     lines = result.err.strip().splitlines()
     assert len(lines) == 1, result.err
@@ -126,12 +125,12 @@ def fails(result: Result, code: int, *parts: str) -> None:
 
 
 MEMORY_KB = 300_000
-"""What a hostile file may take; all of them together are smaller, those with holes apart."""
+"""Memory that reading a hostile file may take. All hostile files together are smaller, except the sparse ones."""
 
 
 @pytest.fixture(scope="session")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small undamaged checkpoint of every format."""
+    """Return a small undamaged checkpoint of every format."""
     from hostile import originals
 
     return originals(tmp_path_factory.mktemp("good"))
@@ -139,12 +138,12 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """Bounds the memory that a test takes, by Linux's own account of it."""
+    """Assert that a test takes at most ``MEMORY_KB``, measured by Linux."""
     forget = Path("/proc/self/clear_refs")
     if not forget.exists():
         yield
         return
-    forget.write_text("5")  # the largest size so far
+    forget.write_text("5")  # resets the largest size so far
     before = _peak_kb()
     yield
     assert _peak_kb() - before < MEMORY_KB

@@ -1,4 +1,4 @@
-"""Hostile pickles, and every container that a checkpoint has for one."""
+"""Hostile pickles, and every place in a checkpoint that can hold one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY: Final = ESM2Config(num_hidden_layers=2, hidden_size=16, num_attention_head
 
 
 def originals(root: Path) -> dict[str, Path]:
-    """One undamaged checkpoint of every format."""
+    """Write one undamaged checkpoint of every format."""
     hf.write_random(root / "hf", build(TINY), seed=3, dtype=torch.float32)
     paths = {"hf": root / "hf", "bin": root / "bin"}
     for kind, name in (("fair-esm", "esm2_tiny.pt"), ("nemo", "tiny.nemo"), ("nemo2", "nemo2"), ("te", "te")):
@@ -40,20 +40,20 @@ def originals(root: Path) -> dict[str, Path]:
 
 
 def copied(path: Path, folder: Path) -> Path:
-    """A checkpoint with all that lies beside it, in another folder."""
+    """Copy a checkpoint and the files beside it to another folder."""
     folder.mkdir(exist_ok=True)
-    for one in path.parent.glob(f"{path.stem}*"):
-        (shutil.copytree if one.is_dir() else shutil.copy)(one, folder / one.name)
+    for entry in path.parent.glob(f"{path.stem}*"):
+        (shutil.copytree if entry.is_dir() else shutil.copy)(entry, folder / entry.name)
     return folder / path.name
 
 
 def listing(folder: Path) -> dict[str, int]:
-    """What is in a folder, and how large it is."""
+    """Return the paths in a folder and their sizes."""
     return {str(path): path.lstat().st_size for path in sorted(folder.rglob("*"))}
 
 
 def refused(path: Path, *messages: str) -> None:
-    """Opening and loading a checkpoint gives one line that names it, and leaves the folder as it was."""
+    """Assert that loading a checkpoint fails with one line that names it, and leaves the folder unchanged."""
     before = listing(path.parent)
     with pytest.raises(ProteaError) as caught, open_checkpoint(path) as checkpoint:
         checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
@@ -66,50 +66,50 @@ def refused(path: Path, *messages: str) -> None:
         assert expected in message
 
 
-# --- pickles, by hand --------------------------------------------------------------------------------------------
+# --- handmade pickles --------------------------------------------------------------------------------------------
 
 
 def part(value: Any) -> bytes:
-    """A pickled value, to be put into a pickle."""
+    """Pickle a value, to be put into another pickle."""
     return pickle.dumps(value, 2)[2:-1]
 
 
 def call(module: str, name: str, *arguments: Any) -> bytes:
-    """A pickle's request to call a function."""
+    """Return the opcodes that call a function."""
     return f"c{module}\n{name}\n".encode() + part(arguments) + b"R"
 
 
 def whole(inner: bytes) -> bytes:
-    """A pickle of protocol 2."""
+    """Return a complete pickle of protocol 2."""
     return b"\x80\x02" + inner + b"."
 
 
 def mapping(**values: bytes) -> bytes:
-    """A pickled dictionary of pickled values."""
+    """Return a pickled dictionary of pickled values."""
     return b"}(" + b"".join(part(key) + value for key, value in values.items()) + b"u"
 
 
 def record(name: str, state: bytes) -> bytes:
-    """A pickled object with a state."""
+    """Return a pickled object with a state."""
     return f"c{name}\n".encode() + b")\x81" + state + b"b"
 
 
 def doubled(times: int = 60) -> bytes:
-    """Two times two times ... the same: small, and without end once written out or walked through."""
+    """Return a value that holds itself twice at every level: small as a pickle, endless when printed or traversed."""
     return b"]q\x00" + b"0h\x00h\x00\x86q\x00" * times
 
 
 def tensor(
     shape: Any = (2, 2), stride: Any = (2, 1), offset: Any = 0, kind: str = "FloatStorage", key: bytes = part("0")
 ) -> bytes:
-    """A pickled tensor."""
+    """Return a pickled tensor."""
     storage = b"(" + part("storage") + f"ctorch\n{kind}\n".encode() + key + part("cpu") + part(4) + b"tQ"
     rest = part(offset) + part(shape) + part(stride) + part(False) + call("collections", "OrderedDict")
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
 
 
 class Evil:
-    """What a pickling library makes of an object that wants to be called."""
+    """Return the pickle of an object whose unpickling calls a function."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -119,7 +119,7 @@ class Evil:
 
 
 def live(marker: Path) -> dict[str, bytes]:
-    """Pickles that make a file when Python's own unpickler reads them."""
+    """Return pickles that create a file when Python's own unpickler reads them."""
     touch, code = f"touch {marker}", f"open({str(marker)!r}, 'w').close()"
     line = f"S{touch!r}\n".encode()
     system = call("os", "system", touch)
@@ -255,7 +255,7 @@ STREAMS: Final[dict[str, bytes]] = {
 
 
 def of_tensor(inner: bytes) -> bytes:
-    """A pickle that holds one tensor where checkpoints have theirs."""
+    """Return a pickle with one tensor in the place of a checkpoint's tensors."""
     return whole(mapping(model=mapping(w=inner), w=inner))
 
 
@@ -285,7 +285,7 @@ TENSORS: Final[dict[str, bytes]] = {
 
 
 def torch_zip(content: bytes) -> bytes:
-    """A file of ``torch.save`` with a storage of 16 bytes."""
+    """Return a file of ``torch.save`` with a storage of 16 bytes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in (("data.pkl", content), ("byteorder", b"little"), ("data/0", bytes(16)), ("version", b"3\n")):
@@ -294,40 +294,40 @@ def torch_zip(content: bytes) -> bytes:
 
 
 def torch_legacy(content: bytes) -> bytes:
-    """The same as PyTorch wrote it before 1.6."""
+    """Return the same in the format before PyTorch 1.6."""
     system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
     begin = b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, system))
     return begin + content + pickle.dumps(["0"], 2) + (4).to_bytes(8, "little") + bytes(16)
 
 
 def fair_esm(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """A ``.pt`` of Meta's package."""
+    """Write a ``.pt`` of Meta's package."""
     (folder / "esm2_x.pt").write_bytes(torch_zip(content))
     return folder / "esm2_x.pt"
 
 
 def fair_esm_legacy(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """One as old as ESM-1b's."""
+    """Write a ``.pt`` in the old format of ESM-1b's file."""
     (folder / "esm1b.pt").write_bytes(torch_legacy(content))
     return folder / "esm1b.pt"
 
 
 def regression(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """The contact regression beside a good one."""
+    """Write a contact regression beside an undamaged model."""
     path = copied(paths["fair-esm"], folder)
     (folder / "esm2_tiny-contact-regression.pt").write_bytes(torch_zip(content))
     return path
 
 
 def legacy_bin(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """``pytorch_model.bin``."""
+    """Write ``pytorch_model.bin``."""
     path = copied(paths["bin"], folder)
     (path / "pytorch_model.bin").write_bytes(torch_zip(content))
     return path
 
 
 def nemo(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """``model_weights.ckpt`` in a ``.nemo``."""
+    """Write ``model_weights.ckpt`` in a ``.nemo``."""
     with tarfile.open(paths["nemo"]) as good, tarfile.open(folder / "x.nemo", "w") as bad:
         for member in good:
             data = torch_zip(content) if member.name.endswith(".ckpt") else good.extractfile(member).read()  # type: ignore[union-attr]
@@ -337,20 +337,20 @@ def nemo(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
 
 
 def metadata(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """``.metadata`` of a BioNeMo 2 directory."""
+    """Write ``.metadata`` of a BioNeMo 2 directory."""
     path = copied(paths["nemo2"], folder)
     (path / "weights/.metadata").write_bytes(content)
     return path
 
 
 def piece(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
-    """A piece in a ``.distcp``: that of the embeddings."""
+    """Write a piece of a ``.distcp`` file: the embeddings."""
     path = copied(paths["nemo2"], folder)
     data = torch_zip(content)
     with (path / "weights/__0_0.distcp").open("ab") as stream:
         at = stream.tell()
         stream.write(data)
-    described = pickle.loads((path / "weights/.metadata").read_bytes())  # our own
+    described = pickle.loads((path / "weights/.metadata").read_bytes())  # written by us
     for index, info in described.storage_data.items():
         if "word_embeddings" in index.fqn:
             info.offset, info.length = at, len(data)

@@ -1,7 +1,7 @@
-"""The wording of messages, which one file holds: ``messages.txt``, a line ``key<TAB>message`` for each.
+"""The wording of messages is in one file, ``messages.txt``, with one line ``key<TAB>message`` for each message.
 
-Tests that care how a message reads call ``check_message``; all others assert its class and the values and places in it.
-``PROTEA_WRITE_MESSAGES=1 pytest -n 0`` writes the file anew, for a change of wording that is meant.
+Tests of a message's wording call ``check_message``; all other tests assert its class and the values and places in it.
+After an intended change of wording, ``PROTEA_WRITE_MESSAGES=1 pytest -n 0`` writes the file again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MESSAGES = Path(__file__).with_name("messages.txt")
 
 
 def check_message(key: str, message: BaseException | str, **places: object) -> None:
-    """Compare a message with the one of its key; the values of ``places`` appear in the file as ``{name}``."""
+    """Compare a message with the line of its key, where ``{name}`` stands for a value of ``places``."""
     text = " ".join(str(message).split())
     for name, value in places.items():
         text = text.replace(str(value), f"{{{name}}}")
@@ -25,7 +25,7 @@ def check_message(key: str, message: BaseException | str, **places: object) -> N
 
 
 def read_messages() -> dict[str, str]:
-    """All messages by key."""
+    """Return all messages by key."""
     if not MESSAGES.exists():
         return {}
     lines = MESSAGES.read_text(encoding="utf-8").splitlines()

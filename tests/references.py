@@ -1,7 +1,8 @@
-"""Implementations that Protea's are compared with: two published ones, and plain readings in float64.
+"""Implementations to compare Protea with: two published ones, and plain implementations in float64.
 
-What they compute shares no code with the package; configurations, parameter names and their translation to Hugging
-Face's do. Weights travel by our parameter names, which differ from those of Meta's ``esm`` in the embeddings alone.
+Their computations share no code with the package; configurations, parameter names and the translation to Hugging
+Face's names do. Weights are copied by our parameter names, which differ from those of Meta's ``esm`` only in the
+embeddings.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ FAIR_NAMES = {"word_embeddings.weight": "embed_tokens.weight", "position_embeddi
 
 
 def hf_name(name: str) -> str:
-    """transformers' name for one of our parameters."""
-    found = key_of(HF, name)
-    assert found is not None
-    return found[0]
+    """Return transformers' name for one of our parameters."""
+    key = key_of(HF, name)
+    assert key is not None
+    return key[0]
 
 
 # --- transformers ------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def run_transformers(model: EsmForMaskedLM, ids: Tensor) -> Outputs:
 
 
 def new_fair_esm(model: Encoder) -> nn.Module:
-    """A model of Meta's package with the same shape, as its constructor initialises it."""
+    """Build a model of Meta's package with the same shape and its own initialisation."""
     config = model.config
     if isinstance(model, ESM2):
         return esm.ESM2(config.num_hidden_layers, config.hidden_size, config.num_attention_heads).eval()
@@ -104,7 +105,7 @@ def new_fair_esm(model: Encoder) -> nn.Module:
 
 
 def from_fair_esm(fair: nn.Module, model: Encoder) -> None:
-    """Give our model (on the meta device) the weights of Meta's."""
+    """Give our model (on the meta device) the weights of Meta's model."""
     theirs = fair.state_dict()
     state = {name: theirs[FAIR_NAMES.get(name, name)] for name, _ in model.named_parameters()}
     if isinstance(model, ESM2):
@@ -113,7 +114,7 @@ def from_fair_esm(fair: nn.Module, model: Encoder) -> None:
 
 
 def to_fair_esm(model: Encoder) -> nn.Module:
-    """Meta's model with our weights."""
+    """Return Meta's model with our weights."""
     fair = new_fair_esm(model)
     state = {FAIR_NAMES.get(name, name): value for name, value in model.named_parameters()}
     state["lm_head.weight"] = state["embed_tokens.weight"]
@@ -130,11 +131,11 @@ def run_fair_esm(model: nn.Module, ids: Tensor) -> Outputs:
     return [result["representations"][layer][0] for layer in layers], result["logits"][0]
 
 
-# --- plain readings in float64 -----------------------------------------------------------------------------------
+# --- plain float64 implementations -------------------------------------------------------------------------------
 
 
 def run_float64(model: Encoder, ids: Tensor) -> Outputs:
-    """ESM-2, ESM-1b or ESM-1v, one sequence, written out as the papers and Meta's code state it."""
+    """Compute ESM-2, ESM-1b or ESM-1v for one sequence, step by step as in the papers and Meta's code."""
     config: Any = model.config
     weights = {hf_name(name): value for name, value in model.named_parameters()}
     heads, eps = config.num_attention_heads, config.layer_norm_eps
@@ -191,7 +192,7 @@ def run_float64(model: Encoder, ids: Tensor) -> Outputs:
 
 
 class PlainESM1nv(nn.Module):
-    """ESM-1nv by BioNeMo 1's configuration and NeMo's code, on padded batches, of ``torch.nn`` parts only."""
+    """ESM-1nv after BioNeMo 1's configuration and NeMo's code, on padded batches, built from ``torch.nn`` only."""
 
     def __init__(self, config: ESM1nvConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FASTA in all its conditions, against a separate slow reading."""
+"""Reading FASTA in all its variants, compared with an independent slow reader."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_all_line_ends_and_a_byte_order_mark(tmp_path: Path, end: bytes) -> None
 
 
 def test_nothing_between_line_breaks_is_dropped(tmp_path: Path) -> None:
-    """Comments, digits, gaps and control characters are for the alphabet to judge."""
+    """The alphabet judges comments, digits, gaps and control characters; the reader keeps them."""
     (record,) = read(tmp_path / "a.fasta", b">a\nMK\n#AAA\n;C\n1 K\x00-*\n\xc3\xa9\n")
     assert record.sequence == "MK#AAA;C1 K\x00-*Ã©"
 
@@ -117,12 +117,12 @@ def test_several_files_in_order(tmp_path: Path) -> None:
         (b">a\0b\nMKT\n", "NUL byte"),
     ],
 )
-def test_what_is_no_fasta_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_fasta(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(FastaError, match=message):
         read(tmp_path / "a.fasta", content)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(FastaError, match=r"absent.fasta: no such file"):
         list(read_fasta([tmp_path / "absent.fasta"]))
     with pytest.raises(FastaError, match="is a folder"):
@@ -141,7 +141,7 @@ def test_records_without_residues_come_out_empty(tmp_path: Path) -> None:
 
 
 def slow_reading(content: bytes) -> list[tuple[str, str]] | None:
-    """A second reading of the format, as plain as can be; ``None`` where an error is due."""
+    """Read the format as simply as possible; return ``None`` where an error is expected."""
     lines = [line.strip() for line in content.replace(b"\r", b"\n").split(b"\n")]
     lines = [line for line in lines if line]
     if not lines or not lines[0].startswith(b">"):
@@ -173,7 +173,7 @@ def test_equals_the_slow_reading(tmp_path_factory: pytest.TempPathFactory, parts
         assert [(record.id, record.sequence) for record in read(path, content)] == expected
 
 
-def test_paths_that_no_file_system_takes(tmp_path: Path) -> None:
+def test_paths_that_no_file_system_accepts(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     plain = tmp_path / "plain"
@@ -193,19 +193,19 @@ def test_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blocks_hold_the_same_records(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[bytes, bytes]], size: int
 ) -> None:
-    """However small they are, with the same places and the same errors."""
+    """Blocks of any size give the same places and the same errors."""
     path = tmp_path_factory.getbasetemp() / "blocks.fasta"
     path.write_bytes(b"".join(piece + end for piece, end in parts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fasta, "_BLOCK", size)
         outcomes = []
         for records in (read_fasta([path]), (r for block in read_blocks([path]) for r in block.records())):
-            found: list[Record | str] = []
+            outcome: list[Record | str] = []
             try:
-                found.extend(records)
+                outcome.extend(records)
             except FastaError as error:
-                found.append(str(error))
-            outcomes.append(found)
+                outcome.append(str(error))
+            outcomes.append(outcome)
     assert outcomes[0] == outcomes[1]
 
 
@@ -216,10 +216,10 @@ def test_blocks_before_damage_come_out(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(COMPRESSORS[suffix](content)[:-9])
     counts = []
     for records in (read_fasta([path]), (record for block in read_blocks([path]) for record in block.records())):
-        found: list[Record] = []
+        complete: list[Record] = []
         with pytest.raises(DamagedFileError, match="cannot be read to its end"):
-            found.extend(records)
-        counts.append(len(found))
-        assert all(int(record.id[1:]) == number for number, record in enumerate(found))
-    # What a decompressor holds back when it fails is its own affair.
+            complete.extend(records)
+        counts.append(len(complete))
+        assert all(int(record.id[1:]) == number for number, record in enumerate(complete))
+    # How much a decompressor holds back when it fails depends on the format.
     assert counts[1] > 0.8 * counts[0]

@@ -1,4 +1,4 @@
-"""What holds for the package as a whole: layers, cycles, who knows what, public names, start-up."""
+"""Rules for the whole package: layers, cycles, names, size, help texts, public names, start-up time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import protea
+from protea import cli
 from protea.models import registry
 
 SOURCE = Path(protea.__file__).parent
@@ -41,35 +47,37 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
 def module_name(path: Path) -> str:
-    """A file's module, a package's ``__init__`` its package."""
+    """Return the name of a file's module; for an ``__init__`` file the name of its package."""
     return ".".join(("protea", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
+parse = cache(ast.parse)
+
 
 def imported(source: str, package: str) -> set[str]:
-    """Modules of the package that a file imports, wherever in it, for type checking too."""
+    """Return the modules of the package that a file imports, inside functions and for type checking too."""
     paths: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             paths |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = resolve_name("." * node.level + (node.module or ""), package)
             paths |= {f"{module}.{alias.name}" for alias in node.names}
-    # A public name stands for the module it comes from.
+    # A public name counts as an import of the module that defines it.
     public = {f"protea.{name}": module for name, module in protea._HOME.items()}
-    found = set()
+    modules = set()
     for path in paths:
         name = public.get(path, path)
         while name and name not in MODULES:
             name = name.rpartition(".")[0]
-        found.add(name)
-    return found - {"", "protea"}
+        modules.add(name)
+    return modules - {"", "protea"}
 
 
 def layers(source: str, package: str) -> set[str]:
-    """The layers of what a file imports."""
+    """Return the layers that a file imports from."""
     return {name.split(".")[1] for name in imported(source, package)}
 
 
@@ -91,8 +99,7 @@ def test_every_layer_has_a_rank() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_left(path: Path) -> None:
     mine = home(path)
-    found = layers(path.read_text(), package_of(path))
-    wrong = {name for name in found if name != mine and RANK[name] >= RANK[mine]}
+    wrong = {name for name in layers(path.read_text(), package_of(path)) if name != mine and RANK[name] >= RANK[mine]}
     assert not wrong, f"{mine} imports {wrong}"
 
 
@@ -120,12 +127,12 @@ def test_every_way_to_import_is_seen(statement: str, expected: set[str]) -> None
     assert layers(statement, "protea.models") == expected
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Imports within functions and for type checking count; only what is imported by its name as a string does not."""
+def test_no_import_cycles() -> None:
+    """Imports inside functions and for type checking count; imports by a string (``import_module``) do not."""
     graph = {name: imported(path.read_text(), package_of(path)) - {name} for name, path in MODULES.items()}
     while leaves := {name for name, others in graph.items() if not others & graph.keys()}:
         graph = {name: others for name, others in graph.items() if name not in leaves}
-    # What is left lies on a cycle, or leads to one.
+    # Every module that remains is part of a cycle or imports one that is.
     assert not {name: others & graph.keys() for name, others in graph.items()}
 
 
@@ -137,13 +144,13 @@ def test_no_family_is_known_outside_the_models(path: Path) -> None:
     assert len(FAMILIES) >= 3
     source = path.read_text()
     assert not imported(source, package_of(path)) & {module for module, _, _ in FAMILIES}
-    names = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    names = {node.id for node in ast.walk(parse(source)) if isinstance(node, ast.Name)}
     assert not names & {f"{name}{end}" for _, _, name in FAMILIES for end in ("", "Config")}
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if home(path) != "plot"], ids=module_name)
-def test_frames_are_no_arithmetic(path: Path) -> None:
-    """How BOS and EOS stand around a sequence is known to the alphabet's frame alone."""
+def test_only_the_frame_counts_bos_and_eos(path: Path) -> None:
+    """No other code adds 2 for BOS and EOS or cuts them off with ``[1:-1]``."""
     wrong = re.findall(
         r"\b(?:tokens|residues|length|len\([^()]*\))(?:\))? [-+] 2\b|\w\[1:-1\]|\]\[1:-1\]", path.read_text()
     )
@@ -155,6 +162,85 @@ def test_models_know_nothing_of_parallelism() -> None:
         assert "distributed" not in path.read_text(), path
 
 
+# ---- names ----
+def test_no_class_name_is_defined_twice() -> None:
+    homes = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.walk(parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(name)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
+def test_no_two_modules_share_a_name() -> None:
+    """Except packages' ``__init__`` and a command's module, which has the name of the command."""
+    commands = {SOURCE / "cli" / f"{module}.py" for module in cli.COMMANDS.values()}
+    homes = defaultdict(list)
+    for path in sorted(MODULES.values()):
+        if path.stem != "__init__" and path not in commands:
+            homes[path.stem].append(str(path.relative_to(SOURCE)))
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+# ---- help ----
+def help_texts(command: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Yield the help text of a command, of its parameters and of all its subcommands, each with its place."""
+    yield name, command.help or ""
+    for parameter in command.params:
+        yield f"{name} {parameter.name}", getattr(parameter, "help", None) or ""
+    for key, subcommand in getattr(command, "commands", {}).items():
+        yield from help_texts(subcommand, f"{name} {key}")
+
+
+def test_help_is_a_sentence_of_its_own() -> None:
+    """A help text that begins with "Of" needs its option's name to be understood."""
+    texts = dict(help_texts(typer.main.get_command(cli.application(None)), "protea"))
+    assert len(texts) > 150
+    assert not [place for place, text in texts.items() if text.startswith("Of ")]
+
+
+# ---- wall-clock time ----
+CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+
+
+def clock_assertions(source: str) -> list[int]:
+    """Return the lines of the assertions in a file that read a clock, or a variable that was set from one."""
+    tree = parse(source)
+    timed: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and reads_clock(node.value, set()):
+            timed |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert) and reads_clock(node.test, timed)]
+
+
+def reads_clock(node: ast.AST, timed: set[str]) -> bool:
+    """Whether an expression calls ``time.monotonic`` or its like, or uses one of the variables."""
+    return any(
+        (isinstance(part, ast.Call) and getattr(part.func, "attr", getattr(part.func, "id", "")) in CLOCKS)
+        or (isinstance(part, ast.Name) and part.id in timed)
+        for part in ast.walk(node)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("start = time.monotonic()\nwork()\nassert time.monotonic() - start < 5", [3]),
+        ("took = perf_counter() - start\nassert took < 5", [2]),
+        ("end = time.monotonic() + 60\nwhile time.monotonic() < end: pass\nassert done", []),
+    ],
+)
+def test_assertions_on_the_clock_are_seen(source: str, lines: list[int]) -> None:
+    assert clock_assertions(source) == lines
+
+
+def test_no_test_asserts_a_time() -> None:
+    """A shared machine may take any time for anything."""
+    lines = {str(path.relative_to(ROOT)): clock_assertions(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {path: numbers for path, numbers in lines.items() if numbers}
+
+
+# ---- public names and start-up ----
 def test_public_names() -> None:
     assert protea.__all__ == ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
     for name in protea.__all__:
@@ -176,15 +262,15 @@ def test_importing_stays_light(statement: str) -> None:
 
 
 def test_loading_does_not_import_the_compiler(model_folders: dict[str, Path]) -> None:
-    """Building on the meta device does, a second of it, if a layer draws random numbers there."""
-    for folder in model_folders.values():
-        code = f"import protea, sys; protea.load({str(folder)!r}, device='cpu'); print(*sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert "torch._dynamo" not in done.stdout.split()
+    """Building on the meta device imports it, which takes a second, if a layer draws random numbers there."""
+    folders = [str(folder) for folder in model_folders.values()]
+    code = f"import protea, sys\nfor folder in {folders}: protea.load(folder, device='cpu')\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch._dynamo" not in done.stdout.split()
 
 
 def test_errors_survive_pickling() -> None:
-    """They are raised in worker processes too."""
+    """Worker processes raise them too."""
     import pickle
 
     from protea import errors
@@ -192,35 +278,45 @@ def test_errors_survive_pickling() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, protea.ProteaError)]
     assert len(kinds) >= 9
     for kind in kinds:
-        copy = pickle.loads(pickle.dumps(kind("what, where, how to mend")))
+        copy = pickle.loads(pickle.dumps(kind("what, where, how to fix it")))
         assert type(copy) is kind
-        assert str(copy) == "what, where, how to mend"
+        assert str(copy) == "what, where, how to fix it"
 
 
-MOST_LINES = 8000
+# ---- size: the whole package, and the part that one command runs ----
+MOST_LINES_OF_ALL = 20_000
+
+
+def test_size_of_the_package() -> None:
+    """Count every line of Python in ``src``, with docstrings and blank lines."""
+    assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
+
+
+MOST_LINES_OF_EMBED = 8000
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Whoever reads what ``protea embed`` runs from a Hugging Face folder to Parquet reads no more than this."""
+    """Count the lines of all files that ``protea embed`` imports to go from a Hugging Face folder to Parquet."""
     (tmp_path / "in.fasta").write_text(">a\nMKTAYIAKQR\n")
     code = (
         "import sys; from protea.cli import main\n"
         f"sys.argv = ['protea', 'embed', 'in.fasta', '-m', {str(model_folders['esm2'])!r}, '-o', 'out.parquet']\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
-        "print(*(one.__file__ for name, one in sys.modules.items() if name.partition('.')[0] == 'protea'), sep='\\n')"
+        "modules = [module for name, module in sys.modules.items() if name.partition('.')[0] == 'protea']\n"
+        "print(*(module.__file__ for module in modules), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     files = [line for line in done.stdout.splitlines() if line.endswith(".py")]
     assert len(files) > 30
-    assert sum(len(Path(file).read_text().splitlines()) for file in files) <= MOST_LINES
+    assert sum(len(Path(file).read_text().splitlines()) for file in files) <= MOST_LINES_OF_EMBED
 
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "examples"])
-def test_what_is_imported_exists(folder: str) -> None:
-    """In files, too, that only run where there is a GPU."""
+def test_imported_names_exist(folder: str) -> None:
+    """Files that only run where there is a GPU are checked too."""
     for path in sorted((ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path.read_text())):
             if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "protea" or node.level:
                 continue
             module = import_module(node.module or "")

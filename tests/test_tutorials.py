@@ -1,9 +1,8 @@
-"""Tutorials: every command and line of Python in them is run, in order, and prints what stands there.
+"""Tutorials: every command and line of Python in them runs, in order, and prints what the page shows.
 
-Numbers with decimals may differ by two units of their last digit or a ten-thousandth, as they do between processors,
-precisions, which have three decimals, by two pairs of a hundred.
-Where one is meant to change, ``PROTEA_WRITE_TUTORIALS=1 python -m pytest tests/test_tutorials.py`` writes what is
-printed into the pages.
+Numbers with decimals may differ by two units of their last digit or by a ten-thousandth, because processors differ.
+Precisions, which have three decimals, may differ by two of a hundred pairs. After an intended change,
+``PROTEA_WRITE_TUTORIALS=1 python -m pytest tests/test_tutorials.py`` writes the printed output into the pages.
 """
 
 from __future__ import annotations
@@ -27,38 +26,38 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(console|pycon)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAIRS = 0.02
-"""Precisions are told to three decimals: two pairs of a hundred may change places."""
+"""Tolerance of a precision, a number with three decimals: two of a hundred pairs may change places."""
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 class Step(NamedTuple):
-    """What is typed, as it stands on the page; what the page says is printed; what is."""
+    """The typed text as on the page, the output that the page shows, and the output that was printed."""
 
     typed: str
-    told: str
+    shown: str
     printed: str
 
 
-def alike(printed: str, told: str) -> bool:
-    """Whether texts are equal but for spaces and what processors differ in."""
-    if NUMBER.sub("#", printed).split() != NUMBER.sub("#", told).split():
+def alike(printed: str, shown: str) -> bool:
+    """Return whether texts are equal except for spaces and differences between processors."""
+    if NUMBER.sub("#", printed).split() != NUMBER.sub("#", shown).split():
         return False
-    return all(near(ours, theirs) for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(told), strict=True))
+    return all(near(ours, theirs) for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True))
 
 
-def near(printed: str, told: str) -> bool:
-    """Whether a number is the other: whole ones exactly, rounding errors by their size, others to the last digits."""
-    ours, theirs = (float(one.replace(",", "")) for one in (printed, told))
-    if "e" in told:
+def near(printed: str, shown: str) -> bool:
+    """Return whether numbers agree: integers exactly, rounding errors by their size, others to the last digits."""
+    ours, theirs = (float(number.replace(",", "")) for number in (printed, shown))
+    if "e" in shown:
         return theirs / 5 < ours < theirs * 5
-    decimals = len(told.partition(".")[2])
+    decimals = len(shown.partition(".")[2])
     if not decimals:
         return ours == theirs
     return abs(ours - theirs) <= max(2.5 * 10.0**-decimals, 1e-4 * abs(theirs), PAIRS if decimals == 3 else 0)
 
 
 def console(block: str, folder: Path) -> Iterator[Step]:
-    # The same Protea as the pages' Python runs, on a processor: a GPU's last digits are others.
+    # The commands run the same Protea as the pages' Python, on the CPU: a GPU gives other last digits.
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(protea.__file__).parents[1]),
@@ -66,7 +65,7 @@ def console(block: str, folder: Path) -> Iterator[Step]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        line, _, told = part.partition("\n")
+        line, _, shown = part.partition("\n")
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=folder,
@@ -77,7 +76,7 @@ def console(block: str, folder: Path) -> Iterator[Step]:
             check=False,
         )
         assert done.returncode == 0, f"$ {line}\n{done.stdout}"
-        yield Step(f"$ {line}\n", told, done.stdout)
+        yield Step(f"$ {line}\n", shown, done.stdout)
 
 
 def python(block: str, names: dict[str, Any]) -> Iterator[Step]:
@@ -90,8 +89,13 @@ def python(block: str, names: dict[str, Any]) -> Iterator[Step]:
         yield Step(typed, example.want, printed.getvalue())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_what_a_tutorial_shows_is_what_happens(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+QUICK = "variants"
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.long) for page in PAGES]
+)
+def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     names: dict[str, Any] = {}
@@ -110,15 +114,15 @@ def test_what_a_tutorial_shows_is_what_happens(page: Path, tmp_path: Path, monke
         page.write_text(as_printed)
     else:
         for step in steps:
-            assert alike(step.printed, step.told), f"{step.typed}told:\n{step.told}\nprinted:\n{step.printed}"
+            assert alike(step.printed, step.shown), f"{step.typed}shown:\n{step.shown}\nprinted:\n{step.printed}"
 
 
-def test_there_is_one_for_each_job() -> None:
+def test_list_of_tutorials() -> None:
     assert [page.stem for page in PAGES] == ["contacts", "perplexity", "variants"]
 
 
 @pytest.mark.parametrize(
-    ("printed", "told", "same"),
+    ("printed", "shown", "same"),
     [
         ("p 14.9246: 2,395", "p  14.9245: 2,395", True),
         ("p 14.9246: 2,395", "p 14.9246: 2,396", False),
@@ -131,5 +135,5 @@ def test_there_is_one_for_each_job() -> None:
         ("1 2", "1", False),
     ],
 )
-def test_numbers_may_differ_in_their_last_digit_and_nothing_else(printed: str, told: str, same: bool) -> None:
-    assert alike(printed, told) == same
+def test_only_last_digits_may_differ(printed: str, shown: str, same: bool) -> None:
+    assert alike(printed, shown) == same

@@ -1,10 +1,11 @@
-"""The parts ``embed-SIZE``: residues and tokens a second, file to file and of the computation alone.
+"""The parts ``embed-SIZE``: residues and tokens per second, from file to file and for the computation alone.
 
-The computation alone is ``LanguageModel.embed`` on sequences in memory to means in memory, after a warm-up; the better
-of two runs where one is short. File to file is the command ``protea embed IN.fasta -m MODEL -o OUT.parquet``, run in
-this process, which spares the start of Python: what it takes for all sequences, less what it takes for one, which is
-loading the model and hashing its file. That is told too, as ``overhead_seconds``. Both in bfloat16 (``--fast``) and in
-float32, on fewer sequences. Random weights, random sequences of UniRef50's lengths.
+The computation alone is ``LanguageModel.embed`` from sequences in memory to means in memory, after a warm-up; a short
+computation runs twice and the faster run counts. File to file is the command ``protea embed IN.fasta -m MODEL -o
+OUT.parquet``, run in this process, which saves the start of Python. Its time is that for all sequences minus that for
+one sequence, which is the time to load the model and hash its file; ``overhead_seconds`` reports the latter. Both run
+in bfloat16 (``--fast``), and in float32 on fewer sequences, with random weights and random sequences of UniRef50's
+lengths.
 
 Usage: python benchmarks/gpu/embedding.py OUT WORK SIZE [--dry-run]
 """
@@ -42,10 +43,10 @@ LONG = 4.0
 
 
 def command(*arguments: object) -> float:
-    """Seconds of a command of Protea's, run in this process.
+    """Run a Protea command in this process and return its seconds.
 
     Raises:
-        SystemExit: it failed; it has said why.
+        SystemExit: the command failed and printed the reason.
     """
     began = time.perf_counter()
     with mock.patch.object(sys, "argv", ["protea", *map(str, arguments)]):
@@ -58,7 +59,7 @@ def command(*arguments: object) -> float:
 
 
 def computed(model: protea.LanguageModel, found: list[str]) -> float:
-    """Seconds of the computation alone; its results are in main memory when it returns."""
+    """Return the seconds of the computation alone, with results in main memory at its end."""
     model.embed(found[: max(1, len(found) // 10)], pool="mean")
     times: list[float] = []
     while len(times) < 2 and sum(times) < LONG:
@@ -69,7 +70,7 @@ def computed(model: protea.LanguageModel, found: list[str]) -> float:
 
 
 def drawn(size: Size, count: int) -> list[str]:
-    """The sequences that every program gets; short ones in a dry run."""
+    """Return the sequences that every program gets; short ones in a dry run."""
     return sequences(count, seed=1, median=40, longest=60) if size is TOY else sequences(count, seed=1)
 
 
@@ -118,7 +119,7 @@ def report(
 
 
 def measure(given: argparse.Namespace, dtype: str, found: list[str]) -> None:
-    """A row: one type of number."""
+    """Measure one number type and add its row."""
     device = "cpu" if given.dry_run else "cuda"
     folder = model_folder(given.work, given.size)
     if not given.dry_run:
@@ -137,7 +138,7 @@ def measure(given: argparse.Namespace, dtype: str, found: list[str]) -> None:
     rest = ["-m", folder, "-o", given.work / f"out-{given.size}.parquet", "--device", device, "--overwrite"]
     rest += ["--fast"] if dtype == "bfloat16" else []
     overhead, whole = (command("embed", path, *rest) for path in inputs)
-    # Where there is next to nothing to do, the difference is noise.
+    # For a very small input the difference is only noise.
     files = whole - overhead if whole > overhead else None
     times = {"load_seconds": loaded, "overhead_seconds": overhead, "whole_seconds": whole}
     report(given, "protea", dtype, found, alone, files, **times)
@@ -150,7 +151,7 @@ def main() -> None:
     wait_for(model_folder(given.work, given.size), given.work)
     first = given.work / f"first-{given.size}"
     write_fasta(first.with_suffix(".fasta"), drawn(size, 1))
-    # The smallest model, so that no command below imports anything.
+    # Run the smallest model first, so that later commands have nothing to import.
     command("embed", first.with_suffix(".fasta"), "-o", first.with_suffix(".parquet"), "--device", "cpu")
     for dtype, count in (("bfloat16", size.embedded), ("float32", size.exact)):
         measure(given, dtype, drawn(size, count))

@@ -1,7 +1,8 @@
 """The part ``tests``: the tests marked ``gpu``, and how many of them passed.
 
-Only the files that hold such tests are read, one after the other, because the others want packages that a bare machine
-lacks. Warnings are no errors here: the machine's versions are not those that the tests are kept clean with.
+pytest reads only the files with such tests, one after the other, because other files need packages that a bare machine
+lacks. Warnings are not errors here, because the machine has other package versions than those the tests are kept clean
+with.
 
 Usage: python benchmarks/gpu/gpu_tests.py OUT [--dry-run]
 """
@@ -24,7 +25,7 @@ SKIPPED = 77
 
 
 def run(out: Path, file: str) -> int:
-    """Run the tests of one file, and add a row; pytest's exit code."""
+    """Run the tests of one file, add a row, and return pytest's exit code."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-W", "default", "-p", "no:cacheprovider"]
@@ -44,7 +45,7 @@ def run(out: Path, file: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--dry-run", action="store_true", help="the first file alone")
+    parser.add_argument("--dry-run", action="store_true", help="run only the first file")
     given = parser.parse_args()
     if absent := [name for name in ("pytest", "hypothesis") if find_spec(name) is None]:
         print(f"no {' and no '.join(absent)} here: carry them in WHEELS")

@@ -1,7 +1,7 @@
-"""The part ``device``: what the machine is, and the two rates that everything else is bounded by.
+"""The part ``device``: a description of the machine, and the two rates that limit everything else.
 
-Measured are a product of square bfloat16 matrices on random numbers, and a copy within the device's memory, counting
-bytes read and written. It imports nothing of Protea's: it also tells which of Protea's requirements are missing.
+It measures a product of square bfloat16 matrices of random numbers, and a copy within the device's memory, counting
+bytes read and written. It does not import Protea, because it also reports which of Protea's requirements are missing.
 
 Usage: python benchmarks/gpu/machine.py OUT [--dry-run]
 """
@@ -30,7 +30,7 @@ COPIED, DRY_COPIED = 4 << 30, 1 << 20
 
 
 def driver() -> str | None:
-    """The NVIDIA driver's version."""
+    """Return the version of the NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -39,13 +39,13 @@ def driver() -> str | None:
 
 
 def cudnn() -> int | None:
-    """CuDNN's version."""
+    """Return the version of cuDNN."""
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version
 
 
 def absent(names: tuple[str, ...]) -> list[str]:
-    """Those that cannot be imported."""
+    """Return the packages that cannot be imported."""
 
     def there(name: str) -> bool:
         try:
@@ -57,7 +57,7 @@ def absent(names: tuple[str, ...]) -> list[str]:
 
 
 def seconds(call: Callable[[], object], repeats: int, *, on_gpu: bool) -> float:
-    """The median time of a call, warmed up."""
+    """Return the median time of a call, after a warm-up."""
     times = []
     for number in range(repeats + 2):
         if on_gpu:

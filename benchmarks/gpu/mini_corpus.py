@@ -1,16 +1,16 @@
-"""The sequences that Protea-mini is trained on: cut to what can be carried, and made a store where MMseqs2 is absent.
+"""Prepare the training sequences of Protea-mini: select a part to move, and build a store from it without MMseqs2.
 
-``divide`` runs once, at home, on the store that ``protea data fasta part-*.fasta.zst --search-from valid`` made of the
-whole corpus. It takes from the parts the sequences that the store trains on, until MEGABYTES of compressed FASTA are
-full, under short names, and the store's whole validation split, which neither the model in the package nor the new one
-was trained on::
+``divide`` runs once, on a machine with MMseqs2, on the store that ``protea data fasta part-*.fasta.zst --search-from
+valid`` made from the whole corpus. It writes training sequences of that store, under short names, until they fill
+MEGABYTES of compressed FASTA, and the store's whole validation split, which neither the model in the package nor the
+new one was trained on::
 
     python benchmarks/gpu/mini_corpus.py divide STORE part-0.fasta.zst part-1.fasta.zst -o CORPUS [--megabytes 40]
 
-``store`` runs on the GPU machine. CORPUS holds part-*.fasta.zst, and valid.fasta.zst as ``divide`` wrote it. Without
-the latter one sequence in 200 is held out by a hash of its letters; the model in the package has then been trained on
-most of those, and their relatives stay in training: nothing can be concluded from their perplexity, and it is said so.
-Each sequence is a cluster of its own: the corpus has two at most of a cluster at 50 % identity::
+``store`` runs on the GPU machine. CORPUS holds part-*.fasta.zst and valid.fasta.zst, written by ``divide``. Without
+valid.fasta.zst, one sequence in 200 is held out by a hash of its letters. The model in the package was trained on most
+of those, and their relatives stay in training, so their perplexity proves nothing; the results say so. Each sequence is
+a cluster of its own, because the corpus has at most two sequences of a cluster at 50 % identity::
 
     python benchmarks/gpu/mini_corpus.py store OUT WORK CORPUS
 """
@@ -36,7 +36,7 @@ Record = tuple[str, str]
 
 
 def read(paths: Iterable[Path]) -> Iterator[Record]:
-    """Ids and sequences of FASTA files, plain or compressed."""
+    """Yield the ids and sequences of FASTA files, plain or compressed."""
     from xopen import xopen
 
     for path in paths:
@@ -54,7 +54,7 @@ def read(paths: Iterable[Path]) -> Iterator[Record]:
 
 
 def ids_of(store: Path, split: str) -> set[str]:
-    """The ids of a split's sequences; the file's columns are in docs/data.md."""
+    """Return the ids of a split's sequences; docs/data.md describes the file's columns."""
     import pyarrow as pa
 
     with pa.memory_map(str(store / split / "sequences.arrow")) as source:
@@ -62,7 +62,7 @@ def ids_of(store: Path, split: str) -> set[str]:
 
 
 def divide(given: argparse.Namespace) -> None:
-    """Write the folder that is carried."""
+    """Write the folder that is moved to the GPU machine."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -94,7 +94,7 @@ def divide(given: argparse.Namespace) -> None:
 
 
 def make_store(given: argparse.Namespace) -> None:
-    """Make the store that is trained on."""
+    """Make the store for training."""
     parts = sorted(given.corpus.glob(PARTS))
     if not parts:
         raise SystemExit(f"{given.corpus}: holds no {PARTS}")

@@ -1,7 +1,7 @@
-"""The part ``perplexity`` of mini.sh: the new weights beside those in the package, on held-out sequences.
+"""The part ``perplexity`` of mini.sh: the new weights compared with those in the package, on held-out sequences.
 
-Runs ``benchmarks/mini.py perplexity``, which says what is measured, and records its table. A new model is better here
-if its perplexity is lower under both maskings. That alone replaces nothing: see VERDICT.
+Runs ``benchmarks/mini.py perplexity``, which defines the measure, and records its table. A new model is better here if
+its perplexity is lower under both maskings. That alone is not enough to replace the weights: see VERDICT.
 
 Usage: python benchmarks/gpu/mini_measure.py OUT WORK MODEL CORPUS [--tokens N] [--dry-run]
 """
@@ -27,7 +27,7 @@ VERDICT = (
 
 
 def cells(line: str) -> list[str]:
-    """The cells of one row of a Markdown table."""
+    """Return the cells of one row of a Markdown table."""
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("out", "work", "model", "corpus"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--tokens", type=int, default=200_000, help="of the held-out sequences, at most")
+    parser.add_argument("--tokens", type=int, default=200_000, help="most tokens of the held-out sequences")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args()
     command = [sys.executable, str(PROGRAM), "perplexity", str(store_folder(given.work))]

@@ -1,8 +1,8 @@
-"""A training run in files that can be carried: ``run.tar.zst.0`` and on, of PIECE bytes at most.
+"""Pack a training run into files to move it: ``run.tar.zst.0`` and following, each of at most PIECE bytes.
 
-Packed are the newest checkpoint, the recipe and the metrics, all that the run goes on from. Numbers of four bytes are
-first put byte beside like byte, whose signs and exponents then compress. A run that is finished, by the results of the
-part ``train``, is packed as its exported model alone.
+The pack holds the newest checkpoint, the recipe and the metrics: everything that the run needs to continue. The bytes
+of four-byte numbers are first grouped by position, so that signs and exponents compress well. For a finished run, by
+the results of the part ``train``, the pack holds only the exported model.
 
 Usage: python benchmarks/gpu/mini_state.py pack OUT RUN [MODEL]
        python benchmarks/gpu/mini_state.py unpack FROM RUN
@@ -35,7 +35,7 @@ else:
 
 
 def apart(data: bytes) -> bytes:
-    """First bytes of all words, then all second bytes, and so on; a rest that is no word stays last."""
+    """Put the first bytes of all words first, then the second bytes, and so on; an incomplete word stays last."""
     whole = len(data) // WORD * WORD
     return np.frombuffer(data[:whole], np.uint8).reshape(-1, WORD).T.tobytes() + data[whole:]
 
@@ -47,10 +47,10 @@ def together(data: bytes) -> bytes:
 
 
 def newest(run: Path) -> Path:
-    """The newest checkpoint.
+    """Return the newest checkpoint.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: there is no checkpoint.
     """
     found = sorted(path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name))
     if not found:
@@ -59,7 +59,7 @@ def newest(run: Path) -> Path:
 
 
 def pack(out: Path, run: Path, model: Path | None) -> None:
-    """Write the pieces, of the model instead of the run if that is finished."""
+    """Write the pieces of the run, or of its model if the run is finished."""
     trained = [row for row in read(out) if row["kind"] == "mini"]
     if model is None or not model.is_dir() or not (trained and trained[-1]["finished"]):
         model = None
@@ -72,7 +72,7 @@ def pack(out: Path, run: Path, model: Path | None) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, name in names.items():
-            # Bfloat16 is two bytes; only checkpoints are float32.
+            # Models are stored in bfloat16, with two bytes; only checkpoints are float32.
             split = path.suffix in TENSORS and model is None
             data = apart(path.read_bytes()) if split else path.read_bytes()
             entry = tarfile.TarInfo(f"{name}.apart" if split else name)
@@ -100,7 +100,7 @@ def pack(out: Path, run: Path, model: Path | None) -> None:
 
 
 def unpack(source: Path, run: Path) -> None:
-    """Make the run's folder of pieces."""
+    """Rebuild the run's folder from the pieces."""
     pieces = sorted(source.glob(f"{NAME}.*"), key=lambda path: int(path.suffix[1:]))
     if not pieces:
         raise SystemExit(f"{source}: holds no {NAME}.0")

@@ -1,12 +1,12 @@
-"""The part ``train`` of mini.sh: Protea-mini's recipe for so many seconds, over one call or several.
+"""The part ``train`` of mini.sh: Protea-mini's recipe for a given time, in one call or several.
 
-The recipe's learning rate is held and then falls in a line to the last step, so the number of steps must be known. The
-first call trains for a while, sees how many tokens a second that is, and takes as many steps as all calls have time for
-(``--calls``); the run then goes on, and so does a later call, to that number of steps. When the seconds are over,
-SIGTERM has the last whole step saved.
+The recipe's learning rate is constant and then falls linearly to the last step, so the number of steps must be known.
+The first call trains for a while, measures the tokens per second, and chooses as many steps as all calls have time for
+(``--calls``). It then continues to that number of steps, and so do later calls. When the time is over, SIGTERM makes
+the run save its last complete step.
 
-A step is larger than on two CPU cores (65,536 tokens instead of 8,192), and the rate of learning with it (0.004 instead
-of 0.002). Further KEY=VALUE go to the recipe.
+A step is larger than on two CPU cores (65,536 tokens instead of 8,192), and so is the learning rate (0.004 instead of
+0.002). Further KEY=VALUE arguments override keys of the recipe.
 
 Usage: python benchmarks/gpu/mini_train.py OUT WORK RUN [KEY=VALUE ...] --seconds N [--calls N] [--dry-run]
 """
@@ -63,19 +63,19 @@ INTERRUPTED = 130
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics so far."""
+    """Return the lines of metrics so far."""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def rates(run: Path) -> list[float]:
-    """Tokens a second, by line."""
+    """Return the tokens per second of each line."""
     return [line["tokens_per_second"] for line in metrics(run) if line.get("tokens_per_second")]
 
 
 def planned(run: Path) -> int | None:
-    """The steps of a run that has begun."""
+    """Return the number of steps of a run that has begun."""
     import yaml
 
     known = run / "recipe.yaml"
@@ -86,7 +86,7 @@ def planned(run: Path) -> int | None:
 
 
 def pretrain(given: argparse.Namespace, steps: int, until: float, *, enough: int | None = None) -> int:
-    """Train until a time, or until there are enough lines of metrics.
+    """Train until a given time, or until there are enough lines of metrics.
 
     Returns:
         The exit code of ``protea pretrain``.
@@ -107,7 +107,7 @@ def pretrain(given: argparse.Namespace, steps: int, until: float, *, enough: int
 
 
 def plan(given: argparse.Namespace, until: float) -> int:
-    """Train for a while, and say how many steps there is time for.
+    """Train for a while and return how many steps there is time for.
 
     Raises:
         SystemExit: training failed, or the time was over before its rate was known.
@@ -132,8 +132,10 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seconds", type=float, required=True, help="for everything, the last checkpoint included")
-    parser.add_argument("--calls", type=int, default=1, help="that the run is spread over")
+    parser.add_argument(
+        "--seconds", type=float, required=True, help="time for everything, the last checkpoint included"
+    )
+    parser.add_argument("--calls", type=int, default=1, help="number of calls that share the run")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_intermixed_args()
     began = time.monotonic()

@@ -1,8 +1,9 @@
 """The parts ``peers-SIZE``: transformers on the same weights and the same sequences as ``embed-SIZE``, in bfloat16.
 
-``EsmModel`` with SDPA, sequences sorted by length, the longest batch first, padded batches of at most TOKENS tokens,
-padding included; means over the residues of each sequence, computed on the GPU and fetched at the end of each batch.
-File to file it reads the FASTA file and writes the means with NumPy. The tokenizer's work is within both figures.
+``EsmModel`` runs with SDPA on sequences sorted by length, longest batch first, in padded batches of at most TOKENS
+tokens, padding included. It computes the mean over the residues of each sequence on the GPU and copies the means at the
+end of each batch. From file to file it also reads the FASTA file and writes the means with NumPy. Both figures include
+the tokenizer.
 
 Usage: python benchmarks/gpu/peers.py OUT WORK SIZE [--dry-run]
 """
@@ -27,7 +28,7 @@ TOKENS = 65_536
 
 
 def batches(found: list[str]) -> Iterator[list[int]]:
-    """Numbers of sequences of about the same length, the longest first."""
+    """Return batches of sequence numbers of about the same length, the longest first."""
     order = sorted(range(len(found)), key=lambda n: -len(found[n]))
     first = 0
     while first < len(order):
@@ -37,7 +38,7 @@ def batches(found: list[str]) -> Iterator[list[int]]:
 
 
 def means(model: Any, tokenizer: Any, found: list[str], device: str) -> NDArray[np.float32]:
-    """One vector a sequence."""
+    """Return one vector per sequence."""
     out = np.zeros((len(found), model.config.hidden_size), np.float32)
     with torch.inference_mode():
         for numbers in batches(found):

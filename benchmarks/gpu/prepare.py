@@ -1,7 +1,7 @@
-"""The part ``prepare``: models with random weights and training data, made on the CPU while the GPU does other work.
+"""The part ``prepare``: write models with random weights and training data on the CPU while the GPU does other work.
 
-Models are written in bfloat16, in the order that they are wanted in; each appears under its name when it is whole. The
-store is made of synthetic sequences by ``protea data import --csv``, which needs no MMseqs2.
+Models are written in bfloat16, in the order in which other parts need them; each gets its name when it is complete.
+``protea data import --csv``, which does not need MMseqs2, makes the store from synthetic sequences.
 
 Usage: python benchmarks/gpu/prepare.py OUT WORK SIZE... [--dry-run]
 """
@@ -24,16 +24,16 @@ HELD_OUT = 20
 
 
 def protea(*arguments: object) -> None:
-    """A command of Protea's, in a process of its own, so that several can be made at once.
+    """Run a Protea command in a separate process, so that several can run at once.
 
     Raises:
-        CalledProcessError: it failed; it has said why.
+        CalledProcessError: the command failed and printed the reason.
     """
     subprocess.run([sys.executable, "-m", "protea", *map(str, arguments)], check=True)
 
 
 def make_store(work: Path, *, dry: bool) -> dict[str, float | int]:
-    """The training data."""
+    """Make the training data."""
     count = DRY_TRAINED if dry else TRAINED
     found = sequences(count + HELD_OUT, seed=2)
     named = [(f"s{number}", one) for number, one in enumerate(found)]
@@ -45,7 +45,7 @@ def make_store(work: Path, *, dry: bool) -> dict[str, float | int]:
 
 
 def keep_one_layer(folder: Path) -> None:
-    """Make a toy of a model: its first layer alone."""
+    """Reduce a model to its first layer."""
     from safetensors.numpy import load_file, save_file
 
     config = architecture(folder)
@@ -59,7 +59,7 @@ def keep_one_layer(folder: Path) -> None:
 
 
 def make_model(work: Path, size: str, *, dry: bool) -> dict[str, float | int]:
-    """A model's folder."""
+    """Write a model's folder."""
     folder = model_folder(work, size)
     folder.parent.mkdir(exist_ok=True)
     aside = folder.with_name(f"{size}.partial")

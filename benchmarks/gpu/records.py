@@ -1,8 +1,8 @@
-"""The parts of a GPU run write their results here: one line of JSON each, and one Markdown summary of all lines.
+"""Write the results of a GPU run: one line of JSON for each, and one Markdown summary of all lines.
 
-``results.jsonl`` grows by one object a line; ``summary.md`` is written anew after every line, so that both are whole
-whenever a machine is taken away. A line has ``part``, which part wrote it, and ``kind``: ``status`` for how a part
-ended, else the name of the table that the line is a row of.
+``results.jsonl`` grows by one object per line, and ``summary.md`` is written again after every line, so that both are
+complete whenever the machine is taken away. In each line ``part`` names the part that wrote it, and ``kind`` is
+``status`` for the end of a part, else the name of the table that the line belongs to.
 
 Usage: python benchmarks/gpu/records.py OUT PART STATUS SECONDS BOUND [--reason TEXT | --log FILE]
        where STATUS is ok, failed, skipped or "out of time"
@@ -27,13 +27,13 @@ Row = dict[str, Any]
 
 
 def append(out: Path, part: str, kind: str, **values: Any) -> None:
-    """Add a line, and write the summary anew.
+    """Add a line and write the summary again.
 
     Args:
         out: the folder of both files.
-        part: which part writes.
-        kind: the table that the line is a row of.
-        values: what was found; ``None`` for what could not be known here.
+        part: the part that writes.
+        kind: the table that the line belongs to.
+        values: the results; ``None`` for values that are not known on this machine.
     """
     out.mkdir(parents=True, exist_ok=True)
     row = {"part": part, "kind": kind, **values}
@@ -43,7 +43,7 @@ def append(out: Path, part: str, kind: str, **values: Any) -> None:
 
 
 def read(out: Path) -> list[Row]:
-    """All lines so far."""
+    """Return all lines so far."""
     path = out / RESULTS
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
@@ -63,7 +63,7 @@ def summarise(out: Path) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table with a column for every key that one of them has."""
+    """Format rows as a Markdown table, with a column for every key that occurs."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "kind"))
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(shown(row.get(name)) for name in names) + " |" for row in rows]
@@ -71,7 +71,7 @@ def table(rows: list[Row]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a cell."""
+    """Format a value as a cell."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -86,7 +86,7 @@ def shown(value: Any) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a part's output that says something."""
+    """Return the last line of a part's output that is not empty."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     told = [line.strip() for line in lines if line.strip()]
     return told[-1][:REASON_CHARACTERS] if told else "no output"

@@ -1,8 +1,8 @@
-"""The models that are measured, how much each is given to do, and what their arithmetic is.
+"""The models to measure, the amount of work for each, and their arithmetic.
 
-FLOP a token, forwards, are those of the layers and of attention: 2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D, with
-D the width, F the feed-forward width and L the mean over tokens of the length of the sequence that each is in. The peak
-is NVIDIA's for H100 and H200, the SXM boards: 989 TFLOP/s in bfloat16, 67 in float32.
+The forward FLOP per token count the layers and attention: 2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D, with D the
+width, F the feed-forward width and L the length of a token's sequence, averaged over tokens. The peak is NVIDIA's for
+the SXM boards of H100 and H200: 989 TFLOP/s in bfloat16, 67 in float32.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ DONE = "prepare.done"
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its share of the work.
+    """A model and the amount of work to measure it with.
 
     Attributes:
         name: a published name, which ``protea init`` takes.
         embedded: sequences to embed in bfloat16.
         exact: sequences to embed in float32, which is several times slower.
-        pack: tokens a training step computes at a time.
+        pack: tokens that a training step computes at a time.
         step: tokens of a training step.
         every: training steps between two lines of metrics.
     """
@@ -49,11 +49,11 @@ SIZES = {
     "3B": Size("esm2_t36_3B_UR50D", 800, 100, 16_384, 65_536, 1),
 }
 TOY = Size("esm2_t6_8M_UR50D", 8, 6, 256, 256, 1)
-"""A dry run uses this size in place of the one that is named, and only the first layer of the model."""
+"""A dry run uses this size instead of the named one, and only the first layer of the model."""
 
 
 def parser_for_a_size(description: str | None) -> argparse.ArgumentParser:
-    """What every part that measures one size is told: where results go, where its files are, which size."""
+    """Return the parser of a part that measures one size: the folders of results and of files, and the size."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("work", type=Path)
@@ -63,10 +63,10 @@ def parser_for_a_size(description: str | None) -> argparse.ArgumentParser:
 
 
 def size_named(name: str, *, dry: bool) -> Size:
-    """A size by its name.
+    """Return a size by its name.
 
     Raises:
-        SystemExit: there is none of that name.
+        SystemExit: there is no size of that name.
     """
     if name not in SIZES:
         raise SystemExit(f"no size {name!r}; there are {', '.join(SIZES)}")
@@ -74,13 +74,13 @@ def size_named(name: str, *, dry: bool) -> Size:
 
 
 def architecture(folder: Path) -> dict[str, Any]:
-    """The numbers of a model's ``config.json``."""
+    """Read the numbers of a model's ``config.json``."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config
 
 
 def forward_flops(config: Mapping[str, Any], lengths: Sequence[int]) -> float:
-    """FLOP a token, forwards, of sequences of so many tokens each."""
+    """Return the forward FLOP per token for sequences of the given lengths in tokens."""
     width, layers = config["hidden_size"], config["num_hidden_layers"]
     matrices = layers * (4 * width**2 + 2 * width * config["intermediate_size"])
     met = sum(length**2 for length in lengths) / sum(lengths)
@@ -88,10 +88,10 @@ def forward_flops(config: Mapping[str, Any], lengths: Sequence[int]) -> float:
 
 
 def training_memory(config: Mapping[str, Any], pack: int) -> float:
-    """Bytes of GPU memory that mixed-precision training takes, about, if nothing is computed twice.
+    """Estimate the bytes of GPU memory for mixed-precision training without recomputed activations.
 
-    18 a parameter for weights, gradients, AdamW's moments and narrow copies; what each layer keeps of a token for the
-    backward pass; and some room.
+    The sum of 18 bytes per parameter for weights, gradients, AdamW's moments and half-precision copies; the activations
+    that each layer keeps for the backward pass; and a reserve.
     """
     width, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
     parameters = layers * (4 * width**2 + 2 * width * inner)
@@ -99,17 +99,17 @@ def training_memory(config: Mapping[str, Any], pack: int) -> float:
 
 
 def utilisation(flops: float, dtype: str, device: str | None) -> float | None:
-    """FLOP a second as a share of the device's peak, where that is known."""
+    """Return FLOP per second as a fraction of the device's peak, or ``None`` if the peak is not known."""
     if device is None or not any(name in device for name in HOPPER):
         return None
     return flops / PEAK_FLOPS[dtype]
 
 
 def wait_for(path: Path, work: Path) -> Path:
-    """Wait until the preparing part, which runs beside the others, made something; the caller is stopped in time.
+    """Wait until the part ``prepare``, which runs at the same time, made a path; the caller's time limit applies.
 
     Raises:
-        SystemExit: that part ended and did not make it.
+        SystemExit: ``prepare`` ended without making the path.
     """
     while not path.exists():
         if (work / DONE).exists() and not path.exists():
@@ -119,16 +119,16 @@ def wait_for(path: Path, work: Path) -> Path:
 
 
 def model_folder(work: Path, size: str) -> Path:
-    """Where the preparing part puts a model."""
+    """Return the folder in which ``prepare`` puts a model."""
     return work / "models" / size
 
 
 def store_folder(work: Path) -> Path:
-    """Where the preparing part puts the training data."""
+    """Return the folder in which ``prepare`` puts the training data."""
     return work / "store"
 
 
 def visible_memory() -> float | None:
-    """Bytes of the first GPU's memory by the driver's own tool, which does not take any of them."""
+    """Return the bytes of the first GPU's memory, from the driver's own tool, which uses none of that memory."""
     told = os.popen("nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null").read().split()
     return float(told[0]) * 2**20 if told else None

@@ -1,6 +1,6 @@
 """Random sequences with lengths like UniRef50's: log-normal, a mean of about 300, from 30 to 1,022 residues.
 
-Letters are drawn by their frequencies in Swiss-Prot. The same seed gives the same sequences everywhere.
+Letters have their frequencies in Swiss-Prot. The same seed gives the same sequences on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEDIAN, SPREAD = 250.0, 0.62
 
 
 def sequences(count: int, seed: int, *, median: float = MEDIAN, longest: int = LONGEST) -> list[str]:
-    """So many random sequences."""
+    """Return random sequences."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(median), SPREAD, count), SHORTEST, longest).astype(int)
     letters = np.frombuffer(LETTERS.encode(), np.uint8)
@@ -27,17 +27,17 @@ def sequences(count: int, seed: int, *, median: float = MEDIAN, longest: int = L
 
 
 def write_fasta(path: Path, found: list[str]) -> None:
-    """A FASTA file of them."""
+    """Write sequences to a FASTA file."""
     path.write_text("".join(f">s{number}\n{one}\n" for number, one in enumerate(found)), encoding="ascii")
 
 
 def read_fasta(path: Path) -> list[str]:
-    """The plain reader that scripts have: one line a sequence."""
+    """Read a FASTA file with one line per sequence."""
     return path.read_text(encoding="ascii").splitlines()[1::2]
 
 
 def write_shards(folder: Path, splits: dict[str, list[tuple[str, str]]]) -> Path:
-    """BioNeMo 1's CSV folders, of which ``protea data import --csv`` makes a store without MMseqs2.
+    """Write BioNeMo 1's CSV folders; ``protea data import --csv`` makes a store from them without MMseqs2.
 
     Args:
         folder: to write to.

@@ -1,11 +1,11 @@
-"""The parts ``train-SIZE``: tokens a second of ``protea pretrain``, by its own ``metrics.jsonl``.
+"""The parts ``train-SIZE``: tokens per second of ``protea pretrain``, from its own ``metrics.jsonl``.
 
-The command trains until enough lines of metrics are there, then is killed: the last checkpoint of a large model would
-take longer than the training. The recipe is ESM-2's but for the size of a step; the weights it begins with are those
-that the part ``prepare`` made. ``tokens_per_second``, ``utilisation`` and ``peak_memory`` are defined in
-docs/pretraining.md; told is the median of the lines after the first WARM, in which kernels are compiled and memory is
-found. Where memory would not do, activations are computed twice; where the compiler fails, it is done once more
-without. ``tried_before`` says what failed.
+The command trains until there are enough lines of metrics and is then killed, because writing the last checkpoint of a
+large model would take longer than the training. The recipe is ESM-2's except for the size of a step, and the initial
+weights come from the part ``prepare``. docs/pretraining.md defines ``tokens_per_second``, ``utilisation`` and
+``peak_memory``. The result is the median of the lines after the first WARM lines, during which kernels are compiled and
+memory is allocated. If memory does not suffice, activations are computed twice; if the compiler fails, training runs
+again without it. ``tried_before`` lists what failed.
 
 Usage: python benchmarks/gpu/training.py OUT WORK SIZE [--pack TOKENS] [--seconds N] [--dry-run]
 """
@@ -43,7 +43,7 @@ ATTEMPTS = 3
 
 
 def recipe(given: argparse.Namespace, size: Size, *, compiled: bool, recomputed: bool) -> dict[str, Any]:
-    """The recipe of one run, as plain values; keys that it leaves out have their defaults."""
+    """Return the recipe of one run as plain values; missing keys have their defaults."""
     pack = given.pack or size.pack
     return {
         "name": f"ESM-2 {given.size}, timed",
@@ -66,7 +66,7 @@ def recipe(given: argparse.Namespace, size: Size, *, compiled: bool, recomputed:
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics so far."""
+    """Return the lines of metrics so far."""
     path = run / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -78,7 +78,7 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
     Returns:
         Lines of metrics, seconds to the first of them, and why there are none.
     """
-    # JSON is YAML.
+    # JSON is valid YAML.
     path = given.work / f"train-{given.size}-{told['batch']['pack']}-{number}.yaml"
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     run = path.with_suffix("")
@@ -105,10 +105,10 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
 
 def main() -> None:
     parser = parser_for_a_size(__doc__)
-    parser.add_argument("--pack", type=int, help="tokens computed at a time, instead of the size's own")
-    parser.add_argument("--seconds", type=float, default=15.0, help="after the first line of metrics, at most")
+    parser.add_argument("--pack", type=int, help="tokens computed at a time; by default the value for SIZE")
+    parser.add_argument("--seconds", type=float, default=15.0, help="most seconds after the first line of metrics")
     given = parser.parse_args()
-    # So that a part that runs out of time still shows what its command said.
+    # If the part runs out of time, the log still shows the output of its command.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     size = size_named(given.size, dry=given.dry_run)
     if given.dry_run:
@@ -118,7 +118,7 @@ def main() -> None:
     memory = visible_memory()
     config, pack = architecture(model_folder(given.work, given.size)), given.pack or size.pack
     recomputed = memory is not None and training_memory(config, pack) > ROOM * memory
-    compiled, reasons = not given.dry_run, []  # on a CPU compiling takes longer than a dry run may
+    compiled, reasons = not given.dry_run, []  # compiling on a CPU takes longer than a dry run may take
     for number in range(ATTEMPTS):
         told = recipe(given, size, compiled=compiled, recomputed=recomputed)
         lines, first, why = train(given, told, number)

@@ -1,4 +1,4 @@
-"""The command line around embedding: help, versions, making and showing models."""
+"""The command line apart from embedding: help, version, `init` and `info`."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ import pytest
 
 from protea.embed.stores import kind_of, read_store
 
+SIGNALS = [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+
 PROGRAM = """
 import resource, sys
 from protea.embed import run
@@ -87,23 +89,35 @@ def assert_same(ours: Path, theirs: Path) -> None:
                 assert all(np.array_equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["files", "folder"])
-def test_killed_at_any_moment(tmp_path: Path, job: list[object], kind: str) -> None:
-    code, err = protea(*job, *outputs(tmp_path / "whole", kind))
+def test_killed_at_random_moments(tmp_path: Path, job: list[object], kind: str) -> None:
+    seed = random.randrange(1 << 31)
+    print("seed", seed)
+    rng = random.Random(seed)
+    check_kills(tmp_path, job, kind, {records: rng.uniform(0, 0.02) for records in sorted(rng.sample(range(301), 4))})
+
+
+def test_killed_once(tmp_path: Path, job: list[object]) -> None:
+    check_kills(tmp_path, job, "files", {100: 0.01})
+
+
+def check_kills(folder: Path, job: list[object], kind: str, moments: dict[int, float]) -> None:
+    """Kill a run at moments, given as records in the journal and seconds after; compare with an undisturbed run."""
+    code, err = protea(*job, *outputs(folder / "whole", kind))
     assert code == 0, err
     assert "1 windowed, 3 altered, 1 renamed, 1 skipped" in err
-    rng = random.Random()
-    arguments = [*job, *outputs(tmp_path / "killed", kind)]
-    for records in sorted(rng.sample(range(301), 4)):
+    arguments = [*job, *outputs(folder / "killed", kind)]
+    for records, seconds in moments.items():
         process = start(*arguments)
-        if not wait_for_journal(tmp_path / "killed", process, records):
-            break  # done before it could be killed
-        time.sleep(rng.uniform(0, 0.02))
+        if not wait_for_journal(folder / "killed", process, records):
+            break  # the run ended before it could be killed
+        time.sleep(seconds)
         process.kill()
         process.communicate()
     code, err = protea(*arguments)
     assert code == 0 or "exists already" in err, err
-    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert_same(folder / "killed", folder / "whole")
 
 
 def wait_for_journal(folder: Path, process: subprocess.Popen[str], records: int) -> bool:
@@ -116,7 +130,7 @@ def wait_for_journal(folder: Path, process: subprocess.Popen[str], records: int)
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_politely(tmp_path: Path, job: list[object], number: signal.Signals) -> None:
     arguments = [*job, *outputs(tmp_path / "out", "files")]
     process = start(*arguments)
@@ -186,7 +200,9 @@ def test_two_runs_on_one_output(job: list[object], tmp_path: Path) -> None:
     assert finish(first)[0] == 0
 
 
-@pytest.mark.parametrize("limit", [3_000, 60_000, 400_000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(3_000, marks=pytest.mark.long), 60_000, pytest.param(400_000, marks=pytest.mark.long)]
+)
 def test_a_full_disk(job: list[object], tmp_path: Path, limit: int) -> None:
     """A limit on file sizes, which fails writes as a full disk does."""
     arguments = [*job, *outputs(tmp_path / "out", "files")]
@@ -268,7 +284,7 @@ def test_a_damaged_journal(unfinished: list[object], tmp_path: Path) -> None:
     assert protea(*unfinished, "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_while_waiting_for_input(
     tmp_path: Path, model_folders: dict[str, Path], number: signal.Signals
 ) -> None:

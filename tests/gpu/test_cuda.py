@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: the same numbers, and the packed kernel where it applies. Skipped where there is none."""
+"""On an NVIDIA GPU: the same numbers as on the CPU, and the packed kernel where it applies. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_command_line(load_small: LoadModel, tmp_path: Path) -> None:
 
 
 def test_files_as_from_the_cpu(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Pinned copies, a stream of their own, no synchronisation a pack: and still every number in its place."""
+    """Pinned copies on a separate stream, without synchronisation per pack, still put every number in its place."""
     from protea.embed.run import EmbedRun
     from protea.embed.settings import EmbedSettings
     from protea.embed.stores import read_store
@@ -138,5 +138,5 @@ def test_running_out_of_memory_halves_the_pack(load_small: LoadModel) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [result.job.tag for result in results] == list(range(400))
     first = results[0].checked().states[3, "tokens"]
-    for one in results[1:]:
-        torch.testing.assert_close(one.checked().states[3, "tokens"], first, rtol=0, atol=1e-5)
+    for result in results[1:]:
+        torch.testing.assert_close(result.checked().states[3, "tokens"], first, rtol=0, atol=1e-5)

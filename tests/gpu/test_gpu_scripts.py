@@ -1,4 +1,4 @@
-"""The scripts that run on a lent GPU, dry on the CPU: every part says what it found, and none stops the others."""
+"""Dry runs on the CPU of the scripts for a GPU: every part reports its results, and none stops the others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 def run(script: str, out: Path, *arguments: str, **surroundings: object) -> tuple[int, dict[str, Row], list[Row]]:
-    """Run a script dry: its exit code, how each part ended, and the rows it wrote."""
+    """Run a script dry; return its exit code, the status of each part, and the rows that it wrote."""
     environment = os.environ | {name: str(value) for name, value in surroundings.items()}
     environment |= {"OUT": str(out), "PYTHON": sys.executable, "TMPDIR": str(out.parent)}
     command = ["bash", str(FOLDER / script), "--dry-run", *arguments]
@@ -53,13 +53,20 @@ def run(script: str, out: Path, *arguments: str, **surroundings: object) -> tupl
 
 
 def has(rows: list[Row], keys: dict[str, set[str]]) -> None:
-    """See that every table is there, with its columns."""
+    """Assert that every table exists and has its columns."""
     assert {row["kind"] for row in rows} == set(keys)
     for row in rows:
         assert keys[row["kind"]] <= set(row)
 
 
-@pytest.mark.slow
+def test_one_part_of_a_dry_run(tmp_path: Path) -> None:
+    code, ended, rows = run("run.sh", tmp_path / "out", "--parts", "device")
+    assert code == 0
+    assert ended["device"]["status"] == "ok", ended
+    has(rows, {"device": KEYS["device"]})
+
+
+@pytest.mark.long
 def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
     code, ended, rows = run("run.sh", tmp_path / "out")
     assert {part: row["status"] for part, row in ended.items()} == dict.fromkeys(PARTS, "ok"), ended
@@ -74,9 +81,9 @@ def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
     assert "=== embed-8M: exit code 0" in (tmp_path / "out" / "log.txt").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_that_ends_badly_does_not_stop_the_others(tmp_path: Path) -> None:
-    """Too little time for one, a model that there is none of for another, and more than is left for a last one."""
+    """One part has too little time, one has a model that does not exist, and one needs more time than remains."""
     parts = "device gradients tests train-9B"
     bounds = ["--bound", "device=0.2", "--bound", "tests=100000"]
     code, ended, rows = run("run.sh", tmp_path / "out", "--parts", parts, *bounds, SIZES="9B")
@@ -94,7 +101,7 @@ def test_a_part_that_ends_badly_does_not_stop_the_others(tmp_path: Path) -> None
     assert [row["width"] for row in rows if row["kind"] == "gradients"] == [16, 32, 64, 128] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mini_trains_exports_and_compares(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     corpus = tmp_path / "corpus"
@@ -108,12 +115,12 @@ def test_mini_trains_exports_and_compares(tmp_path: Path) -> None:
     assert tuple(ended) == ("store", "train", "export", "perplexity", "pack")
     assert code == 0
     has(rows, MINI_KEYS)
-    found = {row["kind"]: row for row in rows}
-    assert found["corpus"]["sequences"] == 120
-    assert found["corpus"]["held_out"] == 8
-    assert found["mini"]["finished"]
-    assert found["carried"]["what"] == "the exported model"
-    assert "only if held-out perplexity, contacts and scans all improve" in found["verdict"]["rule"]
+    by_kind = {row["kind"]: row for row in rows}
+    assert by_kind["corpus"]["sequences"] == 120
+    assert by_kind["corpus"]["held_out"] == 8
+    assert by_kind["mini"]["finished"]
+    assert by_kind["carried"]["what"] == "the exported model"
+    assert "only if held-out perplexity, contacts and scans all improve" in by_kind["verdict"]["rule"]
     assert (tmp_path / "out" / "run.tar.zst.0").exists()
 
 

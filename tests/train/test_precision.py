@@ -178,7 +178,7 @@ def test_dropout_is_drawn_for_each_step(folder: Path) -> None:
     assert len({loss(1, DROPOUT), loss(2, DROPOUT), loss(1, {})}) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
 def test_compiling(folder: Path) -> None:
     eager, _ = losses(recipe(), folder, 3)
