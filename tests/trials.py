@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 import yaml
 
-from protea.checkpoints.summary import sha256
+from protea.output import sha256
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder

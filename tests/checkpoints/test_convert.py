@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import protea
 from conftest import CONFIGS, Run, disturb, fails
-from protea.checkpoints import convert as convert_module
+from protea.checkpoints.tensors import same_bits
 from protea.checkpoints import golden, hf, nemo
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.convert import convert
@@ -72,7 +72,7 @@ def identical(a: Checkpoint, b: Checkpoint) -> None:
     assert a.model.config == b.model.config
     assert a.model.capabilities == b.model.capabilities
     for name, _ in a.model.named_parameters():
-        assert convert_module.same_bits(a.parameter(name), b.parameter(name)), name
+        assert same_bits(a.parameter(name), b.parameter(name)), name
     if isinstance(a.model, ESM2) and isinstance(b.model, ESM2):
         assert torch.equal(a.model.inv_freq, b.model.inv_freq)
 
@@ -202,7 +202,7 @@ def test_nan_and_double_precision_keep_their_bits(sources: dict[tuple[str, str],
             path = path.with_name("esm2_double.pt")
         convert(source, path, kind, peers=False)
         with open_checkpoint(path) as copy:
-            assert convert_module.same_bits(copy.parameter("lm_head.bias"), bias)
+            assert same_bits(copy.parameter("lm_head.bias"), bias)
 
 
 def test_a_bare_encoder(sources: dict[tuple[str, str], Path], tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hostile import CONTAINERS, EVERYWHERE, NAMES, TENSORS, copied, live, mapping, refused, tensor, torch_zip, whole
-from protea.checkpoints.convert import convert, same_bits
+from protea.checkpoints.convert import convert
+from protea.checkpoints.tensors import same_bits
 from protea.checkpoints.formats import open_checkpoint
 from protea.errors import CheckpointError, OutputError, ProteaWarning
 

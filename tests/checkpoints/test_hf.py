@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conftest import CONFIGS, disturb
 from protea.checkpoints import hf
-from protea.checkpoints.json_files import staged
+from protea.output import staged
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, OutputError, ProteaWarning
 from protea.models.encoder import Encoder

@@ -18,21 +18,17 @@ PROBES: Final = (
     "ACDEFGHIKLMNPQRSTVWYXBUZO",
     "GSHMASMTGGQQMGRDP<mask>FRAEIAKRLG<mask>EWNHHHHHH",
 )
-"""A stretch of a protein, every letter, and one with masked positions."""
+"""Part of a protein, all letters, and a sequence with masked positions."""
 
 
 def logits(checkpoint: Checkpoint) -> list[Tensor]:
-    """Logits in float32 of the probes, ``[T, V]`` each, V in the alphabet; last hidden states without a head.
-
-    The weights of one layer at a time are in memory.
-    """
+    """Logits of the probes in float32, ``[T, V]`` each, V the alphabet; last hidden states without a head."""
     model = like(checkpoint.model)
 
     def fill(module: nn.Module, prefix: str, recurse: bool = True) -> None:
         names = [name for name, _ in module.named_parameters(recurse=recurse)]
-        module.load_state_dict(
-            {name: checkpoint.parameter(f"{prefix}{name}").float() for name in names}, assign=True, strict=False
-        )
+        values = {name: checkpoint.parameter(f"{prefix}{name}").float() for name in names}
+        module.load_state_dict(values, assign=True, strict=False)
 
     fill(model, "", recurse=False)
     for name, module in model.named_children():
@@ -51,11 +47,11 @@ def logits(checkpoint: Checkpoint) -> list[Tensor]:
 
 def _empty(module: nn.Module) -> None:
     module.to("meta")
-    return_freed_memory()  # what was put together for a layer would else stay in holes too small for the next
+    return_freed_memory()  # else the memory of this layer stays reserved in pieces that do not fit the next
 
 
 def probe_batch(model: Encoder) -> PackedBatch:
-    """The probes as a model's tokens, without letters that it does not know."""
+    """The probes as a model's tokens, without letters that are not in its alphabet."""
     alphabet = model.alphabet
     probes = [re.sub(r"[A-Z]", lambda letter: letter[0] * (letter[0] in alphabet.tokens), probe) for probe in PROBES]
     return pack([alphabet.frame.around(alphabet.encode(probe)) for probe in probes])
@@ -63,5 +59,5 @@ def probe_batch(model: Encoder) -> PackedBatch:
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest difference, as a share of max(1, the largest of theirs)."""
-    scale = max(1.0, *(float(one.abs().max()) for one in theirs))
+    scale = max(1.0, *(float(values.abs().max()) for values in theirs))
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / scale

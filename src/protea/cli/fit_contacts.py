@@ -64,12 +64,12 @@ def _fit(
     """Chains that the head was fitted on, its precision on others, and what was odd."""
     from protea.checkpoints.formats import open_checkpoint
     from protea.checkpoints.hub import locate
-    from protea.checkpoints.json_files import staged
     from protea.contacts.fitted_heads import choose, description, fit, write
     from protea.contacts.precision import predict, score, unfit
     from protea.contacts.structures import Note, read_structures, structure_files
     from protea.infer.loading import load_model
     from protea.models.heads import ContactHead
+    from protea.output import staged
 
     files = structure_files(structures)
     with staged(output) as place, open_checkpoint(locate(model)) as checkpoint:

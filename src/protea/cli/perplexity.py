@@ -86,12 +86,12 @@ def perplexity(
       protea perplexity proteins.fasta --pseudo -o pseudo.csv --fast
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
+    from protea.checkpoints.peers import check_peer
     from protea.plot import check_place
-    from protea.score.twin import check_twin
     from protea.tables import check_output
 
     if against is not None:
-        check_twin(against)
+        check_peer(against)
     if pseudo and against is not None:
         raise UsageError("--against compares perplexities of masked residues; leave out --pseudo")
     if pseudo and (masking, select, seed) != (None, None, None):
@@ -107,7 +107,7 @@ def perplexity(
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         if against is not None:
-            check_twin(against, loaded.module)
+            check_peer(against, loaded.module)
         notes: list[Note] = []
         records = _records(inputs, loaded.module, unknown, notes)
         if pseudo:
@@ -239,15 +239,15 @@ def _write(
 def _compare(library: str, model: str, masked: list[Masked], found: list[FloatArray]) -> bool:
     """The same masks through another library; whether both agree."""
     from protea.checkpoints.hub import locate
+    from protea.checkpoints.peers import load_peer, masked_losses
     from protea.score.perplexity import of_all
-    from protea.score.twin import load_twin, losses
 
-    run = load_twin(library, locate(model))
+    run = load_peer(library, locate(model))
     theirs = []
     with progress_bars("sequences") as progress:
         advance = advancing(progress, library, len(masked))
-        for values in losses(run, masked):
-            theirs.append(values)
+        for sequence in masked:
+            theirs.append(masked_losses(run, sequence.tokens, sequence.places, sequence.truth))
             advance(1)
     ours, other = of_all(found), of_all(theirs)
     largest = max(float(abs(a - b).max()) for a, b in zip(found, theirs, strict=True) if len(a))

@@ -12,10 +12,10 @@ from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import DistributedTensors
 from protea.checkpoints.hf_config import config_from
-from protea.checkpoints.json_files import staged
 from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
+from protea.output import staged
 from protea.train.resume import MODEL
 from protea.train.state import Saved, choose, newest_saved
 
