@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.layout import APART, Layout, entries, fused_heads, stored_shape
+from protea.checkpoints.region import damaged
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.config import EncoderConfig
@@ -24,7 +25,7 @@ _NO_PARAMETERS: Final = ("inv_freq", "_extra_state")
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A model on the meta device with another model's heads and buffers, and its configuration unless one is given."""
+    """A model on the meta device with the heads, buffers and, unless another is given, configuration of a model."""
     twin = build(config or model.config)
     set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     for name, buffer in model.stored_buffers.items():
@@ -53,13 +54,10 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
 class Checkpoint:
     """An opened checkpoint. Its parameters are read when asked for.
 
-    Args:
-        config: the architecture, with the vocabulary as stored.
+    Attributes:
         tensors: what is stored.
         layout: how it is stored.
         source: what messages call the configuration.
-
-    Attributes:
         model: the model on the meta device, with the stored heads and the stored values of buffers.
     """
 
@@ -138,12 +136,7 @@ class Checkpoint:
         self._replaced |= parameters
 
     def load(self, *, dtype: torch.dtype, device: torch.device) -> Encoder:
-        """The model with its weights.
-
-        Args:
-            dtype: of all parameters; buffers keep theirs. Weights that are stored in it stay in their file.
-            device: where the model goes.
-        """
+        """The model with its weights in a type; buffers keep theirs. Weights that have the type stay in their file."""
         state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
         model = like(self.model)
         for name, buffer in model.named_buffers():
@@ -162,6 +155,7 @@ class Checkpoint:
 
     def _check(self) -> None:
         tensors = self.tensors
+        self._misfit = f"the file does not fit its {self.source}, or is incomplete: fetch both again"
         if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}; {self._misfit}")
@@ -183,37 +177,32 @@ class Checkpoint:
                 f"{path}: {key} is stored as {dtype}, which is not supported; save it as one of {', '.join(FLOATS)}"
             )
 
-    @property
-    def _misfit(self) -> str:
-        return f"the file does not fit its {self.source}, or is incomplete: fetch both again"
-
     def _stored_buffer(self, name: str, exact: Tensor) -> Tensor:
-        """A buffer as stored, for example rotary frequencies, which Meta's models have rounded to float16.
+        """A buffer as stored, or its exact values if the file has none, or has them in a type that is too coarse.
 
-        Gives the exact values if the file has none, or has them in a type that is too coarse.
+        For example, Meta's models have rotary frequencies that are rounded to float16.
         """
         keys = self._buffer_keys(name)
         if not keys:
             return exact
-        stored = self.tensors[keys[0]]
+        first, path = keys[0], self.tensors.path(keys[0])
         for key in keys:
             self._check_tensor(key, tuple(exact.shape))
-            if not stored.isfinite().all():
-                raise CheckpointError(f"{self.tensors.path(key)}: {key} is not finite; fetch the file again")
+        stored = self.tensors[first]
+        if not stored.isfinite().all():
+            raise damaged(path, f"{first} is not finite")
+        for key in keys:
             if not torch.equal(self.tensors[key], stored):
                 raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {keys[0]}; all layers must have the same: fetch the "
-                    "file again, or leave these tensors out to have them computed"
+                    f"{path}: {key} differs from {first}; all layers must have the same: fetch the file again, or "
+                    "leave these tensors out to have them computed"
                 )
-        if stored.dtype == torch.bfloat16:
-            warnings.warn(
-                f"{self.tensors.path(keys[0])}: {keys[0]} is stored in bfloat16, too coarse for positions; computed "
-                f"again{self.model.buffer_origin(name)}",
-                ProteaWarning,
-                stacklevel=2,
-            )
-            return exact
-        return stored.to(exact.dtype)
+        if stored.dtype != torch.bfloat16:
+            return stored.to(exact.dtype)
+        computed = f"computed again{self.model.buffer_origin(name)}"
+        message = f"{path}: {first} is stored in bfloat16, too coarse for positions; {computed}"
+        warnings.warn(message, ProteaWarning, stacklevel=2)
+        return exact
 
     def _buffer_keys(self, name: str) -> list[str]:
         """Where a buffer is stored: where the format keeps it or, since files differ, under its own name elsewhere."""
@@ -227,16 +216,11 @@ class Checkpoint:
         """Name the stored tensors that the model does not need, except those that are known to be in such files."""
         used = {entry.place.key for entry in self.entries}
         used.update(key for name in self.model.stored_buffers for key in self._buffer_keys(name))
-        unused = sorted(
-            key
-            for key in self.tensors.keys() - used
-            if not key.endswith(_NO_PARAMETERS) and not self.layout.leftovers(key)
-        )
+        unused = [key for key in sorted(self.tensors.keys() - used) if not self.layout.leftovers(key)]
+        unused = [key for key in unused if not key.endswith(_NO_PARAMETERS)]
         if unused:
-            roots = sorted({key.split(".")[0] for key in unused})
-            warnings.warn(
-                f"{self.tensors.paths[0]}: {len(unused)} tensors have no place in the model and were left out: "
-                f"{', '.join(f'{root}.*' for root in roots)} (first: {unused[0]})",
-                ProteaWarning,
-                stacklevel=2,
+            roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in unused}))
+            message = (
+                f"{len(unused)} tensors have no place in the model and were left out: {roots} (first: {unused[0]})"
             )
+            warnings.warn(f"{self.tensors.paths[0]}: {message}", ProteaWarning, stacklevel=2)

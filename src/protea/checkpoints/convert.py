@@ -21,8 +21,7 @@ from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import Format, format_named, recognised, unsupported
 from protea.checkpoints.hub import locate
 from protea.checkpoints.layout import VOCABULARY
-from protea.checkpoints.peers import TOLERANCE, probe_logits
-from protea.checkpoints.probe import difference, logits
+from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
 from protea.checkpoints.sidecar import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.tensors import FLOATS, same_bits
 from protea.errors import CheckpointError, OutputError
@@ -34,15 +33,12 @@ from protea.progress import SILENT, Progress
 
 @dataclass
 class Conversion:
-    """What a conversion did, and what it checked.
+    """What was read and written, and what was checked.
 
     Attributes:
         path: the checkpoint that was read.
         source: title of its format.
         target: title of the format written.
-        family: of the model.
-        parameters: their number in the model.
-        dtype: type that the copy is stored in.
         tensors: number of parameters compared bit for bit.
         checks: what else was compared, in words, with the differences.
         apart: what the format cannot hold, and where it is instead.
@@ -70,7 +66,7 @@ def convert(
     peers: bool = True,
     progress: Progress = SILENT,
 ) -> Conversion:
-    """Write a checkpoint in another format, and prove the copy.
+    """Write a checkpoint in another format, and prove the copy. An error leaves nothing behind.
 
     Args:
         source: a checkpoint of any format, or a published name.
@@ -85,9 +81,9 @@ def convert(
         UsageError: there is no such format, or its library would not recognise the target by its name.
         UnknownModelError: the source is neither a path nor a published name.
         CheckpointError: the source is damaged, the format cannot hold it, or the copy differs.
-        OutputError: the target exists or cannot be written. No error leaves anything behind.
+        OutputError: the target exists or cannot be written.
     """
-    to = to or {".pt": "fair-esm", ".nemo": "nemo"}.get(target.suffix, "hf")
+    to = to or {".pt": fair_esm.NAME, ".nemo": "nemo"}.get(target.suffix, "hf")
     written = format_named(to)
     path = locate(source)
     read = recognised(path)
@@ -100,18 +96,18 @@ def convert(
             fair_esm.check_target(target, model)
         _check_beside(target)
         sizes = [parameter.numel() for parameter in model.parameters()]
-        report = Conversion(
-            path, read.TITLE, written.TITLE, model.config.family, sum(sizes), dtype or checkpoint.dtype, len(sizes)
-        )
+        kind = dtype or checkpoint.dtype
+        report = Conversion(path, read.TITLE, written.TITLE, model.config.family, sum(sizes), kind, len(sizes))
 
         def parameter(name: str) -> Tensor:
             progress.advance()
             return_freed_memory()
-            return _cast(checkpoint, name, report.dtype)
+            return _cast(checkpoint, name, kind)
 
         progress.begin("writing", len(sizes))
-        written.write(place, model, parameter, report.dtype)
-        lost = _verify(checkpoint, place, target, written, report, progress)
+        written.write(place, model, parameter, kind)
+        lost = _write_lost(checkpoint, place, target, written, report)
+        _compare_parameters(checkpoint, place, written, report, progress)
         if model.contact_head is not None and head_record_path(path).is_file():
             # An evaluation of the copy must know which structures its head was fitted on.
             shutil.copyfile(head_record_path(path), head_record_path(place))
@@ -135,10 +131,8 @@ def _check_beside(target: Path) -> None:
 
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     value = checkpoint.parameter(name)
-    if value.dtype == dtype:
-        return value
     narrow = value.to(dtype)
-    if not narrow.isfinite().all() and value.isfinite().all():
+    if value.dtype != dtype and not narrow.isfinite().all() and value.isfinite().all():
         raise CheckpointError(
             f"{checkpoint.files[0]}: {name} has values up to {float(value.abs().max()):.3g}, beyond what "
             f"{str(dtype).removeprefix('torch.')} holds; choose another --dtype"
@@ -146,55 +140,44 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     return narrow
 
 
-def _verify(
-    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion, progress: Progress
+def _write_lost(
+    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion
 ) -> dict[str, Tensor]:
-    """Compare every parameter of the copy with the source's. What the format lost goes beside it, and is returned."""
+    """Write beside the copy what its format lost, and return that."""
     model = checkpoint.model
-    names = [name for name, _ in model.named_parameters()]
-    lost: dict[str, Tensor] = {}
-    progress.begin("comparing", len(names))
     with written.open_checkpoint(place) as copy:
         stored = dict(copy.model.named_parameters())
-        for name in names:
-            value = _cast(checkpoint, name, report.dtype)
-            if name not in stored:
-                lost[name] = value
-            elif not same_bits(value, copy.parameter(name)):
-                if name not in VOCABULARY:
-                    raise _came_back_different(name, place)
-                lost[name] = value
-            progress.advance()
-            return_freed_memory()
+        lost: dict[str, Tensor] = {}
+        for name, _ in model.named_parameters():
+            if name not in stored or name in VOCABULARY:
+                value = _cast(checkpoint, name, report.dtype)
+                if name not in stored or not same_bits(value, copy.parameter(name)):
+                    lost[name] = value
         lost |= _differing_buffers(model, copy.model)
         ours, theirs = vars(model.config), vars(copy.model.config)
         settings = [key for key in ours if ours[key] != theirs[key]]
-        if not lost and not settings:
-            return lost
-        beside = write_extras(place, copy, model, lost)
-    shown = target.parent / beside.relative_to(place.parent)
-    report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, settings)]
+        if lost or settings:
+            beside = write_extras(place, copy, model, lost)
+            shown = target.parent / beside.relative_to(place.parent)
+            report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, settings)]
     for row in _zeroed(model, written.NAME, lost).values():
         token = model.alphabet.tokens[row]
         report.notes.append(f"Meta's loader sets the mask token's row to 0: its logit for {token} differs there")
-    with complete(written.open_checkpoint(place), place) as copy:
-        if copy.model.config != model.config:
-            raise _came_back_different("the configuration", beside)
-        parameters = [name for name in names if name in lost]
-        different = [name for name in parameters if not same_bits(lost[name], copy.parameter(name))]
-        for name in (*different, *_differing_buffers(model, copy.model)):
-            raise _came_back_different(name, beside)
     return lost
 
 
-def _came_back_different(what: str, path: Path) -> CheckpointError:
-    return CheckpointError(f"{what} came back different from {path.name}; nothing was kept")
-
-
-def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
-    """The buffers of a model whose values differ in its copy."""
-    copied = copy.stored_buffers
-    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, copied[name])}
+def _described(model: Encoder, form: str, lost: Mapping[str, Tensor], settings: list[str]) -> list[str]:
+    """What a format lost, in words."""
+    settings = [key for key in settings if key != "vocab_size"]
+    rows = "the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary"
+    parts = {
+        "the contact head": any(name.startswith("contact_head.") for name in lost),
+        "the language-model head": any(name.startswith("lm_head.") for name in lost.keys() - VOCABULARY),
+        rows: any(name in VOCABULARY for name in lost),
+        "the stored rotary frequencies": any(name in lost for name in model.stored_buffers),
+        f"the settings {', '.join(settings)}": bool(settings),
+    }
+    return [part for part, is_lost in parts.items() if is_lost] or ["the size of the padded vocabulary"]
 
 
 def _zeroed(model: Encoder, form: str, lost: Mapping[str, Tensor]) -> dict[str, int]:
@@ -203,19 +186,27 @@ def _zeroed(model: Encoder, form: str, lost: Mapping[str, Tensor]) -> dict[str, 
     return {name: row for name, row in rows.items() if name in lost}
 
 
-def _described(model: Encoder, form: str, lost: dict[str, Tensor], settings: list[str]) -> list[str]:
-    """What a format cannot hold, in words."""
-    settings = [key for key in settings if key != "vocab_size"]
-    vocabulary = "the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary"
-    head = any(name.startswith("lm_head.") and name not in VOCABULARY for name in lost)
-    parts = {
-        "the contact head": any(name.startswith("contact_head.") for name in lost),
-        "the language-model head": head,
-        vocabulary: any(name in VOCABULARY for name in lost),
-        "the stored rotary frequencies": any(name in lost for name in model.stored_buffers),
-        f"the settings {', '.join(settings)}": bool(settings),
-    }
-    return [part for part, is_lost in parts.items() if is_lost] or ["the size of the padded vocabulary"]
+def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
+    copied = copy.stored_buffers
+    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, copied[name])}
+
+
+def _compare_parameters(
+    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, progress: Progress
+) -> None:
+    """Compare every parameter of the copy with the source's, bit for bit."""
+    model = checkpoint.model
+    progress.begin("comparing", report.tensors)
+    with complete(written.open_checkpoint(place), place) as copy:
+        different = ["the configuration"] if copy.model.config != model.config else []
+        different += _differing_buffers(model, copy.model)
+        for name, _ in model.named_parameters():
+            if not same_bits(_cast(checkpoint, name, report.dtype), copy.parameter(name)):
+                different.append(name)
+            progress.advance()
+            return_freed_memory()
+    if different:
+        raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
 
 
 def _compare_logits(
@@ -235,25 +226,22 @@ def _compare_logits(
                 raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
             report.checks.append(f"{compared} identical to the source's")
         else:
-            report.checks.append(
-                f"{compared} within {difference(ours, source):.1e} of the source's, which is stored in another type"
-            )
+            largest = difference(ours, source)
+            report.checks.append(f"{compared} within {largest:.1e} of the source's, which is stored in another type")
         if not peer_columns:
             return
         if not all(values.isfinite().all() for values in ours):
             report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
             return
-        answer = probe_logits(place, written.NAME, copy)
-    if answer is None:
-        return
-    library, theirs = answer
-    if isinstance(theirs, str):
-        report.checks.append(f"not compared with {library}: {theirs}")
-        return
-    largest = difference([values[:, :peer_columns] for values in ours], [values[:, :peer_columns] for values in theirs])
-    if not largest <= TOLERANCE:
-        raise CheckpointError(
-            f"{library} computes other logits from {place.name}: they differ by {largest:.1e} of the largest; nothing "
-            "was kept"
-        )
-    report.checks.append(f"logits within {largest:.1e} of {library}'s")
+        answer = peer_logits(written.NAME, place, copy)
+    if isinstance(answer, str):
+        report.checks.append(f"not compared with {answer}")
+    elif answer is not None:
+        library, theirs = answer
+        largest = difference([rows[:, :peer_columns] for rows in ours], [rows[:, :peer_columns] for rows in theirs])
+        if not largest <= TOLERANCE:
+            raise CheckpointError(
+                f"{library} computes other logits from {place.name}: they differ by {largest:.1e} of the largest; "
+                "nothing was kept"
+            )
+        report.checks.append(f"logits within {largest:.1e} of {library}'s")

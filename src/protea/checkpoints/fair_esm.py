@@ -20,7 +20,7 @@ from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings import count, shown
-from protea.checkpoints.tensors import Tensors
+from protea.checkpoints.tensors import Planned, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.checkpoints.unpickle import Inert
 from protea.errors import CheckpointError, UsageError
@@ -35,12 +35,11 @@ _PREFIX: Final = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 _MAX_WRAPPINGS: Final = 4
 
 
+_LEFTOVERS: Final = ("lm_head.weight", ".version", "_float_tensor")
+
+
 def _layout(family: type[Encoder]) -> Layout:
-    return Layout(keys=family.stored[NAME].keys, leftovers=_leftover)
-
-
-def _leftover(key: str) -> bool:
-    return key == "lm_head.weight" or key.endswith((".version", "_float_tensor"))
+    return Layout(keys=family.stored[NAME].keys, leftovers=lambda key: key.endswith(_LEFTOVERS))
 
 
 def regression_path(path: Path) -> Path:
@@ -55,7 +54,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"{path}: no checkpoint of Meta's esm package: it holds {held}, not 'model' with 'args' or 'cfg'"
+            f"{path}: holds {held}, not 'model' with 'args' or 'cfg', as files of Meta's esm package do"
         )
     states: dict[Path, tuple[TorchFile, Any]] = {path: (file, content["model"])}
     regression = regression_path(path)
@@ -63,9 +62,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         head = TorchFile(Region.of_file(regression))
         state = head.content.get("model") if isinstance(head.content, dict) else None
         if not isinstance(state, dict) or "contact_head.regression.weight" not in state:
-            raise CheckpointError(
-                f"{regression}: no contact regression of Meta's esm package; remove it, or fetch it again"
-            )
+            raise CheckpointError(f"{regression}: holds no contact regression; remove it, or fetch it again")
         states[regression] = (head, state)
     tensors = open_state_dicts(states, lambda key: _PREFIX.sub("", key))
     try:
@@ -84,10 +81,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _described(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says about its model: ``cfg`` or ``args`` as plain values, and which of the two it is."""
     cfg = plain(content.get("cfg"))
-    for said_by, settings in (
-        ("cfg", plain(cfg.get("model")) if isinstance(cfg, dict) else None),
-        ("args", plain(content.get("args"))),
-    ):
+    model = plain(cfg.get("model")) if isinstance(cfg, dict) else None
+    for said_by, settings in (("cfg", model), ("args", plain(content.get("args")))):
         if isinstance(settings, dict):
             values = {key: plain(value) for key, value in settings.items() if isinstance(key, str)}
             return values | {"said_by": said_by}
@@ -97,24 +92,16 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any]:
 def _config(described: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
     family = stored_in(NAME, described)
     if family is None:
-        raise CheckpointError(
-            f"architecture {shown(described.get('arch'))} is not supported; ESM-1b and ESM-1v (roberta_large) are, and "
-            "ESM-2"
-        )
+        arch = shown(described.get("arch"))
+        raise CheckpointError(f"architecture {arch} is not supported; ESM-1b and ESM-1v (roberta_large) and ESM-2 are")
     shapes, alphabet = StoredShapes(tensors, _layout(family)), family.config_type.alphabet
     rows, width = shapes["word_embeddings.weight"]
     if rows != len(alphabet):
-        raise CheckpointError(
-            f"{rows} tokens are not the alphabet's {len(alphabet)}; models with another are not supported"
-        )
-
-    def encoder_count(key: str) -> int:
-        longer = f"encoder_{key}"  # files use either name
-        return count(described, longer if longer in described else key)
-
+        raise CheckpointError(f"{rows} tokens, the alphabet has {len(alphabet)}; other alphabets are not supported")
+    settings = {key.removeprefix("encoder_"): value for key, value in described.items()}  # files use either name
     sizes = {
-        "num_hidden_layers": encoder_count("layers"),
-        "num_attention_heads": encoder_count("attention_heads"),
+        "num_hidden_layers": count(settings, "layers"),
+        "num_attention_heads": count(settings, "attention_heads"),
         "hidden_size": width,
         "intermediate_size": shapes["layers.0.fc1.weight"][0],
         "vocab_size": rows,
@@ -158,13 +145,12 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     plan = plan_of(trimmed, _layout(type(model)), lambda name: parameter(name)[: rows[name]], dtype)
     head = [planned for planned in plan if planned.key.startswith("contact_head.")]
     # Meta's loader strips these prefixes.
-    prefixes = {True: "encoder.", False: "encoder.sentence_encoder."}
-    body = [
-        planned._replace(key=prefixes[planned.key.startswith("lm_head.")] + planned.key)
-        for planned in plan
-        if planned not in head
-    ]
-    words = next(planned for planned in body if planned.key.endswith("embed_tokens.weight"))
+    body: list[Planned] = []
+    for planned in plan:
+        if planned not in head:
+            prefix = "encoder." if planned.key.startswith("lm_head.") else "encoder.sentence_encoder."
+            body.append(planned._replace(key=f"{prefix}{planned.key}"))
+    words = next(planned for planned in plan if planned.key == "embed_tokens.weight")
     body.append(words._replace(key="encoder.lm_head.weight"))
     save_torch_file(path, lambda tensors: {**described(model), "model": tensors}, body)
     if head:

@@ -17,20 +17,20 @@ from protea.models.encoder import Encoder
 from protea.models.published import HUB, META, Published
 from protea.models.registry import build, families
 
-_ORDER: Final = ("Protea", "Meta", "NVIDIA: ESM-1nv", "NVIDIA")
-"""Publishers, or their families, in the order of the list of models."""
-
-
-def _rank(known: Published) -> int:
-    named = (f"{known.publisher}: {known.config.family}", known.publisher)
-    return next((_ORDER.index(name) for name in named if name in _ORDER), len(_ORDER))
+_ORDER: Final = ("Protea", "Meta", "NVIDIA ESM-1nv", "NVIDIA")
+"""Publishers, or one of their families, in the order of the list of models; others follow."""
 
 
 @cache
 def published_models() -> dict[str, Published]:
-    """Every name that Protea knows, from the families' files; those of one publisher together."""
+    """Every name that Protea knows, from the families' files, in the order of their publishers."""
+
+    def rank(known: Published) -> int:
+        names = (f"{known.publisher} {known.config.family}", known.publisher)
+        return next((_ORDER.index(name) for name in names if name in _ORDER), len(_ORDER))
+
     everything = [known for family in families() for known in family.published]
-    return {known.name: known for known in sorted(everything, key=_rank)}
+    return {known.name: known for known in sorted(everything, key=rank)}
 
 
 def architecture(known: Published) -> Encoder:
@@ -50,7 +50,7 @@ def published(name: str) -> Published:
     """Look up a published model by its name, with or without Meta's organisation.
 
     Raises:
-        UnknownModelError: there is no such name; the message offers the nearest ones.
+        UnknownModelError: there is no such name.
     """
     short, names = short_name(name), published_models()
     if short in names:

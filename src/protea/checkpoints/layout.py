@@ -46,10 +46,10 @@ class Layout:
     Attributes:
         keys: a family's table of names in the format.
         prefix: what every key begins with.
-        interleaved: a fused query, key and value is ordered head by head, not one after another.
-        padding: the vocabulary's rows are padded to a multiple of this; 1 for no padding.
+        interleaved: whether a fused query, key and value is ordered head by head, or one after another.
+        padding: the vocabulary's rows are padded to a multiple of this number.
         bias_padding: the value that pads the output bias, by type; zeros pad the embeddings.
-        leftovers: whether a stored tensor that the model does not need is known and needs no warning.
+        leftovers: whether a stored tensor that the model does not need is known, and needs no warning.
     """
 
     keys: Keys
@@ -152,22 +152,14 @@ class StoredShapes:
 
 
 def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
-    """The rows of a stored vocabulary without their padding: ``size``, or all rows where training changed the padding.
-
-    Such rows are kept, so that writing the checkpoint again gives what was read.
-    """
+    """The rows of a stored vocabulary: ``size``, or with the padding where training changed it, to lose no values."""
     words, bias = (place.key for name in VOCABULARY if (place := layout.place(name)) is not None)
-    if words not in tensors:
-        raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {words}; fetch the file again")
-    shape = tensors.shape(words)
-    if len(shape) != 2 or shape[0] < size:
-        raise CheckpointError(
-            f"{tensors.path(words)}: {words} has shape {list(shape)}, fewer than the alphabet's {size} rows; models "
-            "with another alphabet are not supported"
-        )
+    stored, _ = StoredShapes(tensors, layout)[VOCABULARY[0]]
+    if stored < size:
+        raise CheckpointError(f"{words} has {stored} rows, the alphabet {size}; other alphabets are not supported")
     rows = layout.padded(size)
-    if shape[0] != rows or tensors[words][size:].any():
-        return shape[0]
+    if stored != rows or tensors[words][size:].any():
+        return stored
     if bias in tensors:
         values = tensors[bias]
         if values.shape != (rows,) or not (values[size:] == layout.bias_padding(values.dtype)).all():

@@ -77,10 +77,8 @@ def _open_weights(path: Path, members: dict[str, Region]) -> Tensors:
     if not names:
         raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is no .nemo file, or part of one")
     if names != [_WEIGHTS] and not all(_RANK.fullmatch(name) for name in names):
-        raise CheckpointError(
-            f"{path}: weights in {', '.join(names[:4])}; pipeline-parallel parts are not supported: merge them with "
-            "NeMo's megatron_change_num_partitions.py"
-        )
+        parts = f"weights in {', '.join(names[:4])}; pipeline-parallel parts are not supported"
+        raise CheckpointError(f"{path}: {parts}: merge them with NeMo's megatron_change_num_partitions.py")
     ranks: list[Tensors] = []
     for name in names:
         file = TorchFile(members[name])
@@ -93,13 +91,9 @@ def _open_weights(path: Path, members: dict[str, Region]) -> Tensors:
 
 def _merged(path: Path, ranks: list[Tensors]) -> Tensors:
     """The parts of a tensor-parallel run as whole tensors."""
-    tensors = Tensors([path])
-    first = ranks[0]
-    for index, rank in enumerate(ranks):
-        if missing := sorted(rank.keys() ^ first.keys()):
-            raise CheckpointError(f"{path}: rank {index} and rank 0 do not both hold {missing[0]}")
-    for key in first:
-        kinds = [f"{rank.dtype(key)}{list(rank.shape(key))}" for rank in ranks]
+    tensors, first = Tensors([path]), ranks[0]
+    for key in sorted({key for rank in ranks for key in rank}):
+        kinds = [f"{rank.dtype(key)}{list(rank.shape(key))}" if key in rank else "nothing" for rank in ranks]
         if len(set(kinds)) > 1:
             raise CheckpointError(f"{path}: {key} differs between ranks: {', '.join(kinds)}")
         axis = 0 if _COLUMN_PARALLEL.fullmatch(key) else 1 if _ROW_PARALLEL.fullmatch(key) else None

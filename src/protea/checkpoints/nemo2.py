@@ -49,9 +49,8 @@ _LAYERS: Final = "encoder.layers."
 
 
 def _layout(family: type[Encoder], prefix: str = "module.", *, stacked: bool = True) -> Layout:
-    keys = family.stored[NAME].keys
-    if not stacked:
-        keys = {name: key.replace(_LAYERS, f"{_LAYERS}{{}}.") for name, key in keys.items()}
+    layers = _LAYERS if stacked else f"{_LAYERS}{{}}."
+    keys = {name: key.replace(_LAYERS, layers) for name, key in family.stored[NAME].keys.items()}
     return Layout(keys=keys, prefix=prefix, padding=128, leftovers=_leftover)
 
 
@@ -65,9 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if (weights / "metadata.json").is_file():
         backend = read_json(weights / "metadata.json").get("sharded_backend")
         if backend != "torch_dist":
-            raise CheckpointError(
-                f"{weights}: written by the backend {str(backend)[:50]!r}; only torch_dist is supported"
-            )
+            raise CheckpointError(f"{weights}: backend {str(backend)[:50]!r}; only torch_dist is supported")
     tensors = DistributedTensors(weights)
     words = [key for key in tensors if key.endswith(_WORDS) and not key.startswith("optimizer.")]
     if len(words) != 1:
@@ -124,16 +121,16 @@ def _sizes(
         if isinstance(settings.get(key), int) and settings[key] != stored:
             raise CheckpointError(f"{key} is {settings[key]}, and the weights have {stored}; fetch both again")
     published: list[Any] = [known.config for known in family.published if known.publisher == "NVIDIA"]
-    same = [config for config in published if (config.num_hidden_layers, config.hidden_size) == (depth, width)]
-    if settings.get("num_attention_heads") is None and not same:
+    heads = {(known.num_hidden_layers, known.hidden_size): known.num_attention_heads for known in published}
+    if settings.get("num_attention_heads") is None and (depth, width) not in heads:
         raise CheckpointError(
-            f"no context/{_MODEL} says how many attention heads there are, and no published model has {depth} layers "
-            f"of width {width}; put {_MODEL} with num_attention_heads into context/"
+            f"the number of attention heads is unknown: no published model has {depth} layers of width {width}; put "
+            f"{_MODEL} with num_attention_heads into context/"
         )
     return {
         "num_hidden_layers": depth,
         "hidden_size": width,
-        "num_attention_heads": count(settings, "num_attention_heads", same[0].num_attention_heads if same else None),
+        "num_attention_heads": count(settings, "num_attention_heads", heads.get((depth, width))),
         "intermediate_size": inner,
         "layer_norm_eps": float(number(settings, "layernorm_epsilon", 1e-5)),
         "hidden_dropout_prob": float(number(settings, "hidden_dropout", 0.0)),

@@ -1,10 +1,11 @@
-"""The same models computed by other libraries: transformers and Meta's ``esm``, where they are installed.
+"""Logits of fixed sequences by Protea, and by transformers and Meta's ``esm`` where they are installed.
 
-They unpickle no file: transformers reads safetensors, and Meta's package is given the tensors that we read.
+The other libraries unpickle no file: transformers reads safetensors, and Meta's package is given tensors that we read.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,15 +17,23 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from protea.allocator import return_freed_memory
 from protea.checkpoints import fair_esm, hf
-from protea.checkpoints.checkpoint import Checkpoint
+from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.formats import format_named, open_checkpoint, unsupported
-from protea.checkpoints.probe import probe_batch
 from protea.device import available_memory
 from protea.errors import CheckpointError, MissingExtraError, UsageError
 from protea.models.encoder import Encoder
+from protea.packing import PackedBatch, pack
+
+PROBES: Final = (
+    "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVK",
+    "ACDEFGHIKLMNPQRSTVWYXBUZO",
+    "GSHMASMTGGQQMGRDP<mask>FRAEIAKRLG<mask>EWNHHHHHH",
+)
+"""Part of a protein, all letters, and a sequence with masked positions."""
 
 TOLERANCE: Final = 2e-5
 """Largest allowed difference of logits, as a share of max(1, the largest logit): both libraries round to float32."""
@@ -37,17 +46,16 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Peer(NamedTuple):
-    """Another library.
-
-    Attributes:
-        title: what messages call it.
-        module: what Python imports.
-        format: the format of the checkpoints that it reads.
-    """
+    """Another library: what messages call it, what Python imports, and the format that it reads."""
 
     title: str
     module: str
     format: str
+
+    def has(self, model: Encoder) -> bool:
+        """Whether it has a class for a model's family."""
+        stored = type(model).stored.get(self.format)
+        return stored is not None and (self.format == fair_esm.NAME or stored.classes is not None)
 
 
 PEERS: Final = {
@@ -57,10 +65,79 @@ PEERS: Final = {
 """By the names that users type, which are also those of the Python packages."""
 
 
-def _has_model(peer: Peer, model: Encoder) -> bool:
-    """Whether a library has a class for a model's family."""
-    stored = type(model).stored.get(peer.format)
-    return stored is not None and (peer.format == fair_esm.NAME or stored.classes is not None)
+def logits(checkpoint: Checkpoint) -> list[Tensor]:
+    """Logits of the probes in float32, ``[T, V]`` each, V the alphabet; last hidden states without a head.
+
+    The weights of one layer at a time are in memory.
+    """
+    model = like(checkpoint.model)
+
+    def fill(module: nn.Module, prefix: str, recurse: bool = True) -> None:
+        names = [name for name, _ in module.named_parameters(recurse=recurse)]
+        values = {name: checkpoint.parameter(f"{prefix}{name}").float() for name in names}
+        module.load_state_dict(values, assign=True, strict=False)
+
+    def empty(module: nn.Module) -> None:
+        module.to("meta")
+        return_freed_memory()  # else the memory of this layer stays reserved in pieces that do not fit the next
+
+    fill(model, "", recurse=False)
+    for name, module in model.named_children():
+        if name != "layers":
+            fill(module, f"{name}.")
+    for number, layer in enumerate(model.layers):
+        layer.register_forward_pre_hook(lambda module, _, number=number: fill(module, f"layers.{number}."))
+        layer.register_forward_hook(lambda module, _, __: empty(module))
+    batch = _probe_batch(model)
+    with torch.inference_mode():
+        x = model(batch)
+        if model.lm_head is not None:
+            x = model.head(x)[:, : len(model.alphabet)]
+    return [x[start:end] for start, end in batch.cu_seqlens.spans()]
+
+
+def _probe_batch(model: Encoder) -> PackedBatch:
+    """The probes as a model's tokens, without letters that are not in its alphabet."""
+    alphabet = model.alphabet
+    probes = [re.sub(r"[A-Z]", lambda letter: letter[0] * (letter[0] in alphabet.tokens), probe) for probe in PROBES]
+    return pack([alphabet.frame.around(alphabet.encode(probe)) for probe in probes])
+
+
+def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference, as a share of max(1, the largest of theirs)."""
+    scale = max(1.0, *(float(values.abs().max()) for values in theirs))
+    return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / scale
+
+
+def peer_logits(form: str, path: Path, checkpoint: Checkpoint) -> tuple[str, list[Tensor]] | str | None:
+    """Logits of the probes by the library that reads a format.
+
+    Args:
+        form: the format.
+        path: a checkpoint in it, written by us.
+        checkpoint: the same, opened.
+
+    Returns:
+        The library's title and its logits; or why it could not compute them; ``None`` if there is no such library.
+    """
+    model = checkpoint.model
+    peer = next((peer for peer in PEERS.values() if peer.format == form and peer.has(model)), None)
+    if peer is None:
+        return None
+    if model.lm_head is None:
+        return f"{peer.title}: the checkpoint has no language-model head"
+    if find_spec(peer.module) is None:
+        return f"{peer.title}: it is not installed"
+    needed = _MEMORY * 4 * sum(parameter.numel() for parameter in model.parameters())
+    if needed > available_memory():
+        return f"{peer.title}: it would need {needed / 1e9:.1f} GB of memory"
+    batch = _probe_batch(model)
+    try:
+        run = _load(form, path, checkpoint)
+        return peer.title, [run(batch.input_ids[start:end]) for start, end in batch.cu_seqlens.spans()]
+    # Whatever exception a library raises over our file, it means that the file is wrong.
+    except Exception as error:
+        raise CheckpointError(f"{path}: {peer.title} does not load it: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_peer(name: str, model: Encoder | None = None) -> None:
@@ -74,16 +151,12 @@ def check_peer(name: str, model: Encoder | None = None) -> None:
         raise UsageError(f"--against {name}: unknown; use {' or '.join(PEERS)}")
     if find_spec(PEERS[name].module) is None:
         raise MissingExtraError(f"--against {name} needs it installed: pip install {name}")
-    if model is not None and not _has_model(PEERS[name], model):
+    if model is not None and not PEERS[name].has(model):
         raise UsageError(f"--against {name}: it has no {model.config.family}")
 
 
 def load_peer(name: str, path: Path) -> Run:
-    """A checkpoint of any format as the float32 model of another library.
-
-    Args:
-        name: of the library, one of ``PEERS``.
-        path: of the checkpoint.
+    """A checkpoint of any format as the float32 model of a library, one of ``PEERS``.
 
     Raises:
         UsageError: there is no such library, or it has no such model.
@@ -93,49 +166,14 @@ def load_peer(name: str, path: Path) -> Run:
     check_peer(name)
     target = format_named(PEERS[name].format)
     with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.pt"
         with open_checkpoint(path) as checkpoint:
-            model = checkpoint.model
-            check_peer(name, model)
-            if reason := unsupported(model, target.NAME):
+            check_peer(name, checkpoint.model)
+            if reason := unsupported(checkpoint.model, target.NAME):
                 raise CheckpointError(f"{path}: {name} cannot compute it: {reason}")
-            copy = Path(folder) / "copy.pt"
-            target.write(copy, model, lambda key: checkpoint.parameter(key).float(), torch.float32)
+            target.write(copy, checkpoint.model, lambda key: checkpoint.parameter(key).float(), torch.float32)
         with target.open_checkpoint(copy) as written:
             return _load(target.NAME, copy, written)
-
-
-def probe_logits(path: Path, form: str, checkpoint: Checkpoint) -> tuple[str, list[Tensor] | str] | None:
-    """Logits of the probes by the library that reads a format; ``None`` if there is no such library.
-
-    Args:
-        path: the checkpoint, written by us.
-        form: its format.
-        checkpoint: the same, opened.
-
-    Returns:
-        What messages call the library; its logits, or the reason why there are none.
-
-    Raises:
-        CheckpointError: the library does not load the checkpoint.
-    """
-    model = checkpoint.model
-    peer = next((peer for peer in PEERS.values() if peer.format == form and _has_model(peer, model)), None)
-    if peer is None:
-        return None
-    if model.lm_head is None:
-        return peer.title, "the checkpoint has no language-model head"
-    if find_spec(peer.module) is None:
-        return peer.title, f"{peer.title} is not installed"
-    needed = _MEMORY * 4 * sum(parameter.numel() for parameter in model.parameters())
-    if needed > available_memory():
-        return peer.title, f"{peer.title} would need {needed / 1e9:.1f} GB of memory"
-    batch = probe_batch(model)
-    try:
-        run = _load(form, path, checkpoint)
-        return peer.title, [run(batch.input_ids[start:end]) for start, end in batch.cu_seqlens.spans()]
-    # Whatever exception a library raises over our file, it means that the file is wrong.
-    except Exception as error:
-        raise CheckpointError(f"{path}: {peer.title} does not load it: {' '.join(str(error).split())[:300]}") from error
 
 
 def masked_losses(
@@ -144,7 +182,7 @@ def masked_losses(
     """Negative log-probability ``[P]`` of the masked tokens of one sequence, in nats.
 
     Args:
-        run: the other library's model.
+        run: another library's model.
         tokens: ``[T]`` with masks.
         places: ``[P]`` where the masks are.
         truth: ``[P]`` the tokens under the masks.

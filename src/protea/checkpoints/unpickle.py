@@ -64,11 +64,10 @@ _OPERATIONS: Final = (
 
 
 class StorageRef(NamedTuple):
-    """A storage that a pickle names: its key in the file, the type and number of its elements."""
+    """A storage that a pickle names: the type of its elements, and its key in the file."""
 
     dtype: torch.dtype
     key: str
-    numel: int
 
 
 class TensorRef(NamedTuple):
@@ -83,9 +82,8 @@ class TensorRef(NamedTuple):
 class Inert:
     """A record in place of an object whose class is not run: the class's name, and the state the object was given."""
 
-    def __init__(self, name: str, arguments: tuple[Any, ...] = ()) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.arguments = arguments
         self.state: Any = None
         self.items: list[Any] = []
 
@@ -158,18 +156,14 @@ class _Unpickler(pickle._Unpickler):
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         if _INERT.fullmatch(full):
-            return _Name(full, lambda *arguments, **_: Inert(full, arguments))
+            return _Name(full, lambda *_: Inert(full))
         raise hostile(self.where, f"asks for {full[:200]!r}, which no checkpoint needs")
 
     def persistent_load(self, pid: Any) -> StorageRef:
-        kind, dtype, key, _, count, *_ = pid
-        described = isinstance(dtype, torch.dtype) and isinstance(key, str | int) and isinstance(count, int)
-        if kind != "storage" or not described:
+        kind, dtype, key, *_ = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str | int):
             raise ValueError("not a storage")
-        return StorageRef(dtype, str(key), count)
-
-    def get_extension(self, code: int) -> None:
-        raise AssertionError(code)  # none of the allowed operations comes here
+        return StorageRef(dtype, str(key))
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
