@@ -87,7 +87,7 @@ class Checkpoint:
     @property
     def stored_types(self) -> list[str]:
         """The types of its parameters, as safetensors names them."""
-        return sorted({self.tensors.dtype(entry.place.key) for entry in self.entries})
+        return sorted({self.tensors.stored[entry.place.key].dtype for entry in self.entries})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +98,7 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.tensors.close()
+        self.tensors.stored.clear()  # releases the files; tensors that were read stay valid
 
     def parameter(self, name: str) -> Tensor:
         """A parameter as stored; mapped from its file where it is stored in one piece."""
@@ -106,7 +106,7 @@ class Checkpoint:
             return self._replaced[name]
         entry, part = self._part[name]
         key, layer = entry.place
-        value = self.tensors[key] if layer is None else self.tensors.row(key, layer)
+        value = self.tensors[key] if layer is None else self.tensors.stored[key].row(layer)
         if len(entry.names) > 1:
             heads = fused_heads(self.model, self.layout)
             fused: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
@@ -149,8 +149,8 @@ class Checkpoint:
         for key, tied in pairs:
             if key in self.tensors and tied in self.tensors and not torch.equal(self.tensors[key], self.tensors[tied]):
                 raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {tied}; an untied head is not supported: leave "
-                    f"{key} out if {tied} is right"
+                    f"{self.tensors.stored[key].path}: {key} differs from {tied}; an untied head is not supported: "
+                    f"leave {key} out if {tied} is right"
                 )
 
     def _check(self) -> None:
@@ -166,7 +166,7 @@ class Checkpoint:
 
     def _check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
         """Check a stored tensor's shape and type."""
-        shape, dtype, path = self.tensors.shape(key), self.tensors.dtype(key), self.tensors.path(key)
+        path, shape, dtype, *_ = self.tensors.stored[key]
         if shape != expected:
             raise CheckpointError(
                 f"{path}: {key} has shape {list(shape)}, {self.source} asks for {list(expected)}; {self._misfit}"
@@ -185,7 +185,7 @@ class Checkpoint:
         keys = self._buffer_keys(name)
         if not keys:
             return exact
-        first, path = keys[0], self.tensors.path(keys[0])
+        first, path = keys[0], self.tensors.stored[keys[0]].path
         for key in keys:
             self._check_tensor(key, tuple(exact.shape))
         stored = self.tensors[first]

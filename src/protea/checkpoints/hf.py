@@ -20,7 +20,7 @@ from protea.checkpoints.json_files import CONFIG, write_json
 from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, open_safetensors, shards, write_safetensors
 from protea.checkpoints.sidecar import write_extras
-from protea.checkpoints.tensors import Planned, Tensors
+from protea.checkpoints.tensors import Tensors
 from protea.models.encoder import Encoder
 from protea.models.registry import family_of, initial_value
 from protea.output import staged
@@ -109,30 +109,21 @@ def write(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a checkpoint (see ``Format``). A bilinear contact head, which ``transformers`` ignores, goes beside it."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     folder.mkdir(exist_ok=True)
-    plan = plan_of(model, _layout(type(model)), parameter, dtype)
-    files = _split(plan, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(files, start=1):
-        name = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        write_safetensors(folder / name, shard)
-        weight_map |= {planned.key: name for planned in shard}
-    if len(files) > 1:
-        total = sum(planned.size for planned in plan)
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    plan = {planned.key: planned for planned in plan_of(model, _layout(type(model)), parameter, dtype)}
+    split = split_state_dict_into_shards_factory(
+        plan,
+        get_storage_size=lambda planned: planned.size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for name, keys in split.filename_to_tensors.items():
+        write_safetensors(folder / name, [plan[key] for key in keys])
+    if split.is_sharded:
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     write_config(folder, model, dtype)
     if apart := {name: parameter(name) for name, _ in model.named_parameters() if name in APART}:
         with open_checkpoint(folder) as written:
             write_extras(folder, written, model, apart)
-
-
-def _split(plan: list[Planned], max_shard_bytes: int) -> list[list[Planned]]:
-    files: list[list[Planned]] = [[]]
-    filled = 0
-    for planned in plan:
-        if files[-1] and filled + planned.size > max_shard_bytes:
-            files.append([])
-            filled = 0
-        files[-1].append(planned)
-        filled += planned.size
-    return files

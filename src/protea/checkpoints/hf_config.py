@@ -15,7 +15,7 @@ from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
-from protea.models.registry import families, family_of
+from protea.models.registry import families
 
 NAME: Final = "hf"
 """What ``--to`` calls the format."""
@@ -83,13 +83,7 @@ def _checked(described: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _check_vocabulary(path: Path, alphabet: Alphabet) -> None:
-    try:
-        tokens = read_text(path).split()
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path}: cannot be read: {reason}; fetch it again, or remove it") from error
+    tokens = read_text(path).split() if os.path.lexists(path) else alphabet.tokens
     for number, expected in enumerate(alphabet.tokens):
         token = tokens[number] if number < len(tokens) else "nothing"
         if token != expected:
@@ -123,12 +117,10 @@ def write_vocabulary(path: Path, model: Encoder) -> None:
     path.write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
 
 
-def config_json(model: Encoder, dtype: torch.dtype) -> dict[str, Any]:
-    """The content of ``config.json`` for a model stored as ``dtype``."""
-    config = model.config
-    family = family_of(config)
-    stored = family.stored[NAME]
-    with_head, without_head = stored.classes or (family.__name__, family.__name__)
+def config_json(model: Encoder, dtype: torch.dtype, form: str = NAME) -> dict[str, Any]:
+    """The content of ``config.json`` for a model stored as ``dtype`` in a format."""
+    config, family = model.config, type(model)
+    with_head, without_head = family.stored[NAME].classes or (family.__name__, family.__name__)
     values = asdict(config) | {
         "architectures": [without_head if model.lm_head is None else with_head],
         "model_type": config.model_type,
@@ -136,4 +128,4 @@ def config_json(model: Encoder, dtype: torch.dtype) -> dict[str, Any]:
         "pad_token_id": model.alphabet.pad,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    return values | stored.describe(config)
+    return values | family.stored[form].describe(config)

@@ -71,8 +71,7 @@ def locate(model: str | Path) -> Path:
 
     Raises:
         UnknownModelError: there is no such name.
-        CheckpointError: there is no such folder, or the download failed; says which files to fetch and where to put
-            them.
+        CheckpointError: there is no such folder, or the download failed; the message says how to fetch the files.
     """
     name = str(model)
     folder = _on_disk(model)

@@ -22,7 +22,7 @@ from protea.checkpoints.formats import NEMO_CONFIG
 from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region, folder_members, tar_members
-from protea.checkpoints.settings import MAX_YAML_BYTES, count, number, read_yaml, shown
+from protea.checkpoints.settings import count, number, read_yaml, shown
 from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.errors import CheckpointError
@@ -65,8 +65,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = _open_weights(path, members)
     if NEMO_CONFIG not in members:
         raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
+    settings = _read_config(members[NEMO_CONFIG])
     try:
-        family, config = _config(_read_config(members[NEMO_CONFIG]), tensors)
+        family, config = _config(settings, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {NEMO_CONFIG}: {error}") from error
     return Checkpoint(config, tensors, _layout(family), NEMO_CONFIG)
@@ -93,16 +94,15 @@ def _merged(path: Path, ranks: list[Tensors]) -> Tensors:
     """The parts of a tensor-parallel run as whole tensors."""
     tensors, first = Tensors([path]), ranks[0]
     for key in sorted({key for rank in ranks for key in rank}):
-        kinds = [f"{rank.dtype(key)}{list(rank.shape(key))}" if key in rank else "nothing" for rank in ranks]
+        kinds = [f"{rank.stored[key].dtype}{list(rank.shape(key))}" if key in rank else "nothing" for rank in ranks]
         if len(set(kinds)) > 1:
             raise CheckpointError(f"{path}: {key} differs between ranks: {', '.join(kinds)}")
         axis = 0 if _COLUMN_PARALLEL.fullmatch(key) else 1 if _ROW_PARALLEL.fullmatch(key) else None
         shape = list(first.shape(key))
         if axis is not None and axis < len(shape):
             shape[axis] *= len(ranks)
-        tensors.add(
-            key, StoredTensor(path, tuple(shape), first.dtype(key), partial(_read_merged, path, ranks, key, axis))
-        )
+        read = partial(_read_merged, path, ranks, key, axis)
+        tensors.add(key, StoredTensor(path, tuple(shape), first.stored[key].dtype, read))
     return tensors
 
 
@@ -116,12 +116,12 @@ def _read_merged(path: Path, ranks: list[Tensors], key: str, axis: int | None) -
 
 
 def _read_config(region: Region) -> dict[str, Any]:
-    settings = read_yaml(region.read(0, MAX_YAML_BYTES + 1))
+    settings = read_yaml(region)
     # NeMo writes the model's own section; the configuration of a whole run has it under ``model``.
     if isinstance(settings, dict) and isinstance(settings.get("model"), dict) and "num_attention_heads" not in settings:
         settings = settings["model"]
     if not isinstance(settings, dict):
-        raise CheckpointError("no mapping of options")
+        raise CheckpointError(f"{region.name}: no mapping of options")
     return settings
 
 
@@ -161,14 +161,11 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     write_vocabulary(parts[VOCABULARY], model)
     with tarfile.open(path, "w") as archive:
         for name, part in parts.items():
-            archive.add(part, f"./{name}", filter=_anonymous)
+            member = tarfile.TarInfo(f"./{name}")  # without owner and time
+            member.size = part.stat().st_size
+            with part.open("rb") as stream:
+                archive.addfile(member, stream)
             part.unlink()
-
-
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = member.mtime = 0
-    member.uname = member.gname = ""
-    return member
 
 
 def _described(model: Encoder) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from protea.checkpoints.layout import (
     true_vocabulary,
 )
 from protea.checkpoints.region import Region
-from protea.checkpoints.settings import MAX_YAML_BYTES, count, number, read_yaml
+from protea.checkpoints.settings import count, number, read_yaml
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
 from protea.errors import CheckpointError
@@ -89,12 +89,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """The part of ``model.yaml`` that describes the model; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        waiting = [read_yaml(Region.of_file(path).read(0, MAX_YAML_BYTES + 1))]
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; fetch it again, or remove it") from error
+    waiting = [read_yaml(Region.of_file(path))] if path.exists() else []
     seen: set[int] = set()
     while waiting:
         node = waiting.pop(0)

@@ -179,14 +179,7 @@ def load_peer(name: str, path: Path) -> Run:
 def masked_losses(
     run: Run, tokens: NDArray[np.uint8], places: NDArray[np.int64], truth: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
-    """Negative log-probability ``[P]`` of the masked tokens of one sequence, in nats.
-
-    Args:
-        run: another library's model.
-        tokens: ``[T]`` with masks.
-        places: ``[P]`` where the masks are.
-        truth: ``[P]`` the tokens under the masks.
-    """
+    """Negative log-probability ``[P]``, in nats, of the true tokens ``[P]`` at the masked places ``[P]`` of ``[T]``."""
     log_probabilities = run(torch.from_numpy(tokens)).float().log_softmax(-1).numpy()
     losses: NDArray[np.float32] = -log_probabilities[places, truth.astype(np.int64)]
     return losses

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from protea.checkpoints.json_files import CONFIG, read_text
-from protea.checkpoints.region import damaged
+from protea.checkpoints.json_files import CONFIG, read_json
+from protea.checkpoints.region import Region, damaged
 from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, type_name
 from protea.errors import CheckpointError
 
@@ -42,19 +42,14 @@ def open_safetensors(files: dict[Path, set[str]], normalize: Callable[[str], str
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
     """A file opened by safetensors, which checks the header, and the header."""
-    try:
-        # safetensors says "no such file" of every file that it cannot open, and keeps the last of two equal names.
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = stream.read(length) if length <= _MAX_HEADER else b""
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror}; check the file and its permissions"
-        ) from error
+    # safetensors says "no such file" of every file that it cannot open, and keeps the last of two equal names.
+    region = Region.of_file(path)
+    length = int.from_bytes(region.read(0, 8), "little")
     if length > _MAX_HEADER:
         raise damaged(path, f"a header of {length:,} bytes")
     try:
-        return safe_open(path, framework="pt", device="cpu"), json.loads(header, object_pairs_hook=_without_repeats)
+        handle = safe_open(path, framework="pt", device="cpu")
+        return handle, json.loads(region.read(8, length), object_pairs_hook=_without_repeats)
     except (SafetensorError, OSError, ValueError, MemoryError, RecursionError) as error:
         raise damaged(path, error) from error
 
@@ -81,11 +76,11 @@ def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Pat
         raise CheckpointError(f"{folder}: no {weights} and no {index}; put the weights beside {CONFIG}")
     files: dict[Path, set[str]] = {}
     try:
-        for key, name in json.loads(read_text(folder / index))["weight_map"].items():
+        for key, name in read_json(folder / index)["weight_map"].items():
             if Path(name).name != name:
                 raise ValueError(f"{name[:200]!r} is in another folder")
             files.setdefault(folder / name, set()).add(key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(folder / index, repr(error)) from error
     if not files:
         raise damaged(folder / index, "its weight_map names no tensors")

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import yaml
 
+from protea.checkpoints.region import Region
 from protea.errors import CheckpointError
 
 _LARGEST: Final = 1 << 60
 
-MAX_YAML_BYTES: Final = 256 << 10
+_MAX_BYTES: Final = 256 << 10
 """Far more than describes any model."""
 
 _MAX_DIGITS: Final = 40
@@ -46,15 +47,16 @@ _Loader.add_constructor(None, _untagged)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def read_yaml(data: bytes) -> Any:
+def read_yaml(region: Region) -> Any:
     """The content of a YAML text. Its tags run nothing, and it cannot grow larger than the text."""
-    if len(data) > MAX_YAML_BYTES:
-        raise CheckpointError(f"more than {MAX_YAML_BYTES:,} bytes, far beyond what describes a model; not read")
+    if region.size > _MAX_BYTES:
+        raise CheckpointError(f"{region.name}: {region.size:,} bytes, far beyond what describes a model; not read")
     try:
-        return yaml.load(data, Loader=_Loader)  # a SafeLoader
+        return yaml.load(region.read(), Loader=_Loader)  # a SafeLoader
     # PyYAML checks little of what it converts: keys that cannot be hashed, impossible dates, malformed numbers.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckpointError(f"cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{region.name}: cannot be read as YAML: {reason}; fetch it again") from error
 
 
 def shown(value: Any) -> str:

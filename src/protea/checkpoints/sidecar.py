@@ -53,7 +53,7 @@ def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         described = json.loads(extras.metadata[_CONFIG_KEY])
         if not isinstance(described, dict):
             raise ValueError("no configuration")
-        if unknown := sorted({extras.dtype(key) for key in extras} - FLOATS.keys()):
+        if unknown := sorted({stored.dtype for stored in extras.stored.values()} - FLOATS.keys()):
             raise ValueError(f"stored as {unknown[0]}")
         if extras.metadata[_OWNER_KEY] != _fingerprint(checkpoint):
             raise CheckpointError("were written for other weights")

@@ -8,15 +8,15 @@ type's lowest number. Keys begin with ``model.`` or, in later versions, ``esm.``
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import RECIPE_MODEL_TYPE
-from protea.checkpoints.hf_config import VOCABULARY, config_from, write_vocabulary
+from protea.checkpoints.hf_config import VOCABULARY, config_from, config_json, write_vocabulary
 from protea.checkpoints.json_files import CONFIG, read_json, write_json
 from protea.checkpoints.layout import Layout, Parameter, plan_of, true_vocabulary
 from protea.checkpoints.safetensors_files import WEIGHTS, open_safetensors, shards, write_safetensors
@@ -59,20 +59,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def write(folder: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
     """Write a folder that ``NVEsmForMaskedLM.from_pretrained`` loads (see ``Format``)."""
     folder.mkdir(exist_ok=True)
-    layout, config = _layout(type(model)), model.config
+    layout = _layout(type(model))
     write_safetensors(folder / WEIGHTS, plan_of(model, layout, parameter, dtype))
-    described: dict[str, Any] = asdict(config) | {
+    described = {
         "architectures": ["NVEsmForMaskedLM"],
         "model_type": RECIPE_MODEL_TYPE,
-        "mask_token_id": model.alphabet.mask,
-        "pad_token_id": model.alphabet.pad,
         "vocab_size": len(model.alphabet),
-        "padded_vocab_size": layout.padded(config.vocab_size),
+        "padded_vocab_size": layout.padded(model.config.vocab_size),
         "qkv_weight_interleaved": True,
         "encoder_activation": "gelu",
         "attn_input_format": "bshd",
         "fuse_qkv_params": True,
-        "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    write_json(folder / CONFIG, described | type(model).stored[NAME].describe(config))
+    write_json(folder / CONFIG, config_json(model, dtype, NAME) | described)
     write_vocabulary(folder / VOCABULARY, model)

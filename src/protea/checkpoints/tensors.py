@@ -27,58 +27,46 @@ class StoredTensor(NamedTuple):
     read: Callable[[], Tensor]
     read_row: Callable[[int], Tensor] | None = None
 
+    def row(self, index: int) -> Tensor:
+        """One entry along the first axis."""
+        return self.read()[index] if self.read_row is None else self.read_row(index)
+
 
 class Tensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by their stored names; looking one up reads it.
 
     Attributes:
         paths: the files they are in.
+        stored: what is known of them before they are read.
         metadata: the strings that safetensors files hold beside their tensors.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
+        self.stored: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
-        self._stored: dict[str, StoredTensor] = {}
 
     def add(self, key: str, stored: StoredTensor) -> None:
         """Add a tensor under a name that no other tensor has."""
-        if key in self._stored:
+        if key in self.stored:
             raise CheckpointError(f"{stored.path}: two tensors are called {key}; fetch the file again")
-        self._stored[key] = stored
+        self.stored[key] = stored
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._stored[key].read()
+        return self.stored[key].read()
 
     def __contains__(self, key: object) -> bool:
-        return key in self._stored
+        return key in self.stored
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._stored)
-
-    def row(self, key: str, index: int) -> Tensor:
-        """One entry along a tensor's first axis."""
-        read_row = self._stored[key].read_row
-        return self[key][index] if read_row is None else read_row(index)
+        return len(self.stored)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        return self._stored[key].shape
-
-    def dtype(self, key: str) -> str:
-        """A tensor's stored type, as safetensors names it (``F32``, ``BF16``, ...)."""
-        return self._stored[key].dtype
-
-    def path(self, key: str) -> Path:
-        """The file a tensor is in."""
-        return self._stored[key].path
-
-    def close(self) -> None:
-        """Release the files; tensors that were read stay valid."""
-        self._stored.clear()
+        return self.stored[key].shape
 
 
 class Planned(NamedTuple):

@@ -32,8 +32,6 @@ _LEGACY: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER: Final = 30
 """Bytes of a zip member's own header, before its name."""
 
-_MAX_MEMBERS: Final = 1 << 20
-
 
 def is_torch_file(region: Region) -> bool:
     """Whether a file begins like the files of ``torch.save``."""
@@ -143,8 +141,6 @@ def _members(region: Region) -> list[Region]:
     """
     with zipfile.ZipFile(region.stream()) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    if len(infos) > _MAX_MEMBERS:
-        raise ValueError(f"{len(infos)} members")
     members: list[Region] = []
     end = 0
     for info in infos:
