@@ -13,10 +13,10 @@ from typing import Any, Final
 import torch
 import yaml
 
-from protea.output import sha256
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
+from protea.output import sha256
 from protea.train.loop import Outcome, pretrain
 from protea.train.reading import parse
 from protea.train.recipe import Recipe

@@ -19,10 +19,10 @@ import torch
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of
 from protea.checkpoints.region import Region
-from protea.checkpoints.settings import count, shown
 from protea.checkpoints.tensors import Planned, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.checkpoints.unpickle import Inert
+from protea.checkpoints.yaml_files import count, shown
 from protea.errors import CheckpointError, UsageError
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder

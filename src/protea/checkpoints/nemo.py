@@ -22,9 +22,9 @@ from protea.checkpoints.formats import NEMO_CONFIG
 from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region, folder_members, tar_members
-from protea.checkpoints.settings import count, number, read_yaml, shown
 from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
+from protea.checkpoints.yaml_files import count, number, read_yaml, shown
 from protea.errors import CheckpointError
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder

@@ -32,9 +32,9 @@ from protea.checkpoints.layout import (
     true_vocabulary,
 )
 from protea.checkpoints.region import Region
-from protea.checkpoints.settings import count, number, read_yaml
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
+from protea.checkpoints.yaml_files import count, number, read_yaml
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import stored_in

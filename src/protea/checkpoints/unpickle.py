@@ -210,7 +210,7 @@ class _Unpickler(pickle._Unpickler):
                 target[key] = value
 
 
-def _guarded(code: int, operation: Callable[[_Unpickler], None] | None) -> Callable[[_Unpickler], None]:
+def _guarded(code: int, operation: Callable[[Any], None] | None) -> Callable[[Any], None]:
     """An operation that is refused unless it is allowed, and that counts how often operations run."""
 
     def run(reader: _Unpickler) -> None:

@@ -1,4 +1,4 @@
-"""Settings as other programs wrote them: YAML read as plain data, and numbers in any spelling."""
+"""YAML files in checkpoints, read as plain data, and numbers in settings of any spelling."""
 
 from __future__ import annotations
 
