@@ -1,4 +1,4 @@
-"""Any format to any other, one tensor at a time, with proof that the copy is equal.
+"""Convert a checkpoint to another format, one tensor at a time, and prove that the copy is equal.
 
 What was written is read again: every tensor is compared with the source's bit for bit, logits of fixed sequences with
 the source's and with those of the library that reads the format, if it is installed. Only then does the copy appear.

@@ -71,10 +71,10 @@ class DistributedTensors(Tensors):
                 pieces.append(_Piece(box, self._region(key, places[key, offsets])))
             regions += [piece.region for piece in pieces]
             path = regions[-1].path if pieces else self._metadata
-            whole = tuple((0, length) for length in shape)
+            full_box = tuple((0, length) for length in shape)
             read = partial(_read, f"{self._folder}: {key}", pieces, dtype)
-            row = partial(_read_row, read, whole)
-            self.add(key, StoredTensor(path, shape, type_name(dtype), partial(read, whole), row))
+            read_row = partial(_read_row, read, full_box)
+            self.add(key, StoredTensor(path, shape, type_name(dtype), partial(read, full_box), read_row))
         # Pieces that share their bytes could form a tensor of any size.
         spans = sorted((str(region.path), region.start, region.start + region.size) for region in regions)
         if any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(spans)):
@@ -95,9 +95,9 @@ class DistributedTensors(Tensors):
         return self._files[name].part(int(info["offset"]), int(info["length"]), f"{path}: {key}")
 
 
-def _read_row(read: Callable[[Box], Tensor], whole: Box, index: int) -> Tensor:
+def _read_row(read: Callable[[Box], Tensor], full_box: Box, index: int) -> Tensor:
     """One entry along the first axis; only the pieces that hold it are read."""
-    return read(((index, index + 1), *whole[1:]))[0]
+    return read(((index, index + 1), *full_box[1:]))[0]
 
 
 def _read(name: str, pieces: list[_Piece], dtype: torch.dtype, wanted: Box) -> Tensor:
@@ -112,13 +112,13 @@ def _read(name: str, pieces: list[_Piece], dtype: torch.dtype, wanted: Box) -> T
         return parts[0][1]
     # The count of values comes first: a damaged shape can be too large to reserve memory for.
     if sum(part.numel() for _, part in parts) == prod(shape):
-        whole = torch.empty(shape, dtype=dtype)
+        values = torch.empty(shape, dtype=dtype)
         filled = torch.zeros(shape, dtype=torch.bool)
         for place, part in parts:
-            whole[place] = part
+            values[place] = part
             filled[place] = True
         if filled.all():
-            return whole
+            return values
     raise damaged(name, "its pieces do not fill it")
 
 

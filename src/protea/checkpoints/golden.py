@@ -86,20 +86,20 @@ def check(model: str) -> Findings:
     return Findings(path, recognised(path).TITLE, family, name, next(same, None), differences)
 
 
-def _published_name(name: str, model: Encoder) -> str | None:
+def _published_name(path: str, model: Encoder) -> str | None:
     """The published model to compare a checkpoint with: the one it is named after, else one of its architecture."""
-    base = Path(name).name.split(".")[0]
+    base = Path(path).name.split(".")[0]
     models = published_models()
     if base in models:
         config = models[base].config
         if _shape(model) != _shape(architecture(models[base])):
             raise CheckpointError(
-                f"{name}: {model.config.num_hidden_layers} layers of width {model.config.hidden_size}, {base} has "
+                f"{path}: {model.config.num_hidden_layers} layers of width {model.config.hidden_size}, {base} has "
                 f"{config.num_hidden_layers} of width {config.hidden_size}"
             )
         return base
     known = dict.fromkeys(golden.model for golden in GOLDEN)
-    return next((other for other in known if _shape(architecture(models[other])) == _shape(model)), None)
+    return next((name for name in known if _shape(architecture(models[name])) == _shape(model)), None)
 
 
 def _shape(model: Encoder) -> tuple[object, ...]:

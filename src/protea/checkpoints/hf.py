@@ -85,13 +85,9 @@ def save(model: Encoder, folder: Path) -> None:
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
-    """Write a model with random weights, by its family's published initialisation.
+    """Write a model with random weights, by its family's published initialisation; a seed always gives the same ones.
 
-    Args:
-        folder: must not exist, or be empty.
-        model: the architecture; may be on the meta device.
-        seed: the same seed gives the same weights.
-        dtype: type to store.
+    The model may be on the meta device.
 
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.

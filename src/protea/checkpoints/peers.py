@@ -110,12 +110,7 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def peer_logits(form: str, path: Path, checkpoint: Checkpoint) -> tuple[str, list[Tensor]] | str | None:
-    """Logits of the probes by the library that reads a format.
-
-    Args:
-        form: the format.
-        path: a checkpoint in it, written by us.
-        checkpoint: the same, opened.
+    """Logits of the probes, from a checkpoint that we wrote and opened, by the library that reads its format.
 
     Returns:
         The library's title and its logits; or why it could not compute them; ``None`` if there is no such library.

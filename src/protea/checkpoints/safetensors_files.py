@@ -23,11 +23,9 @@ _MAX_HEADER: Final = 16 << 20
 
 
 def open_safetensors(files: dict[Path, set[str]], normalize: Callable[[str], str] = str) -> Tensors:
-    """The tensors of safetensors files.
+    """The tensors of safetensors files, each given with the keys that its index expects in it.
 
-    Args:
-        files: the files, each with the keys that its index expects in it.
-        normalize: turns a stored key into the key to look it up by.
+    ``normalize`` turns a stored key into the key to look it up by.
     """
     tensors = Tensors(list(files))
     for path, expected in files.items():
@@ -90,14 +88,9 @@ def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Pat
 
 
 def write_safetensors(path: Path, plan: list[Planned], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; the library's own writer would hold all tensors in memory.
+    """Write tensors, in order, with strings for the header; the library's own writer would hold all of them in memory.
 
     The format: the header's length in 8 bytes, a JSON header, the bytes of all tensors.
-
-    Args:
-        path: the file.
-        plan: the tensors, in order.
-        metadata: strings for the header.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
     end = 0

@@ -166,12 +166,9 @@ def open_state_dicts(
     normalize: Callable[[str], str] = str,
     expected: Mapping[Path, set[str]] | None = None,
 ) -> Tensors:
-    """The tensors of dictionaries in files of ``torch.save``.
+    """The tensors of dictionaries in files of ``torch.save``, which must hold the keys that an index expects in them.
 
-    Args:
-        states: each file, and the dictionary in it.
-        normalize: turns a stored key into the key to look it up by.
-        expected: the keys that an index expects in each file.
+    ``normalize`` turns a stored key into the key to look it up by.
     """
     tensors = Tensors(list(states))
     for path, (file, state) in states.items():
@@ -187,15 +184,10 @@ def open_state_dicts(
 
 
 def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], plan: list[Planned]) -> None:
-    """Write a file as ``torch.save`` does.
+    """Write a file as ``torch.save`` does; ``content`` is what to save, given the dictionary of all tensors.
 
     PyTorch writes the file with gaps for the tensors' values (it never touches the memory reserved for them here).
     Then the values are written into the gaps.
-
-    Args:
-        path: the file.
-        content: what to save, given the dictionary of all tensors.
-        plan: the tensors.
     """
     blanks = {planned.key: torch.empty(planned.shape, dtype=planned.dtype) for planned in plan}
     try:

@@ -25,7 +25,7 @@ _MAX_OPERATIONS: Final = 8_000_000
 
 MAX_AXES: Final = 16
 MAX_LENGTH: Final = 1 << 60
-"""Of an axis, a stride or an offset."""
+"""Every axis, stride and offset is smaller."""
 
 _DTYPES: Final = {
     name: getattr(torch, name)
@@ -107,14 +107,9 @@ class _Name(NamedTuple):
 
 
 def unpickle(source: Region | io.RawIOBase, where: str) -> Any:
-    """Read one pickle.
+    """What a pickle describes: dicts, lists, tuples, strings, numbers, types, ``TensorRef`` and ``Inert``.
 
-    Args:
-        source: the pickle, or a stream at its beginning, which is left at its end.
-        where: what messages call it.
-
-    Returns:
-        What it describes: dicts, lists, tuples, strings, numbers, types, ``TensorRef`` and ``Inert``.
+    A stream is read from its position to the end of the pickle. Messages call the pickle ``where``.
     """
     stream: io.IOBase
     if not isinstance(source, Region):
