@@ -45,7 +45,7 @@ def info(
 
     if list_all and model is not None:
         raise UsageError("name a MODEL, or pass --list")
-    content = listing() if list_all else describe(model or bundled.NAME if model is None else model)
+    content = listing() if list_all else describe(bundled.NAME if model is None else model)
     if as_json:
         typer.echo(json.dumps(content, indent=2))
     elif isinstance(content, list):
