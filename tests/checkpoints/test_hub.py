@@ -169,7 +169,11 @@ def serving() -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("failure", "reason"),
-    [("silence", "disconnected"), ("page", "Expecting value"), ("break", "received 1 bytes, expected 1000")],
+    [
+        pytest.param("silence", "disconnected", marks=pytest.mark.long),
+        pytest.param("page", "Expecting value", marks=pytest.mark.long),
+        ("break", "received 1 bytes, expected 1000"),
+    ],
 )
 def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None:
     with serving() as address:
