@@ -65,12 +65,12 @@ def config_from(described: dict[str, Any]) -> EncoderConfig:
 
 
 def _family(described: dict[str, Any]) -> type[Encoder]:
-    known = [family for family in families() if NAME in family.stored]
     model_type = described.get("model_type")
-    for family in known:
-        if family.config_type.model_type == model_type and family.stored[NAME].accepts(described):
+    for family in families():  # imports only the families that it reaches
+        stored = family.stored.get(NAME)
+        if stored is not None and family.config_type.model_type == model_type and stored.accepts(described):
             return family
-    *most, last = sorted({repr(family.config_type.model_type) for family in known})
+    *most, last = sorted({repr(family.config_type.model_type) for family in families() if NAME in family.stored})
     raise CheckpointError(f"model_type {model_type!r} is not supported; Protea reads {', '.join(most)} and {last}")
 
 
