@@ -133,7 +133,9 @@ def _on_disk(model: str | Path) -> Path | None:
             message = f"{bundled.NAME} is the model in the package; the one in this folder is ./{bundled.NAME}"
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
-    for path in (Path(model), Path(short)) if short in published_models() else (Path(model),):
+    for path in (Path(model), Path(short)):
+        if path != Path(model) and short not in published_models():
+            continue
         try:
             if path.is_dir():
                 return path
