@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from protea.models.attention import PRODUCT, SDPA, Kernel
+from protea.models.attention import PRODUCT, SDPA, AttentionCall, Kernel
 from protea.packing import CuSeqlens
 
 HEADS = 20
@@ -35,7 +35,7 @@ PACKS = {
 
 def together(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     cu = CuSeqlens.from_lengths(lengths)
-    return kernel.run(q, k, v, cu, cu, 1.0, None, 0.0)
+    return kernel.run(AttentionCall(q, k, v, cu, cu, 1.0))
 
 
 def one_by_one(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protea.models.attention import SDPA
+from protea.models.attention import SDPA, AttentionCall
 from protea.packing import CuSeqlens
 from protea.transforms import native
-from protea.transforms.native.functional import NATIVE
+from protea.transforms.native import NATIVE
 
 HEADS = 20
 
@@ -35,8 +35,8 @@ def ways(length: int, scale: float) -> dict[str, tuple[Call, torch.dtype]]:
         return y[0].transpose(0, 1)
 
     return {
-        "native": (lambda q, k, v: NATIVE.run(q, k, v, cu, cu, scale, None, 0.0), torch.bfloat16),
-        "sdpa, float32": (lambda q, k, v: SDPA.run(q, k, v, cu, cu, scale, None, 0.0), torch.float32),
+        "native": (lambda q, k, v: NATIVE.run(AttentionCall(q, k, v, cu, cu, scale)), torch.bfloat16),
+        "sdpa, float32": (lambda q, k, v: SDPA.run(AttentionCall(q, k, v, cu, cu, scale)), torch.float32),
         "sdpa, bfloat16": (pytorch, torch.bfloat16),
     }
 

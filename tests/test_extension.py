@@ -1,4 +1,4 @@
-"""A family from outside runs through everything, and no line of the package knows it."""
+"""A family outside the package works with all commands, and no line of the package names it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "G", "ACDEFGHIKLMNPQRSTVWYXBZ" * 3]
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One more line in the registry."""
+    """The family, registered."""
     monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES, PLACE])
     published_models.cache_clear()
     yield
@@ -79,12 +79,12 @@ def written_out(model: Toy, sequence: str) -> tuple[list[torch.Tensor], torch.Te
     return states, linear(x, "lm_head.out"), maps
 
 
-def test_the_package_does_not_know_it() -> None:
+def test_the_package_does_not_name_it() -> None:
     source = Path(protea.__file__).parent
     assert not [path for path in source.rglob("*.py") if re.search(r"\btoy|\bToy", path.read_text())]
 
 
-def test_numbers_are_those_of_a_plain_reading(folder: Path) -> None:
+def test_numbers_equal_a_plain_computation(folder: Path) -> None:
     for trainable in (True, False):
         model = protea.load(folder, device="cpu", trainable=trainable)
         plain = protea.load(folder, device="cpu", trainable=True).module
@@ -96,9 +96,9 @@ def test_numbers_are_those_of_a_plain_reading(folder: Path) -> None:
             for array, state in zip(arrays, states, strict=True):
                 np.testing.assert_allclose(array, state[1:], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(values, expected[1:], rtol=1e-4, atol=1e-5)
-            found = model.attention(sequence, layers=[1, 3])
-            np.testing.assert_allclose(found, torch.stack(maps), rtol=1e-4, atol=1e-6)
-            assert (found.sum(-1) < 1).all(), "what the added key took is missing"
+            attention = model.attention(sequence, layers=[1, 3])
+            np.testing.assert_allclose(attention, torch.stack(maps), rtol=1e-4, atol=1e-6)
+            assert (attention.sum(-1) < 1).all(), "the added key takes a part"
         with pytest.raises(protea.ProteaError, match="one of the layers \\[2\\] does not attend"):
             model.attention("MKT", layers=[2])
 
@@ -107,14 +107,14 @@ def test_saving_gives_the_same(folder: Path, tmp_path: Path) -> None:
     model = protea.load(folder, device="cpu")
     model.save(tmp_path / "again")
     again = protea.load(tmp_path / "again", device="cpu")
-    for one, other in zip(model.embed(SEQUENCES), again.embed(SEQUENCES), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, expected in zip(again.embed(SEQUENCES), model.embed(SEQUENCES), strict=True):
+        np.testing.assert_array_equal(array, expected)
     np.testing.assert_array_equal(model.contacts(SEQUENCES[0]), again.contacts(SEQUENCES[0]))
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def changed(folder: Path, target: Path) -> protea.LanguageModel:
-    """A copy whose buffers are not those that it was built with."""
+    """A copy with other buffers than those it was built with."""
     model = protea.load(folder, device="cpu", trainable=True)
     for value in model.module.stored_buffers.values():
         value.mul_(1.5)
@@ -131,8 +131,8 @@ def test_conversion_keeps_everything(run: Run, folder: Path, tmp_path: Path) -> 
     assert model.module.stored_buffers.keys() == {"distances", "layers.1.gain"}
     for name, value in model.module.stored_buffers.items():
         assert torch.equal(copy.module.stored_buffers[name], value), name
-    for one, other in zip(model.logits(SEQUENCES), copy.logits(SEQUENCES), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, expected in zip(copy.logits(SEQUENCES), model.logits(SEQUENCES), strict=True):
+        np.testing.assert_array_equal(array, expected)
     fails(run("convert", "other", "other.pt"), 1, "Toy")
 
 
@@ -149,12 +149,13 @@ def test_contacts(run: Run, folder: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_embeddings(run: Run, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.fasta").write_text("".join(f">s{n}\n{one}\n" for n, one in enumerate([*SEQUENCES, "MKT" * 100])))
+    sequences = [*SEQUENCES, "MKT" * 100]
+    (tmp_path / "in.fasta").write_text("".join(f">s{n}\n{sequence}\n" for n, sequence in enumerate(sequences)))
     result = run("embed", "in.fasta", "-m", folder, "-o", "o.parquet", "-r", "r.h5", "--long", "window")
     assert result.code == 0, result
     table = pq.read_table("o.parquet")
     model = protea.load(folder, device="cpu")
-    expected = model.embed([*SEQUENCES, "MKT" * 100], pool="mean", long="window")
+    expected = model.embed(sequences, pool="mean", long="window")
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), expected, atol=1e-6)
     assert "300 residues in 4 windows of 127" in Path("o.parquet.report.tsv").read_text()
     refused = run("embed", "in.fasta", "-m", folder, "-o", "e.parquet", "--pool", "mean,std", "--layers", "4")
@@ -176,17 +177,18 @@ def test_scores(run: Run, folder: Path, tmp_path: Path) -> None:
         masked = f"{sequence[:site]}<mask>{sequence[site + 1 :]}"
         logits = written_out(model.module, masked)[1].log_softmax(-1)[site + 1]
         expected.append(float(logits[TOY.encode(new)[0]] - logits[TOY.encode(wild)[0]]))
-    found = model.score(sequence, ["A4V", "M1W:K2R"])
-    np.testing.assert_allclose(found, [expected[0], expected[1] + expected[2]], atol=1e-5)
+    scores = model.score(sequence, ["A4V", "M1W:K2R"])
+    np.testing.assert_allclose(scores, [expected[0], expected[1] + expected[2]], atol=1e-5)
     assert model.score(sequence, ["A4del"], method="pseudo-likelihood").shape == (1,)
     long = protea.load(folder, device="cpu")
     assert np.isfinite(long.score("MKTAYIAKQR" * 30, ["M1V", "R300K"], method="wildtype-marginals")).all()
 
 
-def test_training_goes_on_exactly(run: Run, tmp_path: Path) -> None:
+def write_recipe(run: Run, tmp_path: Path) -> None:
+    """Training data and ``recipe.yaml`` for 6 steps."""
     rng = np.random.default_rng(0)
     records = ["".join(rng.choice(list(LETTERS), rng.integers(10, 60))) for _ in range(80)]
-    (tmp_path / "in.fasta").write_text("".join(f">r{n}\n{one}\n" for n, one in enumerate(records)))
+    (tmp_path / "in.fasta").write_text("".join(f">r{n}\n{record}\n" for n, record in enumerate(records)))
     built = run("data", "fasta", "in.fasta", "-o", "store", "--alphabet", "toy", "--no-filter", "--valid", "8")
     assert built.code == 0, built
     (tmp_path / "recipe.yaml").write_text(
@@ -194,6 +196,19 @@ def test_training_goes_on_exactly(run: Run, tmp_path: Path) -> None:
         "schedule: {name: constant, warmup: 1}\nvalidation: {every: 3, tokens: 200}\nlog: {tensorboard: false}\n"
         "run: {steps: 6, precision: float32, device: cpu, recompute: true}\nsave: {every: 3, newest: 3}\n"
     )
+
+
+def test_training(run: Run, tmp_path: Path) -> None:
+    write_recipe(run, tmp_path)
+    assert run("pretrain", "recipe.yaml", "run.steps=2", "-o", "trained").code == 0
+    assert run("export", "trained", "-o", "model").code == 0
+    assert "toy.distances" in load_file("model/model.safetensors")
+    assert protea.load("model", device="cpu").embed(["MKT"])[0].shape == (3, 20)
+
+
+@pytest.mark.long
+def test_training_resumes_exactly(run: Run, tmp_path: Path) -> None:
+    write_recipe(run, tmp_path)
     assert run("pretrain", "recipe.yaml", "-o", "whole").code == 0
     assert run("pretrain", "recipe.yaml", "run.steps=3", "-o", "parts").code == 0
     more = run("pretrain", "recipe.yaml", "-o", "parts", "--accept-changes")
@@ -206,5 +221,3 @@ def test_training_goes_on_exactly(run: Run, tmp_path: Path) -> None:
     assert run("export", "whole", "-o", "first", "--checkpoint", "3").code == 0
     first = load_file("first/model.safetensors")
     assert not any(torch.equal(first[name], whole[name]) for name in whole if "weight" in name)
-    assert "toy.distances" in whole
-    assert protea.load("whole-model", device="cpu").embed(["MKT"])[0].shape == (3, 20)

@@ -1,15 +1,15 @@
-"""A family that no line of the package knows, unlike the others wherever the package could take something for granted.
+"""A family outside the package that differs from the others in everything that the package could take for granted.
 
-BOS and no EOS; an alphabet of its own; heads whose width is not the model's over their number; relative positions as a
-bias of the scores; one more key behind those of each sequence, as ESM-1 has; in the middle a convolution instead of
-attention; no norm before the head, and an untied output matrix.
+It has BOS but no EOS, its own alphabet, heads of a width that is not the model's width over their number, relative
+positions as a bias of the scores, an additional key behind those of each sequence as in ESM-1, a convolution instead of
+attention in the middle, no norm before the head, and an untied output matrix.
 
 Shapes: T tokens, D model width, H heads, K head width, L tokens of one sequence.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protea.alphabet import Alphabet
-from protea.models.attention import attend
-from protea.models.attention_maps import AttentionMaps
+from protea.models.attention import AttentionCall, attend
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
@@ -43,7 +42,7 @@ TOY = Alphabet(
 
 @dataclass(frozen=True, kw_only=True)
 class ToyConfig(EncoderConfig):
-    """Configuration of a toy."""
+    """Configuration of this family."""
 
     model_type: ClassVar[str] = "toy"
     alphabet: ClassVar[Alphabet] = TOY
@@ -81,7 +80,7 @@ class ToyConfig(EncoderConfig):
 
 
 class ToyAttention(nn.Module):
-    """Attention with one more key and value behind those of each sequence."""
+    """Attention with an additional key and value behind those of each sequence."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -101,18 +100,18 @@ class ToyAttention(nn.Module):
         cu = context.cu_seqlens
         spans = cu.spans()
         k, v = (
-            torch.cat([part for start, end in spans for part in (one[start:end], last[None].to(one.dtype))])
-            for one, last in ((k, self.bias_k), (v, self.bias_v))
+            torch.cat([part for start, end in spans for part in (rows[start:end], added[None].to(rows.dtype))])
+            for rows, added in ((k, self.bias_k), (v, self.bias_v))
         )
         cu_k = CuSeqlens.from_lengths([end - start + 1 for start, end in spans]).to(x.device)
+        call = AttentionCall(q, k, v, cu, cu_k, bias=context.bias)
         if context.on_attention is not None:
-            context.on_attention(AttentionMaps(q, k, cu, cu_k, context.bias))
-        gathered = attend(q, k, v, cu, cu_k, scale=1.0, bias=context.bias)
-        return x + self.out_proj(gathered.flatten(-2))
+            context.on_attention(call)
+        return x + self.out_proj(attend(call).flatten(-2))
 
 
 class ToyConvolution(nn.Module):
-    """A convolution along each sequence, which does not look into its neighbours in the pack."""
+    """A convolution along each sequence, which does not see the neighbours in the pack."""
 
     gain: Tensor
 
@@ -129,7 +128,7 @@ class ToyConvolution(nn.Module):
 
 
 class ToyHead(nn.Module):
-    """One untied matrix."""
+    """An untied output matrix."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
@@ -141,7 +140,7 @@ class ToyHead(nn.Module):
 
 
 class Toy(Encoder):
-    """The model."""
+    """A model of this family."""
 
     config_type = ToyConfig
     stored: ClassVar = {
@@ -168,10 +167,6 @@ class Toy(Encoder):
             name="toy_tiny",
             config=ToyConfig(num_hidden_layers=3, hidden_size=20, num_attention_heads=3, head_width=8),
             publisher="these tests",
-            licence="",
-            format="",
-            repository=None,
-            place="",
             contact_head=True,
         ),
     )
@@ -182,7 +177,7 @@ class Toy(Encoder):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
         self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        # How much more a token counts for one that is 2^i away, by powers of two.
+        # Exponents i: a bias is learned for each distance 2^i and interpolated between them.
         self.register_buffer("distances", torch.arange(8, dtype=torch.float32, device="cpu"))
         self.relative_bias = nn.Parameter(torch.empty(config.num_attention_heads, 8))
         self.layers = nn.ModuleList(
@@ -212,8 +207,3 @@ class Toy(Encoder):
         if name.endswith("norm.weight"):
             return torch.ones(shape)
         return torch.from_numpy(0.3 * generator.standard_normal(shape)).float()
-
-
-def small_without_contacts() -> ToyConfig:
-    """Another size."""
-    return replace(Toy.published[0].config, num_hidden_layers=2)

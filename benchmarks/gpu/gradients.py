@@ -23,7 +23,7 @@ from records import append
 from torch import Tensor
 from torch.nn import functional as F
 
-from protea.models.attention import attend
+from protea.models.attention import AttentionCall, attend
 from protea.packing import CuSeqlens
 
 WIDTHS = (16, 32, 64, 128)
@@ -78,7 +78,8 @@ def picked(q: Tensor) -> str:
     try:
         from protea.models.attention import pick_kernel
 
-        return str(pick_kernel(q, q, q).name)
+        cu = CuSeqlens.from_lengths([len(q)]).to(q.device)
+        return str(pick_kernel(AttentionCall(q, q, q, cu, cu)).name)
     except (ImportError, AttributeError):
         return "unknown"
 
@@ -91,10 +92,12 @@ def compare(out: Path, device: str, dtype: torch.dtype, width: int, lengths: lis
     cu, scale = CuSeqlens.from_lengths(lengths).to(device), width**-0.5
     wide = [x.double() for x in (q, k, v)]
     truth = differentiated(lambda a, b, c: exact(a, b, c, lengths, scale), wide, above.double())
-    ours = differentiated(lambda a, b, c: attend(a, b, c, cu, cu, scale), [q, k, v], above)
+    ours = differentiated(lambda a, b, c: attend(AttentionCall(a, b, c, cu, cu, scale)), [q, k, v], above)
     theirs = differentiated(lambda a, b, c: sdpa(a, b, c, lengths, scale), [q, k, v], above)
     with torch.inference_mode():
-        quiet = attend(q, k, v, cu, cu, scale)  # without gradients the kernel may be called in another way
+        quiet = attend(
+            AttentionCall(q, k, v, cu, cu, scale)
+        )  # without gradients the kernel may be called in another way
     values: dict[str, float] = {}
     wrong = []
     for name in NAMES:

@@ -1,7 +1,6 @@
 """Residues to token ids and back: the vocabularies of the ESM family.
 
-Encoding is one table look-up per byte. This module knows nothing of files or models; what to do with a
-residue outside the alphabet is the caller's policy, here it is an error.
+Encoding is one table look-up per byte. A residue outside the alphabet is an error; callers may have other policies.
 
 Sources: Meta's ``esm`` package (``Alphabet.from_architecture("ESM-1b")``) and the SentencePiece vocabulary of
 NVIDIA's ESM-1nv.
@@ -9,7 +8,8 @@ NVIDIA's ESM-1nv.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Final, NamedTuple, TypeVar
 
@@ -25,12 +25,7 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 class Frame(NamedTuple):
-    """The special tokens around a sequence: BOS or nothing before it, EOS or nothing after it.
-
-    Attributes:
-        bos: id before every sequence, or ``None``.
-        eos: id after every sequence, or ``None``.
-    """
+    """The special tokens around a sequence: the id of BOS or ``None`` before it, of EOS or ``None`` after it."""
 
     bos: int | None
     eos: int | None
@@ -42,40 +37,34 @@ class Frame(NamedTuple):
 
     @property
     def before(self) -> int:
-        """Tokens before the first residue."""
+        """Number of tokens before the first residue."""
         return int(self.bos is not None)
 
     @property
     def rows(self) -> slice:
-        """Which rows of a framed sequence are residues."""
+        """The rows of a framed sequence that are residues."""
         return slice(self.before, None if self.eos is None else -1)
 
     def tokens(self, residues: Count) -> Count:
-        """How many tokens a number of residues makes."""
+        """Number of tokens for a number of residues."""
         return residues + len(self.specials)
 
     def residues(self, tokens: Count) -> Count:
-        """How many residues are in a number of tokens."""
+        """Number of residues in a number of tokens."""
         return tokens - len(self.specials)
 
     def around(self, ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The tokens ``[T]`` of a sequence's residues ``[L]``."""
+        """The tokens ``[T]`` of a sequence with residues ``[L]``."""
         parts = (self.specials[: self.before], ids, self.specials[self.before :])
         return np.concatenate([np.asarray(part, np.uint8) for part in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alphabet:
-    """A vocabulary: the order of its tokens and the ids of the special ones.
+    """A vocabulary: its tokens in the order of their ids, and the ids of the special ones.
 
-    Attributes:
-        name: what messages call it.
-        tokens: all tokens in id order; residues are the one-letter ones.
-        bos: id put before every sequence; ``None`` where models see none.
-        eos: id put after every sequence; ``None`` likewise.
-        pad: id of padding, which packed batches never contain.
-        unk: id for "unknown", which encoding never produces on its own.
-        mask: id of the masked position.
+    Residues are the tokens of one letter. Models may expect no ``bos`` or ``eos``. Packed batches have no ``pad``, and
+    encoding never returns ``unk``.
     """
 
     name: str
@@ -85,52 +74,34 @@ class Alphabet:
     pad: int
     unk: int
     mask: int
-    _to_id: bytes = field(init=False, repr=False, compare=False)
-    _to_residue: bytes = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        to_id = bytearray([_INVALID] * 256)
-        to_residue = bytearray(256)
-        for token_id, token in enumerate(self.tokens):
-            if len(token) == 1:
-                to_id[ord(token)] = token_id
-                to_residue[token_id] = ord(token)
-        object.__setattr__(self, "_to_id", bytes(to_id))
-        object.__setattr__(self, "_to_residue", bytes(to_residue))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def frame(self) -> Frame:
-        """What stands around every sequence."""
+        """The special tokens around every sequence."""
         return Frame(self.bos, self.eos)
 
-    @property
+    @cached_property
     def residues(self) -> str:
-        """The one-letter tokens in id order."""
+        """The one-letter tokens in the order of their ids."""
         return "".join(token for token in self.tokens if len(token) == 1)
 
+    @cached_property
+    def _to_id(self) -> bytes:
+        ids = {ord(token): number for number, token in enumerate(self.tokens) if len(token) == 1}
+        return bytes(ids.get(code, _INVALID) for code in range(256))
+
     def encode(self, sequence: str) -> NDArray[np.uint8]:
-        """Turn residues into ids, one each, without BOS and EOS.
-
-        ``<mask>`` stands for one masked position.
-
-        Args:
-            sequence: letters of this alphabet, upper case.
-
-        Returns:
-            Ids of shape ``[L]``.
+        """The ids ``[L]`` of residues in upper case, without BOS and EOS; ``<mask>`` is one masked position.
 
         Raises:
-            UnknownResidueError: for the first letter outside the alphabet, with its position.
+            UnknownResidueError: names the first letter outside the alphabet, and its position.
         """
-        if _MASK in sequence:
-            parts = sequence.split(_MASK)
-            starts = accumulate((len(part) + 1 for part in parts[:-1]), initial=0)
-            ids = bytes([self.mask]).join(map(self._translate, parts, starts))
-        else:
-            ids = self._translate(sequence, 0)
+        parts = sequence.split(_MASK)
+        starts = accumulate((len(part) + 1 for part in parts[:-1]), initial=0)
+        ids = bytes([self.mask]).join(map(self._translate, parts, starts))
         return np.frombuffer(ids, dtype=np.uint8)
 
     def _translate(self, residues: str, start: int) -> bytes:
@@ -154,27 +125,13 @@ class Alphabet:
         )
 
     def decode(self, ids: NDArray[np.integer]) -> str:
-        """Turn ids back into text; special tokens are written out, as in ``<mask>``.
-
-        Raises:
-            IndexError: for an id outside the alphabet.
-        """
-        values = np.asarray(ids)
-        if values.size and (values.min() < 0 or values.max() >= len(self)):
-            raise IndexError(f"token ids must be in [0, {len(self)}), got {values.min()} to {values.max()}")
-        letters = values.astype(np.uint8).tobytes().translate(self._to_residue)
-        if 0 in letters:
-            return "".join(self.tokens[i] for i in values.tolist())
-        return letters.decode("ascii")
+        """The text of ids, with special tokens as in ``<mask>``; ``IndexError`` for an id outside the alphabet."""
+        return "".join([self.tokens[number] for number in ids.tolist()])
 
 
 ESM: Final = Alphabet(
     name="ESM",
-    tokens=(
-        *("<cls>", "<pad>", "<eos>", "<unk>"),
-        *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
-        *("<null_1>", "<mask>"),
-    ),
+    tokens=(*("<cls>", "<pad>", "<eos>", "<unk>"), *"LAGVSERTIDPKQNFYMHWCXBUZO.-", *("<null_1>", "<mask>")),
     bos=0,
     pad=1,
     eos=2,

@@ -1,8 +1,9 @@
-"""Which device and which floating-point type to compute with, from what a user typed."""
+"""The device and floating-point type of a run, from their names; free memory."""
 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -13,13 +14,11 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name: ``auto`` is the first GPU, else the CPU.
-
-    Apple's ``mps`` is used when asked for, never by ``auto``: nothing here was tested on it.
+    """The device of a name; ``auto`` is the first GPU, else the CPU, but never Apple's untested ``mps``.
 
     Raises:
-        UsageError: the name is no device.
-        DeviceError: this machine, or this build of PyTorch, has no such device.
+        UsageError: no device has this name.
+        DeviceError: this machine or this build of PyTorch lacks the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,11 +41,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The floating-point type of a name.
-
-    Raises:
-        UsageError: the name is none of float32, bfloat16, float16.
-    """
+    """The floating-point type of a name; ``UsageError`` if it is not in ``DTYPES``."""
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {name!r}; use {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -54,7 +49,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 @cache
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself: GPUs from Ampere on, CPUs with AVX-512 BF16, AMX or Arm's BF16."""
+    """Whether the hardware multiplies bfloat16: GPUs since Ampere, CPUs with AVX-512 BF16, AMX or Arm's BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -62,17 +57,17 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device; of a GPU what PyTorch keeps for reuse included."""
+    """Free bytes on a device; on a GPU this includes what PyTorch holds for reuse."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
     return available_memory()
 
 
 def available_memory() -> int:
-    """Bytes of main memory that can be had without swapping; 8 GB where the system does not say."""
+    """Bytes of main memory that are free without swapping; 8 GB if the system does not tell."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as stream:  # noqa: PTH123  no path of the user's
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 8 << 30

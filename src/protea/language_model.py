@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args, overload
@@ -14,12 +15,11 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
+from protea.contacts import evaluation, precision, predict
 from protea.contacts import fit as fitting
 from protea.contacts import fitted_heads as heads
-from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
-from protea.contacts.structures import Chain, read_structures, structure_files
 from protea.data.masking import Masking, masking_named
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, resolve_layers
@@ -34,11 +34,11 @@ from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.output import sha256
-from protea.progress import SILENT
 from protea.score import effects, perplexity
 from protea.score.expected import runner_for
 from protea.score.proteins import check_no_masks
 from protea.score.variants import CANONICAL, parse_all, single_substitutions
+from protea.text import counted
 
 Texts = TypeVar("Texts", bound=Collection[object])
 
@@ -252,13 +252,12 @@ class LanguageModel:
         how = effects.Scoring(method=method, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
-            scan.add(self.module, SILENT)
+            scan.add(self.module)
         return [scan.measured() for scan in scans]
 
     def contacts(self, sequence: str) -> FloatArray:
         """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å)."""
-        (found,) = predict.contacts(self.module, [self.alphabet.encode(_one(sequence))])
-        return found
+        return predict.contacts(self.module, self.alphabet.encode(_one(sequence)))
 
     def fit_contacts(
         self,
@@ -277,10 +276,14 @@ class LanguageModel:
         fit. On these chains the head looks better than it is; ``save`` does not keep their names.
         """
         settings = heads.FitSettings(head=head, count=count, seed=seed, c=c, rank=rank)
-        chosen, _ = heads.choose(self._chains(structures), settings)
-        self.module.contact_head = heads.fit(self.module, chosen, settings, _silent)
-        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in chosen)
-        return [chain.name for chain in chosen]
+        rows: list[ReportRow] = []
+        try:
+            fitted_head, fitted, _ = heads.fit_to_structures(self.module, _paths(structures), settings, rows)
+        finally:
+            _warn_of(rows)
+        self.module.contact_head = fitted_head
+        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in fitted)
+        return [chain.name for chain in fitted]
 
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
@@ -290,22 +293,20 @@ class LanguageModel:
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.
         """
-        self.module.require("contacts")
-        chains = self._chains(structures)
-        if unknown := sorted(set(_list(exclude)) - {chain.name for chain in chains}):
-            raise UsageError(f"exclude: {unknown[0]!r}: no chain has this name")
-        chains = [chain for chain in chains if chain.name not in exclude]
-        if not include_fitted and (fitted := self._fitted or heads.fitted_beside(self._head_record)):
-            seen = [chain for chain in chains if fitted.covers(chain)]
-            chains = [chain for chain in chains if not fitted.covers(chain)]
-            if seen:
-                warnings.warn(
-                    f"left out {len(seen)} chains that the contact head was fitted on, {seen[0].name} among them; "
-                    "include_fitted=True keeps them",
-                    ProteaWarning,
-                    stacklevel=2,
-                )
-        return [precision.score(chain, precision.predict(self.module, chain)) for chain in chains]
+        fitted, record = None if include_fitted else self._fitted, self._head_record
+        if fitted is None and not include_fitted and record is not None and record.exists():
+            fitted = heads.fitted_on(record)
+        rows: list[ReportRow] = []
+        chains = evaluation.select_chains(
+            self.module,
+            _paths(structures),
+            rows,
+            exclude=_list(exclude),
+            fitted=fitted,
+            reason="the contact head was fitted on them; include_fitted=True keeps them",
+        )
+        _warn_of(rows)
+        return precision.measure(self.module, chains)
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
@@ -317,17 +318,6 @@ class LanguageModel:
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load; it must not exist yet."""
         hf.save(self.module, Path(folder))
-
-    def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
-        """Chains that the model can see; what is skipped is a warning."""
-        if not _list(structures):
-            raise UsageError("name at least one structure, a file or a folder")
-        chains, notes = read_structures(structure_files(map(Path, structures)), _silent)
-        reasons = {chain.name: precision.unfit(self.module, chain) for chain in chains}
-        skipped = [(note.name, note.detail) for note in notes if note.what == "skipped"]
-        for name, reason in [*skipped, *((name, reason) for name, reason in reasons.items() if reason is not None)]:
-            warnings.warn(f"{name}: skipped: {reason}", ProteaWarning, stacklevel=3)
-        return [chain for chain in chains if reasons[chain.name] is None]
 
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
         if long not in get_args(Long):
@@ -346,8 +336,19 @@ class LanguageModel:
             yield encoded
 
 
-def _silent(what: str, done: int, of: int) -> None:
-    pass
+def _paths(structures: Sequence[str | Path]) -> list[Path]:
+    if not _list(structures):
+        raise UsageError("name at least one structure, a file or a folder")
+    return [Path(path) for path in structures]
+
+
+def _warn_of(rows: Sequence[ReportRow]) -> None:
+    """Warn of the chains that were skipped, one by one, and of those that were left out, by their reason."""
+    messages = [f"{row.id}: skipped: {row.detail}" for row in rows if row.what == "skipped"]
+    left_out = Counter(row.detail for row in rows if row.what == evaluation.LEFT_OUT and row.detail != "--exclude")
+    messages += [f"left out {counted(count, 'chain')}: {reason}" for reason, count in left_out.items()]
+    for message in messages:
+        warnings.warn(message, ProteaWarning, stacklevel=3)
 
 
 def _list(texts: Texts) -> Texts:

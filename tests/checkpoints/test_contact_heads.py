@@ -37,7 +37,7 @@ def give_head(model: Encoder, kind: str, rank: int = 6) -> None:
 
 
 def predicted(model: Encoder) -> np.ndarray:
-    return contacts(model, [model.alphabet.encode(SEQUENCE)])[0]
+    return contacts(model, model.alphabet.encode(SEQUENCE))
 
 
 @pytest.fixture

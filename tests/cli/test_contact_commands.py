@@ -6,22 +6,25 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import protea
-from conftest import Run, fails
+from conftest import CONFIGS, Run, fails
 from made_structures import change, folder_of_snakes, letters, pdb, snake, written
+from messages import check_message
+from protea.checkpoints import hf
 from protea.contacts import fitted_heads as heads
 from protea.contacts.precision import means, score
 from protea.contacts.predict import contacts
 from protea.contacts.structures import pairs, read_chains
 from protea.errors import ProteaWarning, UsageError
 from protea.models.heads import BilinearContactHead, ContactHead
+from protea.models.registry import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +40,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("esm2", "regression"), ("esm2", "bilinear"), ("esm1nv", "regression"), ("esm1nv", "bilinear")]
+    ("name", "kind"),
+    [
+        ("esm2", "regression"),
+        ("esm1nv", "bilinear"),
+        pytest.param("esm2", "bilinear", marks=pytest.mark.long),
+        pytest.param("esm1nv", "regression", marks=pytest.mark.long),
+    ],
 )
 def test_a_head_is_fitted_and_measured_where_it_was_not(
     run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, name: str, kind: str
@@ -59,14 +68,14 @@ def test_a_head_is_fitted_and_measured_where_it_was_not(
 
     measured = run("evaluate", "contacts", structures, "-m", "out", "-o", "out.csv")
     assert measured.code == 0
-    assert "note: left out 5 chains: the contact head was fitted on them (out/contact-head.json)" in measured.err
+    check_message("contacts.left_out", measured.err)
     assert measured.out.splitlines() == ["out.csv: 4 chains", *table]
     found = rows(Path("out.csv"))
     assert not {row["name"] for row in found} & set(names)
     expected = []
     for row in found:
         (chain,) = read_chains(structures / f"{row['name'].partition(':')[0]}.pdb")
-        (probabilities,) = contacts(model.module, [model.alphabet.encode(chain.sequence)])
+        probabilities = contacts(model.module, model.alphabet.encode(chain.sequence))
         expected.append(score(chain, probabilities))
         for part, value in expected[-1].ranges["long"].precisions.items():
             assert float(row[f"long_{part}"]) == pytest.approx(value, abs=1e-6)
@@ -80,7 +89,7 @@ def test_a_head_is_fitted_and_measured_where_it_was_not(
     assert "left out" not in whole.err
 
 
-@pytest.mark.parametrize("head", ["regression", "bilinear"])
+@pytest.mark.parametrize("head", ["regression", pytest.param("bilinear", marks=pytest.mark.long)])
 def test_the_same_in_python(
     run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path, head: heads.Head
 ) -> None:
@@ -104,9 +113,9 @@ def test_the_same_in_python(
     written(tmp_path / "empty.pdb", "")
     with pytest.warns(ProteaWarning, match="empty: skipped: .*empty"):
         assert len(model.evaluate_contacts([structures, "empty.pdb"], include_fitted=True)) == 9
-    with pytest.warns(ProteaWarning, match="left out 3 chains that the contact head was fitted on"):
+    with pytest.warns(ProteaWarning, match="left out 3 chains: .*include_fitted=True"):
         assert model.evaluate_contacts([structures]) == found
-    with pytest.raises(UsageError, match="exclude: 'absent': no chain has this name"):
+    with pytest.raises(UsageError, match="--exclude absent: "):
         model.evaluate_contacts([structures], exclude=["absent"])
     with pytest.raises(UsageError, match="expected a list, got one string"):
         model.evaluate_contacts(str(structures))
@@ -129,11 +138,11 @@ def test_the_seed_and_the_sequences_choose_not_the_order(
 
 
 def test_weights_stay_in_their_type(run: Run, structures: Path) -> None:
-    assert run("init", "esm2_t6_8M_UR50D", "-o", "narrow", "--seed", 1, "--dtype", "bfloat16").code == 0
+    hf.write_random(Path("narrow"), build(CONFIGS["esm2"]), seed=1, dtype=torch.bfloat16)
     some = sorted(structures.iterdir())[:3]
     done = run("fit-contacts", *some, "-m", "narrow", "-o", "out", "--count", 2, "--head", "bilinear", "--rank", 2)
     assert done.code == 0
-    assert done.err == "protea: note: this head is in place of the one that the model had\n"
+    assert done.err == "protea: note: this head replaces the one that the model had\n"
     assert json.loads(Path("out/contact-head.json").read_text())["replaced"]
     shown = json.loads(run("info", "out", "--json").out)
     assert shown["stored_as"] == ["BF16"]
@@ -167,8 +176,8 @@ def test_what_is_skipped_is_told_and_fails(
     assert result.code == 1
     notes = result.err.splitlines()
     assert notes[0].startswith("protea: note: empty: skipped: ")
-    assert notes[1] == "protea: note: long:A: skipped: 515 residues, and this ESM-1nv model takes 510"
-    assert notes[3] == "protea: note: of structures: 1 altered, 1 incomplete; see out.csv.report.tsv"
+    check_message("contacts.skipped", notes[1])
+    assert notes[3] == "protea: note: structures: 1 altered, 1 incomplete; see out.csv.report.tsv"
     report = [line.split("\t") for line in Path("out.csv.report.tsv").read_text().splitlines()]
     assert report[0] == ["name", "what", "detail"]
     assert ["mse:A", "altered", "1 MSE read as M"] in report
@@ -217,7 +226,7 @@ def test_pictures_show_predictions_and_the_structure(
     esm2 = ("-m", model_folders["esm2"])
     files = sorted(structures.iterdir())[:2]
     result = run("evaluate", "contacts", files[0], *esm2, "--plot", "one.svg")
-    assert "one.svg: their maps" in result.out.splitlines()
+    assert "one.svg: 1 contact map" in result.out.splitlines()
     assert "<svg" in Path("one.svg").read_text()
     monkeypatch.setattr("protea.plot.contact_map", draw)
     result = run("evaluate", "contacts", *files, *esm2, "--plot", "maps", "-o", "out.csv", "--dtype", "bfloat16")
@@ -240,7 +249,9 @@ def test_pictures_show_predictions_and_the_structure(
         assert set(np.flatnonzero(one["missing"]).tolist()) == missing  # type: ignore[arg-type]
     alone = run("evaluate", "contacts", files[0], *esm2, "--plot", "maps", "--overwrite")
     assert alone.code == 0, alone  # a folder of one
-    fails(run("evaluate", "contacts", *files, *esm2, "--plot", "x.png"), 2, "there are 2 proteins; name a folder")
+    several = run("evaluate", "contacts", *files, *esm2, "--plot", "x.png")
+    fails(several, 2, "--plot x.png")
+    check_message("contacts.several_maps", several.err)
     fails(run("evaluate", "contacts", files[0], *esm2, "--plot", "x.gif"), 2, "x.gif", ".png")
 
 
@@ -249,8 +260,8 @@ def test_what_a_fit_cannot_use_is_told(run: Run, model_folders: dict[str, Path],
     written(tmp_path / "short.pdb", pdb(snake(letters(5))))
     result = run("fit-contacts", "long.pdb", "short.pdb", "-m", model_folders["esm1nv"], "-o", "out", "--count", 1)
     assert result.code == 1
-    assert "long:A: skipped: 600 residues, and this ESM-1nv model takes 510" in result.err
-    assert "0 chains of different sequence that the model can see (1 more have no pair 6 residues apart)" in result.err
+    assert "long:A: skipped: 600 residues" in result.err
+    check_message("contacts.too_few_chains", result.err.splitlines()[-1])
 
 
 def test_one_sequence_twice_is_told(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
@@ -266,8 +277,9 @@ def test_one_sequence_twice_is_told(run: Run, model_folders: dict[str, Path], st
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
     esm2 = ("-m", model_folders["esm2"])
     fit = ("fit-contacts", structures, *esm2, "-o", "out")
-    fails(run(*fit), 1, "9 chains of different sequence that the model can see, and --count asks for 20")
-    fails(run(*fit, "--head", "cubic"), 2, "unknown head 'cubic'; use regression, bilinear")
+    fails(run(*fit), 1, "--count 20: the model can see 9 chains")
+    check_message("contacts.unknown_head", run(*fit, "--head", "cubic").err)
+    check_message("contacts.too_few", run(*fit).err)
     fails(run(*fit, "--count", 0), 2, "--count must be at least 1 for a regression head, got 0")
     fails(run(*fit, "--count", 1, "--head", "bilinear"), 2, "--count must be at least 2 for a bilinear head, got 1")
     for c in (0, "inf", "nan"):
@@ -285,17 +297,18 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
 
     measure = ("evaluate", "contacts", structures)
     fails(run(*measure, "-m", model_folders["esm1nv"]), 1, "ESM-1nv model has no contacts; ", "protea fit-contacts")
-    fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: no chain and no structure has this name")
+    fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: ")
+    check_message("contacts.unknown_excluded", run(*measure, *esm2, "--exclude", "s99").err)
     written(tmp_path / "x.json", "{}")
     fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
     written(tmp_path / "x.csv", "")
     fails(run(*measure, *esm2, "-o", "x.csv"), 1, "x.csv: exists already; choose another name or pass --overwrite")
     assert run(*measure, *esm2, "--seed", -1).code == 2
-    fails(run(*measure, *esm2, "-o", "y.json"), 2, "y.json: no kind of table; name a .csv")
+    fails(run(*measure, *esm2, "-o", "y.json"), 2, "y.json: ")
     fails(run(*measure, *esm2, "-o", "no/x.csv"), 1, "no/x.csv: there is no folder no; create it first")
     fails(run(*measure, *esm2, "-o", "full"), 1, "full: is a folder; name a file")
     written(tmp_path / "e.pdb", "")
-    fails(run("evaluate", "contacts", "e.pdb", *esm2), 1, "no protein in 1 files; of the first: e.pdb: empty")
+    fails(run("evaluate", "contacts", "e.pdb", *esm2), 1, "e.pdb: empty")
     assert run("evaluate").code == 2
     for command in (("fit-contacts",), ("evaluate", "contacts")):
         assert "Examples:" in run(*command, "--help").out
@@ -308,7 +321,7 @@ from protea.cli import main
 
 def minutes_of_c(self, x, y):
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-    time.sleep(100)
+    time.sleep(1000)
 
 LogisticRegression.fit = minutes_of_c
 sys.argv[0] = "protea"
@@ -316,14 +329,13 @@ main()
 """
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_a_fit_at_once_and_leaves_nothing(
     model_folders: dict[str, Path], structures: Path, tmp_path: Path
 ) -> None:
     arguments = ["fit-contacts", structures, "-m", model_folders["esm2"], "-o", tmp_path / "out", "--count", 2]
-    start = time.monotonic()
     command = [sys.executable, "-c", INTERRUPTED, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 130, done.stderr
     assert done.stderr.startswith("protea: interrupted")
-    assert time.monotonic() - start < 90
     assert not list(tmp_path.iterdir())

@@ -316,10 +316,10 @@ def test_proteins_whose_maps_memory_does_not_hold_are_told_and_the_others_predic
     monkeypatch.setattr("protea.contacts.predict.free_memory", lambda device: 24 * 32**2)
     result = run("contacts", two, "-m", with_contacts, "-o", "x.h5")
     assert result.code == 1
-    assert "p: skipped: contacts of 33 residues take about" in result.err
+    assert "p: skipped: contacts of 33 residues" in result.err
     with h5py.File("x.h5") as file:
         assert list(file) == ["q%2F2"]
-    with pytest.raises(DeviceError, match=r"contacts of 33 residues take .* GB of memory, and .* free; predict"):
+    with pytest.raises(DeviceError, match="contacts of 33 residues"):
         protea.load(with_contacts).contacts(SEQUENCE)
 
 

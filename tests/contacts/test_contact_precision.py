@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import LoadModel
-from protea.contacts.precision import PARTS, RANGES, mean, means, precision, predict, score, unfit
+from messages import check_message
+from protea.contacts.precision import PARTS, RANGES, mean, means, measure, precision, score, usable
 from protea.contacts.predict import contacts
 from protea.contacts.structures import Chain
 from protea.errors import CapabilityError, NonFiniteError
+from protea.letters import ReportRow
 
 
 def made(length: int, seed: int = 0, seen: float = 0.9) -> Chain:
@@ -22,7 +24,7 @@ def made(length: int, seed: int = 0, seen: float = 0.9) -> Chain:
     places = np.flatnonzero(rng.random(length) < seen)
     points = rng.uniform(0, 3.2 * length**0.5, (len(places), 3)).astype(np.float32)
     sequence = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), length))
-    return Chain(f"made:{seed}", sequence, places, places, points, tuple(map(str, places)))
+    return Chain(f"made:{seed}", sequence, places, places, points)
 
 
 def slow(chain: Chain, probabilities: np.ndarray, low: int, high: float, divisor: int) -> float:
@@ -108,7 +110,7 @@ def test_separation_counts_what_is_missing() -> None:
     """The model sees 40 residues, of a molecule that has 20 more between the halves."""
     whole = made(40, seen=1.0)
     positions = np.where(np.arange(40) < 20, np.arange(40), np.arange(40) + 20)
-    chain = Chain("gap", whole.sequence, whole.places, positions, whole.points, whole.labels)
+    chain = Chain("gap", whole.sequence, whole.places, positions, whole.points)
     probabilities = symmetric(40, 0)
     row = score(chain, probabilities)
     # Neighbours across the gap are 21 apart, and within a half nobody is so far.
@@ -158,9 +160,12 @@ def test_chance_is_the_share_of_contacts() -> None:
 def test_predictions_are_the_models_contacts(load_small: LoadModel, name: str) -> None:
     module = load_small(name).module
     chains = [made(45, 1), made(70, 2)]
-    for chain in chains:
-        (probabilities,) = contacts(module, [module.alphabet.encode(chain.sequence)])
-        np.testing.assert_array_equal(predict(module, chain), probabilities)
+    drawn: dict[str, np.ndarray] = {}
+    scores = measure(module, chains, lambda chain, found: drawn.setdefault(chain.name, found))
+    for chain, scored in zip(chains, scores, strict=True):
+        probabilities = contacts(module, module.alphabet.encode(chain.sequence))
+        np.testing.assert_array_equal(drawn[chain.name], probabilities)
+        assert scored == score(chain, probabilities)
 
 
 def test_intervals_are_the_same_in_any_order() -> None:
@@ -171,16 +176,17 @@ def test_intervals_are_the_same_in_any_order() -> None:
 def test_a_model_that_gives_nan_is_told(load_small: LoadModel) -> None:
     module = load_small("esm2").module
     module.word_embeddings.weight.data[:] = nan
-    with pytest.raises(NonFiniteError, match="made:1: the model gives infinities or NaN"):
-        predict(module, made(30, 1))
+    with pytest.raises(NonFiniteError, match=r"^made:1: "):
+        measure(module, [made(30, 1)])
 
 
 def test_what_a_model_cannot_see(load_small: LoadModel) -> None:
-    long = made(1030)
-    assert unfit(load_small("esm1b").module, long) == "1030 residues, and this ESM-1b model takes 1022"
-    assert unfit(load_small("esm1nv").module, made(511)) == "511 residues, and this ESM-1nv model takes 510"
-    assert unfit(load_small("esm2").module, long) is None
-    odd = Chain("odd", "MJK", *([np.arange(3)] * 2), np.zeros((3, 3), np.float32), ("1", "2", "3"))
-    assert "residue 'J' at position 2" in str(unfit(load_small("esm2").module, odd))
+    long, odd = made(1030), Chain("odd", "MJK", *([np.arange(3)] * 2), np.zeros((3, 3), np.float32))
+    rows: list[ReportRow] = []
+    assert usable(load_small("esm1b").module, [long], rows) == []
+    assert usable(load_small("esm2").module, [odd, long], rows) == [long]
+    assert [(row.id, row.what) for row in rows] == [("made:0", "skipped"), ("odd", "skipped")]
+    check_message("contacts.too_long", rows[0].detail)
+    assert "'J' at position 2" in rows[1].detail
     with pytest.raises(CapabilityError, match="protea fit-contacts"):
-        predict(load_small("esm1nv").module, made(30))
+        measure(load_small("esm1nv").module, [made(30)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -14,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from conftest import CONFIGS, LoadModel, disturb
+from messages import check_message
 from protea.contacts import fit
 from protea.contacts.fit import Example, fit_bilinear, fit_regression
 from protea.contacts.predict import contacts, features, states
@@ -36,7 +39,7 @@ def example(model: Encoder, length: int, seed: int, share: float = 0.05) -> Exam
 
 def planted(model: Encoder, one: Example, share: float = 0.05) -> Example:
     """The same, its contacts the pairs that the model's own head finds likeliest."""
-    (probabilities,) = contacts(model, [one.ids])
+    probabilities = contacts(model, one.ids)
     found = probabilities[one.rows, one.columns]
     return one._replace(contacts=found >= np.quantile(found, 1 - share))
 
@@ -57,7 +60,7 @@ def test_the_regression_is_scikit_learns(load_small: LoadModel, name: str) -> No
     np.testing.assert_allclose(head.regression.bias.detach().numpy(), theirs.intercept_, rtol=1e-5)
     # And the model with it predicts what scikit-learn does, whatever it had before.
     model.contact_head = head
-    (probabilities,) = contacts(model, [examples[0].ids])
+    probabilities = contacts(model, examples[0].ids)
     found = probabilities[examples[0].rows, examples[0].columns]
     expected = theirs.predict_proba(x[: len(found)])[:, 1]
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
@@ -72,7 +75,7 @@ def test_the_regression_finds_contacts_that_attention_shows(load_small: LoadMode
     train, test = ([planted(model, example(model, 60, seed)) for seed in seeds] for seeds in (range(4), range(9, 11)))
     model.contact_head = fit_regression(model, train, c=1000.0)
     for one in test:
-        (found,) = contacts(model, [one.ids])
+        found = contacts(model, one.ids)
         assert roc_auc_score(one.contacts, found[one.rows, one.columns]) > 0.95
 
 
@@ -88,7 +91,7 @@ def test_more_penalty_keeps_fewer_attention_heads(load_small: LoadModel) -> None
 @pytest.mark.filterwarnings("always")
 def test_a_regression_that_does_not_converge_is_told(load_small: LoadModel) -> None:
     model = load_small("esm2").module
-    with pytest.warns(ProteaWarning, match="has not converged after 100 rounds; a smaller c would"):
+    with pytest.warns(ProteaWarning, match="100 rounds"):
         fit_regression(model, [planted(model, example(model, 20, 1), 0.2)], c=1e12)
 
 
@@ -96,25 +99,42 @@ def test_what_cannot_be_fitted_is_told(load_small: LoadModel, monkeypatch: pytes
     model = load_small("esm2").module
     one = example(model, 20, 1)
     none, every = (one._replace(contacts=np.full(len(one.rows), value)) for value in (False, True))
-    with pytest.raises(DataError, match=r"^0 of 105 pairs of residues are in contact: nothing to tell apart"):
+    with pytest.raises(DataError) as caught:
         fit_regression(model, [none])
+    check_message("contacts.nothing_to_fit", caught.value)
     with pytest.raises(DataError, match=r"^0 of 0 pairs"):
         fit_regression(model, [])
     with pytest.raises(DataError, match=r"^105 of 105 pairs"):
         fit_bilinear(model, [one], [every])
     monkeypatch.setattr(fit, "available_memory", lambda: 1000)
-    with pytest.raises(DeviceError, match=r"15 attention maps of 105 pairs take 0\.0 GB .* fit on fewer structures"):
+    with pytest.raises(DeviceError, match=r"15 attention maps of 105 pairs .* 0\.0 GB"):
         fit_regression(model, [one])
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'protea\[evaluate\]'"):
+    with pytest.raises(MissingExtraError, match=r"protea\[evaluate\]"):
         fit_regression(model, [one])
+
+
+def test_a_signal_ends_the_wait_for_a_fit() -> None:
+    release = threading.Event()
+
+    def work() -> None:
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        release.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit._in_thread(work)
+    release.set()
+    with pytest.raises(ZeroDivisionError):
+        fit._in_thread(lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("fitting", [fit_regression, lambda model, examples: fit_bilinear(model, examples, examples)])
 def test_a_model_that_gives_nan_is_told(load_small: LoadModel, fitting: Callable[..., object]) -> None:
     model = load_small("esm2").module
     model.word_embeddings.weight.data[:] = math.nan
-    with pytest.raises(NonFiniteError, match=r"infinities or NaN.*; (its|the) weights are damaged"):
+    with pytest.raises(NonFiniteError, match="infinities or NaN"):
         fitting(model, [example(model, 20, 1)])
 
 
@@ -134,7 +154,8 @@ def test_bilinear_contacts_are_the_formula(load_small: LoadModel, name: str) -> 
     sequences = [example(model, length, length).ids for length in (7, 1, 19)]
     named = {key: value.double().numpy() for key, value in head.state_dict().items()}
     p, q, b = named["p_proj.weight"], named["q_proj.weight"], named["bias"]
-    for ids, found in zip(sequences, contacts(model, sequences), strict=True):
+    for ids in sequences:
+        found = contacts(model, ids)
         h = states(model, ids).double().numpy()
         assert h.shape == (len(ids), 40)
         expected = np.empty((len(ids), len(ids)))
@@ -152,36 +173,38 @@ def test_a_narrow_model_computes_bilinear_contacts_in_float32(load_small: LoadMo
     model = load_small("esm2", dtype="bfloat16").module
     head = model.contact_head = bilinear(model).to(torch.bfloat16)
     ids = example(model, 25, 1).ids
-    (found,) = contacts(model, [ids])
+    found = contacts(model, ids)
     expected = head.float()(states(model, ids)).sigmoid().detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_the_bilinear_head_finds_contacts_that_hidden_states_show(load_small: LoadModel) -> None:
+@pytest.mark.parametrize(("chains", "least"), [(4, 0.7), pytest.param(10, 0.9, marks=pytest.mark.long)])
+def test_the_bilinear_head_finds_contacts_that_hidden_states_show(
+    load_small: LoadModel, chains: int, least: float
+) -> None:
     model = load_small("esm2").module
     model.contact_head = bilinear(model, rank=2)
-    train = [planted(model, example(model, 50, seed)) for seed in range(10)]
-    apart = [planted(model, example(model, 50, seed)) for seed in range(20, 23)]
-    test = [planted(model, example(model, 50, seed)) for seed in range(30, 33)]
-    told: list[str] = []
-    head = fit_bilinear(model, train, apart, rank=4, progress=lambda what, _done, _of: told.append(what))
+    length = 50 if chains > 4 else 30
+    train = [planted(model, example(model, length, seed)) for seed in range(chains)]
+    apart = [planted(model, example(model, length, seed)) for seed in range(20, 23)]
+    test = [planted(model, example(model, length, seed)) for seed in range(30, 33)]
+    head = fit_bilinear(model, train, apart, rank=4)
     model.contact_head = head
-    assert set(told) == {"hidden states", "bilinear head"}
     losses, base = [], 0.05
     for one in test:
-        (found,) = contacts(model, [one.ids])
+        found = contacts(model, one.ids)
         chosen = found[one.rows, one.columns].astype(float)
-        assert roc_auc_score(one.contacts, chosen) > 0.9
+        assert roc_auc_score(one.contacts, chosen) > least
         losses.append(-np.log(np.where(one.contacts, chosen, 1 - chosen)).mean())
     # Better than the share of contacts, which is what calibration without knowledge would give.
-    assert np.mean(losses) < 0.9 * -(base * math.log(base) + (1 - base) * math.log(1 - base))
+    assert np.mean(losses) < (0.9 if chains > 4 else 1) * -(base * math.log(base) + (1 - base) * math.log(1 - base))
 
 
 def test_where_there_is_nothing_to_learn_the_bilinear_head_gives_the_share_of_contacts(load_small: LoadModel) -> None:
     model = load_small("esm2").module
     examples = [example(model, 40, seed, share=0.1) for seed in range(6)]
     model.contact_head = fit_bilinear(model, examples[2:], examples[:2], rank=3)
-    found = np.concatenate([contacts(model, [one.ids])[0][one.rows, one.columns] for one in examples])
+    found = np.concatenate([contacts(model, one.ids)[one.rows, one.columns] for one in examples])
     assert found.mean() == pytest.approx(0.1, abs=0.03)
     assert found.std() < 0.08
 

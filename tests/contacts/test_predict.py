@@ -65,15 +65,13 @@ def test_metas_package_agrees(load: Callable[[str], protea.LanguageModel], name:
         np.testing.assert_allclose(model.contacts(sequence), expected, rtol=0, atol=2e-5)
 
 
-def test_maps_are_symmetric_and_the_same_in_company(load: Callable[[str], protea.LanguageModel]) -> None:
+def test_maps_are_symmetric_probabilities(load: Callable[[str], protea.LanguageModel]) -> None:
     model = load("esm2")
-    together = contacts.contacts(model.module, [model.alphabet.encode(one) for one in SEQUENCES])
-    for sequence, found in zip(SEQUENCES, together, strict=True):
-        alone = model.contacts(sequence)
-        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(alone, alone.T, rtol=0, atol=1e-6)
-        assert (alone >= 0).all()
-        assert (alone <= 1).all()
+    for sequence in SEQUENCES:
+        probabilities = model.contacts(sequence)
+        np.testing.assert_allclose(probabilities, probabilities.T, rtol=0, atol=1e-6)
+        assert (probabilities >= 0).all()
+        assert (probabilities <= 1).all()
 
 
 def corrected(maps: NDArray[np.float32]) -> NDArray[np.float64]:

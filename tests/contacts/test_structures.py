@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_structures import LETTERS, NAMES, Mol, change, letters, mmcif, pdb, snake, written
+from messages import check_message
 from protea.contacts.places import fit_into
 from protea.contacts.structures import Chain, pairs, read_chains, read_structures, structure_files
 from protea.errors import MissingExtraError, StructureError
@@ -32,7 +33,7 @@ def details(chain: Chain, what: str) -> list[str]:
 
 
 def same(one: Chain, other: Chain) -> None:
-    assert (one.name, one.sequence, one.labels) == (other.name, other.sequence, other.labels)
+    assert (one.name, one.sequence) == (other.name, other.sequence)
     for a, b in ((one.places, other.places), (one.positions, other.positions), (one.points, other.points)):
         np.testing.assert_array_equal(a, b)
 
@@ -42,7 +43,6 @@ def test_a_whole_chain(tmp_path: Path, kind: str) -> None:
     mol = snake(SEQUENCE, stated=True, first=5)
     (chain,) = read(tmp_path, mol, kind=kind)
     assert (chain.name, chain.sequence, chain.resolved, chain.notes) == ("x:A", SEQUENCE, 60, ())
-    assert chain.labels == tuple(str(number) for number in range(5, 65))
     np.testing.assert_array_equal(chain.places, np.arange(60))
     np.testing.assert_array_equal(chain.positions, np.arange(60))
     expected = [one.atoms["CA" if one.name == "GLY" else "CB"] for one in mol.residues]
@@ -91,7 +91,7 @@ def test_the_first_block_with_atoms_is_read(tmp_path: Path) -> None:
     text = "data_ligand\n_chem_comp.id XYZ\n#\n" + mmcif(snake(SEQUENCE), stated=False)
     (chain,) = read_chains(written(tmp_path / "two.cif", text))
     assert chain.sequence == SEQUENCE
-    with pytest.raises(StructureError, match=r"no atoms in it \(atom_site\)"):
+    with pytest.raises(StructureError, match="atom_site"):
         read_chains(written(tmp_path / "none.cif", "data_ligand\n_chem_comp.id XYZ\n"))
 
 
@@ -125,7 +125,6 @@ def test_a_numbering_that_skips_or_repeats_in_an_unbroken_chain_is_no_gap(tmp_pa
     ]
     (chain,) = read(tmp_path, Mol("A", residues))
     assert chain.sequence == SEQUENCE
-    assert chain.labels[8:14] == ("9", "10", "10A", "10B", "10C", "14")
     np.testing.assert_array_equal(chain.positions, np.arange(60))
     assert not chain.notes
 
@@ -199,7 +198,7 @@ def test_of_residues_that_share_a_number_the_first_is_taken(tmp_path: Path, kind
     mol.residues.insert(30, replace(one, name="TRP" if one.name != "TRP" else "TYR"))
     (chain,) = read(tmp_path, mol, kind=kind)
     assert chain.sequence == SEQUENCE
-    assert details(chain, "odd") == ["residue 30 is of several kinds; the first was taken"]
+    assert details(chain, "odd") == ["residue 30 has several names; the first is used"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,7 +275,7 @@ def test_where_cb_is_absent_ca_is_taken(tmp_path: Path) -> None:
     assert 19 not in chain.places
     assert details(chain, "incomplete") == [
         "residues without coordinates: 1 of 30; their pairs are left out",
-        "residues without CB: 1; CA was taken",
+        "residues without CB: 1; CA is used",
     ]
 
 
@@ -304,12 +303,11 @@ def test_two_molecules_of_one_name_are_told(tmp_path: Path) -> None:
     (chain,) = read(tmp_path, text=text)
     assert chain.sequence[:50] == letters(50, 1)
     assert (
-        details(chain, "odd")[0]
-        == "50 residues have numbers that stood before; left out: a second molecule of this name?"
+        details(chain, "odd")[0] == "50 residues repeat earlier numbers and were left out; is this a second molecule?"
     )
     (same,) = read(tmp_path, text=pdb(first).replace("END", "TER") + pdb(first))
     assert same.sequence == letters(50, 1)
-    assert details(same, "odd")[0].startswith("50 residues have numbers that stood before")
+    assert details(same, "odd")[0].startswith("50 residues repeat earlier numbers")
 
 
 def test_a_chain_without_a_name(tmp_path: Path) -> None:
@@ -326,7 +324,7 @@ def test_compressed_files_are_the_same(tmp_path: Path, kind: str) -> None:
     (chain,) = read_chains(packed)
     same(chain, plain)
     packed.write_bytes(packed.read_bytes()[:-40])
-    with pytest.raises(StructureError, match=rf"x\.{kind}\.gz: cannot be read to its end: cut short or damaged"):
+    with pytest.raises(StructureError, match=rf"x\.{kind}\.gz: .*cut short or damaged"):
         read_chains(packed)
 
 
@@ -345,10 +343,11 @@ def test_files_that_hold_no_structure(tmp_path: Path) -> None:
     ):
         with pytest.raises(StructureError, match=rf"x\.pdb: {message}"):
             read(tmp_path, text=text)
-    with pytest.raises(StructureError, match="no such file"):
+    with pytest.raises(StructureError, match=r"absent\.pdb: "):
         read_chains(tmp_path / "absent.pdb")
 
 
+@settings(max_examples=25)
 @given(st.text(max_size=200), st.sampled_from(["", "data_x\n", "ATOM  ", "loop_\n_atom_site."]))
 def test_no_text_brings_anything_but_its_error(
     tmp_path_factory: pytest.TempPathFactory, text: str, before: str
@@ -375,11 +374,12 @@ def test_what_cannot_be_read_is_skipped_with_a_note(tmp_path: Path) -> None:
     written(tmp_path / "a.pdb", pdb(snake(SEQUENCE)))
     written(tmp_path / "a.cif", mmcif(snake(SEQUENCE, stated=True)))
     written(tmp_path / "b.pdb", "")
-    chains, notes = read_structures(structure_files([tmp_path]), lambda *_: None)
+    chains, notes = read_structures([tmp_path])
     assert [one.name for one in chains] == ["a:A"]
-    assert [(note.name, note.what) for note in notes] == [("a:A", "skipped"), ("b", "skipped")]
-    with pytest.raises(StructureError, match=r"no protein in 1 files; of the first: .*b\.pdb: empty"):
-        read_structures([tmp_path / "b.pdb"], lambda *_: None)
+    assert [(note.id, note.what) for note in notes] == [("a:A", "skipped"), ("b", "skipped")]
+    with pytest.raises(StructureError) as caught:
+        read_structures([tmp_path / "b.pdb"])
+    check_message("contacts.no_protein", caught.value, tmp=tmp_path)
 
 
 def test_without_biotite_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +393,7 @@ def test_real_structures() -> None:
     files = structure_files([SHARED])
     assert len(files) == 141
     some = [path for path in files if path.name.startswith(("1FQJ_l", "1AVX", "2G77", "1F6M"))]
-    chains, notes = read_structures(some, lambda *_: None)
+    chains, notes = read_structures(some)
     assert not [note for note in notes if note.what == "skipped"]
     assert len(chains) == len(some) == 7
     for chain in chains:
@@ -402,4 +402,4 @@ def test_real_structures() -> None:
         # Of natural folds some 2 % of pairs are in contact.
         assert 0.005 < found.contacts.mean() < 0.06, chain.name
     # Its selenomethionines stand at the end of the file.
-    assert "5 MSE read as M" in [note.detail for note in notes if note.name == "1FQJ_l_B:B"]
+    assert "5 MSE read as M" in [note.detail for note in notes if note.id == "1FQJ_l_B:B"]

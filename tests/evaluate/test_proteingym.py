@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
 from scipy.stats import rankdata
 
 import protea
 from conftest import Run, fails
+from messages import check_message
 from protea.alphabet import ESM
 from protea.errors import DataError
 from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays, read_scan
@@ -52,6 +53,7 @@ def slow(predicted: list[float], measured: list[float], high: list[bool]) -> dic
     }
 
 
+@settings(max_examples=25)
 @given(st.integers(4, 80), st.integers(0, 2**32 - 1))
 def test_measures_by_definition(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -122,7 +124,7 @@ def test_the_command(run: Run, short: Path, model_folders: dict[str, Path], one_
     lines = result.out.splitlines()
     assert lines[0].split()[:3] == ["assay", "variants", "spearman"]
     assert lines[1].split()[-1] == "0.250"
-    assert lines[2].split()[-1] == "nan"
+    assert lines[2].split()[-1] == "-"
     assert lines[3].startswith("mean over assays")
     table = csv.read_csv("out.csv").to_pydict()
     assert table["variants"] == [20, 20]
@@ -160,22 +162,25 @@ def test_proteingyms_own_layout(run: Run, tmp_path: Path, model_folders: dict[st
 
 def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
     command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"])
-    fails(run(*command, "--assays", "Z"), 2, "--assays Z: is not there", "P1_X_A_2020")
-    fails(run(*command, "--beside", "Z"), 2, "--beside 'Z': nothing is published under it; known are Some (8M)")
-    fails(run("evaluate", "proteingym", tmp_path), 1, "needs one CSV of assays, with a column target_seq; found none")
+    unknown = run(*command, "--assays", "Z")
+    fails(unknown, 2, "--assays 'Z'", "P1_X_A_2020")
+    check_message("proteingym.unknown_assay", unknown.err)
+    fails(run(*command, "--beside", "Z"), 2, "--beside 'Z'", "Some (8M)")
+    check_message("proteingym.no_assays", run("evaluate", "proteingym", tmp_path).err, tmp=tmp_path)
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,high\n")
-    fails(run(*command), 1, "P1_X_A_2020.csv: score: row 1: 'high' is no number")
+    fails(run(*command), 1, "P1_X_A_2020.csv: score: row 1: 'high' is not a number")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,nan\n")
     fails(run(*command), 1, "score: nothing was measured")
     (short / "P1_X_A_2020.csv").write_text("mutant,score\nM1A,1\nM1C,inf\n")
-    fails(run(*command), 1, "row 2 is no finite number")
+    fails(run(*command), 1, "row 2 is not finite")
     (short / "P1_X_A_2020.csv").write_text("mutant,DMS_score,DMS_score_bin\nM1A,1,1\nM1C,0,2\n")
     fails(run(*command), 1, "DMS_score_bin: row 2: '2' is neither 0 nor 1")
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
     (short / "P1_X_A_2020.csv").unlink()
-    with pytest.raises(DataError, match=r"P1_X_A_2020.csv, the scan of P1_X_A_2020, is not in its folder"):
+    with pytest.raises(DataError, match="P1_X_A_2020") as caught:
         read_assays(short)
+    check_message("proteingym.no_scan", caught.value, folder=short)
 
 
 def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
@@ -184,10 +189,10 @@ def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dic
     good = assays.read_text()
     for content, message in (
         (good + good.splitlines()[1] + "\n", "P1_X_A_2020 is there twice"),
-        (good.replace("0.25", "pending"), "P1_X_A_2020: spearman Some (8M): 'pending' is no number"),
+        (good.replace("0.25", "pending"), "P1_X_A_2020: spearman Some (8M): 'pending' is not a number"),
         (good.replace(WILD, ""), "P1_X_A_2020 has no target_seq"),
-        (good.replace(WILD, WILD.lower()), "P1_X_A_2020: target_seq is to be letters in upper case"),
-        (good.replace(WILD, WILD[:-1] + "-"), "P1_X_A_2020: target_seq is to be letters in upper case, without gaps"),
+        (good.replace(WILD, WILD.lower()), "P1_X_A_2020: target_seq must be upper-case"),
+        (good.replace(WILD, WILD[:-1] + "-"), "P1_X_A_2020: target_seq must be upper-case letters without gaps"),
         (good.replace("assay,", "target_seq,", 1), "two columns are named target_seq"),
         (good.replace(WILD, WILD[:-1] + "J"), "P1_X_A_2020: target_seq: residue 'J'"),
         (good.splitlines()[0] + "\n", "has no rows"),
@@ -202,9 +207,9 @@ def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dic
     first, _ = read_assays(short)
     assert (first.name, first.sequence, first.path) == ("0012", WILD, short / "0012.csv")
     (short / "0012.csv.gz").write_bytes(gzip.compress(b"mutant,score\nM1A,1\n"))
-    fails(run(*command), 1, "of 0012 there are", "remove one")
+    fails(run(*command), 1, "0012 has several scans", "remove one")
     fails(run("evaluate", "proteingym", "absent"), 1, "absent: no such folder")
-    fails(run("evaluate", "proteingym", assays), 1, "assays.csv: is no folder")
+    fails(run("evaluate", "proteingym", assays), 1, "assays.csv: is not a folder")
 
 
 def test_what_was_not_measured_is_left_out_and_told(
@@ -242,6 +247,7 @@ def test_numbering_from_elsewhere_is_advised_and_obeyed(run: Run, short: Path, m
     assert sum("P1_X_A_2020" in line for line in result.out.splitlines()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the scans are not here")
 def test_real_scans_are_read_whole() -> None:
     assays = read_assays(SHARED)

@@ -13,8 +13,9 @@ import torch
 import protea
 from conftest import CONFIGS, LoadModel
 from protea.infer.runner import Job, Runner, Wanted
-from protea.models.attention import REFERENCE, SDPA, VARLEN, pick_kernel
+from protea.models.attention import SDPA, VARLEN, AttentionCall, pick_kernel
 from protea.packing import CuSeqlens
+from reference_attention import REFERENCE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,10 +33,11 @@ def test_varlen_equals_the_reference(dtype: torch.dtype, width: int) -> None:
     q, k, v = (
         torch.empty(sum(LENGTHS), 4, width, device="cuda").normal_(generator=generator).to(dtype) for _ in range(3)
     )
-    assert pick_kernel(q, k, v) is VARLEN
     cu = CuSeqlens.from_lengths(LENGTHS).to("cuda")
-    out = VARLEN.run(q, k, v, cu, cu, width**-0.5, None, 0.0)
-    expected = REFERENCE.run(q, k, v, cu, cu, width**-0.5, None, 0.0)
+    call = AttentionCall(q, k, v, cu, cu, width**-0.5)
+    assert pick_kernel(call) is VARLEN
+    out = VARLEN.run(call)
+    expected = REFERENCE.run(call)
     assert (out.float() - expected.float()).abs().max() < 2e-2
 
 
@@ -46,8 +48,9 @@ def test_varlen_gradients_equal_the_references() -> None:
     gradients = []
     for kernel, dtype in ((VARLEN, torch.bfloat16), (REFERENCE, torch.float32)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
-        assert kernel is not VARLEN or pick_kernel(inputs[0], inputs[1], inputs[2]) is VARLEN
-        kernel.run(inputs[0], inputs[1], inputs[2], cu, cu, 0.25, None, 0.0).float().pow(2).sum().backward()
+        call = AttentionCall(inputs[0], inputs[1], inputs[2], cu, cu, 0.25)
+        assert kernel is not VARLEN or pick_kernel(call) is VARLEN
+        kernel.run(call).float().pow(2).sum().backward()
         gradients.append([x.grad.float() for x in inputs if x.grad is not None])
     for ours, exact in zip(*gradients, strict=True):
         assert torch.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.999
@@ -55,12 +58,13 @@ def test_varlen_gradients_equal_the_references() -> None:
 
 def test_choice_on_cuda() -> None:
     q = torch.zeros(4, 2, 16, device="cuda")
-    assert pick_kernel(q, q, q) is SDPA
+    cu = CuSeqlens.from_lengths([4]).to("cuda")
+    assert pick_kernel(AttentionCall(q, q, q, cu, cu)) is SDPA
     half = q.bfloat16()
-    assert pick_kernel(half, half, half, bias=True) is SDPA
-    assert pick_kernel(half, half, half, dropout=True) is SDPA
-    narrow = torch.zeros(4, 2, 12, device="cuda", dtype=torch.bfloat16)
-    assert pick_kernel(narrow, narrow, narrow) is SDPA
+    assert pick_kernel(AttentionCall(half, half, half, cu, cu, bias=half.new_zeros(2, 4, 4))) is SDPA
+    assert pick_kernel(AttentionCall(half, half, half, cu, cu, dropout=0.1)) is SDPA
+    narrow = half[..., :12]
+    assert pick_kernel(AttentionCall(narrow, narrow, narrow, cu, cu)) is SDPA
 
 
 @pytest.mark.parametrize("name", CONFIGS)

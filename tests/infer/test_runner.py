@@ -1,4 +1,4 @@
-"""The runner: results in order whatever shares a pack, and errors that belong to their jobs."""
+"""The runner: results come in order from any packs, and errors stay with their jobs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import LoadModel
+from messages import check_message
 from protea.errors import CapabilityError, DeviceError, NonFiniteError, SequenceTooLongError, UsageError
 from protea.infer import budget as memory
 from protea.infer.budget import default_budget
@@ -29,7 +30,7 @@ def job(number: int, length: int, wanted: Wanted | None = None) -> Job[int]:
 
 
 def check(model: Encoder, result: Result[int]) -> None:
-    """A result is that of its job alone."""
+    """A result equals that of its job by itself."""
     (alone,) = Runner(model, 1).run([result.job])
     assert result.states.keys() == {(0, "tokens"), (3, "tokens")}
     for key, value in result.states.items():
@@ -39,7 +40,7 @@ def check(model: Encoder, result: Result[int]) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=12), budget=st.integers(1, 90))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_results_come_in_order_and_alone(load_small: LoadModel, lengths: list[int], budget: int) -> None:
     model = load_small("esm2").module
     results = list(Runner(model, budget).run(job(number, length) for number, length in enumerate(lengths)))
@@ -49,7 +50,7 @@ def test_results_come_in_order_and_alone(load_small: LoadModel, lengths: list[in
 
 
 @given(counts=st.lists(st.integers(0, 4), max_size=6), budget=st.integers(1, 60), apart=st.booleans())
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_items_get_the_results_of_all_their_jobs(
     load_small: LoadModel, counts: list[int], budget: int, apart: bool
 ) -> None:
@@ -68,9 +69,9 @@ def test_items_get_the_results_of_all_their_jobs(
 
     model.forward = watched  # type: ignore[method-assign]
     items = ((item, jobs(item)) for item in range(len(counts)))
-    found = list(Runner(model, budget).each(items, apart=apart, advance=done.append))
-    assert [item for item, _ in found] == list(range(len(counts)))
-    for item, results in found:
+    given = list(Runner(model, budget).each(items, apart=apart, advance=done.append))
+    assert [item for item, _ in given] == list(range(len(counts)))
+    for item, results in given:
         assert [result.job.tag for result in results] == list(range(counts[item]))
         assert all((result.job.tokens == 4 + item).all() for result in results)
     assert sum(done) == sum(counts)
@@ -91,11 +92,12 @@ def test_jobs_are_taken_as_they_are_needed(load_small: LoadModel) -> None:
 
 def test_a_sequence_that_is_too_long_fails_alone(load_small: LoadModel) -> None:
     model = load_small("esm1nv").module
-    good, long, other = Runner(model, 2000).run([job(0, 10), job(1, 513), job(2, 10)])
+    good, long, last = Runner(model, 2000).run([job(0, 10), job(1, 513), job(2, 10)])
     check(model, good)
-    check(model, other)
-    with pytest.raises(SequenceTooLongError, match=r"job 1: a sequence of 513 tokens exceeds the 512 positions"):
+    check(model, last)
+    with pytest.raises(SequenceTooLongError, match=r"job 1.*513.*512") as caught:
         long.checked()
+    check_message("infer.too_many_tokens", caught.value)
     assert isinstance(long.error, SequenceTooLongError)
     (alone,) = Runner(model, 2000).run([job(1, 513)])
     assert isinstance(alone.error, SequenceTooLongError)
@@ -106,13 +108,14 @@ def test_nan_fails_alone(load_small: LoadModel) -> None:
     with torch.no_grad():
         model.word_embeddings.weight[30] = torch.nan
     bad = Job(np.array([4, 30, 5], np.uint8), Wanted(layers=(3,), places=np.array([0])), 1, "the bad one")
-    # Not their logits, since the output matrix is tied: every row of logits has a column for the damaged letter.
+    # No logits: the output matrix is tied, so every row of logits has a column for the damaged letter.
     states = Wanted(layers=(3,))
-    good, failed, other = Runner(model, 2000).run([job(0, 10, states), bad, job(2, 12, states)])
-    for result in (good, other):
+    good, failed, last = Runner(model, 2000).run([job(0, 10, states), bad, job(2, 12, states)])
+    for result in (good, last):
         assert torch.isfinite(result.checked().states[3, "tokens"]).all()
-    with pytest.raises(NonFiniteError, match=r"the bad one: the model gives infinities or NaN in float32; the weights"):
+    with pytest.raises(NonFiniteError, match=r"the bad one.*float32") as caught:
         failed.checked()
+    check_message("infer.not_finite", caught.value)
     with pytest.raises(NonFiniteError):
         _ = failed.log_probabilities
 
@@ -131,7 +134,7 @@ def test_what_does_not_fit_fails_alone(load_small: LoadModel, monkeypatch: pytes
     monkeypatch.setattr(type(model), "forward", limited)
     results = list(Runner(model, 10_000).run([job(0, 30), job(1, 25), job(2, 61), job(3, 10)]))
     assert [type(result.error) for result in results] == [type(None), type(None), DeviceError, type(None)]
-    assert str(results[2].error).startswith("job 2: 61 tokens at once do not fit in the accelerator's memory")
+    check_message("infer.too_large", str(results[2].error))
     assert sizes[0] == 126
 
 
@@ -148,7 +151,7 @@ def test_each_job_keeps_what_it_asked_for(load_small: LoadModel) -> None:
         Wanted(watch=lambda: look),
         Wanted(),
     ]
-    first, second, third, fourth = Runner(model, 1000).run(job(n, 7 + n, one) for n, one in enumerate(wanted))
+    first, second, third, fourth = Runner(model, 1000).run(job(n, 7 + n, what) for n, what in enumerate(wanted))
     assert set(first.states) == {(1, "first"), (1, "sum")}
     assert first.logits is None
     assert not second.states
@@ -163,7 +166,7 @@ def test_each_job_keeps_what_it_asked_for(load_small: LoadModel) -> None:
 def test_what_was_asked_before_a_failure_is_computed(load_small: LoadModel, ahead: int) -> None:
     runner = Runner(load_small("esm2").module, 50)
     runner._ahead = ahead
-    found: list[int] = []
+    done: list[int] = []
 
     def jobs() -> Iterator[Job[int]]:
         for number in range(9):
@@ -171,52 +174,19 @@ def test_what_was_asked_before_a_failure_is_computed(load_small: LoadModel, ahea
         raise UsageError("line 10: no sequence")
 
     with pytest.raises(UsageError, match="line 10: no sequence"):
-        found.extend(result.job.tag for result in runner.run(jobs()))
-    assert found == list(range(9))
+        done.extend(result.job.tag for result in runner.run(jobs()))
+    assert done == list(range(9))
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_nothing_waits_for_jobs_that_do_not_come(load_small: LoadModel, ahead: int) -> None:
-    runner = Runner(load_small("esm2").module, 1000)
-    runner._ahead = ahead
-    answered: list[int] = []
-    asked: list[int] = []
-
-    def feed() -> Iterator[tuple[int, list[Job[int]]] | None]:
-        for number in range(12):
-            asked.append(number)
-            yield number, [job(number, 10)] * (number % 3)
-            if number % 4 == 3:
-                yield None
-                assert answered == asked
-
-    for number, results in runner.each(feed()):
-        assert len(results) == number % 3
-        answered.append(number)
-    assert answered == list(range(12))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "wanted", "message"),
-    [
-        ([], Wanted(), "no tokens"),
-        ([4, 33], Wanted(), "token 33 does not exist; this model has 33"),
-        ([4, 5], Wanted(places=np.array([2])), "places must be 0 to 1"),
-        ([4, 5], Wanted(places=np.array([-1])), "places must be 0 to 1"),
-        ([4, 5], Wanted(layers=(4,)), "layers must be 0 to 3"),
-    ],
-)
-def test_what_cannot_be_computed_fails_alone(
-    load_small: LoadModel, tokens: list[int], wanted: Wanted, message: str
-) -> None:
+def test_an_empty_input_fails_alone(load_small: LoadModel) -> None:
     model = load_small("esm2").module
-    good, bad, other = Runner(model, 1000).run(
-        [job(0, 10), Job(np.array(tokens, np.uint8), wanted, 1, "the bad one"), job(2, 9)]
-    )
+    empty = Job(np.array([], np.uint8), Wanted(), 1, "the empty one")
+    good, bad, last = Runner(model, 1000).run([job(0, 10), empty, job(2, 9)])
     check(model, good)
-    check(model, other)
-    with pytest.raises(UsageError, match=f"the bad one: {message}"):
+    check(model, last)
+    with pytest.raises(UsageError, match="the empty one") as caught:
         bad.checked()
+    check_message("infer.no_tokens", caught.value)
 
 
 def test_a_model_without_head_has_no_logits(load_small: LoadModel) -> None:
@@ -227,20 +197,18 @@ def test_a_model_without_head_has_no_logits(load_small: LoadModel) -> None:
     assert isinstance(logits.error, CapabilityError)
 
 
-def test_errors_of_those_who_look_belong_to_their_jobs(load_small: LoadModel) -> None:
+def test_errors_of_observers_belong_to_their_jobs(load_small: LoadModel) -> None:
     def refuse(*_: object) -> dict[str, torch.Tensor]:
         raise UsageError("not this one")
 
     model = load_small("esm2").module
     wanted = [Wanted(layers=(0, 3), reduce=refuse), Wanted(watch=lambda: refuse), Wanted(layers=(3,))]  # type: ignore[arg-type,return-value]
-    first, second, third = Runner(model, 1000).run(job(n, 5, one) for n, one in enumerate(wanted))
+    first, second, third = Runner(model, 1000).run(job(n, 5, what) for n, what in enumerate(wanted))
     assert str(first.error) == str(second.error) == "not this one"
     assert third.checked().states
 
 
-def test_who_looks_at_attention_begins_anew_in_each_half(
-    load_small: LoadModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_half_of_a_pack_has_new_watchers(load_small: LoadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_small("esm2").module
     forward = type(model).forward
 

@@ -1,12 +1,13 @@
-"""Overlapping windows: where they lie, what they weigh, how they join."""
+"""Overlapping windows: their places, their weights, and how they are joined."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import LoadModel
@@ -30,7 +31,7 @@ def test_spans_cover_everything_and_overlap(length: int, limit: int) -> None:
 
 
 def shares(length: int, limit: int) -> np.ndarray:
-    """``[n windows, L]``: how much of each residue's mean is from each window."""
+    """``[n windows, L]``: the share of each window in each residue's mean."""
     windows = spans(length, limit)
     table = np.zeros((len(windows), length))
     for row, (start, end) in zip(table, windows, strict=True):
@@ -39,12 +40,23 @@ def shares(length: int, limit: int) -> np.ndarray:
     return table / table.sum(0)
 
 
+@given(st.integers(1, 1000), st.integers(2, 300))
+@settings(max_examples=20)
+def test_the_share_of_a_window_changes_slowly(length: int, limit: int) -> None:
+    assert_slow_changes(length, limit)
+
+
+@pytest.mark.long
 @given(st.integers(1, 5000), st.integers(2, 300))
-def test_no_residue_sees_a_window_appear_or_vanish_at_once(length: int, limit: int) -> None:
+def test_the_share_of_a_window_changes_slowly_in_long_sequences(length: int, limit: int) -> None:
+    assert_slow_changes(length, limit)
+
+
+def assert_slow_changes(length: int, limit: int) -> None:
     table = shares(length, limit)
     np.testing.assert_allclose(table.sum(0), 1)
     if len(table) > 1:
-        # One step of the ramp, twice at most where both the window's weight and the sum of weights move.
+        # One step of the ramp, at most doubled if both the weight and the sum of weights change.
         assert np.abs(np.diff(table, axis=1)).max() <= 2 / (limit // 2 + 1) + 1e-6
 
 
@@ -74,7 +86,7 @@ def test_a_sequence_that_fits_is_untouched(load_small: LoadModel) -> None:
 
 
 def test_seams_do_not_show(load_small: LoadModel) -> None:
-    """At twice the limit, neighbours across a seam differ no more than neighbours elsewhere."""
+    """In a sequence of twice the limit, neighbours across a seam differ no more than neighbours elsewhere."""
     rng = np.random.default_rng(0)
     sequence = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 1020))
     for family, limit in (("esm1nv", 510), ("esm1b", 1022)):
@@ -97,7 +109,7 @@ def test_pooling_is_over_the_joined_residues(load_small: LoadModel) -> None:
 
 
 def test_windows_against_their_own_embeddings(load_small: LoadModel) -> None:
-    """The joined embedding from separate calls, one a window."""
+    """The joined embedding equals that of separate calls for each window."""
     model = load_small("esm1nv")
     sequence = "".join(np.random.default_rng(1).choice(list("ACDEFGHIKLMNPQRSTVWY"), 900))
     places = spans(900, 510)

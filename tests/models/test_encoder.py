@@ -1,17 +1,20 @@
-"""The driver, its promises, and what the families share."""
+"""The forward pass, and what the families share."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from conftest import CONFIGS, LoadModel
+from messages import check_message
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
+from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
@@ -30,7 +33,7 @@ def batch_of(model: Encoder, sequences: list[str]) -> PackedBatch:
 
 @torch.no_grad()
 def hidden(model: Encoder, sequences: list[str]) -> list[list[Tensor]]:
-    """By sequence, by layer."""
+    """Hidden states by sequence and layer."""
     batch = batch_of(model, sequences)
     states: list[Tensor] = []
     model(batch, on_hidden=lambda number, x: states.append(x))
@@ -75,7 +78,7 @@ def test_observing_changes_nothing(load_small: LoadModel, name: str) -> None:
 
 
 def test_rotary_frequencies_keep_their_bits(load_small: LoadModel) -> None:
-    """Meta's are rounded to float16; rounding them further would move every position."""
+    """Meta's frequencies are rounded to float16; further rounding would change every position."""
     module = load_small("esm2").module
     assert isinstance(module, ESM2)
     before = module.inv_freq.clone()
@@ -104,7 +107,7 @@ def test_learned_positions_end(load_small: LoadModel, name: str, limit: int) -> 
     assert module.max_tokens == limit
     with torch.no_grad():
         module(batch_of(module, ["A" * (limit - 2)]))
-        with pytest.raises(SequenceTooLongError, match=f"{limit + 1} tokens exceeds the {limit} positions"):
+        with pytest.raises(SequenceTooLongError, match=f"{limit + 1} .* {limit} "):
             module(batch_of(module, ["A" * (limit - 1), "A"]))
 
 
@@ -114,10 +117,12 @@ def test_missing_heads_are_named(load_small: LoadModel) -> None:
     module.lm_head = None
     module.contact_head = None
     assert module.capabilities == {"attention"}
-    with pytest.raises(CapabilityError, match="this ESM-2 model has no logits; load a checkpoint"):
+    with pytest.raises(CapabilityError) as caught:
         module.head(torch.zeros(1, 40))
-    with pytest.raises(CapabilityError, match="or fit one: protea fit-contacts"):
+    check_message("models.no_logits", caught.value)
+    with pytest.raises(CapabilityError) as caught:
         module.require("contacts")
+    check_message("models.no_contacts", caught.value)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -183,7 +188,9 @@ def test_initialisation(name: str) -> None:
     assert words[model.alphabet.pad].any() == (name == "esm1nv")
 
 
-DIGEST = """
+# The same on every machine and with every version of NumPy.
+DIGEST = "4cdf26a9f472d1a63870300ce3a4b2e1c816240608cb9f7050b03d232cd4fec4"
+PROGRAM = """
 import hashlib
 from protea.models.registry import build, initial_value
 from protea.models.esm2 import SIZES
@@ -192,44 +199,35 @@ print(hashlib.sha256(initial_value(model, "layers.0.fc1.weight", 3).numpy().toby
 """
 
 
-@pytest.mark.parametrize("instructions", ["default", "avx2"])
-def test_initialisation_is_the_same_on_any_processor(instructions: str) -> None:
-    """The digest is what every machine and every version of NumPy has to give."""
-    settings = os.environ | {"ATEN_CPU_CAPABILITY": instructions}
-    done = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True, env=settings)
-    assert done.stdout.strip() == "4cdf26a9f472d1a63870300ce3a4b2e1c816240608cb9f7050b03d232cd4fec4"
+def test_initialisation_is_the_same_on_any_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(PROGRAM, {})
+    assert capsys.readouterr().out.strip() == DIGEST
+
+
+@pytest.mark.long
+def test_initialisation_is_the_same_on_any_processor() -> None:
+    settings = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=settings)
+    assert done.stdout.strip() == DIGEST
+
+
+ODD = {"num_hidden_layers": 1, "hidden_size": 9, "num_attention_heads": 3, "intermediate_size": 4}
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("key", "make"),
     [
-        (
-            lambda: ESM2Config(num_hidden_layers=1, hidden_size=10, num_attention_heads=3, intermediate_size=4),
-            "multiple",
-        ),
-        (
-            lambda: ESM2Config(num_hidden_layers=0, hidden_size=9, num_attention_heads=3, intermediate_size=4),
-            "num_hidden_layers must be from 1 to 1,000, got 0",
-        ),
-        (
-            lambda: ESM2Config(num_hidden_layers=1, hidden_size=9, num_attention_heads=3, intermediate_size=4),
-            "makes heads 3 wide; rotary positions need an even width",
-        ),
-        (lambda: ESM1nvConfig(hidden_act="relu"), "hidden_act must be one of gelu, gelu_tanh, got 'relu'"),
-        (
-            lambda: ESM1bConfig(
-                num_hidden_layers=1,
-                hidden_size=9,
-                num_attention_heads=3,
-                intermediate_size=4,
-                emb_layer_norm_before=True,
-                max_position_embeddings=2,
-            ),
-            "must exceed 2",
-        ),
+        ("models.width", lambda: ESM2Config(**ODD | {"hidden_size": 10})),
+        ("models.layers", lambda: ESM2Config(**ODD | {"num_hidden_layers": 0})),
+        ("models.head_width", lambda: ESM2Config(**ODD)),
+        ("models.rope_theta", lambda: ESM2Config(**ODD | {"hidden_size": 12}, rope_theta=0.5)),
+        ("models.epsilon", lambda: ESM2Config(**ODD | {"hidden_size": 12}, layer_norm_eps=2.0)),
+        ("models.dropout", lambda: ESM2Config(**ODD | {"hidden_size": 12}, hidden_dropout_prob=1.0)),
+        ("models.activation", lambda: ESM1nvConfig(hidden_act="relu")),
+        ("models.positions", lambda: ESM1bConfig(**ODD, emb_layer_norm_before=True, max_position_embeddings=2)),
     ],
 )
-def test_numbers_that_do_not_fit(make: object, message: str) -> None:
-    assert callable(make)
-    with pytest.raises(CheckpointError, match=message):
+def test_numbers_that_do_not_fit(key: str, make: Callable[[], EncoderConfig]) -> None:
+    with pytest.raises(CheckpointError) as caught:
         make()
+    check_message(key, caught.value)

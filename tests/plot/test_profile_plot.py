@@ -48,7 +48,7 @@ def test_numbers(length: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-@pytest.mark.parametrize("length", [1, 100, 2000, 34350])
+@pytest.mark.parametrize("length", [1, 100, 2000, pytest.param(34350, marks=pytest.mark.long)])
 def test_any_length(length: int, kind: str, tmp_path: Path) -> None:
     sequence, logs = some(length)
     path = tmp_path / f"p.{kind}"
@@ -65,6 +65,7 @@ def test_any_length(length: int, kind: str, tmp_path: Path) -> None:
     assert letters == (sequence if length <= 100 else "")
 
 
+@pytest.mark.long
 def test_titin_as_a_page(tmp_path: Path) -> None:
     sequence, logs = some(34350)
     profile(tmp_path / "p.html", sequence=sequence, log_probabilities=logs, letters=AMINO_ACIDS, title="titin")
@@ -125,8 +126,8 @@ def test_running_mean(length: int, half: int, seed: int) -> None:
     [
         (np.zeros((2, 20)), "MKT", r"log_probabilities: shape \[2, 20\], expected \[3, 20\]"),
         (np.zeros((0, 20)), "", "log_probabilities: nothing to draw"),
-        (np.full((3, 20), 0.5), "MKT", "log_probabilities: 0.5 of L at residue 1; expected finite numbers"),
-        (np.full((3, 20), -np.inf), "MKT", "log_probabilities: -inf of L at residue 1"),
+        (np.full((3, 20), 0.5), "MKT", "log_probabilities: 0.5 for L at residue 1;"),
+        (np.full((3, 20), -np.inf), "MKT", "log_probabilities: -inf for L at residue 1"),
     ],
 )
 def test_refusals(logs: NDArray[np.float64], sequence: str, message: str, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_nothing_scored(tmp_path: Path) -> None:
     assert (read_svg(tmp_path / "p.svg").images[0] == GREY).all()
 
 
+@pytest.mark.long
 def test_size_of_a_long_protein(tmp_path: Path) -> None:
     """Cells stay as large, so that letters can be read; the picture grows downward."""
     widths, heights = [], []

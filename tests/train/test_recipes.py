@@ -16,7 +16,6 @@ from conftest import CONFIGS, Run, fails
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.errors import TrainingError, UsageError
-from protea.models.attention import REFERENCE
 from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import check_memory, estimate, flops_per_token
@@ -27,6 +26,7 @@ from protea.train.recipe import Recipe
 from protea.train.trained import Trained
 from protea.train.watcher import Watcher
 from protea.transforms import native
+from reference_attention import REFERENCE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

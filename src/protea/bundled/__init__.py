@@ -1,4 +1,4 @@
-"""Protea-mini, the model that runs where none is named: its name, and the folder of its files."""
+"""Protea-mini, the model that runs if the user names none: its name and the folder of its files."""
 
 from __future__ import annotations
 

@@ -1,17 +1,34 @@
-"""``protea evaluate``: models beside what was measured."""
+"""``protea evaluate contacts`` and ``protea evaluate proteingym``: predictions compared with measurements."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from protea.cli.evaluate_contacts import evaluate_contacts
-from protea.cli.evaluate_proteingym import evaluate_proteingym
+from protea import bundled
+from protea.cli import options
+from protea.cli.interrupt import interruptible
+from protea.cli.load import circumstances, load_to_compute
+from protea.cli.structures import Structures, decimals, picture_paths, show_means, tell_rows
+from protea.cli.terminal import bars, show_table, tell
+from protea.errors import UsageError
+from protea.text import counted
 
-evaluate = typer.Typer(
-    name="evaluate",
-    help="Compare what models predict with what was measured.",
-    rich_markup_mode=None,
-)
+if TYPE_CHECKING:
+    from protea.contacts.precision import ChainPrecision
+    from protea.contacts.structures import Chain
+    from protea.evaluate.proteingym import Measured
+    from protea.infer.runner import FloatArray
+
+evaluate = typer.Typer(name="evaluate", help="Compare predictions with measurements.", rich_markup_mode=None)
+
+_Table = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT", help="Table of all results: .csv, .tsv or .parquet.")
+]
 
 
 @evaluate.callback(invoke_without_command=True)
@@ -21,5 +38,194 @@ def _options(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-evaluate.command("contacts")(evaluate_contacts)
-evaluate.command("proteingym")(evaluate_proteingym)
+@evaluate.command("contacts")
+def evaluate_contacts(
+    structures: Structures,
+    model: options.Model = bundled.NAME,
+    output: _Table = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Chains to leave out: a contact-head.json, or a name; may be repeated."),
+    ] = None,
+    include_fitted: Annotated[
+        bool, typer.Option("--include-fitted", help="Keep chains that the model's contact head was fitted on.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed for the intervals.", min=0)] = 0,
+    plot: options.MapPlot = None,
+    dtype: options.Dtype = "float32",
+    fast: options.Fast = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Measure a model's contacts against structures: precision of the L, L/2 and L/5 most probable pairs.
+
+    Means over chains come with 95 % intervals, by bootstrap over chains. Chains listed in the model's contact-head.json
+    are left out. OUT.report.tsv lists what was skipped, altered or incomplete. Pictures show predictions above the
+    diagonal and the structure's contacts below.
+
+    \b
+    Examples:
+      protea evaluate contacts structures/ -m esm2_t6_8M_UR50D
+      protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
+      protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
+    """
+    from protea.contacts.evaluation import select_chains, write_precisions
+    from protea.contacts.fitted_heads import fitted_on
+    from protea.contacts.precision import measure
+    from protea.contacts.structures import contact_map
+    from protea.letters import ReportRow
+    from protea.plot import contact_map as draw_map
+    from protea.tables import check_output
+
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    rows: list[ReportRow] = []
+    with interruptible(), bars() as bar:
+        loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        record = loaded.head_record
+        chains = select_chains(
+            loaded.module,
+            structures,
+            rows,
+            exclude=exclude or [],
+            fitted=fitted_on(record) if record.exists() and not include_fitted else None,
+            reason=f"the contact head was fitted on them ({record}); --include-fitted keeps them",
+            progress=bar,
+        )
+        names = [chain.name for chain in chains]
+        pictures = {} if plot is None else picture_paths(plot, names, overwrite=overwrite)
+
+        def draw(chain: Chain, probabilities: FloatArray) -> None:
+            if chain.name in pictures:
+                truth, missing = contact_map(chain)
+                draw_map(pictures[chain.name], probabilities, truth=truth, missing=missing, title=chain.name)
+
+        precisions = measure(loaded.module, chains, draw, bar)
+        if output is not None:
+            settings: dict[str, Any] = {"command": "evaluate contacts", "structures": list(map(str, structures))}
+            settings |= {"exclude": exclude or [], "include_fitted": include_fitted, "seed": seed}
+            write_precisions(output, precisions, rows, settings | {"models": {model: circumstances(loaded)}})
+    if output is not None:
+        typer.echo(f"{output}: {counted(len(precisions), 'chain')}")
+    elif precisions:
+        _show_chains(precisions)
+    if plot is not None and precisions:
+        typer.echo(f"{plot}: {counted(len(precisions), 'contact map')}")
+    if precisions:
+        show_means(precisions, seed)
+    skipped = tell_rows(rows, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")
+    if skipped or not precisions:
+        raise typer.Exit(1)
+
+
+def _show_chains(precisions: list[ChainPrecision]) -> None:
+    columns = [f"{name} {part}" for name, result in precisions[0].ranges.items() for part in result.precisions]
+    rows = []
+    for chain in precisions:
+        values = [value for result in chain.ranges.values() for value in result.precisions.values()]
+        rows.append([chain.name, str(chain.resolved), *(decimals(value) for value in values)])
+    show_table(["chain", "L", *columns], rows)
+    typer.echo()
+
+
+@evaluate.command("proteingym")
+def evaluate_proteingym(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False),
+    ],
+    models: options.Models = options.BUNDLED,
+    method: options.Method = "masked-marginals",
+    offset: options.Offset = 1,
+    long: options.Windows = "window",
+    only: Annotated[
+        str | None,
+        typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default."),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Published models to show, separated by commas, as the table names them."),
+    ] = None,
+    output: _Table = None,
+    dtype: options.Dtype = "float32",
+    fast: options.Fast = False,
+    device: options.Device = "auto",
+    token_budget: options.TokenBudget = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Score deep mutational scans and compare with the measurements, by ProteinGym's measures.
+
+    Prints Spearman's correlation, AUC, MCC, NDCG and top recall of each assay, their means over assays and over
+    proteins, and published correlations of other models where the table of assays has them (columns `spearman NAME`).
+    Variants that cannot be scored are left out and counted; the exit code is then 1.
+
+    \b
+    Examples:
+      protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
+      protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
+    """
+    from protea.evaluate.proteingym import AssayScores, read_assays, write_results
+    from protea.score.effects import Scoring
+    from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
+    from protea.tables import check_output
+
+    how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    assays = {assay.name: assay for assay in read_assays(folder)}
+    names = list(assays) if only is None else _names("--assays", only, assays)
+    known = {name for assay in assays.values() for name in assay.published}
+    published = [] if beside is None else _names("--beside", beside, known)
+    with interruptible():
+        members = open_ensemble(models)
+        alphabet = common_alphabet(members)
+        scans = [AssayScores(assays[name], alphabet, how) for name in names]
+        settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
+        settings |= asdict(how) | {"models": {}}
+        check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
+        for name in models:
+            model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
+            with bars("passes") as bar:
+                bar.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
+                for scan in scans:
+                    scan.add(model.module, bar)
+            settings["models"][name] = circumstances(model)
+            del model  # free its memory before the next model loads
+        results = [scan.measured() for scan in scans]
+        if output is not None:
+            write_results(output, results, settings)
+    _show_results(results, published)
+    if output is not None:
+        typer.echo(f"{output}: {counted(len(results), 'assay')}")
+    for result in results:
+        if result.problems:
+            left_out = counted(result.left_out, "variant")
+            tell(f"{result.assay.name}: {left_out} could not be scored: {result.problems[0].reason}")
+        for advice in result.advice:
+            tell(advice)
+    if any(result.problems for result in results):
+        raise typer.Exit(1)
+
+
+def _names(option: str, value: str, known: Collection[str]) -> list[str]:
+    """The names in an option's value, each once."""
+    names = list(dict.fromkeys(name.strip() for name in value.split(",")))
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(f"{option} {unknown[0]!r}: unknown name; known are {', '.join(sorted(known)) or 'none'}")
+    return names
+
+
+def _show_results(results: list[Measured], published: list[str]) -> None:
+    from protea.evaluate.proteingym import MEASURES, means
+
+    rows = []
+    for result in results:
+        values = [result.measures[name] for name in MEASURES]
+        values += [result.assay.published.get(name, float("nan")) for name in published]
+        rows.append([result.assay.name, f"{result.count:,}", *(decimals(value) for value in values)])
+    averages = [means(results, name) for name in MEASURES]
+    for name in published:
+        by_assay = {result.assay.name: result.assay.published.get(name, float("nan")) for result in results}
+        averages.append(means(results, "spearman", by_assay))
+    rows += [[f"mean over {over}", "", *(decimals(average[over]) for average in averages)] for over in averages[0]]
+    show_table(["assay", "variants", *MEASURES, *published], rows)

@@ -1,79 +1,91 @@
-"""What commands on structures share: reading them under a bar, saying what was odd, tables of precision."""
+"""What the commands on contacts share: options, notes on chains, tables of precision, the places of pictures."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protea.cli.terminal import counted, progress_bars, tell
+from protea.cli.terminal import show_table, tell
+from protea.errors import UsageError
+from protea.text import counted
 
 if TYPE_CHECKING:
     from protea.contacts.precision import ChainPrecision, Mean
-    from protea.contacts.structures import Note
-
-    Progress = Callable[[str, int, int], None]
+    from protea.letters import ReportRow
 
 Structures = Annotated[
     list[Path],
-    typer.Argument(metavar="STRUCTURES", help="PDB or mmCIF, also .gz; files or folders.", show_default=False),
+    typer.Argument(metavar="STRUCTURES", help="PDB or mmCIF files, also .gz, or folders.", show_default=False),
 ]
 
 
-@contextmanager
-def one_bar() -> Iterator[Progress]:
-    """A bar for one thing after another."""
-    with progress_bars() as bars:
-        task = bars.add_task("reading", total=None)
-
-        def show(what: str, done: int, of: int) -> None:
-            bars.update(task, description=what, completed=done, total=of)
-
-        yield show
-
-
-def tell_notes(notes: Sequence[Note], where: str) -> bool:
-    """Say on standard error what was skipped, line by line, and how much else was odd.
-
-    Args:
-        notes: all there are.
-        where: what to see for the others, in words.
-
-    Returns:
-        Whether anything was skipped.
-    """
-    for note in notes:
-        if note.what == "skipped":
-            tell(f"{note.name}: skipped: {note.detail}")
-    left_out = Counter(note.detail for note in notes if note.what == "left out")
-    for reason, count in left_out.items():
+def tell_rows(rows: Sequence[ReportRow], report: str) -> bool:
+    """Tell which files and chains were skipped, and count the other rows; return whether anything was skipped."""
+    for row in rows:
+        if row.what == "skipped":
+            tell(f"{row.id}: skipped: {row.detail}")
+    for reason, count in Counter(row.detail for row in rows if row.what == "left out").items():
         tell(f"left out {counted(count, 'chain')}: {reason}")
-    odd = Counter(note.what for note in notes if note.what not in ("skipped", "left out"))
-    if odd:
-        kinds = ", ".join(f"{count} {what}" for what, count in sorted(odd.items()))
-        tell(f"of structures: {kinds}; {where}")
-    return any(note.what == "skipped" for note in notes)
+    if odd := Counter(row.what for row in rows if row.what not in ("skipped", "left out")):
+        tell(f"structures: {', '.join(f'{count} {what}' for what, count in sorted(odd.items()))}; {report}")
+    return any(row.what == "skipped" for row in rows)
 
 
-def echo_means(rows: Sequence[ChainPrecision], seed: int = 0) -> None:
-    """Mean precisions with their intervals, a line a range."""
+def show_means(chains: Sequence[ChainPrecision], seed: int = 0) -> None:
+    """Print mean precisions with their intervals, a line a range."""
     from protea.contacts.precision import means
 
-    found = means(rows, seed)
-    parts = list(next(iter(found.values())))
-    typer.echo(f"{'range':<8}{'chains':>7}  " + "".join(f"{part:<24}" for part in parts).rstrip())
-    for name, cells in found.items():
-        values = "".join(f"{_cell(cells[part], part):<24}" for part in parts).rstrip()
-        typer.echo(f"{name:<8}{cells['chance'].chains:>7}  {values}")
+    by_range = means(chains, seed)
+    parts = list(next(iter(by_range.values())))
+    rows = [
+        [name, str(cells["chance"].chains), *(_cell(cells[part], part) for part in parts)]
+        for name, cells in by_range.items()
+    ]
+    show_table(["range", "chains", *parts], rows)
 
 
 def _cell(mean: Mean, part: str) -> str:
-    if not mean.chains:
-        return "-"
     # One chain has no interval over chains.
-    interval = "" if part == "chance" or mean.chains == 1 else f" ({mean.low:.3f} to {mean.high:.3f})"
-    return f"{mean.value:.3f}{interval}"
+    interval = "" if part == "chance" or mean.chains < 2 else f" ({mean.low:.3f} to {mean.high:.3f})"
+    return f"{decimals(mean.value)}{interval}"
+
+
+def decimals(value: float) -> str:
+    """A number for a table; a dash for nan."""
+    return "-" if isnan(value) else f"{value:.3f}"
+
+
+def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
+    """Where each protein's picture goes: the named file, or a PNG in a folder, which is created.
+
+    Raises:
+        UsageError: a file is named for several proteins, or its suffix is not that of a picture.
+        MissingExtraError: the library that draws it is not installed.
+        OutputError: a picture exists, or cannot be written.
+    """
+    from protea.embed.names import file_name
+    from protea.output import check_output, write_failure
+    from protea.plot import check_place
+
+    if not names:
+        return {}
+    if plot.suffix and not plot.is_dir():
+        if len(names) > 1:
+            raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
+        check_place(plot)
+        paths = {names[0]: plot}
+    else:
+        check_place(Path("any.png"))  # before the folder is made
+        try:
+            plot.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_failure(error, plot) from error
+        paths = {name: plot / f"{file_name(name)}.png" for name in names}
+    for path in paths.values():
+        check_output(path, overwrite=overwrite)
+    return paths

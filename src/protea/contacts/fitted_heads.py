@@ -1,48 +1,50 @@
-"""A contact head for a model: which chains it is fitted to, the fit, and what is kept of how it was made.
+"""A contact head for a model: the choice of chains, the fit, the folder with the model, and the record of the fit.
 
-``contact-head.json`` beside a model says what its head was fitted on, so that nobody evaluates it there.
+``contact-head.json`` beside a model lists the chains that its head was fitted on, so that nobody evaluates it on them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from math import inf
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from torch import Tensor
 
+import protea
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
+from protea.checkpoints.formats import open_checkpoint
+from protea.checkpoints.hub import locate
 from protea.checkpoints.json_files import read_json, write_json
 from protea.checkpoints.sidecar import HEAD_RECORD
-from protea.contacts.fit import RANK, C, Example, Progress, fit_bilinear, fit_regression
-from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, Note, pairs
+from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
+from protea.contacts.precision import ChainPrecision, measure, usable
+from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures
 from protea.errors import CheckpointError, DataError, UsageError
+from protea.infer.loading import load_model
+from protea.letters import ReportRow
 from protea.models.encoder import Encoder
-from protea.models.heads import AnyContactHead
+from protea.models.heads import AnyContactHead, ContactHead
+from protea.output import staged
+from protea.progress import SILENT, Progress
 
 Head = Literal["regression", "bilinear"]
 
 _LARGEST_SEED: Final = 2**32 - 1
-"""That scikit-learn takes."""
+"""scikit-learn takes none above."""
 
-_APART: Final = 5
-"""One in so many of the chains of a bilinear head stops its training."""
+_HELD_OUT: Final = 5
+"""One in this number of chains stops the training of a bilinear head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a head is fitted.
-
-    Attributes:
-        head: ``regression`` on attention maps, or ``bilinear`` on last hidden states.
-        count: chains.
-        seed: which, and of what is random in fitting.
-        c: inverse strength of the regression's L1 penalty.
-        rank: of the bilinear head.
+    """How a head is fitted: its kind, the number of chains, and the parameters of ``fit``.
 
     Raises:
         UsageError: a value is out of range.
@@ -56,7 +58,7 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.head not in get_args(Head):
-            raise UsageError(f"unknown head {self.head!r}; use {', '.join(get_args(Head))}")
+            raise UsageError(f"--head {self.head!r}: use {' or '.join(get_args(Head))}")
         least = 2 if self.head == "bilinear" else 1
         if self.count < least:
             raise UsageError(f"--count must be at least {least} for a {self.head} head, got {self.count}")
@@ -68,104 +70,142 @@ class FitSettings:
             raise UsageError(f"--rank must be at least 1, got {self.rank}")
 
 
-def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
-    """Chains to fit, and those that are left, which share no sequence with them.
-
-    A chain's turn is a hash of the seed and its sequence: others that come or go change nothing but who is last.
-
-    Raises:
-        DataError: there are fewer than asked for.
-    """
-    by_turn: dict[str, list[Chain]] = {}
-    for chain in sorted(chains, key=lambda one: one.name):
-        by_turn.setdefault(hashlib.sha256(f"{settings.seed}/{chain.sequence}".encode()).hexdigest(), []).append(chain)
-    turns = sorted(by_turn)
-    usable = [turn for turn in turns if len(pairs(by_turn[turn][0]).rows)]
-    if len(usable) < settings.count:
-        short = len(turns) - len(usable)
-        without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
-        raise DataError(
-            f"{len(usable)} chains of different sequence that the model can see{without}, and --count asks for "
-            f"{settings.count}; give more structures, or a smaller --count"
-        )
-    taken = set(usable[: settings.count])
-    chosen = [by_turn[turn][0] for turn in usable[: settings.count]]
-    return chosen, [chain for turn in turns if turn not in taken for chain in by_turn[turn]]
-
-
-def fit(model: Encoder, chains: Sequence[Chain], settings: FitSettings, progress: Progress) -> AnyContactHead:
-    """A contact head for a model.
+def write_fitted(
+    model: str,
+    structures: Iterable[Path],
+    folder: Path,
+    settings: FitSettings,
+    rows: list[ReportRow],
+    *,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> tuple[dict[str, Any], list[ChainPrecision]]:
+    """Fit a head for a model, and write both as a Hugging Face folder; weights stay as they are stored.
 
     Args:
-        model: on the device to compute on; needs none.
-        chains: that it can see.
-        settings: how.
-        progress: told how far it is.
+        model: name, folder or file.
+        structures: files and folders.
+        folder: to write; must be new.
+        settings: of the fit.
+        rows: receives what was skipped or odd.
+        device: to compute on.
+        progress: of every part.
+
+    Returns:
+        The content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on.
 
     Raises:
-        MissingExtraError: scikit-learn is not installed.
-        UsageError: the rank is above the model's width.
-        DataError: the chains have no contacts.
-        DeviceError: they do not fit in memory.
+        OutputError: the folder exists and is not empty, or cannot be written. Other errors are those of the parts.
     """
+    with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
+        module = load_model(model, device=device, trainable=True).module
+        replaced = module.contact_head is not None
+        head, fitted, others = fit_to_structures(module, structures, settings, rows, progress)
+        # The precision is that of the head as stored, perhaps rounded.
+        head = head.to(checkpoint.dtype).float()
+        module.contact_head = head
+        precisions = measure(module, others, progress=progress)
+        record = _record(fitted, settings, rows, replaced=replaced)
+        _write(aside, checkpoint, head, record)
+    if isinstance(head, ContactHead) and not head.regression.weight.any():
+        progress.note("no attention head follows contacts: the regression uses none, and all pairs get one probability")
+    if replaced:
+        progress.note("this head replaces the one that the model had")
+    return record, precisions
+
+
+def fit_to_structures(
+    model: Encoder,
+    structures: Iterable[Path],
+    settings: FitSettings,
+    rows: list[ReportRow],
+    progress: Progress = SILENT,
+) -> tuple[AnyContactHead, list[Chain], list[Chain]]:
+    """Choose chains of structures and fit a head to them; the model keeps its own head.
+
+    Args:
+        model: on the device to compute on.
+        structures: files and folders.
+        settings: of the fit.
+        rows: receives what was skipped or odd.
+        progress: of reading and fitting.
+
+    Returns:
+        The head, the chains it was fitted on, and the other chains that the model can see.
+
+    Raises:
+        MissingExtraError: biotite or scikit-learn is not installed.
+        StructureError: no file holds a protein.
+        UsageError: the rank is above the model's width.
+        DataError: there are fewer chains than ``count``, or they have no contacts.
+        DeviceError: the maps do not fit into memory.
+    """
+    chains, notes = read_structures(structures, progress)
+    rows += notes
+    chosen, others = choose(usable(model, chains, rows), settings)
+    return fit(model, chosen, settings, progress), chosen, others
+
+
+def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
+    """Chains to fit, and the other chains, which share no sequence with them.
+
+    The order of chains is a hash of the seed and the sequence, so chains that come or go hardly change the choice.
+
+    Raises:
+        DataError: there are fewer chains than ``count``.
+    """
+    by_hash: dict[str, list[Chain]] = {}
+    for chain in sorted(chains, key=lambda chain: chain.name):
+        by_hash.setdefault(hashlib.sha256(f"{settings.seed}/{chain.sequence}".encode()).hexdigest(), []).append(chain)
+    order = sorted(by_hash)
+    with_pairs = [key for key in order if len(pairs(by_hash[key][0]).rows)]
+    if len(with_pairs) < settings.count:
+        short = len(order) - len(with_pairs)
+        without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
+        raise DataError(
+            f"--count {settings.count}: the model can see {len(with_pairs)} chains of different sequence{without}; "
+            "give more structures, or a smaller --count"
+        )
+    taken = with_pairs[: settings.count]
+    others = [chain for key in order if key not in set(taken) for chain in by_hash[key]]
+    return [by_hash[key][0] for key in taken], others
+
+
+def fit(model: Encoder, chains: Sequence[Chain], settings: FitSettings, progress: Progress = SILENT) -> AnyContactHead:
+    """Fit a head to chains that the model can see; errors are those of ``fit_to_structures``."""
     if settings.head == "bilinear" and settings.rank > model.config.hidden_size:
         raise UsageError(f"--rank must be at most {model.config.hidden_size}, the model's width, got {settings.rank}")
-    examples = [_example(model, chain) for chain in chains]
+    examples = [
+        Example(model.alphabet.encode(chain.sequence), known.rows, known.columns, known.contacts)
+        for chain in chains
+        for known in [pairs(chain)]
+    ]
     if settings.head == "regression":
         return fit_regression(model, examples, c=settings.c, seed=settings.seed, progress=progress)
-    apart = max(1, len(examples) // _APART)
+    held_out = max(1, len(examples) // _HELD_OUT)
     return fit_bilinear(
-        model, examples[apart:], examples[:apart], rank=settings.rank, seed=settings.seed, progress=progress
+        model, examples[held_out:], examples[:held_out], rank=settings.rank, seed=settings.seed, progress=progress
     )
 
 
-def _example(model: Encoder, chain: Chain) -> Example:
-    found = pairs(chain)
-    return Example(model.alphabet.encode(chain.sequence), found.rows, found.columns, found.contacts)
-
-
-def description(
-    chains: Sequence[Chain],
-    settings: FitSettings,
-    notes: Iterable[Note],
-    versions: Mapping[str, str],
-    *,
-    replaced: bool,
+def _record(
+    chains: Sequence[Chain], settings: FitSettings, rows: Iterable[ReportRow], *, replaced: bool
 ) -> dict[str, Any]:
-    """What ``contact-head.json`` says.
-
-    Args:
-        chains: that the head was fitted on.
-        settings: how.
-        notes: on these and others.
-        versions: of programs.
-        replaced: whether the model had a head of its own.
-    """
-    counts = [pairs(chain) for chain in chains]
+    by_chain = [pairs(chain) for chain in chains]
     return {
         "settings": asdict(settings),
         "contact": f"CB (CA for glycine) below {CONTACT:g} Angstrom, {LEAST_SEPARATION} or more residues apart",
-        "pairs": sum(len(one.rows) for one in counts),
-        "contacts": int(sum(one.contacts.sum() for one in counts)),
+        "pairs": sum(len(known.rows) for known in by_chain),
+        "contacts": int(sum(known.contacts.sum() for known in by_chain)),
         "structures": [{"name": chain.name, "sequence": chain.sequence} for chain in chains],
-        "notes": [note._asdict() for note in notes],
+        "notes": [{"name": row.id, "what": row.what, "detail": row.detail} for row in rows],
         "replaced": replaced,
-        "versions": dict(versions),
+        "versions": {"protea": protea.__version__}
+        | {name: version(name) for name in ("torch", "scikit-learn", "biotite")},
     }
 
 
-def write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, described: Mapping[str, Any]) -> None:
-    """Write a checkpoint with another contact head as a Hugging Face folder, its weights as they are stored.
-
-    Args:
-        folder: where.
-        checkpoint: the model.
-        head: its new contact head.
-        described: of ``contact-head.json``.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+def _write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, record: dict[str, Any]) -> None:
     model = like(checkpoint.model)
     model.contact_head = head
     given = {f"contact_head.{name}": value.cpu() for name, value in head.state_dict().items()}
@@ -175,26 +215,21 @@ def write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, described:
         return (given[name] if name in given else checkpoint.parameter(name)).to(dtype)
 
     hf.write(folder, model, parameter, dtype)
-    write_json(folder / HEAD_RECORD, dict(described))
+    write_json(folder / HEAD_RECORD, record)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a head was fitted on.
-
-    Attributes:
-        names: of chains.
-        sequences: of the same, which may have other names elsewhere.
-    """
+    """The chains that a head was fitted on, by name and by sequence, since names differ between files."""
 
     names: frozenset[str]
     sequences: frozenset[str]
 
     @classmethod
     def of(cls, chains: Iterable[tuple[str, str]]) -> Fitted:
-        """By names and sequences of chains."""
-        found = dict(chains)
-        return cls(frozenset(found), frozenset(found.values()))
+        """From names and sequences of chains."""
+        by_name = dict(chains)
+        return cls(frozenset(by_name), frozenset(by_name.values()))
 
     def covers(self, chain: Chain) -> bool:
         """Whether a chain is among them."""
@@ -205,21 +240,12 @@ def fitted_on(path: Path) -> Fitted:
     """Read a ``contact-head.json``.
 
     Raises:
-        CheckpointError: it is absent, or nothing that ``protea fit-contacts`` wrote.
+        CheckpointError: the file is absent, or ``protea fit-contacts`` did not write it.
     """
     try:
-        chains = [(str(one["name"]), str(one["sequence"])) for one in read_json(path)["structures"]]
+        chains = [(str(chain["name"]), str(chain["sequence"])) for chain in read_json(path)["structures"]]
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: does not say what a contact head was fitted on; remove it, or fit the head again"
         ) from error
     return Fitted.of(chains)
-
-
-def fitted_beside(record: Path | None) -> Fitted | None:
-    """The same, if there is such a file.
-
-    Raises:
-        CheckpointError: it is nothing that ``protea fit-contacts`` wrote.
-    """
-    return fitted_on(record) if record is not None and record.exists() else None

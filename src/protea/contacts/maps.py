@@ -1,32 +1,36 @@
-"""Contact maps on disk: whole in HDF5, or their likely pairs in a table."""
+"""Contact maps on disk: complete ones in HDF5, or their likely pairs in a table."""
 
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from protea.disk import unfinished
+from protea.contacts.predict import contacts, too_long
 from protea.embed.names import store_name
-from protea.errors import OutputError, UsageError
+from protea.errors import SequenceTooLongError, UsageError
 from protea.infer.runner import FloatArray
+from protea.letters import ReportRow
+from protea.models.encoder import Encoder
+from protea.output import staged
+from protea.progress import SILENT, Progress
 from protea.tables import Beside, check_output, write_table
 
+_COLUMNS = ("id", "i", "j", "residue_i", "residue_j", "probability")
 
-class Maps(Protocol):
-    """Where maps go."""
 
-    def add(self, name: str, sequence: str, probabilities: FloatArray) -> None:
-        """One protein's map ``[L, L]``."""
+class ContactMap(NamedTuple):
+    """One protein's map ``[L, L]``."""
 
-    def finish(self, beside: Beside) -> None:
-        """Give the output its name, with what lies beside it."""
-
-    def abandon(self) -> None:
-        """Leave nothing behind but what is finished."""
+    name: str
+    sequence: str
+    probabilities: FloatArray
 
 
 def check_maps(path: Path, *, overwrite: bool) -> None:
@@ -34,90 +38,99 @@ def check_maps(path: Path, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: the suffix names no format.
-        OutputError: it exists, or its folder does not.
+        OutputError: the file exists, or its folder does not.
     """
     try:
         check_output(path, overwrite=overwrite, others=(".h5",))
     except UsageError as error:
-        raise UsageError(f"{path}: no kind of contacts; name a .h5, or a .csv, .tsv or .parquet of pairs") from error
+        raise UsageError(
+            f"{path}: unknown kind of contacts; name a .h5, or a .csv, .tsv or .parquet for a table of pairs"
+        ) from error
 
 
-def open_maps(path: Path, *, least: float, apart: int) -> Maps:
-    """What a path's suffix means.
+def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[ReportRow]) -> dict[str, str]:
+    """The proteins whose contacts can be predicted; ``rows`` receives the others.
+
+    Raises:
+        SequenceTooLongError: all are too long.
+    """
+    reasons = {name: too_long(model, len(sequence)) for name, sequence in proteins.items()}
+    rows += [ReportRow(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
+    kept = {name: sequence for name, sequence in proteins.items() if reasons[name] is None}
+    if not kept:
+        raise SequenceTooLongError(f"{rows[-1].id}: {rows[-1].detail}")
+    return kept
+
+
+def predict_maps(
+    model: Encoder,
+    proteins: Mapping[str, str],
+    draw: Callable[[ContactMap], None] = lambda _: None,
+    progress: Progress = SILENT,
+) -> Iterator[ContactMap]:
+    """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues."""
+    progress.begin("predicting", sum(map(len, proteins.values())))
+    for name, sequence in proteins.items():
+        predicted = ContactMap(name, sequence, contacts(model, model.alphabet.encode(sequence), name))
+        draw(predicted)
+        yield predicted
+        progress.advance(len(sequence))
+
+
+def write_maps(
+    path: Path | None,
+    maps: Iterable[ContactMap],
+    *,
+    least: float,
+    separation: int,
+    rows: list[ReportRow],
+    settings: Any,
+) -> None:
+    """Write maps as the suffix of ``path`` says, with ``OUT.report.tsv`` and ``OUT.run.yaml``.
 
     Args:
-        path: checked before.
+        path: checked by ``check_maps``; ``None`` if maps are only drawn.
+        maps: taken one by one.
         least: probability of a pair in a table.
-        apart: residues along the chain between those of a pair in a table.
+        separation: least distance of a pair in a table, in residues along the chain.
+        rows: of the report.
+        settings: plain values that describe the run.
+
+    Raises:
+        OutputError: the output cannot be written; nothing is left behind.
     """
-    return _H5(path) if path.suffix == ".h5" else _Pairs(path, least, apart)
+    beside = Beside("id\twhat\tdetail", rows, settings)
+    if path is None:
+        deque(maps, maxlen=0)
+    elif path.suffix == ".h5":
+        with staged(path, overwrite=True) as aside:
+            _write_h5(aside, maps, settings)
+            beside.write(aside)
+    else:
+        write_table(path, _pairs(maps, least, separation), beside)
 
 
-class _H5:
-    """One ``[L, L]`` float32 dataset a protein, named as ``protea embed`` names them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._aside = path, unfinished(path)
-        try:
-            self._file = h5py.File(self._aside, "w", libver=("v108", "v108"), track_order=True)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error}") from error
-
-    def add(self, name: str, sequence: str, probabilities: FloatArray) -> None:
-        try:
-            dataset = self._file.create_dataset(store_name(name), data=probabilities)
+def _write_h5(path: Path, maps: Iterable[ContactMap], settings: Mapping[str, Any]) -> None:
+    """Write one ``[L, L]`` float32 dataset a protein, named as ``protea embed`` names them."""
+    with closing(h5py.File(path, "w", libver=("v108", "v108"), track_order=True)) as file:
+        for name, sequence, probabilities in maps:
+            dataset = file.create_dataset(store_name(name), data=probabilities)
             dataset.attrs["id"] = name
             dataset.attrs["sequence"] = np.bytes_(sequence)
             dataset.attrs["length"] = len(sequence)
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error}") from error
-
-    def finish(self, beside: Beside) -> None:
-        try:
-            self._file.attrs["protea"] = json.dumps(dict(beside.settings))
-            self._file.close()
-            beside.write(self._path)
-            self._aside.replace(self._path)
-        except OSError as error:
-            raise OutputError(f"{self._path}: cannot be written: {error}") from error
-
-    def abandon(self) -> None:
-        self._file.close()
-        self._aside.unlink(missing_ok=True)  # there is none when it was finished
+        file.attrs["protea"] = json.dumps(dict(settings))
 
 
-class _Pairs:
-    """A row a pair: ``id, i, j, residue_i, residue_j, probability``, residues counted from 1, i before j."""
+def _pairs(maps: Iterable[ContactMap], least: float, separation: int) -> Any:
+    """A table of pairs; residues are counted from 1, i before j."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path, least: float, apart: int) -> None:
-        self._path, self._least, self._apart = path, least, apart
-        self._columns: dict[str, list[Any]] = {
-            name: [] for name in ("id", "i", "j", "residue_i", "residue_j", "probability")
-        }
-
-    def add(self, name: str, sequence: str, probabilities: FloatArray) -> None:
-        first, second = np.nonzero(np.triu(probabilities >= self._least, min(self._apart, len(sequence))))
+    kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64())
+    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    tables = [schema.empty_table()]
+    for name, sequence, probabilities in maps:
+        i, j = np.nonzero(np.triu(probabilities >= least, min(separation, len(sequence))))
         letters = np.array(list(sequence))
-        for column, values in zip(
-            self._columns.values(),
-            (
-                [name] * len(first),
-                (first + 1).tolist(),
-                (second + 1).tolist(),
-                letters[first].tolist(),
-                letters[second].tolist(),
-                probabilities[first, second].tolist(),
-            ),
-            strict=True,
-        ):
-            column.extend(values)
-
-    def finish(self, beside: Beside) -> None:
-        import pyarrow as pa
-
-        kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64())
-        schema = pa.schema(list(zip(self._columns, kinds, strict=True)))
-        write_table(self._path, pa.table(self._columns, schema=schema), beside)
-
-    def abandon(self) -> None:
-        """Nothing was written yet."""
+        columns = ([name] * len(i), i + 1, j + 1, letters[i], letters[j], probabilities[i, j])
+        tables.append(pa.table([pa.array(column) for column in columns], _COLUMNS).cast(schema))
+    return pa.concat_tables(tables).combine_chunks()

@@ -1,65 +1,53 @@
-"""Precision of predicted contacts (Rao et al. 2020): of the L pairs a model is surest of, how many are in contact.
+"""Precision of predicted contacts (Rao et al. 2020): how many of the L most probable pairs are in contact.
 
     range    long: 24 or more apart; medium: 12 to 23; short: 6 to 11
     P@L      the share of contacts among the L most probable pairs of a range; P@L/2 and P@L/5 likewise
-    L        residues of the chain that have coordinates; L/2 and L/5 are rounded down, to no less than 1
+    L        residues of the chain that have coordinates; L/2 and L/5 are rounded down, but are at least 1
 
-As in Meta's ``compute_precisions``, where a range has fewer than L pairs the share is still one of L. Where pairs are
-equally probable and only some of them are among the first, the share expected of drawing them is taken, which sorting
-decides by chance. A chain without any pair of a range has no precision there and takes no part in the mean.
+As in Meta's ``compute_precisions``, the share is of L even where a range has fewer than L pairs. Where equally probable
+pairs compete for the last places, the expected share of a random draw among them counts; sorting would decide by
+chance. A chain without any pair in a range has no precision there and does not count in the mean.
 
-Shapes: P pairs, C chains.
+Shapes: P pairs, C chains, S residues of a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.contacts.predict import contacts, too_large
+from protea.contacts.predict import contacts, too_long
 from protea.contacts.structures import Chain, pairs
 from protea.errors import UnknownResidueError
+from protea.infer.runner import FloatArray
+from protea.letters import ReportRow
 from protea.models.encoder import Encoder
+from protea.progress import SILENT, Progress
 
 RANGES: Final[Mapping[str, tuple[int, float]]] = {"long": (24, np.inf), "medium": (12, 24), "short": (6, 12)}
-"""Least separation, and the least that is too much."""
+"""Separations from the first number to below the second."""
 
 PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}
-"""What L is divided by."""
+"""Divisors of L."""
 
 _DRAWS: Final = 2000
 _INTERVAL: Final = (2.5, 97.5)
 
 
 class RangeScore(NamedTuple):
-    """What one range of a chain gave.
-
-    Attributes:
-        pairs: how many there are.
-        contacts: how many of them are in contact; over ``pairs``, what chance gives.
-        precisions: by the names of ``PARTS``; nan without pairs.
-    """
+    """Number of pairs in a range, how many of them are in contact, and precisions by ``PARTS``; nan without pairs."""
 
     pairs: int
     contacts: int
     precisions: dict[str, float]
 
 
-@dataclass(frozen=True)
-class ChainPrecision:
-    """Precision of one chain.
-
-    Attributes:
-        name: of the chain.
-        residues: that the model saw.
-        resolved: of them with coordinates, L.
-        ranges: by the names of ``RANGES``.
-    """
+class ChainPrecision(NamedTuple):
+    """Precision of one chain: residues that the model saw, those with coordinates (L), and scores by ``RANGES``."""
 
     name: str
     residues: int
@@ -68,14 +56,7 @@ class ChainPrecision:
 
 
 class Mean(NamedTuple):
-    """A mean over chains.
-
-    Attributes:
-        value: nan without chains.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        chains: how many it is over.
-    """
+    """A mean over chains with its 95 % interval; nan without chains."""
 
     value: float
     low: float
@@ -84,13 +65,7 @@ class Mean(NamedTuple):
 
 
 def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], count: int) -> float:
-    """The share of contacts among the ``count`` most probable of some pairs, as the module says.
-
-    Args:
-        probabilities: ``[P]``, or anything that orders pairs as they do.
-        truth: ``[P]`` which are in contact.
-        count: at least 1.
-    """
+    """The share of contacts (``truth``) among the ``count`` most probable pairs ``[P]``; ``count`` is at least 1."""
     if not len(truth):
         return nan
     taken = min(count, len(truth))
@@ -101,60 +76,70 @@ def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], cou
 
 
 def score(chain: Chain, probabilities: NDArray[np.floating]) -> ChainPrecision:
-    """Precision of one chain.
-
-    Args:
-        chain: with its structure.
-        probabilities: ``[S, S]`` of contacts between the residues of its sequence.
-    """
+    """Precision of one chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
     rows, columns, separations, truth = pairs(chain)
-    found = probabilities[rows, columns]
+    predicted = probabilities[rows, columns]
     ranges: dict[str, RangeScore] = {}
     for name, (low, high) in RANGES.items():
         within = (separations >= low) & (separations < high)
         precisions = {
-            part: precision(found[within], truth[within], max(1, chain.resolved // divisor))
+            part: precision(predicted[within], truth[within], max(1, chain.resolved // divisor))
             for part, divisor in PARTS.items()
         }
         ranges[name] = RangeScore(int(within.sum()), int(truth[within].sum()), precisions)
     return ChainPrecision(chain.name, len(chain.sequence), chain.resolved, ranges)
 
 
-def unfit(model: Encoder, chain: Chain) -> str | None:
-    """Why a model, or this machine, cannot take a chain."""
-    frame, residues = model.alphabet.frame, len(chain.sequence)
-    if model.max_tokens is not None and frame.tokens(residues) > model.max_tokens:
-        return f"{residues} residues, and this {model.config.family} model takes {frame.residues(model.max_tokens)}"
+def usable(model: Encoder, chains: Iterable[Chain], rows: list[ReportRow]) -> list[Chain]:
+    """The chains that a model and this machine can take; ``rows`` receives the others."""
+    kept = []
+    for chain in chains:
+        if reason := _unfit(model, chain):
+            rows.append(ReportRow(chain.name, "skipped", reason))
+        else:
+            kept.append(chain)
+    return kept
+
+
+def _unfit(model: Encoder, chain: Chain) -> str | None:
     try:
         model.alphabet.encode(chain.sequence)
     except UnknownResidueError as error:
         return str(error)
-    return too_large(model, len(chain.sequence))
+    return too_long(model, len(chain.sequence))
 
 
-def predict(model: Encoder, chain: Chain) -> NDArray[np.float32]:
-    """``[S, S]`` probabilities that residues of a chain are in contact.
+def measure(
+    model: Encoder,
+    chains: Sequence[Chain],
+    draw: Callable[[Chain, FloatArray], None] = lambda chain, probabilities: None,
+    progress: Progress = SILENT,
+) -> list[ChainPrecision]:
+    """Precision of a model on ``usable`` chains.
 
     Args:
         model: with a contact head, on the device to compute on.
-        chain: that it can see (``unfit``).
+        chains: with their structures.
+        draw: receives every chain and the probabilities ``[S, S]`` of its contacts.
+        progress: one step a chain.
 
     Raises:
         CapabilityError: the model has no contact head.
-        NonFiniteError: it gives NaN.
+        NonFiniteError: the model gives infinities or NaN.
     """
-    (probabilities,) = contacts(model, [model.alphabet.encode(chain.sequence)], chain.name)
-    return probabilities
+    scores = []
+    progress.begin("precision", len(chains))
+    for chain in chains:
+        probabilities = contacts(model, model.alphabet.encode(chain.sequence), chain.name)
+        scores.append(score(chain, probabilities))
+        draw(chain, probabilities)
+        progress.advance()
+    return scores
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:
-    """Mean over chains that have a value, with a 95 % interval by bootstrap over chains.
-
-    Args:
-        values: one a chain, nan for none.
-        seed: of the bootstrap.
-    """
-    # In their own order, so that draws mean the same however chains were listed.
+    """Mean over chains, without nan, and its 95 % interval by bootstrap over chains, which ``seed`` decides."""
+    # Sorted, so that the interval does not depend on the order of the chains.
     known = np.sort([value for value in values if not np.isnan(value)])
     if not len(known):
         return Mean(nan, nan, nan, 0)
@@ -163,11 +148,12 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     return Mean(float(known.mean()), float(low), float(high), len(known))
 
 
-def means(rows: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str, Mean]]:
-    """By range and part; ``chance`` is what random predictions would give."""
-    found: dict[str, dict[str, Mean]] = {}
+def means(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str, Mean]]:
+    """Means by range and part; ``chance`` is what random predictions would give."""
+    by_range: dict[str, dict[str, Mean]] = {}
     for name in RANGES:
-        scores = [row.ranges[name] for row in rows]
-        found[name] = {part: mean([one.precisions[part] for one in scores], seed) for part in PARTS}
-        found[name]["chance"] = mean([one.contacts / one.pairs if one.pairs else nan for one in scores], seed)
-    return found
+        scores = [chain.ranges[name] for chain in chains]
+        by_range[name] = {part: mean([result.precisions[part] for result in scores], seed) for part in PARTS}
+        shares = [result.contacts / result.pairs if result.pairs else nan for result in scores]
+        by_range[name]["chance"] = mean(shares, seed)
+    return by_range

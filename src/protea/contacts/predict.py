@@ -5,10 +5,9 @@ With a the attention of one head between residues, BOS and EOS left out, and s =
     apc = s - r rᵀ / t        r the row sums of s, t the sum of all
     p   = sigmoid(b + Σ over layers and heads of w · apc)
 
-Both sums are linear in the maps, so they are added up as the layers come, head by head: of all there are one [L, L] of
-weighted attention and one of weighted corrections, and memory grows with the length squared, whatever the model's size.
-
-A model with a bilinear head (``BilinearContactHead``) gives them from its last hidden states.
+Both sums are linear in the maps, so each map is added up as its layer is computed. Two [L, L] arrays are kept, and
+memory grows with the length squared, whatever the model's size. A model with a ``BilinearContactHead`` predicts
+contacts from its last hidden states instead.
 
 Shapes: L residues, T tokens, H heads of a layer, M maps of all layers, P pairs.
 """
@@ -32,92 +31,92 @@ from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
 
 _AT_ONCE: Final = 6
-"""Maps ``[L, L]`` in float32 that are held while one is made, the model's own needs included; 5.3 were measured."""
+"""Float32 maps ``[L, L]`` held while one is made, the model's own needs included; 5.3 were measured."""
 
 _KEPT: Final = "kept"
-
 _NAME: Final = "the sequence"
-"""What messages call it where nobody says."""
 
-_LEAST: Final = torch.finfo(torch.float32).tiny
-"""What a sum of attention is divided by where there is none: all of it went to BOS and EOS."""
+_TINY: Final = torch.finfo(torch.float32).tiny
+"""Least divisor: attention between residues sums to 0 where all of it goes to BOS and EOS."""
 
 
-def contacts(model: Encoder, sequences: Sequence[NDArray[np.uint8]], name: str = _NAME) -> list[FloatArray]:
-    """Probability ``[L, L]`` that two residues are in contact, for each sequence; computed as one pack.
+def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> FloatArray:
+    """Probability ``[L, L]`` that two residues are in contact.
 
     Args:
         model: with a contact head.
-        sequences: ``[L]`` ids of residues each.
-        name: what messages call them.
+        sequence: ``[L]`` ids of residues.
+        name: of the sequence in messages.
 
     Raises:
         CapabilityError: the model has no contact head.
-        SequenceTooLongError: a sequence has more tokens than the model has positions.
-        DeviceError: the maps would not fit into memory.
+        SequenceTooLongError: the sequence has more tokens than the model has positions.
+        DeviceError: the map would not fit into memory.
         NonFiniteError: the model gives infinities or NaN.
     """
     model.require("contacts")
     head = model.contact_head
     assert head is not None
-    if reason := too_large(model, *(len(ids) for ids in sequences)):
-        raise DeviceError(f"{reason}; predict contacts of parts of it, or on a machine with more")
+    if reason := too_large(model, len(sequence)):
+        raise DeviceError(f"{reason}; predict contacts of parts of the sequence, or use a machine with more memory")
     if isinstance(head, ContactHead):
-        maps = _from_attention(model, head, sequences)
+        probabilities = _from_attention(model, head, sequence)
     else:
-        maps = [one.numpy() for one in _last_states(model, sequences, lambda x: head(x).sigmoid_(), name)]
-    for one in maps:
-        check_finite(one, name, model.compute_dtype)
-    return maps
+        probabilities = _last_states(model, sequence, lambda x: head(x).sigmoid_(), name).numpy()
+    check_finite(probabilities, name, model.compute_dtype)
+    return probabilities
 
 
-def too_large(model: Encoder, *lengths: int) -> str | None:
-    """Why maps of some sequences together would not fit into memory; nothing if they do.
+def too_long(model: Encoder, length: int) -> str | None:
+    """The reason why a model, or this machine, cannot predict contacts of so many residues; ``None`` if it can."""
+    frame = model.alphabet.frame
+    if model.max_tokens is not None and frame.tokens(length) > model.max_tokens:
+        most = frame.residues(model.max_tokens)
+        return f"{length:,} residues, and this {model.config.family} model takes {most:,}; use an ESM-2 model"
+    return too_large(model, length)
 
-    Systems that promise more memory than they have end a program that believes them, without a word: ask before.
+
+def too_large(model: Encoder, length: int) -> str | None:
+    """The reason why a map would not fit into memory; ``None`` if it fits.
+
+    Some systems promise more memory than they have, and kill a program that uses it: check first.
     """
-    needed, free = 4 * _AT_ONCE * sum(length**2 for length in lengths), free_memory(model.device)
+    needed, free = 4 * _AT_ONCE * length**2, free_memory(model.device)
     if needed <= free:
         return None
-    return (
-        f"contacts of {sum(lengths):,} residues take about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB "
-        "are free"
-    )
+    return f"contacts of {length:,} residues need about {needed / 1e9:,.1f} GB of memory; {free / 1e9:,.1f} GB are free"
 
 
-def _from_attention(model: Encoder, head: ContactHead, sequences: Sequence[NDArray[np.uint8]]) -> list[FloatArray]:
-    """Layer by layer: of all heads, two ``[L, L]`` are kept."""
-    regression, rows = head.regression, model.alphabet.frame.rows
-    weights = torch.split(regression.weight.detach().float()[0], list(model.config.attention_heads))
+def _from_attention(model: Encoder, head: ContactHead, sequence: NDArray[np.uint8]) -> FloatArray:
+    rows, length = model.alphabet.frame.rows, len(sequence)
+    weights = torch.split(head.regression.weight.detach().float()[0], list(model.config.attention_heads))
+    attention_sum, corrections = (torch.zeros(length, length, device=model.device) for _ in range(2))
 
-    def wanted(length: int) -> Wanted:
-        return Wanted(watch=lambda: _Sum(length, model.device, rows, weights))
+    def add(layer: int, maps: HeadMaps) -> None:
+        own = weights[layer - 1]
+        sums = []
+        for full_map, weight in zip(maps, own.tolist(), strict=True):
+            residues = full_map[rows, rows]
+            attention_sum.add_(residues, alpha=weight)
+            sums.append(residues.sum(0) + residues.sum(1))
+        r = torch.stack(sums)
+        corrections.addmm_((r * (own / r.sum(1).clamp_min(_TINY))[:, None]).T, r)
 
-    results = _run(model, sequences, [wanted(len(ids)) for ids in sequences])
+    _run(model, sequence, Wanted(watch=lambda: add))
     with torch.inference_mode():
-        return [result.watcher.probabilities(regression.bias.float()) for result in results]
+        logits = attention_sum + attention_sum.T - corrections + head.regression.bias.float()
+        probabilities: FloatArray = logits.sigmoid_().cpu().numpy()
+    return probabilities
 
 
 def states(model: Encoder, sequence: NDArray[np.uint8]) -> Tensor:
-    """``[L, D]`` float32 what a bilinear head sees: the last hidden states of residues, on the model's device.
-
-    Args:
-        model: of any family; needs no contact head.
-        sequence: ``[L]`` ids of residues.
-    """
-    (x,) = _last_states(model, [sequence], lambda x: x)
-    # Autograd takes no tensors that inference made.
-    return x.clone().to(model.device)
+    """``[L, D]`` float32, the input of a bilinear head: the last hidden states, on the model's device."""
+    # Autograd refuses tensors made in inference mode, so this is a copy.
+    return _last_states(model, sequence, lambda x: x).clone().to(model.device)
 
 
 def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, Tensor]) -> FloatArray:
-    """``[P, M]`` what the regression sees of some pairs of residues: the corrected maps, layer by layer.
-
-    Args:
-        model: of any family; needs no contact head.
-        sequence: ``[L]`` ids of residues.
-        pairs: ``[P]`` rows and ``[P]`` columns.
-    """
+    """``[P, M]``, the input of the regression: corrected maps at ``pairs``, ``[P]`` rows and ``[P]`` columns."""
     columns: list[Tensor] = []
     rows = model.alphabet.frame.rows
     first, second = pairs
@@ -126,9 +125,9 @@ def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, T
         for head in maps:
             both = head[rows, rows] + head[rows, rows].T
             sums = both.sum(0)
-            columns.append(both[first, second] - sums[first] * sums[second] / sums.sum().clamp_min(_LEAST))
+            columns.append(both[first, second] - sums[first] * sums[second] / sums.sum().clamp_min(_TINY))
 
-    _run(model, [sequence], [Wanted(watch=lambda: keep)])
+    _run(model, sequence, Wanted(watch=lambda: keep))
     with torch.inference_mode():
         values: FloatArray = torch.stack(columns, dim=1).cpu().numpy()
     return values
@@ -139,7 +138,7 @@ def attention(
 ) -> FloatArray:
     """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included: a row attends to columns and sums to 1.
 
-    Nothing but what is asked for is ever computed, a map at a time.
+    Only the maps that are asked for are computed, one at a time.
 
     Args:
         model: of any family whose layers attend.
@@ -153,29 +152,29 @@ def attention(
         NonFiniteError: the model gives infinities or NaN.
     """
     model.require("attention")
-    there = model.config.attention_heads
-    last, width = len(there), max(there)
-    chosen = list(range(width)) if heads is None else _whole_numbers(heads)
-    wanted = _whole_numbers(layers)
-    if not wanted or not all(1 <= abs(layer) <= last for layer in wanted):
+    head_counts = model.config.attention_heads
+    last = len(head_counts)
+    chosen_heads = list(range(max(head_counts))) if heads is None else _whole_numbers(heads)
+    chosen = _whole_numbers(layers)
+    if not chosen or not all(1 <= abs(layer) <= last for layer in chosen):
         raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {layers}")
-    numbers = [layer + last + 1 if layer < 0 else layer for layer in wanted]
-    least = min(there[number - 1] for number in numbers)
-    if not least:
+    numbers = [layer + last + 1 if layer < 0 else layer for layer in chosen]
+    fewest = min(head_counts[number - 1] for number in numbers)
+    if not fewest:
         raise UsageError(f"one of the layers {list(layers)} does not attend")
-    if not chosen or not all(0 <= head < least for head in chosen):
-        raise UsageError(f"heads are 0 to {least - 1}; got {heads}")
+    if not chosen_heads or not all(0 <= head < fewest for head in chosen_heads):
+        raise UsageError(f"heads are 0 to {fewest - 1}; got {heads}")
     size = model.alphabet.frame.tokens(len(sequence))
-    found = np.empty((len(numbers), len(chosen), size, size), np.float32)
+    result = np.empty((len(numbers), len(chosen_heads), size, size), np.float32)
 
-    def keep(number: int, maps: HeadMaps) -> None:
-        for place in (i for i, one in enumerate(numbers) if one == number):
-            for i, head in enumerate(chosen):
-                found[place, i] = maps[head].float().cpu().numpy()
+    def keep(layer: int, maps: HeadMaps) -> None:
+        for place in (i for i, number in enumerate(numbers) if number == layer):
+            for i, head in enumerate(chosen_heads):
+                result[place, i] = maps[head].float().cpu().numpy()
 
-    _run(model, [sequence], [Wanted(watch=lambda: keep)])
-    check_finite(found, _NAME, model.compute_dtype)
-    return found
+    _run(model, sequence, Wanted(watch=lambda: keep))
+    check_finite(result, _NAME, model.compute_dtype)
+    return result
 
 
 def _whole_numbers(values: Sequence[int]) -> list[int]:
@@ -185,53 +184,16 @@ def _whole_numbers(values: Sequence[int]) -> list[int]:
         raise UsageError(f"layers and heads are lists of whole numbers, as in [1, -1]; got {values!r}") from error
 
 
-class _Sum:
-    """What all heads of a sequence say together.
-
-    Args:
-        length: of the sequence, in residues.
-        device: of the maps.
-        rows: of a map that are residues.
-        weights: ``[H]`` of each layer.
-    """
-
-    def __init__(self, length: int, device: torch.device, rows: slice, weights: Sequence[Tensor]) -> None:
-        self._attention = torch.zeros(length, length, device=device)
-        self._corrections = torch.zeros(length, length, device=device)
-        self._rows, self._weights = rows, weights
-
-    def __call__(self, number: int, maps: HeadMaps) -> None:
-        """Add a layer, from 1."""
-        sums = []
-        weights = self._weights[number - 1]
-        for whole, weight in zip(maps, weights.tolist(), strict=True):
-            head = whole[self._rows, self._rows]
-            self._attention.add_(head, alpha=weight)
-            sums.append(head.sum(0) + head.sum(1))
-        rows = torch.stack(sums)
-        self._corrections.addmm_((rows * (weights / rows.sum(1).clamp_min(_LEAST))[:, None]).T, rows)
-
-    def probabilities(self, bias: Tensor) -> FloatArray:
-        logits = self._attention + self._attention.T - self._corrections + bias
-        values: FloatArray = logits.sigmoid_().cpu().numpy()
-        return values
-
-
 def _last_states(
-    model: Encoder, sequences: Sequence[NDArray[np.uint8]], reduce: Callable[[Tensor], Tensor], name: str = _NAME
-) -> list[Tensor]:
-    """Something made of the last hidden states ``[L, D]`` float32 of each sequence's residues, in main memory."""
+    model: Encoder, sequence: NDArray[np.uint8], reduce: Callable[[Tensor], Tensor], name: str = _NAME
+) -> Tensor:
+    """What ``reduce`` makes of the last hidden states ``[L, D]`` float32 of residues, in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
     wanted = Wanted(layers=(last,), reduce=lambda tokens: {_KEPT: reduce(tokens[rows])})
-    return [result.states[last, _KEPT] for result in _run(model, sequences, [wanted] * len(sequences), name)]
+    return _run(model, sequence, wanted, name).states[last, _KEPT]
 
 
-def _run(
-    model: Encoder, sequences: Sequence[NDArray[np.uint8]], wanted: Sequence[Wanted], name: str = _NAME
-) -> list[Result[None]]:
-    """Some sequences as one pack."""
-    frame = model.alphabet.frame
-    tokens = [frame.around(ids) for ids in sequences]
-    runner = Runner(model, max(1, sum(map(len, tokens))))
-    jobs = (Job(one, what, None, name) for one, what in zip(tokens, wanted, strict=True))
-    return [result.checked() for result in runner.run(jobs)]
+def _run(model: Encoder, sequence: NDArray[np.uint8], wanted: Wanted, name: str = _NAME) -> Result[None]:
+    tokens = model.alphabet.frame.around(sequence)
+    (result,) = Runner(model, len(tokens)).run([Job(tokens, wanted, None, name)])
+    return result.checked()

@@ -1,7 +1,7 @@
-"""Residues out of structure files, PDB or mmCIF, as they stand there.
+"""Chains and residues from PDB and mmCIF files, as they stand there. Knows nothing of gaps or contacts.
 
-What a file holds is found by looking inside. Of models the first is read, of alternate locations that with the highest
-occupancy, of residues that share a number the first. Knows nothing of gaps or contacts.
+The content of a file tells its format. The first model counts, the alternate location with the highest occupancy, and
+the first of residues that share a number.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from io import StringIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,35 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 from xopen import xopen
 
-from protea.errors import MissingExtraError, StructureError
+from protea.errors import StructureError
 from protea.fasta import DAMAGED
+from protea.optional import extra
 
 Point = NDArray[np.float32]
 
 SUFFIXES: Final = (".pdb", ".ent", ".cif", ".mmcif")
 COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
 
-UNKNOWN: Final = "X"
+_UNKNOWN: Final = "X"
 _LETTERS: Final = frozenset("ACDEFGHIKLMNPQRSTVWYBUZO")
 _OWN: Final = {"U": "SEC", "O": "PYL"}
-"""Residues with letters of their own that biotite's table of letters lacks."""
+"""Letters that biotite cannot turn into a residue's name."""
 
 _ATOMS: Final = ("N", "CA", "C", "CB")
 _LARGEST: Final = 1 << 30
-"""Bytes of text, far above any structure."""
+"""Bytes of text, far more than any structure has."""
 
 
 class Residue(NamedTuple):
-    """An amino acid with coordinates, or some of them.
-
-    Attributes:
-        name: as the file has it: ``ALA``, ``MSE``.
-        number: the author's.
-        insertion: the author's insertion code, mostly empty.
-        hetero: whether the file calls it a heterogen, as it does modified residues and free amino acids.
-        place: its index in the stated sequence, where the file says so.
-        atoms: those of N, CA, C and CB that are there.
-    """
+    """An amino acid; number and insertion code are the author's, ``place`` is its index in the stated sequence."""
 
     name: str
     number: int
@@ -62,50 +55,42 @@ class Residue(NamedTuple):
 
 @dataclass
 class RawChain:
-    """A chain as it stands in a file.
-
-    Attributes:
-        name: the author's.
-        residues: in the file's order.
-        stated: names of all residues of the molecule, where the file states them.
-        mixed: labels of residues that the file has of several kinds.
-        remarks: what else is odd, in words.
-    """
+    """A chain as it stands in a file; ``stated`` names all residues of the molecule, if the file does."""
 
     name: str
-    residues: list[Residue] = field(default_factory=list)
-    stated: list[str] | None = None
-    mixed: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    residues: list[Residue]
+    remarks: list[str]
+    stated: list[str] = field(default_factory=list)
 
 
 def structure_name(path: Path) -> str:
-    """A file's name without what it is: ``1abc`` for ``1abc.pdb.gz``."""
+    """A file's name without suffixes: ``1abc`` for ``1abc.pdb.gz``."""
     name = path.name
     for suffixes in (COMPRESSED, SUFFIXES):
-        name = next((name[: -len(one)] for one in suffixes if name.lower().endswith(one)), name)
+        name = next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
     return name
 
 
 def is_structure(path: Path) -> bool:
-    """Whether a file in a folder is taken for a structure, by its name."""
-    return path.name.lower().endswith(tuple(one + two for one in SUFFIXES for two in ("", *COMPRESSED)))
+    """Whether a file in a folder counts as a structure, by its name."""
+    endings = tuple(suffix + compressed for suffix in SUFFIXES for compressed in ("", *COMPRESSED))
+    return path.name.lower().endswith(endings) and not path.name.startswith(".")
 
 
 def letter(name: str) -> str:
-    """The one letter of a residue's name, modified ones by what they are made of; X if there is none."""
+    """The one letter of a residue's name; of a modified residue, the letter of its parent; X if there is none."""
     from biotite.structure.info import one_letter_code
 
-    found = one_letter_code(name)
-    return found if found in _LETTERS else UNKNOWN
+    code = one_letter_code(name)
+    return code if code in _LETTERS else _UNKNOWN
 
 
 def is_modified(name: str) -> bool:
     """Whether a residue's letter stands for another residue."""
     from biotite.sequence import ProteinSequence
 
-    one = letter(name)
-    return str(_OWN.get(one) or ProteinSequence.convert_letter_1to3(one)) != name
+    code = letter(name)
+    return str(_OWN.get(code) or ProteinSequence.convert_letter_1to3(code)) != name
 
 
 def raw_chains(path: Path) -> list[RawChain]:
@@ -113,15 +98,12 @@ def raw_chains(path: Path) -> list[RawChain]:
 
     Raises:
         MissingExtraError: biotite is not installed.
-        StructureError: the file is missing, unreadable, empty, or holds no structure.
+        StructureError: the file is missing, unreadable or empty, or is not a structure.
     """
-    try:
+    with extra("evaluate", "reading structures needs biotite"):
         import biotite.structure.io.pdb  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("reading structures needs biotite: pip install 'protea[evaluate]'") from error
     text = _text(path)
-    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    first = next(lines, None)
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), None)
     if first is None:
         raise StructureError(f"{path}: empty")
     if first.lower().startswith("data_"):
@@ -132,10 +114,10 @@ def raw_chains(path: Path) -> list[RawChain]:
         raise StructureError(f"{path}: neither PDB (no ATOM records) nor mmCIF (does not begin with data_)")
     try:
         with warnings.catch_warnings():
-            # Of what biotite mends, such as absent elements, nothing concerns us.
+            # biotite warns when it guesses, for example, an absent element; nothing here depends on that.
             warnings.simplefilter("ignore")
             return read(text)
-    # Whatever a library raises over a file, it says that the file is not what it should be.
+    # Damaged files make biotite raise errors of many classes.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise StructureError(f"{path}: cannot be read as a structure: {reason}") from error
@@ -145,16 +127,11 @@ def _text(path: Path) -> str:
     try:
         with xopen(path, "rb", threads=0) as stream:
             data = stream.read(_LARGEST + 1)
-    except FileNotFoundError as error:
-        raise StructureError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise StructureError(f"{path}: is a folder; name the files in it") from error
-    except PermissionError as error:
-        raise StructureError(f"{path}: permission denied; make the file readable") from error
     except DAMAGED as error:
-        raise StructureError(f"{path}: cannot be read to its end: cut short or damaged ({error})") from error
+        reason = getattr(error, "strerror", None) or f"cut short or damaged ({error}); fetch it again"
+        raise StructureError(f"{path}: cannot be read: {reason}") from error
     if len(data) > _LARGEST:
-        raise StructureError(f"{path}: more than {_LARGEST:,} bytes, which is far beyond a structure")
+        raise StructureError(f"{path}: more than {_LARGEST:,} bytes, far more than a structure has")
     return str(data.decode("utf-8", errors="replace")).removeprefix("\ufeff")
 
 
@@ -166,97 +143,94 @@ def _from_pdb(text: str) -> list[RawChain]:
     for line in text.splitlines():
         if line.startswith("SEQRES"):
             stated.setdefault(line[11:12].strip(), []).extend(line[19:70].split())
-    chains = list(_chains(atoms, atoms.chain_id, None).values())
-    for chain in chains:
-        # Caps such as ACE are no residues.
-        chain.stated = [name for name in stated.get(chain.name, []) if name in _amino_acids()] or None
-    return chains
+    chains = _chains(atoms, atoms.chain_id)
+    for chain in chains.values():
+        # Caps such as ACE are not residues.
+        chain.stated = [name for name in stated.get(chain.name, []) if name in _amino_acids()]
+    return list(chains.values())
 
 
 def _from_mmcif(text: str) -> list[RawChain]:
     from biotite.structure.io import pdbx
 
-    file = pdbx.CIFFile.read(StringIO(text))
-    # Some files describe ligands first.
-    block = next((one for one in file.values() if "atom_site" in one), None)
+    # Some files describe ligands in blocks before the protein's.
+    block = next((block for block in pdbx.CIFFile.read(StringIO(text)).values() if "atom_site" in block), None)
     if block is None:
-        raise StructureError("no atoms in it (atom_site)")
-    extra = [name for name in ("label_entity_id", "label_seq_id", "label_asym_id") if name in block["atom_site"]]
-    atoms = pdbx.get_structure(block, model=1, altloc="occupancy", extra_fields=extra)
-    if len(extra) < 3 or "entity_poly_seq" not in block:
-        return list(_chains(atoms, atoms.chain_id, None).values())
+        raise StructureError("it has no atoms (atom_site)")
+    columns = [name for name in ("label_entity_id", "label_seq_id", "label_asym_id") if name in block["atom_site"]]
+    atoms = pdbx.get_structure(block, model=1, altloc="occupancy", extra_fields=columns)
+    if len(columns) < 3 or "entity_poly_seq" not in block:
+        return list(_chains(atoms, atoms.chain_id).values())
     stated = _polymers(block["entity_poly_seq"])
     entities = atoms.label_entity_id.tolist()
-    numbers = atoms.label_seq_id.tolist()
-    places = [stated.get(one, {}).get(number, (-1, ""))[0] for one, number in zip(entities, numbers, strict=True)]
+    numbers = zip(entities, atoms.label_seq_id.tolist(), strict=True)
+    places = np.array([stated.get(entity, {}).get(number, (-1, ""))[0] for entity, number in numbers])
     # Ligands and water have no place in a polymer.
-    polymer = np.array(places) >= 0
+    polymer = places >= 0
     if not polymer.any():
-        whole = list(_chains(atoms, atoms.chain_id, None).values())
-        for chain in whole:
+        chains = _chains(atoms, atoms.chain_id)
+        for chain in chains.values():
             chain.remarks.append(
                 "its atoms have no place in entity_poly_seq; the model sees the residues that have atoms"
             )
-        return whole
-    chains = _chains(atoms[polymer], atoms.label_asym_id[polymer], np.array(places)[polymer])
-    entity = dict(zip(atoms.label_asym_id.tolist(), entities, strict=True))
-    for key, chain in chains.items():
-        chain.stated = [name for _, name in stated[entity[key]].values()]
+        return list(chains.values())
+    chains = _chains(atoms[polymer], atoms.label_asym_id[polymer], places[polymer])
+    entity_of = dict(zip(atoms.label_asym_id.tolist(), entities, strict=True))
+    for asym_id, chain in chains.items():
+        chain.stated = [name for _, name in stated[entity_of[asym_id]].values()]
     return list(chains.values())
 
 
 def _polymers(table: Any) -> dict[str, dict[str, tuple[int, str]]]:
     """Index and name of every residue of an mmCIF file's polymers, by entity and number."""
-    found: dict[str, dict[str, tuple[int, str]]] = {}
+    polymers: dict[str, dict[str, tuple[int, str]]] = {}
     columns = (table[name].as_array(str).tolist() for name in ("entity_id", "num", "mon_id"))
     for entity, number, name in zip(*columns, strict=True):
-        residues = found.setdefault(entity, {})
-        # Of several residues with one number, the first is stated.
+        residues = polymers.setdefault(entity, {})
+        # Where several residues share a number, the first counts.
         if name in _amino_acids() and number not in residues:
             residues[number] = (len(residues), name)
-    return found
+    return polymers
 
 
-def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None) -> dict[str, RawChain]:
-    """Chains by key, with the amino acids among some atoms.
-
-    Args:
-        atoms: biotite's array.
-        keys: of the chain of each atom.
-        places: of each atom's residue in the stated sequence, if the file says so.
-    """
-    chains: dict[str, RawChain] = {}
-    found: dict[str, dict[tuple[int, str], Residue]] = {}
-    latest: dict[str, tuple[int, str]] = {}
-    again: dict[str, set[tuple[int, str]]] = {}
+def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None = None) -> dict[str, RawChain]:
+    """The chains that have amino acids, by name; ``places`` are indices in the stated sequence, if known."""
     known = np.isin(atoms.res_name, list(_amino_acids()))
-    for i in np.flatnonzero(np.isin(atoms.atom_name, _ATOMS) & (known | ~atoms.hetero)):
-        key, name, label = str(keys[i]), str(atoms.res_name[i]), (int(atoms.res_id[i]), str(atoms.ins_code[i]))
-        chain = chains.setdefault(key, RawChain(str(atoms.chain_id[i])))
-        residues = found.setdefault(key, {})
-        if label not in residues:
-            place = None if places is None else int(places[i])
-            residues[label] = Residue(name, *label, bool(atoms.hetero[i]), place, {})
-        elif label != latest[key]:
-            again.setdefault(key, set()).add(label)
-        latest[key] = label
-        residue = residues[label]
-        if label in again.get(key, ()):
+    backbone = np.flatnonzero(np.isin(atoms.atom_name, _ATOMS) & (known | ~atoms.hetero))
+    names = dict.fromkeys(keys[backbone].tolist())
+    chains = {name: _chain(atoms, backbone[keys[backbone] == name], places) for name in names}
+    return {name: chain for name, chain in chains.items() if chain.residues}
+
+
+def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | None) -> RawChain:
+    """The chain that has these atoms."""
+    residues: dict[tuple[int, str], Residue] = {}
+    mixed: set[str] = set()
+    repeated: set[tuple[int, str]] = set()
+    remarks: list[str] = []
+    for number, run in groupby(indices.tolist(), key=lambda i: (int(atoms.res_id[i]), str(atoms.ins_code[i]))):
+        if number in residues:
+            repeated.add(number)
             continue
-        if residue.name != name:
-            chain.mixed.append(residue.label)
-        elif np.isfinite(atoms.coord[i]).all():
-            residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
-    for key, numbers in again.items():
-        chains[key].remarks.append(
-            f"{len(numbers)} residues have numbers that stood before; left out: a second molecule of this name?"
-        )
-    for key, chain in chains.items():
-        # A name that nobody knows is an amino acid's if there is a backbone, as with the names of force fields.
-        chain.residues = [
-            one for one in found[key].values() if one.name in _amino_acids() or {"N", "CA", "C"} <= one.atoms.keys()
-        ]
-    return {key: chain for key, chain in chains.items() if chain.residues}
+        own = list(run)
+        name, hetero = str(atoms.res_name[own[0]]), bool(atoms.hetero[own[0]])
+        residue = Residue(name, *number, hetero, None if places is None else int(places[own[0]]), {})
+        residues[number] = residue
+        for i in own:
+            if atoms.res_name[i] != name and residue.label not in mixed:
+                mixed.add(residue.label)
+                remarks.append(f"residue {residue.label} has several names; the first is used")
+            elif atoms.res_name[i] == name and np.isfinite(atoms.coord[i]).all():
+                residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
+    if repeated:
+        remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")
+    # Force fields have residue names of their own: an unknown name counts as an amino acid if it has a backbone.
+    kept = [
+        residue
+        for residue in residues.values()
+        if residue.name in _amino_acids() or {"N", "CA", "C"} <= residue.atoms.keys()
+    ]
+    return RawChain(str(atoms.chain_id[indices[0]]), kept, remarks)
 
 
 @cache

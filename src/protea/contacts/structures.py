@@ -1,9 +1,9 @@
 """Chains of structure files as a model sees them, and which of their residues are in contact.
 
-Residues that an experiment did not see are missing from a file's atoms. Where the file states the whole sequence
-(``SEQRES``, ``entity_poly_seq``), that is what the model sees, and each residue with coordinates has its place in it.
-Elsewhere the model sees the residues that are there, and gaps in their numbering count where the chain is broken; a
-numbering that skips within an unbroken chain, as those of antibodies do, does not.
+Residues that an experiment did not see have no atoms in a file. Where the file states the sequence of the molecule
+(``SEQRES``, ``entity_poly_seq``), the model sees that sequence, and each residue with coordinates has its place in it.
+Elsewhere the model sees the residues that have atoms. Gaps in their numbers then count as missing residues where the
+chain is broken; they do not count within an unbroken chain, where the numberings of antibodies, for example, skip.
 
 Shapes: S residues of the sequence, R of them with coordinates, P pairs.
 """
@@ -11,7 +11,7 @@ Shapes: S residues of the sequence, R of them with coordinates, P pairs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +20,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.contacts.fit import Progress
 from protea.contacts.places import breaks, fit_into, ordered
 from protea.contacts.structure_files import (
     SUFFIXES,
-    Point,
     RawChain,
     Residue,
     is_modified,
@@ -34,26 +32,14 @@ from protea.contacts.structure_files import (
     structure_name,
 )
 from protea.errors import StructureError
+from protea.letters import ReportRow
+from protea.progress import SILENT, Progress
 
 CONTACT: Final = 8.0
-"""Ångström between CB atoms, below which two residues are in contact."""
+"""Two residues are in contact if their CB atoms are closer than this, in Ångström."""
 
 LEAST_SEPARATION: Final = 6
-"""Pairs nearer along the chain are no matter of prediction."""
-
-
-class Note(NamedTuple):
-    """Something that was not as it should be.
-
-    Attributes:
-        name: of the chain or file.
-        what: ``skipped``, ``left out``, ``altered``, ``incomplete`` or ``odd``.
-        detail: in words.
-    """
-
-    name: str
-    what: str
-    detail: str
+"""Pairs nearer along the chain do not count."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +48,11 @@ class Chain:
 
     Attributes:
         name: file and chain, ``1abc:A``.
-        sequence: ``[S]`` letters, what a model is to see.
-        places: ``[R]`` indices of the residues with coordinates in it.
-        positions: ``[R]`` their places along the molecule, which count missing residues that the sequence leaves out.
+        sequence: ``[S]`` letters that a model sees.
+        places: ``[R]`` indices in the sequence of the residues with coordinates.
+        positions: ``[R]`` places along the molecule; they count missing residues that the sequence leaves out.
         points: ``[R, 3]`` positions of CB; CA for glycine, and where CB is absent.
-        labels: ``[R]`` their numbers in the file, with insertion codes.
-        notes: what was altered or is missing.
+        notes: what was altered or is missing: ``altered``, ``incomplete`` or ``odd``.
     """
 
     name: str
@@ -75,24 +60,16 @@ class Chain:
     places: NDArray[np.int64]
     positions: NDArray[np.int64]
     points: NDArray[np.float32]
-    labels: tuple[str, ...]
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ReportRow, ...] = ()
 
     @property
     def resolved(self) -> int:
-        """R, what contact precision calls L."""
+        """R, which is the L of contact precision."""
         return len(self.places)
 
 
 class Pairs(NamedTuple):
-    """Pairs of residues with coordinates, the first before the second.
-
-    Attributes:
-        rows: ``[P]`` places of the first in the sequence.
-        columns: ``[P]`` places of the second.
-        separations: ``[P]`` how far they are apart along the molecule.
-        contacts: ``[P]`` whether they are in contact.
-    """
+    """Pairs ``[P]``: both places in the sequence, their distance along the molecule, whether they are in contact."""
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -110,49 +87,34 @@ def pairs(chain: Chain) -> Pairs:
     return Pairs(chain.places[first], chain.places[second], separations[far], distances < CONTACT)
 
 
-class Map(NamedTuple):
-    """What a structure says of all pairs of a sequence.
-
-    Attributes:
-        contacts: ``[S, S]`` whether residues at least ``LEAST_SEPARATION`` apart are in contact; symmetric.
-        missing: ``[S]`` residues without coordinates.
-    """
-
-    contacts: NDArray[np.bool_]
-    missing: NDArray[np.bool_]
-
-
-def contact_map(chain: Chain) -> Map:
-    """The contacts of a chain as a picture has them."""
+def contact_map(chain: Chain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """``[S, S]`` which ``pairs`` are in contact, symmetric, and ``[S]`` which residues have no coordinates."""
     length = len(chain.sequence)
-    found = Map(np.zeros((length, length), bool), np.ones(length, bool))
+    contacts, missing = np.zeros((length, length), bool), np.ones(length, bool)
     rows, columns, _, touch = pairs(chain)
-    found.contacts[rows[touch], columns[touch]] = True
-    found.contacts[columns[touch], rows[touch]] = True
-    found.missing[chain.places] = False
-    return found
+    contacts[rows[touch], columns[touch]] = True
+    missing[chain.places] = False
+    return contacts | contacts.T, missing
 
 
 def structure_files(paths: Iterable[Path]) -> list[Path]:
-    """Files, and for folders the structure files in them by name, each once.
+    """The files, and the structure files in the folders; each file once.
 
     Raises:
-        StructureError: a path is not there, or a folder holds none.
+        StructureError: a path does not exist, or a folder holds no structure.
     """
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
             raise StructureError(f"{path}: no such file or folder")
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if is_structure(one) and not one.name.startswith("."))
+        inside = sorted(filter(is_structure, path.iterdir())) if path.is_dir() else [path]
         if not inside:
             raise StructureError(
                 f"{path}: no structures in this folder; looked for *{', *'.join(SUFFIXES)}, also compressed"
             )
-        for one in inside:
-            found.setdefault(one.resolve(), one)
-    return list(found.values())
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
 
 
 def read_chains(path: Path) -> list[Chain]:
@@ -176,69 +138,66 @@ def read_chains(path: Path) -> list[Chain]:
     return list(chains.values())
 
 
-def read_structures(files: Sequence[Path], progress: Progress) -> tuple[list[Chain], list[Note]]:
-    """The chains of some files, and notes on them and on what cannot be read.
+def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple[list[Chain], list[ReportRow]]:
+    """The chains of files and folders, and rows on these chains and on what was skipped.
 
-    Args:
-        files: each is skipped with a note if it holds no protein, and so is a chain whose name was there before.
-        progress: told how far it is.
+    A file without protein is skipped, and so is a chain whose name was read before.
 
     Raises:
         MissingExtraError: biotite is not installed.
-        StructureError: there is no chain in any of them.
+        StructureError: a path does not exist, a folder holds no structure, or no file holds a chain.
     """
+    files = structure_files(paths)
     chains: dict[str, Chain] = {}
-    notes: list[Note] = []
+    rows: list[ReportRow] = []
     sources: dict[str, Path] = {}
-    for number, path in enumerate(files):
-        progress("structures", number, len(files))
+    progress.begin("structures", len(files))
+    for path in files:
         try:
-            found = read_chains(path)
+            in_file = read_chains(path)
         except StructureError as error:
-            notes.append(Note(structure_name(path), "skipped", str(error)))
-            continue
-        for chain in found:
+            rows.append(ReportRow(structure_name(path), "skipped", str(error)))
+            in_file = []
+        for chain in in_file:
             if chain.name in chains:
                 detail = f"{path}: a chain of this name was read from {sources[chain.name]}; rename the file"
-                notes.append(Note(chain.name, "skipped", detail))
-                continue
-            chains[chain.name], sources[chain.name] = chain, path
-            notes += chain.notes
+                rows.append(ReportRow(chain.name, "skipped", detail))
+            else:
+                chains[chain.name], sources[chain.name] = chain, path
+                rows += chain.notes
+        progress.advance()
     if not chains:
-        raise StructureError(f"no protein in {len(files)} files; of the first: {notes[0].detail}")
-    return list(chains.values()), notes
+        raise StructureError(f"none of {len(files)} files holds a protein; the first: {rows[0].detail}")
+    return list(chains.values()), rows
 
 
 def _chain(name: str, raw: RawChain) -> Chain | None:
     placed = _placed(raw)
-    points = [_point(one) for one in placed.residues]
-    there = np.array([point is not None for point in points], bool)
-    if not there.any():
+    points = [_point(residue) for residue in placed.residues]
+    resolved = np.array([point is not None for point in points], bool)
+    if not resolved.any():
         return None
-    mixed = [f"residue {label} is of several kinds; the first was taken" for label in dict.fromkeys(raw.mixed)]
-    missing = len(placed.sequence) - int(there.sum())
     return Chain(
         name=name,
         sequence=placed.sequence,
-        places=placed.places[there],
-        positions=placed.positions[there],
+        places=placed.places[resolved],
+        positions=placed.positions[resolved],
         points=np.stack([point for point in points if point is not None]).astype(np.float32),
-        labels=tuple(one.label for one, known in zip(placed.residues, there, strict=True) if known),
         notes=(
-            *(Note(name, "odd", remark) for remark in (*mixed, *placed.remarks)),
-            *(Note(name, *odd) for odd in _odd(placed, missing)),
+            *(ReportRow(name, "odd", remark) for remark in placed.remarks),
+            *(ReportRow(name, *note) for note in _notes(placed, int(resolved.sum()))),
         ),
     )
 
 
-def _point(residue: Residue) -> Point | None:
-    """Where a residue is: CB, or CA."""
+def _point(residue: Residue) -> NDArray[np.float32] | None:
+    """The position of CB, or of CA."""
     alpha = residue.atoms.get("CA")
     return alpha if residue.name == "GLY" else residue.atoms.get("CB", alpha)
 
 
 class _Placed(NamedTuple):
-    """Residues of a chain, their places in a sequence and along the molecule, and what is to be said of that."""
+    """Residues of a chain, their places in a sequence and along the molecule, and what is odd about them."""
 
     residues: list[Residue]
     sequence: str
@@ -248,39 +207,43 @@ class _Placed(NamedTuple):
 
 
 def _placed(raw: RawChain) -> _Placed:
-    stated = "".join(map(letter, raw.stated or []))
-    by_file = [one.place for one in raw.residues if one.place is not None]
-    if len(by_file) == len(raw.residues):
-        places = np.array(by_file, np.int64)
-        return _Placed(raw.residues, stated, places, places, [])
+    stated = "".join(map(letter, raw.stated))
+    given = [residue.place for residue in raw.residues if residue.place is not None]
+    if len(given) == len(raw.residues):
+        places = np.array(given, np.int64)
+        return _Placed(raw.residues, stated, places, places, raw.remarks)
     residues, free = ordered(raw.residues)
-    remarks = raw.remarks + [f"{one.name} {one.label} is bound to no residue and was left out" for one in free]
-    letters = "".join(letter(one.name) for one in residues)
+    remarks = raw.remarks + [
+        f"{residue.name} {residue.label} is bound to no residue and was left out" for residue in free
+    ]
+    letters = "".join(letter(residue.name) for residue in residues)
     broken = breaks(residues)
     if stated:
-        found = fit_into(stated, letters, broken)
-        if found is not None:
-            return _Placed(residues, stated, found, found, remarks)
+        fitted = fit_into(stated, letters, broken)
+        if fitted is not None:
+            return _Placed(residues, stated, fitted, fitted, remarks)
         remarks.append("its atoms do not agree with its SEQRES; the model sees the residues that have atoms")
     remarks += [
-        f"broken between {one.label} and {after.label}, which are numbered as neighbours"
-        for (one, after), gap in zip(pairwise(residues), broken, strict=True)
+        f"broken between {before.label} and {after.label}, which are numbered as neighbours"
+        for (before, after), gap in zip(pairwise(residues), broken, strict=True)
         if gap == 0
     ]
     positions = np.cumsum([0, *(1 + (gap or 0) for gap in broken)])
     return _Placed(residues, letters, np.arange(len(residues)), positions[: len(residues)], remarks)
 
 
-def _odd(placed: _Placed, missing: int) -> Iterator[tuple[str, str]]:
-    """What is missing or altered, as a note says it."""
-    if missing:
+def _notes(placed: _Placed, resolved: int) -> Iterator[tuple[str, str]]:
+    """What is missing or altered, as ``what`` and ``detail``."""
+    if missing := len(placed.sequence) - resolved:
         yield (
             "incomplete",
             f"residues without coordinates: {missing} of {len(placed.sequence)}; their pairs are left out",
         )
     if unseen := int(placed.positions[-1] - placed.places[-1]):
         yield "incomplete", f"residues missing by number: {unseen}; the model does not see them"
-    if bare := sum(one.name != "GLY" and "CA" in one.atoms and "CB" not in one.atoms for one in placed.residues):
-        yield "incomplete", f"residues without CB: {bare}; CA was taken"
-    for name, count in sorted(Counter(one.name for one in placed.residues if is_modified(one.name)).items()):
+    without = [residue for residue in placed.residues if residue.name != "GLY" and "CB" not in residue.atoms]
+    if bare := sum("CA" in residue.atoms for residue in without):
+        yield "incomplete", f"residues without CB: {bare}; CA is used"
+    names = Counter(residue.name for residue in placed.residues if is_modified(residue.name))
+    for name, count in sorted(names.items()):
         yield "altered", f"{count} {name} read as {letter(name)}"

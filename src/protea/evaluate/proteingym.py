@@ -1,13 +1,14 @@
-"""Predictions beside deep mutational scans, by ProteinGym's measures (Notin et al. 2023).
+"""Predictions compared with deep mutational scans, by ProteinGym's measures (Notin et al. 2023).
 
-A folder holds a table of assays with their wild types (a CSV with a column ``target_seq``) and a table of variants
-each, in ProteinGym's own layout (``DMS_id, DMS_filename, UniProt_ID, coarse_selection_type``; ``mutant, DMS_score,
-DMS_score_bin``) or the short one (``assay``; ``mutant, score``). Columns ``spearman NAME`` are what was published.
+A folder holds a table of assays with their wild types (a CSV with a column ``target_seq``) and a table of variants for
+each assay, in ProteinGym's own layout (``DMS_id, DMS_filename, UniProt_ID, coarse_selection_type``; ``mutant,
+DMS_score, DMS_score_bin``) or a short one (``assay``; ``mutant, score``). Columns ``spearman NAME`` hold the published
+correlations of other models.
 
-    spearman    rank correlation of predicted and measured
-    auc         of ``DMS_score_bin``; without that column, of measured at or above their median
-    mcc         of the same classes, predicted ones split at the median
-    ndcg        of the best tenth by prediction, gains measured from 0 to 1
+    spearman    rank correlation of predicted and measured scores
+    auc         for the classes of ``DMS_score_bin``; without that column, measured scores from their median up are high
+    mcc         for the same classes; predicted scores are split at their median
+    ndcg        of the best tenth by prediction, gains scaled to 0 to 1
     top_recall  share of the best measured tenth that is in the best predicted tenth
 """
 
@@ -16,9 +17,10 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,16 +31,17 @@ from protea.errors import DataError, UnknownResidueError
 from protea.fasta import DAMAGED
 from protea.models.encoder import Encoder
 from protea.optional import extra
-from protea.progress import Progress
+from protea.progress import SILENT, Progress
 from protea.score.effects import Scoring
 from protea.score.variant_table import Problem, read_variants, rows_of, scores_of
+from protea.tables import Beside, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MEASURES: Final = ("spearman", "auc", "mcc", "ndcg", "top_recall")
 _TOP: Final = 10
-"""Percent that ``ndcg`` and ``top_recall`` look at."""
+"""Percent of the variants that ``ndcg`` and ``top_recall`` look at."""
 
 _PUBLISHED: Final = "spearman "
 _NAME, _FILE, _PROTEIN, _KIND = ("assay", "DMS_id"), ("DMS_filename",), ("UniProt_ID",), ("coarse_selection_type",)
@@ -49,16 +52,7 @@ _HIGH, _LOW = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false"))
 
 
 class Assay(NamedTuple):
-    """One scan.
-
-    Attributes:
-        name: of the assay.
-        protein: its UniProt id; assays of one protein are averaged first.
-        kind: of function that was selected for, or empty.
-        sequence: of the wild type.
-        path: of the table of variants.
-        published: Spearman's correlation of other models, by name.
-    """
+    """A deep mutational scan; ``kind`` is the function selected for, ``published`` other models' correlations."""
 
     name: str
     protein: str
@@ -70,15 +64,7 @@ class Assay(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """How well one assay was predicted.
-
-    Attributes:
-        assay: which.
-        count: variants compared.
-        problems: variants that could not be scored, or were not measured.
-        advice: what would explain many of them.
-        measures: by name; ``nan`` where one is not defined.
-    """
+    """How well one assay was predicted; ``nan`` for measures that are not defined."""
 
     assay: Assay
     count: int
@@ -88,20 +74,15 @@ class Measured:
 
     @property
     def left_out(self) -> int:
-        """How many variants could not be scored."""
+        """Number of variants that were not compared."""
         return len(self.problems)
 
 
 class AssayScores:
-    """An assay as it is scored by one model after another.
-
-    Args:
-        assay: which.
-        alphabet: of the models.
-        how: they score.
+    """An assay that one model after another scores.
 
     Raises:
-        DataError: its file is damaged, or lacks a column, or its sequence holds a letter outside the alphabet.
+        DataError: the file is damaged, a column is missing, or the sequence holds a letter outside the alphabet.
     """
 
     def __init__(self, assay: Assay, alphabet: Alphabet, how: Scoring) -> None:
@@ -113,17 +94,19 @@ class AssayScores:
         table, self._scores, self._high = read_scan(assay)
         self.rows = rows_of(table, {assay.name: assay.sequence}, alphabet, how)
         self._sums = np.zeros(table.num_rows)
-        told = {problem.row for problem in self.rows.problems}
-        missing = (row + 1 for row in np.flatnonzero(np.isnan(self._scores)).tolist())
-        self._problems = self.rows.problems + [Problem(row, "", "not measured") for row in missing if row not in told]
+        reported = {problem.row for problem in self.rows.problems}
+        missing = np.flatnonzero(np.isnan(self._scores)) + 1
+        self._problems = self.rows.problems + [
+            Problem(row, "", "not measured") for row in missing.tolist() if row not in reported
+        ]
 
-    def add(self, model: Encoder, progress: Progress) -> None:
-        """Score it by a model more."""
-        found = scores_of(model, self.rows, self._how, progress)
-        self._sums += [np.nan if value is None else value for value in found]
+    def add(self, model: Encoder, progress: Progress = SILENT) -> None:
+        """Score the assay with one more model; progress advances by the passes."""
+        scores = scores_of(model, self.rows, self._how, progress)
+        self._sums += [np.nan if score is None else score for score in scores]
 
     def measured(self) -> Measured:
-        """The sum of all models' scores, which ranks as their mean does, beside the measurements."""
+        """Compare the sum of all models' scores, which ranks like their mean, with the measurements."""
         scored = ~np.isnan(self._sums + self._scores)
         measures = measure(self._sums[scored], self._scores[scored], self._high[scored])
         return Measured(self._assay, int(scored.sum()), self._problems, self.rows.advice, measures)
@@ -133,33 +116,33 @@ def read_assays(folder: Path) -> list[Assay]:
     """The assays of a folder.
 
     Raises:
-        DataError: it holds no table of assays, or a scan is not there.
+        DataError: the folder, its table of assays or a scan is missing or wrong.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
-    references = [path for path in sorted(folder.glob("*.csv*")) if "target_seq" in _header(path)]
+        raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
+    references = [path for path in sorted(folder.glob("*.csv*")) if _has_assays(path)]
     if len(references) != 1:
-        found = ", ".join(path.name for path in references) or "none"
-        raise DataError(f"{folder}: needs one CSV of assays, with a column target_seq; found {found}")
+        names = ", ".join(path.name for path in references) or "none"
+        raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
     reference = references[0]
     files = list(folder.rglob("*.csv*"))
     assays = [_assay(row, files, reference) for row in _rows(reference)]
     if not assays:
         raise DataError(f"{reference}: has no rows")
-    if doubled := [name for name, count in Counter(assay.name for assay in assays).items() if count > 1]:
-        raise DataError(f"{reference}: {doubled[0]} is there twice; give each assay its own name")
+    if repeated := _repeated(assay.name for assay in assays):
+        raise DataError(f"{reference}: {repeated} is there twice; give each assay its own name")
     return assays
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-    """Variants, measurements, NaN where there is none, and which of them count as high.
+    """The table of variants, their measured scores, NaN where there is none, and which of them are high.
 
     Raises:
-        DataError: the file is damaged, or a column is missing or no number.
+        DataError: the file is damaged, or a column is missing or is not numeric.
     """
     table = read_variants(assay.path)
-    if doubled := [name for name in (*_SCORE, _CLASS) if table.column_names.count(name) > 1]:
-        raise DataError(f"{assay.path}: two columns are named {doubled[0]}; rename one")
+    if repeated := _repeated(name for name in table.column_names if name in (*_SCORE, _CLASS)):
+        raise DataError(f"{assay.path}: two columns are named {repeated}; rename one")
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
         raise DataError(
@@ -172,12 +155,7 @@ def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.b
 
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
-    """All of ``MEASURES``.
-
-    Args:
-        predicted: ``[n]``.
-        measured: ``[n]``, higher is fitter.
-        high: ``[n]``, which count as fit.
+    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -197,27 +175,43 @@ def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high:
 
 
 def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Means over assays: plain; over proteins; over kinds of function, where they are known, each over its proteins.
+    """Means over assays, over proteins, and over kinds of function where these are known.
 
-    Args:
-        results: of the assays.
-        name: of a measure.
-        values: by assay, instead of a measure of ours.
+    A protein counts by the mean over its assays, a kind of function by the mean over its proteins. ``values`` by assay
+    are averaged instead of the measure ``name``, if given.
     """
-    known = [
-        (one.assay, value)
-        for one in results
-        if (value := one.measures[name] if values is None else values.get(one.assay.name, np.nan)) == value
-    ]
+    known: list[float] = []
     proteins: dict[str, list[float]] = {}
     kinds: dict[str, dict[str, list[float]]] = {}
-    for assay, value in known:
-        proteins.setdefault(assay.protein, []).append(value)
-        kinds.setdefault(assay.kind, {}).setdefault(assay.protein, []).append(value)
-    result = {"assays": _mean(value for _, value in known), "proteins": _mean(map(_mean, proteins.values()))}
-    if not kinds.keys() - {""}:
-        return result
-    return result | {"functions": _mean(_mean(map(_mean, one.values())) for one in kinds.values())}
+    for result in results:
+        assay = result.assay
+        value = result.measures[name] if values is None else values.get(assay.name, np.nan)
+        if not np.isnan(value):
+            known.append(value)
+            proteins.setdefault(assay.protein, []).append(value)
+            kinds.setdefault(assay.kind, {}).setdefault(assay.protein, []).append(value)
+    averages = {"assays": _mean(known), "proteins": _mean(map(_mean, proteins.values()))}
+    if kinds.keys() - {""}:
+        averages["functions"] = _mean(_mean(map(_mean, by_protein.values())) for by_protein in kinds.values())
+    return averages
+
+
+def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
+    """Write a table with a row an assay, a report of the variants that were left out, and the settings."""
+    import pyarrow as pa
+
+    published = dict.fromkeys(name for result in results for name in result.assay.published)
+    rows: list[dict[str, Any]] = [
+        {"assay": result.assay.name, "protein": result.assay.protein}
+        | {"variants": result.count, "left_out": result.left_out, **result.measures}
+        | {f"{_PUBLISHED}{name}": result.assay.published.get(name) for name in published}
+        for result in results
+    ]
+    lines: list[tuple[object, ...]] = []
+    for result in results:
+        lines += [(result.assay.name, *problem) for problem in result.problems]
+        lines += [(result.assay.name, "", "", advice) for advice in result.advice]
+    write_table(path, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", lines, settings))
 
 
 def _ndcg(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
@@ -234,8 +228,8 @@ def _top_recall(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return float(np.mean(found)) if found else float("nan")
+    known = list(values)
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> Assay:
@@ -246,74 +240,80 @@ def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> As
     if not sequence:
         raise DataError(f"{reference}: {name} has no target_seq")
     if not sequence.isalpha() or not sequence.isupper():
-        raise DataError(f"{reference}: {name}: target_seq is to be letters in upper case, without gaps")
+        raise DataError(f"{reference}: {name}: target_seq must be upper-case letters without gaps")
     protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
     path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
-    return Assay(name, protein, _first(row, _KIND), sequence, path, dict(_published(row, name, reference)))
+    published = {
+        column.removeprefix(_PUBLISHED): _number(value, f"{reference}: {name}: {column}")
+        for column, value in row.items()
+        if column.startswith(_PUBLISHED) and value
+    }
+    return Assay(name, protein, _first(row, _KIND), sequence, path, published)
 
 
 def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
-    """The file of that name nearest to the top of a folder, compressed or not."""
-    found = [path for path in files if path.name in (file, f"{file}.gz")]
-    least = min((len(path.parts) for path in found), default=0)
-    nearest = sorted(path for path in found if len(path.parts) == least)
+    """The file of that name nearest to the top of the folder, compressed or not."""
+    matches = [path for path in files if path.name in (file, f"{file}.gz")]
+    depth = min((len(path.parts) for path in matches), default=0)
+    nearest = sorted(path for path in matches if len(path.parts) == depth)
     if not nearest:
-        raise DataError(f"{reference}: {file}, the scan of {assay}, is not in its folder")
+        raise DataError(f"{reference}: {file}, the scan of {assay}, is not in the folder")
     if len(nearest) > 1:
-        raise DataError(f"{reference}: of {assay} there are {' and '.join(map(str, nearest))}; remove one")
+        raise DataError(f"{reference}: {assay} has several scans, {' and '.join(map(str, nearest))}; remove one")
     return nearest[0]
 
 
-def _published(row: Mapping[str, str], assay: str, reference: Path) -> Iterator[tuple[str, float]]:
-    for column, value in row.items():
-        if column.startswith(_PUBLISHED) and value:
-            try:
-                yield column.removeprefix(_PUBLISHED), float(value)
-            except ValueError as error:
-                raise DataError(f"{reference}: {assay}: {column}: {value!r} is no number") from error
+def _number(value: Any, place: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place}: {value!r} is not a number") from error
 
 
 def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
     return next((row[name] for name in names if row.get(name)), "")
 
 
-def _header(path: Path) -> list[str]:
-    """Names of the columns of a CSV; none if it is no CSV."""
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that comes more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The lines of a CSV that are not empty; all cells are text, for a name such as 0012 is not a number."""
     try:
         with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
-            return next((row for row in csv.reader(file) if row), [])
-    except (*DAMAGED, OSError, UnicodeDecodeError, csv.Error):
-        return []
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    # As text: a name such as 0012 is no number.
-    names = _header(path)
-    if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{path}: two columns are named {doubled[0]}; rename one")
-    types = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    try:
-        reading = arrow_csv.ReadOptions(use_threads=False)
-        return list(arrow_csv.read_csv(path, read_options=reading, convert_options=types).to_pylist())
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+            yield from filter(None, csv.reader(file))
+    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
+def _has_assays(path: Path) -> bool:
+    with suppress(DataError):
+        return "target_seq" in next(_lines(path), [])
+    return False
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    header, *lines = _lines(path)
+    if repeated := _repeated(header):
+        raise DataError(f"{path}: two columns are named {repeated}; rename one")
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise DataError(f"{path}: row {number} has {len(line)} cells, the header {len(header)}")
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
 def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
-    found = np.empty(table.num_rows)
-    for row, value in enumerate(table.column(column).to_pylist()):
-        try:
-            found[row] = np.nan if _is_missing(value) else float(value)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: {column}: row {row + 1}: {value!r} is no number") from error
-    if np.isinf(found).any():
-        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(found))) + 1} is no finite number")
-    if np.isnan(found).all():
+    values = enumerate(table.column(column).to_pylist(), start=1)
+    numbers = np.array(
+        [np.nan if _is_missing(value) else _number(value, f"{path}: {column}: row {row}") for row, value in values]
+    )
+    if np.isinf(numbers).any():
+        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(numbers))) + 1} is not finite")
+    if np.isnan(numbers).all():
         raise DataError(f"{path}: {column}: nothing was measured")
-    return found
+    return numbers
 
 
 def _is_missing(value: object) -> bool:
@@ -321,10 +321,10 @@ def _is_missing(value: object) -> bool:
 
 
 def _classes(table: pa.Table, path: Path) -> NDArray[np.bool_]:
-    found = np.zeros(table.num_rows, bool)
+    high = np.zeros(table.num_rows, bool)
     for row, value in enumerate(table.column(_CLASS).to_pylist()):
         text = str(value).strip().lower()
         if not _is_missing(value) and text not in _HIGH | _LOW:
             raise DataError(f"{path}: {_CLASS}: row {row + 1}: {value!r} is neither 0 nor 1")
-        found[row] = text in _HIGH
-    return found
+        high[row] = text in _HIGH
+    return high

@@ -1,4 +1,4 @@
-"""How much to compute at a time, from the memory that is free."""
+"""How many tokens to compute at a time, from the free memory."""
 
 from __future__ import annotations
 
@@ -9,34 +9,23 @@ import torch
 from protea.device import available_memory
 from protea.models.encoder import Encoder
 
+# Most tokens of a pack. On CPUs, larger packs take more memory and save no time.
 _CPU_BUDGET: Final = 4096
-"""Tokens a pack holds on a CPU: more gain nothing, and memory grows with them."""
+_GPU_BUDGET: Final = 65536
+_SHARED_GPU_BUDGET: Final = 16384
 
-_ACCELERATOR_BUDGET: Final = 65536
-"""Tokens a pack holds at most on an accelerator."""
-
-_SHARED_BUDGET: Final = (_CPU_BUDGET, 16384)
-"""Tokens a pack holds where machines of different memory, on CPUs or GPUs, must make the same packs."""
-
-_MEMORY_SHARE: Final = 4
-"""A pack takes at most one part in four of the memory that is free."""
+_MEMORY_SHARE: Final = 4  # a pack takes at most a quarter of the free memory
 
 
 def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:
-    """Tokens a pack should hold, from the memory that is free on the model's device.
+    """Tokens that a pack should hold, from the free memory of the model's device.
 
-    On a CPU larger packs gain nothing beyond a few thousand tokens; an accelerator wants as many as fit.
-
-    Args:
-        model: on its device.
-        whatever_is_free: the same number on every machine, as processes need that share their work by packs.
+    With ``whatever_is_free`` they do not depend on the free memory, so that several machines make the same packs.
     """
     device = model.device
+    on_gpu = device.type == "cuda"
     if whatever_is_free:
-        return _SHARED_BUDGET[device.type == "cuda"]
-    if device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(device)[0], _ACCELERATOR_BUDGET
-    else:
-        free, most = available_memory(), _CPU_BUDGET
+        return _SHARED_GPU_BUDGET if on_gpu else _CPU_BUDGET
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
     fits = free // (_MEMORY_SHARE * model.config.inference_values * model.compute_dtype.itemsize)
-    return max(1024, min(most, fits // 1024 * 1024))
+    return max(1024, min(_GPU_BUDGET if on_gpu else _CPU_BUDGET, fits // 1024 * 1024))

@@ -14,22 +14,15 @@ from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
 from protea.checkpoints.sidecar import head_record_path
 from protea.device import native_bfloat16, resolve_device, resolve_dtype
-from protea.disk import sha256
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
+from protea.output import sha256
 from protea.transforms.cpu import pack_for_cpu
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and where it came from.
-
-    Attributes:
-        module: on its device.
-        name: what it was loaded by.
-        path: the checkpoint.
-        files: that its weights are in.
-    """
+    """A model on its device, the name that it was loaded by, its checkpoint and the files of its weights."""
 
     module: Encoder
     name: str
@@ -38,7 +31,7 @@ class LoadedModel:
 
     @property
     def head_record(self) -> Path:
-        """Where the record of its contact head's fitting is, if there is one."""
+        """Where the record of its contact head's fit is, if there is one."""
         return head_record_path(self.path)
 
     def weights_sha256(self) -> dict[str, str]:
@@ -49,21 +42,14 @@ class LoadedModel:
 def load_model(
     model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
 ) -> LoadedModel:
-    """Load a model.
+    """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
-    On a CPU its weights are put into the order that the processor multiplies fastest, after which it can be neither
-    trained nor changed.
-
-    Args:
-        model: a published name, a Hugging Face repository, a checkpoint of any format, or the folder of one.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        trainable: leave the model as it is, to be trained or changed.
+    On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
 
     Raises:
-        UsageError: the device or type is unknown; UnknownModelError for an unknown name.
-        CheckpointError: the files are absent, damaged or do not fit together.
-        DeviceError: the device is not there.
+        UsageError: the device or dtype is unknown; UnknownModelError for an unknown name.
+        CheckpointError: the files are missing, damaged or do not fit together.
+        DeviceError: the machine lacks the device.
     """
     where, kind = resolve_device(device), resolve_dtype(dtype)
     path = locate(model)
@@ -71,7 +57,7 @@ def load_model(
         module = checkpoint.load(dtype=kind, device=where)
         files = files_of(path, checkpoint)
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
-        # Published conversions of such models carry the random head their class was born with.
+        # Published conversions of such models contain a contact head with random weights.
         module.contact_head = None
     if not trainable:
         pack_for_cpu(module)
@@ -79,11 +65,9 @@ def load_model(
 
 
 def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
-    """What to compute in: with ``fast``, bfloat16 where the hardware multiplies it natively.
+    """The dtype to compute in: with ``fast``, bfloat16 if the hardware multiplies it natively.
 
-    Raises:
-        UsageError: both a type and ``fast`` were asked for, or the device is unknown.
-        DeviceError: the device is not there.
+    A dtype together with ``fast`` is a ``UsageError``.
     """
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")

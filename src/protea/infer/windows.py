@@ -1,15 +1,14 @@
-"""Long sequences in overlapping windows, joined so that no seam shows.
+"""Long sequences in overlapping windows, joined without visible seams.
 
-A sequence of L residues over the limit W is cut into n = ceil((L - O) / (W - O)) windows of W residues each, with
-O = W // 2, evenly spaced from the first residue to the last, so that neighbours overlap by at least O. Residue j of a
-window, counted from 0, weighs
+A sequence of L residues over the limit W has n = ceil((L - O) / (W - O)) windows of W residues, with O = W // 2, evenly
+spaced from the first residue to the last, so that neighbours overlap by at least O. The weight of residue j of a
+window, counted from 0, is
 
     w(j) = min(j + 1, W - j, O + 1) / (O + 1)
 
-a ramp over O residues at both ends; the ends of the sequence itself have no ramp. A residue's embedding is the mean
-over the windows that hold it, by these weights. From one residue to the next a weight moves by at most 1 / (O + 1), and
-the weights of a residue add up to at least 1: where one window gives way to the next, the mean glides from the one to
-the other.
+with a ramp over O residues at both ends, but none at the ends of the sequence. The embedding of a residue is the mean
+over the windows that contain it, with these weights. Between neighbouring residues a weight changes by at most
+1 / (O + 1), and the weights of a residue sum to at least 1, so the mean changes smoothly between windows.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ from torch import Tensor
 
 
 def spans(length: int, limit: int) -> tuple[tuple[int, int], ...]:
-    """First residue and residue after the last of each window; one for all if the sequence fits.
-
-    Args:
-        length: residues of the sequence.
-        limit: residues a window has, at least 2.
-    """
+    """First residue and residue after the last of each window of ``limit`` residues, at least 2."""
     if length <= limit:
         return ((0, length),)
     overlap = limit // 2
@@ -34,13 +28,7 @@ def spans(length: int, limit: int) -> tuple[tuple[int, int], ...]:
 
 
 def weights(size: int, *, first: bool, last: bool) -> Tensor:
-    """``[W]`` float32: how much each residue of a window of ``size`` counts.
-
-    Args:
-        size: residues of the window.
-        first: the sequence begins with this window.
-        last: it ends with it.
-    """
+    """The weights ``[W]`` float32 of a window; ``first`` or ``last`` if the sequence begins or ends with it."""
     ramp = size // 2 + 1
     rising = torch.arange(1, size + 1).clamp(max=ramp).float() / ramp
     flat = torch.ones(size)
@@ -48,15 +36,7 @@ def weights(size: int, *, first: bool, last: bool) -> Tensor:
 
 
 def join(windows: list[Tensor], places: tuple[tuple[int, int], ...]) -> Tensor:
-    """The weighted mean where windows overlap.
-
-    Args:
-        windows: ``[W, D]`` float32 each.
-        places: from ``spans``.
-
-    Returns:
-        ``[L, D]`` float32.
-    """
+    """The weighted mean ``[L, D]`` of windows ``[W, D]``, all float32, at ``places`` from ``spans``."""
     if len(windows) == 1:
         return windows[0]
     length, width = places[-1][1], windows[0].shape[1]

@@ -1,4 +1,4 @@
-"""What a model of any family is configured by, and what follows from that: limits, attention maps, cost."""
+"""The configuration that all families share, and what follows from it: limits, attention maps, cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
 
-LARGEST: Final = {
+_MAX: Final = {
     "num_hidden_layers": 1_000,
     "hidden_size": 1 << 20,
     "num_attention_heads": 1 << 20,
@@ -18,24 +18,20 @@ LARGEST: Final = {
     "vocab_size": 1 << 20,
     "max_position_embeddings": 1 << 30,
 }
-"""Far above any model, and low enough that a damaged number is named at once instead of filling memory."""
+"""Far above any model. A damaged number above these gives an error before it can fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(ABC):
-    """What every family is configured by; field names are those of Hugging Face's ``config.json``.
+    """A model's configuration; field names are those of Hugging Face's ``config.json``.
+
+    Numbers that are out of range or do not fit together are a ``CheckpointError``.
 
     Attributes:
-        model_type: what ``config.json`` calls the family, or several related ones.
-        alphabet: the tokens that the models know.
+        model_type: what ``config.json`` calls the family; related families may share it.
         required: fields that a ``config.json`` must have.
-        absent: values of fields that a ``config.json`` leaves out, where they are not the defaults here.
-        num_hidden_layers: layers.
-        hidden_size: model width D.
-        vocab_size: rows of the embedding matrix; more than the alphabet's tokens where it is padded.
-
-    Raises:
-        CheckpointError: a number is out of range, or the numbers do not fit together.
+        absent: values of fields that a ``config.json`` leaves out, where they differ from the defaults here.
+        vocab_size: rows of the embedding matrix; more than the alphabet's tokens if the matrix is padded.
     """
 
     model_type: ClassVar[str]
@@ -48,25 +44,26 @@ class EncoderConfig(ABC):
     vocab_size: int
 
     def __post_init__(self) -> None:
-        for name, largest in LARGEST.items():
-            value = getattr(self, name, 1)  # not every family has all of them
+        for name, largest in _MAX.items():
+            value = getattr(self, name, 1)  # some families lack some fields
             if not 1 <= value <= largest:
                 raise CheckpointError(f"{name} must be from 1 to {largest:,}, got {value}")
 
     @property
     @abstractmethod
     def family(self) -> str:
-        """What the field calls such models: ``ESM-2``, ``ESM-1v``, ..."""
+        """The usual name of such models: ``ESM-2``, ``ESM-1v``, ..."""
 
     @property
     @abstractmethod
     def max_tokens(self) -> int | None:
-        """Tokens a sequence may have, those of its frame included; ``None`` without a limit."""
+        """Most tokens that a sequence may have, with BOS and EOS; ``None`` without a limit."""
 
     @property
-    @abstractmethod
     def trained_tokens(self) -> int:
-        """Tokens that the published models saw at a time in training, those of the frame included."""
+        """Most tokens of a sequence in the training of the published models; a family without a limit overrides it."""
+        assert self.max_tokens is not None
+        return self.max_tokens
 
     @property
     @abstractmethod
@@ -76,24 +73,19 @@ class EncoderConfig(ABC):
     @property
     @abstractmethod
     def inference_values(self) -> int:
-        """Numbers that a forward pass holds for a token at once."""
+        """Numbers that a forward pass holds at once for each token."""
 
     @abstractmethod
     def forward_flops(self, length: float, predicted: float) -> float:
-        """Floating-point operations of a token in a forward pass.
+        """Floating-point operations for each token of a forward pass.
 
-        Args:
-            length: mean length of the sequence that a token is in, in tokens.
-            predicted: share of tokens that the language-model head sees.
+        ``length`` is the mean length, over tokens, of a token's sequence; ``predicted`` is the share of tokens that the
+        language-model head computes.
         """
 
     @abstractmethod
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
-        """Bytes that a token keeps in training for the backward pass.
+        """Bytes that training keeps for each token for the backward pass.
 
-        Args:
-            length: mean length of the sequence that a token is in, in tokens.
-            mixed: products are in 16 bits.
-            recompute: layers keep only their inputs.
-            on_cpu: trained on a CPU.
+        With ``mixed``, matrix products use 16 bits; with ``recompute``, layers keep only their inputs.
         """

@@ -1,9 +1,8 @@
-"""What every model is: an embedding, a stack of layers, what comes after them, perhaps heads, and one driver.
+"""The interface that every family implements, and the one forward pass that runs them all.
 
-A family supplies ``embed_tokens``, ``context``, its ``layers`` and, where it has them, ``final`` and ``head``;
-``Encoder.forward`` runs them and is the only forward pass there is. Hidden states and attention maps are handed to
-observers as they arise, so that a caller keeps what it needs and nothing else stays in memory. A layer is any module
-that takes ``[T, D]`` and a ``LayerContext``, with attention or without.
+A family supplies ``embed_tokens``, ``context``, its ``layers`` and, if it has them, ``final`` and ``head``.
+``Encoder.forward`` runs these and gives hidden states and attention maps to observers as they arise, so that only what
+an observer keeps stays in memory. A layer is any module from ``[T, D]`` and a ``LayerContext`` to ``[T, D]``.
 
 Shapes: T tokens, D model width, V vocabulary rows.
 """
@@ -14,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, SequenceTooLongError
-from protea.models.attention_maps import AttentionMaps
+from protea.models.attention import AttentionCall
 from protea.models.config import EncoderConfig
 from protea.models.heads import AnyContactHead
 from protea.models.layers import LayerContext
@@ -31,23 +30,20 @@ from protea.models.stored import StoredAs
 from protea.packing import PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]
-"""Called with a layer number and its ``[T, D]`` output: 0 is the embedding, the last comes after ``final``."""
+"""Receives a layer number and its ``[T, D]`` output: 0 is the embedding, the last comes after ``final``."""
 
-AttentionObserver = Callable[[int, AttentionMaps], None]
-"""Called with a layer number, from 1, and the layer's attention maps."""
+AttentionObserver = Callable[[int, AttentionCall], None]
+"""Receives a layer number, from 1, and the layer's call of attention, which gives the maps of each sequence."""
+
+_REMEDIES: Final = {
+    "attention": "its layers do not attend; name a model of another family",
+    "logits": "load a checkpoint saved with its language-model head (lm_head.*)",
+    "contacts": "load a checkpoint with a contact head, or fit one: protea fit-contacts",
+}
 
 
 class Encoder(nn.Module, ABC):
-    """A protein language model over packed sequences.
-
-    Attributes:
-        config_type: the class of the family's configurations.
-        stored: how the family is kept in checkpoint formats, by their names.
-        published: its published checkpoints.
-        layers: modules from ``[T, D]`` and a ``LayerContext`` to ``[T, D]``.
-        lm_head: the language-model head, if there is one.
-        contact_head: the contact head, if there is one.
-    """
+    """A protein language model over packed sequences; ``stored`` has an entry for each checkpoint format."""
 
     config_type: ClassVar[type[EncoderConfig]]
     stored: ClassVar[Mapping[str, StoredAs]]
@@ -62,12 +58,6 @@ class Encoder(nn.Module, ABC):
         self.config = config
         self.lm_head = None
         self.contact_head = None
-
-    @classmethod
-    def build(cls, config: EncoderConfig) -> Self:
-        """A model without weights, on the meta device, in evaluation mode; buffers have their values."""
-        with torch.device("meta"):
-            return cls(config).eval()
 
     # --- what a family supplies ------------------------------------------------------------------------------------
 
@@ -84,68 +74,36 @@ class Encoder(nn.Module, ABC):
         """The published initialisation of one parameter, float32 on the CPU."""
 
     def final(self, x: Tensor) -> Tensor:
-        """What comes after the last layer, ``[T, D]``: nothing, unless a family has more."""
+        """What follows the last layer, ``[T, D]``; by default nothing."""
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits ``[T, V]`` from the final hidden states.
-
-        Raises:
-            CapabilityError: the model has no language-model head.
-        """
+        """Logits ``[T, V]`` from the final hidden states; ``CapabilityError`` without a language-model head."""
         self.require("logits")
         raise NotImplementedError
 
-    # --- what all of them do ---------------------------------------------------------------------------------------
+    # --- what all families share -----------------------------------------------------------------------------------
 
     def forward(
-        self,
-        batch: PackedBatch,
-        on_hidden: HiddenObserver | None = None,
-        on_attention: AttentionObserver | None = None,
-        *,
-        start: int = 0,
-        x: Tensor | None = None,
+        self, batch: PackedBatch, on_hidden: HiddenObserver | None = None, on_attention: AttentionObserver | None = None
     ) -> Tensor:
-        """Run all layers, or those from one on.
-
-        Args:
-            batch: the tokens.
-            on_hidden: receives every hidden state as it arises.
-            on_attention: receives every layer's attention maps, which are computed as it looks at them.
-            start: layers that were run before; with any, ``x`` is needed.
-            x: their output ``[T, D]``; without it, the embedding is computed.
-
-        Returns:
-            The last hidden state after ``final``, ``[T, D]``.
-
-        Raises:
-            SequenceTooLongError: a sequence has more tokens than the model has positions.
-            ValueError: the model has no such layer, or its input is missing.
-        """
-        if not 0 <= start <= len(self.layers) or (start and x is None):
-            raise ValueError(f"layers from {start} of {len(self.layers)}; those after the first need what comes before")
+        """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences."""
         self.check_length(batch.max_length)
         context = self.context(batch)
-        if x is None:
-            x = self.embed_tokens(batch)
-        for number in range(start, len(self.layers)):
+        x = self.embed_tokens(batch)
+        for number, layer in enumerate(self.layers):
             if on_hidden is not None:
                 on_hidden(number, x)
             if on_attention is not None:
                 context = replace(context, on_attention=partial(on_attention, number + 1))
-            x = self.layers[number](x, context)
+            x = layer(x, context)
         x = self.final(x)
         if on_hidden is not None:
             on_hidden(len(self.layers), x)
         return x
 
     def check_length(self, tokens: int) -> None:
-        """See that the model has positions for a sequence.
-
-        Raises:
-            SequenceTooLongError: it has fewer than the sequence has tokens.
-        """
+        """Raise ``SequenceTooLongError`` if a sequence of so many tokens exceeds the model's positions."""
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise SequenceTooLongError(
                 f"a sequence of {tokens} tokens exceeds the {self.max_tokens} positions of this "
@@ -159,28 +117,28 @@ class Encoder(nn.Module, ABC):
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens a sequence may have, those of its frame included; ``None`` without a limit."""
+        """Most tokens that a sequence may have, with BOS and EOS; ``None`` without a limit."""
         return self.config.max_tokens
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the published models saw at a time in training, those of the frame included."""
+        """Most tokens of a sequence in the training of the published models, with BOS and EOS."""
         return self.config.trained_tokens
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type that the model computes in, autocast apart."""
+        """The type of the parameters, in which the model computes outside autocast."""
         return next(self.parameters()).dtype
 
     @property
     def stored_buffers(self) -> dict[str, Tensor]:
-        """Buffers that checkpoints carry, by name; without a file's values they have the architecture's."""
-        # state_dict() knows the same, and is refused where a transform has taken parameters away.
+        """Buffers that checkpoints carry, by name."""
+        # Not from state_dict(), which fails after a transform has replaced parameters.
         return {
             f"{owner}.{name}".lstrip("."): buffer
             for owner, module in self.named_modules()
@@ -189,34 +147,25 @@ class Encoder(nn.Module, ABC):
         }
 
     def buffer_origin(self, name: str) -> str:
-        """What a buffer is computed from, for messages, as in `` from rope_theta 10000``."""
+        """For messages, where a buffer's values come from, such as `` from rope_theta 10000``."""
         return ""
 
     def set_buffer(self, name: str, value: Tensor) -> None:
-        """Put a value in the place of a buffer's."""
+        """Replace a buffer."""
         owner, _, own_name = name.rpartition(".")
         setattr(self.get_submodule(owner), own_name, value)
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
-        can = {
+        present = {
             "attention": any(self.config.attention_heads),
             "logits": self.lm_head is not None,
             "contacts": self.contact_head is not None,
         }
-        return frozenset(name for name, there in can.items() if there)
+        return frozenset(name for name in present if present[name])
 
     def require(self, capability: str) -> None:
-        """Check for a capability.
-
-        Raises:
-            CapabilityError: the model lacks it; with the way out.
-        """
+        """Raise ``CapabilityError`` with a remedy if the model lacks a capability."""
         if capability not in self.capabilities:
-            way_out = {
-                "attention": "its layers do not attend; name a model of another family",
-                "logits": "load a checkpoint saved with its language-model head (lm_head.*)",
-                "contacts": "load a checkpoint with a contact head, or fit one: protea fit-contacts",
-            }[capability]
-            raise CapabilityError(f"this {self.config.family} model has no {capability}; {way_out}")
+            raise CapabilityError(f"this {self.config.family} model has no {capability}; {_REMEDIES[capability]}")

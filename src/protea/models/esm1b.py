@@ -1,30 +1,29 @@
 """ESM-1b (Rives et al. 2021, PNAS 118:e2016239118) and ESM-1v (Meier et al. 2021).
 
-Pre-norm transformer with learned positions and token dropout; ESM-1b norms the embeddings before the first layer,
-ESM-1v does not. Follows Meta's ``esm/model/esm1.py`` for ``arch == "roberta_large"``.
+Pre-norm transformers with learned positions and token dropout. ESM-1b norms the embeddings before the first layer,
+ESM-1v does not. They follow Meta's ``esm/model/esm1.py`` for ``arch == "roberta_large"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
-import numpy as np
 from torch import Tensor, nn
 
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
-from protea.models.esm_formats import check_esm_config, esm_config
-from protea.models.layers import LayerContext, blank_embedding, initial_parameter, token_dropout
+from protea.models.esm_formats import esm_config, esm_positions
+from protea.models.layers import blank_embedding, token_dropout
 from protea.models.published import by_meta
 from protea.models.stored import Shapes, StoredAs
 from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
+# Row of the first token's position: fairseq counts from the padding id, whose row stays 0.
 _FIRST_POSITION: Final = ESM.pad + 1
-"""Row of the first token: fairseq counts positions from the padding id, whose row stays 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +45,13 @@ class ESM1bConfig(TransformerConfig):
 
     @property
     def family(self) -> str:
-        """``ESM-1b``, or ``ESM-1v`` where embeddings are not normed."""
+        """``ESM-1b``, or ``ESM-1v`` without a norm of the embeddings."""
         return "ESM-1b" if self.emb_layer_norm_before else "ESM-1v"
 
     @property
     def max_tokens(self) -> int:
         """1,024 in the published models: 1,022 residues between BOS and EOS."""
         return self.max_position_embeddings - _FIRST_POSITION
-
-    @property
-    def trained_tokens(self) -> int:
-        """All there are positions for."""
-        return self.max_tokens
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,26 +61,10 @@ class ESM1bConfig(TransformerConfig):
             )
 
 
-def _650m(*, emb_layer_norm_before: bool) -> ESM1bConfig:
-    return ESM1bConfig(
-        num_hidden_layers=33,
-        hidden_size=1280,
-        num_attention_heads=20,
-        intermediate_size=5120,
-        emb_layer_norm_before=emb_layer_norm_before,
-    )
-
-
-ESM1B: Final = _650m(emb_layer_norm_before=True)
-ESM1V: Final = _650m(emb_layer_norm_before=False)
-
-
-# --- formats -------------------------------------------------------------------------------------------------------
-
-
-def _absolute_esm(described: Mapping[str, Any]) -> bool:
-    check_esm_config(described)
-    return bool(described.get("position_embedding_type", "absolute") == "absolute")
+ESM1B: Final = ESM1bConfig(
+    num_hidden_layers=33, hidden_size=1280, num_attention_heads=20, intermediate_size=5120, emb_layer_norm_before=True
+)
+ESM1V: Final = replace(ESM1B, emb_layer_norm_before=False)
 
 
 def _from_meta(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM1bConfig:
@@ -98,16 +76,10 @@ def _from_meta(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shap
     )
 
 
-def _meta_cannot(config: ESM1bConfig) -> str | None:
-    if config.layer_norm_eps != 1e-5:
-        return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
-    return None
-
-
 _STORED: Final = {
     "hf": StoredAs(
         keys=esm_formats.HF,
-        accepts=_absolute_esm,
+        accepts=lambda described: esm_positions(described) == "absolute",
         config=lambda described, sizes, shapes: ESM1bConfig(**sizes),
         describe=lambda config: esm_config("absolute", norm_before=config.emb_layer_norm_before),
         classes=esm_formats.HF_CLASSES,
@@ -128,15 +100,15 @@ _STORED: Final = {
             "token_dropout": config.token_dropout,
             "final_bias": True,
         },
-        unsupported=_meta_cannot,
-        # Meta's loader does so where there is token dropout, which masks the input; this is the row's use as output.
+        unsupported=esm_formats.meta_epsilon,
+        # Meta's loader does so with token dropout. Inputs never use that row, but the output matrix does.
         zeroed=lambda config: {"word_embeddings.weight": ESM.mask} if config.token_dropout else {},
     ),
 }
 
 
 class ESM1b(Transformer):
-    """The model, ESM-1v included."""
+    """ESM-1b and ESM-1v."""
 
     config_type = ESM1bConfig
     stored = _STORED
@@ -148,7 +120,7 @@ class ESM1b(Transformer):
     config: ESM1bConfig
 
     def __init__(self, config: ESM1bConfig) -> None:
-        super().__init__(config, activation="gelu", contact_head=True)
+        super().__init__(config)
         self.position_embeddings = blank_embedding(config.max_position_embeddings, config.hidden_size)
         self.emb_layer_norm_before = (
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.emb_layer_norm_before else None
@@ -161,12 +133,3 @@ class ESM1b(Transformer):
             x = token_dropout(x, batch, self.alphabet.mask)
         x = x + self.position_embeddings(batch.positions() + _FIRST_POSITION)
         return x if self.emb_layer_norm_before is None else self.emb_layer_norm_before(x)
-
-    def context(self, batch: PackedBatch) -> LayerContext:
-        """Boundaries only: positions are in the embeddings."""
-        return LayerContext(batch.cu_seqlens)
-
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
-        """normal(0, initializer_range); the rows of padding are 0 in words and positions."""
-        zero_row = self.alphabet.pad if "_embeddings." in name else None
-        return initial_parameter(name, shape, generator, std=self.config.initializer_range, zero_row=zero_row)

@@ -1,9 +1,9 @@
 """ESM-1nv, NVIDIA's 44M-parameter model: Megatron's BERT with pre-norm blocks, for at most 512 tokens.
 
-Learned positions from 0, dropout in the embeddings too, no token dropout, no embedding mask, a tied head. Sources:
-BioNeMo 1's ``base_config.yaml`` for the numbers; NeMo 1's ``bert_model.py``, ``mlp.py`` and ``fused_bias_gelu.py``
-for the code behind them, which with NeMo's defaults makes the blocks' GELU the tanh form and the head's the exact
-one, and scales the initialisation of the residual projections.
+It has learned positions from 0, dropout in the embeddings, a tied head, and neither token dropout nor a mask of
+embeddings. Sizes are from BioNeMo 1's ``base_config.yaml``. The rest is from NeMo 1's ``bert_model.py``, ``mlp.py`` and
+``fused_bias_gelu.py``: with NeMo's defaults, blocks have the tanh form of GELU, the head has the exact one, and the
+initialisation of residual projections is scaled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,10 +21,10 @@ from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
 from protea.models.esm_formats import gelu_is_tanh
-from protea.models.layers import ACTIVATIONS, LayerContext, blank_embedding, initial_parameter
+from protea.models.layers import blank_embedding
 from protea.models.published import by_nvidia
 from protea.models.stored import Shapes, StoredAs
-from protea.models.transformer import Transformer, TransformerConfig
+from protea.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
 
@@ -33,8 +32,8 @@ from protea.packing import PackedBatch
 class ESM1nvConfig(TransformerConfig):
     """Configuration of ESM-1nv; the defaults are the published model.
 
-    ``hidden_act`` is ``gelu_tanh`` (NeMo's fused bias-GELU) or ``gelu`` (exact). That the published model was trained
-    with attention dropout 0.1, NeMo's default, is unverified; inference does not depend on it.
+    ``hidden_act`` is ``gelu_tanh`` (NeMo's fused bias-GELU) or ``gelu`` (exact). The attention dropout of 0.1 is NeMo's
+    default; that the published model was trained with it is unverified. Inference does not depend on it.
     """
 
     model_type: ClassVar[str] = "esm1nv"
@@ -61,9 +60,9 @@ class ESM1nvConfig(TransformerConfig):
         return self.max_position_embeddings
 
     @property
-    def trained_tokens(self) -> int:
-        """All there are positions for."""
-        return self.max_tokens
+    def activation(self) -> str:
+        """As configured."""
+        return self.hidden_act
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +71,6 @@ class ESM1nvConfig(TransformerConfig):
 
 
 ESM1NV: Final = ESM1nvConfig()
-
-
-# --- formats -------------------------------------------------------------------------------------------------------
 
 
 def _from_nemo(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM1nvConfig:
@@ -104,16 +100,17 @@ _STORED: Final = {
 
 
 class ESM1nv(Transformer):
-    """The model."""
+    """ESM-1nv."""
 
     config_type = ESM1nvConfig
     stored = _STORED
     published = (by_nvidia("esm1nv", ESM1NV, "esm1nv"),)
+    has_contact_head = zero_padding = False
 
     config: ESM1nvConfig
 
     def __init__(self, config: ESM1nvConfig) -> None:
-        super().__init__(config, activation=config.hidden_act, contact_head=False)
+        super().__init__(config)
         self.position_embeddings = blank_embedding(config.max_position_embeddings, config.hidden_size)
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
@@ -121,13 +118,7 @@ class ESM1nv(Transformer):
         x = self.word_embeddings(batch.input_ids) + self.position_embeddings(batch.positions())
         return F.dropout(x, self.config.hidden_dropout_prob, self.training)
 
-    def context(self, batch: PackedBatch) -> LayerContext:
-        """Boundaries only: positions are in the embeddings."""
-        return LayerContext(batch.cu_seqlens)
-
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
-        """normal(0, std); projections back into the residual stream normal(0, std / sqrt(2 · layers))."""
-        std = self.config.initializer_range
-        if name.endswith(("out_proj.weight", "fc2.weight")):
-            std /= math.sqrt(2 * self.config.num_hidden_layers)
-        return initial_parameter(name, shape, generator, std=std)
+    def initial_std(self, name: str) -> float:
+        """initializer_range, divided by sqrt(2 · layers) for projections into the residual stream."""
+        scaled = name.endswith(("out_proj.weight", "fc2.weight"))
+        return self.config.initializer_range / (math.sqrt(2 * self.config.num_hidden_layers) if scaled else 1.0)

@@ -1,6 +1,6 @@
 """ESM-2 (Lin et al. 2023, Science 379:1123) and NVIDIA's ESM-2nv, which has the same architecture.
 
-Pre-norm transformer with rotary positions and token dropout. Follows Meta's ``esm/model/esm2.py``.
+Pre-norm transformers with rotary positions and token dropout. They follow Meta's ``esm/model/esm2.py``.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
-import numpy as np
 from torch import Tensor
 
 from protea import bundled
 from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
-from protea.models.esm_formats import check_esm_config, esm_config, gelu_is_tanh
-from protea.models.layers import LayerContext, initial_parameter, inverse_frequencies, rotary_angles, token_dropout
+from protea.models.esm_formats import QKV, esm_config, esm_positions, gelu_is_tanh
+from protea.models.layers import LayerContext, inverse_frequencies, rotary_angles, token_dropout
 from protea.models.published import Published, by_meta, by_nvidia, te_recipe
 from protea.models.stored import Keys, Shapes, StoredAs
 from protea.models.transformer import Transformer, TransformerConfig
@@ -28,8 +27,8 @@ from protea.packing import PackedBatch
 class ESM2Config(TransformerConfig):
     """Configuration of an ESM-2 model.
 
-    ``vocab_size`` above 33 means rows of padding, as NVIDIA's checkpoints have. ``max_position_embeddings`` is
-    what the published files carry; rotary models have no limit and ignore it.
+    ``vocab_size`` above 33 means rows of padding, as in NVIDIA's checkpoints. ``max_position_embeddings`` is only
+    copied to and from files; rotary positions have no limit.
     """
 
     model_type: ClassVar[str] = "esm"
@@ -48,12 +47,12 @@ class ESM2Config(TransformerConfig):
 
     @property
     def max_tokens(self) -> None:
-        """Rotary positions have no end."""
+        """None: rotary positions have no limit."""
         return None
 
     @property
     def trained_tokens(self) -> int:
-        """1,024: crops of 1,022 residues between BOS and EOS."""
+        """1,024: crops of 1,022 residues, with BOS and EOS."""
         return 1024
 
     def __post_init__(self) -> None:
@@ -80,19 +79,24 @@ SIZES: Final = {
     "650M": _size(33, 1280, 20),
     "3B": _size(36, 2560, 40),
     "15B": _size(48, 5120, 40),
-    # Nobody published a 20B model: 15B's width, deepened until 12·layers·width² reaches 20·10⁹.
+    # Nobody published a 20B model. This has the width of 15B and so many layers that 12·layers·width² is 20·10⁹.
     "20B": _size(64, 5120, 40),
 }
 
-# BioNeMo framework, bionemo-core/data/resources/esm2.yaml: of the .nemo file, and of archives of directories.
-_SHA256: Final = {
-    "esm2nv_650M": "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7",
-    "esm2nv8m:2.0": "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16",
-    "esm2nv650m:2.0": "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997",
-    "esm2nv3b:2.0": "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed",
-    "esm2nv650m:2.1": "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe",
-    "esm2nv3b:2.1": "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6",
-}
+# NVIDIA's names, sizes, pages in its catalogue, and SHA-256 from BioNeMo's bionemo-core/data/resources/esm2.yaml.
+_NEMO1_FILES: Final = (  # the vocabulary padded from 33 rows to 128
+    ("esm2nv_650M", "650M", "esm2nv650m", "1e38063cafa808306329428dd17ea6df78c9e5d6b3d2caf04237c555a1f131b7"),
+    ("esm2nv_3B", "3B", "esm2nv3b", ""),
+    ("esm2nv_15B", "15B", "", ""),
+    ("esm2nv_20B", "20B", "", ""),
+)
+_NEMO2_ARCHIVES: Final = (  # NVIDIA converted 2.0 from Meta's weights and trained 2.1 itself
+    ("esm2nv8m:2.0", "8M", "esm2nv8m", "2957b2c36d5978d0f595d6f1b72104b312621cf0329209086537b613c1c96d16"),
+    ("esm2nv650m:2.0", "650M", "esm2nv650m", "0798767e843e3d54315aef91934d28ae7d8e93c2849d5fcfbdf5fac242013997"),
+    ("esm2nv3b:2.0", "3B", "esm2nv3b", "a2248cfed1ef39f83bd32a0e08b84c0a8f39325d383e2d92767022ff7f5260ed"),
+    ("esm2nv650m:2.1", "650M", "esm2nv650m", "b83e9b5d62f1499b443817c5cd0facd3bdd4013a51a897e05e17228bf650befe"),
+    ("esm2nv3b:2.1", "3B", "esm2nv3b", "a79327a4054bf8d1d7075e1b3c961dbc503da02d72ed15f707d9cbbd49d181b6"),
+)
 
 
 def _published() -> Iterator[Published]:
@@ -102,42 +106,23 @@ def _published() -> Iterator[Published]:
         publisher="Protea",
         licence="Apache-2.0",
         format="hf",
-        repository=None,
-        place="comes with the package",
+        elsewhere="comes with the package",
         contact_head=True,
     )
     weights = [(size, f"esm2_t{config.num_hidden_layers}_{size}_UR50D") for size, config in SIZES.items()]
-    weights.pop()  # of 20B there are none
+    weights.pop()  # nobody published weights of 20B
     yield from (by_meta(name, SIZES[size]) for size, name in weights)
-    for size, place in (("650M", "esm2nv650m"), ("3B", "esm2nv3b"), ("15B", ""), ("20B", "")):
-        # NVIDIA pads the vocabulary's 33 rows to 128.
-        padded = replace(SIZES[size], vocab_size=128)
-        yield by_nvidia(f"esm2nv_{size}", padded, place, sha256=_SHA256.get(f"esm2nv_{size}", ""))
-    # 2.0 is converted from Meta's weights, 2.1 NVIDIA's own training.
-    for size, tag in (("8M", "2.0"), ("650M", "2.0"), ("3B", "2.0"), ("650M", "2.1"), ("3B", "2.1")):
-        name = f"esm2nv{size.lower()}:{tag}"
-        yield by_nvidia(name, SIZES[size], f"esm2nv{size.lower()}", "nemo2", _SHA256[name])
+    for name, size, page, sha256 in _NEMO1_FILES:
+        yield by_nvidia(name, replace(SIZES[size], vocab_size=128), page, sha256=sha256)
+    for name, size, page, sha256 in _NEMO2_ARCHIVES:
+        yield by_nvidia(name, SIZES[size], page, "nemo2", sha256)
     yield from (te_recipe(f"nvidia/{name}", SIZES[size]) for size, name in weights)
 
 
-# --- formats -------------------------------------------------------------------------------------------------------
-
-
-def _rotary_esm(described: Mapping[str, Any]) -> bool:
-    check_esm_config(described)
-    if described.get("position_embedding_type", "absolute") != "rotary":
-        return False
-    if described.get("emb_layer_norm_before"):
-        raise CheckpointError("emb_layer_norm_before with rotary positions is no published architecture")
-    return True
-
-
-def _meta_cannot(config: ESM2Config) -> str | None:
-    if config.layer_norm_eps != 1e-5:
-        return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
+def _unsupported_by_meta(config: ESM2Config) -> str | None:
     if config.intermediate_size != 4 * config.hidden_size:
         return f"Meta's ESM-2 has feed-forward layers of 4 times the width, this model of {config.intermediate_size}"
-    return None
+    return esm_formats.meta_epsilon(config)
 
 
 def _from_nemo(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shapes) -> ESM2Config:
@@ -149,9 +134,7 @@ def _from_nemo(described: Mapping[str, Any], sizes: dict[str, Any], shapes: Shap
 _NEMO2: Final[Keys] = {
     "word_embeddings.*": "embedding.word_embeddings.*",
     "layers.{}.self_attn_layer_norm.*": "encoder.layers.self_attention.linear_qkv.layer_norm_*",
-    "layers.{}.self_attn.q_proj.*": "encoder.layers.self_attention.linear_qkv.*",
-    "layers.{}.self_attn.k_proj.*": "encoder.layers.self_attention.linear_qkv.*",
-    "layers.{}.self_attn.v_proj.*": "encoder.layers.self_attention.linear_qkv.*",
+    **dict.fromkeys(QKV, "encoder.layers.self_attention.linear_qkv.*"),
     "layers.{}.self_attn.out_proj.*": "encoder.layers.self_attention.linear_proj.*",
     "layers.{}.final_layer_norm.*": "encoder.layers.mlp.linear_fc1.layer_norm_*",
     "layers.{}.fc1.*": "encoder.layers.mlp.linear_fc1.*",
@@ -165,9 +148,7 @@ _NEMO2: Final[Keys] = {
 _TE: Final[Keys] = {
     "word_embeddings.*": "model.embeddings.word_embeddings.*",
     "layers.{}.self_attn_layer_norm.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.layer_norm_*",
-    "layers.{}.self_attn.q_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
-    "layers.{}.self_attn.k_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
-    "layers.{}.self_attn.v_proj.*": "model.encoder.layers.{}.self_attention.layernorm_qkv.*",
+    **dict.fromkeys(QKV, "model.encoder.layers.{}.self_attention.layernorm_qkv.*"),
     "layers.{}.self_attn.out_proj.*": "model.encoder.layers.{}.self_attention.proj.*",
     "layers.{}.final_layer_norm.*": "model.encoder.layers.{}.layernorm_mlp.layer_norm_*",
     "layers.{}.fc1.*": "model.encoder.layers.{}.layernorm_mlp.fc1_*",
@@ -181,7 +162,7 @@ _TE: Final[Keys] = {
 _STORED: Final = {
     "hf": StoredAs(
         keys=esm_formats.HF,
-        accepts=_rotary_esm,
+        accepts=lambda described: esm_positions(described) == "rotary",
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: esm_config("rotary", norm_before=False),
         classes=esm_formats.HF_CLASSES,
@@ -200,7 +181,7 @@ _STORED: Final = {
             "encoder_attention_heads": config.num_attention_heads,
             "token_dropout": config.token_dropout,
         },
-        unsupported=_meta_cannot,
+        unsupported=_unsupported_by_meta,
         prefix="esm2",
     ),
     "nemo": StoredAs(
@@ -244,7 +225,7 @@ _STORED: Final = {
     ),
     "te": StoredAs(
         keys=_TE,
-        accepts=_rotary_esm,
+        accepts=lambda described: esm_positions(described) == "rotary",
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: {"position_embedding_type": "rotary", "emb_layer_norm_before": False},
     ),
@@ -252,10 +233,10 @@ _STORED: Final = {
 
 
 class ESM2(Transformer):
-    """The model.
+    """ESM-2 and ESM-2nv.
 
-    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It holds values from the
-    start, on the meta device too, so that none can run with rotary frequencies that nobody set.
+    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It has values from the start,
+    even on the meta device, so that no model runs without rotary frequencies.
     """
 
     config_type = ESM2Config
@@ -266,11 +247,11 @@ class ESM2(Transformer):
     inv_freq: Tensor
 
     def __init__(self, config: ESM2Config) -> None:
-        super().__init__(config, activation="gelu", contact_head=True)
+        super().__init__(config)
         self.register_buffer("inv_freq", inverse_frequencies(config.head_width, config.rope_theta))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ESM2:
-        """Move ``inv_freq`` between devices like everything else, but never round it to a narrower type."""
+        """Move ``inv_freq`` between devices with the rest, but never round it to a narrower type."""
         exact = self.inv_freq
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.inv_freq = exact.to(self.inv_freq.device)
@@ -286,10 +267,5 @@ class ESM2(Transformer):
         return token_dropout(x, batch, self.alphabet.mask) if self.config.token_dropout else x
 
     def context(self, batch: PackedBatch) -> LayerContext:
-        """Boundaries and rotary angles, shared by all layers."""
+        """Boundaries and rotary angles."""
         return LayerContext(batch.cu_seqlens, rotary=rotary_angles(batch.positions(), self.inv_freq))
-
-    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
-        """normal(0, initializer_range); the padding token's embedding is 0."""
-        zero_row = self.alphabet.pad if name == "word_embeddings.weight" else None
-        return initial_parameter(name, shape, generator, std=self.config.initializer_range, zero_row=zero_row)

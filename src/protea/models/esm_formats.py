@@ -1,4 +1,4 @@
-"""What ESM-1b, ESM-1v, ESM-2 and ESM-1nv share in checkpoint formats: names of tensors, and settings with one meaning.
+"""What ESM-1b, ESM-1v, ESM-2 and ESM-1nv share in checkpoint formats: names of tensors and meanings of settings.
 
 Sources: transformers' ``EsmForMaskedLM`` and ``EsmConfig``, Meta's ``esm`` package, and NeMo 1's Megatron models.
 """
@@ -10,6 +10,9 @@ from typing import Any, Final
 
 from protea.errors import CheckpointError
 from protea.models.stored import Keys
+from protea.models.transformer import TransformerConfig
+
+QKV: Final = ("layers.{}.self_attn.q_proj.*", "layers.{}.self_attn.k_proj.*", "layers.{}.self_attn.v_proj.*")
 
 HF: Final[Keys] = {
     "word_embeddings.*": "esm.embeddings.word_embeddings.*",
@@ -28,35 +31,27 @@ HF: Final[Keys] = {
     "lm_head.layer_norm.*": "lm_head.layer_norm.*",
     "lm_head.bias": "lm_head.bias",
     "contact_head.regression.*": "esm.contact_head.regression.*",
-    # Readers look for frequencies in every layer.
+    # Readers expect the frequencies in every layer.
     "inv_freq": "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq",
 }
-"""transformers' names, as version 4 spells them."""
+"""The names in transformers, as version 4 spells them."""
 
-HF_CLASSES: Final = ("EsmForMaskedLM", "EsmModel")
-"""transformers' classes of an ``esm`` model with its language-model head and without."""
+HF_CLASSES: Final = ("EsmForMaskedLM", "EsmModel")  # with and without the language-model head
 
-FAIR_ESM: Final[Keys] = {
+FAIR_ESM: Final[Keys] = {name: name for name in HF} | {
     "word_embeddings.*": "embed_tokens.*",
     "position_embeddings.*": "embed_positions.*",
-    "emb_layer_norm_before.*": "emb_layer_norm_before.*",
-    "layers.{}.self_attn_layer_norm.*": "layers.{}.self_attn_layer_norm.*",
-    "layers.{}.self_attn.q_proj.*": "layers.{}.self_attn.q_proj.*",
-    "layers.{}.self_attn.k_proj.*": "layers.{}.self_attn.k_proj.*",
-    "layers.{}.self_attn.v_proj.*": "layers.{}.self_attn.v_proj.*",
-    "layers.{}.self_attn.out_proj.*": "layers.{}.self_attn.out_proj.*",
-    "layers.{}.final_layer_norm.*": "layers.{}.final_layer_norm.*",
-    "layers.{}.fc1.*": "layers.{}.fc1.*",
-    "layers.{}.fc2.*": "layers.{}.fc2.*",
-    "emb_layer_norm_after.*": "emb_layer_norm_after.*",
-    "lm_head.dense.*": "lm_head.dense.*",
-    "lm_head.layer_norm.*": "lm_head.layer_norm.*",
-    "lm_head.bias": "lm_head.bias",
-    "contact_head.regression.*": "contact_head.regression.*",
     "inv_freq": "layers.{}.self_attn.rot_emb.inv_freq",
 }
-"""Meta's names without the prefixes that its loader strips; ours differ in the embeddings alone."""
+"""Meta's names, which are ours except for the embeddings, without the prefixes that Meta's loader removes."""
 
+_SUPPORTED: Final = {
+    "is_folding_model": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "hidden_act": "gelu",
+    "tie_word_embeddings": True,
+}
 _NEMO_ROOT: Final = "model.language_model"
 _NEMO_LAYER: Final = f"{_NEMO_ROOT}.encoder.layers.{{}}"
 
@@ -64,9 +59,7 @@ NEMO: Final[Keys] = {
     "word_embeddings.*": f"{_NEMO_ROOT}.embedding.word_embeddings.*",
     "position_embeddings.*": f"{_NEMO_ROOT}.embedding.position_embeddings.*",
     "layers.{}.self_attn_layer_norm.*": f"{_NEMO_LAYER}.input_layernorm.*",
-    "layers.{}.self_attn.q_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
-    "layers.{}.self_attn.k_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
-    "layers.{}.self_attn.v_proj.*": f"{_NEMO_LAYER}.self_attention.query_key_value.*",
+    **dict.fromkeys(QKV, f"{_NEMO_LAYER}.self_attention.query_key_value.*"),
     "layers.{}.self_attn.out_proj.*": f"{_NEMO_LAYER}.self_attention.dense.*",
     "layers.{}.final_layer_norm.*": f"{_NEMO_LAYER}.post_attention_layernorm.*",
     "layers.{}.fc1.*": f"{_NEMO_LAYER}.mlp.dense_h_to_4h.*",
@@ -80,30 +73,27 @@ NEMO: Final[Keys] = {
 """Megatron's names as NeMo 1 wraps them."""
 
 
-def check_esm_config(described: Mapping[str, Any]) -> None:
-    """See that a ``config.json`` of transformers' ``esm`` asks for nothing that Protea does not run.
+def esm_positions(described: Mapping[str, Any]) -> str:
+    """``rotary`` or ``absolute``, from a ``config.json`` of transformers' ``esm``.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: it needs what Protea does not support.
     """
-    for key, allowed in (
-        ("is_folding_model", (None, False)),
-        ("is_decoder", (None, False)),
-        ("add_cross_attention", (None, False)),
-        ("hidden_act", (None, "gelu")),
-        ("tie_word_embeddings", (None, True)),
-    ):
-        if described.get(key) not in allowed:
-            raise CheckpointError(f"{key} {described[key]!r} is not supported; expected {allowed[1]!r}")
+    for key, supported in _SUPPORTED.items():
+        if described.get(key) not in (None, supported):
+            raise CheckpointError(f"{key} {described[key]!r} is not supported; expected {supported!r}")
     if not isinstance(described.get("emb_layer_norm_before"), bool | None):
         raise CheckpointError(f"emb_layer_norm_before must be of type bool, got {described['emb_layer_norm_before']!r}")
     position = described.get("position_embedding_type", "absolute")
     if position not in ("rotary", "absolute"):
         raise CheckpointError(f"position_embedding_type {position!r} is not supported; expected 'rotary' or 'absolute'")
+    if position == "rotary" and described.get("emb_layer_norm_before"):
+        raise CheckpointError("emb_layer_norm_before is not supported with rotary positions")
+    return str(position)
 
 
 def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
-    """What transformers looks for in the ``config.json`` of an ``esm`` model beside its sizes."""
+    """What transformers expects in the ``config.json`` of an ``esm`` model beside its sizes."""
     return {
         "position_embedding_type": position,
         "emb_layer_norm_before": norm_before,
@@ -114,6 +104,13 @@ def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
     }
 
 
+def meta_epsilon(config: TransformerConfig) -> str | None:
+    """Why Meta's classes cannot hold a model, if its norms have another epsilon."""
+    if config.layer_norm_eps == 1e-5:
+        return None
+    return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"
+
+
 def gelu_is_tanh(described: Mapping[str, Any]) -> bool:
-    """Whether NeMo 1 used the tanh form: it fuses bias and GELU unless told otherwise, and its fused form is that."""
+    """Whether NeMo 1 used the tanh form of GELU, which its fused bias-GELU has; that is its default."""
     return bool(described.get("bias_gelu_fusion", True)) and not described.get("esm_gelu", False)

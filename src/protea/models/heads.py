@@ -1,4 +1,4 @@
-"""What stands on an encoder: the language-model head and the two kinds of contact head.
+"""The heads on top of an encoder: the language-model head and the two kinds of contact head.
 
 Shapes: T tokens, D model width, V vocabulary rows, L length of one sequence.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 class LanguageModelHead(nn.Module):
     """RoBERTa's head: dense, GELU, norm, then the word embeddings as output matrix, plus a bias.
 
-    The GELU is the exact one in every family: NeMo's ``BertLMHead`` keeps it although its blocks use the tanh form.
+    All families use the exact GELU: NeMo's ``BertLMHead`` has it although NeMo's blocks have the tanh form.
     """
 
     def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
@@ -28,11 +28,7 @@ class LanguageModelHead(nn.Module):
 
 
 class ContactHead(nn.Module):
-    """The weights of the logistic regression from all attention maps to contacts (Rao et al. 2020).
-
-    Args:
-        maps: attention maps of all layers together.
-    """
+    """Weights of the logistic regression from the attention maps of all layers to contacts (Rao et al. 2020)."""
 
     def __init__(self, maps: int) -> None:
         super().__init__()
@@ -40,9 +36,9 @@ class ContactHead(nn.Module):
 
 
 class BilinearContactHead(nn.Module):
-    """Contacts from the last hidden states h: (⟨P hᵢ, Q hⱼ⟩ + ⟨P hⱼ, Q hᵢ⟩) / 2 + b, of which the sigmoid is one.
+    """Contact logits from the last hidden states h: (⟨P hᵢ, Q hⱼ⟩ + ⟨P hⱼ, Q hᵢ⟩) / 2 + b.
 
-    No published model has such a head, and no format a place for one: it is kept beside a checkpoint.
+    No published model or checkpoint format has such a head; it is stored in a file beside the checkpoint.
     """
 
     def __init__(self, width: int, rank: int) -> None:
@@ -52,8 +48,8 @@ class BilinearContactHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[L, L]``, float32 and symmetric, of one sequence's residues ``[L, D]``."""
-        p, q = (F.linear(x.float(), each.weight.float()) for each in (self.p_proj, self.q_proj))
+        """Logits ``[L, L]``, float32 and symmetric, from the residues ``[L, D]`` of one sequence."""
+        p, q = (F.linear(x.float(), projection.weight.float()) for projection in (self.p_proj, self.q_proj))
         products = p @ q.T
         return (products + products.T) / 2 + self.bias.float()
 

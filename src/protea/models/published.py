@@ -1,4 +1,4 @@
-"""What a family's file says of checkpoints that others published, and of architectures that a name stands for."""
+"""Published checkpoints, as the file of each family lists them."""
 
 from __future__ import annotations
 
@@ -9,76 +9,63 @@ from protea.models.config import EncoderConfig
 
 HUB: Final = "https://huggingface.co"
 META: Final = "facebook/"
-"""Meta's organisation there."""
-
 _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published checkpoint, or an architecture that a name stands for.
+    """A published checkpoint; without published weights, only the first three fields have values.
 
     Attributes:
         name: what users type.
-        config: its architecture.
-        publisher: who published it.
-        licence: of the weights, an SPDX id; empty where no weights are published.
-        format: what the published files are, by the name that ``protea convert`` calls it; empty without any.
-        repository: on Hugging Face, where files are fetched from; ``None`` elsewhere.
-        place: where the weights are, in words.
-        contact_head: whether it was published with a fitted contact head.
-        sha256: of the published file, where its publisher states it.
+        licence: an SPDX id.
+        format: of the published files, as ``protea convert`` names it.
+        repository: on Hugging Face, to download from.
+        elsewhere: where users find weights that are not on Hugging Face.
+        contact_head: whether the weights include a fitted contact head.
+        sha256: of the published file, if its publisher states it.
     """
 
     name: str
     config: EncoderConfig
     publisher: str
-    licence: str
-    format: str
-    repository: str | None
-    place: str
-    contact_head: bool
+    licence: str = ""
+    format: str = ""
+    repository: str | None = None
+    elsewhere: str = ""
+    contact_head: bool = False
     sha256: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where users find the weights; empty without weights."""
+        return self.elsewhere if self.repository is None else f"{HUB}/{self.repository}"
 
 
 def by_meta(name: str, config: EncoderConfig, *, contact_head: bool = True) -> Published:
-    """One of Meta's models, on Hugging Face under MIT's licence."""
+    """One of Meta's models on Hugging Face."""
+    where = META + name
     return Published(
         name=name,
         config=config,
         publisher="Meta",
         licence="MIT",
         format="hf",
-        repository=f"{META}{name}",
-        place=f"{HUB}/{META}{name}",
+        repository=where,
         contact_head=contact_head,
-    )
-
-
-def by_nvidia(name: str, config: EncoderConfig, place: str, kind: str = "nemo", sha256: str = "") -> Published:
-    """One of NVIDIA's models, in its catalogue, or an architecture alone where it has no place."""
-    return Published(
-        name=name,
-        config=config,
-        publisher="NVIDIA",
-        licence="Apache-2.0" if place else "",
-        format=kind if place else "",
-        repository=None,
-        place=f"{_NGC}/{place} ({'.nemo' if kind == 'nemo' else '.tar.gz'})" if place else "",
-        contact_head=False,
-        sha256=sha256,
     )
 
 
 def te_recipe(name: str, config: EncoderConfig) -> Published:
     """One of Meta's models on Hugging Face in the layout of NVIDIA's TransformerEngine recipe."""
+    return Published(name=name, config=config, publisher="NVIDIA", licence="MIT", format="te", repository=name)
+
+
+def by_nvidia(name: str, config: EncoderConfig, page: str, form: str = "nemo", sha256: str = "") -> Published:
+    """One of NVIDIA's models; an architecture alone if its catalogue has no page for it."""
+    if not page:
+        return Published(name=name, config=config, publisher="NVIDIA")
+    place = f"{_NGC}/{page} ({'.nemo' if form == 'nemo' else '.tar.gz'})"
     return Published(
-        name=name,
-        config=config,
-        publisher="NVIDIA",
-        licence="MIT",
-        format="te",
-        repository=name,
-        place=f"{HUB}/{name}",
-        contact_head=False,
+        name=name, config=config, publisher="NVIDIA", licence="Apache-2.0", format=form, elsewhere=place, sha256=sha256
     )

@@ -1,4 +1,4 @@
-"""The families that Protea knows: one line for each, and what is looked up among them."""
+"""The families that Protea knows, one line for each, and what is looked up among them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from protea.alphabet import Alphabet
@@ -19,11 +20,11 @@ FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm1b:ESM1b",
     "protea.models.esm1nv:ESM1nv",
 ]
-"""A line for each: where its class is, or the class itself; a family that is added here is known to every command."""
+"""The class of each family, or where it is. Every command knows a family that is added here."""
 
 
 def families() -> Iterator[type[Encoder]]:
-    """All families, each imported when it is asked for: who looks for one seldom needs all."""
+    """All families. Each is imported only when the iterator reaches it."""
     for place in FAMILIES:
         if isinstance(place, type):
             yield place
@@ -33,43 +34,38 @@ def families() -> Iterator[type[Encoder]]:
 
 
 def family_of(config: EncoderConfig) -> type[Encoder]:
-    """The family that a configuration is of.
-
-    Raises:
-        TypeError: no family has such configurations.
-    """
-    found = next((family for family in families() if type(config) is family.config_type), None)
-    if found is None:
-        raise TypeError(f"no family has a configuration of type {type(config).__name__}; add it to FAMILIES")
-    return found
+    """The family of a configuration; ``TypeError`` if none has such configurations."""
+    for family in families():
+        if type(config) is family.config_type:
+            return family
+    raise TypeError(f"no family has a configuration of type {type(config).__name__}; add it to FAMILIES")
 
 
 def build(config: EncoderConfig) -> Encoder:
-    """A model without weights, on the meta device, in evaluation mode."""
-    return family_of(config).build(config)
+    """A model without weights, on the meta device, in evaluation mode; buffers have their values."""
+    family = family_of(config)
+    with torch.device("meta"):
+        return family(config).eval()
 
 
 def initial_value(model: Encoder, name: str, seed: int) -> Tensor:
     """The published random initialisation of one parameter, float32 on the CPU.
 
-    A function of the seed and the parameter's name alone, so that order, sharding, the number of parameters held at
-    once and the machine change nothing. ``model`` may be on the meta device.
+    It depends only on the seed and the parameter's name, not on order, sharding or the machine. ``model`` may be on the
+    meta device.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    # NumPy's generator, since PyTorch's gives other values on processors with other vector instructions.
+    # Not PyTorch's generator, whose values depend on the vector instructions of the processor.
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return model.initial_parameter(name, tuple(model.get_parameter(name).shape), generator)
 
 
 def stored_in(form: str, described: Any) -> type[Encoder] | None:
-    """The family that a file of some format is of, by what it says of its model.
-
-    Raises:
-        CheckpointError: it is of a family, with a setting that the family does not have.
-    """
-    return next((one for one in families() if form in one.stored and one.stored[form].accepts(described)), None)
+    """The family that the settings of a file mean; ``CheckpointError`` if it lacks one of them."""
+    stored = (family for family in families() if form in family.stored)
+    return next((family for family in stored if family.stored[form].accepts(described)), None)
 
 
 def alphabets() -> dict[str, Alphabet]:
-    """The alphabets of all families, by the names that options have for them."""
+    """The alphabets of all families, by their names in options."""
     return {family.config_type.alphabet.name.lower(): family.config_type.alphabet for family in families()}

@@ -1,34 +1,45 @@
-"""The transformer that ESM-1b, ESM-1v, ESM-2 and ESM-1nv have in common: pre-norm blocks, a final norm, a tied head.
+"""The transformer that ESM-1b, ESM-1v, ESM-2 and ESM-1nv share: pre-norm blocks, a final norm, a tied head.
 
-A family adds its positions: in the embedding, or as rotary angles in the context.
+A family adds its positions, in the embedding or as rotary angles in the context. Parameter names are those of Meta's
+``esm`` package, which LoRA users and converters know: ``self_attn.q_proj``, ``fc1``, ``final_layer_norm`` and so on.
 
-Shapes: T tokens, D model width, V vocabulary rows.
+Shapes: T tokens, D model width, H heads, K head width, V vocabulary rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from protea.errors import CheckpointError
+from protea.models.attention import AttentionCall, attend
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead, LanguageModelHead
-from protea.models.layers import TransformerLayer, blank_embedding
+from protea.models.layers import LayerContext, Rotary, blank_embedding, rotate
+from protea.packing import PackedBatch
+
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """What these families are configured by beside what every family is."""
+    """The configuration that these families share."""
 
     required: ClassVar[tuple[str, ...]] = (
         *("num_hidden_layers", "hidden_size", "num_attention_heads"),
         *("intermediate_size", "vocab_size"),
     )
-    # Where a file leaves a key out, the defaults of transformers' class apply, not the published models' values.
+    # The defaults of transformers' class, which apply to a file without these keys; published models differ.
     absent: ClassVar[Mapping[str, Any]] = {
         "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.1,
@@ -52,8 +63,13 @@ class TransformerConfig(EncoderConfig):
             raise CheckpointError(f"layer_norm_eps must be above 0 and at most 1, got {self.layer_norm_eps}")
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+
+    @property
+    def activation(self) -> str:
+        """Of the blocks, a name in ``ACTIVATIONS``."""
+        return "gelu"
 
     @property
     def head_width(self) -> int:
@@ -62,28 +78,27 @@ class TransformerConfig(EncoderConfig):
 
     @property
     def attention_heads(self) -> tuple[int, ...]:
-        """As many in each layer."""
+        """The same number in each layer."""
         return (self.num_attention_heads,) * self.num_hidden_layers
 
     @property
     def inference_values(self) -> int:
-        """Hidden state, its norm, q, k, v, two of them rotated, attention's output; the wide layer before and after."""
+        """Ten of width D: x, its norm, q, k, v, rotated q and k, ...; the wide layer before and after activation."""
         return 10 * self.hidden_size + 2 * self.intermediate_size
 
     def forward_flops(self, length: float, predicted: float) -> float:
-        """2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D + 2 · (D² + V·D) · predicted share, F the wide layer."""
+        """2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D + 2 · (D² + V·D) · predicted, F the width of fc1."""
         width, layers = self.hidden_size, self.num_hidden_layers
         matrices = layers * (4 * width**2 + 2 * width * self.intermediate_size)
         head = width**2 + width * self.vocab_size
         return 2 * matrices + 4 * layers * length * width + 2 * head * predicted
 
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
-        """What the layers keep.
+        """What PyTorch keeps in each layer.
 
-        A layer keeps the residual stream before both norms; what its products take, which is cast for each of them
-        where they are narrow: the norms' outputs and attention's; queries, keys and values, and attention's output once
-        more; the wide layer before and after its activation. Dropout keeps what it multiplied with, and on a CPU
-        attention then keeps its probabilities, three times.
+        In float32: x before both norms. In the type of the products: both norms' outputs, q, k, v, attention's output
+        twice, the wide layer before and after its activation, and what dropout needs; mixed precision adds casts.
+        Attention with dropout on a CPU also keeps its probabilities three times.
         """
         width, ffn = self.hidden_size, self.intermediate_size
         products = (9 if mixed else 7) * width + 2 * ffn + (2 * width if self.hidden_dropout_prob else 0)
@@ -94,38 +109,89 @@ class TransformerConfig(EncoderConfig):
         return 4 * width * layers + layer if recompute else layer * layers
 
 
-class Transformer(Encoder):
-    """The model without its positions.
+class SelfAttention(nn.Module):
+    """Projections of multi-head attention. The query is scaled by K^-1/2 before any rotation, as in Meta's code."""
 
-    Args:
-        config: of the family.
-        activation: of the blocks, by its name in ``ACTIVATIONS``.
-        contact_head: whether the published models have one.
-    """
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+        self.q_proj = nn.Linear(width, heads * head_width)
+        self.k_proj = nn.Linear(width, heads * head_width)
+        self.v_proj = nn.Linear(width, heads * head_width)
+        self.out_proj = nn.Linear(heads * head_width, width)
+
+    def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
+        # H is not stored: a shard of the weights has fewer heads.
+        shape = (-1, self.head_width)
+        q, k, v = (project(x).unflatten(-1, shape) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q = q * self.head_width**-0.5
+        return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm block: attention and feed-forward network, each after a norm and with a residual connection."""
+
+    tokenwise: ClassVar[tuple[str, ...]] = ("before", "after")
+    """Methods that work token by token. A compiler speeds up these, but not attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.activation = config.activation
+        self.activate = ACTIVATIONS[config.activation]
+        self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+        self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.self_attn = SelfAttention(width, config.num_attention_heads, config.head_width)
+        self.final_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, width)
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        """``[T, D]`` to ``[T, D]``."""
+        q, k, v = self.before(x, context.rotary)
+        dropout = self.attention_dropout if self.training else 0.0
+        call = AttentionCall(q, k, v, context.cu_seqlens, context.cu_seqlens, bias=context.bias, dropout=dropout)
+        if context.on_attention is not None:
+            context.on_attention(call)
+        return self.after(x, attend(call).flatten(-2))
+
+    def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The part before attention: ``[T, D]`` to queries, keys and values ``[T, H, K]``."""
+        return self.self_attn.project(self.self_attn_layer_norm(x), rotary)
+
+    def after(self, x: Tensor, y: Tensor) -> Tensor:
+        """The part after attention, from the layer's input and attention's output, both ``[T, D]``."""
+        x = x + self._drop(self.self_attn.out_proj(y))
+        inner = self.activate(self.fc1(self.final_layer_norm(x)))
+        return x + self._drop(self.fc2(inner))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Transformer(Encoder):
+    """The model without its positions."""
+
+    has_contact_head: ClassVar[bool] = True
+    zero_padding: ClassVar[bool] = True
+    """Whether the embedding of padding is 0 initially."""
 
     config: TransformerConfig
     lm_head: LanguageModelHead | None
 
-    def __init__(self, config: TransformerConfig, *, activation: str, contact_head: bool) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.head_width,
-                config.intermediate_size,
-                activation=activation,
-                dropout=config.hidden_dropout_prob,
-                attention_dropout=config.attention_probs_dropout_prob,
-                layer_norm_eps=config.layer_norm_eps,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
-        if contact_head:
+        if self.has_contact_head:
             self.contact_head = ContactHead(sum(config.attention_heads))
+
+    def context(self, batch: PackedBatch) -> LayerContext:
+        """The boundaries of the sequences; families with rotary positions add the angles."""
+        return LayerContext(batch.cu_seqlens)
 
     def final(self, x: Tensor) -> Tensor:
         """The norm after the last layer, ``[T, D]``."""
@@ -133,12 +199,26 @@ class Transformer(Encoder):
         return normed
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits ``[T, V]``, by the word embeddings as output matrix.
-
-        Raises:
-            CapabilityError: the checkpoint came without a language-model head.
-        """
+        """Logits ``[T, V]``."""
         self.require("logits")
         assert self.lm_head is not None
         logits: Tensor = self.lm_head(x, self.word_embeddings.weight)
         return logits
+
+    def initial_parameter(self, name: str, shape: tuple[int, ...], generator: np.random.Generator) -> Tensor:
+        """BERT's initialisation: norms 1, biases 0, other weights normal(0, std), padding rows of embeddings 0."""
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if "layer_norm" in name:
+            return torch.ones(shape)
+        values, std = np.empty(shape, dtype=np.float32), self.initial_std(name)
+        # The last bits of float64 draws may depend on the machine's logarithm; rounding to float32 removes them.
+        for row in values:
+            row[:] = std * generator.standard_normal(row.shape)
+        if self.zero_padding and "_embeddings." in name:
+            values[self.alphabet.pad] = 0.0
+        return torch.from_numpy(values)
+
+    def initial_std(self, name: str) -> float:
+        """The standard deviation of a weight's initial values."""
+        return self.config.initializer_range

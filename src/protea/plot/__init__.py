@@ -1,4 +1,4 @@
-"""Pictures: arrays in, a ``.png``, ``.svg`` or ``.html`` file out; nothing here knows of models."""
+"""Pictures: arrays in, a ``.png``, ``.svg`` or ``.html`` file out. Knows nothing of models."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Maps of contacts: how likely two residues touch, beside which do.
+"""Contact maps: predicted probabilities, and beside them the contacts of a structure.
 
-A protein of more residues than a picture has cells is drawn in squares of residues: a square is as likely as the
-likeliest pair in it, and a contact if it holds one. The picture says so.
+A map with more residues than a picture has cells is drawn in blocks: a cell shows the highest probability of its pairs,
+and counts as a contact if one of its pairs is a contact. The picture says so.
 
-Shapes: L residues, C cells a side.
+Shapes: L residues, C cells along a side.
 """
 
 from __future__ import annotations
@@ -15,26 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
-from protea.plot.style import (
-    INK,
-    LINE,
-    MISSING,
-    PAGE_BUTTONS,
-    PAGE_LEGEND,
-    PAGE_LINE,
-    PAGE_RULE,
-    PROBABILITIES,
-    STRONG,
-    TRUE,
-    BoolArray,
-    FloatArray,
-    check_shape,
-    page_key,
-    page_title,
-    title_lines,
-    write_title,
-)
+from protea.plot import style
+from protea.plot.picture_files import check_place, is_page, save
+from protea.plot.style import BoolArray, FloatArray, check_shape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,36 +25,47 @@ if TYPE_CHECKING:
 _MOST_CELLS: Final = 2400
 _MOST_CELLS_PAGE: Final = 2000
 _PIXELS: Final = 1200
-"""A side of the map has these at least, and the same number for every cell."""
+"""Least number of pixels along a side of the map; every cell gets the same number."""
 
 _SIDE, _LEFT, _RIGHT, _BOTTOM, _TOP = 6.0, 0.8, 1.0, 0.6, 0.38
-"""Inches: of the map, and around it."""
+"""Side of the map and the margins around it, in inches."""
 
 _PAGE_SIDE: Final = 720
-"""Pixels of the map."""
+"""Side of the map on a page, in pixels."""
 
 _ABOVE, _CONTACT, _NONE, _UNKNOWN = range(4)
-"""What the true half shows of a cell; above the diagonal nothing."""
+"""What the half of the structure shows in a cell; above the diagonal it shows nothing."""
 
-_COLOURS: Final = {_NONE: "#FFFFFF", _CONTACT: TRUE, _UNKNOWN: MISSING}
+_COLOURS: Final = {_NONE: "#FFFFFF", _CONTACT: style.TRUE, _UNKNOWN: style.MISSING}
 
 
 class _Cells(NamedTuple):
-    """What is drawn.
-
-    Attributes:
-        probabilities: ``[C, C]``, NaN where nothing was predicted.
-        truth: ``[C, C]`` of ``_ABOVE`` and so on, if it is known.
-        block: residues a cell and side.
-        start: number of the first residue.
-        length: residues.
-    """
+    """What is drawn, ``[C, C]``; ``truth`` holds ``_ABOVE`` and so on; a cell's side is ``block`` residues."""
 
     probabilities: FloatArray
     truth: NDArray[np.int8] | None
     block: int
     start: int
     length: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.start - 0.5, self.start + self.length - 0.5
+
+    @property
+    def scale(self) -> str:
+        highest = f", the highest of {self.block} by {self.block} residues" if self.block > 1 else ""
+        return f"predicted probability{highest}"
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """Colours other than those of probabilities, by their labels."""
+        if self.truth is None:
+            return {"not predicted": style.MISSING} if np.isnan(self.probabilities).any() else {}
+        colours = {"predicted, above the diagonal": style.STRONG, "true contact, below": style.TRUE}
+        empty = np.isnan(self.probabilities[self.truth == _ABOVE]).any()
+        reasons = ["not predicted"] * bool(empty) + ["not in the structure"] * bool((self.truth == _UNKNOWN).any())
+        return colours | ({" or ".join(reasons): style.MISSING} if reasons else {})
 
 
 def contact_map(
@@ -83,29 +77,23 @@ def contact_map(
     title: str,
     offset: int = 1,
 ) -> None:
-    """Draw predicted contacts above the diagonal, and true ones below; without these, predicted ones on both sides.
+    """Draw predicted contacts above the diagonal and true ones below; without true ones, predictions on both sides.
 
     Args:
-        path: ``.png``, ``.svg`` or ``.html``; a picture there is replaced.
+        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
         probabilities: ``[L, L]``; NaN is drawn as not predicted.
         truth: ``[L, L]``, the pairs in contact; symmetric.
-        missing: ``[L]``, residues that the true structure lacks.
-        title: as it is, at most three lines of it.
+        missing: ``[L]``, residues that the structure lacks.
+        title: at most three lines of it are shown.
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other, hold no probabilities, or the suffix names no kind of picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: it cannot be written.
+        UsageError: arrays do not fit each other or are not probabilities. Other errors are those of ``check_place``.
     """
     check_place(path)
-    page = kind_of(path) == "html"
     _check(probabilities, truth, missing)
-    cells = _cells(probabilities, truth, missing, offset, _MOST_CELLS_PAGE if page else _MOST_CELLS)
-    if page:
-        save_page(path, _page(cells, title), title)
-    else:
-        save_figure(path, lambda: _draw(cells, title), title)
+    cells = _cells(probabilities, truth, missing, offset, _MOST_CELLS_PAGE if is_page(path) else _MOST_CELLS)
+    save(path, title, figure=lambda: _figure(cells, title), page=lambda: _page(cells, title))
 
 
 def _check(probabilities: FloatArray, truth: BoolArray | None, missing: BoolArray | None) -> None:
@@ -120,7 +108,7 @@ def _check(probabilities: FloatArray, truth: BoolArray | None, missing: BoolArra
         check_shape("truth", truth, (length, length))
     if missing is not None:
         if truth is None:
-            raise UsageError("missing: says what true contacts lack; pass truth too")
+            raise UsageError("missing: is given without truth; pass both")
         check_shape("missing", missing, (length,))
 
 
@@ -130,73 +118,52 @@ def _cells(
     length = len(probabilities)
     block = -(-length // most)
     starts = np.arange(0, length, block)
-    # Colour maps take whole numbers for places in their tables.
+    # Colour maps would read whole numbers as indices into their tables.
     values = probabilities.astype(np.float32, copy=False)
-    shown = np.fmax.reduceat(np.fmax.reduceat(values, starts, 0), starts, 1)
+    highest = np.fmax.reduceat(np.fmax.reduceat(values, starts, 0), starts, 1)
     if truth is None:
-        return _Cells(shown, None, block, offset, length)
+        return _Cells(highest, None, block, offset, length)
     contacts = np.logical_or.reduceat(np.logical_or.reduceat(truth, starts, 0), starts, 1)
-    unknown = np.zeros(len(starts), bool)
-    if missing is not None:
-        unknown = np.logical_and.reduceat(missing, starts)
+    unknown = np.zeros(len(starts), bool) if missing is None else np.logical_and.reduceat(missing, starts)
     kinds = np.where(contacts, _CONTACT, _NONE)
     kinds[unknown[:, None] | unknown] = _UNKNOWN
     kinds[np.triu_indices(len(kinds))] = _ABOVE
-    return _Cells(shown, kinds.astype(np.int8), block, offset, length)
+    return _Cells(highest, kinds.astype(np.int8), block, offset, length)
 
 
-def _legend(cells: _Cells) -> dict[str, str]:
-    """What colours mean beside those of probabilities, by label."""
-    if cells.truth is None:
-        return {"not predicted": MISSING} if np.isnan(cells.probabilities).any() else {}
-    found = {"predicted, above the diagonal": STRONG, "true contact, below": TRUE}
-    empty = np.isnan(cells.probabilities[cells.truth == _ABOVE]).any()
-    reasons = ["not predicted"] * bool(empty) + ["not in the structure"] * bool((cells.truth == _UNKNOWN).any())
-    return found | ({" or ".join(reasons): MISSING} if reasons else {})
-
-
-def _scale(cells: _Cells) -> str:
-    highest = f", the highest of {cells.block} by {cells.block} residues" if cells.block > 1 else ""
-    return f"predicted probability{highest}"
-
-
-def _draw(cells: _Cells, title: str) -> Figure:
+def _figure(cells: _Cells, title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
-    count, lines = len(cells.probabilities), title_lines(title, 80)
-    width, height = _LEFT + _SIDE + _RIGHT, _BOTTOM + _SIDE + _TOP + LINE * len(lines)
-    figure = Figure(figsize=(width, height), dpi=count * -(-_PIXELS // count) / _SIDE)
-    axes = figure.add_axes((_LEFT / width, _BOTTOM / height, _SIDE / width, _SIDE / height))
-    colours = colormaps[PROBABILITIES].with_extremes(bad=MISSING)
+    count, lines = len(cells.probabilities), style.title_lines(title, 80)
+    height = _BOTTOM + _SIDE + _TOP + style.LINE * len(lines)
+    dpi = count * -(-_PIXELS // count) / _SIDE
+    figure = style.new_figure(lines, _LEFT + _SIDE + _RIGHT, height, left=_LEFT, dpi=dpi)
+    axes = style.add_axes(figure, _LEFT, _BOTTOM, _SIDE, _SIDE)
+    colours = colormaps[style.PROBABILITIES].with_extremes(bad=style.MISSING)
     picture = colours(cells.probabilities, bytes=True)[..., :3]
     if cells.truth is not None:
         for kind, colour in _COLOURS.items():
             picture[cells.truth == kind] = list(bytes.fromhex(colour.removeprefix("#")))
-    first, last = cells.start - 0.5, cells.start + cells.length - 0.5
-    beyond = first + count * cells.block
-    axes.imshow(picture, interpolation="none", extent=(first, beyond, beyond, first))
-    axes.plot((first, last), (first, last), color=INK, linewidth=0.4)
+    first, last = cells.limits
+    end = first + count * cells.block
+    axes.imshow(picture, interpolation="none", extent=(first, end, end, first))
+    axes.plot((first, last), (first, last), color=style.INK, linewidth=0.4)
     axes.set(xlim=(first, last), ylim=(last, first), xlabel="residue", ylabel="residue")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    scale = figure.add_axes(((_LEFT + _SIDE + 0.2) / width, _BOTTOM / height, 0.15 / width, 3 / height))
-    figure.colorbar(ScalarMappable(cmap=colours), cax=scale, label=_scale(cells))
+        style.number_residues(axis, 8)
+    scale = style.add_axes(figure, _LEFT + _SIDE + 0.2, _BOTTOM, 0.15, 3)
+    figure.colorbar(ScalarMappable(cmap=colours), cax=scale, label=cells.scale)
     axes.legend(
-        handles=[Patch(color=colour, label=label) for label, colour in _legend(cells).items()],
+        handles=[Patch(color=colour, label=label) for label, colour in cells.legend.items()],
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=3,
         borderaxespad=0.4,
-        borderpad=0,
-        frameon=False,
         handlelength=1,
         handleheight=1,
     )
-    write_title(figure, lines, _LEFT, 0.12)
     return figure
 
 
@@ -211,38 +178,28 @@ def _page(cells: _Cells, title: str) -> dict[str, Any]:
             "z": cells.probabilities,
             **place,
             "hoverongaps": False,
-            "colorscale": PROBABILITIES,
+            "colorscale": style.PROBABILITIES,
             "zmin": 0,
             "zmax": 1,
-            "colorbar": {"title": {"text": _scale(cells), "side": "right"}, "len": 0.6, "y": 0, "yanchor": "bottom"},
+            "colorbar": {"title": {"text": cells.scale, "side": "right"}, "len": 0.6, "y": 0, "yanchor": "bottom"},
             "hovertemplate": f"{where}<br>predicted probability %{{z:.3f}}<extra></extra>",
         }
     ]
     if cells.truth is not None:
-        # Above, and seen through where there is nothing to show: what was predicted for a true contact can be read.
+        # This layer ignores the pointer, so that the prediction below it can be read for a true contact too.
         steps = ["rgba(0,0,0,0)", *(_COLOURS[kind] for kind in (_CONTACT, _NONE, _UNKNOWN))]
         scale = [[edge / 4, colour] for number, colour in enumerate(steps) for edge in (number, number + 1)]
-        shown = {"zmin": -0.5, "zmax": 3.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
-        traces.append({"type": "heatmap", "z": cells.truth, **place, **shown})
-    traces += [page_key(label, colour) for label, colour in _legend(cells).items()]
-    first, last = cells.start - 0.5, cells.start + cells.length - 0.5
+        look = {"zmin": -0.5, "zmax": 3.5, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
+        traces.append({"type": "heatmap", "z": cells.truth, **place, **look})
+    traces += [style.page_key(label, colour) for label, colour in cells.legend.items()]
+    first, last = cells.limits
     axis = {"title": {"text": "residue"}, "constrain": "domain", "showgrid": False, "mirror": True}
     axis |= {"zeroline": False, "tickformat": "d"}
-    heading = page_title(title, _PAGE_SIDE)
-    top = 50 + PAGE_LINE * heading["text"].count("<br>") + PAGE_LINE
-    return {
-        "data": traces,
-        "layout": {
-            "template": "simple_white",
-            "width": _PAGE_SIDE + 190,
-            "height": _PAGE_SIDE + top + 60,
-            "margin": {"l": 70, "r": 120, "t": top, "b": 60},
-            "title": heading,
-            "plot_bgcolor": MISSING,
-            "modebar": PAGE_BUTTONS,
-            "xaxis": axis | {"range": [first, last]},
-            "yaxis": axis | {"range": [last, first], "scaleanchor": "x"},
-            "legend": PAGE_LEGEND,
-            "shapes": [{"type": "line", "x0": first, "y0": first, "x1": last, "y1": last} | PAGE_RULE],
-        },
+    layout = style.page_layout(title, _PAGE_SIDE, _PAGE_SIDE, left=70, right=120, above=72) | {
+        "plot_bgcolor": style.MISSING,
+        "xaxis": axis | {"range": [first, last]},
+        "yaxis": axis | {"range": [last, first], "scaleanchor": "x"},
+        "legend": style.PAGE_LEGEND,
+        "shapes": [{"type": "line", "x0": first, "y0": first, "x1": last, "y1": last} | style.PAGE_RULE],
     }
+    return {"data": traces, "layout": layout}

@@ -1,24 +1,23 @@
-"""Files of pictures: what kind a name asks for, how a drawing becomes bytes, how the bytes get to their place.
+"""Picture files: what a suffix means, how a drawing becomes bytes, how the bytes reach the disk.
 
-The same drawing gives the same bytes: no dates, no random ids, nothing of the user's matplotlib settings. ``.html``
-files hold all they need, plotly.js included, and load nothing.
+The same drawing gives the same bytes: files hold no dates and no random ids, and ignore the user's matplotlib settings.
+An ``.html`` file holds all that it needs, plotly.js included, and loads nothing.
 """
 
 from __future__ import annotations
 
 import html
 import io
-import os
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from protea.disk import replacing
-from protea.errors import OutputError, UsageError
+from protea.errors import UsageError
 from protea.optional import extra
-from protea.plot.style import INK, printable
+from protea.output import check_output, staged
+from protea.plot.style import INK, clean_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,13 +26,15 @@ _KINDS: Final = (".png", ".svg", ".html")
 
 _SETTINGS: Final[Any] = {
     "svg.hashsalt": "protea",
-    "svg.fonttype": "none",  # text stays text: found, copied, edited
+    "svg.fonttype": "none",  # text stays text, so that it can be found, copied and edited
     "font.size": 8,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
+    "legend.borderpad": 0,
+    "legend.frameon": False,
     "text.color": INK,
-    "text.parse_math": False,  # two $ in a name are no formula
+    "text.parse_math": False,  # two $ in a name are not a formula
     "xtick.color": INK,
     "ytick.color": INK,
     "xtick.major.width": 0.6,
@@ -54,87 +55,70 @@ _PAGE: Final = """<!DOCTYPE html>
 """
 
 
-def kind_of(path: Path) -> str:
-    """The kind of picture that a name asks for: ``png``, ``svg`` or ``html``.
-
-    Raises:
-        UsageError: it ends in none of the three.
-    """
+def is_page(path: Path) -> bool:
+    """Whether the suffix asks for a page; otherwise it asks for a figure, or is refused."""
     if path.suffix not in _KINDS:
-        raise UsageError(f"{path}: no name of a picture; use one that ends in {', '.join(_KINDS)}")
-    return path.suffix.removeprefix(".")
+        raise UsageError(f"{path}: this suffix is not that of a picture; use {', '.join(_KINDS)}")
+    return path.suffix == ".html"
 
 
 def check_place(path: Path) -> None:
-    """Refuse a picture that cannot be made, before what it shows is computed.
+    """Refuse a picture that cannot be made, before its content is computed.
 
     Raises:
-        UsageError: the suffix names no kind of picture.
+        UsageError: the suffix is not that of a picture.
         MissingExtraError: the library that draws it is not installed.
-        OutputError: there is no folder to put it in, or it is a folder itself.
+        OutputError: the folder is missing, the path is a folder, or its name is too long.
     """
-    library = "plotly.graph_objects" if kind_of(path) == "html" else "matplotlib.figure"
+    library = "plotly.graph_objects" if is_page(path) else "matplotlib.figure"
     with extra("plot", f"{path}: drawing it needs {library.partition('.')[0]}"):
         import_module(library)
-    if not os.path.isdir(path.parent):
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
-    if os.path.isdir(path):
-        raise OutputError(f"{path}: is a folder; name a file")
+    check_output(path, overwrite=True)
 
 
-def save_figure(path: Path, draw: Callable[[], Figure], title: str) -> None:
-    """Write a drawing of matplotlib's as ``.png`` or ``.svg``.
+def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable[[], dict[str, Any]]) -> None:
+    """Write a picture. It replaces an older one in one step.
 
     Args:
-        path: a picture there is replaced.
-        draw: makes the figure, in whose ``dpi`` a ``.png`` is written.
-        title: of an ``.svg``, for those who cannot see it.
+        path: checked by ``check_place``.
+        title: of the page's window, and of an ``.svg`` for those who cannot see it.
+        figure: draws with matplotlib; its ``dpi`` is that of a ``.png``.
+        page: describes a plotly figure by ``data`` and ``layout``.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
+    content = _page_bytes(page(), title) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
+    with staged(path, overwrite=True) as aside:
+        aside.write_bytes(content)
+
+
+def _figure_bytes(draw: Callable[[], Figure], kind: str, title: str) -> bytes:
     import matplotlib
 
-    kind = kind_of(path)
     metadata: dict[str, str | None] = {"Software": None}
     if kind == "svg":
-        metadata = {"Creator": None, "Date": None, "Title": printable(title)}
+        metadata = {"Creator": None, "Date": None, "Title": clean_title(title)}
     stream = io.BytesIO()
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # A letter that the font lacks becomes a box in .png, and is itself in .svg.
+        # A letter that the font lacks becomes a box in a .png and stays itself in an .svg.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
         draw().savefig(stream, format=kind, dpi="figure", metadata=metadata)
-    _write(path, stream.getvalue())
+    return stream.getvalue()
 
 
-def save_page(path: Path, figure: dict[str, Any], title: str) -> None:
-    """Write a drawing of plotly's as a page that opens without a network.
-
-    Args:
-        path: a page there is replaced.
-        figure: ``data`` and ``layout``, checked by plotly.
-        title: of the window.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+def _page_bytes(described: dict[str, Any], title: str) -> bytes:
     import plotly.graph_objects
     import plotly.io
 
     picture = plotly.io.to_html(
-        plotly.graph_objects.Figure(figure),
+        plotly.graph_objects.Figure(described),
         config={"displaylogo": False, "responsive": False},
         include_plotlyjs=True,
         include_mathjax=False,
         full_html=False,
         div_id="picture",
     )
-    _write(path, _PAGE.format(title=html.escape(printable(title)), picture=picture).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing: whoever looks sees the old picture or the new one."""
-    with replacing(path) as aside:
-        aside.write_bytes(content)
+    return _PAGE.format(title=html.escape(clean_title(title)), picture=picture).encode()

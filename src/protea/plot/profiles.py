@@ -1,11 +1,11 @@
-"""Profiles along a protein: how many answers a model weighs at each residue, and how well it knows the true one.
+"""Profiles along a protein: how uncertain a model is at each residue, and how well it predicts the true one.
 
-    entropy     H = -Σ p log2 p over the letters, p made to sum to 1, in bits
-    perplexity  1 / p(true residue): 1 is certainty, the number of letters a guess
+    entropy     H = -Σ p log2 p over the letters, with p scaled to sum to 1; in bits
+    perplexity  1 / p(true residue): 1 is certainty, the number of letters is a guess
 
-The model's own p enters the perplexity, so that its geometric mean over residues is the sequence's pseudo-perplexity
-where log-probabilities are of masked residues. Long proteins are points with a running mean, over its residues of the
-entropy and of the logarithm of the perplexity.
+The perplexity uses the model's own p. If log-probabilities are of masked residues, its geometric mean over residues is
+the sequence's pseudo-perplexity. A long protein is drawn as points with a running mean of the entropy and of the
+logarithm of the perplexity.
 
 Shapes: L residues, V letters.
 """
@@ -14,24 +14,94 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot import profile_figure, profile_page
-from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
-from protea.plot.profile_data import Panel, Profile
-from protea.plot.style import BoolArray, FloatArray, check_shape, grouped
+from protea.plot import style
+from protea.plot.picture_files import check_place, save
+from protea.plot.style import BoolArray, FloatArray, check_shape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _SHORT: Final = 300
-"""Residues up to which every one is seen; beyond, a running mean is drawn too."""
+"""Longest protein that is drawn without a running mean."""
 
-_MEAN_OVER: Final = 11
-"""Residues, at least; a two-hundredth of the protein if that is more."""
+_LEAST_WINDOW: Final = 11
+"""Residues of the running mean; in proteins over 2,200 residues, it is a hundredth of the protein instead."""
 
 _ROUNDING: Final = 1e-4
-"""By which logarithms of probabilities near 1 may exceed 0."""
+"""How far rounding may raise the logarithm of a probability near 1 above 0."""
+
+_FEW_DECADES: Final = 2000
+_DECADES: Final = 60
+"""No float32 softmax reaches a perplexity beyond 10 to this power."""
+
+_WIDTH, _PANEL, _BETWEEN, _LEFT, _RIGHT, _BOTTOM, _TOP = 10.0, 1.9, 0.45, 0.75, 0.25, 0.5, 0.42
+"""Sizes of the figure, its panels and the gaps around them, in inches."""
+
+_DPI: Final = 200
+_LETTERS: Final = 100
+"""Longest protein whose letters fit below the upper panel."""
+
+_POINTS: Final = 5000
+"""Above this number of points, an ``.svg`` holds them as pixels."""
+
+_PAGE_WIDTH, _PAGE_PANEL, _PAGE_BETWEEN = 1000, 240, 50
+"""Sizes of a page's panels and the gap between them, in pixels."""
+
+_DOTS: Final = 2000
+"""Above this number of residues, dots would slow the page down; only lines remain."""
+
+
+class _Panel(NamedTuple):
+    """One of the two quantities ``[L]``; NaN where it is not known.
+
+    ``overall`` is the mean over the protein, ``guess`` the value of a model that knows nothing.
+    """
+
+    label: str
+    values: FloatArray
+    mean: FloatArray | None
+    overall: float | None
+    guess: float
+    logarithmic: bool
+
+    @property
+    def guides(self) -> list[tuple[str, float]]:
+        """Horizontal lines to compare with, and their labels."""
+        overall = [] if self.overall is None else [(f"whole protein: {self.overall:.2f}", self.overall)]
+        return [(f"all letters alike: {self.guess:.2f}", self.guess), *overall]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        highest = max(self.guess, float(np.nanmax(self.values, initial=0)))
+        return (0.9, highest * 1.25) if self.logarithmic else (0.0, highest * 1.04 or 1.0)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Of a logarithmic axis: 1, 2, 5, 10 and so on, or only powers of 10 if the axis is long."""
+        highest = self.limits[1]
+        steps = (1, 2, 5) if highest < _FEW_DECADES else (1,)
+        return [step * 10.0**power for power in range(_DECADES) for step in steps if step * 10.0**power <= highest]
+
+
+class _Profile(NamedTuple):
+    """What is drawn; ``window`` is the number of residues of the running mean, or 0."""
+
+    panels: list[_Panel]
+    sequence: str
+    likeliest: list[str]
+    positions: NDArray[np.int64]
+    window: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return float(self.positions[0]) - 0.5, float(self.positions[-1]) + 0.5
 
 
 def profile(
@@ -40,40 +110,24 @@ def profile(
     """Draw entropy and perplexity along a protein, one below the other.
 
     Args:
-        path: ``.png``, ``.svg`` or ``.html``; a picture there is replaced.
-        sequence: ``L`` letters; one that is none of ``letters`` has no perplexity.
+        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
+        sequence: ``L`` letters; one that is not in ``letters`` has no perplexity.
         log_probabilities: ``[L, V]`` natural logarithms; a residue with NaN among them is drawn as a gap.
         letters: of the columns, in their order.
-        title: as it is, at most three lines of it.
+        title: at most three lines of it are shown.
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other, hold no log-probabilities, or the suffix names no kind of picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: it cannot be written.
+        UsageError: arrays do not fit, or are not log-probabilities. Other errors are those of ``check_place``.
     """
     check_place(path)
     shown = _profile(sequence, log_probabilities, letters, offset)
-    if kind_of(path) == "html":
-        save_page(path, profile_page.page(shown, title), title)
-    else:
-        save_figure(path, lambda: profile_figure.draw(shown, title), title)
+    save(path, title, figure=lambda: _figure(shown, title), page=lambda: _page(shown, title))
 
 
-def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> Profile:
-    grouped(letters)  # for what it refuses
+def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> _Profile:
+    logs = _checked(sequence, log_probabilities, letters, offset)
     length = len(sequence)
-    check_shape("log_probabilities", log_probabilities, (length, len(letters)))
-    logs = log_probabilities.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        wrong = np.isinf(logs) | np.asarray(logs > _ROUNDING)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise UsageError(
-            f"log_probabilities: {logs[row, column]:g} of {letters[column]} at residue {row + offset}; "
-            "expected finite numbers of 0 or less, or NaN"
-        )
-    logs = np.minimum(logs, 0)
     known: BoolArray = np.asarray(np.isfinite(logs).all(axis=1))
     probabilities = np.exp(logs)
     sums = probabilities.sum(1, keepdims=True)
@@ -85,30 +139,158 @@ def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str
     likeliest = [
         f"{letters[column]} ({probabilities[row, column]:.2f})" if known[row] else "" for row, column in enumerate(best)
     ]
-    over = 0 if length <= _SHORT else max(_MEAN_OVER, length // 200 * 2 + 1)
-    means = [_running_mean(values, over) if over else None for values in (entropy, loss)]
-    wholes = [float(np.nanmean(values)) if np.isfinite(values).any() else None for values in (entropy, loss)]
+    window = 0 if length <= _SHORT else max(_LEAST_WINDOW, length // 200 * 2 + 1)
+    means = [_running_mean(values, window) if window else None for values in (entropy, loss)]
+    overall = [float(np.nanmean(values)) if np.isfinite(values).any() else None for values in (entropy, loss)]
     panels = [
-        Panel("entropy (bits)", entropy, means[0], wholes[0], float(np.log2(len(letters))), logarithmic=False),
-        Panel(
+        _Panel("entropy (bits)", entropy, means[0], overall[0], float(np.log2(len(letters))), logarithmic=False),
+        _Panel(
             "perplexity of the residue",
             np.exp(loss),
             None if means[1] is None else np.exp(means[1]),
-            None if wholes[1] is None else float(np.exp(wholes[1])),
+            None if overall[1] is None else float(np.exp(overall[1])),
             len(letters),
             logarithmic=True,
         ),
     ]
-    return Profile(panels, sequence, likeliest, offset, over)
+    return _Profile(panels, sequence, likeliest, np.arange(offset, offset + length), window)
 
 
-def _running_mean(values: FloatArray, over: int) -> FloatArray:
-    """Mean of so many values around each, fewer at the ends; NaN where not half of them are known."""
+def _checked(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> NDArray[np.float64]:
+    """The log-probabilities in float64, none above 0."""
+    style.grouped(letters)  # refuses repeated letters
+    check_shape("log_probabilities", log_probabilities, (len(sequence), len(letters)))
+    logs = log_probabilities.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        wrong = np.isinf(logs) | np.asarray(logs > _ROUNDING)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UsageError(
+            f"log_probabilities: {logs[row, column]:g} for {letters[column]} at residue {row + offset}; "
+            "expected NaN, or a finite number that is not above 0"
+        )
+    return np.minimum(logs, 0)
+
+
+def _running_mean(values: FloatArray, window: int) -> FloatArray:
+    """Mean of ``window`` values around each, fewer at the ends; NaN where fewer than half of them are known."""
     known = np.isfinite(values)
     sums = np.concatenate(([0.0], np.nan_to_num(values).cumsum()))
     counts = np.concatenate(([0], known.cumsum()))
-    start = np.maximum(np.arange(len(values)) - over // 2, 0)
-    end = np.minimum(np.arange(len(values)) + over // 2 + 1, len(values))
+    start = np.maximum(np.arange(len(values)) - window // 2, 0)
+    end = np.minimum(np.arange(len(values)) + window // 2 + 1, len(values))
     count = counts[end] - counts[start]
     mean: FloatArray = np.where(2 * count > end - start, (sums[end] - sums[start]) / np.maximum(count, 1), np.nan)
     return mean
+
+
+def _figure(shown: _Profile, title: str) -> Figure:
+    lines = style.title_lines(title, 110)
+    height = _TOP + style.LINE * len(lines) + 2 * _PANEL + _BETWEEN + _BOTTOM
+    figure = style.new_figure(lines, _WIDTH, height, left=_LEFT, dpi=_DPI)
+    for number, panel in enumerate(shown.panels):
+        bottom = _BOTTOM + (1 - number) * (_PANEL + _BETWEEN)
+        axes = style.add_axes(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, _PANEL)
+        _draw_curves(axes, shown, panel)
+        axes.set(xlim=shown.limits, ylabel=panel.label)
+        style.number_residues(axes.xaxis, 12)
+        axes.spines[["top", "right"]].set_visible(False)
+    upper, lower = figure.axes
+    upper.tick_params(labelbottom=False)
+    lower.set_xlabel("residue")
+    if len(shown.sequence) <= _LETTERS:
+        for position, letter in zip(shown.positions.tolist(), shown.sequence, strict=True):
+            upper.annotate(
+                text=letter,
+                xy=(position, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, -5),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=6.5,
+            )
+    return figure
+
+
+def _draw_curves(axes: Axes, shown: _Profile, panel: _Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    if panel.mean is None:
+        axes.plot(shown.positions, panel.values, ".-", color=style.STRONG, linewidth=0.8, markersize=4)
+    else:
+        many = len(shown.sequence) > _POINTS
+        size = 1.5 if many else 3
+        axes.plot(
+            shown.positions, panel.values, ".", color=style.FAINT, markersize=size, markeredgewidth=0, rasterized=many
+        )
+        axes.plot(
+            shown.positions, panel.mean, color=style.STRONG, linewidth=1, label=f"mean of {shown.window} residues"
+        )
+    for (label, value), colour, dashes in zip(panel.guides, (style.INK, style.TRUE), ((1, 2), (5, 2)), strict=False):
+        axes.axhline(value, color=colour, linewidth=0.8, dashes=dashes, label=label)
+    if panel.logarithmic:
+        axes.set_yscale("log")
+        axes.set_yticks(panel.ticks)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(panel.limits)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+
+
+def _page(shown: _Profile, title: str) -> dict[str, Any]:
+    height = 2 * _PAGE_PANEL + _PAGE_BETWEEN
+    axis = {"tickformat": "d", "zeroline": False, "title": {"text": "residue"}}
+    layout = style.page_layout(title, _PAGE_WIDTH, height, left=80, right=60, above=80) | {
+        "hovermode": "x",
+        "hoversubplots": "axis",
+        "dragmode": "zoom",
+        "xaxis": axis | {"anchor": "y2", "range": list(shown.limits)},
+    }
+    traces: list[dict[str, Any]] = []
+    for number, panel in enumerate(shown.panels):
+        suffix = str(number + 1) if number else ""
+        top = 1 - number * (_PAGE_PANEL + _PAGE_BETWEEN) / height
+        limits = np.log10(panel.limits).tolist() if panel.logarithmic else list(panel.limits)
+        layout[f"yaxis{suffix}"] = {
+            "domain": [max(0.0, top - _PAGE_PANEL / height), top],
+            "range": limits,
+            "title": {"text": panel.label},
+            **({"type": "log", "tickvals": panel.ticks, "exponentformat": "none"} if panel.logarithmic else {}),
+            "zeroline": False,
+            "fixedrange": True,
+        }
+        layout[f"legend{suffix}"] = style.PAGE_LEGEND | {"x": 1, "xanchor": "right", "y": top}
+        traces += [trace | {"yaxis": f"y{suffix}", "legend": f"legend{suffix}"} for trace in _traces(shown, panel)]
+    return {"data": traces, "layout": layout}
+
+
+def _traces(shown: _Profile, panel: _Panel) -> list[dict[str, Any]]:
+    text = [
+        f"{style.markup(letter)}{position}<br>likeliest {style.markup(likeliest)}"
+        if likeliest
+        else f"{style.markup(letter)}{position}"
+        for letter, position, likeliest in zip(shown.sequence, shown.positions.tolist(), shown.likeliest, strict=True)
+    ]
+    colour, width = (style.STRONG, 1.5) if panel.mean is None else (style.FAINT, 0.7)
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(text) <= _DOTS else "lines",
+            "x": shown.positions,
+            "y": panel.values,
+            "line": {"width": width, "color": colour},
+            "marker": {"size": 4},
+            "text": text,
+            "showlegend": False,
+            "hovertemplate": f"%{{text}}<br>{panel.label} %{{y:.3f}}<extra></extra>",
+        }
+    ]
+    quiet = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
+    if panel.mean is not None:
+        line = {"x": shown.positions, "y": panel.mean, "line": {"color": style.STRONG, "width": 1.5}}
+        traces.append(quiet | line | {"name": f"mean of {shown.window} residues"})
+    for (label, value), colour, dash in zip(panel.guides, (style.INK, style.TRUE), ("dot", "dash"), strict=False):
+        line = {"x": list(shown.limits), "y": [value, value], "line": {"color": colour, "width": 1, "dash": dash}}
+        traces.append(quiet | line | {"name": label})
+    return traces

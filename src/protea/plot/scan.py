@@ -1,26 +1,104 @@
-"""Heat maps of every substitution: residue by residue, letter by letter.
+"""Heat maps of every substitution: one column per residue, one row per letter.
 
-Long proteins go on in the next row, as text does. Letters stand in groups of like chemistry.
+A long protein continues in further panels, as text does in lines. Letters of like chemistry stand together.
 
 Shapes: L residues, V letters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot import scan_figure, scan_page
-from protea.plot.picture_files import check_place, kind_of, save_figure, save_page
-from protea.plot.scan_data import ScanPicture
-from protea.plot.style import FloatArray, check_shape, grouped
+from protea.plot import style
+from protea.plot.picture_files import check_place, save
+from protea.plot.style import FloatArray, check_shape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SCALE: Final = "log-likelihood ratio to the wild type"
 
 _FEW: Final = 1000
-"""Scores among which none is an outlier."""
+"""Up to this number of scores, none counts as an outlier."""
+
+_RESIDUES_A_PANEL: Final = 80
+_MOST_PANELS: Final = 40
+"""A protein that would need more panels gets longer ones."""
+
+_WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 9.6, 0.12, 0.3, 0.14
+"""Width of a panel, and width and height of a cell, in inches."""
+
+_LEFT, _RIGHT, _BOTTOM, _HEADER, _GAP, _NARROWEST = 0.96, 0.3, 0.35, 0.75, 0.6, 6.5
+"""Margins, the legend's height, the gap between panels, and the least width of the figure, in inches."""
+
+_DPI: Final = 150
+_MOST_PIXELS: Final = 60e6
+
+_TINY: Final = 6.5
+"""Font size of letters and groups, in points; the broadest letter fits the narrowest cell."""
+
+_PAGE_WIDE, _PAGE_NARROWEST_CELL, _PAGE_BROADEST_CELL, _PAGE_CELL = 1120, 14, 36, 14
+"""Width of a page's panel, and width and height of a cell, in pixels."""
+
+_PAGE_NARROWEST, _PAGE_GAP = 600, 64
+"""Least width of the plot area and the gap between panels, in pixels."""
+
+_ABOVE: Final = 1.2
+"""Height of the sequence's letters above a page's panel, in cells."""
+
+
+class _Panel(NamedTuple):
+    """A stretch of the protein; ``wild`` are indices of residues and of their letters."""
+
+    first: int
+    sequence: str
+    scores: FloatArray
+    wild: list[tuple[int, int]]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.first - 0.5, self.first + len(self.sequence) - 0.5
+
+
+class _Scan(NamedTuple):
+    """What is drawn: scores ``[L, V]`` in the order of ``letters``, NaN where nothing was scored.
+
+    ``groups`` have a name, the index of their first letter, and the index after their last. Scores of ``limit`` and
+    beyond, above and below 0, get the strongest colour.
+    """
+
+    scores: FloatArray
+    sequence: str
+    letters: list[str]
+    groups: list[tuple[str, int, int]]
+    limit: float
+    offset: int
+
+    @property
+    def columns(self) -> int:
+        """Residues of a full panel."""
+        return min(len(self.sequence), max(_RESIDUES_A_PANEL, -(-len(self.sequence) // _MOST_PANELS)))
+
+    def panels(self) -> Iterator[_Panel]:
+        """The protein from its beginning."""
+        place = {letter: number for number, letter in enumerate(self.letters)}
+        for start in range(0, len(self.sequence), self.columns):
+            part = slice(start, start + self.columns)
+            sequence = self.sequence[part]
+            wild = [(number, place[letter]) for number, letter in enumerate(sequence) if letter in place]
+            yield _Panel(start + self.offset, sequence, self.scores[part], wild)
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """Colours other than those of scores, by their labels."""
+        return {"wild type": style.INK} | ({"not scored": style.MISSING} if np.isnan(self.scores).any() else {})
 
 
 def single_site_scan(
@@ -28,31 +106,26 @@ def single_site_scan(
 ) -> None:
     """Draw the effects of all substitutions.
 
-    Colours are symmetric about 0. Of more than 1,000 scores the largest hundredth share the strongest colour.
+    Colours are symmetric about 0. Of more than 1,000 scores, the largest hundredth share the strongest colour.
 
     Args:
-        path: ``.png``, ``.svg`` or ``.html``; a picture there is replaced.
+        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
         scores: ``[L, V]``, negative where the model prefers the wild type; NaN is drawn as not scored.
         sequence: the wild type, ``L`` letters.
         letters: of the columns, in their order.
-        title: as it is, at most three lines of it.
+        title: at most three lines of it are shown.
         offset: number of the first residue.
 
     Raises:
-        UsageError: arrays do not fit each other, scores are infinite, or the suffix names no kind of picture.
-        MissingExtraError: the library that draws it is not installed.
-        OutputError: it cannot be written.
+        UsageError: arrays do not fit each other, or scores are infinite. Other errors are those of ``check_place``.
     """
     check_place(path)
     scan = _scan(scores, sequence, letters, offset)
-    if kind_of(path) == "html":
-        save_page(path, scan_page.page(scan, title), title)
-    else:
-        save_figure(path, lambda: scan_figure.draw(scan, title), title)
+    save(path, title, figure=lambda: _figure(scan, title), page=lambda: _page(scan, title))
 
 
-def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int) -> ScanPicture:
-    members = grouped(letters)
+def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int) -> _Scan:
+    members = style.grouped(letters)
     check_shape("scores", scores, (len(sequence), len(letters)))
     if np.isinf(scores).any():
         row, column = np.argwhere(np.isinf(scores))[0]
@@ -61,9 +134,174 @@ def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int
     names = [letters[place] for place in order]
     ends = np.cumsum([len(places) for _, places in members]).tolist()
     groups = [(name, end - len(places), end) for (name, places), end in zip(members, ends, strict=True)]
-    shown = scores[:, order].astype(np.float32)
+    ordered = scores[:, order].astype(np.float32)
     wild = np.array(list(sequence))[:, None] == np.array(names)
-    shown[wild & np.isnan(shown)] = 0
-    sizes = np.abs(shown[~wild & np.isfinite(shown)])
+    ordered[wild & np.isnan(ordered)] = 0
+    sizes = np.abs(ordered[~wild & np.isfinite(ordered)])
     limit = float(np.percentile(sizes, 99 if len(sizes) > _FEW else 100)) if sizes.size else 0.0
-    return ScanPicture(shown, sequence, names, groups, limit or 1.0, offset)
+    return _Scan(ordered, sequence, names, groups, limit or 1.0, offset)
+
+
+def _figure(scan: _Scan, title: str) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    panels = list(scan.panels())
+    cell = min(_BROADEST_CELL, max(_NARROWEST_CELL, _WIDE / scan.columns))
+    panel_height = _CELL * len(scan.letters)
+    width = max(_NARROWEST, _LEFT + cell * scan.columns + _RIGHT)
+    lines = style.title_lines(title, int(width * 11))
+    top = 0.2 + style.LINE * len(lines) + _HEADER
+    height = top + len(panels) * (panel_height + _GAP) - _GAP + _BOTTOM
+    figure = style.new_figure(
+        lines, width, height, left=_LEFT, dpi=min(_DPI, int((_MOST_PIXELS / width / height) ** 0.5))
+    )
+    colours = ScalarMappable(
+        Normalize(-scan.limit, scan.limit), colormaps[style.EFFECTS].with_extremes(bad=style.MISSING)
+    )
+    for number, panel in enumerate(panels):
+        bottom = height - top - number * (panel_height + _GAP) - panel_height
+        axes = style.add_axes(figure, _LEFT, bottom, cell * len(panel.sequence), panel_height)
+        _draw_panel(axes, scan, panel, colours.to_rgba(panel.scores.T, bytes=True)[..., :3])
+    scale = figure.add_axes((_LEFT / width, 1 - (top - 0.6) / height, 2.6 / width, 0.12 / height))
+    clipped = bool((np.abs(scan.scores) > scan.limit).any())
+    bar = figure.colorbar(colours, cax=scale, orientation="horizontal", extend="both" if clipped else "neither")
+    bar.set_label(_SCALE)
+    _draw_legend(figure, scan, (_LEFT + 2.9) / width, 1 - (top - 0.72) / height)
+    return figure
+
+
+def _draw_panel(axes: Axes, scan: _Scan, panel: _Panel, colours: NDArray[np.uint8]) -> None:
+    left, right = panel.limits
+    low = len(scan.letters) - 0.5
+    axes.imshow(colours, interpolation="none", aspect="auto", extent=(left, right, low, -0.5))
+    x, y = [panel.first + residue for residue, _ in panel.wild], [letter for _, letter in panel.wild]
+    axes.plot(x, y, ".", color=style.INK, markersize=3.5)
+    for number, letter in enumerate(panel.sequence):
+        axes.text(panel.first + number, -0.7, letter, fontsize=_TINY, ha="center", va="bottom")
+    for name, start, end in scan.groups:
+        if start:
+            axes.axhline(start - 0.5, color=style.INK, linewidth=0.5)
+        axes.annotate(
+            text=name,
+            xy=(0, (start + end - 1) / 2),
+            xycoords=("axes fraction", "data"),
+            xytext=(-14, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=_TINY,
+        )
+    axes.set(xlim=(left, right), ylim=(low, -0.5))
+    axes.set_yticks(range(len(scan.letters)), scan.letters, fontsize=_TINY, ha="center")
+    axes.tick_params(axis="y", length=0, pad=6)
+    style.number_residues(axes.xaxis, max(5, len(panel.sequence) // 8))
+
+
+def _draw_legend(figure: Figure, scan: _Scan, left: float, top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    figure.legend(
+        handles=[
+            Line2D([], [], color=colour, marker="s" if colour == style.MISSING else ".", linestyle="", label=label)
+            for label, colour in scan.legend.items()
+        ],
+        loc="upper left",
+        bbox_to_anchor=(left, top),
+        ncols=2,
+        borderaxespad=0,
+        handlelength=1,
+        handletextpad=0.4,
+    )
+
+
+def _page(scan: _Scan, title: str) -> dict[str, Any]:
+    """One panel for every stretch; each zooms along the protein on its own."""
+    panels = list(scan.panels())
+    cell = min(_PAGE_BROADEST_CELL, max(_PAGE_NARROWEST_CELL, _PAGE_WIDE / scan.columns))
+    panel_height = _PAGE_CELL * (len(scan.letters) + _ABOVE)
+    width, height = max(_PAGE_NARROWEST, cell * scan.columns), len(panels) * (panel_height + _PAGE_GAP) - _PAGE_GAP
+    bar: dict[str, Any] = {"title": {"text": _SCALE, "side": "right"}}
+    bar |= {"lenmode": "pixels", "len": panel_height, "y": 1, "yanchor": "top"}
+    layout = style.page_layout(title, width, height, left=120, right=140, above=80) | {
+        "dragmode": "pan",
+        "legend": style.PAGE_LEGEND | {"y": 1 + 6 / height},
+        "coloraxis": {"colorscale": style.EFFECTS, "cmin": -scan.limit, "cmax": scan.limit, "colorbar": bar},
+        "shapes": [],
+        "annotations": [],
+    }
+    traces = [
+        style.page_key(label, colour, mark="square" if colour == style.MISSING else "dot")
+        for label, colour in scan.legend.items()
+    ]
+    for number, panel in enumerate(panels):
+        suffix = str(number + 1) if number else ""
+        x, y = f"x{suffix}", f"y{suffix}"
+        top = 1 - number * (panel_height + _PAGE_GAP) / height
+        traces += [trace | {"xaxis": x, "yaxis": y} for trace in _traces(scan, panel)]
+        layout[f"xaxis{suffix}"] = {
+            "range": list(panel.limits),
+            "tickformat": "d",
+            "nticks": max(10, len(panel.sequence) // 8),
+            "zeroline": False,
+            "showline": False,
+            "anchor": y,
+            "domain": [0, cell * len(panel.sequence) / width],
+        }
+        layout[f"yaxis{suffix}"] = {
+            "range": [len(scan.letters) - 0.5, -0.5 - _ABOVE],
+            "tickvals": list(range(len(scan.letters))),
+            "ticktext": [style.markup(letter) for letter in scan.letters],
+            "tickfont": {"size": 11},
+            "ticks": "",
+            "zeroline": False,
+            "showline": False,
+            "fixedrange": True,
+            "anchor": x,
+            "domain": [max(0.0, top - panel_height / height), top],
+        }
+        _mark_groups(scan, layout, {"xref": f"{x} domain", "yref": y})
+    return {"data": traces, "layout": layout}
+
+
+def _mark_groups(scan: _Scan, layout: dict[str, Any], axes: dict[str, str]) -> None:
+    """Add the groups' names, lines between them, and a background that shows where nothing was scored."""
+    across = axes | {"x0": 0, "x1": 1}
+    box = {"type": "rect", "y0": -0.5, "y1": len(scan.letters) - 0.5, "layer": "below", "line": {"width": 0}}
+    layout["shapes"].append(across | box | {"fillcolor": style.MISSING, "opacity": 1})
+    for name, start, end in scan.groups:
+        layout["shapes"].append(across | {"type": "line", "y0": start - 0.5, "y1": start - 0.5} | style.PAGE_RULE)
+        middle = {"text": name, "x": 0, "y": (start + end - 1) / 2, "showarrow": False, "font": {"size": 11}}
+        layout["annotations"].append(axes | middle | {"xanchor": "right", "xshift": -24})
+
+
+def _traces(scan: _Scan, panel: _Panel) -> list[dict[str, Any]]:
+    numbers = [panel.first + number for number in range(len(panel.sequence))]
+    wild = [f"{style.markup(letter)}{number}" for letter, number in zip(panel.sequence, numbers, strict=True)]
+    names = [[f"{residue}{style.markup(letter)}" for residue in wild] for letter in scan.letters]
+    for residue, letter in panel.wild:
+        names[letter][residue] = f"{wild[residue]}, wild type"
+    dots = {"x": [numbers[residue] for residue, _ in panel.wild], "y": [letter for _, letter in panel.wild]}
+    quiet = {"type": "scatter", "hoverinfo": "skip", "showlegend": False}
+    return [
+        {
+            "type": "heatmap",
+            "z": panel.scores.T,
+            "x0": panel.first,
+            "dx": 1,
+            "text": names,
+            "coloraxis": "coloraxis",
+            "hovertemplate": "%{text}<br>%{z:.3f}<extra></extra>",
+            "hoverongaps": False,
+        },
+        quiet | dots | {"mode": "markers", "marker": {"color": style.INK, "size": 4}},
+        {
+            **quiet,
+            "mode": "text",
+            "x": numbers,
+            "y": [-0.5 - _ABOVE / 2] * len(numbers),
+            "textfont": {"size": 11},
+            "text": [style.markup(letter) for letter in panel.sequence],
+        },
+    ]

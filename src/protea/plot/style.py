@@ -1,7 +1,7 @@
-"""What pictures share: colours, the order of letters, titles, and what is asked of arrays.
+"""What all pictures share: colours, titles, legends, the frame of a page, the order of letters, checks of arrays.
 
-Colours are told apart by people who confuse red and green: ColorBrewer's Blues and RdBu, known to both libraries by
-these names, and colours from Okabe and Ito's palette.
+People who confuse red and green can tell the colours apart: they are ColorBrewer's Blues and RdBu, which both
+libraries know by these names, and colours from Okabe and Ito's palette.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.floating]
@@ -41,16 +43,8 @@ GROUPS: Final = (
 )
 """Amino acids by chemistry, in the order in which pictures show them."""
 
-SCALE: Final = "log-likelihood ratio to the wild type"
-
 LINE: Final = 0.19
-"""Inches of a line of the title."""
-
-PAGE_LINE: Final = 22
-"""Pixels of one."""
-
-PAGE_BUTTONS: Final = {"orientation": "v", "remove": ["lasso2d", "select2d"]}
-"""Beside the picture, where they cover no title."""
+"""Height of a title line of a figure, in inches."""
 
 PAGE_LEGEND: Final = {
     "orientation": "h",
@@ -60,78 +54,103 @@ PAGE_LEGEND: Final = {
     "itemclick": False,
     "itemdoubleclick": False,
 }
-"""Above the picture; it explains, and hides nothing when it is clicked."""
+"""The legend stands above the plot and ignores clicks."""
 
 PAGE_RULE: Final = {"line": {"width": 1, "color": INK}, "opacity": 1}
-"""A line across a picture."""
+"""Style of a line across a page's plot."""
 
+_PAGE_LINE: Final = 22
+"""Height of a title line of a page, in pixels."""
+
+_PAGE_BELOW: Final = 60
 _TITLE_LINES: Final = 3
+_TITLE_SIZE: Final = 10
+_TITLE_TOP: Final = 0.12
 
 
 def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The places of letters, group by group; letters of no group come last, as ``other``.
-
-    Raises:
-        UsageError: a letter comes twice, or is none.
-    """
+    """The indices of letters, group by group; letters outside the groups come last, as ``other``."""
     for letter, times in Counter(letters).items():
         if len(letter) != 1 or times > 1:
-            raise UsageError(f"letters: {letter!r} {'is no letter' if times == 1 else 'comes twice'}; name each once")
+            raise UsageError(f"letters: {letter!r} {'is not one letter' if times == 1 else 'is repeated'}")
     place = {letter: number for number, letter in enumerate(letters)}
-    found = [(name, [place.pop(letter) for letter in members if letter in place]) for name, members in GROUPS]
-    found.append(("other", list(place.values())))
-    return [(name, members) for name, members in found if members]
+    groups = [(name, [place.pop(letter) for letter in members if letter in place]) for name, members in GROUPS]
+    groups.append(("other", list(place.values())))
+    return [(name, members) for name, members in groups if members]
 
 
 def check_shape(name: str, array: NDArray[Any], expected: tuple[int, ...]) -> None:
-    """See that an array fits the others.
-
-    Raises:
-        UsageError: it has another shape, or there is no residue.
-    """
+    """Refuse an array that does not fit the other arrays."""
     if 0 in expected:
-        raise UsageError(f"{name}: nothing to draw; pass one residue at least")
+        raise UsageError(f"{name}: nothing to draw; pass at least one residue")
     if array.shape != expected:
         raise UsageError(f"{name}: shape {list(array.shape)}, expected {list(expected)}")
 
 
-def printable(title: str) -> str:
-    """A title in one line, what cannot be printed replaced."""
+def clean_title(title: str) -> str:
+    """The title in one line; a replacement character stands for each character that cannot be printed."""
     line = " ".join(title.split())
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
 
 def title_lines(title: str, width: int) -> list[str]:
-    """A title in lines of so many letters; one too long for three of them ends in an ellipsis."""
-    lines = textwrap.wrap(printable(title), width, break_on_hyphens=False)
+    """The title in lines of at most ``width`` letters; a title of more than three lines ends in an ellipsis."""
+    lines = textwrap.wrap(clean_title(title), width, break_on_hyphens=False)
     if len(lines) > _TITLE_LINES:
         lines[_TITLE_LINES - 1 :] = [lines[_TITLE_LINES - 1][: width - 1] + "…"]
     return lines
 
 
+def new_figure(lines: Sequence[str], width: float, height: float, *, left: float, dpi: float) -> Figure:
+    """A figure of some inches with a title; the title's letters shrink if it would not fit."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi)
+    title = figure.text(
+        left / width, 1 - _TITLE_TOP / height, "\n".join(lines), fontsize=_TITLE_SIZE, va="top", linespacing=1.25
+    )
+    # Letter widths are rounded to pixels, so a smaller font does not shrink the text quite in proportion.
+    available = 0.95 * (width - left - 0.1) * dpi
+    title.set_fontsize(_TITLE_SIZE * min(1.0, available / max(1.0, title.get_window_extent().width)))
+    return figure
+
+
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place that is given in inches."""
+    full_width, full_height = figure.get_size_inches()
+    return figure.add_axes((left / full_width, bottom / full_height, width / full_width, height / full_height))
+
+
+def number_residues(axis: Axis, most: int) -> None:
+    """Label an axis of residues at round numbers, ``most`` of them or a few more."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
 def markup(text: str) -> str:
-    """Text that plotly, which reads markup, shows as it is."""
+    """Text escaped for plotly, which reads markup."""
     return html.escape(text, quote=False)
 
 
-def page_title(title: str, width: int) -> dict[str, Any]:
-    """A title for plotly, above a picture of so many pixels."""
-    lines = [markup(line) for line in title_lines(title, width // 9)]
+def page_layout(title: str, width: float, height: float, *, left: int, right: int, above: int) -> dict[str, Any]:
+    """The frame of a page, in pixels around the plot area; ``above`` holds the legend and one line of the title."""
+    lines = [markup(line) for line in title_lines(title, int(width) // 9)]
+    top = above + _PAGE_LINE * max(0, len(lines) - 1)
     place = {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12}}
-    return {"text": "<br>".join(lines), "font": {"size": 16}, **place}
+    return {
+        "template": "simple_white",
+        "width": width + left + right,
+        "height": height + top + _PAGE_BELOW,
+        "title": {"text": "<br>".join(lines), "font": {"size": 16}, **place},
+        "margin": {"l": left, "r": right, "t": top, "b": _PAGE_BELOW},
+        # Vertical buttons stay beside the picture; horizontal ones would cover the title.
+        "modebar": {"orientation": "v", "remove": ["lasso2d", "select2d"]},
+    }
 
 
 def page_key(label: str, colour: str, mark: str = "square") -> dict[str, Any]:
-    """An entry of plotly's legend, a ``square`` or a ``dot``, that stands for no points."""
+    """An entry of a page's legend, with a ``square`` or a ``dot``: a trace without points."""
     symbol, size = ("circle", 6) if mark == "dot" else ("square", 12)
     marker = {"symbol": symbol, "color": colour, "size": size}
     return {"type": "scatter", "x": [None], "y": [None], "mode": "markers", "marker": marker, "name": label}
-
-
-def write_title(figure: Figure, lines: Sequence[str], left: float, top: float) -> None:
-    """Put title lines on a drawing, inches from its corner, smaller if letters are broad."""
-    width, height = figure.get_size_inches()
-    text = figure.text(left / width, 1 - top / height, "\n".join(lines), fontsize=10, va="top", linespacing=1.25)
-    available = (width - left - 0.1) * figure.dpi
-    # Letters are rounded to pixels, so that smaller ones are not quite as much narrower.
-    text.set_fontsize(10 * min(1.0, 0.95 * available / max(1.0, text.get_window_extent().width)))

@@ -1,1 +1,1 @@
-"""What is applied from outside, and in place, to a finished model: each transform is one function."""
+"""Transforms of a finished model, each one function that changes the model in place."""

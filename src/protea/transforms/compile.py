@@ -1,4 +1,4 @@
-"""Layers whose token-wise parts PyTorch's compiler has fused; parameters and their names stay."""
+"""PyTorch's compiler for the token-wise parts of layers; parameters and their names stay."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from protea.models.encoder import Encoder
 
 
 def compile_layers(model: Encoder) -> None:
-    """Have the methods that layers name as token-wise fused, each once for all layers of a kind.
-
-    Raises:
-        DeviceError: the CPU's code needs a C++ compiler, and there is none.
-    """
+    """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler."""
     if model.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory saved in training at the price of a second forward pass."""
+"""Activation checkpointing: less memory in training for a second forward pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from protea.models.encoder import Encoder
 
 
 def recompute_layers(model: Encoder) -> None:
-    """Keep of each layer only its input for the backward pass, which computes the rest again."""
+    """Keep only the input of each layer for the backward pass, which computes the rest again."""
     for layer in model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,16 +1,16 @@
 // Attention within the sequences of a packed batch, forward and backward, in bfloat16, for AVX-512 BF16.
 //
-// Queries lie across the 16 lanes of a vector, so that softmax works lane by lane and scores never cross lanes:
-// scores are held transposed, a vector for each key and block of 16 queries. One instruction multiplies pairs of
-// bfloat16 and adds both products to a float32, hence the "pairs" below: neighbours along what is summed, in 32 bits.
+// The 16 lanes of a vector hold 16 queries, so that softmax works within each lane. Scores are therefore stored
+// transposed, with one vector for each key and block of 16 queries. One instruction multiplies pairs of bfloat16 and
+// adds both products to a float32; a "pair" below is two neighbours along the summed dimension, in 32 bits.
 //
-// Scores, softmax, log-sum-exp and all sums are float32; probabilities and their gradients are rounded to bfloat16
-// only as factors of the next product. A row of every result is computed by one thread, in an order given by its
-// sequence's length alone: the bits depend neither on threads nor on what else is in the pack. The softmax in blocks
-// is that of FlashAttention (Dao et al. 2022), the backward pass that of its second version (Dao 2023).
+// Scores, softmax, log-sum-exp and all sums are float32. Probabilities and their gradients are rounded to bfloat16 only
+// as factors of the next product. One thread computes each row of a result, in an order that depends only on the length
+// of the sequence, so the bits depend neither on threads nor on other sequences. The softmax in blocks follows
+// FlashAttention (Dao et al. 2022), the backward pass follows its second version (Dao 2023).
 //
 // Shapes: T tokens of all sequences, H heads, K head width (a multiple of 8), L tokens of one sequence.
-// No libraries, not even C++'s: memory comes from malloc, threads from the OpenMP that the caller already runs.
+// The code uses no libraries, not even that of C++: memory comes from malloc, threads from the caller's OpenMP.
 
 #include <immintrin.h>
 
@@ -25,12 +25,12 @@ using bf16 = uint16_t;
 using pair = uint32_t;  // two bfloat16, the first in the low half
 
 constexpr int LANES = 16;
-constexpr int KEY_TILE = 8;        // keys are padded to a multiple of this with zeros
-constexpr int FORWARD_KEYS = 128;  // keys whose scores are held at once: 16 KB, half of a first-level cache
+constexpr int KEY_TILE = 8;        // keys are padded with zeros to a multiple of this
+constexpr int FORWARD_KEYS = 128;  // keys with scores in memory at once: 16 KB, half of a first-level cache
 constexpr int BACKWARD_KEYS = 64;
-constexpr int FETCHED_ROWS = 16;              // ahead of those being read
-constexpr int TASK_ROWS = 256;                // rows of one task where a sequence is split among threads
-constexpr size_t KEPT_BYTES = size_t(8) << 20;  // of scratch memory a thread keeps from call to call
+constexpr int FETCHED_ROWS = 16;              // distance of prefetching, in rows
+constexpr int TASK_ROWS = 256;                // rows of a task if threads share a sequence
+constexpr size_t KEPT_BYTES = size_t(8) << 20;  // scratch memory that a thread keeps between calls
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -40,7 +40,7 @@ inline __m512bh as_pairs(__m512i x) { return (__m512bh)x; }
 inline __m512bh load_pairs(const pair* p) { return as_pairs(_mm512_loadu_si512(p)); }
 inline __m512bh repeat(pair x) { return as_pairs(_mm512_set1_epi32(int(x))); }
 
-// 2^x to 2e-7, by a minimax polynomial on [0, 1) and an exact scaling; 2^-inf is 0 and NaN stays NaN.
+// 2^x with an error of 2e-7, by a minimax polynomial on [0, 1) and exact scaling; 2^-inf is 0 and NaN stays NaN.
 inline __m512 exp2(__m512 x) {
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
     __m512 y = _mm512_set1_ps(0.001877576345577836f);
@@ -52,7 +52,7 @@ inline __m512 exp2(__m512 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-// Scratch memory of a thread: fresh pages for every call would cost more than what is computed in them.
+// Scratch memory of a thread. New pages for every call would take longer than the computation.
 struct Scratch {
     char* data;
     size_t size, used;
@@ -85,13 +85,13 @@ Item* take(size_t items) {
 
 // ---- Rearranging ----
 
-// Rows of one head lie far apart: no processor guesses where the next one is.
+// Prefetch a row: the rows of one head are so far apart that processors do not predict the next one.
 inline void fetch(const bf16* row, int width) {
     for (int d = 0; d < width; d += 32) _mm_prefetch((const char*)(row + d), _MM_HINT_T0);
     _mm_prefetch((const char*)(row + width - 1), _MM_HINT_T0);
 }
 
-// 4 columns of 4 rows within each 128 bits: vectors of rows to vectors of columns, and back.
+// Transpose 4 rows and 4 columns within each 128 bits.
 inline void transpose(__m512i (&x)[4]) {
     const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
     const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
@@ -103,8 +103,8 @@ inline __m128i load_8(const bf16* from, bool there) {
     return there ? _mm_loadu_si128((const __m128i*)from) : _mm_setzero_si128();
 }
 
-// [n, K] to pairs of neighbouring columns, four rows side by side: [size / 4, K / 2, 4], the fours `apart` in memory.
-// The last row fills up the rest: its scores change no maximum, and no exponential overflows that did not anyway.
+// [n, K] to pairs of neighbouring columns, with four rows side by side: [size / 4, K / 2, 4], `apart` pairs apart.
+// Copies of the last row fill the rest: they change no maximum and cause no new overflow.
 void four_rows(pair* to, int apart, const bf16* from, int64_t stride, int64_t n, int64_t size, int width) {
     for (int64_t row = 0; row < size; row += 4) {
         const bf16* at[4];
@@ -137,7 +137,7 @@ void pair_rows(pair* to, const bf16* from, int64_t stride, int64_t n, int64_t si
     }
 }
 
-// [n, K] to pairs of neighbouring columns with rows across lanes, [K / 2, B * 16].
+// [n, K] to pairs of neighbouring columns, with one row in each lane, [K / 2, B * 16].
 template <int B>
 void pair_columns(pair* to, const bf16* from, int64_t stride, int n, int width) {
     for (int row = 0; row < n; row++) fetch(from + row * stride, width);
@@ -156,7 +156,7 @@ void pair_columns(pair* to, const bf16* from, int64_t stride, int n, int width) 
     }
 }
 
-// Sums [K, B * 16] times a factor a lane, rounded, to rows [n, K].
+// Sums [K, B * 16] times one factor for each lane, rounded, to rows [n, K].
 template <int B>
 void store_columns(bf16* to, const float* sums, const __m512 (&factor)[B], int64_t stride, int n, int width) {
     const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
@@ -190,7 +190,7 @@ void store_rows(bf16* to, const float* sums, float factor, int64_t stride, int64
 
 // ---- Products ----
 
-// 8 keys times B * 16 queries: x [K / 2, B * 16] and four_rows [2, K / 2, 4], pairs of columns both.
+// Products of 8 keys with B * 16 queries: x [K / 2, B * 16] and four_rows [2, K / 2, 4], both pairs of columns.
 template <int B>
 inline void dot(__m512 (&out)[KEY_TILE][B], const pair* x, const pair* rows, int half) {
     UNROLL for (int t = 0; t < KEY_TILE; t++) UNROLL for (int b = 0; b < B; b++) out[t][b] = _mm512_setzero_ps();
@@ -205,7 +205,7 @@ inline void dot(__m512 (&out)[KEY_TILE][B], const pair* x, const pair* rows, int
     }
 }
 
-// Likewise 4 keys and values: x and y [K / 2, B * 16], keys and values side by side in rows [K / 2, 2, 4].
+// The same for 4 keys and 4 values: x and y [K / 2, B * 16], keys and values side by side in rows [K / 2, 2, 4].
 template <int B>
 inline void dot_twice(__m512 (&s)[4][B], __m512 (&t)[4][B], const pair* x, const pair* y, const pair* rows, int half) {
     UNROLL for (int i = 0; i < 4; i++) UNROLL for (int b = 0; b < B; b++) s[i][b] = t[i][b] = _mm512_setzero_ps();
@@ -222,7 +222,7 @@ inline void dot_twice(__m512 (&s)[4][B], __m512 (&t)[4][B], const pair* x, const
     }
 }
 
-// sums [K, B * 16] += x [n, B * 16] times rows [n, K], pairs of keys both: sums over keys.
+// sums [K, B * 16] += x [n, B * 16] times rows [n, K], both pairs of keys: a sum over keys.
 template <int B>
 inline void add_over_keys(float* sums, const pair* x, const pair* rows, int n, int width) {
     for (int d = 0; d < width; d += 8) {
@@ -242,7 +242,7 @@ inline void add_over_keys(float* sums, const pair* x, const pair* rows, int n, i
     }
 }
 
-// C vectors of 16 columns and, with R, 8 columns more, of what add_over_queries adds.
+// The part of add_over_queries for C vectors of 16 columns and, if R, 8 more columns.
 template <int B, int C, int R>
 inline void add_over_queries_at(float* sums, const pair* x, const pair* rows, int keys, int width) {
     for (int j = 0; j < keys; j += KEY_TILE) {
@@ -270,7 +270,7 @@ inline void add_over_queries_at(float* sums, const pair* x, const pair* rows, in
     }
 }
 
-// sums [keys, K] += x [keys, B * 8] times rows [B * 8, K], pairs of queries both: sums over queries.
+// sums [keys, K] += x [keys, B * 8] times rows [B * 8, K], both pairs of queries: a sum over queries.
 template <int B>
 inline void add_over_queries(float* sums, const pair* x, const pair* rows, int keys, int width) {
     int d = 0;
@@ -283,7 +283,7 @@ inline void add_over_queries(float* sums, const pair* x, const pair* rows, int k
     }
 }
 
-// Rows j and j + 1 of B * 16 lanes, rounded: as they are into `rows` (unless null), as pairs of keys into `pairs`.
+// Rounds rows j and j + 1 of B * 16 lanes; stores them as rows in `rows` and as pairs of keys in `pairs`, if not null.
 template <int B>
 inline void store_pair_of_keys(pair* rows, pair* pairs, const __m512 (&even)[B], const __m512 (&odd)[B]) {
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
@@ -316,13 +316,13 @@ struct Call {
     float* lse;  // [H, Tq], logarithms to base 2
     const bf16* dout;
     bf16 *dq, *dk, *dv;
-    const int32_t *cu_q, *cu_k, *order;  // order: sequences, longest first
+    const int32_t *cu_q, *cu_k, *order;  // order: sequences by length, longest first
     int64_t sequences, heads;
     int width;
-    float scale;  // of scores
+    float scale;  // factor on scores
     int threads;
-    int64_t all_scores = 0;  // of one head, in all sequences
-    int64_t next = 0;        // task, taken by whichever thread is free
+    int64_t all_scores = 0;  // number of scores of one head in all sequences
+    int64_t next = 0;        // the next task; a free thread takes it
     int failed = 0;
 
     int64_t scores(int64_t b) const { return int64_t(cu_q[b + 1] - cu_q[b]) * (cu_k[b + 1] - cu_k[b]); }
@@ -347,7 +347,7 @@ inline float* lse_of(const Call& call, const Task& task, int64_t row) {
     return call.lse + task.head * call.cu_q[call.sequences] + task.q0 + row;
 }
 
-// Flips signs so that the factor on scores is positive, which lets the largest score be found before scaling.
+// Flips signs to make the factor on scores positive, so that the largest score can be found before scaling.
 void negate(pair* x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] ^= 0x80008000u;
 }
@@ -438,14 +438,14 @@ bool forward_task(const Call& call, const Task& task, int64_t begin, int64_t end
 
 // ---- Backward ----
 
-struct Gathered {  // what a range of keys needs, and collects
+struct Gathered {  // inputs and sums of a range of keys
     int64_t count;
-    const pair* rows;   // of keys and values, [size / 4, K / 2, 2, 4], pairs of columns
-    const pair* pairs;  // of keys, [size / 2, K], or null: no gradient of queries
+    const pair* rows;   // keys and values, [size / 4, K / 2, 2, 4], pairs of columns
+    const pair* pairs;  // keys, [size / 2, K], or null for no gradient of queries
     float *dk, *dv;     // [size, K] sums, or null
 };
 
-// Sum over K of out * dout, negated, for B * 16 rows.
+// The negative sum over K of out * dout, for B * 16 rows.
 template <int B>
 void minus_deltas(float* to, const bf16* out, const bf16* dout, int64_t stride, int n, int width) {
     for (int row = 0; row < B * LANES; row++) {
@@ -464,7 +464,7 @@ void minus_deltas(float* to, const bf16* out, const bf16* dout, int64_t stride, 
 
 template <int B>
 void backward_block(const Call& call, const Task& task, int64_t row, int n, const Gathered& part) {
-    constexpr int TILE = 4;  // two products at once: 16 sums of B * 16 queries fit the registers
+    constexpr int TILE = 4;  // the sums of two products, 16 of B * 16 queries, fit the registers
     const int width = call.width, half = width / 2;
     const __m512 factor = _mm512_set1_ps(call.scale * LOG2_E);
     alignas(64) pair q[64 * B * LANES], dout[64 * B * LANES];
@@ -512,7 +512,7 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
     store_columns<B>(call.dq + at, sums, scale, task.stride, n, width);
 }
 
-// Gradients of rows q_begin:q_end of the queries, or of k_begin:k_end of keys and values, or of both if those are all.
+// Gradients of queries q_begin:q_end, or of keys and values k_begin:k_end, or of both if the ranges hold all rows.
 bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
                    bool queries, bool keys) {
     const int64_t count = k_end - k_begin, size = padded(count);
@@ -548,7 +548,7 @@ bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t 
 
 int64_t pieces(int64_t rows) { return (rows + TASK_ROWS - 1) / TASK_ROWS; }
 
-// Runs do_task(b, head, piece) for all; pieces_of(b) is how many pieces each head of a sequence has.
+// Runs do_task(b, head, piece) for all pieces; pieces_of(b) is the number of pieces of each head of a sequence.
 template <class Pieces, class Do>
 void share(Call& call, Pieces pieces_of, Do do_task) {
     int64_t task = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED), first = 0;
@@ -572,8 +572,8 @@ void forward_thread(void* data) {
         });
 }
 
-// Whether a head of a sequence is so much of the work that threads would wait for it.
-// Its gradients are then computed in pieces, those of queries apart from those of keys: 7 products instead of 5.
+// Whether one head of a sequence is so large a part of the work that other threads would wait for it. Its gradients are
+// then computed in pieces, separately for queries and keys, with 7 products instead of 5.
 bool is_split(const Call& call, int64_t b) {
     const int64_t own = call.scores(b);
     return call.threads > 1 && own > TASK_ROWS * TASK_ROWS && 2 * own * call.threads > call.all_scores * call.heads;
@@ -601,12 +601,12 @@ void backward_thread(void* data) {
 
 }  // namespace
 
-// GOMP_parallel, which every OpenMP runtime exports: runs a function in so many threads.
+// GOMP_parallel, which every OpenMP runtime exports, runs a function in a number of threads.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 extern "C" {
 
-// q, out [Tq, H, K], k, v [Tk, H, K], lse [H, Tq]; 0, or 1 if memory ran out.
+// q, out [Tq, H, K], k, v [Tk, H, K], lse [H, Tq]. Returns 0, or 1 if memory ran out.
 int protea_attention_forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const int32_t* cu_q,
                              const int32_t* cu_k, const int32_t* order, int64_t sequences, int64_t heads, int64_t width,
                              float scale, int threads, Parallel parallel) {
@@ -616,7 +616,7 @@ int protea_attention_forward(const bf16* q, const bf16* k, const bf16* v, bf16* 
     return call.failed;
 }
 
-// Likewise, with the gradient dout of out, to the gradients dq, dk, dv.
+// The same for the gradients dq, dk, dv from the gradient dout of out.
 int protea_attention_backward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const bf16* dout,
                               bf16* dq, bf16* dk, bf16* dv, const int32_t* cu_q, const int32_t* cu_k,
                               const int32_t* order, int64_t sequences, int64_t heads, int64_t width, float scale,

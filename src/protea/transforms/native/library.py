@@ -1,7 +1,4 @@
-"""The compiled library: found in the user's cache or compiled into it, never taken from anybody else.
-
-Knows nothing of attention but the name of its source.
-"""
+"""The compiled library: compiled into the user's cache, and loaded only if no other user could have written it."""
 
 from __future__ import annotations
 
@@ -21,34 +18,24 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("attention.cpp")
-
+# The instructions that the source uses, as /proc/cpuinfo spells them; the compiler omits "_".
 CPU_FLAGS: Final = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
-"""What ``/proc/cpuinfo`` calls the instructions that the source uses; the compiler spells the last without ``_``."""
-
+# No -march=native, so that machines that share a home folder can share the file.
 FLAGS: Final = (
     *("-std=c++17", "-O2", "-fno-tree-vectorize", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-w", "-mfma"),
     *(f"-m{flag.replace('_', '')}" for flag in CPU_FLAGS),
 )
-"""Instructions by name rather than ``-march=native``: one file serves every machine that shares a home folder."""
-
 COMPILERS: Final = ("c++", "g++", "clang++")
-
-_SECONDS: Final = 300.0
-"""A compiler that takes longer hangs; it needs three."""
-
+_SECONDS: Final = 300.0  # the compiler usually takes three
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 class UnavailableError(Exception):
-    """Why there is no library, in one line."""
+    """The reason why there is no library, in one line."""
 
 
 def load() -> ctypes.CDLL:
-    """The library, compiled if the cache does not hold it.
-
-    Raises:
-        UnavailableError: it cannot be had on this machine.
-    """
+    """The library, compiled if it is not in the cache; ``UnavailableError`` if this machine cannot."""
     _check_machine()
     command = _compiler()
     try:
@@ -58,9 +45,9 @@ def load() -> ctypes.CDLL:
         path = folder / f"attention-{key.hexdigest()[:32]}.so"
         if not path.exists():
             _compile(command, path)
-        with _trusted(path) as opened:
-            return ctypes.CDLL(opened)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder of a user without one
+        with _trusted(path) as trusted:
+            return ctypes.CDLL(trusted)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         raise UnavailableError(f"compiled attention cannot be loaded: {error}") from error
 
 
@@ -75,18 +62,19 @@ def _check_machine() -> None:
 
 
 def _compiler() -> list[str]:
-    """The command of ``$CXX``, else of the first compiler on the path."""
-    asked = shlex.split(os.environ.get("CXX", ""))
-    for name, *arguments in [asked] if asked else [[name] for name in COMPILERS]:
-        found = shutil.which(name)
-        if found is not None:
-            return [found, *arguments]
-    raise UnavailableError(f"there is no C++ compiler: no {asked[0] if asked else ', '.join(COMPILERS)} on the path")
+    """The command in ``$CXX``, or the first compiler on the path."""
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for name, *arguments in [wanted] if wanted else [[name] for name in COMPILERS]:
+        program = shutil.which(name)
+        if program is not None:
+            return [program, *arguments]
+    names = wanted[0] if wanted else ", ".join(COMPILERS)
+    raise UnavailableError(f"there is no C++ compiler: no {names} on the path")
 
 
 def _cache_folder() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
+    # The XDG base directory specification says to ignore relative paths.
     cache = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
     folder = cache / "protea" / "native"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +83,7 @@ def _cache_folder() -> Path:
 
 
 def _compile(command: list[str], path: Path) -> None:
-    """Compile under another name and rename: processes that do it at once replace one another's equal files."""
+    """Compile under a temporary name and rename, so that several processes may compile at once."""
     handle, name = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=".so.part", dir=path.parent)
     os.close(handle)
     try:
@@ -107,20 +95,10 @@ def _compile(command: list[str], path: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """What a compiler prints.
-
-    Raises:
-        UnavailableError: it cannot be started, fails or hangs.
-    """
+    """The output of a compiler; ``UnavailableError`` if it does not start, fails or takes too long."""
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"the C++ compiler {command[0]} does not run: {error}") from error
@@ -133,17 +111,17 @@ def _run(command: list[str]) -> str:
 
 @contextmanager
 def _trusted(path: Path) -> Iterator[str]:
-    """A name under which to load a file, after checking that nobody else could have written it or its folder.
+    """A path to load a file from, after a check that no other user could have written the file or its folder.
 
-    It leads through the folder that was checked, wherever the folder's own path may lead by then. It ends in the
-    file's name, which tells one build from another: the loader takes equal names for the same library.
+    The path leads through the opened folder, so nobody can swap the folder after the check. It ends in the file's name
+    because the loader treats libraries with equal names as one.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         for checked, status in ((path.parent, os.fstat(folder)), (path, os.lstat(path.name, dir_fd=folder))):
             ours = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             if not ours or stat.S_ISLNK(status.st_mode):
-                raise UnavailableError(f"{checked} could be another user's work; delete it")
+                raise UnavailableError(f"another user could have written {checked}; delete it")
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
@@ -153,7 +131,7 @@ _used: ctypes.CDLL | None = None
 
 
 def use(library: ctypes.CDLL | None) -> None:
-    """Have attention use a library, or none; one switch for the process."""
+    """Set the library that attention uses in this process, or ``None``."""
     global _used  # noqa: PLW0603
     _used = library
 
