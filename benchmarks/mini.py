@@ -41,7 +41,7 @@ from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.fasta import read_fasta
 from protea.models.registry import build
-from protea.train.reading import read_recipe
+from protea.train.recipe import read_recipe
 
 Array = NDArray[Any]
 MASKINGS = {"mask": Masking(mask=1.0, random=0.0), "standard": Masking()}

@@ -28,7 +28,7 @@ import torch
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher
-from protea.train.state import Saved, choose
+from protea.train.run_checkpoints import SavedCheckpoint, choose
 
 TIMES = ("tokens_per_second", "utilisation", "peak_memory")
 RECIPE = """
@@ -125,7 +125,7 @@ def differences(one: Run, other: Run) -> list[str]:
     return found + ([f"{len(lines[0])} and {len(lines[1])} metrics"] if len(lines[0]) != len(lines[1]) else [])
 
 
-def same(one: Saved, other: Saved, key: str) -> bool:
+def same(one: SavedCheckpoint, other: SavedCheckpoint, key: str) -> bool:
     a, b = one.tensors(), other.tensors()
     return key in a and key in b and a[key].dtype == b[key].dtype and torch.equal(a[key], b[key])
 

@@ -85,28 +85,24 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     import torch
 
     from protea.train.loop import train_step
-    from protea.train.model import initialise
-    from protea.train.objective import MaskedTokens
-    from protea.train.reading import parse
-    from protea.train.trained import prepare
-    from protea.train.watcher import Watcher
+    from protea.train.metrics import TrainingProgress
+    from protea.train.model import initialise, prepare
+    from protea.train.objective import count_masked
+    from protea.train.recipe import parse
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"
     run = {"precision": precision, "compile": "compiled" in variant}
     recipe = parse({"init": str(model), "run": run}, "benchmark")
-    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, Watcher())
-    objective = MaskedTokens()
+    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
     number = 0
 
     def step(packs: list[Any]) -> float:
         nonlocal number
         number += 1
-        predicted = sum(map(objective.count, packs))
+        predicted = sum(map(count_masked, packs))
         clip = recipe.optimizer.clip
-        result = train_step(
-            trained, objective, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip
-        )
+        result = train_step(trained, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip)
         assert result is not None
         return result[0].item()
 
@@ -245,9 +241,9 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
     from protea.models.esm2 import SIZES
     from protea.train.estimate import flops_per_token
     from protea.train.metrics import peak_flops
-    from protea.train.recipe import Log
+    from protea.train.recipe import LogSettings
 
-    peak = peak_flops(Log(), torch.device(arguments.device), torch.bfloat16)
+    peak = peak_flops(LogSettings(), torch.device(arguments.device), torch.bfloat16)
     print(f"ESM-2 {arguments.model}, {arguments.step_tokens:,} tokens a step, packs of {arguments.pack:,}; ", end="")
     print(f"median of {arguments.rounds} rounds (slowest, fastest); bfloat16 peak {(peak or 0) / 1e12:.3f} TFLOP/s\n")
     print("| | tokens/s | of transformers' fastest, round by round | utilisation | peak memory | last loss |")

@@ -22,7 +22,7 @@ from protea.bundled import FOLDER, NAME
 from protea.checkpoints.hub import published
 from protea.fasta import read_fasta
 from protea.packing import pack
-from protea.train.reading import parse
+from protea.train.recipe import parse
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "proteins.fasta"

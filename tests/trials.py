@@ -7,9 +7,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 import yaml
 
@@ -18,10 +20,9 @@ from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
 from protea.output import sha256
 from protea.train.loop import Outcome, pretrain
-from protea.train.reading import parse
-from protea.train.recipe import Recipe
-from protea.train.state import STATE, _seal, choose
-from protea.train.watcher import Watcher
+from protea.train.metrics import TrainingProgress
+from protea.train.recipe import Recipe, parse
+from protea.train.run_checkpoints import STATE, _seal, choose
 
 LETTERS: Final = "ACDEFGHIKLMNPQRSTVWY"
 TIMES: Final = {"tokens_per_second", "utilisation", "peak_memory"}
@@ -74,16 +75,26 @@ def recipe(store: Path | None, **sections: Any) -> Recipe:
     return parse(merged | sections, "test")
 
 
+def mostly_long(values: Iterable[Any], quick: Container[int]) -> list[Any]:
+    """Parameters of a test: those at the ``quick`` places run in ``make test``, the others in ``make test-long``."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=[] if place in quick else [pytest.mark.long]) for place, row in enumerate(rows)]
+
+
 class Killed(BaseException):
     """What a run dies of in its own process."""
 
 
-class Witness(Watcher):
+class Witness(TrainingProgress):
     """Writes down what it is told; asked for the n-th time whether to stop, says so, or kills."""
 
     def __init__(self, asked: int | None = None, *, kill: bool = False) -> None:
         self.asked, self._last, self._kill = 0, asked, kill
         self.notes: list[str] = []
+        self.tasks: list[str] = []
+
+    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
+        self.tasks.append(task)
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -98,7 +109,7 @@ class Witness(Watcher):
 
 def train(told: Recipe, folder: Path, **options: Any) -> Outcome:
     """Without interruption."""
-    return pretrain(told, folder, Watcher(), **options)
+    return pretrain(told, folder, TrainingProgress(), **options)
 
 
 def finished(store: Path, folder: Path) -> tuple[Recipe, Path]:

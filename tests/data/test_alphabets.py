@@ -20,9 +20,9 @@ from protea.data.work import Watcher
 from protea.errors import StoreError, UsageError
 from protea.models import registry
 from protea.models.encoder import Encoder
-from protea.train.reading import parse
+from protea.progress import SILENT
+from protea.train.recipe import parse
 from protea.train.sources import STORE, open_store
-from protea.train.watcher import Watcher as RunWatcher
 
 MINE = Alphabet(
     name="Mine",
@@ -83,11 +83,11 @@ def test_a_run_of_such_a_family_makes_its_store(tmp_path: Path) -> None:
     sources = make_sources(tmp_path, 12)
     values = {"model": {"architecture": "esm2_t6_8M_UR50D"}, "data": {"fasta": str(sources.uniref90)}}
     told = parse(values, "test")
-    made = open_store(told, tmp_path, MINE, RunWatcher())
+    made = open_store(told, tmp_path, MINE, SILENT)
     assert (made.folder, made.alphabet) == (tmp_path / STORE, MINE)
     split = made.split("train")
     assert {split.text(row) for row in range(split.sequences)} <= set(sources.sequences.values())
     written = (tmp_path / STORE / "manifest.json").stat().st_mtime_ns
-    again = open_store(told, tmp_path, MINE, RunWatcher())
+    again = open_store(told, tmp_path, MINE, SILENT)
     assert (tmp_path / STORE / "manifest.json").stat().st_mtime_ns == written
     assert np.array_equal(again.split("train").residues(0), split.residues(0))

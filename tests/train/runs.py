@@ -15,16 +15,13 @@ from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.train.loop import train_step
-from protea.train.model import initialise
-from protea.train.objective import MaskedTokens
-from protea.train.reading import parse
-from protea.train.recipe import Recipe
-from protea.train.trained import Trained, prepare
-from protea.train.watcher import Watcher
+from protea.train.metrics import TrainingProgress
+from protea.train.model import Trainable, initialise, prepare
+from protea.train.objective import count_masked
+from protea.train.recipe import Recipe, parse
 from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")
-MASKED = MaskedTokens()
 ARCHITECTURES = {
     "esm2": "esm2_t6_8M_UR50D",
     "esm2nv": "esm2nv_650M",
@@ -65,20 +62,19 @@ def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **secti
     return parse(values | sections, "test")
 
 
-def trained(recipe: Recipe, model: Encoder | None = None) -> Trained:
+def trained(recipe: Recipe, model: Encoder | None = None) -> Trainable:
     """What ``pretrain`` makes of a recipe, or of a model by its settings, before the first step."""
-    return prepare(model or initialise(recipe, CPU), recipe.run, recipe.optimizer, recipe.batch, Watcher())
+    return prepare(model or initialise(recipe, CPU), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
 
 
 def take_step(
-    ours: Trained, recipe: Recipe, packs: Sequence[TrainingBatch], step: int, rate: float
+    ours: Trainable, recipe: Recipe, packs: Sequence[TrainingBatch], step: int, rate: float
 ) -> tuple[float, float]:
     """The loss and the gradient's norm of one update."""
     result = train_step(
         ours,
-        MASKED,
         packs,
-        sum(map(MASKED.count, packs)),
+        sum(map(count_masked, packs)),
         step=step,
         rate=rate,
         seed=recipe.run.seed,

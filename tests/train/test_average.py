@@ -28,7 +28,7 @@ from protea.models.heads import BilinearContactHead
 from protea.models.registry import build
 from protea.train.average import average, export
 from protea.train.loop import pretrain
-from protea.train.watcher import Watcher
+from protea.train.metrics import TrainingProgress
 from references import from_fair_esm, hf_name, load_transformers, new_fair_esm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             save={"every": 2, "newest": 10},
             validation={"every": 4},
         )
-        assert pretrain(told, root / f"run-{family}", Watcher()).finished
+        assert pretrain(told, root / f"run-{family}", TrainingProgress()).finished
     torch.set_num_threads(threads)
     return {family: root / f"run-{family}" for family in FAMILIES}
 
@@ -162,7 +162,7 @@ def test_heads_and_frequencies_of_a_model_gone_on_from(tmp_path: Path, kind: str
     store = make_store(tmp_path / "data")
     told = recipe(init=str(init), data={"store": str(store)}, run={"steps": 3}, save={"every": 2})
     run = tmp_path / "run"
-    assert pretrain(told, run, Watcher()).finished
+    assert pretrain(told, run, TrainingProgress()).finished
     before = load_file(tmp_path / "hf" / "model.safetensors")
     for output, make in (("exported", lambda o: export(run, o)), ("averaged", lambda o: average(run, o, last=2))):
         make(tmp_path / output)
@@ -183,23 +183,23 @@ def test_errors(run: Run, finished: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for command in (("export",), ("average", "--last", 1)):
-        fails(run(*command, tmp_path / "empty", "-o", "out"), 1, "empty: no checkpoint of a training run in ")
-        fails(run(*command, tmp_path / "nowhere", "-o", "out"), 1, "nowhere: no checkpoint of a training run in ")
-        fails(run(*command, folder, "-o", tmp_path / "full"), 1, "full: exists already; remove it or choose another")
+        fails(run(*command, tmp_path / "empty", "-o", "out"), 1, "empty/checkpoints")
+        fails(run(*command, tmp_path / "nowhere", "-o", "out"), 1, "nowhere/checkpoints")
+        fails(run(*command, folder, "-o", tmp_path / "full"), 1, "full: exists already")
         fails(run(*command, folder, "-o", "out", "--dtype", "int8"), 2, "unknown dtype 'int8'")
-    fails(run("average", folder, "--last", 6, "-o", "out"), 1, "has 5 checkpoints, not 6; save.newest and save.keep")
+    fails(run("average", folder, "--last", 6, "-o", "out"), 1, "5 checkpoints, not 6", "save.newest", "save.keep_every")
     for which in ("3", "-2", "last"):
         result = run("export", folder, "-o", "out", f"--checkpoint={which}")
-        fails(result, 1, f"no checkpoint {which!r}; use newest, best, or a step: 2, 4, 6, 8, 9")
+        fails(result, 1, repr(which), "newest, best", "2, 4, 6, 8, 9")
     assert not Path("out").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
 def test_nothing_was_validated(run: Run, tmp_path: Path) -> None:
     told = recipe(data={"store": str(make_store(tmp_path / "data"))}, run={"steps": 1})
-    pretrain(told, tmp_path / "run", Watcher())
+    pretrain(told, tmp_path / "run", TrainingProgress())
     result = run("export", tmp_path / "run", "-o", "out", "--checkpoint", "best")
-    fails(result, 1, "no checkpoint has a validation loss; name a step, or newest")
+    fails(result, 1, "run: ", "newest")
 
 
 def test_damaged(finished: dict[str, Path], tmp_path: Path) -> None:
@@ -210,9 +210,9 @@ def test_damaged(finished: dict[str, Path], tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"step-000000008/__0_0.distcp: SHA-256 "):
+    with pytest.raises(CheckpointError, match=r"step-000000008/__0_0\.distcp: .*SHA-256"):
         export(folder, tmp_path / "out", which="8")
-    with pytest.raises(CheckpointError, match=r"step-000000008/__0_0.distcp: SHA-256 "):
+    with pytest.raises(CheckpointError, match=r"step-000000008/__0_0\.distcp: .*SHA-256"):
         average(folder, tmp_path / "out", last=2)
     assert not (tmp_path / "out").exists()
     average(folder, tmp_path / "out", last=1)
@@ -225,6 +225,6 @@ def test_of_unlike_models(finished: dict[str, Path], tmp_path: Path) -> None:
     shutil.rmtree(folder / "checkpoints" / "step-000000006")
     other = finished["esm1nv"] / "checkpoints" / "step-000000006"
     shutil.copytree(other, folder / "checkpoints" / "step-000000006")
-    with pytest.raises(CheckpointError, match=r"step-000000006: model\.\S+ is missing or of another shape"):
+    with pytest.raises(CheckpointError, match=r"step-000000006: model\.\S+ "):
         average(folder, tmp_path / "out", last=4)
     assert not (tmp_path / "out").exists()

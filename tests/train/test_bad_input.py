@@ -59,14 +59,14 @@ def refused(kind: type[ProteaError], message: str, tmp_path: Path, **sections: A
 
 def test_stores(store: Path, tmp_path: Path) -> None:
     other = make_store(tmp_path / "other", alphabet="esm-1nv")
-    refused(StoreError, "its tokens are of the ESM-1nv alphabet, not of ESM; build it again", tmp_path, store=other)
-    refused(StoreError, "nothing: no such folder", tmp_path, store=tmp_path / "nothing")
-    refused(StoreError, "other: no store of training data", tmp_path, store=tmp_path / "other")
+    refused(StoreError, "ESM-1nv .* ESM", tmp_path, store=other)
+    refused(StoreError, "nothing: ", tmp_path, store=tmp_path / "nothing")
+    refused(StoreError, "other: ", tmp_path, store=tmp_path / "other")
     for name, damage in (("train/clusters.arrow", Path.unlink), ("valid/sequences.arrow", shorten)):
         copy = tmp_path / name.replace("/", "-")
         shutil.copytree(store, copy)
         damage(copy / name)
-        refused(StoreError, f"{name}: .*build the store again", tmp_path, store=copy)
+        refused(StoreError, f"{name}: ", tmp_path, store=copy)
     bare = make_store(tmp_path / "bare", valid="0")
     refused(
         UsageError, r"has no valid split; build it with --valid, or set validation\.every=null", tmp_path, store=bare
@@ -83,14 +83,14 @@ def test_sequences_that_do_not_fit(store: Path, tmp_path: Path) -> None:
     message = r"data\.max_tokens 33 exceeds the 32 positions of ESM-1b; lower it"
     refused(UsageError, message, tmp_path, store=store, model=positions, data={"max_tokens": 33})
     assert train(recipe(store, model=positions), tmp_path / "fits").finished
-    message = r"batch\.pack 96 is smaller than a sequence, data\.max_tokens 97"
+    message = r"batch\.pack 96 .* data\.max_tokens 97"
     refused(UsageError, message, tmp_path, store=store, data={"max_tokens": 97})
-    message = "split train: no cluster has a sequence of at most 4 residues"
+    message = "split train: .* 4 residues"
     refused(DataError, message, tmp_path, store=store, data={"max_length": 4})
 
 
 def test_fasta_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(UsageError, r"the recipe names no data: give data\.store=DIR .*, or data\.fasta=FILE", tmp_path)
+    refused(UsageError, r"data\.store=DIR .* data\.fasta=FILE", tmp_path)
     fasta = write_fasta(tmp_path / "in.fasta")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(ProgramError, "MMseqs2", tmp_path, data={"fasta": fasta})
@@ -115,7 +115,7 @@ def test_a_split_of_nothing_to_predict(tmp_path: Path) -> None:
         manifest = json.loads((settings.output / "manifest.json").read_text())
         if manifest["splits"]["valid"]["residues"] == 1:
             break
-    with pytest.raises(UsageError, match="validation masks no token, so few there are; add sequences"):
+    with pytest.raises(UsageError, match=r"validation\.every=null"):
         train(recipe(settings.output), tmp_path / "run")
 
 
@@ -155,16 +155,16 @@ def test_init(store: Path, tmp_path: Path, model: Path) -> None:
 
 
 def test_unknown_names(store: Path, tmp_path: Path) -> None:
-    refused(UsageError, r"optimizer\.name 'adam' should be 'adamw' or 'muon'", tmp_path, optimizer={"name": "adam"})
-    refused(UsageError, "unknown key 'optimizer.betass'; did you mean 'betas'", tmp_path, optimizer={"betass": 1})
+    refused(UsageError, r"optimizer\.name 'adam' .*'adamw' or 'muon'", tmp_path, optimizer={"name": "adam"})
+    refused(UsageError, r"'optimizer\.betass'.*'betas'", tmp_path, optimizer={"betass": 1})
     refused(UsageError, "unknown device 'gpu'; use auto, cpu", tmp_path, store=store, run={"device": "gpu"})
-    refused(UsageError, "data.masking 'bert' should be one of", tmp_path, store=store, data={"masking": "bert"})
+    refused(UsageError, r"data\.masking 'bert' .*standard", tmp_path, store=store, data={"masking": "bert"})
     if not torch.cuda.is_available():
         refused(DeviceError, "device 'cuda' is not available", tmp_path, store=store, run={"device": "cuda"})
 
 
 def test_more_than_memory_holds(store: Path, tmp_path: Path) -> None:
-    message = r"this recipe needs about [\d,.]+ GB of main memory, and [\d.,]+ GB are free: lower batch\.pack"
+    message = r"[\d,.]+ GB of main memory, .* [\d.,]+ GB .* batch\.pack"
     refused(TrainingError, message, tmp_path, store=store, batch={"pack": 10**9, "tokens": 10**9})
 
 
@@ -214,7 +214,7 @@ def test_wandb_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.Monke
     witness = Witness()
     assert pretrain(told, tmp_path / "run", witness).finished
     assert len(metrics(tmp_path / "run")) == 6
-    assert [note for note in witness.notes if "Weights & Biases: api_key" in note]
+    assert any("Weights & Biases: api_key" in note for note in witness.notes)
 
 
 # --- numbers that are none ----------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_poisoned_weight(store: Path, tmp_path: Path, model: Path, workers: in
     with pytest.raises(TrainingError, match=r"^step 1: the loss is nan; its (\d+) records \(r\d+, ") as caught:
         train(told, run)
     found = records_of(run, 1, store.parent / "in.fasta")
-    assert f"its {len(found)} records ({', '.join(one['id'] for one in found[:3])}, ...) are in {run}" in str(
+    assert f"{len(found)} records ({', '.join(one['id'] for one in found[:3])}, ...) are listed in {run}" in str(
         caught.value
     )
     tokens = sum(int(one["residues"]) + 2 for one in found)
@@ -258,13 +258,13 @@ def test_a_rate_that_destroys(store: Path, tmp_path: Path) -> None:
     told = recipe(store, schedule=constant, optimizer={"lr": 1e-3})
     assert pretrain(told, run, Witness(9)).step == 2
     absurd = recipe(store, schedule=constant, optimizer={"lr": 1e38}, save={"every": 1})
-    with pytest.raises(TrainingError, match=r"^step 3: it left weights that are no numbers; its \d+ records"):
+    with pytest.raises(TrainingError, match=r"^step 3: weights or moments .* \d+ records"):
         train(absurd, run, accept_changes=True)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002"]
     assert records_of(run, 3, store.parent / "in.fasta")
     witness = Witness()
     assert pretrain(told, run, witness, accept_changes=True) == Outcome(4, finished=True)
-    assert "goes on after step 2" in witness.notes
+    assert "continues after step 2" in witness.notes
     train(told, tmp_path / "whole")
     assert_same(run, tmp_path / "whole")
 
@@ -295,13 +295,15 @@ def test_records_are_told_though_they_cannot_be_listed(store: Path, tmp_path: Pa
     (run / "step-000000001-records.tsv").mkdir(parents=True)
     (run / "recipe.yaml").write_text("{}")
     (run / ".lock").touch()
-    with pytest.raises(TrainingError, match=r"records \(r\d+, r\d+, r\d+, \.\.\.\) could not be listed in .*: Is a"):
+    with pytest.raises(
+        TrainingError, match=r"records \(r\d+, r\d+, r\d+, \.\.\.\) .*step-000000001-records\.tsv: Is a"
+    ):
         train(recipe(store, run={"max_loss": 1}), run)
 
 
 def test_gradients_that_overflow_at_any_scale(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float16 a few are left out; a run that learns nothing any more is no run."""
-    from protea.train import suspects
+    from protea.train import divergence
     from protea.train.optim import Optimizers
 
     def clip(self: Optimizers, scaler: torch.amp.GradScaler, limit: float | None) -> torch.Tensor:
@@ -310,8 +312,8 @@ def test_gradients_that_overflow_at_any_scale(store: Path, tmp_path: Path, monke
 
     plain = Optimizers.clip
     monkeypatch.setattr(Optimizers, "clip", clip)
-    monkeypatch.setattr(suspects, "_OVERFLOWS", 2)
-    with pytest.raises(TrainingError, match=r"^step 3: the gradient is nan; "):
+    monkeypatch.setattr(divergence, "_MAX_OVERFLOWS", 2)
+    with pytest.raises(TrainingError, match=r"^step 3: .*gradient is nan; "):
         train(recipe(store, run={"precision": "fp16-mixed"}, validation={"every": None}), tmp_path / "run")
 
 
@@ -325,6 +327,6 @@ def test_a_compiler_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(loop, "train_step", fail)
     with pytest.raises(
-        DeviceError, match=r"^run\.compile: .* CppCompileError: C\+\+ compile error; run\.compile=false"
+        DeviceError, match=r"^run\.compile: .* CppCompileError: C\+\+ compile error; .*run\.compile=false"
     ):
         train(recipe(store), tmp_path / "run")

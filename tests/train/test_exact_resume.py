@@ -1,4 +1,4 @@
-"""Runs that end at any moment and go on to the same bits as one that nothing disturbed."""
+"""Runs that end at any moment and continue to the same bits as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
-from protea.train.state import choose
+from protea.train.run_checkpoints import choose
 from trials import Killed, Witness, assert_same, finish, finished, make_store, metrics, recipe, start, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,9 +32,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changes", "every"),
     [
-        ({}, 1),
-        ({"run": {"precision": "bf16-mixed"}, "optimizer": {"name": "muon"}}, 6),
-        ({"run": {"precision": "fp16-mixed", "recompute": True}, "log": {"every": 3}}, 6),
+        ({"optimizer": {"name": "muon"}}, 7),
+        pytest.param({}, 1, marks=pytest.mark.long),
+        pytest.param({"run": {"precision": "bf16-mixed"}, "optimizer": {"name": "muon"}}, 6, marks=pytest.mark.long),
+        pytest.param(
+            {"run": {"precision": "fp16-mixed", "recompute": True}, "log": {"every": 3}}, 6, marks=pytest.mark.long
+        ),
     ],
 )
 def test_stopped_wherever_it_asks(tmp_path: Path, store: Path, changes: dict[str, Any], every: int) -> None:
@@ -48,17 +51,26 @@ def test_stopped_wherever_it_asks(tmp_path: Path, store: Path, changes: dict[str
         assert not outcome.finished
         again = Witness()
         assert pretrain(told, folder, again) == Outcome(4, finished=True)
-        assert (f"goes on after step {outcome.step}" in again.notes) == (outcome.step > 0)
+        assert (f"continues after step {outcome.step}" in again.notes) == (outcome.step > 0)
         assert_same(folder, tmp_path / "whole")
 
 
 Ends = list[tuple[int, bool, bool]]
 
 
+@pytest.mark.long
 @settings(max_examples=8)
 @given(ends=st.lists(st.tuples(st.integers(1, 14), st.booleans(), st.booleans()), min_size=1, max_size=4))
 def test_any_number_of_ends(whole: tuple[Recipe, Path], ends: Ends) -> None:
-    """Stopped or killed after so many packs, and what a killed process may leave behind, if it is told to."""
+    assert_ends_do_not_matter(whole, ends)
+
+
+def test_two_kills(whole: tuple[Recipe, Path]) -> None:
+    assert_ends_do_not_matter(whole, [(9, True, True), (4, True, False)])
+
+
+def assert_ends_do_not_matter(whole: tuple[Recipe, Path], ends: Ends) -> None:
+    """Each end: the number of packs before it, whether it is a kill, and whether the kill leaves torn files."""
     told, expected = whole
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "run")
@@ -86,7 +98,7 @@ def tear(folder: Path) -> None:
         (folder / "checkpoints" / name / "__0_0.distcp").write_bytes(bytes(100))
 
 
-def test_a_validation_that_was_broken_off_is_made_up_for(tmp_path: Path, whole: tuple[Recipe, Path]) -> None:
+def test_an_interrupted_validation_is_repeated(tmp_path: Path, whole: tuple[Recipe, Path]) -> None:
     """Its checkpoint was written without the result, and is written again; its line comes once, whatever happens."""
     told, expected = whole
 
@@ -113,12 +125,15 @@ def test_a_validation_that_was_broken_off_is_made_up_for(tmp_path: Path, whole: 
     assert choose(folder, "2").loss == choose(expected, "2").loss is not None
 
 
+@pytest.mark.long
 def test_killed_processes(tmp_path: Path, store: Path) -> None:
     """SIGKILL at random moments of training, and while a checkpoint is written."""
     told = recipe(store, run={"steps": 40}, save={"every": 5}, validation={"every": 10})
     train(told, tmp_path / "whole")
     folder = tmp_path / "run"
-    rng = random.Random()
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
     killed = 0
     for number, step in enumerate(sorted(rng.sample(range(5, 35), 2))):
         process = start(told, folder)
@@ -134,7 +149,7 @@ def test_killed_processes(tmp_path: Path, store: Path) -> None:
     assert killed
     code, err = finish(start(told, folder))
     assert code == 0, err
-    assert "goes on after step" in err
+    assert "continues after step" in err
     assert_same(folder, tmp_path / "whole")
     assert not list(folder.glob("checkpoints/.*"))
 
@@ -150,6 +165,7 @@ def told_steps(folder: Path) -> int:
     return path.read_bytes().count(b'"loss"') if path.exists() else 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
 def test_compiled(tmp_path: Path, store: Path) -> None:

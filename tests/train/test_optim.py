@@ -17,7 +17,7 @@ from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.train.optim import Optimizers, parameters_to_train
-from protea.train.recipe import Optimizer
+from protea.train.recipe import OptimizerSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def test_parameters_that_require_gradients_are_trained() -> None:
 
 def test_nothing_to_train() -> None:
     with pytest.raises(UsageError, match="there is nothing to train: no parameter of the model requires gradients"):
-        Optimizers(parameters_to_train(new_model().requires_grad_(False)), Optimizer())
+        Optimizers(parameters_to_train(new_model().requires_grad_(False)), OptimizerSettings())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -67,21 +67,21 @@ def test_matrices_of_layers_alone(name: str) -> None:
     matrices = {key for key, each in model.named_parameters() if each.ndim == 2 and key.startswith("layers.")}
     for key in matrices:
         model.get_parameter(key).requires_grad_(True)
-    optimizers = Optimizers(parameters_to_train(model), Optimizer(name=name))
-    assert len(optimizers.each) == 1
+    optimizers = Optimizers(parameters_to_train(model), OptimizerSettings(name=name))
+    assert len(optimizers.members) == 1
     before = weights(model)
     for key in matrices:
         model.get_parameter(key).grad = torch.ones_like(before[key])
     assert optimizers.clip(OFF, 1.0) > 1
     optimizers.step(OFF, 1e-2)
     assert {key for key, each in weights(model).items() if not torch.equal(each, before[key])} == matrices
-    Optimizers(parameters_to_train(model), Optimizer(name=name)).load(dict(optimizers.state()))
+    Optimizers(parameters_to_train(model), OptimizerSettings(name=name)).load(dict(optimizers.state()))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_matrices_alone_decay(name: str) -> None:
     model = new_model()
-    optimizers = Optimizers(parameters_to_train(model), Optimizer(name=name, weight_decay=0.5))
+    optimizers = Optimizers(parameters_to_train(model), OptimizerSettings(name=name, weight_decay=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = weights(model)
@@ -94,7 +94,7 @@ def test_matrices_alone_decay(name: str) -> None:
 
 def test_adamw() -> None:
     model, twin = new_model(), new_model()
-    settings = Optimizer(betas=(0.8, 0.95), eps=1e-5, weight_decay=0.3, clip=None)
+    settings = OptimizerSettings(betas=(0.8, 0.95), eps=1e-5, weight_decay=0.3, clip=None)
     optimizers = Optimizers(parameters_to_train(model), settings)
     trained = list(parameters_to_train(twin).values())
     plain = torch.optim.AdamW(
@@ -120,7 +120,7 @@ def test_adamw() -> None:
 
 def test_muon_takes_the_matrices_of_layers() -> None:
     model = new_model()
-    optimizers = Optimizers(parameters_to_train(model), Optimizer(name="muon"))
+    optimizers = Optimizers(parameters_to_train(model), OptimizerSettings(name="muon"))
     give_gradients(model, 0)
     optimizers.step(OFF, 1e-3)
     kinds: dict[str, set[str]] = {}
@@ -140,7 +140,7 @@ def test_muon_takes_the_matrices_of_layers() -> None:
 def test_muon() -> None:
     """The first update of a matrix is its gradient with all singular values near one, scaled as Liu et al. say."""
     model = new_model()
-    optimizers = Optimizers(parameters_to_train(model), Optimizer(name="muon", weight_decay=0.0))
+    optimizers = Optimizers(parameters_to_train(model), OptimizerSettings(name="muon", weight_decay=0.0))
     give_gradients(model, 0)
     before = weights(model)
     optimizers.step(OFF, 1e-2)
@@ -160,7 +160,7 @@ def test_muon() -> None:
 @given(st.floats(1e-6, 1e3), st.sampled_from([None, 1e-3, 0.5, 1.0, 100.0]), st.integers(0, 9))
 def test_clipping(size: float, limit: float | None, seed: int) -> None:
     model, twin = nn.Linear(7, 5), nn.Linear(7, 5)
-    optimizers = Optimizers(dict(model.named_parameters()), Optimizer())
+    optimizers = Optimizers(dict(model.named_parameters()), OptimizerSettings())
     for each in (model, twin):
         give_gradients(each, seed, size)
     norm = optimizers.clip(OFF, limit)
@@ -170,7 +170,9 @@ def test_clipping(size: float, limit: float | None, seed: int) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=0)
 
 
-def _stepped(model: Encoder, settings: Optimizer, steps: range, state: dict[str, Tensor] | None = None) -> Optimizers:
+def _stepped(
+    model: Encoder, settings: OptimizerSettings, steps: range, state: dict[str, Tensor] | None = None
+) -> Optimizers:
     optimizers = Optimizers(parameters_to_train(model), settings)
     if state is not None:
         optimizers.load(state)
@@ -183,7 +185,7 @@ def _stepped(model: Encoder, settings: Optimizer, steps: range, state: dict[str,
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_goes_round(name: str) -> None:
-    settings = Optimizer(name=name)
+    settings = OptimizerSettings(name=name)
     whole, first, second = (new_model() for _ in range(3))
     undisturbed = dict(_stepped(whole, settings, range(6)).state())
     state = dict(_stepped(first, settings, range(3)).state())
@@ -209,14 +211,14 @@ def test_state_goes_round(name: str) -> None:
     ],
 )
 def test_state_of_another_model(change: dict[str, Any], message: str) -> None:
-    state: dict[str, Any] = dict(_stepped(new_model(), Optimizer(), range(1)).state()) | change
+    state: dict[str, Any] = dict(_stepped(new_model(), OptimizerSettings(), range(1)).state()) | change
     state = {key: value for key, value in state.items() if value is not None}
     with pytest.raises(CheckpointError, match=message):
-        Optimizers(parameters_to_train(new_model()), Optimizer()).load(state)
+        Optimizers(parameters_to_train(new_model()), OptimizerSettings()).load(state)
 
 
 @pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
 def test_state_of_another_optimizer(before: str, after: str) -> None:
-    state = dict(_stepped(new_model(), Optimizer(name=before), range(1)).state())
+    state = dict(_stepped(new_model(), OptimizerSettings(name=before), range(1)).state())
     with pytest.raises(CheckpointError, match=r"optimizer.name"):
-        Optimizers(parameters_to_train(new_model()), Optimizer(name=after)).load(state)
+        Optimizers(parameters_to_train(new_model()), OptimizerSettings(name=after)).load(state)

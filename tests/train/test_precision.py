@@ -15,8 +15,8 @@ from torch import Tensor
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.errors import DeviceError
+from protea.train.model import Precision, Trainable
 from protea.train.recipe import Recipe
-from protea.train.trained import Precision, Trained
 from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:
     return [list(islice(batches, told.batch.packs)) for _ in range(number)]
 
 
-def set_scale(ours: Trained, scale: float) -> torch.amp.GradScaler:
+def set_scale(ours: Trainable, scale: float) -> torch.amp.GradScaler:
     """Its float16 gradients would overflow now and then at the scale that PyTorch begins with."""
     scaler = ours.precision.scaler
     if scaler.is_enabled():
@@ -51,14 +51,14 @@ def set_scale(ours: Trained, scale: float) -> torch.amp.GradScaler:
     return scaler
 
 
-def losses(told: Recipe, folder: Path, number: int) -> tuple[list[float], Trained]:
+def losses(told: Recipe, folder: Path, number: int) -> tuple[list[float], Trainable]:
     ours = trained(told)
     set_scale(ours, 1024.0)
     packs = steps(told, folder, number)
     return [take_step(ours, told, packs[n], n + 1, RATE)[0] for n in range(number)], ours
 
 
-def everything(ours: Trained) -> dict[str, Tensor]:
+def everything(ours: Trainable) -> dict[str, Tensor]:
     """Copies of weights and optimizers' state."""
     both = dict(ours.model.named_parameters()) | dict(ours.optimizers.state())
     return {name: each.detach().clone() for name, each in both.items()}

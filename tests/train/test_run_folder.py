@@ -12,8 +12,8 @@ import yaml
 from protea.errors import OutputError, ResumeError
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
+from protea.train.run_checkpoints import choose
 from protea.train.run_folder import RunFolder
-from protea.train.state import choose
 from trials import TINY, Witness, assert_same, make_store, metrics, recipe, reseal, train, write_fasta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,10 +37,10 @@ def test_other_packs_begin_the_block_again(stopped: tuple[Recipe, Path], store: 
     assert choose(run, "newest").values["position"][2] > 0
     changed, witness = recipe(store, batch={"tokens": 288, "pack": 48}), Witness(1)
     assert pretrain(changed, run, witness, accept_changes=True).step == 2
-    assert any("begins again" in note for note in witness.notes)
+    assert any("block" in note for note in witness.notes)
     witness = Witness()
     pretrain(recipe(store, batch={"tokens": 288, "pack": 48}, run={"steps": 3}), run, witness, accept_changes=True)
-    assert not any("begins again" in note for note in witness.notes)
+    assert not any("block" in note for note in witness.notes)
 
 
 def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) -> None:
@@ -50,24 +50,24 @@ def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) 
     with pytest.raises(ResumeError) as caught:
         train(changed, run)
     message = str(caught.value)
-    assert message.startswith(f"{run}: its recipe was another: ")
+    assert message.startswith(f"{run}: ")
     for part in (
-        "run.steps: 4, now 6",
-        "optimizer.lr: 0.01, now 0.001",
-        "optimizer.betas: [0.9, 0.98], now [0.9, 0.99]",
-        "save.keep_every: null, now 2",
+        "run.steps 4 -> 6",
+        "optimizer.lr 0.01 -> 0.001",
+        "optimizer.betas 0.9,0.98 -> 0.9,0.99",
+        "save.keep_every nothing -> 2",
         "--accept-changes",
     ):
         assert part in message
-    assert message.count(", now ") == 4
+    assert message.count(" -> ") == 4
     assert (run / "recipe.yaml").read_text() == before
     witness = Witness()
     assert pretrain(changed, run, witness, accept_changes=True) == Outcome(6, finished=True)
-    assert "the recipe changed: run.steps: 4, now 6" in witness.notes
+    assert any("run.steps 4 -> 6" in note for note in witness.notes)
     assert yaml.safe_load((run / "recipe.yaml").read_text()) == changed.shown()
     assert choose(run, "newest").values["recipe"] == changed.shown()
     assert train(changed, run) == Outcome(6, finished=True)
-    with pytest.raises(ResumeError, match=r"run\.steps: 6, now 4"):
+    with pytest.raises(ResumeError, match=r"run\.steps 6 -> 4"):
         train(told, run)
 
 
@@ -75,9 +75,9 @@ def test_a_change_that_does_not_come_about_is_not_noted(stopped: tuple[Recipe, P
     """After an accepted change that cannot be gone on with, the first recipe still is the run's."""
     told, run = stopped
     other = make_store(tmp_path / "other", seed=1)
-    with pytest.raises(ResumeError, match=r"step-000000002: was trained on other data; give those again"):
+    with pytest.raises(ResumeError, match=r"step-000000002: .* other data"):
         train(recipe(other), run, accept_changes=True)
-    with pytest.raises(ResumeError, match=r"run: is after step 2 already, past run.steps 1; raise that, or name a new"):
+    with pytest.raises(ResumeError, match=r"run: has 2 steps .* run\.steps 1"):
         train(recipe(Path(told.shown()["data"]["store"]), run={"steps": 1}), run, accept_changes=True)
     assert train(told, run).finished
 
@@ -92,12 +92,12 @@ def test_other_data_at_the_same_place(stopped: tuple[Recipe, Path], tmp_path: Pa
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     moved = recipe(copy)
-    with pytest.raises(ResumeError, match=r"data\.store: "):
+    with pytest.raises(ResumeError, match=r"data\.store "):
         train(moved, run)
     assert pretrain(moved, run, Witness(4), accept_changes=True).step == 2
     shutil.rmtree(copy)
     make_store(tmp_path / "other", seed=1).rename(copy)
-    with pytest.raises(ResumeError, match="was trained on other data"):
+    with pytest.raises(ResumeError, match="other data"):
         train(moved, run)
 
 
@@ -129,9 +129,9 @@ def test_other_surroundings_are_noted(stopped: tuple[Recipe, Path]) -> None:
     witness = Witness()
     assert pretrain(told, run, witness).finished
     assert witness.notes == [
-        "threads 3 before, now 1: not the same to the last bit",
-        f"PyTorch 1.0 before, now {known['PyTorch']}: not the same to the last bit",
-        "goes on after step 2",
+        "threads was 3, is now 1: results will not be the same to the last bit",
+        f"PyTorch was 1.0, is now {known['PyTorch']}: results will not be the same to the last bit",
+        "continues after step 2",
     ]
     assert choose(run, "newest").values["surroundings"] == known
 
@@ -140,7 +140,7 @@ def test_one_process_at_a_time(stopped: tuple[Recipe, Path], store: Path) -> Non
     told, run = stopped
     with RunFolder(run, told):
         for changed in (told, recipe(store, run={"steps": 9})):
-            with pytest.raises(ResumeError, match=r"run: another process trains in it; wait for that one, or name"):
+            with pytest.raises(ResumeError, match=r"run: another process"):
                 train(changed, run, accept_changes=True)
     assert train(told, run).finished
 
@@ -149,10 +149,10 @@ def test_folders_of_something_else(store: Path, tmp_path: Path) -> None:
     told = recipe(store)
     file = write_fasta(tmp_path / "in.fasta")
     for folder, message in (
-        (file, r"in.fasta: is a file; name a folder"),
-        (file / "run", r"in.fasta/run: cannot be written: Not a directory"),
-        (store, r"store: holds something else \((manifest.json|report.tsv|train|valid)\); name a new folder"),
-        (Path("/proc/run"), r"/proc/run: cannot be written: No such file"),
+        (file, r"in\.fasta: is a file"),
+        (file / "run", r"in\.fasta/run: .*Not a directory"),
+        (store, r"store: .*\((manifest\.json|report\.tsv|train|valid)\)"),
+        (Path("/proc/run"), r"/proc/run: .*No such file"),
     ):
         with pytest.raises(OutputError, match=message):
             train(told, folder)
@@ -163,7 +163,7 @@ def test_a_damaged_recipe(stopped: tuple[Recipe, Path]) -> None:
     told, run = stopped
     for content in (b"", b"\xff", b"{", b"- 1", b"a: &b [*b]: c"):
         (run / "recipe.yaml").write_bytes(content)
-        with pytest.raises(ResumeError, match=r"run/recipe.yaml: .*; mend it, or name a new folder"):
+        with pytest.raises(ResumeError, match=r"run/recipe\.yaml: "):
             train(told, run)
 
 
@@ -178,26 +178,24 @@ def test_a_finished_run_stays_as_it_is(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("mmseqs") is None, reason="MMseqs2 is not installed: apt-get install mmseqs2")
 def test_fasta(tmp_path: Path) -> None:
-    """A store is made in the run's folder, once, and anew when the files have changed."""
+    """A store is made in the run's folder, once, and again when the files have changed."""
     fasta = write_fasta(tmp_path / "in.fasta")
     told = recipe(None, data={"fasta": fasta}, validation={"every": None})
     witness = Witness(8)
     assert pretrain(told, tmp_path / "run", witness).step == 2
-    assert any(note.startswith("training data: read sequences") for note in witness.notes)
+    assert "read sequences" in witness.tasks
     made = (tmp_path / "run/store/manifest.json").stat()
     witness = Witness(2)
     assert pretrain(told, tmp_path / "run", witness).step == 2
-    assert witness.notes == ["goes on after step 2"]
+    assert witness.notes == ["continues after step 2"]
     kept = fasta.read_text()
     fasta.unlink()  # the store is what counts
     assert pretrain(told, tmp_path / "run", Witness(2)).step == 2
     write_fasta(fasta, seed=1)
     witness = Witness()
-    with pytest.raises(ResumeError, match="was trained on other data"):
+    with pytest.raises(ResumeError, match="other data"):
         pretrain(told, tmp_path / "run", witness)
-    assert witness.notes[0] == (
-        "training data: the FASTA files are not those that the store was made of; it is made anew"
-    )
+    assert "FASTA files changed" in witness.notes[0]
     fasta.write_text(kept)
     witness = Witness(2)
     assert pretrain(told, tmp_path / "run", witness).step == 2
@@ -222,7 +220,7 @@ def test_fasta_of_another_alphabet(tmp_path: Path) -> None:
 def test_a_recipe_of_the_users_own_is_left_alone(store: Path, tmp_path: Path) -> None:
     """``protea pretrain recipe.yaml -o .``"""
     (tmp_path / "recipe.yaml").write_text("# mine\n")
-    with pytest.raises(OutputError, match=r"holds something else \(recipe\.yaml\); name a new folder"):
+    with pytest.raises(OutputError, match=r"\(recipe\.yaml\)"):
         train(recipe(store), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
     assert (tmp_path / "recipe.yaml").read_text() == "# mine\n"

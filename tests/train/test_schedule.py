@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, PolynomialLR
 from transformers import optimization
 
-from protea.train.recipe import Schedule
-from protea.train.schedule import learning_rate
+from protea.train.optim import learning_rate
+from protea.train.recipe import ScheduleSettings
 
-ESM2 = Schedule(name="linear", warmup=2000)
-ESM2NV = Schedule(name="anneal-hold", warmup=2000, min_lr=4e-5)
-ESM1NV = Schedule(name="cosine", warmup=500, steps=1_000_000, min_lr=2e-5, constant=50_000)
+ESM2 = ScheduleSettings(name="linear", warmup=2000)
+ESM2NV = ScheduleSettings(name="anneal-hold", warmup=2000, min_lr=4e-5)
+ESM1NV = ScheduleSettings(name="cosine", warmup=500, steps=1_000_000, min_lr=2e-5, constant=50_000)
 
 # Reached and left at: linear falls from 2,000 to 450,000 of 500,000 steps, or to 243,000 of 270,000; anneal-hold is at
 # its floor after 2,000 + 0.9 · 498,000 steps; cosine falls from 500 to 950,000, its quarters 237,375 steps each.
-TABLE: list[tuple[Schedule, float, int, dict[int, float]]] = [
+TABLE: list[tuple[ScheduleSettings, float, int, dict[int, float]]] = [
     (
         ESM2,
         4e-4,
@@ -75,42 +75,47 @@ TABLE: list[tuple[Schedule, float, int, dict[int, float]]] = [
             1_100_000: 2e-5,
         },
     ),
-    (Schedule(name="constant", warmup=100), 5e-5, 2000, {1: 5e-7, 50: 2.5e-5, 100: 5e-5, 101: 5e-5, 3000: 5e-5}),
     (
-        Schedule(name="trapezoid", warmup=10, floor=0.0, decay=0.75),
+        ScheduleSettings(name="constant", warmup=100),
+        5e-5,
+        2000,
+        {1: 5e-7, 50: 2.5e-5, 100: 5e-5, 101: 5e-5, 3000: 5e-5},
+    ),
+    (
+        ScheduleSettings(name="trapezoid", warmup=10, floor=0.0, decay=0.75),
         8.0,
         100,
         {1: 0.8, 10: 8.0, 11: 8.0, 75: 8.0, 76: 7.68, 80: 6.4, 99: 0.32, 100: 0.0, 101: 0.0},
     ),
-    (Schedule(name="trapezoid", warmup=0, floor=0.5, decay=1.0), 1.0, 10, {1: 1.0, 10: 1.0, 11: 1.0}),
-    (Schedule(name="trapezoid", warmup=9, floor=0.5, decay=0.1), 1.0, 10, {9: 1.0, 10: 0.5}),
+    (ScheduleSettings(name="trapezoid", warmup=0, floor=0.5, decay=1.0), 1.0, 10, {1: 1.0, 10: 1.0, 11: 1.0}),
+    (ScheduleSettings(name="trapezoid", warmup=9, floor=0.5, decay=0.1), 1.0, 10, {9: 1.0, 10: 0.5}),
     # Without warm-up; the whole of it; no way from warm-up's end to decay's.
     (
-        Schedule(name="linear", warmup=0, floor=0.2, decay=0.5),
+        ScheduleSettings(name="linear", warmup=0, floor=0.2, decay=0.5),
         1.0,
         100,
         {1: 0.984, 25: 0.6, 50: 0.2, 100: 0.2},
     ),
-    (Schedule(name="cosine", warmup=0, min_lr=0.0), 1.0, 4, {1: 0.8535533905932737, 2: 0.5, 4: 0.0, 5: 0.0}),
-    (Schedule(name="anneal-hold", warmup=10, min_lr=0.5), 1.0, 10, {5: 0.75, 10: 1.0, 11: 1.0}),
-    (Schedule(name="linear", warmup=95), 1.0, 100, {94: 94 / 95, 95: 1.0, 96: 0.1}),
-    (Schedule(name="cosine", warmup=40, min_lr=0.1, constant=60), 1.0, 100, {40: 1.0, 41: 0.1, 100: 0.1}),
+    (ScheduleSettings(name="cosine", warmup=0, min_lr=0.0), 1.0, 4, {1: 0.8535533905932737, 2: 0.5, 4: 0.0, 5: 0.0}),
+    (ScheduleSettings(name="anneal-hold", warmup=10, min_lr=0.5), 1.0, 10, {5: 0.75, 10: 1.0, 11: 1.0}),
+    (ScheduleSettings(name="linear", warmup=95), 1.0, 100, {94: 94 / 95, 95: 1.0, 96: 0.1}),
+    (ScheduleSettings(name="cosine", warmup=40, min_lr=0.1, constant=60), 1.0, 100, {40: 1.0, 41: 0.1, 100: 0.1}),
 ]
 
 
 @pytest.mark.parametrize(("schedule", "highest", "steps", "rates"), TABLE)
-def test_by_hand(schedule: Schedule, highest: float, steps: int, rates: dict[int, float]) -> None:
+def test_by_hand(schedule: ScheduleSettings, highest: float, steps: int, rates: dict[int, float]) -> None:
     ours = {step: learning_rate(schedule, step, highest=highest, steps=steps) for step in rates}
     assert ours == pytest.approx(rates, rel=1e-9, abs=1e-18)
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> tuple[Schedule, float, int]:
+def schedules(draw: st.DrawFn) -> tuple[ScheduleSettings, float, int]:
     """Any schedule that a recipe may hold, its highest rate, and the run's steps."""
     steps = draw(st.integers(1, 300))
     warmup = draw(st.integers(0, steps))
     highest = draw(st.floats(1e-6, 1.0))
-    schedule = Schedule(
+    schedule = ScheduleSettings(
         name=draw(st.sampled_from(["linear", "anneal-hold", "cosine", "constant", "trapezoid"])),
         warmup=warmup,
         steps=draw(st.sampled_from([None, steps])),
@@ -123,7 +128,7 @@ def schedules(draw: st.DrawFn) -> tuple[Schedule, float, int]:
 
 
 @given(schedules())
-def test_shape(made: tuple[Schedule, float, int]) -> None:
+def test_shape(made: tuple[ScheduleSettings, float, int]) -> None:
     schedule, highest, steps = made
     rates = [learning_rate(schedule, step, highest=highest, steps=steps) for step in range(1, steps + 4)]
     slack = 1e-12 * highest
@@ -152,38 +157,38 @@ def _rates(make: Callable[[torch.optim.Optimizer], LRScheduler], rate: float, st
 
 
 RATE, WARMUP, STEPS = 3e-4, 20, 120
-OTHERS: dict[str, tuple[Callable[[torch.optim.Optimizer], LRScheduler], Schedule]] = {
+OTHERS: dict[str, tuple[Callable[[torch.optim.Optimizer], LRScheduler], ScheduleSettings]] = {
     "transformers' linear": (
         lambda o: optimization.get_linear_schedule_with_warmup(o, WARMUP, STEPS),
-        Schedule(name="linear", warmup=WARMUP, floor=0.0, decay=1.0),
+        ScheduleSettings(name="linear", warmup=WARMUP, floor=0.0, decay=1.0),
     ),
     "transformers' cosine": (
         lambda o: optimization.get_cosine_schedule_with_warmup(o, WARMUP, STEPS),
-        Schedule(name="cosine", warmup=WARMUP),
+        ScheduleSettings(name="cosine", warmup=WARMUP),
     ),
     "transformers' cosine to a rate": (
         lambda o: optimization.get_cosine_with_min_lr_schedule_with_warmup(o, WARMUP, STEPS, min_lr=5e-5),
-        Schedule(name="cosine", warmup=WARMUP, min_lr=5e-5),
+        ScheduleSettings(name="cosine", warmup=WARMUP, min_lr=5e-5),
     ),
     "transformers' constant": (
         lambda o: optimization.get_constant_schedule_with_warmup(o, WARMUP),
-        Schedule(name="constant", warmup=WARMUP),
+        ScheduleSettings(name="constant", warmup=WARMUP),
     ),
     "transformers' warm-up, stable rate and decay": (
         lambda o: optimization.get_wsd_schedule(o, WARMUP, 30, num_training_steps=STEPS, decay_type="linear"),
-        Schedule(name="trapezoid", warmup=WARMUP, floor=0.0, decay=0.75),
+        ScheduleSettings(name="trapezoid", warmup=WARMUP, floor=0.0, decay=0.75),
     ),
     "PyTorch's linear": (
         lambda o: LinearLR(o, start_factor=1.0, end_factor=0.1, total_iters=90),
-        Schedule(name="linear", warmup=0, floor=0.1, decay=0.75),
+        ScheduleSettings(name="linear", warmup=0, floor=0.1, decay=0.75),
     ),
     "PyTorch's cosine": (
         lambda o: CosineAnnealingLR(o, T_max=STEPS, eta_min=5e-5),
-        Schedule(name="cosine", warmup=0, min_lr=5e-5),
+        ScheduleSettings(name="cosine", warmup=0, min_lr=5e-5),
     ),
     "PyTorch's polynomial": (
         lambda o: PolynomialLR(o, total_iters=STEPS, power=1.0),
-        Schedule(name="anneal-hold", warmup=0, floor=0.0),
+        ScheduleSettings(name="anneal-hold", warmup=0, floor=0.0),
     ),
 }
 

@@ -10,9 +10,8 @@ import torch
 from runs import make_store, recipe
 
 from protea.train.loop import pretrain
+from protea.train.metrics import TrainingProgress
 from protea.train.recipe import Recipe
-from protea.train.sinks import METRICS
-from protea.train.watcher import Watcher
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +19,7 @@ pytestmark = [
 ]
 
 
-class StopAfter(Watcher):
+class StopAfter(TrainingProgress):
     """Stops once a step was logged."""
 
     def __init__(self, step: int) -> None:
@@ -44,7 +43,7 @@ def told(store: Path, device: str, family: str = "esm2", **run: object) -> Recip
 
 
 def curve(run: Path, name: str = "loss") -> list[float]:
-    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
 
 
@@ -68,7 +67,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_losses_are_those_of_the_cpu(changes: dict[str, object], tolerance: float, store: Path, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         run = changes if device == "cuda" else {"precision": "float32"}
-        pretrain(told(store, device, **run), tmp_path / device, Watcher())
+        pretrain(told(store, device, **run), tmp_path / device, TrainingProgress())
     for name in ("loss", "validation_loss"):
         expected = curve(tmp_path / "cpu", name)
         assert curve(tmp_path / "cuda", name) == pytest.approx(expected, rel=tolerance)
@@ -76,9 +75,9 @@ def test_losses_are_those_of_the_cpu(changes: dict[str, object], tolerance: floa
 
 def test_a_stopped_run_goes_on(store: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    pretrain(told(store, "cuda", precision="fp16-mixed"), whole, Watcher())
+    pretrain(told(store, "cuda", precision="fp16-mixed"), whole, TrainingProgress())
     outcome = pretrain(told(store, "cuda", precision="fp16-mixed"), parts, StopAfter(5))
     assert outcome.step == 5
-    pretrain(told(store, "cuda", precision="fp16-mixed"), parts, Watcher())
+    pretrain(told(store, "cuda", precision="fp16-mixed"), parts, TrainingProgress())
     assert curve(parts) == pytest.approx(curve(whole), rel=1e-3)
     assert len(curve(parts)) == 12

@@ -16,7 +16,7 @@ from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
-from protea.train.schedule import learning_rate
+from protea.train.optim import learning_rate
 from references import PlainESM1nv, load_transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

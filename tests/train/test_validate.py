@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import CPU, MASKED, make_store, recipe, trained
+from runs import CPU, make_store, recipe, trained
 from torch.nn import functional as F
 
 from conftest import disturb
@@ -20,10 +20,10 @@ from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.train.average import export
 from protea.train.loop import pretrain
+from protea.train.metrics import TrainingProgress
+from protea.train.model import Precision
+from protea.train.objective import Validation
 from protea.train.recipe import Recipe
-from protea.train.trained import Precision
-from protea.train.validate import Validation
-from protea.train.watcher import Watcher
 from references import load_transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,13 +81,13 @@ def test_loss(folder: Path, tmp_path: Path) -> None:
     validation = Validation(_store(folder), told(folder))
     batches = list(validation.batches())
     expected = slow(tmp_path / "model", batches)
-    found = validation.loss(model, EXACT, MASKED)
+    found = validation.loss(model, EXACT)
     assert found == pytest.approx(expected, rel=1e-6)
     assert model.training
     # It is the same at every call, whatever random numbers were drawn between.
     torch.randn(7)
-    assert validation.loss(model, EXACT, MASKED) == found
-    narrow = validation.loss(model, Precision("bf16-mixed", CPU), MASKED)
+    assert validation.loss(model, EXACT) == found
+    narrow = validation.loss(model, Precision("bf16-mixed", CPU))
     assert narrow == pytest.approx(expected, rel=5e-3)
     assert narrow != found
 
@@ -128,7 +128,7 @@ def test_part_of_the_split(folder: Path, tmp_path: Path) -> None:
         some = recipe(data={"store": str(folder), "max_tokens": 40}, validation={"every": 2, "tokens": tokens})
         validation = Validation(store, some)
         assert same(list(validation.batches()), every[:packs])
-        assert validation.loss(model, EXACT, MASKED) == pytest.approx(slow(tmp_path / "model", every[:packs]), rel=1e-6)
+        assert validation.loss(model, EXACT) == pytest.approx(slow(tmp_path / "model", every[:packs]), rel=1e-6)
     everything = recipe(data={"store": str(folder), "max_tokens": 40}, validation={"every": 2, "tokens": None})
     assert same(list(Validation(store, everything).batches()), every)
 
@@ -136,7 +136,7 @@ def test_part_of_the_split(folder: Path, tmp_path: Path) -> None:
 def test_a_run_tells_it(folder: Path, tmp_path: Path) -> None:
     """Of the weights at that step; exported, they give it again. The last step is validated, too."""
     run = tmp_path / "run"
-    assert pretrain(told(folder, run={"steps": 5}, save={"every": 1, "newest": 9}), run, Watcher()).finished
+    assert pretrain(told(folder, run={"steps": 5}, save={"every": 1, "newest": 9}), run, TrainingProgress()).finished
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line for line in lines if "validation_loss" in line}
     assert list(losses) == [2, 4, 5]
@@ -152,19 +152,19 @@ def test_a_run_tells_it(folder: Path, tmp_path: Path) -> None:
 def test_stopping(folder: Path) -> None:
     model = _model()
     asked = iter([False, True])
-    assert Validation(_store(folder), told(folder)).loss(model, EXACT, MASKED, lambda: next(asked)) is None
+    assert Validation(_store(folder), told(folder)).loss(model, EXACT, lambda: next(asked)) is None
     assert model.training
 
 
 def test_no_validation_split(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", sequences=20)
-    with pytest.raises(UsageError, match=r"has no valid split; build it with --valid, or set validation.every=null"):
-        pretrain(told(store), tmp_path / "run", Watcher())
+    with pytest.raises(UsageError, match=r"valid split; .*--valid.* validation\.every=null"):
+        pretrain(told(store), tmp_path / "run", TrainingProgress())
     without = recipe(data={"store": str(store)}, run={"steps": 1})
-    assert pretrain(without, tmp_path / "run", Watcher()).finished
+    assert pretrain(without, tmp_path / "run", TrainingProgress()).finished
 
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", sequences=20, low=1, high=1, valid=1)
-    with pytest.raises(UsageError, match="validation masks no token, so few there are; add sequences"):
-        Validation(_store(store), told(store)).loss(_model(), EXACT, MASKED)
+    with pytest.raises(UsageError, match=r"validation\.every=null"):
+        Validation(_store(store), told(store)).loss(_model(), EXACT)

@@ -1,4 +1,4 @@
-"""``protea export`` and ``protea average``: models out of a training run."""
+"""``protea export`` and ``protea average``: make models from the checkpoints of a training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def export(
     ] = "newest",
     dtype: Dtype = "float32",
 ) -> None:
-    """Make a model of a training run's checkpoint: a Hugging Face folder, which Protea and transformers load.
+    """Export a checkpoint of a training run as a Hugging Face folder, which Protea and transformers load.
 
     \b
     Examples:
@@ -33,20 +33,19 @@ def export(
     from protea.device import resolve_dtype
     from protea.train.average import export as write
 
-    kind = resolve_dtype(dtype)
     with interruptible():
-        saved = write(run, output, which=checkpoint, dtype=kind)
-    validated = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
-    typer.echo(f"{output}: the model after step {saved.step:,}{validated}")
+        saved = write(run, output, which=checkpoint, dtype=resolve_dtype(dtype))
+    loss = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
+    typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
 
 
 def average(
     run: Run,
     output: Output,
-    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="So many of the newest checkpoints.")],
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="Number of checkpoints, the newest ones.")],
     dtype: Dtype = "float32",
 ) -> None:
-    """Make a model of the mean of a training run's last checkpoints.
+    """Export the mean of the weights of a training run's newest checkpoints.
 
     \b
     Examples:
@@ -55,7 +54,6 @@ def average(
     from protea.device import resolve_dtype
     from protea.train.average import average as write
 
-    kind = resolve_dtype(dtype)
     with interruptible():
-        saved = write(run, output, last=last, dtype=kind)
+        saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
     typer.echo(f"{output}: mean of {len(saved)} checkpoints, steps {saved[0].step:,} to {saved[-1].step:,}")

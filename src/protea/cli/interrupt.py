@@ -1,4 +1,4 @@
-"""One SIGINT or SIGTERM as one KeyboardInterrupt, whatever it breaks into."""
+"""One SIGINT or SIGTERM ends a command as one ``KeyboardInterrupt``, wherever it arrives."""
 
 from __future__ import annotations
 
@@ -12,45 +12,42 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-"""What ends a command."""
-
-_AGAIN_SECONDS: Final = 0.05
-
 INTERRUPTED: Final = 130
-"""The exit code of what a signal ended."""
+"""The exit code after a signal."""
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS: Final = 0.05
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a signal end what is within; what follows is cleaning up, which another signal does not break off.
+    """Turn the first SIGINT or SIGTERM into one ``KeyboardInterrupt``; later ones do not disturb the cleaning up.
 
-    Python raises between any two lines. Two things can go wrong with that, and neither is the user's business: code
-    not written to be left there fails in its turn, which becomes the interrupt it came from; and a finaliser or the
-    callback of a weak reference swallows what is raised within it, in which case it is raised again a moment later.
+    Python raises it between any two lines. Code that is not written for that may fail with another error, which is
+    turned into the interrupt. A finaliser or a weak reference's callback may swallow it; it is then raised again.
     """
-    came = False
+    interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        nonlocal interrupted
+        interrupted = True
+        for ignored in SIGNALS:
+            signal.signal(ignored, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    def swallowed(what: UnraisableHookArgs) -> None:
-        if what.exc_type is KeyboardInterrupt:
+    def raise_again(unraisable: UnraisableHookArgs) -> None:
+        if unraisable.exc_type is KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         else:
-            previous(what)
+            previous(unraisable)
 
-    previous, sys.unraisablehook = sys.unraisablehook, swallowed
+    previous, sys.unraisablehook = sys.unraisablehook, raise_again
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, interrupt)
     try:
         yield
     except Exception:
-        if came:
+        if interrupted:
             raise KeyboardInterrupt from None
         raise
     finally:

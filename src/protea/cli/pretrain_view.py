@@ -1,129 +1,111 @@
-"""How a training run looks while it goes: one line that changes on a terminal, lines now and then elsewhere."""
+"""How a training run looks: a progress bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Final, Self
+from types import FrameType
+from typing import Any, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from protea.cli.stop import StopRequest
-from protea.train.estimate import Estimate
-from protea.train.recipe import Recipe
-from protea.train.watcher import Watcher
+from protea.cli.interrupt import SIGNALS
+from protea.train.metrics import TrainingProgress
 
 _LINE_SECONDS: Final = 10.0
-"""Between lines where there is no terminal."""
+"""Time between two lines if standard error is not a terminal."""
 
 
-class View(Watcher):
-    """Shows what a run tells, and passes on the user's wish to stop."""
+class TrainingView(TrainingProgress):
+    """Shows the metrics and notes of a run while its ``bar`` is open; a signal makes ``stop`` return true."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         self._terminal = console.is_terminal
-        self._progress = Progress(
+        self.bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeRemainingColumn(compact=True),
-            # What a narrow terminal has no room for is the end of this, not the columns before.
+            # A narrow terminal cuts the end of this column, not the columns before it.
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
             expand=True,
             disable=not self._terminal,
-            # Minutes may lie between two logged steps; of the last 30 seconds alone, no rate would be known.
+            # The default, 30 seconds, may be shorter than the time between two logged steps.
             speed_estimate_period=math.inf,
         )
-        self._stop = StopRequest(self.note)
-        self._task = self._progress.add_task("", total=None)
+        self._task = self.bar.add_task("", total=None)
+        self._stop = False
+        self._handlers: dict[int, Any] = {}
         self._steps = 0
-        self._validated = ""
+        self._validation = ""
         self._printed = 0.0
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
+        """Name a task in the preparation of the training data."""
+        self.note(f"training data: {task}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def begin(self, needs: Estimate, recipe: Recipe, step: int) -> None:
-        """Tell what the run takes; from here on, a signal asks to save and leave."""
-        for line in cost(needs, recipe):
+    def start(self, costs: Sequence[str], steps: int, done: int) -> None:
+        """Print what the run takes; from now on, a signal asks the run to stop."""
+        for line in costs:
             self._print(line)
-        self._steps = recipe.run.steps
-        self._progress.reset(self._task, total=recipe.run.steps, completed=step)
-        self._stop.install()
+        self._steps = steps
+        self.bar.reset(self._task, total=steps, completed=done)
+        self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Show metrics."""
+        """Show the metrics of a step."""
         if "validation_loss" in values:
-            self._validated = f" · validation {values['validation_perplexity']:.3f}"
+            self._validation = f" · validation {values['validation_perplexity']:.3f}"
             if not self._terminal:
                 self._print(f"step {step:,}: validation perplexity {values['validation_perplexity']:.4f}")
             return
-        text = " · ".join(_parts(values)) + self._validated
-        self._progress.update(self._task, completed=step, description=text)
+        text = _line(values) + self._validation
+        self.bar.update(self._task, completed=step, description=text)
         if not self._terminal and (time.monotonic() - self._printed > _LINE_SECONDS or step == self._steps):
             self._print(f"step {step:,}/{self._steps:,}: {text}")
             self._printed = time.monotonic()
 
     def note(self, message: str) -> None:
-        """Print a line above."""
+        """Print a line."""
         self._print(f"protea: note: {message}")
 
     def stop(self) -> bool:
         """Whether a signal came."""
-        return self._stop.asked
+        return self._stop
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+        for handled, handler in self._handlers.items():
+            signal.signal(handled, handler)
+        # The signal may arrive while a line is printed, and Python refuses to print inside printing.
+        with suppress(RuntimeError):
+            self.note("stopping: saves a checkpoint first; a second signal stops at once, without saving")
 
     def _print(self, line: str) -> None:
-        # A log on a full disk, or that nobody reads any more, does not end the run.
+        # A full disk or a closed pipe behind standard error must not end the run.
         with suppress(OSError):
             if self._terminal:
-                self._progress.console.print(line, markup=False, highlight=False)
+                self.bar.console.print(line, markup=False, highlight=False)
             else:
                 typer.echo(line, err=True)
 
 
-def cost(needs: Estimate, recipe: Recipe) -> Iterator[str]:
-    """What a run takes, in words."""
-    steps, tokens = recipe.run.steps, needs.tokens
-    yield (
-        f"{needs.parameters:,} parameters; {steps:,} steps of {tokens:,} tokens ({needs.packs:,} packs of "
-        f"{recipe.batch.pack:,}), {steps * tokens:.3g} tokens in all"
-    )
-    total = needs.flops * tokens * steps
-    yield f"{needs.flops:.3g} FLOP a token, {total:.3g} in all: {_time(total / 4e14)} at 400 TFLOP/s"
-    yield (
-        f"memory: {_gigabytes(needs.state)} weights, gradients, moments; {_gigabytes(needs.activations)} a pack's "
-        f"activations; {_gigabytes(needs.copies)} main memory for checkpoints"
-    )
-
-
-def _parts(values: Mapping[str, float]) -> Iterator[str]:
-    yield f"loss {values['loss']:.4f}"
-    yield f"perplexity {values['perplexity']:.3f}"
-    yield f"{values['tokens_per_second']:,.0f} tokens/s"
-    if "utilisation" in values:
-        yield f"utilisation {values['utilisation']:.1%}"
-    yield f"padding {values['padding']:.1%}"
-    yield f"gradient {values['gradient_norm']:.3f}"
-    yield f"lr {values['learning_rate']:.2e}"
-    yield _gigabytes(values["peak_memory"])
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 360 else f"{seconds:,.0f} seconds"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB"
+def _line(values: Mapping[str, float]) -> str:
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"perplexity {values['perplexity']:.3f}",
+        f"{values['tokens_per_second']:,.0f} tokens/s",
+        f"utilisation {values['utilisation']:.1%}" if "utilisation" in values else "",
+        f"padding {values['padding']:.1%}",
+        f"gradient {values['gradient_norm']:.3f}",
+        f"lr {values['learning_rate']:.2e}",
+        f"{values['peak_memory'] / 1e9:,.1f} GB",
+    ]
+    return " · ".join(filter(None, parts))

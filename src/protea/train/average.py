@@ -1,77 +1,60 @@
-"""Finished models out of a run's checkpoints: one of them, or the mean of several."""
+"""Models from a run's checkpoints: one of them, or the mean of several."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import contact_head
-from protea.checkpoints.distcp import DistributedTensors
 from protea.checkpoints.hf_config import config_from
 from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
 from protea.output import staged
-from protea.train.resume import MODEL
-from protea.train.state import Saved, choose, newest_saved
-
-NEWEST: Final = "newest"
+from protea.train.run_checkpoints import MODEL, SavedCheckpoint, choose, read_verified, run_folders
 
 
-def export(run: Path, output: Path, *, which: str = NEWEST, dtype: torch.dtype = torch.float32) -> Saved:
+def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
     """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
 
-    Args:
-        run: the run's folder.
-        output: folder to write; must be new.
-        which: ``newest``, ``best`` by validation loss, or a step.
-        dtype: of the weights.
+    ``which`` is ``newest``, ``best`` by validation loss, or a step.
 
     Raises:
         ResumeError: the run has no such checkpoint.
-        CheckpointError: it is damaged.
+        CheckpointError: the checkpoint is damaged.
         OutputError: the folder exists, or cannot be written.
     """
     saved = choose(run, which)
-    tensors = saved.tensors()
-    model = _model(saved, tensors)
-    with staged(output) as place:
-        hf.write(place, model, lambda name: tensors[f"{MODEL}{name}"].to(dtype), dtype)
+    _write_mean([saved], output, dtype)
     return saved
 
 
-def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[Saved]:
-    """Write the mean of the weights of a run's last checkpoints, as ESM-1nv's final model is of 47.
+def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[SavedCheckpoint]:
+    """Write the mean of the weights of a run's ``last`` checkpoints, as ``export`` writes one checkpoint.
 
-    Summed in float64, one parameter at a time.
-
-    Args:
-        run: the run's folder.
-        output: folder to write; must be new.
-        last: how many, the newest included.
-        dtype: of the weights.
+    The sum is computed in float64, one parameter at a time. ESM-1nv's final model is such a mean, of 47 checkpoints.
 
     Raises:
-        ResumeError: the run has fewer.
-        CheckpointError: one is damaged, or of another model.
+        ResumeError: the run has fewer checkpoints.
+        CheckpointError: a checkpoint is damaged, or belongs to another model.
         OutputError: the folder exists, or cannot be written.
     """
-    saved = newest_saved(run, last)
-    if len(saved) < last:
+    folders = run_folders(run)
+    if len(folders) < last:
         raise ResumeError(
-            f"{run}: has {len(saved)} checkpoints, not {last}; save.newest and save.keep_every say which are kept"
+            f"{run}: has {len(folders)} checkpoints, not {last}; save.newest and save.keep_every decide which are kept"
         )
-    stored = [each.tensors() for each in saved]
-    model = _model(saved[-1], stored[-1])
-    for each, tensors in zip(saved, stored, strict=True):
-        for name, parameter in model.named_parameters():
-            key = f"{MODEL}{name}"
-            if key not in tensors or tensors.shape(key) != tuple(parameter.shape):
-                raise CheckpointError(f"{each.folder}: {key} is missing or of another shape than the newest's")
+    saved = [read_verified(folder) for folder in folders[-last:]]
+    _write_mean(saved, output, dtype)
+    return saved
+
+
+def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
+    model = _model(checkpoints[-1])
+    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
 
     def mean(name: str) -> Tensor:
         total = torch.zeros(model.get_parameter(name).shape, dtype=torch.float64)
@@ -79,23 +62,20 @@ def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.fl
             total += tensors[f"{MODEL}{name}"]
         return (total / len(stored)).to(dtype)
 
-    with staged(output) as place:
-        hf.write(place, model, mean, dtype)
-    return saved
+    with staged(output) as folder:
+        hf.write(folder, model, mean, dtype)
 
 
-def _model(saved: Saved, tensors: DistributedTensors) -> Encoder:
-    """The model on the meta device, with the heads that are stored."""
+def _model(saved: SavedCheckpoint) -> Encoder:
+    """The checkpoint's model on the meta device, with the heads and buffers that are stored."""
+    tensors = saved.tensors()
     try:
         model = build(config_from(dict(saved.values["config"])))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{saved.folder}: says not what model it is: {error!r}") from error
+        raise CheckpointError(f"{saved.folder}: does not say which model it holds: {error!r}") from error
     shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
     model.contact_head = contact_head(model.config, shapes)
     for name in model.stored_buffers:
         if f"{MODEL}{name}" in tensors:
             model.set_buffer(name, tensors[f"{MODEL}{name}"])
-    for name, _ in model.named_parameters():
-        if f"{MODEL}{name}" not in tensors:
-            raise CheckpointError(f"{saved.folder}: {MODEL}{name} is missing")
     return model

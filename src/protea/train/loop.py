@@ -1,314 +1,227 @@
-"""Pre-training: one straight function from a recipe to a trained model, and the step that it repeats.
+"""Pre-training: from a recipe to a trained model, and the step that it repeats.
 
-A step's loss is the summed loss of all its packs over the number of tokens predicted in them, which is known before the
-first of them is computed; it is never a mean of means. Nothing is read back from an accelerator except where metrics
-are logged, weights validated, or a checkpoint taken: losses are looked at when they have arrived.
+A step's loss is the summed loss of all its packs divided by the number of tokens predicted in them, never a mean of
+means; that number is known before the first pack is computed. Nothing is read back from a GPU except where metrics are
+logged, weights are validated, or a checkpoint is taken.
 
-Everything random is a function of the seed and the step, so that a run that goes on from a checkpoint repeats what an
-undisturbed one does, bit for bit on the same CPU.
+All random numbers are functions of the seed and the step. A run that continues from a checkpoint therefore repeats what
+an undisturbed run does, bit for bit on the same CPU.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from protea.allocator import return_freed_memory
 from protea.data.draws import key
-from protea.data.loader import Loader, Packing, TrainingBatch
-from protea.data.sampler import Sampler
+from protea.data.loader import TrainingBatch
 from protea.device import resolve_device
-from protea.errors import DeviceError, OutputError, ResumeError, UsageError
-from protea.train.estimate import Estimate, check_memory, estimate
-from protea.train.metrics import Logbook
-from protea.train.model import architecture, initialise
-from protea.train.objective import MaskedTokens, Objective
+from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
+from protea.models.encoder import Encoder
+from protea.train.divergence import DivergenceGuard
+from protea.train.estimate import check_memory, estimate
+from protea.train.metrics import Logbook, TrainingProgress
+from protea.train.model import Trainable, architecture, initialise, prepare
+from protea.train.objective import Validation, count_masked, masked_loss
+from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
-from protea.train.resume import TrainingState, resume, save
+from protea.train.resume import resume, save
+from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import RunFolder
-from protea.train.schedule import learning_rate
-from protea.train.sinks import check_log, open_sinks
-from protea.train.sources import open_store
-from protea.train.state import Checkpoints, checkpoint_folder
-from protea.train.suspects import Suspects
-from protea.train.trained import Trained, prepare
-from protea.train.validate import Validation
-from protea.train.watcher import Watcher
+from protea.train.sinks import open_sinks
+from protea.train.sources import make_loader, mean_length, open_store
 
 _DROPOUT: Final = 6
-"""What a draw is for, beside those of ``protea.data.draws``."""
+"""Seeds of dropout, besides the purposes that ``protea.data.draws`` numbers."""
 
-_REPACKING: Final = ("batch.pack:", "data.max_tokens:", "data.max_length:", "data.crop:", "run.seed:")
-"""Changes of a recipe that change which sequences share a pack."""
-
-_SAMPLE: Final = 4096
-"""Places of an epoch that the mean length is taken from."""
+_REPACKING: Final = {"batch.pack", "data.max_tokens", "data.max_length", "data.crop", "run.seed"}
+"""Keys of a recipe that decide which sequences share a pack."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        step: updates done.
-        finished: all of them, and the last one's validation.
-    """
+class Outcome(NamedTuple):
+    """How a run ended: updates done, and whether these were all, with the last validation."""
 
     step: int
     finished: bool
 
 
-def pretrain(recipe: Recipe, output: Path, watcher: Watcher, *, accept_changes: bool = False) -> Outcome:
+def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool = False) -> Outcome:
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
-    Args:
-        recipe: what to do.
-        output: the run's folder.
-        watcher: told of progress, and asked whether to stop.
-        accept_changes: go on although the recipe is not the one that the run began with.
+    With ``accept_changes`` the run continues although its recipe changed.
 
     Raises:
         ProteaError: ``docs/pretraining.md`` lists what can be wrong.
     """
     device = resolve_device(recipe.run.device)
     if device.type == "cuda":
-        # Events and synchronisation are those of the current device, not of the one whose tensors they wait for.
+        # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
-    check_log(recipe.log)
-    blank = architecture(recipe)
-    if blank.max_tokens is not None and recipe.data.max_tokens > blank.max_tokens:
+    if recipe.log.wandb is not None and find_spec("wandb") is None:
+        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
+    model = architecture(recipe)
+    if model.max_tokens is not None and recipe.data.max_tokens > model.max_tokens:
         raise UsageError(
-            f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {blank.max_tokens:,} positions of "
-            f"{blank.config.family}; lower it"
+            f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
+            f"{model.config.family}; lower it"
         )
-    with RunFolder(output, recipe, accept_changes=accept_changes) as folder:
-        for change in folder.changes:
-            watcher.note(f"the recipe changed: {change}")
-        store = open_store(recipe, output, blank.alphabet, watcher)
-        loader = Loader(
-            Sampler(
-                store.split("train"),
-                seed=recipe.run.seed,
-                max_tokens=recipe.data.max_tokens,
-                crop=recipe.data.crop,
-                max_length=recipe.data.max_length,
-            ),
-            masking=recipe.data.masking,
-            packing=Packing(tokens=recipe.batch.pack),
-            workers=recipe.run.workers,
-            pin=device.type == "cuda",
-        )
-        validation = None if recipe.validation.every is None else Validation(store, recipe)
-        needs = estimate(blank, recipe, mean_length(loader.sampler))
-        check_memory(needs, device)
-        del blank
+    with RunFolder(output, recipe, accept_changes=accept_changes) as folder, _explaining_failures(recipe, device):
+        return _Trainer(recipe, folder, model, device, progress).run()
+
+
+class _Trainer:
+    """A run that is under way: the step, and what is due between two steps."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress
+    ) -> None:
+        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
+        if folder.changes:
+            progress.note(f"the recipe changed: {folder.changes}")
+        store = open_store(recipe, folder.path, model.alphabet, progress)
+        run, self.data, pin = recipe.run, store.fingerprint, device.type == "cuda"
+        self.loader = make_loader(store, "train", recipe, seed=run.seed, workers=run.workers, pin=pin)
+        self.validation = None if recipe.validation.every is None else Validation(store, recipe)
+        costs = estimate(model, recipe, mean_length(self.loader.sampler))
+        check_memory(costs, device)
+        self.guard = DivergenceGuard(run, folder.path, self.loader.sampler)
+        self.trainable = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, progress)
+        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
+        self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
+        self._accept_changes()
+        if self._validation_due():
+            # The run was stopped during validation; write the checkpoint again, with the result.
+            self.checkpoints.last = None
+        progress.start(list(costs.lines(recipe)), run.steps, self.state.step)
+        self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress)
+
+    def run(self) -> Outcome:
+        """Train to the last step, or until asked to stop."""
         try:
-            return _train(recipe, folder, store.fingerprint, device, loader, validation, needs, watcher)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _too_large(recipe, device) from error
-        except RuntimeError as error:
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                why = " ".join(str(error).split("\n\n")[0].split())
-                message = f"run.compile: PyTorch's compiler failed: {why}; run.compile=false does without"
-                raise DeviceError(message) from error
-            # PyTorch's allocator of main memory has no error of its own, nor has that of page-locked memory.
-            if "allocate memory" not in str(error) and "out of memory" not in str(error):
-                raise
-            raise _too_large(recipe, device) from error
-        except OSError as error:
-            raise OutputError(f"{error.filename or output}: {error.strerror or error}") from error
+            self._repeat()
+        finally:
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                # After Ctrl-C nobody waits for a checkpoint; the next run removes a half-written one.
+                self.checkpoints.wait()
+            self.logbook.close()
+        step = self.state.step
+        return Outcome(step, step == self.recipe.run.steps and not self._validation_due())
 
-
-def _train(
-    recipe: Recipe,
-    folder: RunFolder,
-    data: str,
-    device: torch.device,
-    loader: Loader,
-    validation: Validation | None,
-    needs: Estimate,
-    watcher: Watcher,
-) -> Outcome:
-    """Set up what a recipe asks for, take over what the run has done so far, and go on."""
-    run = recipe.run
-    trained = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, watcher)
-    checkpoints = Checkpoints(checkpoint_folder(folder.path), recipe.save)
-    write = partial(save, checkpoints, trained, recipe=recipe, data=data)
-    progress = resume(checkpoints, trained, watcher, data=data)
-    _check_change(recipe, folder, loader, progress, watcher)
-    watcher.begin(needs, recipe, progress.step)
-    sinks = open_sinks(folder.path, recipe.log, recipe.shown(), progress)
-    logbook = Logbook(sinks, recipe.log, trained, steps=run.steps, pack=recipe.batch.pack, watcher=watcher)
-    suspects = Suspects(run, folder.path, loader.sampler)
-    if validation is not None and validation.due(progress):
-        # The run was stopped in its midst; the checkpoint is written again with the result.
-        checkpoints.last = None
-    return _repeat(
-        trained,
-        MaskedTokens(),
-        loader,
-        progress,
-        steps=run.steps,
-        packs=recipe.batch.packs,
-        rate=partial(learning_rate, recipe.schedule, highest=recipe.optimizer.lr, steps=run.steps),
-        seed=run.seed,
-        clip=recipe.optimizer.clip,
-        validation=validation,
-        checkpoints=checkpoints,
-        write=write,
-        suspects=suspects,
-        logbook=logbook,
-        watcher=watcher,
-    )
-
-
-def _repeat(
-    trained: Trained,
-    objective: Objective,
-    loader: Loader,
-    progress: TrainingState,
-    *,
-    steps: int,
-    packs: int,
-    rate: Callable[[int], float],
-    seed: int,
-    clip: float | None,
-    validation: Validation | None,
-    checkpoints: Checkpoints,
-    write: Callable[[TrainingState], None],
-    suspects: Suspects,
-    logbook: Logbook,
-    watcher: Watcher,
-) -> Outcome:
-    """The step, again and again, with what is due between two steps.
-
-    Args:
-        trained: the model, its optimizers, the precision.
-        objective: what the model learns.
-        loader: of the packs.
-        progress: how far the run is.
-        steps: after which the run is finished.
-        packs: in a step.
-        rate: learning rate of a step, by its number.
-        seed: of the run.
-        clip: gradients are scaled down to this norm, if given.
-        validation: if the run has one.
-        checkpoints: of the run.
-        write: writes one.
-        suspects: looks for losses that are no numbers.
-        logbook: of the metrics.
-        watcher: told of progress, and asked whether to stop.
-    """
-    batches = loader.batches(progress.position)
-    try:
-        while True:
-            if validation is not None and validation.due(progress):
-                suspects.settle(trained)
-                _validate(validation, trained, objective, progress, logbook, watcher)
-            if progress.step == steps or watcher.stop():
-                break
-            if (failure := checkpoints.failed()) is not None:
-                again = checkpoints.try_again(progress.step)
-                watcher.note(f"a checkpoint could not be written: {failure}; tried again after step {again:,}")
-            if checkpoints.due(progress.step):
-                suspects.settle(trained)
-                write(progress)
-
-            taken = [next(batches) for _ in range(packs)]
-            step = progress.step + 1
-            predicted = sum(map(objective.count, taken))
-            now = rate(step)
-            result = train_step(
-                trained, objective, taken, predicted, step=step, rate=now, seed=seed, clip=clip, watcher=watcher
+    def _accept_changes(self) -> None:
+        """Make the recipe the folder's, if the run can continue with it."""
+        folder, state, steps, blocks = self.folder, self.state, self.recipe.run.steps, self.loader.blocks
+        if state.step > steps:
+            raise ResumeError(
+                f"{folder.path}: has {state.step:,} steps already, more than run.steps {steps:,}; raise run.steps, or "
+                "name a new folder"
             )
-            if result is None:
-                break
-            progress = progress.after(taken)
-            suspects.add(step, taken, *result)
-            logbook.count(taken, predicted)
-            suspects.check(wait=logbook.due(step))
-            if logbook.due(step):
-                logbook.step(progress, *result, now)
-                # Packs of ever other lengths leave holes in the heap, which would grow to several times what is used.
-                return_freed_memory()
-        suspects.settle(trained)
-        _write_last(checkpoints, progress, write)
-    finally:
-        batches.close()
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            # After Ctrl-C nobody waits for a checkpoint; the next run removes one that is half written.
-            checkpoints.wait()
-        logbook.close()
-    validated = validation is None or not validation.due(progress)
-    return Outcome(progress.step, progress.step == steps and validated)
+        if state.position.block >= blocks:
+            raise ResumeError(
+                f"{folder.path}: is in block {state.position.block + 1:,} of an epoch, which now has {blocks:,} "
+                "blocks; use the earlier data.max_length, or name a new folder"
+            )
+        if state.position.pack and folder.changed & _REPACKING:
+            state.position = state.position._replace(pack=0)  # the number counts packs of the earlier recipe
+            self.progress.note("the changes affect packing: the current block of the epoch begins again")
+        if folder.changes:
+            folder.accept()
 
+    def _repeat(self) -> None:
+        with closing(self.loader.batches(self.state.position)) as batches:
+            while True:
+                if self._validation_due():
+                    self._validate()
+                if self.state.step == self.recipe.run.steps or self.progress.stop():
+                    break
+                self._save_if_due()
+                packs = [next(batches) for _ in range(self.recipe.batch.packs)]
+                if not self._step(packs):
+                    break
+            self.guard.settle(self.trainable)
+            self._save_last()
 
-def _check_change(recipe: Recipe, folder: RunFolder, loader: Loader, progress: TrainingState, watcher: Watcher) -> None:
-    """See that a run can go on from where it is by a recipe that may have changed, which is then its own.
-
-    Raises:
-        ResumeError: it cannot.
-    """
-    steps, blocks = recipe.run.steps, loader.blocks
-    if progress.step > steps:
-        raise ResumeError(
-            f"{folder.path}: is after step {progress.step:,} already, past run.steps {steps:,}; raise that, or name a "
-            "new folder"
+    def _step(self, packs: Sequence[TrainingBatch]) -> bool:
+        """Train for one step and log it; false if the run was asked to stop during the step."""
+        step, recipe = self.state.step + 1, self.recipe
+        predicted = sum(map(count_masked, packs))
+        rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=recipe.run.steps)
+        result = train_step(
+            self.trainable,
+            packs,
+            predicted,
+            step=step,
+            rate=rate,
+            seed=recipe.run.seed,
+            clip=recipe.optimizer.clip,
+            stop=self.progress.stop,
         )
-    if progress.position.block >= blocks:
-        raise ResumeError(
-            f"{folder.path}: is in block {progress.position.block + 1:,} of an epoch, which now has {blocks:,}; leave "
-            "data.max_length as it was, or name a new folder"
-        )
-    if progress.position.pack and any(change.startswith(_REPACKING) for change in folder.changes):
-        # Packs were numbered as they were then.
-        progress.position = progress.position._replace(pack=0)
-        watcher.note("packs are others now: the block of the epoch that the run is in begins again")
-    if folder.changes:
-        folder.accept()
+        if result is None:
+            return False
+        self.state = self.state.after(packs)
+        self.guard.add(step, packs, *result)
+        self.logbook.count(packs, predicted)
+        if self.device.type == "cpu" or self.logbook.due(step):
+            self.guard.check()
+        if self.logbook.due(step):
+            self.logbook.step(self.state, *result, rate)
+            # Packs vary in length and fragment the heap; return freed memory.
+            return_freed_memory()
+        return True
 
+    def _validation_due(self) -> bool:
+        every, step = self.recipe.validation.every, self.state.step
+        if every is None or step == 0 or self.state.validation_loss is not None:
+            return False
+        return step % every == 0 or step == self.recipe.run.steps
 
-def _validate(
-    validation: Validation,
-    trained: Trained,
-    objective: Objective,
-    progress: TrainingState,
-    logbook: Logbook,
-    watcher: Watcher,
-) -> None:
-    began = time.perf_counter()
-    loss = validation.loss(trained.model, trained.precision, objective, watcher.stop)
-    if loss is not None:
-        progress.validation_loss = loss
-        logbook.validated(progress.step, loss, time.perf_counter() - began)
+    def _validate(self) -> None:
+        assert self.validation is not None
+        self.guard.settle(self.trainable)
+        began = time.perf_counter()
+        loss = self.validation.loss(self.trainable.model, self.trainable.precision, self.progress.stop)
+        if loss is not None:
+            self.state.validation_loss = loss
+            self.logbook.validated(self.state.step, loss, time.perf_counter() - began)
 
+    def _save(self) -> None:
+        save(self.checkpoints, self.trainable, self.state, recipe=self.recipe, data=self.data)
 
-def _write_last(checkpoints: Checkpoints, progress: TrainingState, write: Callable[[TrainingState], None]) -> None:
-    checkpoints.wait()
-    failure = checkpoints.failed()
-    if progress.step and checkpoints.last != progress.step:
-        write(progress)
+    def _save_if_due(self) -> None:
+        step = self.state.step
+        if self.checkpoints.due(step):
+            self.checkpoints.wait()
+        if reason := self.checkpoints.failure(step):
+            self.progress.note(f"a checkpoint could not be written: {reason}; training continues and tries again later")
+        if self.checkpoints.due(step):
+            self.guard.settle(self.trainable)
+            self._save()
+
+    def _save_last(self) -> None:
+        checkpoints, step = self.checkpoints, self.state.step
         checkpoints.wait()
-        failure = checkpoints.failed()
-    if failure is not None:
-        raise OutputError(
-            f"{checkpoints.folder}: the checkpoint of step {progress.step:,} could not be written: {failure}; make "
-            "room and give the same command again: it goes on from the one before"
-        )
+        reason = checkpoints.failure(step)
+        if step and checkpoints.last != step:
+            self._save()
+            checkpoints.wait()
+            reason = checkpoints.failure(step)
+        if reason:
+            raise OutputError(
+                f"{checkpoints.folder}: the checkpoint of step {step:,} could not be written: {reason}; free some "
+                "space and give the same command again: it continues from the checkpoint before"
+            )
 
 
 def train_step(
-    trained: Trained,
-    objective: Objective,
+    trainable: Trainable,
     packs: Sequence[TrainingBatch],
     predicted: int,
     *,
@@ -318,38 +231,36 @@ def train_step(
     clip: float | None,
     rank: int = 0,
     world: int = 1,
-    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor] | None:
     """One update of the weights.
 
     Args:
-        trained: the model, its optimizers, the precision.
-        objective: what the model learns.
+        trainable: what is trained.
         packs: what this process learns from in the step.
-        predicted: tokens that are predicted in the whole step, whose mean loss is the step's.
+        predicted: masked tokens in the whole step; the step's loss is their mean.
         step: its number, from 1.
         rate: its learning rate.
         seed: of the run; seeds dropout together with the step and a pack's number among all packs of the step.
-        clip: gradients are scaled down to this norm, if given.
+        clip: largest norm of the gradient, which is scaled down to it.
         rank: of this process.
-        world: how many processes share the packs of the step, as ``Loader`` deals them.
-        watcher: asked after every pack whether to stop.
+        world: number of processes that share the packs of the step.
+        stop: asked between packs; if it returns true, weights and optimizers stay as they were.
 
     Returns:
-        The loss and the norm of its gradient before clipping, on the device; nothing if it was stopped, which leaves
-        weights and optimizers as they were.
+        The loss and the norm of its gradient before clipping, on the device; ``None`` if stopped.
     """
-    model, optimizers, scaler = trained.model, trained.optimizers, trained.precision.scaler
+    model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
     loss = torch.zeros((), device=model.device)
     optimizers.zero_grad()
     for number, pack in enumerate(packs):
-        if watcher is not None and number and watcher.stop():
+        if number and stop():
             optimizers.zero_grad()
             return None
-        here = pack.to(model.device, non_blocking=True)
+        batch = pack.to(model.device, non_blocking=True)
         torch.manual_seed(key(seed, step, _DROPOUT, rank + number * world) >> 1)
-        with trained.precision.autocast():
-            total = objective.loss(model, here)
+        with trainable.precision.autocast():
+            total = masked_loss(model, batch)
         share = total / max(1, predicted)
         scaler.scale(share).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
@@ -358,15 +269,25 @@ def train_step(
     return loss, norm
 
 
-def mean_length(sampler: Sampler) -> float:
-    """Mean over tokens of the length of the sequence that each is in, as the first epoch begins."""
-    lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
-    return float((lengths**2).sum() / lengths.sum())
-
-
-def _too_large(recipe: Recipe, device: torch.device) -> DeviceError:
-    where = "GPU memory" if device.type == "cuda" else "main memory"
-    return DeviceError(
-        f"out of {where} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set run.recompute=true; "
-        "checkpoints written so far stay, and the same command with that change and --accept-changes goes on"
+@contextmanager
+def _explaining_failures(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn what PyTorch and the operating system raise during training into errors with advice."""
+    memory = "GPU memory" if device.type == "cuda" else "main memory"
+    too_large = DeviceError(
+        f"out of {memory} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set run.recompute=true; "
+        "the checkpoints stay, and the same command with that change and --accept-changes continues"
     )
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise too_large from error
+    except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise DeviceError(f"run.compile: PyTorch's compiler failed: {reason}; set run.compile=false") from error
+        # PyTorch has no error class for main memory or page-locked memory.
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            raise too_large from error
+        raise
+    except OSError as error:
+        raise OutputError(f"{error.filename or 'the run'}: {error.strerror or error}") from error

@@ -1,77 +1,80 @@
-"""What a training run is told: sections of settings, strict, and kept with every checkpoint."""
+"""Recipes: the settings of a training run, from YAML files and from what users type.
+
+``docs/pretraining.md`` explains every key.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
 from protea.models.config import EncoderConfig
+from protea.settings_errors import explain, parse_yaml, read_yaml, suggestion
+
+RECIPES: Final = Path(__file__).parents[1] / "recipes"
+"""The recipes that come with the package."""
 
 _ARCHITECTURE: Final = "architecture"
 
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def _listed(value: Any) -> Any:
-    """A single file may be given as such."""
-    return [value] if isinstance(value, str | Path) else value
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Paths = Annotated[
+    tuple[Path, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value),
+]
 
 
 class Section(BaseModel):
-    """What all sections are: strict, and fixed once read."""
+    """What all sections share: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts true as 1."""
+    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python would take true for 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("should be no truth value")
+            raise ValueError("must not be true or false")
         return value
 
 
-class Data(Section):
-    """What is trained on.
-
-    Attributes:
-        store: a folder that ``protea data`` made.
-        fasta: files to make one of, in the run's folder, with the defaults of ``protea data fasta``.
-        masking: a variant's name; ``docs/data.md`` has them.
-        crop: what becomes of a sequence that is too long.
-        max_tokens: tokens of a sequence at most, BOS and EOS included.
-        max_length: leave out sequences of more residues.
-    """
+class DataSettings(Section):
+    """The training data: a store, or FASTA files of which the run makes a store."""
 
     store: Path | None = None
-    fasta: Annotated[tuple[Path, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
+    fasta: Paths | None = None
     masking: str = "standard"
     crop: Crop = "random"
-    max_tokens: Annotated[int, Field(ge=3)] = 1024
-    max_length: Count | None = None
+    max_tokens: Annotated[int, Field(ge=3)] = 1024  # of a sequence, BOS and EOS included
+    max_length: Count | None = None  # residues; longer sequences are left out
 
 
 class BatchSettings(Section):
-    """How much is learned from at a time.
+    """How many tokens a step and a pack have."""
 
-    Attributes:
-        tokens: of one step, rounded to whole packs.
-        pack: computed at a time; bounds memory.
-    """
-
-    tokens: Count = 2_097_152
-    pack: Count = 16_384
+    tokens: Count = 2_097_152  # of a step, rounded to whole packs
+    pack: Count = 16_384  # computed at a time; bounds memory
 
     @property
     def packs(self) -> int:
@@ -79,214 +82,219 @@ class BatchSettings(Section):
         return max(1, round(self.tokens / self.pack))
 
 
-class Optimizer(Section):
-    """How weights follow gradients.
-
-    Attributes:
-        name: ``adamw``; or ``muon`` for the matrices of the layers, beside AdamW for everything else.
-        lr: the highest learning rate of the schedule. Muon's updates are scaled to the size of AdamW's.
-        betas: of AdamW.
-        eps: of AdamW.
-        momentum: of Muon.
-        weight_decay: decoupled; of matrices alone, not of norms and biases.
-        clip: gradients are scaled down to this norm; ``null`` never.
-    """
+class OptimizerSettings(Section):
+    """AdamW for all parameters, or Muon for the matrices of the layers and AdamW for the others."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: Positive = 4e-4
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    eps: Positive = 1e-8
-    momentum: Share = 0.95
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip: Positive | None = 1.0
+    lr: Positive = 4e-4  # the highest of the schedule; Muon's updates are scaled to the size of AdamW's
+    betas: tuple[Share, Share] = (0.9, 0.98)  # of AdamW
+    eps: Positive = 1e-8  # of AdamW
+    momentum: Share = 0.95  # of Muon
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # decoupled; for matrices, not for norms and biases
+    clip: Positive | None = 1.0  # largest norm of the gradient
 
 
-class Schedule(Section):
-    """The learning rate of each step; ``protea.train.schedule`` has the formulas.
-
-    Attributes:
-        name: of the curve.
-        warmup: steps until the highest rate.
-        steps: the last step of the curve; by default that of the run.
-        min_lr: where ``anneal-hold`` begins and ``cosine`` ends.
-        floor: the share of the highest rate at which ``linear``, ``anneal-hold`` and ``trapezoid`` stop falling.
-        decay: the share of the steps by which ``linear`` has reached it, or ``trapezoid`` begins to fall.
-        constant: steps at the end that ``cosine`` stays at ``min_lr``.
-    """
+class ScheduleSettings(Section):
+    """The learning rate of each step; ``protea.train.optim`` has the formulas."""
 
     name: Literal["linear", "anneal-hold", "cosine", "constant", "trapezoid"] = "linear"
-    warmup: Annotated[int, Field(ge=0)] = 2000
-    steps: Count | None = None
+    warmup: NonNegative = 2000  # steps
+    steps: Count | None = None  # last step of the curve; by default that of the run
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.1
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    constant: Annotated[int, Field(ge=0)] = 0
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the highest rate
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the steps
+    constant: NonNegative = 0  # steps at the end of ``cosine``
 
 
 class RunSettings(Section):
-    """How it is computed.
-
-    Attributes:
-        steps: updates of the weights.
-        seed: of weights, order, crops, masks and dropout.
-        precision: ``bf16-mixed`` and ``fp16-mixed`` multiply in the narrow type and keep weights in float32.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
-        compile: have PyTorch's compiler fuse what lies between products.
-        recompute: keep only the layers' inputs for the backward pass, and compute the rest again.
-        max_loss: a step's loss above this, in nats, stops the run.
-        workers: threads that prepare batches.
-    """
+    """How long to train, and how to compute."""
 
     steps: Count = 500_000
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    seed: Seed = 0  # of weights, order, crops, masks and dropout
     precision: Literal["bf16-mixed", "fp16-mixed", "float32"] = "bf16-mixed"
     device: str = "auto"
     compile: bool = False
     recompute: bool = False
-    max_loss: Positive = 20.0
-    workers: Annotated[int, Field(ge=0)] = 1
+    max_loss: Positive = 20.0  # nats; a higher loss stops the run
+    workers: NonNegative = 1  # threads that prepare batches
 
 
 class ValidationSettings(Section):
-    """Perplexity of the validation split, on the same masks every time.
+    """How often to validate, and on how much of the validation split."""
 
-    Attributes:
-        every: steps; ``null`` never.
-        tokens: of the split, in its seeded order, at most; ``null`` all.
-        seed: of order, crops and masks.
-    """
-
-    every: Count | None = 2000
+    every: Count | None = 2000  # steps
     tokens: Count | None = 2_097_152
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
+    seed: Seed = 42  # of order, crops and masks
 
 
-class Save(Section):
-    """Which checkpoints there are.
+class SaveSettings(Section):
+    """When to save a checkpoint, and which checkpoints to keep; the last step's is always saved."""
 
-    Attributes:
-        every: steps; the last step's is always written.
-        newest: so many are kept.
-        best: so many of the lowest validation loss are kept besides.
-        keep_every: those of steps divisible by this stay for good.
-    """
-
-    every: Count = 1000
+    every: Count = 1000  # steps
     newest: Count = 2
-    best: Annotated[int, Field(ge=0)] = 1
-    keep_every: Count | None = None
+    best: NonNegative = 1  # by validation loss
+    keep_every: Count | None = None  # those of steps divisible by this stay for good
 
 
-class Log(Section):
-    """What is told.
+class LogSettings(Section):
+    """How often to log metrics, and where to."""
 
-    Attributes:
-        every: steps.
-        tensorboard: also write event files for TensorBoard.
-        wandb: also log to this project of Weights & Biases.
-        peak_tflops: of the device, for utilisation; by default known for common GPUs, and measured on a CPU.
-    """
-
-    every: Count = 10
+    every: Count = 10  # steps
     tensorboard: bool = True
-    wandb: str | None = None
-    peak_tflops: Positive | None = None
+    wandb: str | None = None  # a project
+    peak_tflops: Positive | None = None  # of the device, for utilisation
 
 
 class Recipe(Section):
-    """A whole recipe.
+    """A complete recipe."""
 
-    Attributes:
-        name: what it is.
-        init: a checkpoint of any format, or a published name, to begin from; its architecture is taken, too.
-        model: without ``init``: an ``architecture`` by published name, and any number of its configuration to change.
-    """
-
-    name: str = ""
-    init: str | None = None
-    model: dict[str, Any] = Field(default_factory=dict)
-    data: Data = Data()
+    name: str = ""  # a title for people
+    init: str | None = None  # a checkpoint of any format or a published name, whose architecture is taken too
+    model: dict[str, Any] = Field(default_factory=dict)  # else an architecture's name, and what to change in it
+    data: DataSettings = DataSettings()
     batch: BatchSettings = BatchSettings()
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
     run: RunSettings = RunSettings()
     validation: ValidationSettings = ValidationSettings()
-    save: Save = Save()
-    log: Log = Log()
+    save: SaveSettings = SaveSettings()
+    log: LogSettings = LogSettings()
 
     @property
     def config(self) -> EncoderConfig:
-        """The architecture, where it does not come with ``init``.
+        """The architecture, if it does not come with ``init``.
 
         Raises:
-            UsageError: a name or number is unknown or does not fit.
+            UsageError: a name is unknown, or a value does not fit.
         """
-        values = dict(self.model)
-        base = published(str(values.pop(_ARCHITECTURE))).config
+        changes = dict(self.model)
+        base = published(str(changes.pop(_ARCHITECTURE))).config
         known = {field.name for field in fields(base)}
-        for name in values:
+        for name, value in changes.items():
             if name not in known:
-                raise UsageError(f"model: unknown key {name!r}{near(name, [_ARCHITECTURE, *known])}")
-        for name, value in values.items():
+                raise UsageError(f"model: unknown key {name!r}{suggestion(name, [_ARCHITECTURE, *known])}")
             kind = type(getattr(base, name))
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise UsageError(f"model.{name}: should be of type {kind.__name__}, got {value!r}")
+                raise UsageError(f"model.{name} {value!r} must be of type {kind.__name__}")
         try:
-            config = replace(base, **values)
+            config = replace(base, **changes)
         except CheckpointError as error:
             raise UsageError(f"model: {error}") from error
         if config.vocab_size < len(config.alphabet):
-            raise UsageError(
-                f"model.vocab_size {config.vocab_size} is smaller than the {len(config.alphabet)} tokens of the "
-                f"{config.alphabet.name} alphabet"
-            )
+            tokens = f"the {len(config.alphabet)} tokens of the {config.alphabet.name} alphabet"
+            raise UsageError(f"model.vocab_size {config.vocab_size} is smaller than {tokens}")
         return config
 
-    def check(self) -> None:
-        """See what no section can see by itself.
-
-        Raises:
-            UsageError: settings contradict each other.
-        """
-        if self.init is None and _ARCHITECTURE not in self.model:
-            raise UsageError(
-                "names no model: give model.architecture (`protea info --list`), or init, a model to go on from"
-            )
-        if self.init is not None and self.model:
-            raise UsageError(
-                f"init brings its architecture; leave out model ({', '.join(self.model)}), or set model={{}}"
-            )
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> Self:
+        data, batch, schedule = self.data, self.batch, self.schedule
+        highest, steps = self.optimizer.lr, schedule.steps or self.run.steps
+        rules = [
+            (
+                self.init is not None or _ARCHITECTURE in self.model,
+                "no model: give model.architecture (`protea info --list`), or init",
+            ),
+            (
+                self.init is None or not self.model,
+                f"init brings its architecture: remove model ({', '.join(self.model)}), or set model={{}}",
+            ),
+            (not (data.store and data.fasta), "data.store and data.fasta exclude each other; give one of them"),
+            (data.masking in VARIANTS, f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}"),
+            (
+                batch.pack >= data.max_tokens,
+                f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}: a pack holds whole "
+                "sequences",
+            ),
+            (
+                batch.tokens >= batch.pack,
+                f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}: a step has whole packs",
+            ),
+            (
+                schedule.warmup + schedule.constant <= steps,
+                f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
+                f"schedule's {steps:,} steps",
+            ),
+            (
+                schedule.min_lr <= highest,
+                f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}",
+            ),
+        ]
+        for holds, message in rules:
+            if not holds:
+                raise UsageError(message)
         if self.init is None:
             _ = self.config
-        if self.data.store is not None and self.data.fasta is not None:
-            raise UsageError("data.store and data.fasta exclude each other")
-        if self.data.masking not in VARIANTS:
-            raise UsageError(f"data.masking {self.data.masking!r} should be one of {', '.join(VARIANTS)}")
-        if self.batch.pack < self.data.max_tokens:
-            raise UsageError(
-                f"batch.pack {self.batch.pack:,} is smaller than a sequence, data.max_tokens {self.data.max_tokens:,}: "
-                "raise the one or lower the other"
-            )
-        if self.batch.tokens < self.batch.pack:
-            raise UsageError(
-                f"batch.tokens {self.batch.tokens:,} is smaller than batch.pack {self.batch.pack:,}: a step is at "
-                "least one pack"
-            )
-        schedule, steps = self.schedule, self.schedule.steps or self.run.steps
-        if schedule.warmup + schedule.constant > steps:
-            raise UsageError(
-                f"schedule.warmup {schedule.warmup:,} and schedule.constant {schedule.constant:,} are together more "
-                f"than its {steps:,} steps"
-            )
-        if schedule.min_lr > self.optimizer.lr:
-            raise UsageError(f"schedule.min_lr {schedule.min_lr:g} is above optimizer.lr {self.optimizer.lr:g}")
+        return self
 
     def shown(self) -> dict[str, Any]:
-        """As plain values that YAML and JSON hold."""
+        """The recipe as plain values that YAML and JSON can hold."""
         return self.model_dump(mode="json")
 
 
-def near(name: str, known: Sequence[str]) -> str:
-    """What an error says after an unknown name: the nearest known one, or all."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else f"; known are {', '.join(known)}"
+def flatten(shown: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values by dotted key; null counts as absent."""
+    values: dict[str, Any] = {}
+    for name, value in shown.items():
+        values |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def read_recipe(source: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe from a file, or by the name of one that comes with the package, with some values changed.
+
+    Each change is ``section.key=value``, with the value as in YAML.
+
+    Raises:
+        UsageError: the source or a change cannot be read; names the key, its value and what it must be.
+    """
+    path = _recipe_path(source)
+    values = read_yaml(path, str(path))
+    for change in changes:
+        _apply(change, values)
+    return parse(values, str(path))
+
+
+def parse(values: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe from plain values.
+
+    Raises:
+        UsageError: a value is wrong; names the source, the key, its value and what it must be.
+    """
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(f"{source}: {explain(error, Recipe)}") from error
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def list_recipes() -> Iterator[tuple[str, str]]:
+    """Name and title of each recipe that comes with the package."""
+    for name in recipe_names():
+        yield name, str(read_yaml(RECIPES / f"{name}.yaml", name)["name"])
+
+
+def _recipe_path(source: str) -> Path:
+    path, names = Path(source), recipe_names()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise UsageError(f"{source}: there is no such file; recipes that come with Protea: {', '.join(names)}")
+        return path
+    if source not in names:
+        raise UsageError(f"{source}: is neither a file nor the name of a recipe{suggestion(source, names)}")
+    return RECIPES / f"{source}.yaml"
+
+
+def _apply(change: str, values: dict[str, Any]) -> None:
+    name, equals, value = change.partition("=")
+    if not equals or not name.strip():
+        raise UsageError(f"{change!r}: expected key=value, as in optimizer.lr=1e-3")
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
+    values[key] = parse_yaml(value, repr(change))

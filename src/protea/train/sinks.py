@@ -1,4 +1,4 @@
-"""Where metrics go: a line of JSON at a time, event files for TensorBoard, Weights & Biases if asked for."""
+"""Where metrics go: JSON lines, event files for TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,79 +9,51 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from protea.disk import replacing
-from protea.errors import MissingExtraError, OutputError, ProteaWarning
-from protea.train.recipe import Log
+from protea.errors import OutputError, ProteaWarning
+from protea.output import write_durably
+from protea.train.recipe import Recipe
 from protea.train.resume import TrainingState
 
-METRICS: Final = "metrics.jsonl"
+_BUFFER: Final = 16 << 20
+"""Bytes of metrics that wait in memory while a disk is full. Python keeps what it could not write for the next time."""
 
 
-class Sink(Protocol):
-    """Somewhere that metrics go."""
+class _JsonLines:
+    """``metrics.jsonl``: one object a line, with its ``step``; infinities and NaN are ``null``.
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The values of a step."""
-
-    def close(self) -> None:
-        """No more will come."""
-
-
-class _Growing:
-    """A file that pieces are added to; what a full disk does not take is kept, and goes first the next time."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("ab", buffering=0)
-        self._waiting = b""
-
-    def write(self, piece: bytes) -> None:
-        self._waiting += piece
-        while self._waiting:
-            self._waiting = self._waiting[self._stream.write(self._waiting) :]
-
-    def close(self) -> None:
-        try:
-            self.write(b"")
-        finally:
-            self._stream.close()
-
-
-class JsonLines:
-    """``metrics.jsonl``: an object a line, each with its ``step``; what is no number is ``null``.
-
-    Args:
-        path: the file.
-        progress: lines of later steps, which a killed run left, are dropped; so is that of a validation of this step
-            that no checkpoint knows of, since it is repeated.
+    Lines of later steps than the state's, which a killed run left, are removed. So is the line of a validation that no
+    checkpoint includes, since the run repeats it.
     """
 
-    def __init__(self, path: Path, progress: TrainingState) -> None:
+    name: Final = "metrics.jsonl"
+
+    def __init__(self, folder: Path, state: TrainingState) -> None:
+        path = folder / self.name
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _is_past(line, progress)]
+        kept = [line for line in lines if _is_past(line, state)]
         if kept != lines:
-            with replacing(path) as aside:
-                aside.write_bytes(b"".join(kept))
-        self._file = _Growing(path)
+            write_durably(path, b"".join(kept).decode())
+        self._stream = path.open("ab", buffering=_BUFFER)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line, and see that it is in the file."""
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **line}).encode() + b"\n")
+        self._stream.write(json.dumps({"step": step, **line}).encode() + b"\n")
+        self._stream.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self._stream.close()
 
 
-class TensorBoard:
-    """Event files, a chart a name.
+class _TensorBoard:
+    """Event files for TensorBoard, with a chart for each metric.
 
-    Written here, without TensorBoard's own thread: that ends with a traceback of its own on a full disk.
+    TensorBoard's own writer is not used: on a full disk its thread ends with a traceback and loses what follows.
     """
+
+    name: Final = "TensorBoard"
 
     def __init__(self, folder: Path, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -90,106 +62,80 @@ class TensorBoard:
 
         self._event, self._summary = Event, Summary
         folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._file = _Growing(folder / name)
-        self._records: Any = RecordWriter(self._file)
+        path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        self._records: Any = RecordWriter(path.open("ab", buffering=_BUFFER))
         self._add(file_version="brain.Event:2")
-        # Points after this step, which a killed run left, are not shown.
+        # Hides points of later steps, which a killed run left.
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A point in each chart."""
         points = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step=step, summary=self._summary(value=points))
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self._records.close()
 
-    def _add(self, **what: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
+    def _add(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._records.flush()
 
 
-class WeightsAndBiases:
-    """A run of a project; resumed runs go on in it."""
+class _WeightsAndBiases:
+    """A run of a Weights & Biases project; a resumed run continues in it."""
 
-    def __init__(self, project: str, folder: Path, recipe: Mapping[str, Any]) -> None:
+    name: Final = "Weights & Biases"
+
+    def __init__(self, project: str, folder: Path, recipe: Recipe) -> None:
         import wandb  # type: ignore[import-not-found,unused-ignore]
 
         identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        options: dict[str, Any] = {"id": identity, "resume": "allow", "dir": str(folder), "config": recipe.shown()}
         try:
-            self._run: Any = wandb.init(
-                project=project,
-                name=folder.name,
-                id=identity,
-                resume="allow",
-                dir=str(folder),
-                config=dict(recipe),
-            )
-        except Exception as error:  # wandb's errors have no base that older versions share
+            self._run: Any = wandb.init(project=project, name=folder.name, **options)
+        except Exception as error:  # wandb's errors share no base class in older versions
             raise OutputError(
                 f"log.wandb: Weights & Biases cannot begin a run: {error}; log in with `wandb login`, set "
                 "WANDB_MODE=offline, or log.wandb=null"
             ) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A point in each chart."""
-        try:
-            self._run.log(dict(values), step=step)
-        except Exception as error:  # training does not end with its charts
-            raise OSError(f"Weights & Biases: {error}") from error
+        self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Finish the run."""
-        try:
-            self._run.finish()
-        except Exception as error:
-            raise OSError(f"Weights & Biases: {error}") from error
+        self._run.finish()
 
 
-def check_log(log: Log) -> None:
-    """See that metrics can go where they are asked for.
-
-    Raises:
-        MissingExtraError: Weights & Biases is not installed.
-    """
-    if log.wandb is not None and find_spec("wandb") is None:
-        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
+Sink = _JsonLines | _TensorBoard | _WeightsAndBiases
+"""A place that metrics go to; ``write`` and ``close`` may fail with any error."""
 
 
-def open_sinks(folder: Path, log: Log, recipe: Mapping[str, Any], progress: TrainingState) -> list[Sink]:
-    """Where a run's metrics go, from where it is on.
-
-    Args:
-        folder: of the run.
-        log: says where.
-        recipe: of the run, as shown, for whoever looks at them.
-        progress: from which the run goes on.
+def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]:
+    """Open the places that the metrics of a run go to, which continues from a state.
 
     Raises:
         OutputError: Weights & Biases cannot begin.
         OSError: a file cannot be written.
     """
-    # First what may refuse: nothing is open yet.
     sinks: list[Sink] = []
-    if log.wandb is not None:
-        sinks.append(WeightsAndBiases(log.wandb, folder, recipe))
-    sinks.append(JsonLines(folder / METRICS, progress))
-    if log.tensorboard:
+    # Weights & Biases first: it may refuse, and no file is open yet.
+    if recipe.log.wandb is not None:
+        sinks.append(_WeightsAndBiases(recipe.log.wandb, folder, recipe))
+    sinks.append(_JsonLines(folder, state))
+    if recipe.log.tensorboard:
         try:
-            sinks.append(TensorBoard(folder / "tensorboard", progress.step))
+            sinks.append(_TensorBoard(folder / "tensorboard", state.step))
         except ImportError:
             message = "TensorBoard is not installed, its files are not written: pip install 'protea[train]'"
             warnings.warn(message, ProteaWarning, stacklevel=2)
     return sinks
 
 
-def _is_past(line: bytes, progress: TrainingState) -> bool:
-    """Whether a line tells what was before; one that a kill cut short does not."""
+def _is_past(line: bytes, state: TrainingState) -> bool:
+    """Whether a line is complete and belongs to the steps before a state."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else {}
         step = int(values["step"])
     except (ValueError, KeyError, TypeError):
         return False
-    repeated = step == progress.step and progress.validation_loss is None and "validation_loss" in values
-    return step <= progress.step and not repeated
+    repeated = step == state.step and state.validation_loss is None and "validation_loss" in values
+    return step <= state.step and not repeated

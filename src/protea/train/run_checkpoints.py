@@ -1,0 +1,263 @@
+"""Checkpoints of a run: written while training continues, complete or absent, and verified before use.
+
+A checkpoint is a folder in PyTorch's distributed checkpoint format with a ``state.json``, which holds everything that
+is not a tensor, the SHA-256 of the other files, and the SHA-256 of its own content. A thread writes it from copies in
+main memory, under another name, and renames it when all of it is on disk. Protea's own reader reads it, which runs no
+pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from protea.checkpoints.distcp import DistributedTensors
+from protea.errors import CheckpointError, ResumeError
+from protea.output import sha256, sync_folder, write_durably
+from protea.train.recipe import SaveSettings
+
+CHECKPOINTS: Final = "checkpoints"
+STATE: Final = "state.json"
+MODEL: Final = "model."
+"""The names of weights begin with this; those of moments with ``optimizer.``."""
+
+_FORMAT: Final = "protea training state"
+_VERSION: Final = 1
+_NAME: Final = re.compile(r"step-\d+")
+_REMOVED: Final = ".removed-"
+_SEAL: Final = "sha256"
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint on disk, the validation loss if it was measured, and the content of ``state.json``."""
+
+    folder: Path
+    step: int
+    loss: float | None
+    values: dict[str, Any]
+
+    def tensors(self, parameters: Iterable[tuple[str, Tensor]] = ()) -> DistributedTensors:
+        """The tensors, mapped from the file; those of the given parameters must be there, in the same shapes.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or hostile, or belongs to another model.
+        """
+        tensors = DistributedTensors(self.folder)
+        for name, value in parameters:
+            key = f"{MODEL}{name}"
+            if key not in tensors or tensors.shape(key) != tuple(value.shape):
+                raise CheckpointError(f"{self.folder}: {key} is missing or has another shape than in the model")
+        return tensors
+
+
+def read_saved(folder: Path) -> SavedCheckpoint:
+    """A checkpoint by its folder; of its files, only ``state.json`` is verified.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or its ``state.json`` is damaged.
+    """
+    path = folder / STATE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        step, loss, files = values["step"], values["validation_loss"], values["files"]
+        if (values["format"], values["version"]) != (_FORMAT, _VERSION):
+            raise ValueError("another program or version wrote it")
+        if values[_SEAL] != _seal(values):
+            raise ValueError("its SHA-256 does not match its content")
+        files_are_plain = all(isinstance(digest, str) and Path(name).name == name for name, digest in files.items())
+        if step != step_of(folder) or not isinstance(loss, float | None) or not files_are_plain:
+            raise ValueError("its step, its validation loss or its list of files cannot be right")
+        return SavedCheckpoint(folder, step, loss, values)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged: {error}") from error
+
+
+def read_verified(folder: Path) -> SavedCheckpoint:
+    """A checkpoint by its folder, with all files compared with their hashes.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    saved = read_saved(folder)
+    for name, expected in saved.values["files"].items():
+        path = folder / name
+        try:
+            actual = sha256(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        if actual != expected:
+            raise CheckpointError(f"{path}: is damaged: its SHA-256 is {actual[:16]}…, not {expected[:16]}…")
+    return saved
+
+
+class RunCheckpoints:
+    """Writes the checkpoints of one run, and removes old ones."""
+
+    def __init__(self, folder: Path, settings: SaveSettings) -> None:
+        self.folder, self.settings = folder, settings
+        self.last: int | None = None  # step of the newest checkpoint begun or read; None after a failure
+        self._retry = 0
+        self._copies: dict[str, Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def clear_unfinished(self) -> None:
+        """Remove what a killed process left half written or half removed."""
+        for path in self.folder.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved after a step."""
+        return step > 0 and step != self.last and (step % self.settings.every == 0 or step == self._retry)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Copy everything, and write it while training continues; ``values`` must be what JSON can hold."""
+        self.wait()
+        self._copy(tensors)
+        self.last = step
+        plain = {"format": _FORMAT, "version": _VERSION, "step": step, **values}
+        self._writing = self._thread.submit(self._write, step, plain)
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._writing is not None:
+            self._writing.exception()
+
+    def failure(self, step: int) -> str | None:
+        """Why the last checkpoint could not be written, if so, reported once; plans another attempt after ``step``."""
+        if self._writing is None or not self._writing.done():
+            return None
+        error, self._writing = self._writing.exception(), None
+        if error is None:
+            return None
+        self.last, self._retry = None, step + max(1, self.settings.every // 10)
+        # PyTorch's writer wraps the errors of the operating system.
+        error = next((wrapped for wrapped, _ in getattr(error, "failures", {}).values()), error)
+        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy to main memory that is reused each time, page-locked if the tensors are on a GPU."""
+        pin = any(tensor.is_cuda for tensor in tensors.values())
+        before, self._copies = self._copies, {}
+        for name, tensor in tensors.items():
+            copy = before.get(name)
+            if copy is None or copy.shape != tensor.shape:
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+            self._copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
+        if pin:
+            torch.cuda.synchronize()
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        # no_dist says that there is a single process.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        target = self.folder / f"step-{step:09d}"
+        unfinished = self.folder / f".{target.name}"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            save(self._copies, storage_writer=FileSystemWriter(unfinished), no_dist=True)
+            values["files"] = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
+            values = json.loads(json.dumps(values))
+            values[_SEAL] = _seal(values)
+            write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
+            sync_folder(unfinished)
+            if target.exists():
+                _remove(target)
+            unfinished.rename(target)
+            sync_folder(self.folder)
+            self._remove_old(step)
+        except BaseException:  # PyTorch's CheckpointException is no Exception
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _remove_old(self, newest: int) -> None:
+        folders, settings = step_folders(self.folder), self.settings
+        # Checkpoints of later steps are damaged, or the run would have continued from them.
+        valid = [path for path in folders if step_of(path) <= newest]
+        kept = set(valid[-settings.newest :])
+        if settings.keep_every is not None:
+            kept |= {path for path in valid if step_of(path) % settings.keep_every == 0}
+        losses = [(loss, path) for path in valid if settings.best and (loss := _loss(path)) is not None]
+        kept |= {path for _, path in sorted(losses)[: settings.best]}
+        for path in folders:
+            if path not in kept:
+                _remove(path)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, by step."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def choose(run: Path, which: str) -> SavedCheckpoint:
+    """One checkpoint of a run, verified: ``newest``, ``best`` by validation loss, or a step.
+
+    Raises:
+        ResumeError: there is no such checkpoint.
+        CheckpointError: the checkpoint is damaged.
+    """
+    folders = {str(step_of(folder)): folder for folder in run_folders(run)}
+    if which == "newest":
+        return read_verified([*folders.values()][-1])
+    if which == "best":
+        losses = [(loss, folder) for folder in folders.values() if (loss := read_saved(folder).loss) is not None]
+        if not losses:
+            raise ResumeError(f"{run}: no checkpoint has a validation loss; use newest, or name a step")
+        return read_verified(min(losses)[1])
+    if which not in folders:
+        raise ResumeError(f"{run}: has no checkpoint {which!r}; use newest, best, or a step: {', '.join(folders)}")
+    return read_verified(folders[which])
+
+
+def run_folders(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, by step.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    folders = step_folders(run / CHECKPOINTS)
+    if not folders:
+        raise ResumeError(f"{run}: there is no checkpoint of a training run in {run / CHECKPOINTS}")
+    return folders
+
+
+def _loss(folder: Path) -> float | None:
+    try:
+        return read_saved(folder).loss
+    except CheckpointError:
+        return None
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in values.items() if name != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Hide the folder first, so that a folder that can be seen is complete."""
+    hidden = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
