@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from protea.checkpoints import hf
-from protea.checkpoints.json_files import staged
 from protea.models.esm2 import SIZES
 from protea.models.registry import build
+from protea.output import staged
 
 NAMES = {"hf": "m-hf", "te": "m-te", "nemo2": "m-nemo2", "nemo": "m.nemo", "fair-esm": "esm2_m.pt"}
 

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,7 +155,6 @@ def live(marker: Path) -> dict[str, bytes]:
     }
 
 
-DEEP: Final = b")" + b"\x85" * 200_000
 HUGE: Final = (1 << 62).to_bytes(8, "little")
 
 NAMES: Final = [
@@ -206,14 +205,6 @@ STREAMS: Final[dict[str, bytes]] = {
     "only an end": b".",
     "protocol 99": b"\x80\x63N.",
     "text": b"hello, world\n" * 10,
-    "tuples 200,000 deep": whole(DEEP),
-    "such tuples as a dictionary's key": whole(b"}" + DEEP + b"Ns"),
-    "such tuples as an ordered dictionary's key": whole(b"ccollections\nOrderedDict\n(](" + DEEP + b"N\x86etR"),
-    "such tuples as a storage's key": whole(mapping(model=mapping(w=tensor(key=DEEP)))),
-    "such tuples as a shape": whole(mapping(model=mapping(w=tensor(shape=(1,)).replace(part((1,)), DEEP)))),
-    "lists 200,000 deep": whole(b"]" * 200_000 + b"a" * 199_999),
-    "dictionaries 100,000 deep": whole(b"}" + part("a") + (b"}" + part("a")) * 100_000 + b"N" + b"s" * 100_001),
-    "records 50,000 deep": whole(b"cargparse\nNamespace\n" * 50_000 + b")" + b"R\x85" * 50_000),
     "doubled 60 times": whole(doubled()),
     "doubled, as a storage's key": whole(mapping(model=mapping(w=tensor(key=doubled())))),
     "doubled, as a configuration": whole(mapping(args=doubled(), cfg=doubled(), model=mapping(w=tensor()))),
@@ -252,6 +243,24 @@ STREAMS: Final[dict[str, bytes]] = {
     ),
     "numbers as the names of tensors": whole(mapping(model=b"}" + part(1) + tensor() + b"s")),
 }
+
+
+def deep(levels: int) -> dict[str, bytes]:
+    """Nested containers, far deeper than Python recurses."""
+    tuples = b")" + b"\x85" * levels
+    return {
+        "tuples": whole(tuples),
+        "tuples as a dictionary's key": whole(b"}" + tuples + b"Ns"),
+        "tuples as an ordered dictionary's key": whole(b"ccollections\nOrderedDict\n(](" + tuples + b"N\x86etR"),
+        "tuples as a storage's key": whole(mapping(model=mapping(w=tensor(key=tuples)))),
+        "tuples as a shape": whole(mapping(model=mapping(w=tensor(shape=(1,)).replace(part((1,)), tuples)))),
+        "lists": whole(b"]" * levels + b"a" * (levels - 1)),
+        "dictionaries": whole(b"}" + part("a") + (b"}" + part("a")) * levels + b"N" + b"s" * (levels + 1)),
+        "records": whole(b"cargparse\nNamespace\n" * levels + b")" + b"R\x85" * levels),
+    }
+
+
+DEPTHS: Final = (5_000, 100_000)
 
 
 def of_tensor(inner: bytes) -> bytes:
@@ -361,15 +370,16 @@ def piece(paths: dict[str, Path], folder: Path, content: bytes) -> Path:
 Container = Callable[[dict[str, Path], Path, bytes], Path]
 
 CONTAINERS: Final[dict[str, Container]] = {
-    one.__name__: one for one in (fair_esm, fair_esm_legacy, regression, legacy_bin, nemo, metadata, piece)
+    container.__name__: container
+    for container in (metadata, fair_esm, fair_esm_legacy, regression, legacy_bin, nemo, piece)
 }
 
-SLOW: Final = ("such tuples", "tuples", "lists 200", "dictionaries", "records")
 
-EVERYWHERE: Final = [
-    (container, name)
-    for container in CONTAINERS
-    for name in STREAMS
-    if container == "metadata" or not name.startswith(SLOW) or (container == "fair_esm" and name.startswith("such"))
-]
-"""Which stream goes into which container: deep ones take their time, and one reader reads all."""
+def matrix(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
+    """All pairs as parameters of a test; long but for the first row, the first column and a diagonal."""
+    rows, columns = list(rows), list(columns)
+    return [
+        (row, column) if i == 0 or j == 0 or j % len(rows) == i else pytest.param(row, column, marks=pytest.mark.long)
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]

@@ -15,10 +15,10 @@ import pytest
 import torch
 import yaml
 
-from protea.checkpoints.summary import sha256
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.data.work import Watcher as Builder
+from protea.output import sha256
 from protea.train.loop import Outcome, pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.recipe import Recipe, parse

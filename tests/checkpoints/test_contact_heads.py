@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,5 +143,5 @@ def test_half_a_head_is_refused(
     if value is not None:
         tensors[key] = value
     save_file(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match=r"extras\.safetensors: belongs to another checkpoint .* has shape"):
+    with pytest.raises(CheckpointError, match=rf"extras\.safetensors: .*{re.escape(str(folder))}"):
         open_checkpoint(folder)

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import CONFIGS, disturb
+from messages import check_message
 from protea.checkpoints import hf
-from protea.checkpoints.json_files import staged
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, OutputError, ProteaWarning
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2, SIZES
 from protea.models.registry import build
+from protea.output import staged
 from references import EsmForMaskedLM, hf_name, transformers_config
 
 CPU = torch.device("cpu")
@@ -95,9 +96,10 @@ def test_seeds_give_weights(tmp_path: Path) -> None:
     assert a == b != c
 
 
-def test_weights_stay_mapped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "limit"), [("8M", 10_000), pytest.param("35M", 20_000, marks=pytest.mark.long)])
+def test_weights_stay_mapped(tmp_path: Path, size: str, limit: int) -> None:
     """Loading in the stored type copies nothing: the file's pages are the parameters."""
-    hf.write_random(tmp_path / "large", build(SIZES["35M"]), seed=0, dtype=torch.float32)
+    hf.write_random(tmp_path / "large", build(SIZES[size]), seed=0, dtype=torch.float32)
     hf.write_random(tmp_path / "small", build(CONFIGS["esm2"]), seed=0, dtype=torch.float32)
     code = (
         "import sys, torch, pathlib\n"
@@ -117,7 +119,7 @@ def test_weights_stay_mapped(tmp_path: Path) -> None:
         pytest.skip("needs Linux's /proc")
     command = [sys.executable, "-c", code, str(tmp_path / "small"), str(tmp_path / "large")]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert grown < 20_000, f"{grown} kB of memory for 134 MB of weights that could stay in the file"
+    assert grown < limit, f"{grown} kB of memory for the weights of {size} that could stay in the file"
 
 
 # --- what others write -------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def test_a_classifier_loads_and_its_head_is_reported(tmp_path: Path) -> None:
         return kept | {"classifier.dense.weight": torch.zeros(2, 2), "classifier.dense.bias": torch.zeros(2)}
 
     folder = respell(tmp_path / "random", tmp_path / "classifier", classify)
-    with pytest.warns(ProteaWarning, match=r"2 tensors have no place in the model and were left out: classifier\.\*"):
+    with pytest.warns(ProteaWarning, match=r"2 .*classifier\.\*"):
         model = read(folder)
     assert "logits" not in model.capabilities
 
@@ -228,7 +230,7 @@ def test_stored_frequencies_are_used_and_absent_ones_computed(tmp_path: Path) ->
     absent = read(respell(tmp_path / "random", tmp_path / "absent", store(None))).inv_freq
     assert torch.equal(absent, exact)
     coarse = respell(tmp_path / "random", tmp_path / "coarse", store(exact.bfloat16()))
-    with pytest.warns(ProteaWarning, match="stored in bfloat16, too coarse"):
+    with pytest.warns(ProteaWarning, match=r"coarse.*inv_freq.*bfloat16"):
         assert torch.equal(read(coarse).inv_freq, exact)
 
 
@@ -255,7 +257,7 @@ def test_transformers_finds_the_tokenizer(tmp_path: Path) -> None:
     assert tokenizer(sequence)["input_ids"] == expected
 
 
-@pytest.mark.parametrize("name", ["esm2", "esm1b"])
+@pytest.mark.parametrize("name", ["esm2", pytest.param("esm1b", marks=pytest.mark.long)])
 def test_transformers_4_loads_what_we_save_and_we_what_it_saves(tmp_path: Path, name: str) -> None:
     folder = os.environ.get("PROTEA_TRANSFORMERS_4")
     if folder is None:
@@ -285,7 +287,7 @@ def test_classes_of_transformers_all_load(tmp_path: Path) -> None:
     for kind in (EsmModel, EsmForSequenceClassification, EsmForTokenClassification):
         folder = tmp_path / kind.__name__
         kind(config).save_pretrained(folder)
-        with pytest.warns(ProteaWarning, match="left out"):
+        with pytest.warns(ProteaWarning, match=str(folder)):
             assert read(folder).capabilities == {"attention", "contacts"}
 
 
@@ -311,48 +313,51 @@ def sharded(tmp_path: Path) -> Path:
     return tmp_path / "sharded"
 
 
-def fails(folder: Path, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+def fails(folder: Path, pattern: str, key: str = "") -> None:
+    """Reading fails; the message names what the pattern says, and a pinned one has the wording of its key."""
+    with pytest.raises(CheckpointError, match=pattern) as caught:
         read(folder)
+    if key:
+        check_message(f"checkpoints.{key}", caught.value, tmp=folder.parent)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 4000, -10])
 def test_truncated_weights(folder: Path, keep: int) -> None:
     path = folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:keep])
-    fails(folder, f"{WEIGHTS}: truncated or damaged .*; fetch it again")
+    fails(folder, f"{WEIGHTS}: ")
 
 
 def test_absent_files(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    fails(folder, f"model: no {WEIGHTS} and no {INDEX}")
+    fails(folder, f"{WEIGHTS}.*{INDEX}", "no-weights")
     (folder / "pytorch_model.bin").write_bytes(b"")
-    fails(folder, "pytorch_model.bin: no file of torch.save, or truncated; fetch it again")
+    fails(folder, r"pytorch_model\.bin: ", "not-torch-save")
     (folder / "config.json").unlink()
-    fails(folder, "no config.json; a checkpoint folder holds config.json and model.safetensors")
+    fails(folder, r"config\.json", "no-config")
 
 
 def test_absent_and_damaged_shards(sharded: Path) -> None:
     paths = sorted(sharded.glob("*.safetensors"))
     paths[1].rename(sharded / "elsewhere")
-    fails(sharded, f"{paths[1].name} missing of the {len(paths)} shards that {INDEX} names")
+    fails(sharded, f"{paths[1].name}.*{len(paths)}.*{INDEX}", "no-shard")
     paths[1].write_bytes(paths[0].read_bytes())
-    fails(sharded, f"{paths[1].name}: lacks .*, which its index says it holds")
+    fails(sharded, f"{paths[1].name}: ")
     (sharded / INDEX).write_text("{")
-    fails(sharded, f"{INDEX}: damaged")
+    fails(sharded, f"{INDEX}: ")
     (sharded / INDEX).write_text('{"weight_map": {"x": "../../outside.safetensors"}}')
-    fails(sharded, f"{INDEX}: damaged: .*outside.safetensors' is in another folder")
+    fails(sharded, f"{INDEX}: .*outside.safetensors'")
 
 
 def test_shapes_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
     fails(
         respell(folder, tmp_path / "wide", lambda tensors: tensors, intermediate_size=80),
-        r"wide/model.safetensors: esm.encoder.layer.0.intermediate.dense.weight has shape \[160, 40\], "
-        r"config.json asks for \[80, 40\]; the file does not fit its config.json, or is incomplete: fetch both again",
+        r"wide/model.safetensors: esm.encoder.layer.0.intermediate.dense.weight .*\[160, 40\].*\[80, 40\]",
+        "shape",
     )
     fails(
         respell(folder, tmp_path / "deep", lambda tensors: tensors, num_hidden_layers=4),
-        r"deep/model.safetensors: no tensor esm.encoder.layer.3.* and 15 more",
+        r"deep/model.safetensors: .*esm.encoder.layer.3.* 15 ",
     )
 
 
@@ -362,7 +367,8 @@ def test_an_untied_head(folder: Path, tmp_path: Path) -> None:
 
     fails(
         respell(folder, tmp_path / "untied", untie),
-        "untied/model.safetensors: lm_head.decoder.weight differs from esm.embeddings.word_embeddings.weight; .* leave",
+        "untied/model.safetensors: lm_head.decoder.weight .*esm.embeddings.word_embeddings.weight",
+        "untied-head",
     )
 
     def shift(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -370,7 +376,7 @@ def test_an_untied_head(folder: Path, tmp_path: Path) -> None:
 
     fails(
         respell(folder, tmp_path / "shifted", shift),
-        r"shifted/model.safetensors: lm_head.decoder.bias differs from lm_head.bias; .* leave",
+        r"shifted/model.safetensors: lm_head.decoder.bias .*lm_head.bias",
     )
 
 
@@ -382,7 +388,7 @@ def test_frequencies_that_differ_between_layers(folder: Path, tmp_path: Path) ->
 
     fails(
         respell(folder, tmp_path / "m", disagree),
-        f"m/model.safetensors: {key} differs from {ROTARY_NAMES[0].format(0)}, .*; fetch the file again, or leave",
+        f"m/model.safetensors: {key} .*{ROTARY_NAMES[0].format(0)}",
     )
 
 
@@ -392,7 +398,7 @@ def test_frequencies_of_another_width(folder: Path, tmp_path: Path) -> None:
 
     fails(
         respell(folder, tmp_path / "m", widen),
-        rf"m/model.safetensors: {ROTARY_NAMES[0].format(0)} has shape \[5\], config.json asks for \[4\]; .* fetch both",
+        rf"m/model.safetensors: {ROTARY_NAMES[0].format(0)} .*\[5\].*\[4\]",
     )
 
 
@@ -406,49 +412,49 @@ def test_types_that_are_no_weights(folder: Path, tmp_path: Path, key: str, dtype
 
     fails(
         respell(folder, tmp_path / "m", quantize),
-        f"m/model.safetensors: {key} is stored as {name}, which is not supported; save it as one of F64, F32, F16",
+        f"m/model.safetensors: {key} .*{name}.*F64, F32, F16",
     )
 
 
 def test_weights_without_tensors(folder: Path) -> None:
     save_file({}, folder / WEIGHTS)
-    fails(folder, f"{WEIGHTS}: no tensor esm.embeddings.word_embeddings.weight and .* more; .* fetch both again")
+    fails(folder, f"{WEIGHTS}: .*esm.embeddings.word_embeddings.weight", "no-tensor")
     (folder / INDEX).write_text('{"weight_map": {}}')
-    fails(folder, f"{INDEX}: its weight_map names no tensors; fetch it again")
+    fails(folder, f"{INDEX}: .*weight_map")
     (folder / INDEX).write_text("[" * 100_000)
-    fails(folder, f"{INDEX}: damaged: RecursionError.*; fetch it again")
+    fails(folder, f"{INDEX}: ")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type 'bert' is not supported; Protea reads 'esm' and 'esm1nv'"),
-        ({"model_type": None}, "model_type None is not supported"),
-        ({"hidden_size": None}, "hidden_size missing"),
-        ({"hidden_size": "40"}, "hidden_size must be of type int, got '40'"),
-        ({"hidden_size": True}, "hidden_size must be of type int, got True"),
-        ({"hidden_size": 41}, "hidden_size 41 is no multiple of num_attention_heads 5"),
-        ({"token_dropout": 1}, "token_dropout must be of type bool, got 1"),
-        ({"emb_layer_norm_before": "no"}, "emb_layer_norm_before must be of type bool, got 'no'"),
-        ({"position_embedding_type": "absolute", "emb_layer_norm_before": "no"}, "emb_layer_norm_before must be of"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be from 1 to 1,000, got 1000000000"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers must be from 1 to 1,000, got -1"),
-        ({"intermediate_size": 10**18}, "intermediate_size must be from 1 to 1,048,576, got 10"),
-        ({"vocab_size": 10**12}, "vocab_size must be from 1 to 1,048,576, got 10"),
-        ({"max_position_embeddings": 0}, "max_position_embeddings must be from 1 to 1,073,741,824, got 0"),
-        ({"layer_norm_eps": 0}, "layer_norm_eps must be above 0 and at most 1, got 0"),
-        ({"layer_norm_eps": math.nan}, "layer_norm_eps must be above 0 and at most 1, got nan"),
-        ({"layer_norm_eps": 10**400}, "layer_norm_eps must be above 0 and at most 1, got 10"),
-        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob must be at least 0 and below 1, got 1.0"),
-        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob must be at least 0 and below 1, got -0"),
-        ({"rope_theta": 0}, "rope_theta must be from 1 to 1e12, got 0"),
-        ({"vocab_size": 20}, "vocab_size 20 is smaller than the 33 tokens of the ESM alphabet"),
-        ({"mask_token_id": 2}, "mask_token_id 2 is not the ESM alphabet's 32"),
-        ({"is_folding_model": True}, "is_folding_model True is not supported"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings False is not supported"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key' is not supported"),
-        ({"emb_layer_norm_before": True}, "emb_layer_norm_before with rotary positions is no published"),
-        ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
+        ({"model_type": "bert"}, "model_type 'bert'.*'esm'.*'esm1nv'"),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "40"}, "hidden_size .*int.*'40'"),
+        ({"hidden_size": True}, "hidden_size .*int.*True"),
+        ({"hidden_size": 41}, "hidden_size 41.*num_attention_heads 5"),
+        ({"token_dropout": 1}, "token_dropout .*bool.*1"),
+        ({"emb_layer_norm_before": "no"}, "emb_layer_norm_before .*bool.*'no'"),
+        ({"position_embedding_type": "absolute", "emb_layer_norm_before": "no"}, "emb_layer_norm_before "),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers .*1.*1,000.*1000000000"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers .*1.*1,000.*-1"),
+        ({"intermediate_size": 10**18}, "intermediate_size .*1.*1,048,576.*10"),
+        ({"vocab_size": 10**12}, "vocab_size .*1.*1,048,576.*10"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings .*1.*1,073,741,824.*0"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps .*0.*1.*0"),
+        ({"layer_norm_eps": math.nan}, "layer_norm_eps .*0.*1.*nan"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps .*0.*1.*10"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob .*0.*1.*1.0"),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob .*0.*1.*-0"),
+        ({"rope_theta": 0}, "rope_theta .*1.*1e12.*0"),
+        ({"vocab_size": 20}, "vocab_size 20.*33.*ESM"),
+        ({"mask_token_id": 2}, "mask_token_id 2.*ESM.*32"),
+        ({"is_folding_model": True}, "is_folding_model True"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+        ({"emb_layer_norm_before": True}, "emb_layer_norm_before"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
     ],
 )
 def test_configurations_we_do_not_run(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -458,14 +464,14 @@ def test_configurations_we_do_not_run(folder: Path, tmp_path: Path, change: dict
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "config.json: cannot be read as JSON: .*; fetch it again"),
-        ("[" * 100_000, "config.json: cannot be read as JSON: .*; fetch it again"),
-        ("[]", "config.json: expected a JSON object"),
+        ("{", ""),
+        ("[" * 100_000, ""),
+        ("[]", "not-a-json-object"),
     ],
 )
 def test_configuration_that_is_no_configuration(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
-    fails(folder, message)
+    fails(folder, r"config\.json: ", message)
 
 
 def test_another_vocabulary(folder: Path) -> None:
@@ -473,9 +479,9 @@ def test_another_vocabulary(folder: Path) -> None:
     tokens = (folder / "vocab.txt").read_text().split()
     tokens[4], tokens[5] = tokens[5], tokens[4]
     (folder / "vocab.txt").write_text("\n".join(tokens))
-    fails(folder, "vocab.txt: token 4 is 'A' where the ESM alphabet has 'L'")
+    fails(folder, "vocab.txt: .*4.*'A'.*'L'", "other-alphabet")
     (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>"]))
-    fails(folder, "token 2 is 'nothing' where the ESM alphabet has '<eos>'")
+    fails(folder, "vocab.txt: .*2.*'nothing'.*'<eos>'")
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt", WEIGHTS])
@@ -483,18 +489,18 @@ def test_files_that_cannot_be_read(folder: Path, name: str) -> None:
     path = folder / name
     path.chmod(0)
     if not os.access(path, os.R_OK):
-        fails(folder, f"{name}: cannot be read: Permission denied; ")
+        fails(folder, f"{name}: .*Permission denied")
     path.unlink()
     path.symlink_to(path)
-    fails(folder, f"{name}: cannot be read: .*symbolic links; ")
+    fails(folder, f"{name}: .*symbolic links")
     path.unlink()
     path.mkdir()
-    fails(folder, f"{name}: cannot be read: Is a directory; ")
+    fails(folder, f"{name}: .*Is a directory", "not-readable" if name == "config.json" else "")
 
 
 def test_a_vocabulary_that_is_no_text(folder: Path) -> None:
     (folder / "vocab.txt").write_bytes(b"\xff\xfe\x00")
-    fails(folder, "vocab.txt: cannot be read: not UTF-8 text; fetch it again, or remove it")
+    fails(folder, "vocab.txt: .*UTF-8")
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -502,10 +508,10 @@ def test_a_vocabulary_that_is_no_text(folder: Path) -> None:
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     model = read(folder)
-    with pytest.raises(OutputError, match="exists already; remove it or choose another name"):
+    with pytest.raises(OutputError, match=str(folder)):
         hf.save(model, folder)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match=str(tmp_path / "file")):
         hf.save(model, tmp_path / "file")
     (tmp_path / "empty").mkdir()
     hf.save(model, tmp_path / "empty")
@@ -514,15 +520,15 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     model = read(folder)
-    with pytest.raises(OutputError, match="x: cannot be written: File name too long; choose another place"):
+    with pytest.raises(OutputError, match=r"x: .*File name too long"):
         hf.save(model, tmp_path / ("x" * 300))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(OutputError, match="loop: exists already; remove it or choose another name"):
+    with pytest.raises(OutputError, match="loop: "):
         hf.save(model, tmp_path / "loop")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0)
     if not os.access(locked, os.R_OK):
-        with pytest.raises(OutputError, match="model: cannot be written: Permission denied; choose another place"):
+        with pytest.raises(OutputError, match=r"model: .*Permission denied"):
             hf.save(model, locked / "model")
 
 
@@ -532,7 +538,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     def fail(name: str) -> Tensor:
         raise OSError(28, "No space left on device")
 
-    wanted = pytest.raises(OutputError, match=r"model: cannot be written: .*No space left")
+    wanted = pytest.raises(OutputError, match=r"model: .*No space left")
     with wanted, staged(tmp_path / "deeper" / "model") as place:
         hf.write(place, model, fail, torch.float32)
     assert not (tmp_path / "deeper").exists()

@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from hostile import CONTAINERS, EVERYWHERE, NAMES, STREAMS, TENSORS, call, copied, live, refused, torch_zip, whole
+from hostile import (
+    CONTAINERS,
+    DEPTHS,
+    NAMES,
+    STREAMS,
+    TENSORS,
+    call,
+    copied,
+    deep,
+    live,
+    matrix,
+    refused,
+    torch_zip,
+    whole,
+)
 from protea.checkpoints.formats import open_checkpoint
 
 MARKER = Path("/nowhere/marker")
@@ -25,29 +39,36 @@ def test_the_pickles_would_run(tmp_path: Path) -> None:
         (tmp_path / "marker").unlink()
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize(("container", "name"), matrix(CONTAINERS, LIVE))
 def test_calls(tmp_path: Path, paths: dict[str, Path], bounded: None, container: str, name: str) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "case").mkdir()
     path = CONTAINERS[container](paths, tmp_path / "case", live(marker)[name])
-    refused(path, "which no checkpoint needs")
+    refused(path, "hostile")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names(tmp_path: Path, paths: dict[str, Path], name: str) -> None:
     content = whole(call(*name.rsplit(".", 1), "x"))
-    refused(CONTAINERS["fair_esm"](paths, tmp_path, content), repr(name), "which no checkpoint needs")
+    refused(CONTAINERS["fair_esm"](paths, tmp_path, content), repr(name), "hostile")
 
 
-@pytest.mark.parametrize(("container", "name"), EVERYWHERE)
+@pytest.mark.parametrize(("container", "name"), matrix(CONTAINERS, STREAMS))
 def test_streams(tmp_path: Path, paths: dict[str, Path], bounded: None, container: str, name: str) -> None:
     refused(CONTAINERS[container](paths, tmp_path, STREAMS[name]))
 
 
-@pytest.mark.parametrize("container", ["fair_esm", "fair_esm_legacy", "legacy_bin"])
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("levels", [DEPTHS[0], pytest.param(DEPTHS[1], marks=pytest.mark.long)])
+@pytest.mark.parametrize("container", ["metadata", "fair_esm"])
+@pytest.mark.parametrize("name", deep(1))
+def test_nested_streams(
+    tmp_path: Path, paths: dict[str, Path], bounded: None, container: str, name: str, levels: int
+) -> None:
+    refused(CONTAINERS[container](paths, tmp_path, deep(levels)[name]))
+
+
+@pytest.mark.parametrize(("container", "name"), matrix(["fair_esm", "fair_esm_legacy", "legacy_bin"], TENSORS))
 def test_tensors(tmp_path: Path, paths: dict[str, Path], bounded: None, container: str, name: str) -> None:
     refused(CONTAINERS[container](paths, tmp_path, TENSORS[name]))
 

@@ -20,6 +20,7 @@ import pytest
 
 import protea
 from conftest import CONFIGS
+from messages import check_message
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
 from protea.checkpoints.summary import describe, listing
 from protea.errors import CheckpointError, UnknownModelError
@@ -70,19 +71,20 @@ def test_the_table() -> None:
 )
 def test_near_names_are_offered(name: str, near: str) -> None:
     for find in (published, locate, describe):
-        with pytest.raises(UnknownModelError, match=f"unknown model '{name}'; did you mean .*{near}.*info --list"):
+        with pytest.raises(UnknownModelError, match=f"'{name}'.*{near}.*info --list"):
             find(name)
 
 
 def test_a_name_like_no_other() -> None:
-    with pytest.raises(UnknownModelError, match="unknown model 'zzz'; `protea info --list` shows all names"):
+    with pytest.raises(UnknownModelError) as caught:
         protea.load("zzz")
+    check_message("checkpoints.unknown-model", caught.value)
 
 
 @pytest.mark.parametrize("find", [locate, describe])
 def test_no_name_is_not_the_current_folder(model_folders: dict[str, Path], find: Callable[[str], object]) -> None:
     shutil.copytree(model_folders["esm2"], ".", dirs_exist_ok=True)
-    with pytest.raises(UnknownModelError, match="unknown model ''"):
+    with pytest.raises(UnknownModelError, match="''"):
         find("")
 
 
@@ -90,15 +92,7 @@ def test_no_name_is_not_the_current_folder(model_folders: dict[str, Path], find:
 def test_without_network_the_files_and_their_place_are_named(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         locate(name)
-    message = str(caught.value)
-    for part in (
-        "facebook/esm2_t6_8M_UR50D is no folder here, is not in the cache and cannot be downloaded",
-        "config.json",
-        "model.safetensors",
-        "https://huggingface.co/facebook/esm2_t6_8M_UR50D/tree/main",
-        "into a folder esm2_t6_8M_UR50D/ here",
-    ):
-        assert part in message
+    check_message("checkpoints.no-network", re.sub(r"\(.*?\)", "({reason})", str(caught.value), count=1))
 
 
 @pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "facebook/esm2_t6_8M_UR50D", "someone/finetuned"])
@@ -175,7 +169,11 @@ def serving() -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("failure", "reason"),
-    [("silence", "disconnected"), ("page", "Expecting value"), ("break", "received 1 bytes, expected 1000")],
+    [
+        pytest.param("silence", "disconnected", marks=pytest.mark.long),
+        pytest.param("page", "Expecting value", marks=pytest.mark.long),
+        ("break", "received 1 bytes, expected 1000"),
+    ],
 )
 def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None:
     with serving() as address:
@@ -184,7 +182,7 @@ def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, check=False)
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("protea.errors.CheckpointError: someone/model is no folder here, is not in the cache and")
+    assert last.startswith("protea.errors.CheckpointError: someone/model ")
     assert reason in last
 
 
@@ -236,9 +234,10 @@ def test_a_cached_configuration_alone_is_no_model(offline: Path, model_folders: 
     put_into_cache(offline, "someone/unfinished", model_folders["esm2"])
     for weights in offline.rglob("*.safetensors"):
         weights.unlink()
-    with pytest.raises(CheckpointError, match="neither a folder nor"):
+    with pytest.raises(CheckpointError) as caught:
         find_local("someone/unfinished")
-    with pytest.raises(CheckpointError, match=r"no model.safetensors"):
+    check_message("checkpoints.not-in-cache", caught.value)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         protea.load("someone/unfinished")
 
 
@@ -251,52 +250,49 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "esm1nv.nemo"
     path.write_bytes(b"")
     assert locate(path) == path
-    with pytest.raises(
-        CheckpointError, match=r"esm1nv\.nemo: no checkpoint; looked for a file of torch.save .* and a tar"
-    ):
+    with pytest.raises(CheckpointError) as caught:
         protea.load(path)
+    check_message("checkpoints.no-checkpoint-file", caught.value, tmp=tmp_path)
 
 
 def test_a_path_that_is_not_there() -> None:
-    with pytest.raises(CheckpointError, match=r"\./models/absent: no such folder"):
+    with pytest.raises(CheckpointError) as caught:
         locate("./models/absent")
+    check_message("checkpoints.no-folder", caught.value)
 
 
 @pytest.mark.parametrize("name", ["a/b--c", "a..b/c", "a/b.", "a/b.git", "a/b/c", f"a/{'b' * 120}", "ä/b"])
 def test_what_can_be_neither_a_repository_nor_a_folder(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name}: no such folder; `protea info --list`"):
+    with pytest.raises(CheckpointError, match=f"{name}: .*`protea info --list`"):
         locate(name)
-    with pytest.raises(CheckpointError, match=f"{name}: neither a folder nor a repository"):
+    with pytest.raises(CheckpointError, match=f"{name}: "):
         describe(name)
 
 
 def test_a_mistyped_path_that_looks_like_a_repository(tmp_path: Path) -> None:
     (tmp_path / "proteins.fa").write_text("")
-    with pytest.raises(CheckpointError, match=r"proteins\.fa/x is no folder here, is not in the cache and cannot be"):
+    with pytest.raises(CheckpointError, match=r"proteins\.fa/x "):
         locate("proteins.fa/x")
 
 
 @pytest.mark.parametrize("find", [locate, describe])
 def test_paths_that_cannot_be_looked_at(tmp_path: Path, find: Callable[[str], object]) -> None:
-    with pytest.raises(CheckpointError, match="xxx: cannot be read: File name too long; name a folder"):
+    with pytest.raises(CheckpointError, match=r"xxx: .*File name too long"):
         find("x" * 300)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(CheckpointError, match=r"loop/model: (no such|neither a) folder"):
+    with pytest.raises(CheckpointError, match=r"loop/model: "):
         find(f"{tmp_path}/loop/model")
     (tmp_path / "locked").mkdir(mode=0)
     if not os.access(tmp_path / "locked", os.R_OK):
-        with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read: Permission denied; name a"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors: .*Permission denied"):
             find("locked/model.safetensors")
 
 
 def test_weights_published_in_other_formats_or_not_at_all() -> None:
-    with pytest.raises(
-        CheckpointError,
-        match=r"esm1nv is published at https://.*\.nemo.*: fetch it and name the file, .* `protea init esm1nv",
-    ):
-        locate("esm1nv")
-    with pytest.raises(CheckpointError, match=r"no published weights; `protea init esm2nv_20B` makes random ones"):
-        locate("esm2nv_20B")
+    for name, key in (("esm1nv", "needs-account"), ("esm2nv_20B", "not-published")):
+        with pytest.raises(CheckpointError) as caught:
+            locate(name)
+        check_message(f"checkpoints.{key}", caught.value)
 
 
 def test_description_of_a_folder(model_folders: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The command line without embedding: `protea`, `protea info`, `protea init`, and what befalls their output."""
+"""The command line without embedding: `protea`, `protea info`, `protea init`, and failures of their output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_wrong_commands_stay_errors() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", ["", pytest.param("1", marks=pytest.mark.long)])
 def test_standard_output_without_room(model_folders: dict[str, Path], unbuffered: str) -> None:
     settings = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     for arguments in (["--list"], [model_folders["esm2"], "--json"]):
@@ -67,7 +67,7 @@ def test_names_that_are_too_long_for_a_path(tmp_path: Path) -> None:
 
 
 def test_a_file_that_fails_unforeseen(model_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Which one is said: here a weight file that became a folder while the command ran."""
+    """The message names the file: here a weight file that became a folder while the command ran."""
     shutil.copytree(model_folders["esm2"], tmp_path / "model")
     code = (
         "import sys, protea.checkpoints.summary as describe\n"

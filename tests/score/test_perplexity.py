@@ -11,10 +11,11 @@ import pytest
 import protea
 from conftest import LoadModel
 from messages import check_message
+from protea.checkpoints.peers import load_peer, masked_losses
 from protea.data.masking import Masking
 from protea.errors import CapabilityError, ProteaWarning, UsageError
 from protea.infer.runner import Runner
-from protea.score import perplexity, twin
+from protea.score import perplexity
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 3, "G", "ACDEFGHIKLMNPQRSTVWY" * 5, "WWWWWWWW"]
 
@@ -47,8 +48,8 @@ def test_other_libraries_agree(
     model = load_small(name)
     model.save(tmp_path / "model")
     questions = masked(model, Masking())
-    run = twin.load_twin(library, tmp_path / "model")
-    theirs = list(twin.losses(run, questions))
+    run = load_peer(library, tmp_path / "model")
+    theirs = [masked_losses(run, question.tokens, question.places, question.truth) for question in questions]
     ours = list(perplexity.losses(Runner(model.module, 64), questions))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
@@ -95,7 +96,7 @@ def test_wrong_arguments(model: protea.LanguageModel) -> None:
     with pytest.warns(ProteaWarning, match="1022 of 1500"):
         model.perplexity(["M" * 1500])
     with pytest.raises(UsageError, match=r"tape.*transformers or fair-esm"):
-        twin.load_twin("tape", Path("x"))
+        load_peer("tape", Path("x"))
     model.module.lm_head = None
     with pytest.raises(CapabilityError, match="logits"):
         model.perplexity(SEQUENCES)
@@ -104,7 +105,7 @@ def test_wrong_arguments(model: protea.LanguageModel) -> None:
 def test_a_family_that_others_lack(load_small: LoadModel, tmp_path: Path) -> None:
     load_small("esm1nv").save(tmp_path / "model")
     with pytest.raises(UsageError, match="ESM-1nv"):
-        twin.load_twin("transformers", tmp_path / "model")
+        load_peer("transformers", tmp_path / "model")
 
 
 def test_beyond_what_a_float_holds_perplexity_is_infinite() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from protea.checkpoints.layout import APART, Layout, entries, fused_heads, stored_shape
+from protea.checkpoints.region import damaged
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.config import EncoderConfig
@@ -20,16 +21,11 @@ from protea.models.heads import AnyContactHead, BilinearContactHead, ContactHead
 from protea.models.registry import build
 
 _NO_PARAMETERS: Final = ("inv_freq", "_extra_state")
-"""What keys of tensors end with that files carry beside parameters, of use to a model or not."""
+"""How the keys end of tensors that are not parameters, and need no warning."""
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A model on the meta device with another's heads and buffers.
-
-    Args:
-        model: the other.
-        config: its configuration, if not the other's.
-    """
+    """A model on the meta device with the heads, buffers and, unless another is given, configuration of a model."""
     twin = build(config or model.config)
     set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     for name, buffer in model.stored_buffers.items():
@@ -38,43 +34,31 @@ def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
 
 
 def set_heads(model: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Leave a model on the meta device with the heads that some parameters belong to.
-
-    Args:
-        model: as built.
-        shapes: by our names; only that of a bilinear head's P matters, whose first axis is the head's rank.
-    """
+    """Give a new model on the meta device only the heads that parameters of these names and shapes belong to."""
     if not any(name.startswith("lm_head.") for name in shapes):
         model.lm_head = None
     model.contact_head = contact_head(model.config, shapes)
 
 
 def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> AnyContactHead | None:
-    """The contact head whose parameters are among some, on the meta device; nothing if there are none."""
-    first, *_ = (*shapes.get(APART[0], ()), 0)
+    """The contact head, on the meta device, that parameters of these names and shapes belong to, if they have one."""
+    rank, *_ = shapes.get(APART[0]) or (1,)
     with torch.device("meta"):
         if any(name in shapes for name in APART):
-            return BilinearContactHead(config.hidden_size, max(1, first)).eval()
+            return BilinearContactHead(config.hidden_size, max(1, rank)).eval()
         if any(name.startswith("contact_head.") for name in shapes):
             return ContactHead(sum(config.attention_heads)).eval()
     return None
 
 
 class Checkpoint:
-    """An opened checkpoint: an architecture and its parameters by our names, read when asked for.
-
-    Args:
-        config: the architecture, its vocabulary as stored.
-        tensors: what is stored.
-        layout: how.
-        source: what messages call the configuration.
+    """An opened checkpoint. Its parameters are read when asked for.
 
     Attributes:
-        model: the model on the meta device, with the heads that are stored; buffers have their stored values.
-        files: the files that make up the checkpoint.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of another shape or kind than the configuration asks for.
+        tensors: what is stored.
+        layout: how it is stored.
+        source: what messages call the configuration.
+        model: the model on the meta device, with the stored heads and the stored values of buffers.
     """
 
     def __init__(self, config: EncoderConfig, tensors: Tensors, layout: Layout, source: str) -> None:
@@ -83,7 +67,7 @@ class Checkpoint:
         self.source = source
         self._replaced: dict[str, Tensor] = {}
         self.model = build(config)
-        # A checkpoint of the bare encoder, or one without contact head, is complete without them.
+        # A bare encoder is a complete checkpoint, and so is one without a contact head.
         heads = [name for name, _ in self.model.named_parameters() if name.startswith("lm_head.")]
         heads += [f"contact_head.regression.{kind}" for kind in ("weight", "bias")]
         places = {name: layout.place(name) for name in heads}
@@ -93,7 +77,7 @@ class Checkpoint:
         self._check()
         for name, exact in self.model.stored_buffers.items():
             self.model.set_buffer(name, self._stored_buffer(name, exact))
-        self._report_ignored()
+        self._warn_of_unused()
 
     @property
     def files(self) -> list[Path]:
@@ -102,24 +86,19 @@ class Checkpoint:
 
     @property
     def stored_types(self) -> list[str]:
-        """Types the parameters are stored in, as safetensors names them."""
-        return sorted({self.tensors.dtype(entry.place.key) for entry in self.entries})
+        """The types of its parameters, as safetensors names them."""
+        return sorted({self.tensors.stored[entry.place.key].dtype for entry in self.entries})
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that holds every stored parameter exactly."""
-        first, *others = (FLOATS[name] for name in self.stored_types)
-        for other in others:
-            first = torch.promote_types(first, other)
-        return first
+        """The narrowest type that holds every stored parameter exactly."""
+        return reduce(torch.promote_types, (FLOATS[name] for name in self.stored_types))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.tensors.close()
+    def __exit__(self, *_: object) -> None:
+        self.tensors.stored.clear()  # releases the files; tensors that were read stay valid
 
     def parameter(self, name: str) -> Tensor:
         """A parameter as stored; mapped from its file where it is stored in one piece."""
@@ -127,49 +106,37 @@ class Checkpoint:
             return self._replaced[name]
         entry, part = self._part[name]
         key, layer = entry.place
-        value = self.tensors[key] if layer is None else self.tensors.row(key, layer)
+        value = self.tensors[key] if layer is None else self.tensors.stored[key].row(layer)
         if len(entry.names) > 1:
             heads = fused_heads(self.model, self.layout)
-            whole: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
-            return whole[:, part].flatten(0, 1)
+            fused: Tensor = value.reshape(heads, len(entry.names), -1, *value.shape[1:])
+            return fused[:, part].flatten(0, 1)
         return value[: self.model.get_parameter(name).shape[0]]
 
     def complete(self, values: Mapping[str, Tensor], config: EncoderConfig | None = None) -> None:
-        """Add what a format could not hold: parameters beside stored ones or in their place, a configuration.
-
-        Args:
-            values: by our names, buffers among them.
-            config: the configuration they fit, of the same family.
-
-        Raises:
-            CheckpointError: they fit neither each other nor what is stored.
-        """
+        """Add or replace parameters and buffers, by our names, and the configuration, which must fit what is stored."""
         model = build(config or self.model.config)
         if type(model) is not type(self.model):
             raise CheckpointError(f"describe {model.config.family}, and the checkpoint is {self.model.config.family}")
-        values = dict(values)
+        parameters = dict(values)
         for name, exact in model.stored_buffers.items():
-            buffer = values.pop(name, self.model.stored_buffers[name])
+            buffer = parameters.pop(name, self.model.stored_buffers[name])
             if buffer.shape != exact.shape:
                 raise CheckpointError(f"{name} has shape {list(buffer.shape)}, not {list(exact.shape)}")
             model.set_buffer(name, buffer)
-        found = {name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | values).items()}
-        set_heads(model, found)
+        stored = {
+            name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | parameters).items()
+        }
+        set_heads(model, stored)
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        if wrong := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
-            raise CheckpointError(
-                f"{wrong[0]} has shape {found.get(wrong[0])}, the model asks for {expected.get(wrong[0])}"
-            )
+        for name in sorted(stored.keys() | expected.keys()):
+            if stored.get(name) != expected.get(name):
+                raise CheckpointError(f"{name} has shape {stored.get(name)}, the model asks for {expected.get(name)}")
         self.model = model
-        self._replaced |= values
+        self._replaced |= parameters
 
     def load(self, *, dtype: torch.dtype, device: torch.device) -> Encoder:
-        """The model with its weights.
-
-        Args:
-            dtype: type of all parameters; buffers keep theirs. Weights stored in it stay in their file.
-            device: where they go.
-        """
+        """The model with its weights in a type; buffers keep theirs. Weights that have the type stay in their file."""
         state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
         model = like(self.model)
         for name, buffer in model.named_buffers():
@@ -177,105 +144,83 @@ class Checkpoint:
         model.load_state_dict(state | model.stored_buffers, assign=True)
         return model
 
+    def check_tied(self, *pairs: tuple[str, str]) -> None:
+        """Check tensors that repeat the tied output matrix or its bias; unequal ones mean another architecture."""
+        for key, tied in pairs:
+            if key in self.tensors and tied in self.tensors and not torch.equal(self.tensors[key], self.tensors[tied]):
+                raise CheckpointError(
+                    f"{self.tensors.stored[key].path}: {key} differs from {tied}; an untied head is not supported: "
+                    f"leave {key} out if {tied} is right"
+                )
+
     def _check(self) -> None:
         tensors = self.tensors
+        self._misfit = f"the file does not fit its {self.source}, or is incomplete: fetch both again"
         if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}; {self._misfit}")
         depth = self.model.config.num_hidden_layers
         for entry in self.entries:
-            expected = stored_shape(self.model, self.layout, entry)
-            if entry.place.layer is not None:
-                expected = (depth, *expected)
-            self.check_tensor(entry.place.key, expected)
+            stack = () if entry.place.layer is None else (depth,)
+            self._check_tensor(entry.place.key, (*stack, *stored_shape(self.model, self.layout, entry)))
 
-    def check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
-        """Check a stored tensor's shape, and that it holds plain numbers.
-
-        Quantized weights mean nothing without their scales, whatever type they are converted to.
-
-        Raises:
-            CheckpointError: naming file, tensor, and both shapes or the type.
-        """
-        found = self.tensors.shape(key)
-        if found != expected:
+    def _check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
+        """Check a stored tensor's shape and type."""
+        path, shape, dtype, *_ = self.tensors.stored[key]
+        if shape != expected:
             raise CheckpointError(
-                f"{self.tensors.path(key)}: {key} has shape {list(found)}, {self.source} asks for {list(expected)}; "
-                f"{self._misfit}"
+                f"{path}: {key} has shape {list(shape)}, {self.source} asks for {list(expected)}; {self._misfit}"
             )
-        if self.tensors.dtype(key) not in FLOATS:
+        # Quantized weights mean nothing without their scales.
+        if dtype not in FLOATS:
             raise CheckpointError(
-                f"{self.tensors.path(key)}: {key} is stored as {self.tensors.dtype(key)}, which is not supported; save "
-                f"it as one of {', '.join(FLOATS)}"
+                f"{path}: {key} is stored as {dtype}, which is not supported; save it as one of {', '.join(FLOATS)}"
             )
-
-    def check_tied(self, *pairs: tuple[str, str]) -> None:
-        """Files may repeat the tied output matrix and its bias; ones that differ belong to another architecture.
-
-        Raises:
-            CheckpointError: a repeat differs from what it repeats.
-        """
-        for key, tied in pairs:
-            if key in self.tensors and tied in self.tensors and not torch.equal(self.tensors[key], self.tensors[tied]):
-                raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {tied}; an untied head is not supported: leave "
-                    f"{key} out if {tied} is right"
-                )
-
-    @property
-    def _misfit(self) -> str:
-        return f"the file does not fit its {self.source}, or is incomplete: fetch both again"
 
     def _stored_buffer(self, name: str, exact: Tensor) -> Tensor:
-        """The file's values of a buffer, say rotary frequencies, which Meta's models have rounded to float16.
+        """A buffer as stored, or its exact values if the file has none, or has them in a type that is too coarse.
 
-        The exact ones if it has none, or has them in a type too coarse for them.
+        For example, Meta's models have rotary frequencies that are rounded to float16.
         """
         keys = self._buffer_keys(name)
         if not keys:
             return exact
-        stored = self.tensors[keys[0]]
+        first, path = keys[0], self.tensors.stored[keys[0]].path
         for key in keys:
-            self.check_tensor(key, tuple(exact.shape))
-            if not stored.isfinite().all():
-                raise CheckpointError(f"{self.tensors.path(key)}: {key} is not finite; fetch the file again")
+            self._check_tensor(key, tuple(exact.shape))
+        stored = self.tensors[first]
+        if not stored.isfinite().all():
+            raise damaged(path, f"{first} is not finite")
+        for key in keys:
             if not torch.equal(self.tensors[key], stored):
                 raise CheckpointError(
-                    f"{self.tensors.path(key)}: {key} differs from {keys[0]}, and one for all layers is supported; "
-                    "fetch the file again, or leave these tensors out to have them computed"
+                    f"{path}: {key} differs from {first}; all layers must have the same: fetch the file again, or "
+                    "leave these tensors out to have them computed"
                 )
-        if stored.dtype == torch.bfloat16:
-            warnings.warn(
-                f"{self.tensors.path(keys[0])}: {keys[0]} is stored in bfloat16, too coarse for positions; computed "
-                f"anew{self.model.buffer_origin(name)}",
-                ProteaWarning,
-                stacklevel=2,
-            )
-            return exact
-        return stored.to(exact.dtype)
+        if stored.dtype != torch.bfloat16:
+            return stored.to(exact.dtype)
+        computed = f"computed again{self.model.buffer_origin(name)}"
+        message = f"{path}: {first} is stored in bfloat16, too coarse for positions; {computed}"
+        warnings.warn(message, ProteaWarning, stacklevel=2)
+        return exact
 
     def _buffer_keys(self, name: str) -> list[str]:
-        """Where a buffer is stored: where the format keeps it, or, as files differ, under its own name elsewhere."""
-        known = self.layout.buffer_keys(name, self.model.config.num_hidden_layers)
-        there = sorted(key for key in known if key in self.tensors)
-        if there or "." in name:
-            return there
+        """Where a buffer is stored: where the format keeps it or, since files differ, under its own name elsewhere."""
+        keys = self.layout.buffer_keys(name, self.model.config.num_hidden_layers)
+        stored = sorted(key for key in keys if key in self.tensors)
+        if stored or "." in name:
+            return stored
         return sorted(key for key in self.tensors if key.rpartition(".")[2] == name)
 
-    def _report_ignored(self) -> None:
-        """Name what is stored and the model has no use for; known leftovers are not worth a word."""
+    def _warn_of_unused(self) -> None:
+        """Name the stored tensors that the model does not need, except those that are known to be in such files."""
         used = {entry.place.key for entry in self.entries}
         used.update(key for name in self.model.stored_buffers for key in self._buffer_keys(name))
-        unknown = sorted(
-            key
-            for key in self.tensors.keys() - used
-            if not key.endswith(_NO_PARAMETERS) and not self.layout.leftovers(key)
-        )
-        if unknown:
-            roots = sorted({key.split(".")[0] for key in unknown})
-            warnings.warn(
-                f"{self.tensors.paths[0]}: {len(unknown)} tensors have no place in the model and were left out: "
-                f"{', '.join(f'{root}.*' for root in roots)} (first: {unknown[0]})",
-                ProteaWarning,
-                stacklevel=2,
+        unused = [key for key in sorted(self.tensors.keys() - used) if not self.layout.leftovers(key)]
+        unused = [key for key in unused if not key.endswith(_NO_PARAMETERS)]
+        if unused:
+            roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in unused}))
+            message = (
+                f"{len(unused)} tensors have no place in the model and were left out: {roots} (first: {unused[0]})"
             )
+            warnings.warn(f"{self.tensors.paths[0]}: {message}", ProteaWarning, stacklevel=2)

@@ -1,14 +1,14 @@
-"""Any format to any other, one tensor at a time, and the proof that the copy is one.
+"""Convert a checkpoint to another format, one tensor at a time, and prove that the copy is equal.
 
-What is written is read back: every tensor is compared bit for bit with the source's, logits of fixed sequences with
-the source's and, where it is installed, with the library whose format it is. Only then does the copy appear.
+What was written is read again: every tensor is compared with the source's bit for bit, logits of fixed sequences with
+the source's and with those of the library that reads the format, if it is installed. Only then does the copy appear.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,102 +18,100 @@ from torch import Tensor
 from protea.allocator import return_freed_memory
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.formats import Format, format_named, recognised
-from protea.checkpoints.json_files import staged
+from protea.checkpoints.formats import Format, format_named, recognised, unsupported
+from protea.checkpoints.hub import locate
 from protea.checkpoints.layout import VOCABULARY
-from protea.checkpoints.peers import TOLERANCE, peer_logits
-from protea.checkpoints.probe import difference, logits
+from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
 from protea.checkpoints.sidecar import complete, extras_path, head_record_path, write_extras
-from protea.checkpoints.tensors import FLOATS, raw_bytes
+from protea.checkpoints.tensors import FLOATS, same_bits
 from protea.errors import CheckpointError, OutputError
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+from protea.output import staged
+from protea.progress import SILENT, Progress
 
 
 @dataclass
 class Conversion:
-    """What was done, and what was found to be so.
+    """What was read and written, and what was checked.
 
     Attributes:
-        source: title of the format read.
+        path: the checkpoint that was read.
+        source: title of its format.
         target: title of the format written.
-        family: of the model.
-        parameters: how many it has.
-        dtype: type the copy is stored in.
-        tensors: parameters compared bit for bit.
-        checks: what else was compared, in words, with the differences found.
-        apart: what the format has no room for and where it is kept.
-        notes: what to know before using the copy elsewhere.
+        tensors: number of parameters compared bit for bit.
+        checks: what else was compared, in words, with the differences.
+        apart: what the format cannot hold, and where it is instead.
+        notes: what to know before other programs use the copy.
     """
 
+    path: Path
     source: str
     target: str
     family: str
     parameters: int
     dtype: torch.dtype
-    tensors: int = 0
+    tensors: int
     checks: list[str] = field(default_factory=list)
     apart: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def convert(
-    source: Path,
+    source: str | Path,
     target: Path,
-    to: str,
+    to: str | None = None,
     *,
     dtype: torch.dtype | None = None,
     peers: bool = True,
-    progress: Progress = lambda _what, _done, _of: None,
+    progress: Progress = SILENT,
 ) -> Conversion:
-    """Write a checkpoint in another format, and prove the copy.
+    """Write a checkpoint in another format, and prove the copy. An error leaves nothing behind.
 
     Args:
-        source: a checkpoint of any format.
+        source: a checkpoint of any format, or a published name.
         target: what to write; must not exist.
-        to: the format's name, one of ``NAMES``.
+        to: the format's name; by default ``fair-esm`` for a target that ends in ``.pt``, ``nemo`` for ``.nemo``,
+            else ``hf``.
         dtype: type to store; the source's own by default.
-        peers: compare with the library whose format it is, if it is installed and memory allows.
-        progress: told how far it is.
+        peers: compare with the library that reads the format, if it is installed and memory allows.
+        progress: receives the progress.
 
     Raises:
-        UsageError: no such format, or a target that the format's library would not take by its name.
-        CheckpointError: the source is damaged or cannot be held by the format, or the copy differs.
-        OutputError: the target exists or cannot be written. Nothing is left behind in any case.
+        UsageError: there is no such format, or its library would not recognise the target by its name.
+        UnknownModelError: the source is neither a path nor a published name.
+        CheckpointError: the source is damaged, the format cannot hold it, or the copy differs.
+        OutputError: the target exists or cannot be written.
     """
+    to = to or {".pt": fair_esm.NAME, ".nemo": "nemo"}.get(target.suffix, "hf")
     written = format_named(to)
-    read = recognised(source)
-    with complete(read.open_checkpoint(source), source) as checkpoint, staged(target) as place:
+    path = locate(source)
+    read = recognised(path)
+    progress.begin("reading")
+    with complete(read.open_checkpoint(path), path) as checkpoint, staged(target) as place:
         model = checkpoint.model
-        why = written.unsupported(model)
-        if why:
-            raise CheckpointError(f"{source}: cannot be written as {written.TITLE}: {why}")
+        if reason := unsupported(model, to):
+            raise CheckpointError(f"{path}: cannot be written as {written.TITLE}: {reason}")
         if to == fair_esm.NAME:
             fair_esm.check_target(target, model)
         _check_beside(target)
+        sizes = [parameter.numel() for parameter in model.parameters()]
         kind = dtype or checkpoint.dtype
-        report = Conversion(
-            read.TITLE, written.TITLE, model.config.family, sum(one.numel() for one in model.parameters()), kind
-        )
-        total = len(list(model.parameters()))
-        done = 0
+        report = Conversion(path, read.TITLE, written.TITLE, model.config.family, sum(sizes), kind, len(sizes))
 
         def parameter(name: str) -> Tensor:
-            nonlocal done
-            done += 1
-            progress("writing", done, total)
+            progress.advance()
             return_freed_memory()
             return _cast(checkpoint, name, kind)
 
+        progress.begin("writing", len(sizes))
         written.write(place, model, parameter, kind)
-        lost = _verify(checkpoint, place, target, written, report, progress)
-        if model.contact_head is not None and head_record_path(source).is_file():
-            # Whoever evaluates the copy must know what its head has seen.
-            shutil.copyfile(head_record_path(source), head_record_path(place))
-        # A library cannot agree on a column whose row it replaces.
+        lost = _write_lost(checkpoint, place, target, written, report)
+        _compare_parameters(checkpoint, place, written, report, progress)
+        if model.contact_head is not None and head_record_path(path).is_file():
+            # An evaluation of the copy must know which structures its head was fitted on.
+            shutil.copyfile(head_record_path(path), head_record_path(place))
+        # A library that sets a token's row to zero cannot agree on the token's column.
         columns = min(_zeroed(model, to, lost).values(), default=len(model.alphabet))
         _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
         if to == fair_esm.NAME and not isinstance(model.contact_head, ContactHead) and "esm1v" not in target.name:
@@ -125,7 +123,7 @@ def convert(
 
 
 def _check_beside(target: Path) -> None:
-    """What lies beside a file from an earlier one would be taken for the new one's."""
+    """Refuse files beside the target that readers would take for parts of it."""
     for beside in (fair_esm.regression_path(target), extras_path(target), head_record_path(target)):
         if target.suffix and os.path.lexists(beside):
             raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
@@ -133,10 +131,8 @@ def _check_beside(target: Path) -> None:
 
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     value = checkpoint.parameter(name)
-    if value.dtype == dtype:
-        return value
     narrow = value.to(dtype)
-    if not narrow.isfinite().all() and value.isfinite().all():
+    if value.dtype != dtype and not narrow.isfinite().all() and value.isfinite().all():
         raise CheckpointError(
             f"{checkpoint.files[0]}: {name} has values up to {float(value.abs().max()):.3g}, beyond what "
             f"{str(dtype).removeprefix('torch.')} holds; choose another --dtype"
@@ -144,118 +140,108 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     return narrow
 
 
-def _verify(
-    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion, progress: Progress
+def _write_lost(
+    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion
 ) -> dict[str, Tensor]:
-    """Compare every parameter of what was written with the source's; what is lost is put beside it, and returned."""
-    lost: dict[str, Tensor] = {}
+    """Write beside the copy what its format lost, and return that."""
     model = checkpoint.model
-    names = [name for name, _ in model.named_parameters()]
     with written.open_checkpoint(place) as copy:
-        there = dict(copy.model.named_parameters())
-        for number, name in enumerate(names, start=1):
-            value = _cast(checkpoint, name, report.dtype)
-            if name not in there or (name in VOCABULARY and not same_bits(value, copy.parameter(name))):
-                lost[name] = value
-            elif not same_bits(value, copy.parameter(name)):
-                raise CheckpointError(f"{name} came back different from {place.name}; nothing was kept")
-            progress("comparing", number, len(names))
-            return_freed_memory()
+        stored = dict(copy.model.named_parameters())
+        lost: dict[str, Tensor] = {}
+        for name, _ in model.named_parameters():
+            if name not in stored or name in VOCABULARY:
+                value = _cast(checkpoint, name, report.dtype)
+                if name not in stored or not same_bits(value, copy.parameter(name)):
+                    lost[name] = value
         lost |= _differing_buffers(model, copy.model)
-        differing = [
-            key
-            for key, value in vars(model.config).items()
-            if key != "vocab_size" and vars(copy.model.config)[key] != value
-        ]
-        if not lost and model.config == copy.model.config:
-            report.tensors = len(names)
-            return lost
-        beside = write_extras(place, copy, model, lost)
-    shown = target.parent / beside.relative_to(place.parent)
-    report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, differing)]
+        ours, theirs = vars(model.config), vars(copy.model.config)
+        settings = [key for key in ours if ours[key] != theirs[key]]
+        if lost or settings:
+            beside = write_extras(place, copy, model, lost)
+            shown = target.parent / beside.relative_to(place.parent)
+            report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, settings)]
     for row in _zeroed(model, written.NAME, lost).values():
         token = model.alphabet.tokens[row]
         report.notes.append(f"Meta's loader sets the mask token's row to 0: its logit for {token} differs there")
-    with complete(written.open_checkpoint(place), place) as copy:
-        if copy.model.config != model.config:
-            raise CheckpointError(f"the configuration came back different from {place.name}; nothing was kept")
-        for name in names:
-            if name in lost and not same_bits(lost[name], copy.parameter(name)):
-                raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
-        for name in _differing_buffers(model, copy.model):
-            raise CheckpointError(f"{name} came back different from {beside.name}; nothing was kept")
-    report.tensors = len(names)
     return lost
 
 
-def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
-    """Buffers of a model that its copy has other values of."""
-    there = copy.stored_buffers
-    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, there[name])}
+def _described(model: Encoder, form: str, lost: Mapping[str, Tensor], settings: list[str]) -> list[str]:
+    """What a format lost, in words."""
+    settings = [key for key in settings if key != "vocab_size"]
+    rows = "the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary"
+    parts = {
+        "the contact head": any(name.startswith("contact_head.") for name in lost),
+        "the language-model head": any(name.startswith("lm_head.") for name in lost.keys() - VOCABULARY),
+        rows: any(name in VOCABULARY for name in lost),
+        "the stored rotary frequencies": any(name in lost for name in model.stored_buffers),
+        f"the settings {', '.join(settings)}": bool(settings),
+    }
+    return [part for part, is_lost in parts.items() if is_lost] or ["the size of the padded vocabulary"]
 
 
 def _zeroed(model: Encoder, form: str, lost: Mapping[str, Tensor]) -> dict[str, int]:
-    """Rows that the format's library sets to 0 as it loads, of parameters that are not so."""
+    """The rows, by parameter, that the format's library sets to 0 while loading, where they are not 0 in the model."""
     rows = type(model).stored[form].zeroed(model.config)
     return {name: row for name, row in rows.items() if name in lost}
 
 
-def _described(model: Encoder, form: str, lost: dict[str, Tensor], differing: list[str]) -> list[str]:
-    """What a format had no room for, in words."""
-    found: list[str] = []
-    if any(name.startswith("contact_head.") for name in lost):
-        found.append("the contact head")
-    if any(name.startswith("lm_head.") and name not in VOCABULARY for name in lost):
-        found.append("the language-model head")
-    if any(name in VOCABULARY for name in lost):
-        found.append("the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary")
-    if any(name in lost for name in model.stored_buffers):
-        found.append("the stored rotary frequencies")
-    if differing:
-        found.append(f"the settings {', '.join(differing)}")
-    return found or ["the size of the padded vocabulary"]
+def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
+    copied = copy.stored_buffers
+    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, copied[name])}
 
 
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have one shape, one type, and the same bits, NaN and signs of zero included."""
-    return a.shape == b.shape and a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
+def _compare_parameters(
+    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, progress: Progress
+) -> None:
+    """Compare every parameter of the copy with the source's, bit for bit."""
+    model = checkpoint.model
+    progress.begin("comparing", report.tensors)
+    with complete(written.open_checkpoint(place), place) as copy:
+        different = ["the configuration"] if copy.model.config != model.config else []
+        different += _differing_buffers(model, copy.model)
+        for name, _ in model.named_parameters():
+            if not same_bits(_cast(checkpoint, name, report.dtype), copy.parameter(name)):
+                different.append(name)
+            progress.advance()
+            return_freed_memory()
+    if different:
+        raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
 
 
 def _compare_logits(
     checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, peer_columns: int, progress: Progress
 ) -> None:
-    """Compare logits with the source's, and the first ``peer_columns`` of them with another library's."""
+    """Compare logits with the source's, and their first ``peer_columns`` columns with another library's."""
     what = "logits" if checkpoint.model.lm_head is not None else "last hidden states"
-    progress(f"computing {what}", 0, 2)
+    progress.begin(f"computing {what}", 2)
     source = logits(checkpoint)
-    progress(f"computing {what}", 1, 2)
+    progress.advance()
     with complete(written.open_checkpoint(place), place) as copy:
         ours = logits(copy)
-        progress(f"computing {what}", 2, 2)
+        progress.advance()
+        compared = f"{what} of {len(ours)} sequences"
         if [FLOATS[name] for name in checkpoint.stored_types] == [report.dtype]:
             if not all(same_bits(a, b) for a, b in zip(source, ours, strict=True)):
                 raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
-            report.checks.append(f"{what} of {len(ours)} sequences identical to the source's")
+            report.checks.append(f"{compared} identical to the source's")
         else:
-            report.checks.append(
-                f"{what} of {len(ours)} sequences within {difference(ours, source):.1e} of the source's, whose type is "
-                "another"
-            )
+            largest = difference(ours, source)
+            report.checks.append(f"{compared} within {largest:.1e} of the source's, which is stored in another type")
         if not peer_columns:
             return
-        if not all(one.isfinite().all() for one in ours):
+        if not all(values.isfinite().all() for values in ours):
             report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
             return
-        peer = peer_logits(written.NAME, place, copy)
-        if peer is None:
-            return
-        if peer.logits is None:
-            report.checks.append(f"not compared with {peer.name}: {peer.why}")
-            return
-        found = difference([one[:, :peer_columns] for one in ours], [one[:, :peer_columns] for one in peer.logits])
-        if not found <= TOLERANCE:
+        answer = peer_logits(written.NAME, place, copy)
+    if isinstance(answer, str):
+        report.checks.append(f"not compared with {answer}")
+    elif answer is not None:
+        library, theirs = answer
+        largest = difference([rows[:, :peer_columns] for rows in ours], [rows[:, :peer_columns] for rows in theirs])
+        if not largest <= TOLERANCE:
             raise CheckpointError(
-                f"{peer.name} computes other logits from {place.name}: they differ by {found:.1e} of the "
-                "largest; nothing was kept"
+                f"{library} computes other logits from {place.name}: they differ by {largest:.1e} of the largest; "
+                "nothing was kept"
             )
-        report.checks.append(f"logits within {found:.1e} of {peer.name}'s")
+        report.checks.append(f"logits within {largest:.1e} of {library}'s")

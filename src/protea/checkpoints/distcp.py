@@ -1,4 +1,4 @@
-"""Checkpoints of ``torch.distributed.checkpoint``, in which Megatron keeps its own: read in place, written in pieces.
+"""Checkpoints of ``torch.distributed.checkpoint``, which Megatron uses too: read in place, written in pieces.
 
 A folder of ``.distcp`` files and ``.metadata``, a pickle that says which piece of which tensor is where. PyTorch's own
 reader runs that pickle; this one does not.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -16,205 +17,146 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from protea.checkpoints.region import Region
-from protea.checkpoints.tensors import FLOATS, Tensors
+from protea.checkpoints.region import Region, damaged, hostile
+from protea.checkpoints.tensors import StoredTensor, Tensors, type_name
 from protea.checkpoints.torch_file import TorchFile, to_bytes
-from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, Inert, TensorRef, unpickle
+from protea.checkpoints.unpickle import MAX_AXES, MAX_LENGTH, Inert, TensorRef, unpickle
 from protea.errors import CheckpointError
 
 METADATA: Final = ".metadata"
-_MAX_AXES: Final = 16
 
 _ALIGNMENT: Final = 64
-"""Where pieces begin: torch.save aligns numbers to this within a file, and readers then map them in place."""
+"""Pieces begin at multiples of this many bytes, as values do within a file of torch.save, so they can be mapped."""
+
+Box = tuple[tuple[int, int], ...]
+"""Where a part of a tensor begins and ends on each axis."""
 
 
 class _Piece(NamedTuple):
-    """A rectangular piece of a tensor: where it begins, how large it is, and the bytes that hold it."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
+    box: Box
     region: Region
 
 
-class _Stored(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-    pieces: list[_Piece]
-
-
 class DistributedTensors(Tensors):
-    """The tensors of a checkpoint folder.
-
-    Args:
-        folder: holds ``.metadata`` and the files it names.
-
-    Raises:
-        CheckpointError: it is damaged, incomplete, or asks for what no checkpoint needs.
-    """
-
-    _keys: dict[str, _Stored]
+    """The tensors of a folder with ``.metadata`` and the files that it names."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        path = folder / METADATA
-        region = Region.of_file(path)
-        if region.size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: {region.size:,} bytes, far beyond what describes a model; not read")
+        super().__init__([])
+        self._folder, self._metadata = folder, folder / METADATA
         self._files: dict[str, Region] = {}
+        metadata = unpickle(Region.of_file(self._metadata), str(self._metadata))
         try:
-            self._keys = self._understood(unpickle(region.read(), str(path)))
+            self._add_all(metadata)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: not as torch.distributed.checkpoint writes ({error!r}); fetch it again"
-            ) from error
+            raise damaged(self._metadata, f"not as torch.distributed.checkpoint writes: {error!r}") from error
         self.paths = sorted(path for path in folder.iterdir() if path.is_file())
 
-    def _understood(self, metadata: Any) -> dict[str, _Stored]:
-        state = _fields(metadata, "Metadata")
-        where: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
-        for index, info in state["storage_data"].items():
-            at = _fields(index, "MetadataIndex")
-            if at.get("offset") is not None:
-                where[_text(at["fqn"]), _numbers(at["offset"])] = _fields(info, "_StorageInfo")
-        stored: dict[str, _Stored] = {}
-        for key, described in state["state_dict_metadata"].items():
+    def _add_all(self, metadata: Any) -> None:
+        places = {
+            (index.state["fqn"], _lengths(index.state["offset"])): info.state
+            for index, info in metadata.state["storage_data"].items()
+            if index.state.get("offset") is not None
+        }
+        regions: list[Region] = []
+        for key, described in metadata.state["state_dict_metadata"].items():
             if not isinstance(described, Inert) or not described.name.endswith(".TensorStorageMetadata"):
                 continue
-            tensor = _fields(described, "TensorStorageMetadata")
-            shape = _numbers(tensor["size"])
-            pieces = [self._piece(key, _fields(chunk, "ChunkStorageMetadata"), where) for chunk in tensor["chunks"]]
-            for piece in pieces:
-                bounds = zip(piece.offsets, piece.sizes, shape, strict=True)
-                if any(offset + size > length for offset, size, length in bounds):
+            shape, dtype = _lengths(described.state["size"]), _dtype(described.state["properties"])
+            pieces: list[_Piece] = []
+            for chunk in described.state["chunks"]:
+                offsets, sizes = _lengths(chunk.state["offsets"]), _lengths(chunk.state["sizes"])
+                box = tuple((offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))
+                if any(stop > length for (_, stop), length in zip(box, shape, strict=True)):
                     raise ValueError(f"{key}: a piece outside its tensor")
-            stored[_text(key)] = _Stored(shape, _type_name(tensor["properties"]), pieces)
-        # Pieces that share their bytes could make up a tensor of any size.
-        regions = [piece.region for one in stored.values() for piece in one.pieces]
+                pieces.append(_Piece(box, self._region(key, places[key, offsets])))
+            regions += [piece.region for piece in pieces]
+            path = regions[-1].path if pieces else self._metadata
+            full_box = tuple((0, length) for length in shape)
+            read = partial(_read, f"{self._folder}: {key}", pieces, dtype)
+            read_row = partial(_read_row, read, full_box)
+            self.add(key, StoredTensor(path, shape, type_name(dtype), partial(read, full_box), read_row))
+        # Pieces that share their bytes could form a tensor of any size.
         spans = sorted((str(region.path), region.start, region.start + region.size) for region in regions)
         if any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(spans)):
             raise ValueError("pieces that overlap in their file")
-        return stored
 
-    def _piece(
-        self, key: str, chunk: dict[str, Any], where: dict[tuple[str, tuple[int, ...]], dict[str, Any]]
-    ) -> _Piece:
-        offsets, sizes = _numbers(chunk["offsets"]), _numbers(chunk["sizes"])
-        if (key, offsets) not in where:
-            raise CheckpointError(
-                f"{self._folder / METADATA}: says nowhere where {key} at {list(offsets)} is; fetch it again"
-            )
-        info = where[key, offsets]
-        name = _text(info["relative_path"])
+    def _region(self, key: str, info: dict[str, Any]) -> Region:
+        """Where the bytes of a piece are."""
+        name = info["relative_path"]
         if Path(name).name != name or name in ("", "..", "."):
-            raise CheckpointError(f"{self._folder / METADATA}: {name[:200]!r} leads out of the folder; not loaded")
+            raise hostile(self._metadata, f"{name[:200]!r} leads out of the folder")
         if info.get("transform_descriptors"):
-            raise CheckpointError(f"{self._folder / METADATA}: {key} is compressed, which is not supported")
+            raise CheckpointError(f"{self._metadata}: {key} is compressed, which is not supported")
+        path = self._folder / name
         if name not in self._files:
-            if not (self._folder / name).is_file():
+            if not path.is_file():
                 raise CheckpointError(f"{self._folder}: {name} is missing, which {METADATA} names; fetch it")
-            self._files[name] = Region.of_file(self._folder / name)
-        region = self._files[name].part(int(info["offset"]), int(info["length"]), f"{self._folder / name}: {key}")
-        return _Piece(offsets, sizes, region)
-
-    def __getitem__(self, key: str) -> Tensor:
-        shape = self._keys[key].shape
-        return self._read(key, tuple((0, length) for length in shape))
-
-    def row(self, key: str, index: int) -> Tensor:
-        """One entry along the first axis; only the pieces that hold it are read."""
-        first, *rest = self._keys[key].shape
-        if not 0 <= index < first:
-            raise CheckpointError(f"{self._folder}: {key} has {first} layers, not {index + 1}")
-        return self._read(key, ((index, index + 1), *((0, length) for length in rest)))[0]
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return self._keys[key].shape
-
-    def dtype(self, key: str) -> str:
-        """A tensor's stored type."""
-        return self._keys[key].dtype
-
-    def path(self, key: str) -> Path:
-        """The file a tensor begins in."""
-        pieces = self._keys[key].pieces
-        return pieces[0].region.path if pieces else self._folder / METADATA
-
-    def _read(self, key: str, wanted: tuple[tuple[int, int], ...]) -> Tensor:
-        """A box of a tensor, put together from the pieces that it touches."""
-        shape = tuple(stop - start for start, stop in wanted)
-        found: list[tuple[tuple[slice, ...], Tensor]] = []
-        for piece in self._keys[key].pieces:
-            box = [
-                (max(start, offset), min(stop, offset + size))
-                for (start, stop), offset, size in zip(wanted, piece.offsets, piece.sizes, strict=True)
-            ]
-            if all(start < stop for start, stop in box) or not shape:
-                inside = tuple(slice(a - o, b - o) for (a, b), o in zip(box, piece.offsets, strict=True))
-                outside = tuple(slice(a - w, b - w) for (a, b), (w, _) in zip(box, wanted, strict=True))
-                found.append((outside, _tensor(piece, FLOATS.get(self._keys[key].dtype))[inside]))
-        if len(found) == 1 and found[0][1].shape == shape:
-            return found[0][1]
-        missing = sum(part.numel() for _, part in found) != prod(shape)
-        if not missing:
-            filled = torch.zeros(shape, dtype=torch.bool)
-            for outside, _ in found:
-                filled[outside] = True
-            missing = not bool(filled.all())
-        if missing:
-            raise CheckpointError(f"{self._folder}: the pieces of {key} do not make it up; fetch the checkpoint again")
-        whole = torch.empty(shape, dtype=found[0][1].dtype) if found else torch.empty(shape)
-        for outside, part in found:
-            whole[outside] = part
-        return whole
+            self._files[name] = Region.of_file(path)
+        return self._files[name].part(int(info["offset"]), int(info["length"]), f"{path}: {key}")
 
 
-def _tensor(piece: _Piece, dtype: torch.dtype | None) -> Tensor:
+def _read_row(read: Callable[[Box], Tensor], full_box: Box, index: int) -> Tensor:
+    """One entry along the first axis; only the pieces that hold it are read."""
+    return read(((index, index + 1), *full_box[1:]))[0]
+
+
+def _read(name: str, pieces: list[_Piece], dtype: torch.dtype, wanted: Box) -> Tensor:
+    """A box of a tensor, assembled from the pieces that overlap it."""
+    shape = tuple(stop - start for start, stop in wanted)
+    parts: list[tuple[tuple[slice, ...], Tensor]] = []
+    for piece in pieces:
+        shared = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(wanted, piece.box, strict=True)]
+        if all(start < stop for start, stop in shared):
+            parts.append((_within(shared, wanted), _piece(piece, dtype)[_within(shared, piece.box)]))
+    if len(parts) == 1 and parts[0][1].shape == shape:
+        return parts[0][1]
+    # The count of values comes first: a damaged shape can be too large to reserve memory for.
+    if sum(part.numel() for _, part in parts) == prod(shape):
+        values = torch.empty(shape, dtype=dtype)
+        filled = torch.zeros(shape, dtype=torch.bool)
+        for place, part in parts:
+            values[place] = part
+            filled[place] = True
+        if filled.all():
+            return values
+    raise damaged(name, "its pieces do not fill it")
+
+
+def _within(box: Iterable[tuple[int, int]], outer: Box) -> tuple[slice, ...]:
+    """Where a box is, counted from the beginning of a box around it."""
+    return tuple(slice(start - first, stop - first) for (start, stop), (first, _) in zip(box, outer, strict=True))
+
+
+def _piece(piece: _Piece, dtype: torch.dtype) -> Tensor:
+    name, shape = piece.region.name, tuple(stop - start for start, stop in piece.box)
     file = TorchFile(piece.region)
     if not isinstance(file.content, TensorRef):
-        raise CheckpointError(f"{piece.region.name}: holds no tensor; fetch the checkpoint again")
+        raise damaged(name, "a piece that holds no tensor")
     tensor = file.tensor(file.content)
-    if tuple(tensor.shape) != piece.sizes or tensor.dtype != dtype:
-        raise CheckpointError(
-            f"{piece.region.name}: a piece of shape {list(tensor.shape)}, {METADATA} says {list(piece.sizes)}; fetch "
-            "both again"
-        )
+    if (tensor.shape, tensor.dtype) != (shape, dtype):
+        raise damaged(name, f"a piece of {tensor.dtype}{list(tensor.shape)} where {METADATA} says {dtype}{list(shape)}")
     return tensor
 
 
-def _fields(record: Any, kind: str) -> dict[str, Any]:
-    """The fields of a record of a class of PyTorch's."""
-    if not isinstance(record, Inert) or not record.name.endswith(f".{kind}") or not isinstance(record.state, dict):
-        raise ValueError(f"no {kind}")
-    return record.state
-
-
-def _numbers(values: Any) -> tuple[int, ...]:
+def _lengths(values: Any) -> tuple[int, ...]:
     """An offset or a shape."""
-    numbers = tuple(values)
-    if len(numbers) > _MAX_AXES or not all(isinstance(one, int) and 0 <= one < 1 << 60 for one in numbers):
+    lengths = tuple(values)
+    if len(lengths) > MAX_AXES or not all(isinstance(length, int) and 0 <= length < MAX_LENGTH for length in lengths):
         raise ValueError("an impossible shape or offset")
-    return numbers
+    return lengths
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a name that is no text")
-    return value
-
-
-def _type_name(properties: Any) -> str:
+def _dtype(properties: Any) -> torch.dtype:
     """A type from ``TensorProperties``, whose state is a tuple that begins with it."""
     state = properties.state
     dtype = state[0] if isinstance(state, tuple) else state["dtype"]
     if not isinstance(dtype, torch.dtype):
         raise TypeError("no type")
-    return next((name for name, known in FLOATS.items() if known == dtype), str(dtype).removeprefix("torch."))
+    return dtype
 
 
 class Stack(NamedTuple):
-    """A tensor to be written: its pieces follow each other along the first axis."""
+    """A tensor to write: its pieces follow each other along the first axis."""
 
     key: str
     shape: tuple[int, ...]
@@ -223,47 +165,30 @@ class Stack(NamedTuple):
 
 
 def write_distributed(folder: Path, stacks: Iterable[Stack]) -> None:
-    """Write a checkpoint of one file, holding one piece at a time.
-
-    Args:
-        folder: where; made if need be.
-        stacks: the tensors.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    # The classes that readers look for, one of them private: the format is these classes, pickled.
+    """Write a checkpoint of one file into a folder, with one piece in memory at a time."""
+    # The format consists of these classes, pickled. One of them is private.
+    from torch.distributed.checkpoint import metadata as dcp
     from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import (
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
 
-    folder.mkdir(exist_ok=True)
     name = "__0_0.distcp"
     described: dict[str, Any] = {}
-    where: dict[MetadataIndex, _StorageInfo] = {}
+    places: dict[dcp.MetadataIndex, _StorageInfo] = {}
     with (folder / name).open("wb") as stream:
-        for stack in stacks:
-            chunks: list[ChunkStorageMetadata] = []
+        for key, shape, dtype, pieces in stacks:
+            chunks: list[dcp.ChunkStorageMetadata] = []
             row = 0
-            for number, make in enumerate(stack.pieces):
+            for number, make in enumerate(pieces):
                 piece = make()
                 data = to_bytes(piece)
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 offsets = torch.Size((row, *[0] * (piece.ndim - 1)))
-                where[MetadataIndex(stack.key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))
-                chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=piece.shape))
+                places[dcp.MetadataIndex(key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))
+                chunks.append(dcp.ChunkStorageMetadata(offsets=offsets, sizes=piece.shape))
                 stream.write(data)
                 row += piece.shape[0]
-            described[stack.key] = TensorStorageMetadata(
-                properties=TensorProperties(dtype=stack.dtype), size=torch.Size(stack.shape), chunks=chunks
-            )
-    metadata = Metadata(
-        state_dict_metadata=described, planner_data={key: (key,) for key in described}, storage_data=where
-    )
-    with (folder / METADATA).open("wb") as stream:
-        pickle.dump(metadata, stream)
+            properties = dcp.TensorProperties(dtype=dtype)
+            described[key] = dcp.TensorStorageMetadata(properties=properties, size=torch.Size(shape), chunks=chunks)
+    planner_data = {key: (key,) for key in described}
+    metadata = dcp.Metadata(state_dict_metadata=described, planner_data=planner_data, storage_data=places)
+    with (folder / METADATA).open("wb") as file:
+        pickle.dump(metadata, file)

@@ -1,4 +1,4 @@
-"""Stretches of files read in place: a whole file, a member of an archive, the bytes of a tensor."""
+"""Stretches of memory-mapped files: whole files, members of tar archives, the bytes of tensors. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import io
 import mmap
 import os
 import sys
+import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Self
 
 import torch
@@ -15,28 +16,32 @@ from torch import Tensor
 
 from protea.errors import CheckpointError
 
-# Private, so that writing to tensors does not reach the file; and without a claim on memory for all of it, which
-# Linux refuses for files larger than the machine's. Python has the constant since 3.13.
+# Private, so that writing to tensors does not change the file. Without reserved memory, because Linux refuses to
+# reserve it for files larger than the machine's. Python has the constant since 3.13.
 _MAP: Final = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _PROTECTION: Final = mmap.PROT_READ | mmap.PROT_WRITE
 
 _MAX_READ: Final = 32 << 20
 _MAX_LINE: Final = 4096
+_MAX_HEADERS: Final = 100
 
 _ALIGNMENT: Final = 16
-"""Bytes that kernels expect tensors to be aligned to; ones that are not are copied."""
+"""Kernels expect tensors at multiples of this many bytes; a tensor elsewhere is copied."""
+
+
+def damaged(where: str | Path, reason: object) -> CheckpointError:
+    """The error for a damaged file."""
+    return CheckpointError(f"{where}: truncated or damaged: {reason}; fetch it again")
+
+
+def hostile(where: str | Path, reason: str) -> CheckpointError:
+    """The error for a file with content that no checkpoint needs."""
+    return CheckpointError(f"{where}: {reason}; this file may be hostile and was not loaded")
 
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of a memory-mapped file: a whole file, a member of an archive, a tensor's bytes.
-
-    Attributes:
-        path: the file.
-        name: what messages call the stretch.
-        start: its first byte within the file.
-        size: its length in bytes.
-    """
+    """A stretch of a memory-mapped file: its place in the file, and what messages call it."""
 
     path: Path
     name: str
@@ -46,11 +51,7 @@ class Region:
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """A whole file, mapped so that nothing written to tensors reaches it.
-
-        Raises:
-            CheckpointError: it cannot be read.
-        """
+        """A whole file."""
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -61,29 +62,26 @@ class Region:
         return cls(path, str(path), 0, size, data)
 
     def part(self, start: int, size: int, name: str | None = None) -> Region:
-        """A stretch within this one.
-
-        Raises:
-            CheckpointError: it does not lie within.
-        """
+        """A stretch within this one."""
         if start < 0 or size < 0 or start + size > self.size:
-            raise CheckpointError(
-                f"{name or self.name}: truncated or damaged: bytes {start} to {start + size} of {self.size}; fetch it "
-                "again"
-            )
+            raise damaged(name or self.name, f"bytes {start} to {start + size} of {self.size}")
         return Region(self.path, name or self.name, self.start + start, size, self._data)
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """A copy of the bytes from ``start``, to the end or ``size`` of them if there are as many."""
+        """A copy of at most ``size`` bytes from ``start``, or of all bytes from there."""
         end = self.size if size is None else min(self.size, start + size)
         return bytes(self._data[self.start + start : self.start + end])
 
-    def stream(self) -> RegionStream:
-        """The bytes as a file, for libraries that read files."""
-        return RegionStream(self)
+    def stream(self) -> _Stream:
+        """The bytes as a file, for libraries that read files.
+
+        Asked for more bytes than there are, it reserves no memory for them; asked for more than any header, name or
+        pickle has, it raises ValueError: files with holes can have any size.
+        """
+        return _Stream(self)
 
     def tensor(self, dtype: torch.dtype) -> Tensor:
-        """The bytes as a vector, mapped, not copied, where their place in the file allows it."""
+        """The bytes as a vector: mapped where their place in the file allows it, else copied."""
         count = self.size // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype)
@@ -91,53 +89,85 @@ class Region:
         return mapped.clone() if self.start % _ALIGNMENT else mapped
 
 
-class RegionStream(io.RawIOBase):
-    """A region as a file; asked for more bytes than there are, it reserves no memory for them.
-
-    Raises:
-        ValueError: asked for more at once than headers, names and pickles have; files with holes have any size.
-    """
-
+class _Stream(io.RawIOBase):
     def __init__(self, region: Region) -> None:
         self._region = region
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
     def tell(self) -> int:
-        """The next byte's place."""
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._region.size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._region.size}[whence]
         if start + offset < 0:
-            raise ValueError("a place before the beginning")
-        self._at = start + offset
-        return self._at
+            raise ValueError("a position before the beginning")
+        self._position = start + offset
+        return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As many bytes as there are, up to ``size``."""
-        left = max(0, self._region.size - self._at)
+        left = max(0, self._region.size - self._position)
         size = left if size is None or size < 0 else min(size, left)
         if size > _MAX_READ:
             raise ValueError(f"{size:,} bytes where a header or a name is expected")
-        data = self._region.read(self._at, size)
-        self._at += len(data)
+        data = self._region.read(self._position, size)
+        self._position += len(data)
         return data
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """A line; longer ones, which would be read byte by byte, in parts."""
+        # Python reads a line byte by byte; a long one is returned in parts.
         return super().readline(_MAX_LINE if size is None or size < 0 else min(size, _MAX_LINE))
 
     def readinto(self, buffer: Any) -> int:
-        """The same into a buffer."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def is_tar(region: Region) -> bool:
+    """Whether a file is an uncompressed tar archive."""
+    return region.read(257, 5) == b"ustar"
+
+
+def tar_members(path: Path) -> dict[str, Region]:
+    """The files in a tar archive, by their paths without a leading ``./``.
+
+    Members that no checkpoint has are refused: links, devices, paths that lead out of the archive, repeated names.
+    """
+    file = Region.of_file(path)
+    members: dict[str, Region] = {}
+    try:
+        with tarfile.open(fileobj=file.stream(), mode="r:") as archive:
+            for member in archive:
+                name = str(PurePosixPath(member.name))
+                if reason := _refusal(member, name, members):
+                    raise hostile(path, f"member {member.name[:200]!r} {reason}")
+                if member.isfile():
+                    members[name] = file.part(member.offset_data, member.size, f"{path}: {name}")
+            # Zeros follow the last member; the library accepts anything as the end, and a missing end.
+            if file.read(archive.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError("no end of the archive")
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+        raise damaged(path, error) from error
+    return members
+
+
+def _refusal(member: tarfile.TarInfo, name: str, members: dict[str, Region]) -> str | None:
+    if len(member.pax_headers) > _MAX_HEADERS:
+        return "has too many headers"
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        return "is neither a file nor a folder"
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        return "leads out of the archive"
+    return "is there twice" if name in members else None
+
+
+def folder_members(folder: Path) -> dict[str, Region]:
+    """The files of an unpacked archive, those in folders of the folder included."""
+    paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
+    return {str(path.relative_to(folder)): Region.of_file(path) for path in paths if path.is_file()}

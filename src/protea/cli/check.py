@@ -18,8 +18,8 @@ def check(
 ) -> None:
     """Compare what a checkpoint computes with the numbers that were published for it.
 
-    It is compared with the published model it is named after, else with the one whose architecture it has; a
-    checkpoint in one file is also recognised by its SHA-256, where its publisher states that.
+    A checkpoint is compared with the published model that it is named after, else with the one whose architecture it
+    has. A checkpoint in one file is also recognised by its SHA-256, where its publisher states that.
 
     Exit code: 0 all agree, 1 some differ, 3 nothing is known to compare with.
 
@@ -29,35 +29,21 @@ def check(
       protea check esm2_t6_8M_UR50D
       protea check converted/esm2_t6_8M_UR50D.nemo
     """
-    import torch
+    from protea.checkpoints import golden
 
-    from protea.checkpoints.formats import open_checkpoint, recognised
-    from protea.checkpoints.golden import TOLERANCE, compare, meant
-    from protea.checkpoints.hub import by_sha256, locate
-    from protea.disk import sha256
-
-    path = locate(model)
-    with open_checkpoint(path) as checkpoint:
-        name = meant(model, checkpoint.model)
-        typer.echo(f"{path}: {recognised(path).TITLE}, {checkpoint.model.config.family}")
-        findings = (
-            [] if name is None else compare(checkpoint.load(dtype=torch.float32, device=torch.device("cpu")), name)
-        )
-    file = path if path.is_file() else None
-    published_as = None if file is None else by_sha256(sha256(file))
-    if published_as is not None:
-        typer.echo(f"pass  the file's SHA-256 is the one published for {published_as}")
-    for finding in findings:
-        golden = finding.golden
-        verdict = "pass" if finding.passed else "fail"
+    findings = golden.check(model)
+    typer.echo(f"{findings.path}: {findings.title}, {findings.family}")
+    if findings.recognised_as is not None:
+        typer.echo(f"pass  the file's SHA-256 is the one published for {findings.recognised_as}")
+    for published, difference in findings.differences:
         typer.echo(
-            f"{verdict}  {golden.what} of {golden.model}, from {golden.source}: largest difference "
-            f"{finding.difference:.1e}, allowed {TOLERANCE:g}"
+            f"{'pass' if difference <= golden.TOLERANCE else 'fail'}  {published.what} of {published.model}, from "
+            f"{published.source}: largest difference {difference:.1e}, allowed {golden.TOLERANCE:g}"
         )
-    if not findings and published_as is None:
-        which = "this architecture" if name is None else name
+    if findings.passed is None:
+        which = findings.compared_with or "this architecture"
         typer.echo(f"nothing could be checked: no published numbers are known for {which}")
         raise typer.Exit(_NOTHING_TO_COMPARE)
-    if not all(finding.passed for finding in findings):
-        typer.echo(f"these are not {name}'s weights: others of its architecture, or a damaged copy")
+    if not findings.passed:
+        typer.echo(f"these are not {findings.compared_with}'s weights: another training, or a damaged copy")
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.terminal import progress_bars
+from protea.cli.terminal import bars
 
 
 def convert(
@@ -16,21 +16,21 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="DST", help="File or folder to write; must be new.")],
     to: Annotated[
         str | None,
-        typer.Option(metavar="FORMAT", help="hf, fair-esm, nemo, nemo2 or te; by DST's ending, else hf."),
+        typer.Option(metavar="FORMAT", help="hf, fair-esm, nemo, nemo2 or te; by default chosen by DST's ending."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; the source's own by default.")
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; by default the source's own.")
     ] = None,
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="Compare with transformers or Meta's esm where installed.")
     ] = True,
 ) -> None:
-    """Convert a checkpoint to another format, and prove that the copy is one.
+    """Convert a checkpoint to another format, and prove that the copy is equal.
 
-    What was written is read back: every tensor is compared with the source's bit for bit, logits of fixed sequences
-    with the source's and with those of the library whose format it is. What a format has no room for, a contact head
-    say, is kept in extras.safetensors beside it and comes back with it. The format of SRC is found by looking inside;
-    nothing pickled in it is run.
+    What was written is read again: every tensor is compared with the source's bit for bit, logits of fixed sequences
+    with the source's and with those of the library that reads the format. What a format cannot hold, for example a
+    contact head, is kept in extras.safetensors beside it, and comes back with it. The format of SRC is recognised by
+    its content; nothing pickled in it is run.
 
     \b
     Formats:
@@ -48,29 +48,15 @@ def convert(
       protea convert esm2_t33_650M_UR50D 650M-te/ --to te --dtype bfloat16
     """
     from protea.checkpoints.convert import convert as run
-    from protea.checkpoints.hub import locate
     from protea.device import resolve_dtype
 
     kind = None if dtype is None else resolve_dtype(dtype)
-    with interruptible():
-        path = locate(source)
-        with progress_bars() as bars:
-            task = bars.add_task("reading", total=None)
-            report = run(
-                path,
-                target,
-                to or {".pt": "fair-esm", ".nemo": "nemo"}.get(target.suffix, "hf"),
-                dtype=kind,
-                peers=peers,
-                progress=lambda what, done, of: bars.update(task, description=what, completed=done, total=of),
-            )
+    with interruptible(), bars() as progress:
+        report = run(source, target, to, dtype=kind, peers=peers, progress=progress)
     stored = str(report.dtype).removeprefix("torch.")
-    typer.echo(f"read      {path}: {report.source}, {report.family}, {report.parameters:,} parameters")
+    typer.echo(f"read      {report.path}: {report.source}, {report.family}, {report.parameters:,} parameters")
     typer.echo(f"wrote     {target}: {report.target}, {stored}")
     typer.echo(f"checked   {report.tensors} tensors read back and compared bit for bit")
-    for line in report.checks:
-        typer.echo(f"checked   {line}")
-    for line in report.apart:
-        typer.echo(f"apart     {line}")
-    for line in report.notes:
-        typer.echo(f"note      {line}")
+    for label, lines in (("checked", report.checks), ("apart", report.apart), ("note", report.notes)):
+        for line in lines:
+            typer.echo(f"{label:<10}{line}")

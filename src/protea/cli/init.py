@@ -13,7 +13,7 @@ from protea.cli.options import Dtype
 def init(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `protea info --list`.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; must be new.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same weights, on any machine.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights, on any machine.")] = 0,
     dtype: Dtype = "float32",
 ) -> None:
     """Write a model of a published architecture with random weights, by its family's own initialisation.

@@ -72,12 +72,12 @@ def perplexity(
       protea perplexity proteins.fasta --pseudo -o pseudo.csv --fast
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
+    from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
     from protea.score.run_perplexity import TOLERANCE, measure_perplexity
-    from protea.score.twin import check_twin
 
     if against is not None:
-        check_twin(against)
+        check_peer(against)
     if pseudo and against is not None:
         raise UsageError("--against compares perplexities of masked residues; leave out --pseudo")
     if pseudo and (masking, select, seed) != (None, None, None):

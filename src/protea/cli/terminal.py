@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -66,9 +65,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(printable(cell) for cell in row))
-    # A pipe has no width, and a cell that is cut short would be lost.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(width=width, markup=False, highlight=False).print(table)
+    # Rich would cut cells that do not fit; with this width nothing is cut, and terminals wrap long lines.
+    Console(width=10_000, markup=False, highlight=False).print(table)
 
 
 def _is_number(cell: str) -> bool:

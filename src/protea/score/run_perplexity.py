@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from protea import bundled
+from protea.checkpoints.peers import check_peer, load_peer, masked_losses
 from protea.data.masking import masking_named
 from protea.embed.prepare import fit
 from protea.errors import UsageError
@@ -16,7 +17,6 @@ from protea.infer.loading import LoadedModel, circumstances, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
-from protea.score import twin
 from protea.score.effects import pseudo_log_likelihoods
 from protea.score.expected import runner_for
 from protea.score.perplexity import Masked, losses, mask, of_all, of_loss
@@ -91,7 +91,7 @@ def measure_perplexity(
     loaded = load(model)
     module, alphabet = loaded.module, loaded.module.alphabet
     if against is not None:
-        twin.check_twin(against, module)
+        check_peer(against, module)
     changes: list[ReportRow] = []
     records = read_proteins(inputs, alphabet, unknown, changes)
     if one_protein and len(records) != 1:
@@ -137,11 +137,11 @@ def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], 
 def _compare(
     library: str, path: Path, masked: Sequence[Masked], ours: Sequence[FloatArray], progress: Progress
 ) -> tuple[float, float]:
-    run = twin.load_twin(library, path)
+    run = load_peer(library, path)
     progress.begin(library, sum(len(sequence.tokens) for sequence in masked))
     theirs = []
-    for sequence, values in zip(masked, twin.losses(run, masked), strict=True):
-        theirs.append(values)
+    for sequence in masked:
+        theirs.append(masked_losses(run, sequence.tokens, sequence.places, sequence.truth))
         progress.advance(len(sequence.tokens))
     pairs = zip(ours, theirs, strict=True)
     return of_all(theirs), max(float(abs(own - other).max()) for own, other in pairs if len(own))
