@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Run, fails
+from messages import check_message
 
 UNIREF50 = "".join(f">UniRef50_{n} x\n{'MKTAYIAKQR' * (n + 1)}\n" for n in range(12))
 UNIREF90 = "".join(f">UniRef90_{n}_{k}\n{'MKTAYIAKQJ' * (n + 1)}\n" for n in range(12) for k in range(2))
@@ -39,7 +40,7 @@ def test_uniref(run: Run, files: list[object]) -> None:
     assert out[0].startswith("store/train: 9 clusters, 18 sequences, ")
     assert out[1].startswith("store/valid: 3 clusters, 3 sequences, ")
     assert "draw: 12 clusters, 3 valid, 9 train" in result.err
-    assert "protea: note: 24 records altered or left out: see store/report.tsv" in result.err
+    assert "24 records altered or skipped: see store/report.tsv" in result.err
     report = Path("store/report.tsv").read_text().splitlines()
     assert report[0] == "id\twhat\tdetail"
     assert report[1] == "UniRef90_0_0\taltered\treplaced by X: J at 10"
@@ -115,12 +116,10 @@ def test_bad_input_is_one_line(run: Run, files: list[object], tmp_path: Path) ->
     Path("map.tsv").write_text(MAPPING + "UniRef50_3\tUniRef90_4_0\n")
     result = run("data", "uniref", *plain, "-o", "s")
     assert result.code == 1
-    assert result.err.splitlines()[-1].startswith(
-        "protea: error: 1 members are in two clusters, the first 'UniRef90_4_0'"
-    )
+    check_message("data.two_clusters", result.err.splitlines()[-1])
     Path("map.tsv").write_text(MAPPING.replace("UniRef90_4_0", "UniRef90_gone"))
     result = run("data", "uniref", *plain, "-o", "s")
-    assert "names 1 members that are absent" in result.err.splitlines()[-1]
+    check_message("data.absent", result.err.splitlines()[-1])
     assert Path("s.problems.tsv").read_text() == "UniRef90_gone\tUniRef50_4\tabsent\n"
     assert run("data", "uniref", *plain, "--absent", "skip", "-o", "s").code == 0
     fails(run("data", "uniref", *plain, "-o", "s"), 1, "s: exists already; choose another name or pass --overwrite")

@@ -13,7 +13,7 @@ from protea.alphabet import ESM, Alphabet
 from protea.data.build_settings import BuildSettings
 from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
+from protea.progress import SILENT, Progress
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FRAMES: dict[str, Alphabet] = {
@@ -87,9 +87,9 @@ def settings(output: Path, **values: object) -> BuildSettings:
     return BuildSettings(output=output, **{"valid": "0", "filtered": False, **values})  # type: ignore[arg-type]
 
 
-def build(sources: Sources, output: Path, *, watcher: Watcher | None = None, **values: object) -> TrainingStore:
+def build(sources: Sources, output: Path, *, progress: Progress = SILENT, **values: object) -> TrainingStore:
     files = [sources.uniref50], [sources.uniref90], sources.mapping
-    build_uniref(settings(output, **values), *files, watcher or Watcher())
+    build_uniref(settings(output, **values), *files, progress)
     return TrainingStore(output, ESM)
 
 

@@ -16,24 +16,22 @@ from pathlib import Path
 import pytest
 from sources import Sources, build, contents, make_sources, needs_mmseqs
 
-from protea.data.work import Watcher
-
 QUICK = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 1 -k 5 -c 0.8 --cov-mode 0"
 
 
-class Killer(Watcher):
+class Killer(Progress):
     """Stops a build at the beginning of its n-th stage, or in the midst of it."""
 
     def __init__(self, stage: int, *, amid: bool) -> None:
         self.stage, self.amid = stage, amid
         self.notes: list[str] = []
 
-    def begin(self, what: str, total: int | None = None) -> None:
+    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
         self.stage -= 1
         if self.stage < 0 and not self.amid:
             raise KeyboardInterrupt
 
-    def advance(self, amount: int) -> None:
+    def advance(self, amount: int = 1) -> None:
         if self.stage < 0 and self.amid:
             raise KeyboardInterrupt
 
@@ -49,12 +47,12 @@ def test_a_build_stopped_at_any_stage_goes_on(tmp_path: Path, amid: bool) -> Non
     while True:
         killer = Killer(stopped, amid=amid)
         try:
-            build(sources, tmp_path / "store", valid="7", watcher=killer)
+            build(sources, tmp_path / "store", valid="7", progress=killer)
             break
         except KeyboardInterrupt:
             assert not (tmp_path / "store").exists()
         killer = Killer(1000, amid=False)
-        build(sources, tmp_path / "store", valid="7", watcher=killer)
+        build(sources, tmp_path / "store", valid="7", progress=killer)
         assert any("done before" in note for note in killer.notes) == (stopped > 0)
         assert contents(tmp_path / "store") == expected
         assert not list(tmp_path.glob(".*.partial"))
@@ -67,18 +65,18 @@ def test_what_changed_is_done_again(tmp_path: Path) -> None:
     """An unfinished build is not in the way of another one: only stages that depend on the change are repeated."""
     sources = make_sources(tmp_path, 60)
     with pytest.raises(KeyboardInterrupt):
-        build(sources, tmp_path / "store", valid="7", watcher=Killer(6, amid=False))
+        build(sources, tmp_path / "store", valid="7", progress=Killer(6, amid=False))
     sources.sequences[sources.clusters["UniRef50_C3"][0]] = "MKTAYIAKQR" * 4
     sources.write()
     killer = Killer(1000, amid=False)
-    store = build(sources, tmp_path / "store", valid="9", watcher=killer)
+    store = build(sources, tmp_path / "store", valid="9", progress=killer)
     assert [note for note in killer.notes if "done before" in note] == []
     assert contents(store.folder) == contents(build(sources, tmp_path / "fresh", valid="9").folder)
     with pytest.raises(KeyboardInterrupt):
-        build(sources, tmp_path / "next", valid="9", watcher=Killer(6, amid=False))
+        build(sources, tmp_path / "next", valid="9", progress=Killer(6, amid=False))
     killer = Killer(1000, amid=False)
-    build(sources, tmp_path / "next", valid="8", watcher=killer)
-    assert [note.split(":")[0] for note in killer.notes] == ["read representatives", "index read representatives"]
+    build(sources, tmp_path / "next", valid="8", progress=killer)
+    assert [note.split(":")[0] for note in killer.notes] == ["read representatives"]
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

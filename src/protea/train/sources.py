@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from protea.alphabet import Alphabet
-from protea.data import work
 from protea.data.cluster import ClusterSettings, build_fasta
 from protea.data.manifest import is_store, name_of
 from protea.data.training_store import TrainingStore
 from protea.disk import write_durably
 from protea.errors import StoreError, UsageError
+from protea.progress import Progress
 from protea.train.recipe import Recipe
 from protea.train.watcher import Watcher
 
@@ -20,14 +20,14 @@ STORE: Final = "store"
 _SOURCES: Final = "store.sources.json"
 
 
-class _Steps(work.Watcher):
+class _Steps(Progress):
     """Passes on what a build tells."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
-    def begin(self, what: str, total: int | None = None) -> None:
-        self._watcher.note(f"training data: {what}")
+    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
+        self._watcher.note(f"training data: {task}")
 
     def note(self, message: str) -> None:
         self._watcher.note(message)
