@@ -53,7 +53,7 @@ def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.M
     monkeypatch.setattr(writer, "_CLUSTER_ROWS", rows + 3)
     monkeypatch.setattr(assemble, "_BUCKET_BYTES", rows * 50)
     monkeypatch.setattr(assemble, "_BLOCK_BITS", 1)
-    monkeypatch.setattr(encoding, "BATCH_BYTES", rows * 40)
+    monkeypatch.setattr(encoding, "_GROUP", rows)
     monkeypatch.setattr(mapping, "ENTRIES", rows)
     sources = make_sources(tmp_path, 40)
     store = build(sources, tmp_path / "store")

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from sources import Sources, build, contents, make_sources, needs_mmseqs
 
+from protea.progress import Progress
+
 QUICK = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 1 -k 5 -c 0.8 --cov-mode 0"
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protea.alphabet import ESM, ESM1NV, Alphabet
-from protea.data.encoding import Counts, Reader, RecordFilter
+from protea.data.encoding import Counts, Reader, RecordFilter, grouped
 from protea.data.token_table import Table
 from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.fasta import Record, read_blocks, read_fasta
@@ -22,7 +22,7 @@ def read(
     """The counts, the sequences taken, and the report."""
     records = [Record(f"r{n}", description, text, f"f, line {n}, record 'r{n}'") for n, text in enumerate(sequences)]
     reader = Reader(alphabet, RecordFilter(**policies), SILENT)  # type: ignore[arg-type]
-    counts = reader.table(records, folder, folder / "report")
+    counts = reader.table([records], folder, folder / "report")
     tokens = [row for _, batch in Table(folder).batches() for row in batch.column("tokens").to_pylist()]
     return counts, [alphabet.decode(np.frombuffer(row, np.uint8)) for row in tokens], (folder / "report").read_text()
 
@@ -119,11 +119,11 @@ def test_blocks_are_read_as_records_are(
         "".join(f">{head}{n}\n" + "".join(f"{row}\n" for row in rows) for n, (head, rows) in enumerate(parts))
     )
     outcomes = []
-    for read_records in (read_fasta, read_blocks):
+    for groups in (grouped(read_fasta([path])), read_blocks([path])):
         policies = RecordFilter(unknown="skip", min_length=least, max_length=most)
         reader = Reader(ESM, policies, SILENT)
         try:
-            counts = asdict(reader.table(read_records([path]), tmp_path, tmp_path / "report"))
+            counts = asdict(reader.table(groups, tmp_path, tmp_path / "report"))
         except (DataError, FastaError) as error:
             outcomes.append(str(error))
             continue

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from protea.data.build_settings import BuildSettings
     from protea.data.work import Numbers
 
+_SEARCH_FLAGS = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 --cov-mode 0"
+
 data = typer.Typer(
     name="data",
     help="Training data: from FASTA to a store of clusters, filtered, sampled and masked.",
@@ -34,40 +36,32 @@ def _help(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-# Options that several commands share, as signatures. The names are those of BuildSettings.
+# Options that several commands share. Their names are those of BuildSettings.
+
+
+def _output(
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
+) -> None: ...
 
 
 def _sampling(
     *,
     valid: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for validation.")] = "0.5%",
-    test: Annotated[
-        str, typer.Option(metavar="N|P%", help="Clusters drawn for testing; the filter ignores them.")
-    ] = "0",
+    test: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for testing; not filtered against.")] = "0",
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     filtered: Annotated[
-        bool,
-        typer.Option("--filter/--no-filter", help="Remove training clusters similar to a validation cluster."),
+        bool, typer.Option("--filter/--no-filter", help="Remove training clusters similar to a validation cluster.")
     ] = True,
     filter_flags: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FLAGS",
-            help="Flags for mmseqs search. [default: --min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 "
-            "--cov-mode 0]",
-            show_default=False,
-        ),
+        str | None, typer.Option(metavar="FLAGS", help=f"Flags for mmseqs search.  [default: {_SEARCH_FLAGS}]")
     ] = None,
     search_from: Annotated[
-        str,
-        typer.Option(
-            metavar="SIDE",
-            help="Queries of the search: train (each training cluster among the validation clusters, as public "
-            "pipelines do) or valid (the other way round, much faster).",
-        ),
+        str, typer.Option(metavar="SIDE", help="Split whose clusters are the queries: train, or valid (much faster).")
     ] = "train",
     leave_out: Annotated[
-        str | None,
-        typer.Option(metavar="REGEX", help="Skip records whose header matches, as in 'Tax=synthetic construct'."),
+        str | None, typer.Option(metavar="REGEX", help="Skip records by header, as in 'Tax=synthetic construct'.")
     ] = None,
     mmseqs: Annotated[str, typer.Option(metavar="PROGRAM", help="MMseqs2, by name or path.")] = "mmseqs",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of MMseqs2; all by default.")] = None,
@@ -76,13 +70,11 @@ def _sampling(
 
 def _records(
     *,
-    alphabet: Annotated[
-        str, typer.Option(metavar="NAME", help="Alphabet of the tokens: esm (ESM-1b, 1v, 2) or esm-1nv.")
-    ] = "esm",
+    alphabet: Annotated[str, typer.Option(metavar="NAME", help="esm (for ESM-1b, 1v and 2) or esm-1nv.")] = "esm",
     unknown: Unknown = "x",
     min_length: Annotated[int, typer.Option(metavar="N", help="Skip shorter sequences.")] = 1,
     max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Skip longer sequences; 512 for ESM-1nv's data.")
+        int | None, typer.Option(metavar="N", help="Skip longer sequences; ESM-1nv's data have at most 512 residues.")
     ] = None,
 ) -> None: ...
 
@@ -93,19 +85,8 @@ def _members(
         str, typer.Option(metavar="POLICY", help="A member that is named but has no sequence: error or skip.")
     ] = "error",
     empty: Annotated[
-        str,
-        typer.Option(
-            metavar="POLICY",
-            help="A training cluster without members: error, representative (becomes its member), or drop.",
-        ),
+        str, typer.Option(metavar="POLICY", help="A training cluster without members: error, representative or drop.")
     ] = "error",
-) -> None: ...
-
-
-def _output(
-    *,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
 ) -> None: ...
 
 
@@ -128,22 +109,12 @@ def _options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]],
 @data.command("uniref")
 @_options_of(_output, _sampling, _records, _members)
 def uniref(
-    uniref50: Annotated[
-        list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; may be given several times.")
-    ],
+    uniref50: Annotated[list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; repeatable.")],
     uniref90: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--uniref90", metavar="FASTA", help="Members; without them, a cluster's member is its representative."
-        ),
+        list[Path] | None, typer.Option("--uniref90", metavar="FASTA", help="Members; by default the representatives.")
     ] = None,
     members: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TSV",
-            help="Clusters with members separated by commas, or UniProt's idmapping_selected.tab; without it, the "
-            "headers of the members name their clusters.",
-        ),
+        Path | None, typer.Option(metavar="TSV", help="The mapping of clusters to members; by default the headers.")
     ] = None,
     *,
     overwrite: bool,
@@ -173,8 +144,7 @@ def fasta(
         list[str], typer.Argument(metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.")
     ],
     member_flags: Annotated[
-        str,
-        typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust whose representatives are the members."),
+        str, typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust that finds the members.")
     ] = "--min-seq-id 0.9 -c 0.8 --cov-mode 1",
     cluster_flags: Annotated[
         str, typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust that clusters the members.")
@@ -198,38 +168,33 @@ def fasta(
     _run(build_fasta, values, inputs, overwrite=overwrite)
 
 
+def _option(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=f"{text}.")
+
+
 @data.command("import")
 @_options_of(_output, _records, _members)
 def import_(
-    mapping: Annotated[
-        Path | None, typer.Option(metavar="TSV", help="BioNeMo 1: mapping.tsv; with --uniref50 and --uniref90.")
-    ] = None,
-    uniref50: Annotated[
-        Path | None, typer.Option("--uniref50", metavar="FASTA", help="BioNeMo 1: uniref50_train_filt.fasta.")
-    ] = None,
+    mapping: Annotated[Path | None, _option("--mapping", "TSV", "BioNeMo 1: mapping.tsv")] = None,
+    uniref50: Annotated[Path | None, _option("--uniref50", "FASTA", "BioNeMo 1: uniref50_train_filt.fasta")] = None,
     uniref90: Annotated[
-        Path | None,
-        typer.Option("--uniref90", metavar="FASTA", help="BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta."),
+        Path | None, _option("--uniref90", "FASTA", "BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta")
     ] = None,
     uniref50_valid: Annotated[
-        Path | None, typer.Option("--uniref50-valid", metavar="FASTA", help="BioNeMo 1: uniref50_valid.fasta.")
+        Path | None, _option("--uniref50-valid", "FASTA", "BioNeMo 1: uniref50_valid.fasta")
     ] = None,
-    shards: Annotated[
-        Path | None, typer.Option("--csv", metavar="DIR", help="BioNeMo 1: uf50, with train, val and test.")
-    ] = None,
-    members_csv: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="BioNeMo 1: uf90/uf90_csvs; with --starts and --counts.")
-    ] = None,
-    starts: Annotated[Path | None, typer.Option(metavar="FILE", help="BioNeMo 1: starts.mmap.")] = None,
-    counts: Annotated[Path | None, typer.Option(metavar="FILE", help="BioNeMo 1: counts.mmap.")] = None,
+    shards: Annotated[Path | None, _option("--csv", "DIR", "BioNeMo 1: uf50, with folders train, val and test")] = None,
+    members_csv: Annotated[Path | None, _option("--members-csv", "DIR", "BioNeMo 1: uf90/uf90_csvs")] = None,
+    starts: Annotated[Path | None, _option("--starts", "FILE", "BioNeMo 1: starts.mmap")] = None,
+    counts: Annotated[Path | None, _option("--counts", "FILE", "BioNeMo 1: counts.mmap")] = None,
     train_clusters: Annotated[
-        Path | None, typer.Option(metavar="PARQUET", help="BioNeMo 2: the column ur90_id has lists; with --database.")
+        Path | None, _option("--train-clusters", "PARQUET", "BioNeMo 2: ur90_id has the members of a cluster")
     ] = None,
     valid_clusters: Annotated[
-        Path | None, typer.Option(metavar="PARQUET", help="BioNeMo 2: the column ur50_id has one sequence a row.")
+        Path | None, _option("--valid-clusters", "PARQUET", "BioNeMo 2: ur50_id has a sequence's id")
     ] = None,
     database: Annotated[
-        Path | None, typer.Option(metavar="SQLITE", help="BioNeMo 2: a table protein(id, sequence).")
+        Path | None, _option("--database", "SQLITE", "BioNeMo 2: a table protein(id, sequence)")
     ] = None,
     *,
     overwrite: bool,

@@ -48,11 +48,7 @@ def count_members(members: Members, clusters: int, path: Path) -> Any:
 
 
 def check_empty(counts: Any, kinds: NDArray[np.uint8], representatives: Table, policy: Empty, problems: Path) -> int:
-    """The number of training clusters without members.
-
-    Raises:
-        DataError: there are some, and the policy is ``error``.
-    """
+    """The number of training clusters without members, which may be an error."""
     empty = np.flatnonzero((kinds == TRAIN) & (counts == 0))
     if empty.size and policy == "error":
         names = representatives.names(empty)
@@ -76,15 +72,7 @@ def assemble(
 ) -> dict[str, Manifest]:
     """Write the splits of a store and return their numbers for the manifest.
 
-    Args:
-        folder: of the store.
-        alphabet: of the tokens.
-        representatives: one for each cluster; validation and test splits consist of them.
-        kinds: what each cluster is for.
-        members: of the training clusters; if ``None``, the representative is the only member.
-        counts: the number of members of each cluster, if there are members.
-        empty: policy for training clusters without members.
-        progress: receives the number of residues written.
+    Validation and test splits consist of representatives, and so does the training split without ``members``.
     """
     with ExitStack() as stack:
         writers = {
@@ -170,7 +158,8 @@ def _with_places(
 def _buckets(members: Members, clusters: int) -> NDArray[np.int64]:
     """The bucket of every block of clusters, chosen so that buckets have about the same size."""
     sizes = np.zeros((clusters >> _BLOCK_BITS) + 1, np.int64)
-    for first, lengths in members.table.lengths():
+    for first, batch in members.table.batches():
+        lengths = lengths_of(batch)
         owners = members.cluster_of[first : first + len(lengths)]
         known = owners >= 0
         weights = lengths[known] + _ROW_BYTES

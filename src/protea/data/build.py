@@ -39,15 +39,7 @@ _PROBLEMS_LISTED: Final = 1000
 
 
 class Build:
-    """One build.
-
-    Args:
-        settings: of the build.
-        command: its name, for the manifest.
-        inputs: input files by option, for the manifest.
-        progress: of all stages.
-        overwrite: whether a store may be replaced.
-    """
+    """One build. ``command`` and ``inputs``, the files by option, are noted in the manifest."""
 
     def __init__(
         self, settings: BuildSettings, command: str, inputs: Mapping[str, Any], progress: Progress, *, overwrite: bool
@@ -80,12 +72,7 @@ class Build:
         return self._work.folder / name
 
     def check_space(self, sources: Iterable[str | Path], times: float = 2) -> None:
-        """Refuse a build that does not fit on the disk.
-
-        Args:
-            sources: the input files.
-            times: bytes of work folder and store for each byte of input, at most, as measured.
-        """
+        """Refuse a build that does not fit on the disk; a byte of input takes at most ``times`` bytes, as measured."""
         if not self._work.begun:
             needed = {self.settings.output: int(input_bytes(sources) * times)}
             check_space(needed, "free some space, or name a folder on another disk")
@@ -100,26 +87,19 @@ class Build:
     def read(
         self,
         name: str,
-        records: Iterable[Record | Block],
+        groups: Iterable[list[Record] | Block],
         sources: Iterable[str | Path],
         watch: Callable[[Path], Callable[[list[Record]], None]] | None = None,
     ) -> Table:
-        """Read records into a table.
+        """Read the records of some files into a table.
 
-        Args:
-            name: of the stage.
-            records: in the order of the table.
-            sources: the files that they come from.
-            watch: makes, for the stage's folder, a function that is called with all records taken.
-
-        Raises:
-            DataError: an id is repeated, or no record was taken.
+        ``watch`` makes, for the stage's folder, a function that is called with all records taken.
         """
         rules = self.settings.rules
 
         def make(folder: Path) -> Numbers:
             reader = Reader(self.alphabet, rules, self.progress)
-            counts = reader.table(records, folder, folder / _REPORT, watch and watch(folder))
+            counts = reader.table(groups, folder, folder / _REPORT, watch and watch(folder))
             self.check_ids(Table(folder))
             return asdict(counts)
 
@@ -129,11 +109,7 @@ class Build:
         return Table(folder)
 
     def check_ids(self, table: Table) -> None:
-        """Refuse a table with repeated ids.
-
-        Raises:
-            DataError: an id is repeated.
-        """
+        """Refuse a table with repeated ids."""
         repeated = table.repeated()
         if len(repeated):
             names = table.names(repeated[:_PROBLEMS_LISTED, 1])
@@ -145,11 +121,7 @@ class Build:
             )
 
     def draw(self, representatives: Table) -> Kinds:
-        """Draw the validation and test clusters: the first ones of a seeded order.
-
-        Raises:
-            DataError: no cluster would be left for training.
-        """
+        """Draw the validation and test clusters: the first ones of a seeded order."""
         total = len(representatives)
         valid = sample_size("valid", self.settings.valid, total)
         test = sample_size("test", self.settings.test, total)

@@ -49,11 +49,7 @@ class ClusterSettings(BuildSettings):
 def build_fasta(
     settings: ClusterSettings, inputs: Sequence[str | Path], progress: Progress, *, overwrite: bool = False
 ) -> Numbers:
-    """Build a store from FASTA files; return the numbers of its steps and splits.
-
-    Raises:
-        ProteaError: ``docs/data.md`` lists the reasons.
-    """
+    """Build a store from FASTA files; return the numbers of its steps and splits."""
     with Build(settings, "fasta", {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()

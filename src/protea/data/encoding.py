@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from protea.alphabet import Alphabet
-from protea.data.token_table import BATCH_BYTES, TableWriter, lengths_of, token_batch
+from protea.data.token_table import TableWriter, lengths_of, token_batch
 from protea.errors import DataError
 from protea.fasta import Block, Record
 from protea.letters import NO_RESIDUES, ReportRow, Unknown, clean
@@ -24,20 +25,12 @@ from protea.text import printable
 
 _INVALID: Final = 255
 _END: Final = 254
-_HEADER_BYTES: Final = 100
-"""Counted for a record besides its residues, so that a batch of empty records has an end."""
+_GROUP: Final = 1 << 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFilter:
-    """Which records are taken.
-
-    Attributes:
-        unknown: policy for residues outside the alphabet.
-        min_length: fewest residues of a sequence, at least 1.
-        max_length: most residues of a sequence.
-        leave_out: a regular expression; records whose header matches it are skipped.
-    """
+    """Which records are taken. Records whose header matches the regular expression ``leave_out`` are skipped."""
 
     unknown: Unknown = "x"
     min_length: int = 1
@@ -62,13 +55,7 @@ class Counts:
 
 
 class Reader:
-    """Reads records into a table.
-
-    Args:
-        alphabet: of the tokens.
-        rules: which records to take.
-        progress: receives the number of residues read.
-    """
+    """Reads records into a table."""
 
     def __init__(self, alphabet: Alphabet, rules: RecordFilter, progress: Progress) -> None:
         self.counts = Counts()
@@ -84,7 +71,7 @@ class Reader:
 
     def table(
         self,
-        items: Iterable[Record | Block],
+        groups: Iterable[list[Record] | Block],
         folder: Path,
         report: Path,
         watch: Callable[[list[Record]], None] | None = None,
@@ -92,18 +79,13 @@ class Reader:
         """Write a table of the records that are taken.
 
         Args:
-            items: records, or blocks of them.
+            groups: of records.
             folder: of the table.
             report: gets one line for each record that is altered or skipped.
             watch: is called with the records of every batch of the table.
-
-        Raises:
-            FastaError: a record has no residues, and ``unknown`` is ``error``.
-            UnknownResidueError: a letter that the policy does not allow.
-            DataError: no record was taken.
         """
         with TableWriter(folder) as writer, report.open("w", encoding="utf-8") as stream:
-            for group in _groups(items):
+            for group in groups:
                 batch = self._encode_block(group) if isinstance(group, Block) and watch is None else None
                 if batch is None:
                     records = list(group.records()) if isinstance(group, Block) else group
@@ -190,17 +172,8 @@ class Reader:
         return None
 
 
-def _groups(items: Iterable[Record | Block]) -> Iterator[list[Record] | Block]:
-    group: list[Record] = []
-    size = 0
-    for item in items:
-        if isinstance(item, Block):
-            yield item
-            continue
-        group.append(item)
-        size += len(item.sequence) + _HEADER_BYTES
-        if size >= BATCH_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
+def grouped(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records, thousands at a time."""
+    iterator = iter(records)
+    while group := list(islice(iterator, _GROUP)):
         yield group

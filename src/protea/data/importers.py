@@ -20,6 +20,7 @@ from xopen import xopen
 from protea.data.assemble import TEST, TRAIN, VALID
 from protea.data.build import Build, kinds_in
 from protea.data.build_settings import BuildSettings
+from protea.data.encoding import grouped
 from protea.data.mapping import ENTRIES, Entries, Members, Problems, read_mapping
 from protea.data.token_table import Table, TableWriter, map_file, token_batch
 from protea.data.uniref import assign_by_mapping
@@ -44,23 +45,17 @@ def import_fasta(
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """Import the FASTA files and the mapping of BioNeMo 1; return the numbers of the store's steps and splits.
+    """Import BioNeMo 1's ``mapping.tsv`` and FASTA files; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        mapping: ``mapping.tsv``.
-        uniref50: ``uniref50_train_filt.fasta``.
-        uniref90: ``uniref90membersandreps_ur50trainfiltreps.fasta``, or ``ur90_ur50_sampler.fasta``.
-        valid: ``uniref50_valid.fasta``.
-        progress: of the stages.
-        overwrite: whether a store may be replaced.
+    They are ``uniref50_train_filt.fasta``, ``uniref90membersandreps_ur50trainfiltreps.fasta`` (or
+    ``ur90_ur50_sampler.fasta``) and, for validation, ``uniref50_valid.fasta``.
     """
     inputs = {"mapping": mapping, "uniref50": uniref50, "uniref90": uniref90, "uniref50_valid": valid}
     files = {"train": uniref50} | ({"valid": valid} if valid is not None else {})
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*files.values(), uniref90])
-        records = _with_splits({name: read_fasta([path]) for name, path in files.items()})
-        clusters = build.read("read representatives", records, files.values(), _note_kinds)
+        groups = _with_splits({name: read_fasta([path]) for name, path in files.items()})
+        clusters = build.read("read representatives", groups, files.values(), _note_kinds)
         table = build.read("read members", read_blocks([uniref90]), [uniref90])
         members = assign_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
         return build.store(clusters, kinds_in(clusters.folder), members)
@@ -76,16 +71,11 @@ def import_csv(
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """Import the CSV files of BioNeMo 1, with one cluster a row; return the numbers of the store's steps and splits.
+    """Import BioNeMo 1's CSV files, one cluster a row; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        folder: BioNeMo's ``uf50``, with folders ``train``, ``val`` and ``test``.
-        members: BioNeMo's ``uf90/uf90_csvs``; if ``None``, each cluster is its own member.
-        starts: ``starts.mmap``, uint64: the first member of each training cluster.
-        counts: ``counts.mmap``, uint64: the number of members of each training cluster.
-        progress: of the stages.
-        overwrite: whether a store may be replaced.
+    ``folder`` is BioNeMo's ``uf50``, with folders ``train``, ``val`` and ``test``. ``members`` is ``uf90/uf90_csvs``;
+    without it, each cluster is its own member. ``starts`` and ``counts``, files of uint64, have the first member of
+    each training cluster and the number of its members.
     """
     shards = {name: _csv_files(folder / name) for name in _KIND_OF if (folder / name).is_dir()}
     if "train" not in shards:
@@ -97,12 +87,12 @@ def import_csv(
     inputs = {**shards, "members": member_files, "starts": starts, "counts": counts}
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*cluster_files, *member_files])
-        records = _with_splits({name: _csv_records(paths) for name, paths in shards.items()})
-        clusters = build.read("read clusters", records, cluster_files, _note_kinds)
+        groups = _with_splits({name: _csv_records(paths) for name, paths in shards.items()})
+        clusters = build.read("read clusters", groups, cluster_files, _note_kinds)
         kinds = kinds_in(clusters.folder)
         assigned = None
         if starts is not None and counts is not None and member_files:
-            table = build.read("read members", _csv_records(member_files), member_files)
+            table = build.read("read members", grouped(_csv_records(member_files)), member_files)
             assigned = _assign_by_position(build, table, int((kinds == TRAIN).sum()), starts, counts)
         return build.store(clusters, kinds, assigned)
 
@@ -116,15 +106,10 @@ def import_parquet(
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """Import the clusters and the database of BioNeMo 2; return the numbers of the store's steps and splits.
+    """Import BioNeMo 2's clusters and database; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        train: parquet with ``ur90_id``, the members of each cluster, and perhaps ``ur50_id``, its name.
-        valid: parquet with ``ur50_id``, one sequence a row.
-        database: SQLite with a table ``protein(id, sequence)``.
-        progress: of the stages.
-        overwrite: whether a store may be replaced.
+    ``train`` is parquet with ``ur90_id``, the members of each cluster, and perhaps ``ur50_id``, its name. ``valid`` is
+    parquet with ``ur50_id``, a sequence a row. ``database`` is SQLite with a table ``protein(id, sequence)``.
     """
     if settings.empty == "representative":
         raise UsageError("--empty representative: these clusters have no representatives; use error or drop")
@@ -133,7 +118,9 @@ def import_parquet(
         build.check_space([database])
         validation = None
         if valid is not None:
-            validation = build.read("read validation", _valid_records(build, database, valid), [database, valid])
+            validation = build.read(
+                "read validation", grouped(_valid_records(build, database, valid)), [database, valid]
+            )
 
         def make(folder: Path) -> Numbers:
             # Training clusters have names and members, but no representatives.
@@ -149,16 +136,15 @@ def import_parquet(
             return {"train": clusters, "valid": writer.rows - clusters}
 
         clusters = Table(build.step("read clusters", make, fingerprints([train])))
-        table = build.read("read members", _database_records(database), [database])
+        table = build.read("read members", grouped(_database_records(database)), [database])
         members = assign_by_mapping(build, clusters, table, _parquet_entries(train), train)
         return build.store(clusters, kinds_in(clusters.folder), members)
 
 
-def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[Record]:
-    """Records with the name of their split as description."""
+def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[list[Record]]:
+    """Groups of records with the name of their split as description."""
     for name, records in sources.items():
-        for record in records:
-            yield record._replace(description=name)
+        yield from grouped(record._replace(description=name) for record in records)
 
 
 def _note_kinds(folder: Path) -> Callable[[list[Record]], None]:

@@ -24,11 +24,7 @@ Manifest = dict[str, Any]
 
 
 def alphabet_named(name: str) -> Alphabet:
-    """The alphabet with the name that options have for it.
-
-    Raises:
-        UsageError: there is no such alphabet.
-    """
+    """The alphabet that options call by this name."""
     for alphabet in (ESM, ESM1NV):  # these need no PyTorch
         if name == alphabet.name.lower():
             return alphabet
@@ -91,21 +87,14 @@ def read_manifest(folder: Path) -> Manifest:
         )
     for name, known in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise StoreError(f"{path}: is missing, but the manifest lists it; build the store again")
-        if (size := path.stat().st_size) != known["bytes"]:
-            raise StoreError(
-                f"{path}: has {size:,} bytes, but {known['bytes']:,} in the manifest; build the store again"
-            )
+        size = path.stat().st_size if path.is_file() else 0
+        if size != known["bytes"]:
+            raise StoreError(f"{path}: has {size:,} of the manifest's {known['bytes']:,} bytes; build the store again")
     return manifest
 
 
 def check_alphabet(folder: Path, manifest: Manifest, alphabet: Alphabet) -> None:
-    """Refuse a store with another alphabet.
-
-    Raises:
-        StoreError: the store's tokens are not those of ``alphabet``.
-    """
+    """Refuse a store with another alphabet."""
     if tuple(manifest["alphabet"]["tokens"]) != alphabet.tokens:
         raise StoreError(
             f"{folder}: has the {manifest['alphabet']['name']} alphabet, the model has {alphabet.name}; build the "
@@ -114,11 +103,7 @@ def check_alphabet(folder: Path, manifest: Manifest, alphabet: Alphabet) -> None
 
 
 def verify(folder: Path, manifest: Manifest, progress: Progress = SILENT) -> None:
-    """Compare every file with its hash.
-
-    Raises:
-        StoreError: a file differs.
-    """
+    """Refuse a store with a file that differs from its hash."""
     progress.begin("verify", sum(known["bytes"] for known in manifest["files"].values()))
     for name, known in manifest["files"].items():
         if (digest := sha256(folder / name)) != known["sha256"]:

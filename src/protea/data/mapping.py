@@ -60,13 +60,7 @@ class Members:
 
 
 class Entries(NamedTuple):
-    """Some lines of a mapping.
-
-    Attributes:
-        clusters: one id for each line.
-        counts: the number of members of each line.
-        members: the ids of all members, end to end.
-    """
+    """Some lines of a mapping: a cluster for each, the number of its members, and the members of all lines."""
 
     clusters: list[str]
     counts: list[int]
@@ -78,9 +72,6 @@ def read_mapping(path: Path) -> Iterator[Entries]:
 
     Two columns are a cluster and its members, separated by commas (BioNeMo 1's ``mapping.tsv``). 22 columns are
     UniProt's ``idmapping_selected.tab``, in which column 9 is a member and column 10 its cluster.
-
-    Raises:
-        DataError: the file cannot be read, a line has another number of columns, or a cluster has no members.
     """
     entries = Entries([], [], [])
     try:
@@ -151,11 +142,7 @@ class Problems:
         self.counts[kind] = self.counts.get(kind, 0) + 1
 
     def check_absent(self, source: str) -> None:
-        """Refuse names of ``source`` without a sequence.
-
-        Raises:
-            DataError: there are some.
-        """
+        """Raise a ``DataError`` if ``source`` names ids without a sequence."""
         if number := self.counts.get(_ABSENT):
             raise DataError(
                 f"{source} names {number:,} ids without a sequence, the first is {self.first[_ABSENT]!r}; {self.path} "
@@ -164,14 +151,7 @@ class Problems:
 
 
 class Assigner:
-    """Assigns members to clusters by the entries of a mapping.
-
-    Args:
-        folder: gets the files of ``Members``.
-        clusters: their ids; a cluster's number is its row.
-        table: the members.
-        problems: receives members that are absent or in two clusters.
-    """
+    """Assigns the sequences of ``table`` to clusters by the entries of a mapping; writes the files of ``Members``."""
 
     def __init__(self, folder: Path, clusters: Table, table: Table, problems: Problems) -> None:
         self._counts = Assignment()
@@ -179,11 +159,7 @@ class Assigner:
         self._members = Members.create(table, folder, ordered=True)
 
     def assign(self, mapping: Iterable[Entries], absent: Absent, progress: Progress) -> Assignment:
-        """Assign the members of all entries.
-
-        Raises:
-            DataError: a member is in two clusters, or absent, or the mapping names no known member.
-        """
+        """Assign the members of all entries; a ``DataError`` reports those in two clusters or absent."""
         counts, problems = self._counts, self._problems
         header = 0
         for number, entries in enumerate(mapping):
@@ -263,11 +239,7 @@ def _cluster_name(record: Record) -> str:
 
 
 def assign_by_headers(folder: Path, clusters: Table, members: Table, headers: Path) -> Assignment:
-    """Assign members to the clusters that ``HeaderClusters`` wrote.
-
-    Raises:
-        DataError: no member names a known cluster.
-    """
+    """Assign members to the clusters that ``HeaderClusters`` wrote; writes the files of ``Members``."""
     named: Digests = map_file(headers, "S16")
     cluster_of = Members.create(members, folder).cluster_of
     for start in range(0, len(members), ENTRIES):

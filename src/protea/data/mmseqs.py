@@ -57,16 +57,7 @@ _INSTALL: Final = (
 
 
 class MMseqs:
-    """The program.
-
-    Args:
-        program: its name or path.
-        threads: how many it may use; all by default.
-        log: a file for everything that it prints.
-        progress: receives every command as a note.
-
-    Raises:
-        ProgramError: it is not installed, or does not run.
+    """The program, by name or path. All that it prints goes to ``log``.
 
     Attributes:
         version: as it says.
@@ -143,11 +134,7 @@ class MMseqs:
 
 
 def split_flags(flags: str) -> list[str]:
-    """Split flags as a shell would.
-
-    Raises:
-        UsageError: a quote is not closed.
-    """
+    """Split flags as a shell would."""
     try:
         return shlex.split(flags)
     except ValueError as error:

@@ -31,7 +31,6 @@ _DIGEST: Final = np.dtype("S16")
 _ENTRY: Final = np.dtype([("id", "S16"), ("row", ">u8")])
 _ENTRY_BYTES: Final = np.dtype("S24")
 """An entry as one string of bytes: entries sort by digest, then by row."""
-_CHUNK: Final = 1 << 20
 
 
 # pyarrow.array() and to_numpy() would import pandas if it is installed, which takes a second or two.
@@ -130,7 +129,7 @@ class TableWriter:
 
 
 class Table:
-    """A finished table.
+    """A finished table, mapped into memory.
 
     Attributes:
         folder: in which it was written.
@@ -139,49 +138,30 @@ class Table:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = str(folder / _SEQUENCES)
-        with pa.memory_map(self._path) as source:
-            reader = pa.ipc.open_file(source)
-            self._counts: list[int] = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
+        self._reader = pa.ipc.open_file(pa.memory_map(str(folder / _SEQUENCES)))
+        counts = [self._reader.get_batch(number).num_rows for number in range(self.parts)]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._index: Any = map_file(folder / _INDEX, _ENTRY_BYTES)
         self.left_out: Digests = map_file(folder / _LEFT_OUT, _DIGEST)
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return int(self._starts[-1])
 
     @property
     def parts(self) -> int:
         """The number of batches."""
-        return len(self._counts)
+        return int(self._reader.num_record_batches)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """All batches in order, or some, each with the number of its first row."""
-        first = sum(self._counts[:start])
-        with pa.OSFile(self._path) as source:
-            reader = pa.ipc.open_file(source)
-            for number in range(start, len(self._counts) if stop is None else stop):
-                yield first, reader.get_batch(number)
-                first += self._counts[number]
-
-    def lengths(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """The first row of every batch and the lengths of its sequences; the sequences are not read."""
-        first = 0
-        with pa.memory_map(self._path) as source:
-            reader = pa.ipc.open_file(source)
-            for number, count in enumerate(self._counts):
-                yield first, lengths_of(reader.get_batch(number))
-                first += count
+        for number in range(start, self.parts if stop is None else stop):
+            yield int(self._starts[number]), self._reader.get_batch(number)
 
     def names(self, rows: NDArray[np.integer]) -> list[str]:
-        """The ids of a few rows, in the given order."""
-        starts = np.concatenate([[0], np.cumsum(self._counts)])
-        names = {}
-        with pa.memory_map(self._path) as source:
-            reader = pa.ipc.open_file(source)
-            for row in sorted({int(row) for row in rows}):
-                number = int(np.searchsorted(starts, row, side="right")) - 1
-                names[row] = reader.get_batch(number).column("id")[row - int(starts[number])].as_py()
-        return [names[int(row)] for row in rows]
+        """The ids of a few rows."""
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(batches.tolist(), (rows - self._starts[batches]).tolist(), strict=True)
+        return [self._reader.get_batch(batch).column("id")[int(place)].as_py() for batch, place in places]
 
     def find(self, digests: Digests) -> NDArray[np.int64]:
         """The first row that has each id, or -1."""
@@ -189,9 +169,8 @@ class Table:
         if len(self._index):
             order = np.argsort(digests)  # so that neighbours in the index are read one after the other
             wanted = digests[order]
-            # Padded with zeros, a digest sorts before or as the entry of row 0, thus before all of its own entries.
-            places = np.searchsorted(self._index, wanted.astype(_ENTRY_BYTES))
-            entries = self._index[np.minimum(places, len(self._index) - 1)].view(_ENTRY)
+            # Padded with zeros, a digest does not sort after any of its own entries.
+            entries = _at_or_after(self._index, wanted.astype(_ENTRY_BYTES)).view(_ENTRY)
             rows[order] = np.where(entries["id"] == wanted, entries["row"].astype(np.int64), -1)
         return rows
 
@@ -199,19 +178,20 @@ class Table:
         """Whether the source had each id and the table does not have it."""
         if not len(self.left_out):
             return np.zeros(len(digests), np.bool_)
-        places = np.searchsorted(self.left_out, digests)
-        same: NDArray[np.bool_] = self.left_out[np.minimum(places, len(self.left_out) - 1)] == digests
+        same: NDArray[np.bool_] = _at_or_after(self.left_out, digests) == digests
         return same
 
     def repeated(self) -> NDArray[np.int64]:
         """Pairs of rows with the same id: ``[K, 2]``, an earlier row and the next one, ordered by the latter."""
-        pairs = [np.zeros((0, 2), np.int64)]
-        for start in range(0, len(self._index), _CHUNK):
-            entries = self._index[start : start + _CHUNK + 1].view(_ENTRY)
-            places = np.flatnonzero(entries["id"][:-1] == entries["id"][1:])
-            pairs.append(np.column_stack([entries["row"][places], entries["row"][places + 1]]).astype(np.int64))
-        joined = np.concatenate(pairs)
-        return joined[np.argsort(joined[:, 1])]
+        entries = self._index.view(_ENTRY)
+        places = np.flatnonzero(entries["id"][:-1] == entries["id"][1:])
+        pairs = np.column_stack([entries["row"][places], entries["row"][places + 1]]).astype(np.int64)
+        return pairs[np.argsort(pairs[:, 1])]
+
+
+def _at_or_after(values: Any, wanted: Digests) -> Any:
+    """For each wanted value, the first of some sorted values that is not smaller; the last one if all are smaller."""
+    return values[np.minimum(np.searchsorted(values, wanted), len(values) - 1)]
 
 
 def map_file(path: Path, dtype: Any, *, mode: str = "r") -> Any:

@@ -83,14 +83,10 @@ class _MappedFile:
 
 
 class Split:
-    """The clusters and sequences of one split.
+    """The clusters and sequences of one split; ``clusters`` and ``sequences`` are their numbers.
 
     Attributes:
-        name: ``train``, ``valid`` or ``test``.
-        alphabet: of the tokens.
         tokens: all bytes of the file of sequences, mapped.
-        clusters: the number of clusters.
-        sequences: the number of sequences.
         starts: gives the first sequence of each of some clusters.
         counts: gives the number of sequences of each of some clusters; they are neighbours.
         spans: gives where in ``tokens`` each of some sequences begins, and its length.
@@ -124,17 +120,10 @@ class Split:
 
 
 class TrainingStore:
-    """A store of training data.
-
-    Args:
-        folder: of the store.
-        alphabet: of the model that will be trained on it.
+    """A store of training data, for a model with the same alphabet.
 
     Raises:
         StoreError: the store is missing, incomplete, or has another alphabet.
-
-    Attributes:
-        manifest: what the store holds and how it was made.
     """
 
     def __init__(self, folder: str | Path, alphabet: Alphabet) -> None:
@@ -154,19 +143,11 @@ class TrainingStore:
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     def split(self, name: str) -> Split:
-        """Open a split.
-
-        Raises:
-            StoreError: the store has no such split, or its files are damaged.
-        """
+        """Open a split."""
         if name not in self.splits:
             raise StoreError(f"{self.folder}: has no split {name!r}, only {', '.join(self.splits)}")
         return Split(self.folder, name, self.alphabet)
 
     def verify(self, progress: Progress = SILENT) -> None:
-        """Compare every file with its hash in the manifest.
-
-        Raises:
-            StoreError: a file differs.
-        """
+        """Compare every file with its hash in the manifest."""
         verify(self.folder, self.manifest, progress)

@@ -45,9 +45,6 @@ def build_uniref(
         mapping: see ``read_mapping``; if ``None``, the headers of ``uniref90`` name the clusters.
         progress: of the stages.
         overwrite: whether a store may be replaced.
-
-    Raises:
-        ProteaError: ``docs/data.md`` lists the reasons.
     """
     if mapping is not None and not uniref90:
         raise UsageError("--members needs --uniref90, which has the sequences of the members")
@@ -78,11 +75,7 @@ def _assign_by_headers(build: Build, clusters: Table, uniref90: Sequence[Path]) 
 
 
 def assign_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iterable[Entries], source: Path) -> Members:
-    """The stage that assigns members to clusters by the mapping in a file.
-
-    Raises:
-        DataError: the mapping contradicts itself or the sequences.
-    """
+    """The stage that assigns members to clusters by the mapping in a file."""
 
     def make(folder: Path) -> Numbers:
         assigner = Assigner(folder, clusters, table, Problems(build.problems))

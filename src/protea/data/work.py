@@ -35,17 +35,7 @@ _COMPRESSION: Final = 2.5
 
 
 class Work:
-    """The stages of one output, in its locked work folder.
-
-    Args:
-        output: the store's folder.
-        progress: reports stages that were finished before.
-        overwrite: whether a store may be replaced.
-
-    Raises:
-        OutputError: the output exists or cannot be made.
-        ResumeError: another process makes the same output.
-    """
+    """The stages of one store, in its locked work folder."""
 
     def __init__(self, output: Path, progress: Progress, *, overwrite: bool = False) -> None:
         check_output(output, overwrite=overwrite, ours=is_store)
