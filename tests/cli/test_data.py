@@ -62,10 +62,10 @@ def test_info(run: Run, store: Path) -> None:
     assert found["hashes"] == "not compared"
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_plots(run: Run, store: Path, kind: str) -> None:
-    assert run("data", "info", store, "--plot", f"p.{kind}").code == 0
-    assert Path(f"p.{kind}").read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+def test_plots(run: Run, store: Path) -> None:
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert run("data", "info", store, "--plot", f"p.{kind}").code == 0
+        assert Path(f"p.{kind}").read_bytes().startswith(begins)
     fails(run("data", "info", store, "--plot", "p.txt"), 2, "use a name that ends in .png, .svg")
     fails(run("data", "info", store, "--plot", "no/p.png"), 1, "no/p.png: cannot be written: No such file")
 

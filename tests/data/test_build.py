@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sources import SHARED, Sources, build, contents, make_sources, needs_shared, settings
@@ -129,10 +129,15 @@ def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
     assert {name: split.text(row) for row, name in enumerate(split.ids(np.arange(11296)))} == sequences
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=15), st.randoms(use_true_random=False))
-def test_mappings_of_every_kind(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
+@pytest.mark.parametrize("examples", [2, pytest.param(10, marks=pytest.mark.long)])
+def test_mappings_of_every_kind(tmp_path: Path, examples: int) -> None:
     """Comma lists, a member a line in any order, and UniProt's table give the same clusters."""
+    some = hypothesis_settings(max_examples=examples)
+    sizes = st.lists(st.integers(1, 4), min_size=1, max_size=15)
+    some(given(sizes, st.randoms(use_true_random=False))(lambda sizes, rng: same_clusters(tmp_path, sizes, rng)))()
+
+
+def same_clusters(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
     sources = make_sources(tmp_path, 1)
     sources.clusters = {f"UniRef50_C{n}": [f"UniRef90_M{n}_{k}" for k in range(size)] for n, size in enumerate(sizes)}
     sources.sequences = {name: "MKTAYIAK" for pair in sources.clusters.items() for name in (pair[0], *pair[1])}

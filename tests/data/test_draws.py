@@ -79,7 +79,7 @@ def test_places_outside_a_permutation() -> None:
         Permutation(-1, 0)
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 40])
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, pytest.param(40, marks=pytest.mark.long)])
 def test_every_number_comes_to_every_place_as_often(size: int) -> None:
     counts = np.zeros((size, size))
     trials = 40 * size

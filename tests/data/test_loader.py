@@ -97,7 +97,7 @@ def test_windows_without_bos_or_eos(split: Split, crop: str) -> None:
     assert kinds >= ({(True, False), (False, False), (False, True)} if crop == "random-tokens" else {(True, False)})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(
     st.sampled_from(sorted(FRAMES)),
     st.sampled_from(CROPS),
@@ -146,7 +146,7 @@ def test_the_same_packs_for_any_number_of_ranks_and_workers(split: Split, world:
         assert torch.equal(one.rows, other.rows)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(st.integers(0, 20), st.sampled_from([1, 2, 3]))
 def test_any_run_goes_on_from_a_position(split: Split, done: int, world: int) -> None:
     whole = list(islice(loader(split).batches(), done * world + 12))

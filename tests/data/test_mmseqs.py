@@ -13,6 +13,7 @@ from sources import contents, make_sources, needs_mmseqs, sequence, settings
 
 from protea.alphabet import ESM
 from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.draws import SPLIT, Permutation, key
 from protea.data.mmseqs import SEARCH_FLAGS
 from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
@@ -45,6 +46,25 @@ def aligned(one: str, other: str) -> tuple[float, float]:
     return same / max(1, len(trace.query)), min(lengths[0] / len(one), lengths[1] / len(other))
 
 
+@needs_mmseqs
+def test_similar_clusters_are_removed(tmp_path: Path) -> None:
+    """One relative of the validation cluster is similar over its length, another one only over half of it."""
+    rng = random.Random(0)
+    text = sequence(rng, 200, 200)
+    similar, half = relative(rng, text, 0.9), relative(rng, text[:100], 0.9) + sequence(rng, 100, 100)
+    records = {"a": text, "b": similar, "c": half, "d": sequence(rng, 200, 200), "e": sequence(rng, 200, 200)}
+    (tmp_path / "a.fasta").write_text("".join(f">{name}\n{letters}\n" for name, letters in records.items()))
+    flags = SEARCH_FLAGS.replace("-s 7", "-s 1 -k 5")
+    seed = next(seed for seed in range(100) if Permutation(5, key(seed, 0, SPLIT))[np.array([0])][0] == 0)
+    given = settings(tmp_path / "store", valid="1", filtered=True, filter_flags=flags, seed=seed)
+    build_uniref(given, [tmp_path / "a.fasta"], [], None, SILENT)
+    split = TrainingStore(tmp_path / "store", ESM).split("train")
+    assert split.ids(np.arange(split.sequences)) == ["c", "d", "e"]
+    _, line = (tmp_path / "store/removed.tsv").read_text().splitlines()
+    assert line.split("\t")[:2] == ["b", "a"]
+
+
+@pytest.mark.long
 @needs_mmseqs
 @pytest.mark.parametrize("search_from", ["train", "valid"])
 def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: Path, search_from: str) -> None:
@@ -93,6 +113,7 @@ def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: P
     assert below >= 50
 
 
+@pytest.mark.long
 @needs_mmseqs
 def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from protea import fasta

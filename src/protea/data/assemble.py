@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.data.manifest import SPLITS, Manifest
-from protea.data.mapping import ENTRIES, Members
+from protea.data.mapping import ENTRIES, Members, Problems
 from protea.data.token_table import Table, integers, lengths_of, new_file, numbers_of, take
 from protea.data.writer import SplitWriter
-from protea.errors import DataError
 from protea.progress import Progress
 
 TRAIN, VALID, TEST, REMOVED = range(4)
 """What a cluster is for. The first three are positions in ``SPLITS``."""
+
+Kinds = NDArray[np.uint8]
+"""What each cluster is for."""
 
 Empty = Literal["error", "representative", "drop"]
 """Policy for a training cluster without members: an error, its representative becomes its member, or it is dropped."""
@@ -47,16 +49,13 @@ def count_members(members: Members, clusters: int, path: Path) -> Any:
     return counts
 
 
-def check_empty(counts: Any, kinds: NDArray[np.uint8], representatives: Table, policy: Empty, problems: Path) -> int:
+def check_empty(counts: Any, kinds: Kinds, representatives: Table, policy: Empty, problems: Problems) -> int:
     """The number of training clusters without members, which may be an error."""
     empty = np.flatnonzero((kinds == TRAIN) & (counts == 0))
     if empty.size and policy == "error":
-        names = representatives.names(empty)
-        problems.write_text("".join(f"{name}\tempty\n" for name in names), encoding="utf-8")
-        raise DataError(
-            f"training clusters without members: {len(names):,}, the first is {names[0]!r}; {problems} lists all; add "
-            "members, or pass --empty representative or --empty drop"
-        )
+        problems.add("empty", [[name] for name in representatives.names(empty)])
+        fix = "add members, or pass --empty representative or --empty drop"
+        problems.check("empty", "training clusters without members", fix)
     return len(empty)
 
 
@@ -64,7 +63,7 @@ def assemble(
     folder: Path,
     alphabet: Alphabet,
     representatives: Table,
-    kinds: NDArray[np.uint8],
+    kinds: Kinds,
     members: Members | None,
     counts: Any,
     empty: Empty,
@@ -101,7 +100,7 @@ def assemble(
 
 
 def _by_cluster(
-    members: Members, counts: Any, kinds: NDArray[np.uint8], empty: Empty, representatives: Table, folder: Path
+    members: Members, counts: Any, kinds: Kinds, empty: Empty, representatives: Table, folder: Path
 ) -> Iterator[pa.RecordBatch]:
     """The training sequences, ordered by cluster and place."""
     folder.mkdir()
@@ -133,7 +132,7 @@ def _by_cluster(
 
 
 def _training_sequences(
-    members: Members, counts: Any, kinds: NDArray[np.uint8], empty: Empty, representatives: Table
+    members: Members, counts: Any, kinds: Kinds, empty: Empty, representatives: Table
 ) -> Iterator[pa.RecordBatch]:
     """Batches with cluster and place; representatives of empty clusters come last."""
     for first, batch in members.table.batches():

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, assemble, check_empty, count_members
+from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Kinds, assemble, check_empty, count_members
 from protea.data.build_settings import BuildSettings, sample_size
 from protea.data.draws import SPLIT, Permutation, key
 from protea.data.encoding import Reader
 from protea.data.manifest import LOG, alphabet_named, write_manifest
-from protea.data.mapping import ENTRIES, Members
+from protea.data.mapping import ENTRIES, Members, Problems
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
 from protea.data.token_table import Table, map_file, take
 from protea.data.work import STORE, Numbers, Work, fingerprints, input_bytes
@@ -26,16 +26,12 @@ from protea.fasta import Block, Record
 from protea.output import REPORT_HEADER, check_space
 from protea.progress import Progress
 
-Kinds = NDArray[np.uint8]
-"""What each cluster is for."""
-
 _REPORT: Final = "report.tsv"
 _REMOVED_LIST: Final = "removed.tsv"
 _REMOVED_COLUMNS: Final = ("cluster", "like", "identity", "cluster_coverage", "like_coverage")
 _KINDS: Final = "kinds"
 _SEARCH_PARTS: Final = 128
 """Batches of 4 MB in one search. A kill costs at most one search."""
-_PROBLEMS_LISTED: Final = 1000
 
 
 class Build:
@@ -47,9 +43,9 @@ class Build:
         settings.check()
         self.settings, self.progress = settings, progress
         self.alphabet = alphabet_named(settings.alphabet)
-        self.problems = settings.output.with_name(f"{settings.output.name}.problems.tsv")
         self._plan = settings.plan(command, inputs)
         self._work = Work(settings.output, progress, overwrite=overwrite)
+        self.problems = Problems(settings.output.with_name(f"{settings.output.name}.problems.tsv"))
         self._steps: list[Numbers] = []
         self._reports: list[Path] = []
         self._mmseqs: MMseqs | None = None
@@ -112,13 +108,10 @@ class Build:
         """Refuse a table with repeated ids."""
         repeated = table.repeated()
         if len(repeated):
-            names = table.names(repeated[:_PROBLEMS_LISTED, 1])
-            self.problems.write_text("".join(f"{name}\tduplicate\n" for name in names), encoding="utf-8")
-            raise DataError(
-                f"repeated ids: {len(repeated):,}, the first is {names[0]!r} (sequences {repeated[0, 0] + 1:,} and "
-                f"{repeated[0, 1] + 1:,} of those taken); {self.problems} lists up to {_PROBLEMS_LISTED:,}; give each "
-                "sequence its own id"
-            )
+            self.problems.add("duplicate", [[name] for name in table.names(repeated[:, 1])])
+            first, second = repeated[0].tolist()
+            what = f"repeated ids (sequences {first + 1:,} and {second + 1:,} of those taken have the same)"
+            self.problems.check("duplicate", what, "give each sequence its own id")
 
     def draw(self, representatives: Table) -> Kinds:
         """Draw the validation and test clusters: the first ones of a seeded order."""
@@ -222,7 +215,7 @@ class Build:
 
         splits = self._work.stage(STORE, make, self._plan)
         self._work.finish()
-        self.problems.unlink(missing_ok=True)
+        self.problems.remove()
         return {"steps": self._steps, "splits": splits}
 
     def _count(self, representatives: Table, kinds: Kinds, members: Members) -> Path:

@@ -21,7 +21,7 @@ from protea.data.assemble import TEST, TRAIN, VALID
 from protea.data.build import Build, kinds_in
 from protea.data.build_settings import BuildSettings
 from protea.data.encoding import grouped
-from protea.data.mapping import ENTRIES, Entries, Members, Problems, read_mapping
+from protea.data.mapping import ABSENT, ENTRIES, Entries, Members, read_mapping
 from protea.data.token_table import Table, TableWriter, map_file, token_batch
 from protea.data.uniref import assign_by_mapping
 from protea.data.work import Numbers, fingerprints
@@ -259,7 +259,6 @@ def _database_records(database: Path) -> Iterator[Record]:
 
 def _valid_records(build: Build, database: Path, valid: Path) -> Iterator[Record]:
     """The sequences of the ids in a parquet file, in its order."""
-    problems = Problems(build.problems)
     for batch in _parquet_batches(valid, "ur50_id"):
         names = [str(name) for name in batch.column("ur50_id").to_pylist()]
         for start in range(0, len(names), _LOOKED_UP):
@@ -270,6 +269,6 @@ def _valid_records(build: Build, database: Path, valid: Path) -> Iterator[Record
                 if name in sequences:
                     yield Record(name, "valid", sequences[name], f"{database}, record {name!r}")
                 else:
-                    problems.add("absent", name, str(valid))
+                    build.problems.add(ABSENT, [(name, str(valid))])
     if build.settings.absent == "error":
-        problems.check_absent(str(valid))
+        build.problems.check(ABSENT, f"ids in {valid} without a sequence", "add the sequences, or pass --absent skip")

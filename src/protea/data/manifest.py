@@ -87,9 +87,10 @@ def read_manifest(folder: Path) -> Manifest:
         )
     for name, known in manifest["files"].items():
         path = folder / name
-        size = path.stat().st_size if path.is_file() else 0
+        size = path.stat().st_size if path.is_file() else None
         if size != known["bytes"]:
-            raise StoreError(f"{path}: has {size:,} of the manifest's {known['bytes']:,} bytes; build the store again")
+            fault = "is missing" if size is None else f"has {size:,} bytes, but {known['bytes']:,} in the manifest"
+            raise StoreError(f"{path}: {fault}; build the store again")
     return manifest
 
 

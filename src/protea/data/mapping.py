@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -28,7 +29,8 @@ _PLACE_OF: Final = "place_of"
 _SELECTED_COLUMNS: Final = 22
 _UNIREF90, _UNIREF50 = 8, 9
 _UNIREF50_NAME: Final = re.compile(r"\bUniRef50_[^\s;,]+")
-_ABSENT, _TWO_CLUSTERS = "absent", "in two clusters"
+ABSENT: Final = "absent"
+TWO_CLUSTERS: Final = "in two clusters"
 
 
 @dataclass(frozen=True)
@@ -123,31 +125,31 @@ class Assignment:
     header_line: int = 0
 
 
-@dataclass
 class Problems:
-    """A file of problems beside the output, and the first problem of each kind for messages."""
+    """A file of problems beside the output. Messages have the number of a kind of problems and the first one."""
 
-    path: Path
-    first: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.remove()
 
-    def __post_init__(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
 
-    def add(self, kind: str, *fields: str) -> None:
-        """Write one problem."""
-        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
-            stream.write("\t".join((*fields, kind)) + "\n")
-        self.first.setdefault(kind, fields[0])
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+    def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
+        """Write problems of one kind, each with the id that it is about and what else belongs to it."""
+        if rows:
+            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.writelines("\t".join((*row, kind)) + "\n" for row in rows)
+            self._first.setdefault(kind, rows[0][0])
+            self._counts[kind] += len(rows)
 
-    def check_absent(self, source: str) -> None:
-        """Raise a ``DataError`` if ``source`` names ids without a sequence."""
-        if number := self.counts.get(_ABSENT):
-            raise DataError(
-                f"{source} names {number:,} ids without a sequence, the first is {self.first[_ABSENT]!r}; {self.path} "
-                "lists all; add their sequences, or pass --absent skip"
-            )
+    def check(self, kind: str, what: str, fix: str) -> None:
+        """Raise a ``DataError`` if there are problems of a kind."""
+        if count := self._counts[kind]:
+            raise DataError(f"{what}: {count:,}, the first is {self._first[kind]!r}; {self._path} lists all; {fix}")
 
 
 class Assigner:
@@ -160,8 +162,7 @@ class Assigner:
 
     def assign(self, mapping: Iterable[Entries], absent: Absent, progress: Progress) -> Assignment:
         """Assign the members of all entries; a ``DataError`` reports those in two clusters or absent."""
-        counts, problems = self._counts, self._problems
-        header = 0
+        counts, header = self._counts, 0
         for number, entries in enumerate(mapping):
             clusters = self._clusters.find(_digests(entries.clusters))
             rows = self._table.find(_digests(entries.members))
@@ -174,13 +175,9 @@ class Assigner:
         counts.unknown_clusters -= header
         counts.without_cluster = int(np.count_nonzero(self._members.cluster_of < 0))
         counts.assigned = len(self._table) - counts.without_cluster
-        if twice := problems.counts.get(_TWO_CLUSTERS):
-            raise DataError(
-                f"members in two clusters: {twice:,}, the first is {problems.first[_TWO_CLUSTERS]!r}; "
-                f"{problems.path} lists all; keep one cluster for each"
-            )
+        self._problems.check(TWO_CLUSTERS, "members in two clusters", "keep one cluster for each")
         if absent == "error":
-            problems.check_absent("the mapping")
+            self._problems.check(ABSENT, "ids in the mapping without a sequence", "add the sequences, or --absent skip")
         if not counts.assigned:
             raise DataError(
                 "the mapping names no cluster with a member that the sequences have; take all files from one release"
@@ -197,9 +194,9 @@ class Assigner:
             left_out = self._table.was_left_out(_digests([entries.members[entry] for entry in missing]))
             counts.left_out += int(left_out.sum())
             counts.absent += int((~left_out).sum())
-            for entry in missing[~left_out]:
-                (cluster,) = self._clusters.names(clusters[entry : entry + 1])
-                self._problems.add(_ABSENT, entries.members[entry], cluster)
+            absent = missing[~left_out]
+            names = [entries.members[entry] for entry in absent]
+            self._problems.add(ABSENT, list(zip(names, self._clusters.names(clusters[absent]), strict=True)))
         known = np.flatnonzero((rows >= 0) & (clusters >= 0))
         # A member belongs to the cluster of its first entry; later ones repeat or contradict it.
         unique, first = np.unique(rows[known], return_index=True)
@@ -207,10 +204,11 @@ class Assigner:
         members.cluster_of[unique[new]] = clusters[known[first[new]]]
         members.place_of[unique[new]] = places[known[first[new]]]
         counts.repeated += len(known) - int(new.sum())
-        for entry in known[members.cluster_of[rows[known]] != clusters[known]]:
-            pair = self._clusters.names(np.array([members.cluster_of[rows[entry]], clusters[entry]]))
-            self._problems.add(_TWO_CLUSTERS, entries.members[entry], *pair)
-            counts.repeated -= 1
+        twice = known[members.cluster_of[rows[known]] != clusters[known]]
+        counts.repeated -= len(twice)
+        names = [entries.members[entry] for entry in twice]
+        earlier, later = self._clusters.names(members.cluster_of[rows[twice]]), self._clusters.names(clusters[twice])
+        self._problems.add(TWO_CLUSTERS, list(zip(names, earlier, later, strict=True)))
 
 
 def _digests(names: Iterable[str]) -> Digests:

@@ -47,7 +47,8 @@ class _MappedFile:
         size = self._batch_rows
 
         def look_up(rows: Rows) -> NDArray[np.int64]:
-            return words[starts[rows // size] + rows % size].astype(np.int64)
+            values: NDArray[np.int64] = words[starts[rows // size] + rows % size].astype(np.int64)
+            return values
 
         return look_up
 
@@ -75,11 +76,13 @@ class _MappedFile:
         """Where in the file, in units of ``dtype``, the first numbers of some arrays are."""
         buffers = [array.buffers()[1] for array in arrays]
         begins = [0 if buffer is None else buffer.address - self._buffer.address for buffer in buffers]
-        return np.array(begins, np.int64) // np.dtype(dtype).itemsize
+        starts: NDArray[np.int64] = np.array(begins, np.int64) // np.dtype(dtype).itemsize
+        return starts
 
     def _words(self, dtype: Any) -> NDArray[Any]:
         width = np.dtype(dtype).itemsize
-        return self.bytes[: len(self.bytes) // width * width].view(dtype)
+        words: NDArray[Any] = self.bytes[: len(self.bytes) // width * width].view(dtype)
+        return words
 
 
 class Split:

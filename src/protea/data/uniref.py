@@ -14,7 +14,6 @@ from protea.data.mapping import (
     Entries,
     HeaderClusters,
     Members,
-    Problems,
     assign_by_headers,
     read_mapping,
 )
@@ -78,7 +77,7 @@ def assign_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iter
     """The stage that assigns members to clusters by the mapping in a file."""
 
     def make(folder: Path) -> Numbers:
-        assigner = Assigner(folder, clusters, table, Problems(build.problems))
+        assigner = Assigner(folder, clusters, table, build.problems)
         return asdict(assigner.assign(mapping, build.settings.absent, build.progress))
 
     return Members.load(table, build.step("attach members", make, [fingerprints([source]), build.settings.absent]))
