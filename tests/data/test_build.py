@@ -209,10 +209,14 @@ def test_members_left_out_by_length_are_not_absent(tmp_path: Path) -> None:
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
-def refused(tmp_path: Path, sources: Sources, error: type[Exception], match: str, **values: object) -> None:
-    with pytest.raises(error, match=match):
+def refused(
+    tmp_path: Path, sources: Sources, error: type[Exception], match: str, key: str | None = None, **values: object
+) -> None:
+    with pytest.raises(error, match=match) as refusal:
         build(sources, tmp_path / "store", **values)
     assert not (tmp_path / "store").exists()
+    if key is not None:
+        check_message(f"data.{key}", refusal.value, tmp=tmp_path)
 
 
 def test_absent_members(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_absent_members(tmp_path: Path) -> None:
     mapping_text = sources.mapping.read_text()
     sources.write()
     sources.mapping.write_text(mapping_text)
-    refused(tmp_path, sources, DataError, f"names {len(gone)} ids .*{gone[0]!r}.*problems")
+    refused(tmp_path, sources, DataError, f": {len(gone)}, .*{gone[0]!r}.*problems.*--absent")
     listed = (tmp_path / "store.problems.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == gone
     same(build(sources, tmp_path / "other", absent="skip"), sources)
@@ -231,7 +235,7 @@ def test_a_member_in_two_clusters(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     first, second = list(sources.clusters)[:2]
     sources.mapping.write_text(sources.mapping.read_text() + f"{second}\t{sources.clusters[first][0]}\n")
-    refused(tmp_path, sources, DataError, f"two clusters: 1, .*{sources.clusters[first][0]!r}")
+    refused(tmp_path, sources, DataError, f": 1, .*{sources.clusters[first][0]!r}")
     line = (tmp_path / "store.problems.tsv").read_text().strip().split("\t")
     assert line == [sources.clusters[first][0], first, second, "in two clusters"]
 
@@ -253,7 +257,7 @@ def test_empty_clusters(tmp_path: Path) -> None:
     sources.mapping.write_text("\n".join([*lines, f"{lonely}\t"]) + "\n")
     refused(tmp_path, sources, DataError, rf"line 31: cluster '{lonely}'")
     sources.mapping.write_text("\n".join(lines) + "\n")
-    refused(tmp_path, sources, DataError, f": 1, .*{lonely!r}.*--empty")
+    refused(tmp_path, sources, DataError, f": 1, .*{lonely!r}.*--empty", "empty")
     expected = dict(sources.clusters)
     expected[lonely] = [lonely]
     assert members(build(sources, tmp_path / "a", empty="representative")) == expected
@@ -282,7 +286,7 @@ def test_duplicate_ids(tmp_path: Path, name: str) -> None:
     sources = make_sources(tmp_path)
     path = getattr(sources, name)
     path.write_text(path.read_text() + path.read_text().split(">")[3].join((">", "")))
-    refused(tmp_path, sources, DataError, r"ids: 1, .*'UniRef\d0_\w+' \(sequences 3 and \d+ of")
+    refused(tmp_path, sources, DataError, r"sequences 3 and \d+ .*: 1, .*'UniRef\d0_\w+'", f"duplicate_{name}")
 
 
 @pytest.mark.parametrize(("valid", "test"), [("31", "0"), ("30", "0"), ("100%", "0"), ("20", "10")])
@@ -307,7 +311,8 @@ def test_samples_larger_than_the_data(tmp_path: Path, valid: str, test: str) -> 
     ],
 )
 def test_options_that_cannot_be_meant(tmp_path: Path, values: dict[str, object], match: str) -> None:
-    refused(tmp_path, make_sources(tmp_path), UsageError, match, **values)
+    key = ",".join(f"{name}={value}" for name, value in values.items())
+    refused(tmp_path, make_sources(tmp_path), UsageError, match, key, **values)
 
 
 def test_places_that_are_taken(tmp_path: Path) -> None:

@@ -23,9 +23,13 @@ def read(
     """The counts, the sequences taken, and the report."""
     records = [Record(f"r{n}", description, text, f"f, line {n}, record 'r{n}'") for n, text in enumerate(sequences)]
     reader = Reader(alphabet, RecordFilter(**policies), SILENT)  # type: ignore[arg-type]
-    counts = reader.table([records], folder, folder / "report")
+    counts = reader.table([records], folder)
     tokens = [row for _, batch in Table(folder).batches() for row in batch.column("tokens").to_pylist()]
-    return counts, [alphabet.decode(np.frombuffer(row, np.uint8)) for row in tokens], (folder / "report").read_text()
+    return (
+        counts,
+        [alphabet.decode(np.frombuffer(row, np.uint8)) for row in tokens],
+        (folder / "report.tsv").read_text(),
+    )
 
 
 def test_plain_sequences_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -124,11 +128,11 @@ def test_blocks_are_read_as_records_are(
         policies = RecordFilter(unknown="skip", min_length=least, max_length=most)
         reader = Reader(ESM, policies, SILENT)
         try:
-            counts = asdict(reader.table(groups, tmp_path, tmp_path / "report"))
+            counts = asdict(reader.table(groups, tmp_path))
         except (DataError, FastaError) as error:
             outcomes.append(str(error))
             continue
         rows = pa.Table.from_batches(batch for _, batch in Table(tmp_path).batches()).to_pydict()
-        files = [(tmp_path / name).read_bytes() for name in ("ids.index", "ids.left_out", "report")]
+        files = [(tmp_path / name).read_bytes() for name in ("ids.index", "ids.left_out", "report.tsv")]
         outcomes.append((counts, rows, files))
     assert outcomes[0] == outcomes[1]

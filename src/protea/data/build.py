@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Kinds, assemble, check_empty, count_members
 from protea.data.build_settings import BuildSettings, sample_size
 from protea.data.draws import SPLIT, Permutation, key
-from protea.data.encoding import Reader
+from protea.data.encoding import REPORT, Reader
 from protea.data.manifest import LOG, alphabet_named, write_manifest
 from protea.data.mapping import ENTRIES, Members, Problems
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
@@ -26,7 +26,6 @@ from protea.fasta import Block, Record
 from protea.output import REPORT_HEADER, check_space
 from protea.progress import Progress
 
-_REPORT: Final = "report.tsv"
 _REMOVED_LIST: Final = "removed.tsv"
 _REMOVED_COLUMNS: Final = ("cluster", "like", "identity", "cluster_coverage", "like_coverage")
 _KINDS: Final = "kinds"
@@ -85,23 +84,20 @@ class Build:
         name: str,
         groups: Iterable[list[Record] | Block],
         sources: Iterable[str | Path],
-        watch: Callable[[Path], Callable[[list[Record]], None]] | None = None,
+        note: Callable[[list[Record]], bytes] | None = None,
     ) -> Table:
-        """Read the records of some files into a table.
-
-        ``watch`` makes, for the stage's folder, a function that is called with all records taken.
-        """
+        """Read the records of some files into a table; see ``Reader.table``."""
         rules = self.settings.rules
 
         def make(folder: Path) -> Numbers:
             reader = Reader(self.alphabet, rules, self.progress)
-            counts = reader.table(groups, folder, folder / _REPORT, watch and watch(folder))
+            counts = reader.table(groups, folder, note)
             self.check_ids(Table(folder))
             return asdict(counts)
 
-        given = [self.alphabet.name, asdict(rules), fingerprints(sources), watch is not None]
+        given = [self.alphabet.name, asdict(rules), fingerprints(sources), note is not None]
         folder = self.step(name, make, given)
-        self._reports.append(folder / _REPORT)
+        self._reports.append(folder / REPORT)
         return Table(folder)
 
     def check_ids(self, table: Table) -> None:
@@ -133,7 +129,7 @@ class Build:
             kinds.tofile(folder / _KINDS)
             return {"clusters": total, "valid": valid, "test": test, "train": total - valid - test}
 
-        return kinds_in(self.step("draw", make, [valid, test, self.settings.seed]))
+        return _kinds_in(self.step("draw", make, [valid, test, self.settings.seed]))
 
     def filter(self, representatives: Table, kinds: Kinds) -> Kinds:
         """Remove training clusters whose representative is similar to that of a validation cluster."""
@@ -163,7 +159,7 @@ class Build:
                 "kept": int((after == TRAIN).sum()),
             }
 
-        return kinds_in(self.step("filter", make))
+        return _kinds_in(self.step("filter", make))
 
     def _search(self, representatives: Table, kinds: Kinds, start: int) -> tuple[Numbers, NDArray[np.float64]]:
         """Compare some training clusters with all validation clusters: the numbers of the stage and the best hits."""
@@ -201,7 +197,7 @@ class Build:
         def make(folder: Path) -> Numbers:
             self.progress.begin("write")
             splits = assemble(folder, self.alphabet, representatives, kinds, members, counts, policy, self.progress)
-            with (folder / _REPORT).open("wb") as report:
+            with (folder / REPORT).open("wb") as report:
                 report.write("\t".join(REPORT_HEADER).encode() + b"\n")
                 for path in self._reports:
                     with path.open("rb") as stream:
@@ -229,8 +225,7 @@ class Build:
         return self.step("members of clusters", make, policy)
 
 
-def kinds_in(folder: Path) -> Kinds:
-    """The file of kinds in a stage's folder."""
+def _kinds_in(folder: Path) -> Kinds:
     return np.fromfile(folder / _KINDS, np.uint8)
 
 

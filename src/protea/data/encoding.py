@@ -23,6 +23,9 @@ from protea.letters import NO_RESIDUES, ReportRow, Unknown, clean
 from protea.progress import Progress
 from protea.text import printable
 
+REPORT: Final = "report.tsv"
+NOTES: Final = "notes"
+
 _INVALID: Final = 255
 _END: Final = 254
 _GROUP: Final = 1 << 12
@@ -73,30 +76,34 @@ class Reader:
         self,
         groups: Iterable[list[Record] | Block],
         folder: Path,
-        report: Path,
-        watch: Callable[[list[Record]], None] | None = None,
+        note: Callable[[list[Record]], bytes] | None = None,
     ) -> Counts:
         """Write a table of the records that are taken.
 
         Args:
             groups: of records.
             folder: of the table.
-            report: gets one line for each record that is altered or skipped.
-            watch: is called with the records of every batch of the table.
+            note: gives what to write to the file of notes about the records of a batch.
+
+        The folder also gets a report, with one line for each record that is altered or skipped.
         """
-        with TableWriter(folder) as writer, report.open("w", encoding="utf-8") as stream:
+        with (
+            TableWriter(folder) as writer,
+            (folder / REPORT).open("w", encoding="utf-8") as report,
+            (folder / NOTES).open("wb") as notes,
+        ):
             for group in groups:
-                batch = self._encode_block(group) if isinstance(group, Block) and watch is None else None
+                batch = self._encode_block(group) if isinstance(group, Block) and note is None else None
                 if batch is None:
                     records = list(group.records()) if isinstance(group, Block) else group
                     kept = [taken for record in records if (taken := self._kept(record)) is not None]
                     batch = self._encode(kept)
-                    if watch is not None:
-                        watch(kept)
+                    if note is not None:
+                        notes.write(note(kept))
                 if batch.num_rows:
                     writer.write(batch)
                 writer.leave_out([row.id.encode() for row in self._rows if row.what == "skipped"])
-                stream.writelines("\t".join(map(printable, row)) + "\n" for row in self._rows)
+                report.writelines("\t".join(map(printable, row)) + "\n" for row in self._rows)
                 self._rows.clear()
                 self._progress.advance(int(lengths_of(batch).sum()))
         if not self.counts.kept:

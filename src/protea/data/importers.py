@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from xopen import xopen
 
 from protea.data.assemble import TEST, TRAIN, VALID
-from protea.data.build import Build, kinds_in
+from protea.data.build import Build
 from protea.data.build_settings import BuildSettings
-from protea.data.encoding import grouped
+from protea.data.encoding import NOTES, grouped
 from protea.data.mapping import ABSENT, ENTRIES, Entries, Members, read_mapping
 from protea.data.token_table import Table, TableWriter, map_file, token_batch
 from protea.data.uniref import assign_by_mapping
@@ -30,7 +30,6 @@ from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
 from protea.progress import Progress
 
 _KIND_OF: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
-_KINDS: Final = "kinds"
 _LOOKED_UP: Final = 500
 """Ids in one query of the database."""
 
@@ -55,10 +54,10 @@ def import_fasta(
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*files.values(), uniref90])
         groups = _with_splits({name: read_fasta([path]) for name, path in files.items()})
-        clusters = build.read("read representatives", groups, files.values(), _note_kinds)
+        clusters = build.read("read representatives", groups, files.values(), _kinds)
         table = build.read("read members", read_blocks([uniref90]), [uniref90])
         members = assign_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
-        return build.store(clusters, kinds_in(clusters.folder), members)
+        return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
 def import_csv(
@@ -88,8 +87,8 @@ def import_csv(
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*cluster_files, *member_files])
         groups = _with_splits({name: _csv_records(paths) for name, paths in shards.items()})
-        clusters = build.read("read clusters", groups, cluster_files, _note_kinds)
-        kinds = kinds_in(clusters.folder)
+        clusters = build.read("read clusters", groups, cluster_files, _kinds)
+        kinds = np.fromfile(clusters.folder / NOTES, np.uint8)
         assigned = None
         if starts is not None and counts is not None and member_files:
             table = build.read("read members", grouped(_csv_records(member_files)), member_files)
@@ -124,7 +123,7 @@ def import_parquet(
 
         def make(folder: Path) -> Numbers:
             # Training clusters have names and members, but no representatives.
-            with TableWriter(folder) as writer, (folder / _KINDS).open("wb") as kinds:
+            with TableWriter(folder) as writer, (folder / NOTES).open("wb") as kinds:
                 for entries in _parquet_entries(train):
                     lengths = np.zeros(len(entries.clusters), np.int64)
                     writer.write(token_batch([name.encode() for name in entries.clusters], lengths, b""))
@@ -138,7 +137,7 @@ def import_parquet(
         clusters = Table(build.step("read clusters", make, fingerprints([train])))
         table = build.read("read members", grouped(_database_records(database)), [database])
         members = assign_by_mapping(build, clusters, table, _parquet_entries(train), train)
-        return build.store(clusters, kinds_in(clusters.folder), members)
+        return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
 def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[list[Record]]:
@@ -147,15 +146,9 @@ def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[list[Recor
         yield from grouped(record._replace(description=name) for record in records)
 
 
-def _note_kinds(folder: Path) -> Callable[[list[Record]], None]:
-    path = folder / _KINDS
-    path.write_bytes(b"")
-
-    def note(records: list[Record]) -> None:
-        with path.open("ab") as stream:
-            stream.write(bytes(_KIND_OF[record.description] for record in records))
-
-    return note
+def _kinds(records: list[Record]) -> bytes:
+    """What the clusters of some records are for; notes for ``Reader.table``."""
+    return bytes(_KIND_OF[record.description] for record in records)
 
 
 def _csv_files(folder: Path) -> list[Path]:
@@ -271,4 +264,4 @@ def _valid_records(build: Build, database: Path, valid: Path) -> Iterator[Record
                 else:
                     build.problems.add(ABSENT, [(name, str(valid))])
     if build.settings.absent == "error":
-        build.problems.check(ABSENT, f"ids in {valid} without a sequence", "add the sequences, or pass --absent skip")
+        build.problems.check(ABSENT, f"ids in {valid} without a sequence", "add them, or pass --absent skip")

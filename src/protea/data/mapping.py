@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xopen import xopen
 
+from protea.data.encoding import NOTES
 from protea.data.token_table import Digests, Table, digests_of, map_file, new_file
 from protea.errors import DataError
 from protea.fasta import DAMAGED, Record
@@ -177,7 +178,7 @@ class Assigner:
         counts.assigned = len(self._table) - counts.without_cluster
         self._problems.check(TWO_CLUSTERS, "members in two clusters", "keep one cluster for each")
         if absent == "error":
-            self._problems.check(ABSENT, "ids in the mapping without a sequence", "add the sequences, or --absent skip")
+            self._problems.check(ABSENT, "ids in the mapping without a sequence", "add them, or pass --absent skip")
         if not counts.assigned:
             raise DataError(
                 "the mapping names no cluster with a member that the sequences have; take all files from one release"
@@ -215,20 +216,12 @@ def _digests(names: Iterable[str]) -> Digests:
     return digests_of(name.encode("utf-8", "surrogateescape") for name in names)
 
 
-class HeaderClusters:
-    """Writes the digest of each record's cluster, by its header or name; for ``Reader.table``.
+def clusters_of_headers(records: list[Record]) -> bytes:
+    """The digest of each record's cluster, by its header or name; notes for ``Reader.table``.
 
     The header may name it anywhere (``UniRef50_Q8WZ42``); otherwise ``UniRef90_X`` belongs to ``UniRef50_X``.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.write_bytes(b"")
-
-    def __call__(self, records: list[Record]) -> None:
-        """Write the digests of some records' clusters."""
-        with self._path.open("ab") as stream:
-            _digests(map(_cluster_name, records)).tofile(stream)
+    return _digests(map(_cluster_name, records)).tobytes()
 
 
 def _cluster_name(record: Record) -> str:
@@ -236,9 +229,9 @@ def _cluster_name(record: Record) -> str:
     return match[0] if match else record.id.replace("UniRef90_", "UniRef50_", 1)
 
 
-def assign_by_headers(folder: Path, clusters: Table, members: Table, headers: Path) -> Assignment:
-    """Assign members to the clusters that ``HeaderClusters`` wrote; writes the files of ``Members``."""
-    named: Digests = map_file(headers, "S16")
+def assign_by_headers(folder: Path, clusters: Table, members: Table) -> Assignment:
+    """Assign members to the clusters that ``clusters_of_headers`` noted; writes the files of ``Members``."""
+    named: Digests = map_file(members.folder / NOTES, "S16")
     cluster_of = Members.create(members, folder).cluster_of
     for start in range(0, len(members), ENTRIES):
         cluster_of[start : start + ENTRIES] = clusters.find(named[start : start + ENTRIES])

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 from protea.data.build import Build
 from protea.data.build_settings import BuildSettings
 from protea.data.mapping import (
     Assigner,
     Entries,
-    HeaderClusters,
     Members,
     assign_by_headers,
+    clusters_of_headers,
     read_mapping,
 )
 from protea.data.token_table import Table
@@ -22,8 +21,6 @@ from protea.data.work import Numbers, fingerprints
 from protea.errors import UsageError
 from protea.fasta import read_blocks
 from protea.progress import Progress
-
-_HEADERS: Final = "clusters of headers"
 
 
 def build_uniref(
@@ -64,12 +61,8 @@ def build_uniref(
 
 
 def _assign_by_headers(build: Build, clusters: Table, uniref90: Sequence[Path]) -> Members:
-    table = build.read(
-        "read members", read_blocks(uniref90), uniref90, lambda folder: HeaderClusters(folder / _HEADERS)
-    )
-    folder = build.step(
-        "attach members", lambda folder: asdict(assign_by_headers(folder, clusters, table, table.folder / _HEADERS))
-    )
+    table = build.read("read members", read_blocks(uniref90), uniref90, clusters_of_headers)
+    folder = build.step("attach members", lambda folder: asdict(assign_by_headers(folder, clusters, table)))
     return Members.load(table, folder)
 
 
