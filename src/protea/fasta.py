@@ -1,7 +1,7 @@
-"""Records out of FASTA files, plain or compressed (gz, bz2, xz, zst), and out of standard input.
+"""Reads records from FASTA files, plain or compressed (gz, bz2, xz, zst), and from standard input.
 
-Reads line by line and keeps one record in memory. Knows nothing of alphabets or models: every byte between the
-line breaks is handed on, so that whoever encodes decides what it means.
+Keeps one record in memory. Knows nothing of alphabets or models: it passes on every byte between the line breaks, and
+the encoder decides what the byte means.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHUNK: Final = 1 << 16
 _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
 DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
-"""What decompressors raise for data that are cut short or damaged."""
+"""Exceptions that decompressors raise for data that are cut short or damaged."""
 
 
 class Record(NamedTuple):
@@ -43,9 +43,9 @@ class Record(NamedTuple):
     Attributes:
         id: the first word of the header.
         description: the rest of the header.
-        sequence: the residues as they stand in the file, line breaks removed, perhaps none; a byte that is no
-            ASCII becomes the Latin-1 letter of its value.
-        place: where it stands, for messages: file, line, id.
+        sequence: the residues as in the file, without line breaks; may be empty. A byte beyond ASCII becomes the
+            Latin-1 letter of its value.
+        place: file, line and id, for messages.
     """
 
     id: str
@@ -59,7 +59,7 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
     Raises:
         FastaError: a file is missing, a folder, unreadable, empty, or not FASTA; a record has no id.
-        DamagedFileError: a compressed file is cut short or damaged; the records before the damage came first.
+        DamagedFileError: a compressed file is cut short or damaged; raised after the records before the damage.
     """
     for path in paths:
         with _open(path) as stream:
@@ -68,12 +68,12 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Block:
-    """Some whole records as they stand in a file.
+    """Whole records, as the bytes of a file.
 
     Attributes:
-        data: their lines; the last has no line break.
-        name: of the file.
-        line: the number of the first line.
+        data: the lines of the records; the last line has no line break.
+        name: name of the file.
+        line: number of the first line.
     """
 
     data: bytes
@@ -82,10 +82,10 @@ class Block:
 
     @property
     def plain(self) -> bool:
-        """Whether it is ASCII without any sign that reading would treat in a way of its own.
+        """Whether the block needs no special treatment: ASCII, no control characters, no blanks at the ends of lines.
 
-        Records then are what a line break and ``>`` separate, their headers end at the first line break, and nothing
-        but line breaks is to be removed from their residues.
+        A line break and ``>`` then separate the records, each header ends at the first line break, and only line
+        breaks have to be removed from the residues.
         """
         data = self.data
         return (
@@ -101,11 +101,11 @@ class Block:
 
 
 def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
-    """Yield the same records as ``read_fasta``, thousands at a time, for those who can take them so.
+    """Yield the same records as ``read_fasta``, thousands at a time.
 
     Raises:
-        FastaError: as ``read_fasta``; what is not FASTA is found when the block's records are read.
-        DamagedFileError: likewise.
+        FastaError: as ``read_fasta``; a line that is not FASTA is reported when the records of its block are read.
+        DamagedFileError: as ``read_fasta``.
     """
     for path in paths:
         with _open(path) as stream:
@@ -113,19 +113,19 @@ def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
 
 
 def flows(path: str) -> bool:
-    """Whether an input is standard input or a pipe, gone once read."""
-    # os.path never raises, whatever the path; reading does later, with a message.
+    """Whether an input can be read only once: standard input or a pipe."""
+    # os.path accepts any path without an error; reading it later reports what is wrong.
     return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
 
 
 def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
-    """The file, cut before lines that begin with ``>``."""
+    """Cut the file before lines that start with ``>``."""
     rest, line = b"", 1
     damage: DamagedFileError | None = None
     while damage is None:
         parts, size = [rest], 0
         try:
-            # Not read(), which would lose what a damaged file still had; all that xopen opens has read1().
+            # read() would lose the last good bytes of a damaged file; read1() returns them.
             while size < _BLOCK and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
                 parts.append(chunk)
                 size += len(chunk)
@@ -151,7 +151,7 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
 
 def _damaged(name: str, error: BaseException) -> DamagedFileError:
     return DamagedFileError(
-        f"{name}: cannot be read to its end: cut short, damaged, or not compressed as its name says ({error})"
+        f"{name}: cannot be read to its end; it is cut short, damaged, or not compressed as its name says ({error})"
     )
 
 
@@ -186,7 +186,7 @@ def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Recor
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    """Stripped lines, whatever their ends: LF, CRLF, or the CR alone of old Macintosh files."""
+    """Stripped lines; they may end in LF, CRLF, or in the CR alone of old Macintosh files."""
     try:
         first = stream.readline().removeprefix(_BOM)
         for raw in chain([first], stream):

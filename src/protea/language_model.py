@@ -25,13 +25,14 @@ from protea.disk import sha256
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding, resolve_layers
 from protea.embed.pooling import check_poolings
-from protea.embed.prepare import EncodedRecord, Long, Note, RecordPolicies, fit
+from protea.embed.prepare import EncodedRecord, Long, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
 from protea.fasta import Record
 from protea.infer.budget import default_budget
 from protea.infer.loading import load_model
 from protea.infer.runner import FloatArray, Runner
+from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.score import effects, perplexity
@@ -470,12 +471,11 @@ class LanguageModel:
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
-        policies = RecordPolicies(long=long, unknown="error")
         for number, sequence in enumerate(_list(sequences)):
             record = _record(number, sequence)
-            notes: list[Note] = []
+            notes: list[ReportRow] = []
             ids = _ids(record, self.alphabet)
-            encoded = fit(record, ids, self.module, policies, notes)
+            encoded = fit(record, ids, self.module, long, notes)
             if encoded.truncated_from is not None:
                 warnings.warn(f"sequence {number} truncated: {notes[-1].detail}", ProteaWarning, stacklevel=4)
             yield encoded

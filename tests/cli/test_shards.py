@@ -46,7 +46,7 @@ def test_shards_and_merge(run: Run, model_folders: dict[str, Path], tmp_path: Pa
     fails(run("merge", "r.h5", "--overwrite"), 1, "shard 2 of 3 is missing")
     Path("s.shard-2-of-3.parquet").unlink()
     assert run(*arguments, *options[:2], "--duplicates", "skip", "--shard", "2/3").code == 0
-    fails(run("merge", "s.parquet", "--overwrite"), 1, "are of different runs (duplicates rename -> skip)")
+    fails(run("merge", "s.parquet", "--overwrite"), 1, "(duplicates rename -> skip)")
 
 
 def test_more_shards_than_work(run: Run, fasta: Path, model_folders: dict[str, Path]) -> None:
@@ -78,12 +78,12 @@ def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: d
     (data / "thesis.txt").write_text("years of work")
     model = ("-m", model_folders["esm2"], "--overwrite")
     (tmp_path / "copy.fasta").write_text(FASTA)
-    fails(run("embed", "copy.fasta", *model, "-o", "data"), 1, "data: exists and is no folder of embeddings")
-    fails(run("embed", "data/in.fasta", *model, "-o", "data"), 2, "data: the input ", "is in it")
+    fails(run("embed", "copy.fasta", *model, "-o", "data"), 1, "data: exists")
+    fails(run("embed", "data/in.fasta", *model, "-o", "data"), 2, "-o data", "in.fasta")
     for name in (".", "..", "/", ""):
-        fails(run("embed", "copy.fasta", *model, "-o", name), 2, "names no file or folder of its own")
+        fails(run("embed", "copy.fasta", *model, "-o", name), 2, repr(name))
     (tmp_path / "link").symlink_to(data)
-    fails(run("embed", "copy.fasta", *model, "-o", "link"), 1, "link: exists and is no folder of embeddings")
+    fails(run("embed", "copy.fasta", *model, "-o", "link"), 1, "link: exists")
     (tmp_path / "folder.h5").mkdir()
     fails(run("embed", "copy.fasta", *model, "-o", "folder.h5"), 1, "folder.h5: is a folder; name a file")
     assert {path.name for path in data.iterdir()} == {"in.fasta", "thesis.txt"}
@@ -98,19 +98,19 @@ def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: d
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have runs commit after every pack, and stop at the n-th commit; 0 for never."""
     from protea.embed import run
-    from protea.embed.journal import Journal, RunState
+    from protea.embed.run_journal import RunJournal, RunState
 
-    commit = Journal.commit
+    commit = RunJournal.commit
     left = [0]
 
-    def limited(self: Journal, progress: RunState) -> None:
-        commit(self, progress)
+    def limited(self: RunJournal, state: RunState) -> None:
+        commit(self, state)
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(Journal, "commit", limited)
+    monkeypatch.setattr(RunJournal, "commit", limited)
     return lambda count: left.__setitem__(0, count)
 
 
@@ -128,16 +128,12 @@ def test_outputs_of_another_unfinished_run(
     interrupt(5)
     assert run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5").code == 130
     interrupt(0)
-    fails(run("embed", fasta, *model, "-r", "b.h5"), 1, "b.h5: belongs to an unfinished run of a.parquet")
+    fails(run("embed", fasta, *model, "-r", "b.h5"), 1, "b.h5: ", "a.parquet")
     fails(run("embed", many, *model, "-o", "a.parquet", "-r", "c.h5"), 1, "residues b.h5 -> c.h5")
     assert not Path(".c.h5.partial").exists()
     assert run("embed", fasta, *model, "-r", "b.h5", "--overwrite").code == 0
     Path("b.h5").unlink()
-    fails(
-        run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5"),
-        1,
-        ".b.h5.partial: what an unfinished run had written is gone",
-    )
+    fails(run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5"), 1, ".b.h5.partial: ", "--overwrite")
     assert run("embed", many, *model, "-o", "a.parquet", "-r", "b.h5", "--overwrite").code == 0
     with h5py.File("b.h5") as file:
         assert list(file) == [f"r{n}" for n in range(60)]
@@ -154,7 +150,7 @@ def test_a_mistake_does_not_cost_unfinished_work(
     fails(run("embed", "absent.fasta", *arguments, "--overwrite"), 1, "absent.fasta: no such file")
     result = run("embed", many, *arguments)
     assert result.code == 0
-    assert "going on after" in result.err
+    assert "continuing after" in result.err
 
 
 def test_input_that_changes_while_it_is_read(
@@ -172,7 +168,7 @@ def test_input_that_changes_while_it_is_read(
 
         monkeypatch.setattr(module, "survey", changing)
         result = run("embed", many, "-m", model_folders["esm2"], "-r", "r.h5")
-        fails(result, 1, "the input changed while it was read")
+        fails(result, 1, "the input changed")
         assert not Path("r.h5").exists()
 
 
@@ -190,7 +186,7 @@ def test_shards_of_what_is_not_one_whole(
     assert len(pd.read_parquet("s.parquet")) == 200
     many.write_text(many.read_text() + ">more\nMKT\n")
     assert run(*arguments, "2/2", "--overwrite").code == 0
-    fails(run("merge", "s.parquet", "--overwrite"), 1, "are of different runs (input ")
+    fails(run("merge", "s.parquet", "--overwrite"), 1, "(input ")
 
 
 @pytest.mark.parametrize("name", ["out", "out.h5", "out.parquet"])
@@ -214,7 +210,7 @@ def test_shards_of_every_format(run: Run, many: Path, model_folders: dict[str, P
     shard = Path(name).with_name(f"out.shard-2-of-2{Path(name).suffix}")
     broken = sorted(shard.glob("*.pt"))[3] if shard.is_dir() else shard
     broken.write_bytes(broken.read_bytes()[:-200])
-    fails(run("merge", name, "--overwrite"), 1, f"{shard}: damaged, or no shard", "run that shard again")
+    fails(run("merge", name, "--overwrite"), 1, f"{shard}: damaged")
     assert kind_of(Path(name), "-o") == kind
     assert len(list(read_store(Path(name), kind).records)) == 60
     assert not list(Path().glob(".*.partial"))
@@ -242,7 +238,7 @@ def test_devices_keep_to_their_own_shards(
     monkeypatch.setattr(devices, "merge", failing)
     fails(run(*arguments), 1, "r: stopped here")
     monkeypatch.setattr(devices, "merge", merge)
-    fails(run(*arguments, "--pool", "max"), 1, "s.h5: an unfinished run was started with other settings")
+    fails(run(*arguments, "--pool", "max"), 1, "s.h5: an unfinished run")
     result = run(*arguments)
     assert result.code == 0, result
     with h5py.File("s.h5") as file:

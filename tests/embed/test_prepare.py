@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from conftest import CONFIGS
 from protea.alphabet import ESM
 from protea.embed.names import file_name, store_name
-from protea.embed.prepare import EncodedRecord, Note, RecordPolicies, prepare
+from protea.embed.prepare import EncodedRecord, RecordPolicies, prepare
 from protea.embed.survey import SeenIds
 from protea.errors import FastaError, ProteaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
+from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.models.registry import build
 
@@ -25,9 +26,9 @@ def record(sequence: str, record_id: str = "r") -> Record:
     return Record(record_id, "", sequence, f"x.fasta, line 1, record {record_id!r}")
 
 
-def one(sequence: str, model: str = "esm2", **policies: str) -> tuple[EncodedRecord | None, tuple[Note, ...]]:
+def one(sequence: str, model: str = "esm2", **policies: str) -> tuple[EncodedRecord | None, tuple[ReportRow, ...]]:
     (item,) = prepare([record(sequence)], MODELS[model], RecordPolicies(**policies), SeenIds())  # type: ignore[arg-type]
-    return item.encoded, item.notes
+    return item.encoded, item.rows
 
 
 def text(encoded: EncodedRecord | None, model: Encoder = MODELS["esm2"]) -> str | None:
@@ -37,25 +38,21 @@ def text(encoded: EncodedRecord | None, model: Encoder = MODELS["esm2"]) -> str 
 @pytest.mark.parametrize(
     ("sequence", "becomes", "detail"),
     [
-        ("mkTa", "MKTA", "3 lower-case letters raised"),
+        ("mkTa", "MKTA", "3 lower-case letters changed to upper case"),
         ("MKT*", "MKT", "stop removed at the end"),
         ("MKT**", "MKT", "stops removed at the end"),
         ("MK*T", "MKXT", "replaced by X: * at 3"),
         ("MJTJ", "MXTX", "replaced by X: J at 2, 4"),
         ("M" + "J" * 9, "M" + "X" * 9, "replaced by X: J at 2, 3, 4, 5, 6 and 4 more"),
         ("MKT AYI\tA", "MKTAYIA", "2 blanks removed"),
-        (
-            "mk j*",
-            "MKX",
-            "1 blanks removed; 3 lower-case letters raised; stop removed at the end; replaced by X: J at 3",
-        ),
-        ("m<mask>k", "M<mask>K", "2 lower-case letters raised"),
+        ("k j", "KX", "1 blanks removed; 2 lower-case letters changed to upper case; replaced by X: J at 2"),
+        ("m<mask>k", "M<mask>K", "2 lower-case letters changed to upper case"),
     ],
 )
-def test_mended_and_said(sequence: str, becomes: str, detail: str) -> None:
+def test_changes_are_reported(sequence: str, becomes: str, detail: str) -> None:
     encoded, notes = one(sequence)
     assert text(encoded) == becomes
-    assert notes == (Note("r", "altered", detail),)
+    assert notes == (ReportRow("r", "altered", detail),)
 
 
 @pytest.mark.parametrize("sequence", ["MKT", "XBUZO", "M-K.T", "M<mask>K"])
@@ -68,14 +65,14 @@ def test_what_the_alphabet_has_stays_as_it_is(sequence: str) -> None:
 def test_an_alphabet_without_gaps() -> None:
     encoded, notes = one("M-K.T", "esm1nv")
     assert text(encoded, MODELS["esm1nv"]) == "MXKXT"
-    assert notes == (Note("r", "altered", "replaced by X: - at 2; . at 4"),)
+    assert notes == (ReportRow("r", "altered", "replaced by X: - at 2; . at 4"),)
 
 
 @pytest.mark.parametrize("sequence", ["", " ", "*", "**", "\t*"])
 def test_nothing_left_is_skipped(sequence: str) -> None:
     encoded, notes = one(sequence)
     assert encoded is None
-    assert notes == (Note("r", "skipped", "no residues"),)
+    assert notes == (ReportRow("r", "skipped", "no residues"),)
     with pytest.raises(FastaError, match="record 'r': no residues"):
         one(sequence, unknown="error")
 
@@ -95,9 +92,9 @@ def test_damage_is_never_replaced(letter: str, shown: str) -> None:
 
 
 def test_unknown_letters_refused_or_skipped() -> None:
-    with pytest.raises(UnknownResidueError, match="record 'r': residue 'J' at position 2"):
+    with pytest.raises(UnknownResidueError, match=r"record 'r': .* J at 2"):
         one("MJT", unknown="error")
-    assert one("MJT", unknown="skip") == (None, (Note("r", "skipped", "not in the alphabet: J at 2"),))
+    assert one("MJT", unknown="skip") == (None, (ReportRow("r", "skipped", "not in the alphabet: J at 2"),))
     assert text(one("mkt", unknown="error")[0]) == "MKT"
 
 
@@ -107,16 +104,16 @@ def test_long_sequences() -> None:
     assert encoded is not None
     assert text(encoded) == sequence[:1022]
     assert encoded.truncated_from == 1200
-    assert notes == (Note("r", "truncated", "first 1022 of 1200 residues"),)
+    assert notes == (ReportRow("r", "truncated", "first 1022 of 1200 residues"),)
     encoded, notes = one(sequence, long="window")
     assert encoded is not None
     assert encoded.windows == ((0, 1022), (178, 1200))
-    assert notes == (Note("r", "windowed", "1200 residues in 2 windows of 1022"),)
+    assert notes == (ReportRow("r", "windowed", "1200 residues in 2 windows of 1022"),)
     encoded, notes = one(sequence, long="full")
     assert encoded is not None
     assert (encoded.windows, notes) == (((0, 1200),), ())
     for model, policy in (("esm2", "error"), ("esm1b", "full"), ("esm1nv", "full"), ("esm1nv", "error")):
-        with pytest.raises(SequenceTooLongError, match=r"1200 residues, over the (1022|510) that ESM-"):
+        with pytest.raises(SequenceTooLongError, match=r"record 'r': 1200 residues .* (1022|510) .* ESM-"):
             one(sequence, model, long=policy)
     encoded, _ = one(sequence, "esm1nv")
     assert encoded is not None
@@ -125,7 +122,7 @@ def test_long_sequences() -> None:
 
 def test_duplicates() -> None:
     records = [record("M", name) for name in ("a", "a", "a_2", "a", "a/b", "a%2Fb", "b")]
-    with pytest.raises(FastaError, match=r"record 'a': this id was used before; .* --duplicates rename"):
+    with pytest.raises(FastaError, match=r"record 'a': .* --duplicates rename"):
         list(prepare(records, MODELS["esm2"], RecordPolicies(), SeenIds()))
 
     def names(policy: str) -> list[str | None]:

@@ -128,7 +128,7 @@ def test_interrupted_politely(tmp_path: Path, job: list[object], number: signal.
     assert not (tmp_path / "out" / "s.parquet").exists()
     code, err = protea(*arguments)
     assert code == 0, err
-    assert "going on after" in err
+    assert "continuing after" in err
     protea(*job, *outputs(tmp_path / "whole", "files"))
     assert_same(tmp_path / "out", tmp_path / "whole")
 
@@ -154,9 +154,7 @@ def fails(result: tuple[int, str], *parts: str) -> None:
 
 def test_other_settings_are_refused(unfinished: list[object], tmp_path: Path) -> None:
     changed = [*unfinished, "--dtype", "bfloat16", "--layers", "-1"]
-    fails(
-        protea(*changed), "started with other settings", "layers 0,-1 -> -1; dtype float32 -> bfloat16", "--overwrite"
-    )
+    fails(protea(*changed), "layers 0,-1 -> -1; dtype float32 -> bfloat16", "--overwrite")
     assert protea(*changed, "--overwrite")[0] == 0
     with h5py.File(tmp_path / "out" / "r.h5") as file:
         assert file["r0"].ndim == 2
@@ -165,14 +163,14 @@ def test_other_settings_are_refused(unfinished: list[object], tmp_path: Path) ->
 def test_other_weights_are_refused(unfinished: list[object], model_folders: dict[str, Path]) -> None:
     at = unfinished.index("-m") + 1
     other = [*unfinished[:at], model_folders["esm2nv"], *unfinished[at + 1 :]]
-    fails(protea(*other), "started with other settings", "model_files")
+    fails(protea(*other), "model_files")
 
 
 def test_changed_input_is_refused(unfinished: list[object], tmp_path: Path) -> None:
     path = tmp_path / "in.fasta.gz"
     text = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(text.replace(b">r250 about 250\n", b">r250 about 250\nM")))
-    fails(protea(*unfinished), "the input has changed since an unfinished run began", "--overwrite")
+    fails(protea(*unfinished), "input", "packs", "--overwrite")
     path.write_bytes(gzip.compress(text, mtime=0))  # the same records in other bytes are the same input
     assert protea(*unfinished)[0] == 0
 
@@ -182,8 +180,8 @@ def test_two_runs_on_one_output(job: list[object], tmp_path: Path) -> None:
     first = start(*arguments)
     assert wait_for_journal(tmp_path / "out", first, 1)
     first.send_signal(signal.SIGSTOP)
-    fails(protea(*arguments), "s.parquet: another run is writing it")
-    fails(protea(*arguments, "--overwrite"), "s.parquet: another run is writing it")
+    fails(protea(*arguments), "s.parquet: another process")
+    fails(protea(*arguments, "--overwrite"), "s.parquet: another process")
     first.send_signal(signal.SIGCONT)
     assert finish(first)[0] == 0
 
@@ -194,9 +192,8 @@ def test_a_full_disk(job: list[object], tmp_path: Path, limit: int) -> None:
     arguments = [*job, *outputs(tmp_path / "out", "files")]
     fails(
         protea(*arguments, limit=limit),
-        "the disk is full; ",
-        "make room for ",
-        "MB more and run the same command again",
+        "disk is full",
+        " MB",
     )
     assert not (tmp_path / "out" / "r.h5").exists()
     assert protea(*arguments)[0] == 0
@@ -229,12 +226,12 @@ def test_a_compressed_file_cut_short(tmp_path: Path, job: list[object]) -> None:
     code, err = protea(*arguments, commit=1000.0)
     assert code == 1
     assert "cut short" in err
-    assert "sequences before are embedded and kept: mend the file and run the same command again" in err
+    assert "kept" in err
     assert not (tmp_path / "out" / "s.parquet").exists()
     path.write_bytes(content)
     code, err = protea(*arguments)
     assert code == 0, err
-    assert "going on after" in err
+    assert "continuing after" in err
     assert len(pd.read_parquet(tmp_path / "out" / "s.parquet")) == 300
 
 
@@ -260,14 +257,14 @@ def test_standard_input_goes_on_too(tmp_path: Path, model_folders: dict[str, Pat
     assert "the input has changed" in done.stderr
     done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on after" in done.stderr
+    assert "continuing after" in done.stderr
     assert len(pd.read_parquet(tmp_path / "s.parquet")) == 200
 
 
 def test_a_damaged_journal(unfinished: list[object], tmp_path: Path) -> None:
     path = tmp_path / "out" / ".s.parquet.partial" / "journal.json"
     path.write_text(path.read_text()[:100])
-    fails(protea(*unfinished), "the journal of an unfinished run", "--overwrite")
+    fails(protea(*unfinished), "journal.json", "--overwrite")
     assert protea(*unfinished, "--overwrite")[0] == 0
 
 

@@ -18,7 +18,7 @@ COMMANDS: Final = {
     "embed": "embed",
     "info": "info",
     "init": "init",
-    "merge": "merge",
+    "merge": "embed",
     "perplexity": "perplexity",
     "score": "score",
     "contacts": "contacts",
@@ -31,13 +31,14 @@ COMMANDS: Final = {
     "export": "export",
     "average": "export",
 }
-"""Commands in the order of the help, each with the module that has a function or an application of its name."""
+"""Commands in the order of the help, each with its module in ``protea.cli``."""
 
 
 def application(named: str | None) -> typer.Typer:
-    """The command line with the command that is called, or with all of them where none is, as for the help.
+    """The command line with one command, or with all commands.
 
-    A run imports its own command alone, which spares it the others' modules.
+    Args:
+        named: the command to run; its module alone is imported, so that it starts fast. Anything else gives all.
     """
     app = typer.Typer(
         name="protea",
@@ -77,24 +78,24 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command line; errors become one line on standard error and an exit code, never a traceback."""
+    """Run the command line. An error becomes one line on standard error and an exit code, never a traceback."""
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", ProteaWarning)
     try:
         code = application(next(iter(sys.argv[1:]), None))(prog_name="protea", standalone_mode=False)
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
-        _fail(f"{error.format_message().rstrip('.')}; `{command} --help` shows what there is", error.exit_code)
+        _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
     except ProteaError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        # What no command foresaw: a full disk under standard output, a file that went while it was read.
-        _drop_output_that_cannot_be_written()
+        # Commands report the files they know of. This is standard output on a full disk, or a file that vanished.
+        _drop_unwritten_output()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:
         typer.echo(
-            "protea: interrupted; `protea embed`, `protea data` and `protea pretrain` go on when the same command is "
-            "given again, without --overwrite; other commands begin anew",
+            "protea: interrupted; `protea embed`, `protea data` and `protea pretrain` continue when you run the same "
+            "command again without --overwrite; other commands start again",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)
@@ -105,8 +106,8 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _drop_output_that_cannot_be_written() -> None:
-    """Python flushes standard output when it ends, and would report a failure there a second time."""
+def _drop_unwritten_output() -> None:
+    """Keep Python from reporting at its end, a second time, that standard output cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:

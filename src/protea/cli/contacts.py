@@ -17,7 +17,7 @@ from protea.cli.terminal import advancing, counted, progress_bars, tell
 from protea.errors import SequenceTooLongError, UsageError
 
 if TYPE_CHECKING:
-    from protea.embed.prepare import Note
+    from protea.letters import ReportRow as Note
     from protea.models.encoder import Encoder
 
 
@@ -59,7 +59,7 @@ def contacts(
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
     from protea.contacts.maps import check_maps
-    from protea.embed.prepare import Note
+    from protea.letters import ReportRow as Note
     from protea.score.records import wild_types
 
     if output is None and plot is None:

@@ -1,10 +1,8 @@
-"""``protea embed``: sequences in, embeddings out."""
+"""``protea embed`` and ``protea merge``: sequences in, embeddings out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +11,15 @@ import typer
 from protea import bundled
 from protea.cli.interrupt import interruptible
 from protea.cli.load import load_to_compute, say_what_fast_gains
-from protea.cli.options import Device, Model
-from protea.cli.terminal import progress_bars, tell
+from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
+from protea.cli.terminal import bars, tell
+from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.embed.run import EmbedRun, Watcher
     from protea.embed.settings import EmbedSettings
-    from protea.embed.survey import Totals
-    from protea.models.encoder import Encoder
 
-_ODD = ("truncated", "windowed", "altered", "renamed", "skipped")
-"""Counts that the report has lines of."""
+_REPORTED = ("truncated", "windowed", "altered", "renamed", "skipped")
+"""Counts of records that the report lists."""
 
 
 def embed(
@@ -31,72 +27,65 @@ def embed(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.", show_default=False
+            metavar="IN.fasta...",
+            help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
+            show_default=False,
         ),
     ] = None,
     sequences: Annotated[
         Path | None,
-        typer.Option(
-            "-o", "--sequences", metavar="OUT", help="One vector a sequence: OUT.parquet, OUT.h5, or a folder."
-        ),
+        typer.Option("-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, or a folder."),
     ] = None,
     residues: Annotated[
         Path | None,
-        typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: OUT.h5, OUT.parquet, or a folder."),
+        typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: .h5, .parquet, or a folder."),
     ] = None,
     model: Model = bundled.NAME,
     pool: Annotated[
         str,
-        typer.Option(metavar="NAMES", help="For -o: mean, max, std (over residues), bos; several by comma."),
+        typer.Option(metavar="NAMES", help="Poolings for -o, by comma: mean, max, std (over residues), bos."),
     ] = "mean",
     layers: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="0 is the embedding, -1 the last layer; several by comma.")
+        str, typer.Option(metavar="NUMBERS", help="Layers, by comma: 0 is the embedding, -1 the last layer.")
     ] = "-1",
-    dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="What is computed in: float32, bfloat16 or float16.")
-    ] = "float32",
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Compute in bfloat16 where the hardware does so natively.")
-    ] = False,
-    store: Annotated[str, typer.Option(metavar="TYPE", help="What is written: float32 or float16.")] = "float32",
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    store: Annotated[str, typer.Option(metavar="TYPE", help="Type to write: float32 or float16.")] = "float32",
     compression: Annotated[
         int | None, typer.Option(metavar="LEVEL", help="gzip level of HDF5 datasets, 1 to 9; none by default.")
     ] = None,
     device: Device = "auto",
-    devices: Annotated[int, typer.Option(metavar="N", help="GPUs of this machine to share the work among.")] = 1,
+    devices: Annotated[int, typer.Option(metavar="N", help="Number of GPUs that share the work.")] = 1,
     long: Annotated[
         str,
         typer.Option(
             metavar="POLICY",
-            help="A sequence over 1,022 residues (510 for ESM-1nv): truncate, window, full or error.",
+            help="What to do with a sequence over 1,022 residues (510 for ESM-1nv): truncate, window, full, error.",
         ),
     ] = "truncate",
-    unknown: Annotated[
-        str, typer.Option(metavar="POLICY", help="A letter outside the alphabet: x (becomes X), error, or skip.")
-    ] = "x",
+    unknown: Unknown = "x",
     duplicates: Annotated[
-        str, typer.Option(metavar="POLICY", help="A record whose id was used before: error, rename or skip.")
+        str, typer.Option(metavar="POLICY", help="What to do with a repeated id: error, rename, skip.")
     ] = "error",
-    token_budget: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens computed at a time; by default what the memory allows."),
-    ] = None,
+    token_budget: TokenBudget = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="i/N", help="Do the i-th of N equal shares, into OUT.shard-i-of-N; see protea merge."),
+        typer.Option(
+            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them by protea merge."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="RUN.yaml", help="Options from a file, as OUT.run.yaml is one; flags override it."),
+        typer.Option(metavar="RUN.yaml", help="Read options from a file, such as OUT.run.yaml; flags override it."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace outputs that exist, and forget unfinished ones.")
+        bool, typer.Option("--overwrite", help="Replace existing outputs and drop unfinished ones.")
     ] = False,
 ) -> None:
     """Embed protein sequences: one vector a sequence (-o), one a residue (-r), or both in one pass.
 
-    A run that was interrupted goes on when the same command is given again. What became of records that could not be
-    taken as they were is in OUT.report.tsv.
+    After an interruption the same command continues. OUT.report.tsv lists every record that was truncated, altered,
+    renamed or skipped.
 
     \b
     Examples:
@@ -112,59 +101,66 @@ def embed(
     values |= _given(ctx)
     settings = parse(values, "protea embed" if config is None else f"--config {config}")
     with interruptible():
-        _run(settings, overwrite=overwrite)
+        if settings.devices > 1:
+            _embed_on_devices(settings, overwrite=overwrite)
+        else:
+            _embed(settings, overwrite=overwrite)
 
 
-def _run(settings: EmbedSettings, *, overwrite: bool) -> None:
-    from protea.embed.run import EmbedRun
+def merge(
+    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs, named as for --shard.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the shards that `protea embed --shard i/N` wrote, in the order of the input.
 
-    if settings.devices > 1:
-        totals = _run_on_devices(settings, overwrite=overwrite)
-        for output in settings.outputs:
-            typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
-        return
-    start = time.perf_counter()
-    model_at_work = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
-    with _bars() as watcher:
-        run = EmbedRun(
-            settings, model_at_work.module, model_at_work.weights_sha256(), overwrite=overwrite, watcher=watcher
-        )
-        totals = run()
-    _report(run, model_at_work.module, totals, time.perf_counter() - start)
+    The shards stay.
+
+    \b
+    Examples:
+      protea merge big.h5
+      protea merge vectors.parquet residues.h5
+    """
+    from protea.embed.merge import merge as merge_shards
+
+    for output in outputs:
+        totals = merge_shards(output, overwrite=overwrite)
+        typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
 
 
 def _given(ctx: typer.Context) -> dict[str, Any]:
     """The options on the command line, without defaults."""
     source = ctx.get_parameter_source
-    named = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
-    return {name: value for name, value in named.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
+    options = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
+    return {name: value for name, value in options.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
 
 
-def _run_on_devices(settings: EmbedSettings, *, overwrite: bool) -> Totals:
+def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
     from protea.embed.devices import run_on_devices
 
-    with _bars() as watcher:
-        return run_on_devices(settings, watcher, overwrite=overwrite)
+    with bars("residues") as progress:
+        totals = run_on_devices(settings, progress, overwrite=overwrite)
+    for output in settings.outputs:
+        typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
 
 
-@contextmanager
-def _bars() -> Iterator[Watcher]:
-    from protea.cli.progress import Bars
+def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
+    from protea.embed.run import EmbedRun
 
-    with progress_bars("residues") as progress:
-        yield Bars(progress)
-
-
-def _report(run: EmbedRun, model: Encoder, totals: Totals, seconds: float) -> None:
+    start = time.perf_counter()
+    loaded = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
+    model = loaded.module
+    with bars("residues") as progress:
+        run = EmbedRun(settings, model, loaded.weights_sha256(), overwrite=overwrite, progress=progress)
+        totals = run()
     for output in run.outputs:
-        kinds = ", ".join(output.layout.kinds)
         typer.echo(
             f"{output.path}: {totals.embedded:,} sequences, {totals.residues:,} residues, "
-            f"{output.layout.width} values each ({kinds})"
+            f"{output.layout.width} values each ({', '.join(output.layout.kinds)})"
         )
-    odd = [f"{count:,} {what}" for what in _ODD if (count := getattr(totals, what))]
-    if odd:
-        tell(f"{', '.join(odd)}: see {run.outputs[0].path}.report.tsv")
+    reported = [f"{count:,} {what}" for what in _REPORTED if (count := getattr(totals, what))]
+    if reported:
+        tell(f"{', '.join(reported)}: see {run.outputs[0].path}.report.tsv")
     computed = str(model.compute_dtype).removeprefix("torch.")
-    typer.echo(f"{totals.residues:,} residues in {seconds:.1f} s, {computed}, {model.device}", err=True)
-    say_what_fast_gains(model, "at a cosine of at least 0.999 to these numbers")
+    seconds = time.perf_counter() - start
+    typer.echo(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {computed}, {model.device}", err=True)
+    say_what_fast_gains(model, "and its embeddings keep a cosine of at least 0.999 to these")

@@ -29,17 +29,17 @@ def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> Loade
 
 
 def say_what_fast_gains(model: Encoder, accuracy: str) -> None:
-    """After a float32 run on hardware that multiplies bfloat16: what ``--fast`` would be.
+    """Tell, after a float32 run on hardware with native bfloat16, what ``--fast`` would gain.
 
     Args:
-        model: that computed.
-        accuracy: of the other numbers, as measured.
+        model: the model that computed.
+        accuracy: of the bfloat16 numbers, as measured.
     """
     from protea.device import native_bfloat16
 
     if model.compute_dtype.itemsize == 4 and native_bfloat16(model.device):
         measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
-        tell(f"this hardware multiplies bfloat16 natively: --fast is faster{measured}, {accuracy}")
+        tell(f"this hardware computes bfloat16 natively: --fast is faster{measured}, {accuracy}")
 
 
 def circumstances(model: LoadedModel) -> dict[str, Any]:

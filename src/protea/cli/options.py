@@ -1,48 +1,73 @@
-"""Options that several commands share."""
+"""Options that several commands share, each declared once."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from protea import bundled
 
+Fasta = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IN.fasta...",
+        help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
         "-m",
         "--model",
         metavar="MODEL",
-        help="A published name (`protea info --list`), a folder, or a Hugging Face repository.",
+        help="A published name (see `protea info --list`), a folder, or a Hugging Face repository.",
     ),
 ]
+Models = Annotated[
+    list[str],
+    typer.Option("-m", "--model", metavar="MODEL", help="Model; give several for the mean of an ensemble."),
+]
+BUNDLED: Final = [bundled.NAME]
+"""Default of ``Models``."""
+
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")
 ]
 Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bfloat16 or float16.")
+]
+Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 if the hardware does so natively.")]
+TokenBudget = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Number of tokens computed at a time; by default as memory allows."),
+]
+Unknown = Annotated[
     str,
-    typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16; what weights are held in."),
+    typer.Option(
+        metavar="POLICY", help="What to do with a letter outside the alphabet: x (replace by X), error, skip."
+    ),
 ]
-Models = Annotated[
-    list[str], typer.Option("-m", "--model", metavar="MODEL", help="Several are an ensemble, whose mean is taken.")
-]
-BUNDLED: Final = [bundled.NAME]
-"""Of ``Models``, where none is named."""
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
-Method = Annotated[str, typer.Option(metavar="NAME", help="masked-marginals, wildtype-marginals or pseudo-likelihood.")]
-Offset = Annotated[int, typer.Option(metavar="N", help="The number of a protein's first residue.")]
+Method = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood."),
+]
+Offset = Annotated[int, typer.Option(metavar="N", help="Number of the protein's first residue.")]
 Windows = Annotated[
     str,
     typer.Option(
-        "--long", metavar="POLICY", help="A protein over 1,022 residues: window (as ProteinGym does), full, error."
+        "--long",
+        metavar="POLICY",
+        help="What to do with a protein over 1,022 residues: window (as ProteinGym does), full, error.",
     ),
 ]
-Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the hardware does so natively.")]
-TokenBudget = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Tokens computed at a time; by default what the memory allows.")
+MapPlot = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one a protein."
+    ),
 ]
-Unknown = Annotated[
-    str, typer.Option(metavar="POLICY", help="A letter outside the alphabet: x (becomes X), error, or skip.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]

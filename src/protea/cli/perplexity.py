@@ -16,8 +16,8 @@ from protea.disk import check_new
 from protea.errors import FastaError, UsageError
 
 if TYPE_CHECKING:
-    from protea.embed.prepare import Note
     from protea.infer.runner import FloatArray
+    from protea.letters import ReportRow as Note
     from protea.models.encoder import Encoder
     from protea.score.perplexity import Masked
     from protea.score.records import Encoded
@@ -183,7 +183,7 @@ def _masked(model: Encoder, records: list[Encoded], settings: dict[str, Any], no
         how = replace(how, select=settings["select"])
     settings["masking"] = asdict(how)
     policy = cutting(settings["long"])
-    cut = [fit(record, ids, model, policy, notes).ids for record, ids in records]
+    cut = [fit(record, ids, model, policy.long, notes).ids for record, ids in records]
     named = ((record.place, ids) for (record, _), ids in zip(records, cut, strict=True))
     return list(mask(model.alphabet, named, how, settings["seed"]))
 

@@ -30,7 +30,7 @@ from protea.errors import FastaError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from protea.embed.prepare import Note
+    from protea.letters import ReportRow as Note
     from protea.score.effects import Scoring
     from protea.score.variant_table import Rows
 

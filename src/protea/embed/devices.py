@@ -1,4 +1,4 @@
-"""One machine's GPUs at work on one input: a process and a shard for each, laid end to end when all are done."""
+"""Several GPUs of one machine embed one input: each has a process and a shard, which are merged at the end."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, Final
 import torch
 import yaml
 
-from protea.embed.journal import JOURNAL, work_folder
 from protea.embed.merge import merge
-from protea.embed.outputs import check_place, write_error
-from protea.embed.run import Watcher
+from protea.embed.outputs import check_place, run_error
 from protea.embed.settings import EmbedSettings, Shard
 from protea.embed.stores import kind_of
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, ProteaError, ResumeError
+from protea.journal import JOURNAL, work_path
+from protea.progress import Progress
 
 _POLL_SECONDS: Final = 0.5
 _PLAN: Final = "plan.json"
@@ -34,23 +34,23 @@ if sys.platform == "linux":
 from protea.cli import main
 main()
 """
-"""``protea`` in a process that ends when its parent does, however that comes; Linux alone can."""
+"""Runs ``protea`` in a process that ends when its parent ends, for whatever reason; only Linux can do this."""
 
 
 class ShardError(ProteaError):
-    """A process of several failed; the message is its own."""
+    """One of several processes failed; the message is that of the process."""
 
 
-def run_on_devices(settings: EmbedSettings, watcher: Watcher, *, overwrite: bool) -> Totals:
+def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
-    On a CPU (``device="cpu"``) the processes share the cores; they give the numbers of one process with as many threads
-    as each of them has. Shards lie in the hidden folder ``.OUT.devices`` beside the first output.
+    On a CPU (``device="cpu"``) the processes share the cores and give the numbers of one process with as many threads
+    as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output.
 
     Raises:
-        DeviceError: there are fewer GPUs.
-        ShardError: a process failed; the others are stopped, and the same command goes on where each was.
-        ProteaError: whatever merging raises.
+        DeviceError: the machine has fewer GPUs.
+        ShardError: a process failed; the others are stopped, and the same command continues where each of them was.
+        ProteaError: merging failed.
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
@@ -64,28 +64,28 @@ def run_on_devices(settings: EmbedSettings, watcher: Watcher, *, overwrite: bool
         _claim(folder, settings, resuming=resuming)
         shards = [Shard(number=number, of=count) for number in range(1, count + 1)]
         inner = settings.model_copy(update=_inside(settings, folder))
-        watcher.begun(None, Totals())
+        progress.begin("embedding")
         with _processes(inner, [shard for shard in shards if not _finished(inner, shard)], folder) as running:
-            _wait(running, inner, watcher)
+            _wait(running, inner, progress)
         for output, hidden in zip(settings.outputs, inner.outputs, strict=True):
-            # Merged again where an earlier attempt was stopped between two outputs: the shards are still there.
+            # An earlier attempt may have stopped between two outputs; its first output is merged again.
             parts = [shard.output(hidden) for shard in shards]
             totals = merge(output, parts, overwrite=overwrite or resuming, settings=settings.shown())
         shutil.rmtree(folder)
     except OSError as error:
-        raise write_error(error, first) from error
+        raise run_error(error, first) from error
     return totals
 
 
 def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
-    """See that the folder's shards are of these settings and inputs, or begin anew."""
+    """Check that the shards in the folder are of these settings and inputs, or clear the folder."""
     stats = [(path, Path(path).stat()) for path in settings.inputs if Path(path).is_file()]
     plan = settings.shown() | {"files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
     if resuming and (folder / _PLAN).exists():
         if json.loads((folder / _PLAN).read_text()) != plan:
             raise ResumeError(
-                f"{settings.outputs[0]}: an unfinished run was started with other settings or input; use those again, "
-                "or pass --overwrite to start anew"
+                f"{settings.outputs[0]}: an unfinished run has other settings or another input; use those, or pass "
+                "--overwrite to start again"
             )
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +94,7 @@ def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
 
 
 def _inside(settings: EmbedSettings, folder: Path) -> dict[str, Any]:
-    """The outputs under their own names, but within a folder, ``-o`` and ``-r`` apart."""
+    """The outputs under their own names in the folder; ``-o`` and ``-r`` cannot collide."""
     if settings.sequences == settings.residues and settings.sequences is not None:
         one = folder / settings.sequences.name
         return {"sequences": one, "residues": one}
@@ -104,7 +104,7 @@ def _inside(settings: EmbedSettings, folder: Path) -> dict[str, Any]:
 
 def _finished(settings: EmbedSettings, shard: Shard) -> bool:
     outputs = [shard.output(output) for output in settings.outputs]
-    return all(output.exists() and not work_folder(output).exists() for output in outputs)
+    return all(output.exists() and not work_path(output).exists() for output in outputs)
 
 
 @contextmanager
@@ -131,9 +131,9 @@ def _processes(
 
 
 def _wait(
-    running: dict[Shard, tuple[subprocess.Popen[bytes], Path]], settings: EmbedSettings, watcher: Watcher
+    running: dict[Shard, tuple[subprocess.Popen[bytes], Path]], settings: EmbedSettings, progress: Progress
 ) -> None:
-    """Until all are done; progress is read from their journals."""
+    """Wait for all processes; their progress is read from their journals."""
     shown = 0
     while True:
         codes = {shard: process.poll() for shard, (process, _) in running.items()}
@@ -141,8 +141,8 @@ def _wait(
             if code:
                 lines = running[shard][1].read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
                 raise ShardError(f"shard {shard}: {lines[-1].removeprefix('protea: error: ')}")
-        done = sum(_residues(work_folder(shard.output(settings.outputs[0])) / JOURNAL) for shard in running)
-        watcher.embedded(max(0, done - shown))
+        done = sum(_residues(work_path(shard.output(settings.outputs[0])) / JOURNAL) for shard in running)
+        progress.advance(max(0, done - shown))
         shown = max(done, shown)
         if all(code == 0 for code in codes.values()):
             return

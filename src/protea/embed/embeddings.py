@@ -1,8 +1,8 @@
-"""Records in, embeddings out: what is asked of the runner for a record, and what is made of its answers.
+"""Records in, embeddings out: the jobs of a record for the runner, and the embedding from their results.
 
-Knows nothing of files: readers are upstream, stores downstream.
+Knows nothing of files.
 
-Shapes: N layers asked for, L residues, T tokens, D model width.
+Shapes: N requested layers, L residues, T tokens, D model width.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class Embedding:
-    """What one record became.
+    """The embedding of one record.
 
     Attributes:
         encoded: the record.
-        pooled: by pooling, ``[N, D]`` float32.
-        residues: ``[N, L, D]`` float32, if asked for.
+        pooled: for each pooling ``[N, D]`` float32.
+        residues: ``[N, L, D]`` float32; ``None`` if not requested.
     """
 
     encoded: EncodedRecord
@@ -45,12 +45,12 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What to keep of each record.
+    """What an embedding consists of.
 
     Attributes:
-        layers: which hidden states, resolved.
+        layers: layer numbers, from ``resolve_layers``.
         poolings: names from ``POOLINGS``.
-        residues: whether to give one vector a residue.
+        residues: whether it has one vector a residue.
     """
 
     layers: tuple[int, ...]
@@ -59,7 +59,7 @@ class Asked:
 
 
 def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
-    """Layer numbers from 0, the embedding, to the last; negative ones count from the end.
+    """Layer numbers from 0, the embedding, to the last layer; negative numbers count from the end.
 
     Raises:
         UsageError: a number is out of range or repeated.
@@ -70,7 +70,7 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
         if not 0 <= layer <= last:
             raise UsageError(f"layer {given} does not exist; this model has 0 to {last}, or -{last + 1} to -1")
     if not resolved or len(set(resolved)) < len(resolved):
-        raise UsageError(f"layers {list(layers)} must name at least one layer, and none twice")
+        raise UsageError(f"layers {list(layers)}: name at least one layer, and no layer twice")
     return resolved
 
 
@@ -88,7 +88,7 @@ def embed(runner: Runner, records: Iterable[EncodedRecord], asked: Asked) -> Ite
 
 
 def jobs_of(record: EncodedRecord, asked: Asked, frame: Frame) -> Iterator[Job[EncodedRecord]]:
-    """The passes of a record: itself, or its windows, which are joined before anything is pooled."""
+    """The passes of a record: one, or one for each window; windows are joined before pooling."""
     reduce: Callable[[Tensor], dict[str, Tensor]] = partial(_reduce, asked=asked, frame=frame)
     wanted = Wanted(layers=asked.layers, reduce=reduce) if len(record.windows) == 1 else Wanted(layers=asked.layers)
     for start, end in record.windows:
@@ -96,35 +96,37 @@ def jobs_of(record: EncodedRecord, asked: Asked, frame: Frame) -> Iterator[Job[E
 
 
 def assembled(results: Iterable[Result[EncodedRecord]], asked: Asked, frame: Frame) -> Iterator[Embedding]:
-    """Embeddings from the results of several records' passes, in order."""
-    for _, own in groupby(results, key=lambda result: id(result.job.tag)):
-        results_of_one = list(own)
-        yield assemble(results_of_one[0].job.tag, results_of_one, asked, frame)
+    """Embeddings from the results of the passes of several records, in order."""
+    for _, passes in groupby(results, key=lambda result: id(result.job.tag)):
+        of_record = list(passes)
+        yield assemble(of_record[0].job.tag, of_record, asked, frame)
 
 
 def assemble(record: EncodedRecord, results: Sequence[Result[EncodedRecord]], asked: Asked, frame: Frame) -> Embedding:
     """The embedding of a record from the results of its passes."""
     states = [result.checked().states for result in results]
     if len(states) == 1:
-        (whole,) = states
+        (parts,) = states
     else:
-        tokens = {layer: _joined(record, [one[layer, _TOKENS] for one in states], frame) for layer in asked.layers}
-        whole = {
+        tokens = {
+            layer: _joined(record, [window[layer, _TOKENS] for window in states], frame) for layer in asked.layers
+        }
+        parts = {
             (layer, name): value for layer, x in tokens.items() for name, value in _reduce(x, asked, frame).items()
         }
-    residues = _stack([whole[layer, _RESIDUES] for layer in asked.layers]) if asked.residues else None
-    vectors = {name: _stack([whole[layer, name] for layer in asked.layers]) for name in asked.poolings}
+    residues = _stack([parts[layer, _RESIDUES] for layer in asked.layers]) if asked.residues else None
+    vectors = {name: _stack([parts[layer, name] for layer in asked.layers]) for name in asked.poolings}
     return Embedding(record, vectors, residues)
 
 
 def _reduce(tokens: Tensor, asked: Asked, frame: Frame) -> dict[str, Tensor]:
-    """What is kept of one hidden state ``[T, D]``."""
+    """The parts of an embedding from one layer's hidden states ``[T, D]``."""
     kept = {name: pooled(name, tokens, frame) for name in asked.poolings}
     return kept | ({_RESIDUES: tokens[frame.rows]} if asked.residues else {})
 
 
 def _joined(record: EncodedRecord, windows: list[Tensor], frame: Frame) -> Tensor:
-    """``[T, D]``: the windows' residues joined, between the means of their BOS and EOS vectors."""
+    """Hidden states ``[T, D]``: the residues of the windows joined; BOS and EOS are means over the windows."""
     rows = join([window[frame.rows] for window in windows], record.windows)
     bos, eos = ([torch.stack([window[row] for window in windows]).mean(0)[None]] for row in (0, -1))
     return torch.cat((*(bos if frame.bos is not None else ()), rows, *(eos if frame.eos is not None else ())))

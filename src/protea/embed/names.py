@@ -1,7 +1,7 @@
-"""Names under which records are stored.
+"""Names of records in outputs.
 
-HDF5 names follow UniProt's embeddings files: the id with ``/`` as ``%2F``. File names are stricter, since file
-systems limit length and letters.
+HDF5 names follow UniProt's embedding files: the id with ``/`` as ``%2F``. File names are stricter, because file systems
+limit length and letters.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _MAX_FILE_NAME: Final = 150
 
 
 def store_name(record_id: str) -> str:
-    """The dataset's name: ``/`` would make groups, ``.`` alone is the root, ``@max`` at the end marks a pooling.
+    """The name of a record's dataset. Two ids with the same name are duplicates.
 
-    Two ids with one name count as duplicates.
+    ``/`` would make groups, ``.`` alone is the root, and ``@max`` at the end marks a pooling; all are escaped.
     """
     if record_id == ".":
         return "%2E"
@@ -26,7 +26,7 @@ def store_name(record_id: str) -> str:
 
 
 def file_name(record_id: str) -> str:
-    """A file name, without suffix, for any id: percent-encoded, and if long, cut and completed by a hash."""
+    """A file name without suffix for any id: percent-encoded; a long one is cut and ends in a hash."""
     safe = quote(record_id, safe="|+=,@()[]~ ")
     safe = "%2E" + safe[1:] if safe.startswith(".") else safe
     if len(safe) <= _MAX_FILE_NAME:

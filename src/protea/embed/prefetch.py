@@ -1,4 +1,4 @@
-"""An iterator that works ahead in a thread of its own."""
+"""An iterator that works ahead in its own thread."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Final, TypeVar
 Item = TypeVar("Item")
 
 _POLL: Final = 0.05
-"""Seconds between looks at whether the consumer has gone."""
+"""Seconds between two checks whether the consumer has stopped."""
 
 
 _PATIENCE: Final = 1.0
-"""Seconds to wait for a thread that may be waiting for input."""
+"""Seconds to wait for the end of a thread that may itself wait for input."""
 
 
 class _StoppedError(Exception):
-    """Ends a chain from within; whoever set ``stop`` is not listening any more."""
+    """Ends a chain of prefetching generators after ``stop`` was set."""
 
 
 class _End:
-    """Marks the end, and the exception that came instead of another item."""
+    """Marks the end of the items, with the exception that ended them if there was one."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool = False) -> Generator[Item]:
-    """The same items in the same order, up to ``depth`` of them made in advance.
+    """Yield the same items in the same order; a thread makes up to ``depth`` of them in advance.
 
-    An exception arrives where the next item would have. Closing the generator sets ``stop``, waits for the item being
-    made, and closes ``items``. Both directions are ``SimpleQueue``, which a signal cannot break off half way; the locks
-    of ``Queue`` are Python code, and a KeyboardInterrupt within them leaves them in either state.
+    An exception is raised in place of the next item. Closing the generator sets ``stop``, waits for the current item
+    and closes ``items``. The queues are ``SimpleQueue``, whose operations a signal cannot interrupt; ``Queue`` has
+    locks in Python code, and a KeyboardInterrupt inside them would leave them locked.
 
     Args:
-        items: what to work ahead on.
-        depth: how many items wait at most.
-        stop: ends all of a chain of prefetching generators at once, each after the item it is at.
-        may_block: ``items`` may wait for input that never comes; its thread is then left behind.
+        items: made in the thread.
+        depth: largest number of items that wait.
+        stop: ends all generators of a chain, each after its current item.
+        may_block: ``items`` may wait for input that never comes; its thread is then not waited for.
     """
     queue: SimpleQueue[Item | _End] = SimpleQueue()
     places: SimpleQueue[None] = SimpleQueue()
@@ -61,7 +61,7 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
                 put(item)
                 if stop.is_set():
                     break
-        except BaseException as error:  # raised again where the item was wanted
+        except BaseException as error:  # raised again in the consumer
             queue.put(_End(error))
         else:
             queue.put(_End(_StoppedError() if stop.is_set() else None))

@@ -1,4 +1,4 @@
-"""Everything a run of ``protea embed`` can be told, from flags and from YAML alike."""
+"""The options of ``protea embed``, from flags and from YAML files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protea import bundled
 from protea.embed.pooling import check_poolings
-from protea.embed.prepare import Duplicates, Long, RecordPolicies, Unknown
+from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
+from protea.letters import Unknown
 
 PROVENANCE: Final = "provenance"
-"""The key of a run file that says what happened; read back, it is passed over."""
+"""Key of a run file with the circumstances and counts of the run; ignored when the file is read."""
 
 
 def _split(value: Any) -> Any:
-    """A list may be written ``a,b``, and with one member without brackets."""
+    """Accept ``a,b`` for a list, and one member without brackets."""
     members = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     if not members or any(isinstance(member, bool) or not isinstance(member, str | int) for member in members):
-        raise ValueError("should be a list, or members by comma")
+        raise ValueError("must be a list, or members separated by commas")
     return [member.strip() if isinstance(member, str) else member for member in members]
 
 
@@ -34,7 +35,7 @@ def _listed(value: Any) -> Any:
 
 
 class Shard(BaseModel):
-    """One of several equal shares of the work, counted from 1."""
+    """One of several equal shares of the work, numbered from 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,11 +46,11 @@ class Shard(BaseModel):
         return f"{self.number}/{self.of}"
 
     def output(self, path: Path) -> Path:
-        """Where this shard of an output goes: ``OUT.shard-2-of-8.h5``."""
+        """The path of this shard of an output: ``OUT.shard-2-of-8.h5``."""
         return path.with_name(f"{path.stem}.shard-{self.number}-of-{self.of}{path.suffix}")
 
     def groups(self, total: int) -> range:
-        """The numbers of the groups that are this shard's: neighbours, so that shards laid end to end are the whole."""
+        """The numbers of this shard's groups. They are neighbours, so that joined shards give the whole output."""
         return range(total * (self.number - 1) // self.of, total * self.number // self.of)
 
 
@@ -58,12 +59,12 @@ def _shard(value: Any) -> Any:
         return value
     number, _, of = str(value).partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise ValueError("should be i/N with i from 1 to N, as in 3/8")
+        raise ValueError("must be i/N with i from 1 to N, as in 3/8")
     return Shard(number=int(number), of=int(of))
 
 
 class EmbedSettings(BaseModel):
-    """The options of ``protea embed``; names, defaults and meanings are those of the flags."""
+    """The options of ``protea embed``, with the names, defaults and meanings of the flags."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,29 +88,29 @@ class EmbedSettings(BaseModel):
 
     @property
     def policies(self) -> RecordPolicies:
-        """What becomes of odd records."""
+        """The policies for records that cannot be embedded as they are."""
         return RecordPolicies(long=self.long, unknown=self.unknown, duplicates=self.duplicates)
 
     @property
     def outputs(self) -> list[Path]:
-        """What the user named, each once, the sequences' first."""
+        """The outputs, the one of ``-o`` first; a folder that serves both appears once."""
         return list(dict.fromkeys(path for path in (self.sequences, self.residues) if path is not None))
 
     def shown(self) -> dict[str, Any]:
-        """As plain values that YAML and JSON hold, in the form they are typed in."""
+        """The settings as plain values for YAML and JSON."""
         plain = self.model_dump(mode="json", exclude_defaults=False)
         return plain | {"shard": None if self.shard is None else str(self.shard)}
 
 
 def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
-    """Settings from values by name.
+    """Make settings of values by option name.
 
     Args:
         values: from flags, a file, or both.
-        origin: what messages call the place the values are from.
+        origin: where the values come from, for messages.
 
     Raises:
-        UsageError: naming the option, its value and what it may be.
+        UsageError: an option is unknown, missing or has a wrong value.
     """
     try:
         settings = EmbedSettings.model_validate(dict(values))
@@ -117,19 +118,17 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
         raise UsageError(_explain(error, origin)) from error
     check_poolings(settings.pool)
     if settings.fast and settings.dtype != "float32":
-        raise UsageError(f"{origin}: --fast chooses the type itself; leave out --dtype {settings.dtype}")
+        raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
     if not settings.outputs:
-        raise UsageError(
-            "nothing to write: name an output with -o (one vector a sequence) or -r (one vector a residue)"
-        )
+        raise UsageError("no output: name one with -o (one vector a sequence) or -r (one vector a residue)")
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
-        raise UsageError("--shard and --devices exclude each other: --devices makes shards itself, one a GPU")
+        raise UsageError("--shard and --devices exclude each other: --devices makes one shard a GPU")
     return settings
 
 
 def _check_paths(settings: EmbedSettings) -> None:
-    """Refuse outputs that would write over each other, over the input, or over the folder it is in."""
+    """Refuse outputs that would replace each other, an input, or the folder of an input."""
     if any("\0" in str(path) for path in (*settings.inputs, *settings.outputs)):
         raise UsageError("a path holds a NUL byte")
     places: dict[str, str] = {os.path.realpath(path): "input" for path in settings.inputs if path != STDIN}
@@ -140,20 +139,20 @@ def _check_paths(settings: EmbedSettings) -> None:
             raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
         within = next((given for given in places if Path(given).is_relative_to(os.path.realpath(path))), None)
         if within is not None and places[within] == "input" and within != os.path.realpath(path):
-            raise UsageError(f"{option} {path}: the input {within} is in it; name another output")
+            raise UsageError(f"{option} {path}: this folder holds the input {within}; name another output")
         taken = places.setdefault(os.path.realpath(path), option)
         if taken == "input":
-            raise UsageError(f"{path} is input and output; name another output")
+            raise UsageError(f"{path}: is both input and output; name another output")
         one_folder = settings.sequences == settings.residues and not path.suffix
         if taken != option and not one_folder:
-            raise UsageError(f"-o and -r both name {path}; give each its own file, or name one folder for both")
+            raise UsageError(f"-o and -r both name {path}; give each its own file, or name a folder for both")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The options in a YAML file; the provenance that a run file carries is left out.
+    """Read the options in a YAML file; the provenance in a run file is ignored.
 
     Raises:
-        UsageError: the file is missing, no YAML, or no mapping.
+        UsageError: the file is missing, not YAML, or not a mapping.
     """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -175,5 +174,5 @@ def _explain(error: ValidationError, origin: str) -> str:
         return f"{origin}: unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     if first["type"] == "missing":
         return f"{origin}: no {name} given"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
     return f"{origin}: {name} {first['input']!r} {message}"

@@ -1,6 +1,6 @@
-"""A first reading of the input: what is wrong with it, how much there is, which ids come twice.
+"""The survey: a first reading of the input that finds errors, counts records and finds repeated ids.
 
-It costs half a minute a gigabyte and saves hours: a record that cannot be taken is found before any work is done.
+It takes half a minute a gigabyte and saves hours: a record with an error is found before any work is done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,9 @@ from protea.errors import DamagedFileError
 from protea.fasta import Record
 from protea.models.encoder import Encoder
 from protea.packing import pack_by_budget
+from protea.progress import Progress
 
 Item = TypeVar("Item")
-
-Advance = Callable[[int], None]
-"""Called with a number of residues done."""
 
 
 class SeenIds:
@@ -48,16 +46,15 @@ class SeenIds:
 
 
 class SurveyedIds(SeenIds):
-    """For surveyed input in which ids come twice: 8 bytes an id, and the names of those alone."""
+    """For surveyed input: 8 bytes for each id, and the names of the repeated ids alone."""
 
     def __init__(self, known: NDArray[np.uint64], repeated: frozenset[int]) -> None:
         super().__init__()
-        self._known = known
-        self._repeated = repeated
+        self._known, self._repeated = known, repeated
 
     def first_time(self, name: str) -> bool:
         """Whether this is the first record of that name."""
-        if _hash(name) not in self._repeated and not self.free(name):
+        if not self._repeated or (_hash(name) not in self._repeated and not self.free(name)):
             return True
         return super().first_time(name)
 
@@ -68,18 +65,8 @@ class SurveyedIds(SeenIds):
         return place == len(self._known) or bool(self._known[place] != key)
 
 
-class _AllFirst:
-    """For surveyed input in which no id comes twice."""
-
-    def first_time(self, name: str) -> bool:
-        return True
-
-    def free(self, name: str) -> bool:
-        return False
-
-
-class _Hashes(_AllFirst):
-    """Takes every id for a first one and remembers its hash."""
+class _HashedIds:
+    """Accepts every id as a first one and keeps its hash."""
 
     def __init__(self) -> None:
         self.values = array("Q")
@@ -88,15 +75,18 @@ class _Hashes(_AllFirst):
         self.values.append(_hash(name))
         return True
 
+    def free(self, name: str) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class Group:
     """Records that are computed together: one pack, or one long sequence by itself.
 
     Attributes:
-        number: its place in the input, from 0.
+        number: from 0, in the order of the input.
         items: the records, skipped ones included.
-        records: how many records of the input end with this group.
+        records: number of records in the input up to the end of this group.
         fingerprint: of those records.
     """
 
@@ -108,7 +98,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts of what a run does, or did."""
+    """Counts of a run's records by what becomes of them, and of its residues."""
 
     records: int = 0
     embedded: int = 0
@@ -120,12 +110,12 @@ class Totals:
     residues: int = 0
 
     def plus(self, items: Iterable[Prepared]) -> Totals:
-        """With some records more."""
+        """The counts after more records."""
         counts = Counter(asdict(self))
         for item in items:
             counts["records"] += 1
-            for note in item.notes:
-                counts[note.what] += 1
+            for row in item.rows:
+                counts[row.what] += 1
             if item.encoded is not None:
                 counts["embedded"] += 1
                 counts["residues"] += len(item.encoded.ids)
@@ -134,67 +124,67 @@ class Totals:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a survey found.
+    """The result of a survey.
 
     Attributes:
-        totals: what the run will do; ``None`` where the input cannot be known beforehand.
-        groups: how many groups there are.
-        fingerprint: of all records, in hexadecimal.
-        ids: gives the id check that ``prepare`` needs.
-        damage: the file that breaks off, if one does; the totals then count what comes before.
+        totals: of the whole run; ``None`` for input that can be read only once.
+        groups: number of groups.
+        fingerprint: of all records, in hexadecimal; ``None`` if unknown.
+        new_ids: makes the id check that ``prepare`` needs.
+        damage: the error of a compressed file that is cut short; the totals then count the records before it.
     """
 
     totals: Totals | None
     groups: int
     fingerprint: str | None
-    ids: Callable[[], IdCheck]
+    new_ids: Callable[[], IdCheck]
     damage: DamagedFileError | None = None
 
 
-UNKNOWN = Survey(None, 0, None, SeenIds)
+UNKNOWN: Final = Survey(None, 0, None, SeenIds)
 """For input that can be read only once."""
 
 
 def survey(
-    read: Callable[[], Iterable[Record]], model: Encoder, policies: RecordPolicies, budget: int, advance: Advance
+    read: Callable[[], Iterable[Record]], model: Encoder, policies: RecordPolicies, budget: int, progress: Progress
 ) -> Survey:
     """Read all records once without computing.
 
     Args:
-        read: opens the input anew.
-        model: whose alphabet and limits apply.
+        read: opens the input from its start.
+        model: its alphabet and its limit of length apply.
         policies: as for the run.
-        budget: tokens a group holds.
-        advance: told of progress.
+        budget: tokens in a group.
+        progress: advanced by the residues read.
 
     Raises:
-        ProteaError: whatever reading and preparing raise, but for damage on the way.
+        ProteaError: as reading and preparing raise, except for damage that ends a file early.
     """
-    hashes = _Hashes()
-    found = None
+    hashes = _HashedIds()
+    result = None
     if policies.duplicates == "skip":
-        # What is left out as a duplicate may be as odd as it likes; so ids come first.
+        # A skipped duplicate may have any error. So all ids must be known before a record is prepared.
         for record in _until_damage(read(), []):
             hashes.first_time(store_name(record.id))
     else:
-        found = _count(prepare(read(), model, policies, hashes), budget, advance)
+        result = _count(prepare(read(), model, policies, hashes), budget, progress)
     known, counts = np.unique(np.frombuffer(hashes.values, np.uint64), return_counts=True)
     repeated = frozenset(known[counts > 1].tolist())
-    new_ids = partial(SurveyedIds, known, repeated) if repeated else _AllFirst
-    if found is None or repeated:
-        # Only now can it be said what becomes of ids that come twice.
-        found = _count(prepare(read(), model, policies, new_ids()), budget, advance)
-    return replace(found, ids=new_ids)
+    new_ids = partial(SurveyedIds, known if repeated else np.empty(0, np.uint64), repeated)
+    if result is None or repeated:
+        # The policy for repeated ids can be applied only now.
+        result = _count(prepare(read(), model, policies, new_ids()), budget, progress)
+    return replace(result, new_ids=new_ids)
 
 
-def _count(items: Iterable[Prepared], budget: int, advance: Advance) -> Survey:
+def _count(items: Iterable[Prepared], budget: int, progress: Progress) -> Survey:
     totals, number, fingerprint = Totals(), 0, b""
     damage = None
     try:
         for group in groups(items, budget):
             before = totals.residues
             totals = totals.plus(group.items)
-            advance(totals.residues - before)
+            progress.advance(totals.residues - before)
             number, fingerprint = group.number + 1, group.fingerprint
     except DamagedFileError as error:
         damage = error
@@ -204,17 +194,17 @@ def _count(items: Iterable[Prepared], budget: int, advance: Advance) -> Survey:
 def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: int = 0) -> Iterator[Group]:
     """Group records by a token budget, in order.
 
-    The groups depend on the records and the budget alone. From the first record of any group on they come out the
-    same again, which resuming relies on.
+    The groups depend on the records and the budget alone. Grouping may start at the first record of any group and
+    gives the same groups from there; a resumed run relies on that.
 
     Args:
         items: prepared records.
-        budget: tokens a group holds.
+        budget: tokens in a group.
         number: of the first group.
-        records: how many came before it.
+        records: number of records before it.
 
     Raises:
-        DamagedFileError: after the last group, if the input broke off.
+        DamagedFileError: after the last group, if the input is cut short.
     """
     damage: list[DamagedFileError] = []
     # A skipped record counts for one token, so that a million of them do not make one group.

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.embed.names import store_name
-from protea.embed.prepare import Note, RecordPolicies, Unknown, encode
+from protea.embed.prepare import RecordPolicies, encode
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
+from protea.letters import ReportRow as Note
+from protea.letters import Unknown
 
 GAPS: Final = "-."
 

@@ -1,4 +1,4 @@
-"""Outputs of embeddings, one module a format; the path says which."""
+"""Formats of embedding files, one module each; the suffix of the path chooses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kind_of(path: Path, option: str) -> str:
     """The format of an output path: ``h5``, ``parquet`` or ``folder``.
 
     Raises:
-        UsageError: the suffix names none.
+        UsageError: the suffix names no format.
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(
@@ -39,13 +39,13 @@ def kind_of(path: Path, option: str) -> str:
 
 
 def open_store(kind: str, work: Path, layout: ArrayLayout, state: State | None) -> EmbeddingStore:
-    """A store at work in a folder.
+    """Open a store for writing.
 
     Args:
         kind: from ``kind_of``.
-        work: an existing folder for this store alone.
-        layout: what arrays look like.
-        state: the commit to go on from; ``None`` to begin.
+        work: an existing folder that only this store uses.
+        layout: of the arrays.
+        state: the commit to continue from; ``None`` starts an empty store.
     """
     if kind == "parquet":
         from protea.embed.stores.parquet import ParquetStore
@@ -61,7 +61,7 @@ def open_store(kind: str, work: Path, layout: ArrayLayout, state: State | None) 
 
 
 def is_output_folder(path: Path) -> bool:
-    """Whether a folder is empty or holds embeddings of ours, so that it may be replaced."""
+    """Whether a folder is empty or holds embeddings that Protea wrote, so that it may be replaced."""
     return path.is_dir() and ((path / "protea.json").is_file() or not any(path.iterdir()))
 
 

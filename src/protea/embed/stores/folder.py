@@ -25,7 +25,7 @@ _COLUMNS: Final = ("id", "file", "length", "truncated_from", "description")
 
 
 class FolderStore:
-    """Writes one folder."""
+    """Writes a folder."""
 
     def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._folder = work / "data"
@@ -35,7 +35,7 @@ class FolderStore:
         self._index.truncate(state["index"] if state else 0)
         self._index.seek(0)
         known = {row["file"] for row in csv.DictReader(self._index)}
-        for path in self._folder.iterdir():  # what came after the commit
+        for path in self._folder.iterdir():  # files written after the commit
             if path.name not in known | {_INDEX}:
                 path.unlink()
         self._rows = csv.writer(self._index)
@@ -43,11 +43,11 @@ class FolderStore:
             self._rows.writerow(_COLUMNS)
 
     def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
-        """Add one file and a line of the index."""
+        """Add a file and a line of the index."""
         contents: dict[str, Any] = {"label": entry.id}
         for kind, array in arrays.items():
             key = "representations" if kind == RESIDUES else f"{kind}_representations"
-            # Copies: a view would be saved with all of its pack.
+            # A view would be saved with its whole pack; so copy.
             contents[key] = {
                 layer: torch.from_numpy(np.array(values))
                 for layer, values in zip(self._layout.layers, array, strict=True)
@@ -64,14 +64,14 @@ class FolderStore:
         return {"index": os.fstat(self._index.fileno()).st_size}
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
-        """Close the index and note what was run."""
+        """Write the layout and the provenance; close the index."""
         described = {"layout": self._layout.to_json(), "protea": dict(provenance)}
         (self._folder / _SETTINGS).write_text(json.dumps(described))
         self._index.close()
         return self._folder
 
     def abandon(self) -> None:
-        """Close; what came after the commit is removed when the work goes on."""
+        """Close. Opening the store again removes files written after the commit."""
         try:
             self._index.close()
         except OSError:

@@ -1,7 +1,8 @@
 """HDF5: one dataset a record at the root, as UniProt distributes its embeddings.
 
-The dataset's name is the record's id with ``/`` as ``%2F``; further poolings are ``id@max`` and so on. With several
-layers the first axis is theirs, and the file's attribute ``layers`` lists them. Iterating gives the input's order.
+The dataset's name is the record's id with ``/`` as ``%2F``; further poolings are ``id@max`` and so on. Arrays of
+several layers have the layers as first axis, and the file's attribute ``layers`` lists them. Iteration gives the order
+of the input.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from protea.embed.stores.rollback import RollbackFile
 from protea.errors import ResumeError
 
 _FORMAT: Final = ("v108", "v108")
-"""HDF5 1.8's file format: many datasets and long attributes, readable by everything since 2008."""
+"""File format of HDF5 1.8: it holds many datasets and long attributes, and every program since 2008 reads it."""
 
 
 class H5Store:
-    """Writes one file. ``truncated_from`` is 0 for a record that was not truncated."""
+    """Writes a file. ``truncated_from`` is 0 for a record that is not truncated."""
 
     def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._path = work / "data.h5"
@@ -38,24 +39,24 @@ class H5Store:
         else:
             self._file = h5py.File(self._raw, "r+", libver=_FORMAT)
 
-    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
-        """Add one dataset an array."""
+    def write(self, record: StoredRecord, arrays: Mapping[str, Array]) -> None:
+        """Add one dataset for each array."""
         level = self._layout.compression
         options = {} if level is None else {"compression": "gzip", "compression_opts": level, "shuffle": True}
         for number, (kind, array) in enumerate(arrays.items()):
-            name = store_name(entry.id) + (f"@{kind}" if number else "")
+            name = store_name(record.id) + (f"@{kind}" if number else "")
             if name in self._file:
-                raise ResumeError(f"record {entry.id!r} is in the output already: the input changed while it was read")
+                raise ResumeError(f"record {record.id!r} is already in the output: the input changed during the run")
             data = array if len(self._layout.layers) > 1 else array[0]
             dataset = self._file.create_dataset(name, data=data, **options)
-            dataset.attrs["id"] = entry.id
-            dataset.attrs["description"] = entry.description
-            dataset.attrs["length"] = entry.length
-            dataset.attrs["truncated_from"] = entry.truncated_from or 0
+            dataset.attrs["id"] = record.id
+            dataset.attrs["description"] = record.description
+            dataset.attrs["length"] = record.length
+            dataset.attrs["truncated_from"] = record.truncated_from or 0
         self._raw.check()
 
     def commit(self) -> State:
-        """Flush; what the file held at the commit before can be restored until the caller has noted this one."""
+        """Flush. The previous commit can be restored until the caller has stored this one."""
         self._raw.forget_older()
         self._file.flush()
         self._raw.check()
@@ -63,7 +64,7 @@ class H5Store:
         return {"number": number, "size": size}
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
-        """Note what was run and close."""
+        """Write the provenance and close."""
         self._file.attrs["protea"] = json.dumps(dict(provenance))
         self._file.close()
         self._raw.check()
@@ -90,13 +91,13 @@ def _records(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, di
     with h5py.File(path) as file:
         names = iter(file)
         for name in names:
-            datasets = [file[each] for each in (name, *islice(names, len(layout.kinds) - 1))]
+            datasets = [file[key] for key in (name, *islice(names, len(layout.kinds) - 1))]
             attributes = datasets[0].attrs
-            entry = StoredRecord(
+            record = StoredRecord(
                 str(attributes["id"]),
                 str(attributes["description"]),
                 int(attributes["length"]),
                 int(attributes["truncated_from"]) or None,
             )
             arrays = [dataset[()] if several else dataset[()][None] for dataset in datasets]
-            yield entry, dict(zip(layout.kinds, arrays, strict=True))
+            yield record, dict(zip(layout.kinds, arrays, strict=True))

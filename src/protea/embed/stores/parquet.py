@@ -1,11 +1,11 @@
-"""Parquet: one row a sequence, one column a pooling and layer.
+"""Parquet: a row for each sequence, a column for each pooling and layer.
 
-The column is ``embedding`` when there is one; with several poolings ``embedding_mean``, with several layers
-``embedding_layer6``, with both ``embedding_mean_layer6``. One vector a sequence is a ``fixed_size_list``, one a residue
-a list of them. ``truncated_from`` is null for a record that was not truncated.
+A single column is named ``embedding``; with several poolings ``embedding_mean``, with several layers
+``embedding_layer6``, with both ``embedding_mean_layer6``. A vector is a ``fixed_size_list``; the vectors of residues
+are a list of those. ``truncated_from`` is null for a record that is not truncated.
 
-A Parquet file cannot be read before its last byte is written, so the work goes into parts, each a whole file, which
-are joined at the end. Where a row group ends depends on the rows alone, not on when the work was interrupted.
+A Parquet file cannot be read before its last byte is written. So the store writes parts, each a complete file, and
+joins them at the end. The end of a row group depends on the rows alone, not on interruptions.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents,
 
 _ROW_GROUP_BYTES: Final = 32 << 20
 _ROW_GROUP_ROWS: Final = 4096
-"""Rows wait in memory until their group is full, where each takes kilobytes beside its numbers."""
+"""Limit on rows that wait in memory; each takes kilobytes beside its arrays."""
 
 
 class ParquetStore:
-    """Writes one file, a row group at a time."""
+    """Writes a file, one row group at a time."""
 
     def __init__(self, work: Path, layout: ArrayLayout, state: State | None) -> None:
         self._work = work
@@ -45,7 +45,7 @@ class ParquetStore:
                 self._hold(entry, arrays)
 
     def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
-        """Add one row."""
+        """Add a row."""
         self._hold(entry, dict(arrays))
         if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
             self._save(self._part(self._parts))
@@ -53,7 +53,7 @@ class ParquetStore:
             self._rows, self._bytes = [], 0
 
     def commit(self) -> State:
-        """Write the rows of the row group that is not full yet beside the full ones."""
+        """Write the rows of the unfinished row group to a file of their own."""
         self._commits += 1
         tail = f"tail-{self._commits}.parquet" if self._rows else None
         if tail:
@@ -64,7 +64,7 @@ class ParquetStore:
         return {"parts": self._parts, "tail": tail, "commits": self._commits}
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
-        """Join the parts."""
+        """Join the parts to one file."""
         target = self._work / "data.parquet"
         with pq.ParquetWriter(target, self._schema) as writer:
             writer.add_key_value_metadata({"protea": json.dumps(dict(provenance))})
@@ -75,7 +75,7 @@ class ParquetStore:
         return target
 
     def abandon(self) -> None:
-        """Forget the rows in memory."""
+        """Drop the rows in memory."""
         self._rows = []
 
     def _hold(self, entry: StoredRecord, arrays: dict[str, Array]) -> None:
@@ -102,7 +102,7 @@ class ParquetStore:
         return pa.table(columns, schema=self._schema)
 
     def _clear(self, keep: str | None) -> None:
-        """Remove what came after the commit: parts of its number or higher, and other tails."""
+        """Remove the files written after the commit."""
         kept = {self._part(number).name for number in range(self._parts)} | {keep}
         for path in self._work.glob("*.parquet"):
             if path.name not in kept:
@@ -133,7 +133,7 @@ def _name(layout: ArrayLayout, kind: str, layer: int) -> str:
 
 
 def _column(arrays: list[Array], kind: str, width: int) -> pa.Array:
-    """``[D]`` vectors as fixed-size lists, ``[L, D]`` ones as lists of them."""
+    """Arrays ``[D]`` as fixed-size lists, arrays ``[L, D]`` as lists of those."""
     rows = np.concatenate([array.reshape(-1, width) for array in arrays])
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
     if kind != RESIDUES:

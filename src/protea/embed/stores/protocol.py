@@ -1,7 +1,7 @@
-"""What every output of embeddings is, whatever its format.
+"""The interface that every format of embeddings implements.
 
-A store works in a folder of its own beside the output's final place. ``commit`` makes everything written so far
-survive whatever happens to the process, ``finish`` makes the output complete; only then is it moved to its place.
+A store writes in a folder of its own beside the output's final place. After ``commit``, everything written so far
+survives a kill of the process. ``finish`` completes the output; only then does it move to its place.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 State = dict[str, Any]
-"""What a store must know to go on from a commit; plain values that JSON can hold."""
+"""What a store needs to continue from a commit, as plain values for JSON."""
 
 RESIDUES: Final = "residues"
-"""The kind of an array with one vector a residue; other kinds are names of poolings."""
+"""The kind of an array with one vector a residue; the other kinds are names of poolings."""
 
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """What is stored of a record beside its arrays.
+    """What a store keeps of a record beside its arrays.
 
     Attributes:
         id: unique in the output.
         description: the rest of the header.
-        length: residues embedded.
-        truncated_from: residues before truncation; ``None`` if it was not truncated.
+        length: number of residues embedded.
+        truncated_from: number of residues before truncation; ``None`` if the record is not truncated.
     """
 
     id: str
@@ -43,12 +43,12 @@ class StoredRecord:
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """What every record's arrays look like.
+    """The form of every record's arrays.
 
     Attributes:
         kinds: names of poolings and ``RESIDUES``, in order.
-        layers: of the arrays' first axis.
-        width: of the last axis.
+        layers: layer numbers along the arrays' first axis.
+        width: length of the last axis.
         dtype: ``float32`` or ``float16``.
         compression: gzip level of HDF5 datasets, or ``None``.
     """
@@ -60,44 +60,44 @@ class ArrayLayout:
     compression: int | None = None
 
     def to_json(self) -> str:
-        """As outputs carry it."""
+        """The layout as text; outputs carry it."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ArrayLayout:
-        """The inverse."""
+        """The layout from its text."""
         values = json.loads(text)
         return cls(**values | {"kinds": tuple(values["kinds"]), "layers": tuple(values["layers"])})
 
     def bytes(self, sequences: int, residues: int) -> int:
-        """What the numbers alone take."""
+        """Bytes of the arrays alone."""
         vectors = sum(residues if kind == RESIDUES else sequences for kind in self.kinds)
         return vectors * len(self.layers) * self.width * np.dtype(self.dtype).itemsize
 
 
 class EmbeddingStore(Protocol):
-    """Takes embeddings one record at a time; see the module for what a store promises."""
+    """Receives embeddings record by record; the module docstring states what a store promises."""
 
     def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
-        """Add a record: for each kind an array ``[N, ...]`` with an axis for layers."""
+        """Add a record; each kind has an array ``[N, ...]`` whose first axis is the layers."""
 
     def commit(self) -> State:
-        """Make all records so far durable."""
+        """Make all records so far survive a kill."""
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
-        """Complete the output, with what was run as JSON inside, and give the file or folder to move into place."""
+        """Complete the output, with the provenance inside as JSON; return the file or folder to move into place."""
 
     def abandon(self) -> None:
-        """Let go of everything since the last commit; never fails."""
+        """Drop everything since the last commit; never fails."""
 
 
 class Contents(NamedTuple):
-    """A finished output, read back.
+    """A finished output, as read.
 
     Attributes:
-        provenance: what was run.
-        layout: what arrays look like.
-        records: as they were given to ``write``.
+        provenance: settings and circumstances of the run.
+        layout: of the arrays.
+        records: as given to ``write``.
     """
 
     provenance: dict[str, Any]

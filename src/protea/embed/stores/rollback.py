@@ -1,8 +1,8 @@
-"""A file that can go back to its last commit after the process was killed in the middle of a write.
+"""A file that returns to its last commit after a kill in the middle of a write.
 
-HDF5 changes index blocks in place. Before bytes that belong to the last commit are overwritten, they are saved in an
-undo file, as databases do; going back means writing them home and cutting off what was added. The files
-``data`` and ``undo-N`` belong to commit number N; an undo file of another number is stale.
+HDF5 changes index blocks in place. Before a write replaces bytes of the last commit, this file saves them in an undo
+file, as databases do. To return to the commit, it writes the saved bytes back and cuts off what was added. The file
+``undo-N`` belongs to commit number N; an undo file of another number is out of date.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _HEADER: Final = struct.Struct("<QQ")
 class RollbackFile(io.RawIOBase):
     """A binary file for reading and writing at any place, with commits.
 
-    Args:
-        path: of the file; the undo files lie beside it.
-        commit: number and size of the commit to go back to; ``None`` begins an empty file.
+    HDF5 crashes if a write fails inside it. So this file keeps the failure, which ``check`` raises, and ignores all
+    later writes.
 
-    HDF5 falls apart if a write fails under its hands. So a failure is kept for ``check`` to raise, and from then on
-    nothing more is written.
+    Args:
+        path: of the file; the undo files are beside it.
+        commit: number and size of the commit to return to; ``None`` starts an empty file.
 
     Attributes:
         number: of the last commit.
-        deaf: throw further writes away, so that a library that insists on flushing can close.
+        deaf: ignore further writes, so that HDF5, which flushes when it closes, can close.
     """
 
     def __init__(self, path: Path, commit: tuple[int, int] | None) -> None:
@@ -57,19 +57,19 @@ class RollbackFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer; gives the number of bytes."""
+        """Read into a buffer; return the number of bytes."""
         return self._file.readinto(buffer) or 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """The present place."""
+        """The position."""
         return self._file.tell()
 
     def write(self, data: Any) -> int:
-        """Write, having saved what belongs to the last commit."""
+        """Write, after saving the bytes of the last commit."""
         view = memoryview(data).cast("B")
         start = self._file.tell()
         if self.deaf:
@@ -86,7 +86,7 @@ class RollbackFile(io.RawIOBase):
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Cut off, having saved what belongs to the last commit."""
+        """Truncate, after saving the bytes of the last commit."""
         size = self._file.tell() if size is None else size
         if self.deaf:
             return size
@@ -99,16 +99,16 @@ class RollbackFile(io.RawIOBase):
             return size
 
     def check(self) -> None:
-        """Raise what went wrong since the last call.
+        """Raise the failure of an earlier write.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: a write failed, for example on a full disk.
         """
         if self._failure is not None:
             raise self._failure
 
     def commit(self) -> tuple[int, int]:
-        """Make the present contents the ones to go back to, from the moment the caller has noted what this returns.
+        """Make the present contents the state to return to, once the caller has stored the result.
 
         Returns:
             Number and size of the commit.
@@ -120,7 +120,7 @@ class RollbackFile(io.RawIOBase):
         return self.number, self._committed
 
     def forget_older(self) -> None:
-        """Remove undo files of earlier commits, once the last one is noted."""
+        """Remove the undo files of earlier commits, once the caller has stored the last one."""
         for path in self._path.parent.glob("undo-*"):
             if path.name != f"undo-{self.number}":
                 path.unlink()
@@ -148,7 +148,7 @@ class RollbackFile(io.RawIOBase):
             raise OSError(28, "No space left on device")
 
     def _undo_all(self) -> None:
-        """Write the saved bytes home, the last first: each record holds what was there when it was made."""
+        """Write the saved bytes back, newest first, because a later record may cover an earlier one."""
         path = self._path.parent / f"undo-{self.number}"
         if not path.exists():
             return
@@ -159,7 +159,7 @@ class RollbackFile(io.RawIOBase):
             start, size = _HEADER.unpack_from(data, place)
             place += _HEADER.size
             if place + size > len(data):
-                break  # killed while saving: the bytes at home are still the old ones
+                break  # killed while saving; the file still holds the old bytes
             records.append((start, data[place : place + size]))
             place += size
         for start, old in reversed(records):
