@@ -90,7 +90,7 @@ def test_plots_need_matplotlib(run: Run, store: Path, monkeypatch: pytest.Monkey
     fails(run("data", "info", store, "--plot", "p.png"), 1, "pip install 'protea[plot]'")
 
 
-def test_damage_is_one_line(run: Run, store: Path) -> None:
+def test_damaged_stores_are_reported_in_one_line(run: Run, store: Path) -> None:
     path = store / "train/sequences.arrow"
     data = bytearray(path.read_bytes())
     data[1000] ^= 1

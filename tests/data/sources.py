@@ -57,7 +57,7 @@ class Sources:
         return self.folder / "mapping.tsv"
 
     def write(self) -> None:
-        """Write the files anew; members in an order that is not that of the clusters."""
+        """Write the files; members are not in the order of the clusters."""
         members = [member for members in self.clusters.values() for member in members]
         random.Random(1).shuffle(members)
         fasta = "".join(f">{name} n=1\n{self.sequences[name]}\n" for name in members)
@@ -83,7 +83,7 @@ def make_sources(
 
 
 def settings(output: Path, **values: object) -> BuildSettings:
-    """Of a build without MMseqs2, unless told otherwise."""
+    """Settings of a build without MMseqs2, unless ``values`` change that."""
     return BuildSettings(output=output, **{"valid": "0", "filtered": False, **values})  # type: ignore[arg-type]
 
 

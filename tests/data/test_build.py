@@ -158,7 +158,7 @@ def same_clusters(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
         shutil.rmtree(tmp_path / "store")
 
 
-def test_headers_tell_clusters_where_there_is_no_mapping(tmp_path: Path) -> None:
+def test_headers_name_clusters_without_a_mapping(tmp_path: Path) -> None:
     sources = make_sources(tmp_path, 10, most=1)
     sources.uniref90.write_text(
         "".join(
@@ -265,7 +265,7 @@ def test_empty_clusters(tmp_path: Path) -> None:
     assert members(build(sources, tmp_path / "b", empty="drop")) == expected
 
 
-def test_other_mappings_that_say_nothing(tmp_path: Path) -> None:
+def test_invalid_mappings(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     sources.mapping.write_text("a b c\n")
     refused(tmp_path, sources, DataError, r"line 1: .*1 columns")
@@ -310,12 +310,12 @@ def test_samples_larger_than_the_data(tmp_path: Path, valid: str, test: str) -> 
         ({"search_from": "both"}, "--search-from both: use train, valid"),
     ],
 )
-def test_options_that_cannot_be_meant(tmp_path: Path, values: dict[str, object], match: str) -> None:
+def test_invalid_options(tmp_path: Path, values: dict[str, object], match: str) -> None:
     key = ",".join(f"{name}={value}" for name, value in values.items())
     refused(tmp_path, make_sources(tmp_path), UsageError, match, key, **values)
 
 
-def test_places_that_are_taken(tmp_path: Path) -> None:
+def test_existing_outputs(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     folder = build(sources, tmp_path / "store").folder
     before = contents(folder)
@@ -369,7 +369,7 @@ def test_damaged_stores(tmp_path: Path, name: str) -> None:
         TrainingStore(store.folder, ESM)
 
 
-def test_what_is_no_store(tmp_path: Path) -> None:
+def test_folders_that_are_not_stores(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         TrainingStore(tmp_path / "no", ESM)
     with pytest.raises(StoreError, match=str(tmp_path)):

@@ -63,7 +63,7 @@ def test_a_build_stopped_at_any_stage_continues(tmp_path: Path, amid: bool) -> N
     assert stopped >= (3 if amid else 6)
 
 
-def test_what_changed_is_done_again(tmp_path: Path) -> None:
+def test_changed_stages_are_done_again(tmp_path: Path) -> None:
     """Another build in the same place repeats the stages that depend on a change, and no others."""
     sources = make_sources(tmp_path, 60)
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +109,7 @@ def appears(path: Callable[[], bool], seconds: float = 60) -> bool:
 
 
 def prefiltering(folder: Path) -> list[int]:
-    """Those of them that run the prefilter; one may end while it is looked at."""
+    """Those processes that run the prefilter; one may end before its command line is read."""
     found = []
     for number in at_work(folder):
         with suppress(OSError):
@@ -178,7 +178,7 @@ def test_mmseqs_and_its_runs_that_are_killed(tmp_path: Path) -> None:
     sources = make_sources(tmp_path, 500, most=2, low=200, high=400)
     slow = ("--valid", 20, "--threads", 1)
     work = tmp_path / ".store.partial"
-    # The whole run is killed: its MMseqs2 goes with it.
+    # If the run is killed, its MMseqs2 ends too.
     process = start(*command(sources, tmp_path / "store", *slow))
     assert appears(lambda: bool(at_work(work)))
     process.kill()
@@ -196,7 +196,7 @@ def test_mmseqs_and_its_runs_that_are_killed(tmp_path: Path) -> None:
     last = err.strip().splitlines()[-1]
     assert last.startswith("protea: error: mmseqs search ")
     assert "Killed" in last or "prefilter died" in last
-    # Interrupted, it ends at once, MMseqs2 too, and says how to go on.
+    # If it is interrupted, it ends at once, MMseqs2 too, and says how to continue.
     process = start(*command(sources, tmp_path / "store", *slow))
     assert appears(lambda: bool(at_work(work)))
     process.send_signal(signal.SIGINT)

@@ -94,7 +94,7 @@ def test_csv_alone(tmp_path: Path, shards: Sources) -> None:
     assert all(found == [name] for name, found in members(store).items())
 
 
-def test_csv_that_does_not_fit_together(tmp_path: Path, shards: Sources) -> None:
+def test_csv_files_that_contradict_each_other(tmp_path: Path, shards: Sources) -> None:
     with pytest.raises(DataError, match=r"\d+ members .*--max-length"):
         from_csv(tmp_path, "a", max_length=70)
     starts = np.fromfile(tmp_path / "starts.mmap", np.uint64)
@@ -114,7 +114,7 @@ def test_csv_that_does_not_fit_together(tmp_path: Path, shards: Sources) -> None
         from_csv(tmp_path, "d")
 
 
-def test_csv_of_another_kind(tmp_path: Path, shards: Sources) -> None:
+def test_invalid_csv(tmp_path: Path, shards: Sources) -> None:
     (tmp_path / "uf50/train/x000.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"x000\.csv: no column record_name and no sequence"):
         from_csv(tmp_path, "a", attach=False)
@@ -166,7 +166,7 @@ def test_parquet_with_sqlite(tmp_path: Path, lists: Sources) -> None:
     assert members(from_parquet(tmp_path, "b")) == {names[0]: names for names in lists.clusters.values()}
 
 
-def test_parquet_that_names_what_is_absent(tmp_path: Path, lists: Sources) -> None:
+def test_parquet_with_absent_ids(tmp_path: Path, lists: Sources) -> None:
     pd.DataFrame({"ur50_id": ["V2", "V3"]}).to_parquet(tmp_path / "valid.parquet")
     with pytest.raises(DataError, match=r"valid\.parquet .*: 1, .*'V3'"):
         from_parquet(tmp_path, "a")
@@ -178,7 +178,7 @@ def test_parquet_that_names_what_is_absent(tmp_path: Path, lists: Sources) -> No
         from_parquet(tmp_path, "c")
 
 
-def test_parquet_of_another_kind(tmp_path: Path, lists: Sources) -> None:
+def test_invalid_parquet(tmp_path: Path, lists: Sources) -> None:
     lists.clusters["UniRef50_C2"] = []
     write_lists(tmp_path, lists)
     with pytest.raises(DataError, match=r"train\.parquet, row 3: an empty cluster"):

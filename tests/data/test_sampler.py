@@ -132,7 +132,7 @@ def test_alphabets_without_frames_see_the_same_windows(
 
 @slow_setup
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.data())
-def test_a_place_does_not_depend_on_others(split: Split, seed: int, epoch: int, data: st.DataObject) -> None:
+def test_draws_do_not_depend_on_other_places(split: Split, seed: int, epoch: int, data: st.DataObject) -> None:
     places = np.array(data.draw(st.lists(st.integers(0, split.clusters - 1), min_size=1, max_size=10)))
     sampler = Sampler(split, seed=seed, max_tokens=20)
     whole = sampler.draw(epoch, np.arange(split.clusters))
@@ -160,7 +160,7 @@ def test_long_members_and_clusters_are_left_out(split: Split) -> None:
     assert chisquare(counts[short], 400 / sizes[owner[short]], ddof=len(left) - 1).pvalue > 1e-4
 
 
-def test_values_that_cannot_be_meant(split: Split) -> None:
+def test_invalid_values(split: Split) -> None:
     with pytest.raises(UsageError, match="unknown crop 'tail'; use random, head"):
         Sampler(split, crop="tail")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"max_tokens must be at least 3 \(BOS, a residue, EOS\), got 2"):

@@ -1,8 +1,8 @@
-"""Masked language modelling: which tokens are hidden, and by what they are replaced.
+"""Masked language modelling: which tokens are hidden, and what replaces them.
 
 Token ``j`` of a window at place ``index`` has the word ``stream(fold(seed, epoch, MASK, index), j)``, which decides
-whether it is selected. ``mix`` of that word decides what becomes of it. Masks therefore do not depend on the pack, the
-worker or the rank.
+whether it is selected. ``mix`` of that word decides whether it is masked, replaced or kept. Masks therefore do not
+depend on the pack, the worker or the rank.
 """
 
 from __future__ import annotations

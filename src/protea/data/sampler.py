@@ -22,12 +22,12 @@ from protea.data.training_store import Split
 from protea.errors import DataError, UsageError
 
 Crop = Literal["random", "head", "random-tokens", "head-tokens"]
-"""What is shown of a sequence that is too long.
+"""How a sequence that is too long is cropped.
 
-``random``: a random window of residues, between BOS and EOS. ``head``: the first residues, likewise (fair-esm, Hugging
-Face). ``random-tokens``: a random window of the sequence with its BOS and EOS, which are there only if the window
-reaches them (BioNeMo 2, which never draws the last window; this does). ``head-tokens``: the first tokens: BOS, and no
-EOS (BioNeMo 1). All have ``max_tokens`` tokens, whether or not the alphabet has BOS and EOS.
+``random``: a random window of residues, between BOS and EOS. ``head``: the first residues, between BOS and EOS
+(fair-esm, Hugging Face). ``random-tokens``: a random window of the sequence with its BOS and EOS, which are there only
+if the window reaches them (BioNeMo 2; the last window, which it never draws, is drawn here). ``head-tokens``: the first
+tokens: BOS, and no EOS (BioNeMo 1). All have ``max_tokens`` tokens, whether or not the alphabet has BOS and EOS.
 """
 
 CROPS: Final = get_args(Crop)
@@ -76,7 +76,7 @@ class Sampler:
         split: of a store.
         seed: of all draws.
         max_tokens: most tokens of a sequence, with BOS and EOS.
-        crop: what is shown of longer sequences.
+        crop: how longer sequences are cropped.
         max_length: if given, longer sequences are never shown; costs 8 bytes of memory for each cluster.
         shuffle: whether the order of the clusters is drawn; else it is that of the store.
 
