@@ -49,9 +49,11 @@ Scan = Callable[[str, list[int]], list[float]]
 
 
 def protea_scan(model: Path, variant: list[str], device: str) -> Scan:
-    from protea.cli.load import load_to_compute
+    import protea
+    from protea.infer.loading import computing_dtype
 
-    loaded = load_to_compute(str(model), device=device, dtype="float32", fast="--fast" in variant)
+    dtype = computing_dtype(device, "float32", fast="--fast" in variant)
+    loaded = protea.load(model, device=device, dtype=dtype)
 
     def scan(sequence: str, sites: list[int]) -> list[float]:
         return loaded.score(sequence, [f"{sequence[i]}{i + 1}A" for i in sites]).tolist()

@@ -8,10 +8,12 @@ import torch
 
 import protea
 from conftest import CONFIGS, LoadModel
+from messages import check_message
 from protea.errors import CapabilityError, ProteaWarning, SequenceTooLongError, UnknownResidueError, UsageError
 from protea.packing import pack
 from references import run_float64
 
+LONG_FAMILIES = ["esm1b", "esm1v", "esm2"]
 SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY" * 5]
 
 
@@ -26,7 +28,7 @@ def test_residue_embeddings_have_a_row_a_residue(load_small: LoadModel) -> None:
         np.testing.assert_allclose(array, states[-1][1:-1].numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("budget", [1, 12, 50, 10_000])
+@pytest.mark.parametrize("budget", [12, 10_000])
 def test_the_budget_changes_nothing_but_memory(load_small: LoadModel, budget: int) -> None:
     model = load_small("esm2")
     for a, b in zip(model.embed(SEQUENCES), model.embed(SEQUENCES, token_budget=budget), strict=True):
@@ -62,7 +64,9 @@ def test_layers_make_a_first_axis(load_small: LoadModel) -> None:
         np.testing.assert_allclose(got, states[layer][1:-1].numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", ["esm1nv", "esm2nv", *(pytest.param(n, marks=pytest.mark.long) for n in LONG_FAMILIES)]
+)
 def test_logits_have_a_column_a_token_of_the_alphabet(load_small: LoadModel, name: str) -> None:
     model = load_small(name)
     values = model.logits(["MKT<mask>", "G"])
@@ -86,44 +90,45 @@ def test_a_long_sequence_runs_whole_or_is_truncated_aloud(load_small: LoadModel)
     rotary, learned = load_small("esm2"), load_small("esm1nv")
     long = "A" * 1030
     assert rotary.embed([long], long="full")[0].shape == (1030, 40)
-    with pytest.warns(ProteaWarning, match="sequence 1 truncated: first 1022 of 1030 residues"):
+    with pytest.warns(ProteaWarning, match=r"^sequence 1 .*1022 of 1030"):
         arrays = rotary.embed(["M", long], long="truncate")
     np.testing.assert_allclose(arrays[1], rotary.embed(["A" * 1022])[0], atol=1e-5)
-    with pytest.raises(
-        SequenceTooLongError,
-        match=r"sequence 0: 1030 residues, over the 1022 that ESM-2 .* full runs it whole",
-    ):
+    with pytest.raises(SequenceTooLongError, match=r"^sequence 0: 1030 .* 1022 .*ESM-2 .*full"):
         rotary.embed([long], long="error")
-    with pytest.raises(
-        SequenceTooLongError,
-        match=r"sequence 1: 511 residues, over the 510 that ESM-1nv .* window joins embeddings of overlapping windows$",
-    ):
+    with pytest.raises(SequenceTooLongError, match=r"^sequence 1: 511 .* 510 .*ESM-1nv (?!.*full)"):
         learned.embed(["M", "A" * 511], long="full")
     assert learned.embed(["A" * 510])[0].shape == (510, 40)
 
 
-def test_what_is_wrong_is_named(load_small: LoadModel) -> None:
+def test_wrong_arguments(load_small: LoadModel) -> None:
     model = load_small("esm2")
-    with pytest.raises(UnknownResidueError, match="sequence 1: residue 'J' at position 2"):
+    with pytest.raises(UnknownResidueError, match=r"^sequence 1: .*'J' at position 2") as unknown:
         model.embed(["MK", "MJ"])
-    with pytest.raises(UsageError, match="expected a list, got one string"):
+    check_message("language_model.residue", unknown.value)
+    with pytest.raises(UsageError) as text:
         model.embed("MKT")
-    with pytest.raises(UsageError, match="sequence 1 is empty"):
+    check_message("language_model.not_a_list", text.value)
+    with pytest.raises(UsageError) as empty:
         model.embed(["M", ""])
-    with pytest.raises(UsageError, match="unknown pooling 'median'; use mean, max, std, bos"):
+    check_message("language_model.empty", empty.value)
+    with pytest.raises(UsageError) as number:
+        model.contacts(5)
+    check_message("language_model.not_text", number.value)
+    with pytest.raises(UsageError, match=r"'median'.*mean, max, std, bos"):
         model.embed(["M"], pool="median")
-    with pytest.raises(UsageError, match=r"layer 4 does not exist; this model has 0 to 3, or -4 to -1"):
+    with pytest.raises(UsageError, match=r" 4 .*0 to 3.*-4 to -1"):
         model.embed(["M"], layers=[0, 4])
-    with pytest.raises(UsageError, match="none twice"):
+    with pytest.raises(UsageError, match=r"\[3, -1\]"):
         model.embed(["M"], layers=[3, -1])
-    with pytest.raises(UsageError, match="at least one layer"):
+    with pytest.raises(UsageError, match=r"\[\]"):
         model.embed(["M"], layers=[])
-    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use truncate, window, full, error"):
+    with pytest.raises(UsageError, match=r"'cut'.*truncate, window, full, error"):
         model.embed(["M"], long="cut")
-    with pytest.raises(UsageError, match="budget must be at least 1, got 0"):
+    with pytest.raises(UsageError) as budget:
         model.embed(["M"], token_budget=0)
+    check_message("language_model.budget", budget.value)
     model.module.lm_head = None
-    with pytest.raises(CapabilityError, match="no logits"):
+    with pytest.raises(CapabilityError, match="logits"):
         model.logits(["M"])
 
 

@@ -1,4 +1,4 @@
-"""The Python interface: a model with its alphabet, taking sequences and giving arrays."""
+"""The Python interface: a model with its alphabet, which takes sequences and gives arrays."""
 
 from __future__ import annotations
 
@@ -21,58 +21,60 @@ from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
 from protea.contacts.structures import Chain, read_structures, structure_files
 from protea.data.masking import Masking, masking_named
-from protea.disk import sha256
 from protea.embed import embeddings
-from protea.embed.embeddings import Asked, Embedding, resolve_layers
+from protea.embed.embeddings import Asked, resolve_layers
 from protea.embed.pooling import check_poolings
 from protea.embed.prepare import EncodedRecord, Long, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
 from protea.fasta import Record
-from protea.infer.budget import default_budget
 from protea.infer.loading import load_model
-from protea.infer.runner import FloatArray, Runner
+from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
+from protea.output import sha256
+from protea.progress import SILENT
 from protea.score import effects, perplexity
-from protea.score.expected import check_policy
-from protea.score.records import check_residues
+from protea.score.expected import runner_for
+from protea.score.proteins import check_no_masks
 from protea.score.variants import CANONICAL, parse_all, single_substitutions
 
-L = TypeVar("L", bound=Collection[object])
+Texts = TypeVar("Texts", bound=Collection[object])
 
 
 def load(
     model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
 ) -> LanguageModel:
-    """Load a model.
+    """Load a model, by default Protea-mini, which comes with the package.
 
     Args:
-        model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format: a
-            folder, a ``.pt`` of Meta's package, a ``.nemo``, a BioNeMo 2 directory. Without it, Protea-mini, which
-            comes with the package.
+        model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        trainable: leave ``module`` as plain PyTorch, to be trained, changed or moved. Without it, on a CPU, weights are
-            put into the order that the processor multiplies fastest, as the commands do.
+        trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
+            CPU are put into the order that the processor multiplies fastest, as the commands do.
 
     Raises:
-        UsageError: the device or type is unknown; UnknownModelError for an unknown name.
-        CheckpointError: the files are absent, damaged or do not fit together.
-        DeviceError: the device is not there.
+        UsageError, CheckpointError, DeviceError: for a wrong argument, for damaged files, for an absent device.
     """
     loaded = load_model(model, device=device, dtype=dtype, trainable=trainable)
     return LanguageModel(loaded.module, name=loaded.name, files=loaded.files, head_record=loaded.head_record)
 
 
 class LanguageModel:
-    """A protein language model.
+    """A protein language model: the ``torch.nn.Module`` as ``module``, its ``name``, and the ``files`` of its weights.
 
-    Attributes:
-        module: the ``torch.nn.Module``.
-        name: what it was loaded by.
-        files: the files it was loaded from, if any.
+    Sequences are residues in upper case, and get the same numbers, to float32 rounding, whatever sequences are computed
+    with them. ``long`` is the policy for a sequence over the model's limit: ``truncate``, ``window``, ``full`` or
+    ``error`` (``docs/embedding.md``); of these, scores know ``window`` (ProteinGym's windows), ``full`` and ``error``.
+    ``token_budget`` is the number of tokens computed at a time, which bounds memory.
+
+    Methods raise ``UnknownResidueError`` for a letter outside the alphabet, ``SequenceTooLongError`` for a sequence too
+    long for the policy, ``CapabilityError`` for what the checkpoint lacks (see ``capabilities``), ``NonFiniteError`` if
+    the model gives infinities or NaN, ``DeviceError`` if memory is too small, ``UsageError`` for an unknown name or a
+    number out of range, ``StructureError`` and ``DataError`` for files that are damaged or absent or hold too little,
+    and ``MissingExtraError`` if an optional library is not installed.
     """
 
     def __init__(
@@ -98,17 +100,17 @@ class LanguageModel:
 
     @property
     def config(self) -> EncoderConfig:
-        """The architecture's numbers."""
+        """The numbers of the architecture."""
         return self.module.config
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What the model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
+        """Abilities beyond embedding: ``attention``, ``logits``, ``contacts``."""
         return self.module.capabilities
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.module.device
 
     @property
@@ -117,7 +119,7 @@ class LanguageModel:
         return self.module.compute_dtype
 
     def weights_sha256(self) -> dict[str, str]:
-        """SHA-256 of the weight files by name; nothing for a model that was not loaded from files."""
+        """SHA-256 of the weight files by name; empty for a model that was not loaded from files."""
         return {path.name: sha256(path) for path in self.files}
 
     @overload
@@ -151,33 +153,18 @@ class LanguageModel:
         long: Long = "truncate",
         token_budget: int | None = None,
     ) -> list[FloatArray] | FloatArray:
-        """Hidden states of each residue, or one vector a sequence.
+        """Hidden states of each residue, or one vector a sequence; ``<mask>`` stands for a masked position.
 
-        A sequence gets the same numbers in whatever company it is embedded, to float32 rounding.
-
-        Args:
-            sequences: residues in upper case; ``<mask>`` stands for a masked position.
-            pool: ``mean``, ``max``, ``std`` (over residues) or ``bos``; without it, one row a residue.
-            layers: which hidden states, 0 the embedding, -1 the last after its norm; without it, the last.
-            long: what to do with a sequence over the model's limit.
-            token_budget: tokens computed at a time; bounds memory.
-
-        Returns:
-            Without ``pool`` a list of float32 arrays ``[L, D]``, with it one array ``[N, D]``; with ``layers`` given,
-            an axis for them comes first in each: ``[n_layers, L, D]`` and ``[N, n_layers, D]``.
-
-        Raises:
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: a sequence over the limit, unless truncated.
-            UsageError: an unknown pooling, layer or policy.
+        Without ``pool``, gives a list of float32 arrays ``[L, D]``; with ``mean``, ``max``, ``std`` (over residues) or
+        ``bos`` one array ``[N, D]``. Layer 0 is the embedding, -1 the last after its norm, which is the default. If
+        ``layers`` are given, an axis is added for them: ``[n_layers, L, D]`` or ``[N, n_layers, D]``.
         """
         poolings = () if pool is None else check_poolings([pool], self.alphabet.frame)
         numbers = resolve_layers((-1,) if layers is None else layers, self.module)
         asked = Asked(layers=numbers, poolings=poolings, residues=pool is None)
-        found = embeddings.embed(self._runner(token_budget), self._encode(sequences, long), asked)
-        arrays = [_array(embedding, pool) for embedding in found]
-        if layers is None:
-            arrays = [array[0] for array in arrays]
+        found = embeddings.embed(runner_for(self.module, token_budget), self._encode(sequences, long), asked)
+        states = [embedding.residues if pool is None else embedding.pooled[pool] for embedding in found]
+        arrays = [state if layers is not None else state[0] for state in states if state is not None]
         if pool is None:
             return arrays
         shape = (0, *(() if layers is None else (len(layers),)), self.config.hidden_size)
@@ -186,14 +173,8 @@ class LanguageModel:
     def logits(
         self, sequences: Sequence[str], *, long: Long = "truncate", token_budget: int | None = None
     ) -> list[FloatArray]:
-        """Language-model logits of each residue: a list of ``[L, V]`` float32, V in ``alphabet.tokens``' order.
-
-        Raises:
-            CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: a sequence over the limit, unless truncated.
-        """
-        return list(embeddings.logits(self._runner(token_budget), self._encode(sequences, long)))
+        """Language-model logits of each residue: ``[L, V]`` float32, V in the order of ``alphabet.tokens``."""
+        return list(embeddings.logits(runner_for(self.module, token_budget), self._encode(sequences, long)))
 
     def perplexity(
         self,
@@ -204,52 +185,25 @@ class LanguageModel:
         long: Long = "truncate",
         token_budget: int | None = None,
     ) -> float:
-        """Perplexity of masked residues: exp of the summed loss over all of them.
+        """Perplexity of masked residues: exp of the mean loss over those of all sequences together.
 
-        BioNeMo 2's protocol: 15 % of all residues, of those 80 % hidden, 10 % replaced, 10 % left; one pass.
-
-        Args:
-            sequences: residues in upper case.
-            masking: a variant by name (``docs/data.md``), or any other.
-            seed: of the masks, which depend on it and the sequence's number alone.
-            long: what to do with a sequence over the model's limit.
-            token_budget: tokens computed at a time; bounds memory.
-
-        Raises:
-            CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet, or a mask.
-            SequenceTooLongError: a sequence over the limit, unless truncated.
-            UsageError: no residue is masked, so few there are.
+        ``masking`` is a variant of ``docs/data.md``, or settings of your own; ``standard`` is BioNeMo 2's protocol.
+        Masks depend only on ``seed`` and the sequence's number.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        ids = [(f"sequence {number}", one.ids) for number, one in enumerate(self._encode(sequences, long))]
-        for place, one in ids:
-            check_residues(one, self.alphabet, place)
+        _without_masks(sequences)
+        ids = ((encoded.record.place, encoded.ids) for encoded in self._encode(sequences, long))
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
-        return perplexity.of_all(perplexity.losses(self._runner(token_budget), masked))
+        return perplexity.of_all(perplexity.losses(runner_for(self.module, token_budget), masked))
 
     def pseudo_perplexity(
         self, sequences: Sequence[str], *, long: str = "window", token_budget: int | None = None
     ) -> NDArray[np.float64]:
-        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), a pass a residue.
-
-        Args:
-            sequences: residues in upper case.
-            long: for sequences longer than the model was trained on: ``window`` masks each residue within
-                ProteinGym's window, ``full`` runs them whole, ``error`` refuses them.
-            token_budget: tokens computed at a time; bounds memory.
-
-        Raises:
-            CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: a sequence over the limit.
-        """
-        check_policy(long)
-        named = [(f"sequence {number}", _one(one)) for number, one in enumerate(_list(sequences))]
-        for place, sequence in named:
-            check_residues(self.alphabet.encode(sequence), self.alphabet, place)
-        found = effects.pseudo_log_likelihoods(self._runner(token_budget), named, long=long)
-        return np.array([perplexity.of_loss(-float(values.mean(dtype=np.float64))) for values in found])
+        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), a pass a residue."""
+        values = effects.pseudo_log_likelihoods(
+            runner_for(self.module, token_budget), _without_masks(sequences), long=long
+        )
+        return np.array([perplexity.of_loss(-float(residues.mean(dtype=np.float64))) for residues, _ in values])
 
     def score(
         self,
@@ -263,24 +217,13 @@ class LanguageModel:
     ) -> NDArray[np.float64]:
         """Effects of variants, ``[n]``: log-likelihood ratios in nats, negative where the wild type is preferred.
 
-        Args:
-            sequence: the wild type, residues in upper case.
-            variants: ``A24V``; several changes at once ``A24V:G30S``; ``A24del``, ``A24_G25insKL`` and
-                ``A24_G30delinsKL`` by pseudo-likelihood.
-            method: ``masked-marginals``, ``wildtype-marginals`` or ``pseudo-likelihood``.
-            offset: the number of the first residue.
-            long: for a sequence longer than the model was trained on: ProteinGym's windows, ``full`` or ``error``.
-            token_budget: tokens computed at a time; bounds memory.
-
-        Raises:
-            VariantError: a variant that the sequence does not have, or that the method cannot score.
-            CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: the sequence is over the limit.
-            UsageError: the method is unknown.
+        ``method`` is ``masked-marginals``, ``wildtype-marginals`` or ``pseudo-likelihood``. All score substitutions,
+        ``A24V`` or several at once ``A24V:G30S``; the last also ``A24del``, ``A24_G25insKL`` and ``A24_G30delinsKL``.
+        ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
-        check_residues(self.alphabet.encode(_one(sequence)), self.alphabet, "the sequence")
-        how = effects.Scoring(method=method, offset=offset, long=long, token_budget=self.budget(token_budget))
+        check_no_masks(_one(sequence), "the sequence")
+        self.alphabet.encode(sequence)  # an unknown letter is an error before any variant is read
+        how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
         known = parse_all(_list(variants), sequence, self.alphabet, offset)
         protein = effects.Protein("the sequence", sequence, known)
         return next(effects.score(self.module, [protein], how))
@@ -288,62 +231,32 @@ class LanguageModel:
     def scan(
         self, sequence: str, *, method: str = "masked-marginals", long: str = "window", token_budget: int | None = None
     ) -> NDArray[np.float64]:
-        """Effects of every substitution, ``[L, 20]``: at each place the letters of ``protea.score.variants.CANONICAL``.
+        """Effects of every substitution, ``[L, 20]``, columns as in ``protea.score.variants.CANONICAL``; see ``score``.
 
-        Args:
-            sequence: the wild type, residues in upper case.
-            method: as in ``score``, in whose units scores are; the wild type's own letter has 0, a gap's row NaN.
-            long: likewise.
-            token_budget: likewise.
-
-        Raises:
-            CapabilityError: the checkpoint has no language-model head.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: the sequence is over the limit.
-            UsageError: the method is unknown.
+        The wild type's own letter scores 0; the row of a gap is NaN.
         """
         cells = list(single_substitutions(_one(sequence)))
-        names = [f"{sequence[place]}{place + 1}{new}" for place, new in cells]
-        scores = self.score(sequence, names, method=method, long=long, token_budget=token_budget)
-        found = np.zeros((len(sequence), len(CANONICAL)))
-        found[[not letter.isalpha() for letter in sequence]] = np.nan
-        for (place, new), score in zip(cells, scores, strict=True):
-            found[place, CANONICAL.index(new)] = score
-        return found
+        variants = [f"{sequence[place]}{place + 1}{letter}" for place, letter in cells]
+        scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
+        result = np.array([np.full(len(CANONICAL), 0.0 if letter.isalpha() else np.nan) for letter in sequence])
+        result[[place for place, _ in cells], [CANONICAL.index(letter) for _, letter in cells]] = scores
+        return result
 
     def evaluate_proteingym(
         self, folder: str | Path, *, method: str = "masked-marginals", long: str = "window"
     ) -> list[proteingym.Measured]:
-        """Effects of variants beside deep mutational scans; ``protea.evaluate.proteingym.means`` averages them.
+        """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
 
-        Args:
-            folder: of assays, as ``protea evaluate proteingym`` takes it.
-            method: as in ``score``.
-            long: likewise.
-
-        Raises:
-            DataError: the folder's tables are absent, damaged or lack a column.
-            MissingExtraError: scikit-learn is not installed.
-            CapabilityError: the checkpoint has no language-model head.
-            SequenceTooLongError: a protein is over the limit.
-            UsageError: the method is unknown.
+        A row an assay; ``protea.evaluate.proteingym.means`` averages them.
         """
         how = effects.Scoring(method=method, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
-            scan.add(self.module, lambda done: None)
+            scan.add(self.module, SILENT)
         return [scan.measured() for scan in scans]
 
     def contacts(self, sequence: str) -> FloatArray:
-        """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å).
-
-        Raises:
-            CapabilityError: the checkpoint has no contact head; ``protea fit-contacts`` fits one.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: more tokens than the model has positions.
-            DeviceError: the map would not fit into memory.
-            NonFiniteError: the model gives infinities or NaN.
-        """
+        """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å)."""
         (found,) = predict.contacts(self.module, [self.alphabet.encode(_one(sequence))])
         return found
 
@@ -357,25 +270,11 @@ class LanguageModel:
         c: float = fitting.C,
         rank: int = fitting.RANK,
     ) -> list[str]:
-        """Fit a contact head to some chains of structures (Rao et al. 2020), in place of one that the model has.
+        """Fit a contact head to ``count`` chains of PDB or mmCIF files (Rao et al. 2020), and return their names.
 
-        Args:
-            structures: PDB and mmCIF files, and folders of them.
-            count: chains to fit on.
-            seed: which, and of what is random in fitting.
-            head: ``regression`` on attention maps, or ``bilinear`` on the last hidden states.
-            c: of the regression: inverse strength of its L1 penalty.
-            rank: of the bilinear head.
-
-        Returns:
-            The names of the chains it was fitted on, on which it looks better than it is. ``save`` does not keep them:
-            ``protea fit-contacts`` writes a folder that says what its head has seen.
-
-        Raises:
-            MissingExtraError: biotite or scikit-learn is not installed.
-            StructureError: there is no protein in any of the structures.
-            DataError: there are fewer chains than asked for, or none has contacts.
-            DeviceError: the maps do not fit in memory.
+        It replaces the model's own head: ``regression`` on attention maps, with ``c`` the inverse strength of its L1
+        penalty, or ``bilinear`` on the last hidden states, of rank ``rank``. ``seed`` chooses the chains and starts the
+        fit. On these chains the head looks better than it is; ``save`` does not keep their names.
         """
         settings = heads.FitSettings(head=head, count=count, seed=seed, c=c, rank=rank)
         chosen, _ = heads.choose(self._chains(structures), settings)
@@ -388,18 +287,8 @@ class LanguageModel:
     ) -> list[ChainPrecision]:
         """Precision of contacts against structures, a row a chain; ``protea.contacts.precision.means`` averages them.
 
-        Args:
-            structures: PDB and mmCIF files, and folders of them.
-            exclude: names of chains to leave out.
-            include_fitted: keep chains that the head was fitted on, by ``fit_contacts`` or, by ``contact-head.json``,
-                before it was loaded. Without, they are left out with a warning.
-
-        Raises:
-            UsageError: a name is no chain's.
-            CapabilityError: the model has no contact head; ``fit_contacts`` fits one.
-            MissingExtraError: biotite is not installed.
-            StructureError: there is no protein in any of the structures.
-            NonFiniteError: the model gives infinities or NaN.
+        Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
+        ``include_fitted``.
         """
         self.module.require("contacts")
         chains = self._chains(structures)
@@ -421,41 +310,13 @@ class LanguageModel:
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
 
-        Args:
-            sequence: residues in upper case.
-            layers: from 1; negative ones count from the last.
-            heads: from 0; by default all.
-
-        Raises:
-            UsageError: a layer or head does not exist.
-            UnknownResidueError: a letter outside the alphabet.
-            SequenceTooLongError: more tokens than the model has positions.
-            NonFiniteError: the model gives infinities or NaN.
+        Layers count from 1, negative ones from the last; heads count from 0, all by default.
         """
         return predict.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as a Hugging Face folder, which Protea and ``transformers`` load.
-
-        Raises:
-            OutputError: the folder exists and is not empty, or cannot be written.
-        """
+        """Write the model as a Hugging Face folder, which Protea and ``transformers`` load; it must not exist yet."""
         hf.save(self.module, Path(folder))
-
-    def budget(self, token_budget: int | None = None) -> int:
-        """Tokens computed at a time: as given, or what the memory that is free allows.
-
-        Raises:
-            UsageError: it is below 1.
-        """
-        if token_budget is None:
-            return default_budget(self.module)
-        if token_budget < 1:
-            raise UsageError(f"a token budget must be at least 1, got {token_budget}")
-        return token_budget
-
-    def _runner(self, token_budget: int | None) -> Runner:
-        return Runner(self.module, self.budget(token_budget))
 
     def _chains(self, structures: Sequence[str | Path]) -> list[Chain]:
         """Chains that the model can see; what is skipped is a warning."""
@@ -472,12 +333,16 @@ class LanguageModel:
         if long not in get_args(Long):
             raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
         for number, sequence in enumerate(_list(sequences)):
-            record = _record(number, sequence)
-            notes: list[ReportRow] = []
-            ids = _ids(record, self.alphabet)
-            encoded = fit(record, ids, self.module, long, notes)
+            place = f"sequence {number}"
+            record = Record(str(number), "", _one(sequence, place), place)
+            rows: list[ReportRow] = []
+            try:
+                ids = self.alphabet.encode(sequence)
+            except UnknownResidueError as error:
+                raise UnknownResidueError(f"{place}: {error}") from error
+            encoded = fit(record, ids, self.module, long, rows)
             if encoded.truncated_from is not None:
-                warnings.warn(f"sequence {number} truncated: {notes[-1].detail}", ProteaWarning, stacklevel=4)
+                warnings.warn(f"{place} truncated: {rows[-1].detail}", ProteaWarning, stacklevel=4)
             yield encoded
 
 
@@ -485,35 +350,23 @@ def _silent(what: str, done: int, of: int) -> None:
     pass
 
 
-def _list(sequences: L) -> L:
-    if isinstance(sequences, str):
+def _list(texts: Texts) -> Texts:
+    if isinstance(texts, str):
         raise UsageError("expected a list, got one string; write [string]")
-    return sequences
+    return texts
 
 
-def _one(sequence: str) -> str:
+def _one(sequence: str, name: str = "the sequence") -> str:
     if not isinstance(sequence, str):
-        raise UsageError(f"expected one sequence, a string; got {type(sequence).__name__}")
+        raise UsageError(f"{name} must be a string, got {type(sequence).__name__}")
     if not sequence:
-        raise UsageError("expected a sequence of at least one residue")
+        raise UsageError(f"{name} is empty; give at least one residue")
     return sequence
 
 
-def _ids(record: Record, alphabet: Alphabet) -> NDArray[np.uint8]:
-    try:
-        return alphabet.encode(record.sequence)
-    except UnknownResidueError as error:
-        raise UnknownResidueError(f"{record.place}: {error}") from error
-
-
-def _record(number: int, sequence: str) -> Record:
-    if not sequence:
-        raise UsageError(f"sequence {number} is empty")
-    return Record(str(number), "", sequence, f"sequence {number}")
-
-
-def _array(embedding: Embedding, pool: str | None) -> FloatArray:
-    if pool is not None:
-        return embedding.pooled[pool]
-    assert embedding.residues is not None
-    return embedding.residues
+def _without_masks(sequences: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and letters of each sequence."""
+    named = [(f"sequence {number}", sequence) for number, sequence in enumerate(_list(sequences))]
+    for name, sequence in named:
+        check_no_masks(_one(sequence, name), name)
+    return named

@@ -1,146 +1,147 @@
-"""Tables on disk: what a suffix means, written aside and then renamed, with a report and the settings beside."""
+"""Tables on disk: CSV, TSV and Parquet, with a report and the settings of the run beside them."""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-import yaml
-
-from protea.disk import check_new, replacing
-from protea.errors import OutputError, UsageError
+from protea import output
+from protea.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
-_COMPRESSED: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_SUFFIXES: Final = "name a .csv, a .tsv (also .gz) or a .parquet"
+_PARQUET: Final = ".parquet"
+_DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
+_COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_SUFFIXES: Final = re.compile(r"(\.csv|\.tsv)(\.gz|\.bz2|\.zst)?$|\.parquet$")
 
 
 def kind_of(path: Path) -> str:
-    """``.csv``, ``.tsv`` or ``parquet``.
-
-    Raises:
-        UsageError: the suffix names no format.
-    """
-    name = path.name.lower()
-    for suffix in _COMPRESSED:
-        name = name.removesuffix(suffix)
-    if path.suffix.lower() == ".parquet":
-        return "parquet"
-    if Path(name).suffix in DELIMITERS:
-        return Path(name).suffix
-    raise UsageError(f"{path}: no kind of table; {_SUFFIXES}")
-
-
-def compression(path: Path) -> str | None:
-    """What a path's last suffix says that its content is compressed with, as Arrow calls it."""
-    return _COMPRESSED.get(path.suffix.lower())
+    """The format that a file name asks for: ``.csv``, ``.tsv`` or ``.parquet``; any other is a ``UsageError``."""
+    return _format(path)[0]
 
 
 def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Args:
-        path: of a table.
-        overwrite: it may exist.
-        others: suffixes that may be named besides those of tables.
+    """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written; before any work is done.
 
     Raises:
         UsageError: the suffix names no format.
-        OutputError: it or what will lie beside it exists, or its folder does not.
+        OutputError: one of the three files exists, or their folder does not.
     """
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
     if path.suffix not in others and not path.is_dir():
         kind_of(path)
-    for place in (path, *_beside(path)):
-        if place.is_dir():
-            raise OutputError(f"{place}: is a folder; name a file")
-        check_new(place, overwrite=overwrite)
+    for place in (path, output.report_path(path), output.run_path(path)):
+        output.check_output(place, overwrite=overwrite)
 
 
 class Beside(NamedTuple):
-    """What lies beside an output: ``OUT.report.tsv``, a line for each problem, and ``OUT.run.yaml``.
-
-    Attributes:
-        header: of the report.
-        lines: of the report, cell by cell.
-        settings: plain values, of what was run.
-    """
+    """The contents of ``OUT.report.tsv`` (its header with tabs, the cells of its lines) and of ``OUT.run.yaml``."""
 
     header: str
-    lines: Iterable[Iterable[Any]]
+    lines: Iterable[Sequence[object]]
     settings: Mapping[str, Any]
 
     def write(self, path: Path) -> None:
-        """Write both; to be called when the output is written and has not yet its name: where it is, they are.
-
-        Raises:
-            OutputError: they cannot be written.
-        """
-        cells = ("\t".join(" ".join(str(cell).split()) for cell in line) for line in self.lines)
-        shown = yaml.safe_dump(dict(self.settings), sort_keys=False, allow_unicode=True)
-        report, run = _beside(path)
-        with replacing(report) as report_aside, replacing(run) as run_aside:
-            report_aside.write_text("\n".join([self.header, *cells, ""]), encoding="utf-8")
-            run_aside.write_text(shown, encoding="utf-8")
+        """Write both files beside an output that is being written."""
+        output.write_report(path, self.lines, self.header.split("\t"))
+        output.write_run(path, self.settings)
 
 
 def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> None:
-    """Write a table, aside and then renamed; CSV and TSV with quotes where they are needed.
-
-    Args:
-        path: of the table.
-        table: any.
-        beside: what is to lie beside it.
+    """Write a table and what lies beside it; an older one is replaced when the new one is complete.
 
     Raises:
         UsageError: the suffix names no format.
-        OutputError: it cannot be written.
+        OutputError: the table cannot be written.
     """
     from pyarrow import parquet
 
-    kind = kind_of(path)
-    with replacing(path) as aside:
+    kind, compression = _format(path)
+    with output.staged(path, overwrite=True) as aside:
         with aside.open("wb") as file:
-            if kind == "parquet":
+            if kind == _PARQUET:
                 parquet.write_table(table, file)
             else:
-                _write_text(file, table, DELIMITERS[kind], compression(path))
+                _write_text(file, table, _DELIMITERS[kind], compression)
         if beside is not None:
-            beside.write(path)
+            beside.write(aside)
 
 
-def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compressed: str | None) -> None:
+def read_table(path: Path) -> pa.Table:
+    """A table. Cells of text files are read as text, so that they can be written again unchanged.
+
+    Raises:
+        UsageError: the suffix names no format.
+        DataError: the file cannot be read.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind, compression = _format(path)
+    try:
+        with path.open("rb") as file:
+            if kind == _PARQUET:
+                return parquet.ParquetFile(file).read(use_threads=False)
+            return _read_text(file, _DELIMITERS[kind], compression)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+
+
+def _format(path: Path) -> tuple[str, str | None]:
+    """Kind of table, and Arrow's name of the compression."""
+    match = _SUFFIXES.search(path.name.lower())
+    if match is None:
+        raise UsageError(f"{path}: unknown kind of table; name a .csv or .tsv (each also with .gz), or a .parquet")
+    return match[1] or _PARQUET, _COMPRESSIONS.get(match[2])
+
+
+def _read_text(file: BinaryIO, delimiter: str, compression: str | None) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    content = pa.input_stream(file, compression=compression).read()
+    # If an error ends the program while Arrow's threads are at work, they abort it.
+    reading = arrow_csv.ReadOptions(use_threads=False)
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    # This pass only reads the names. Arrow's ways to read less start threads, or fail on tables without rows.
+    names = arrow_csv.read_csv(pa.BufferReader(content), read_options=reading, parse_options=parsing).column_names
+    if len(names) == 1:
+        # In a table of one column, an empty line is a row, except at the end.
+        content = content.strip() + b"\n"
+        parsing.ignore_empty_lines = False
+    as_text = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    return arrow_csv.read_csv(
+        pa.BufferReader(content), read_options=reading, parse_options=parsing, convert_options=as_text
+    )
+
+
+def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compression: str | None) -> None:
     import pyarrow as pa
 
     with (
-        pa.output_stream(file, compression=compressed) as stream,
+        pa.output_stream(file, compression=compression) as stream,
         TextIOWrapper(stream, encoding="utf-8", newline="") as text,
     ):
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
         writer.writerow(table.column_names)
         for batch in table.to_batches():
-            writer.writerows(zip(*(_plain(column).to_pylist() for column in batch.columns), strict=True))
+            writer.writerows(zip(*(_as_text_holds(column).to_pylist() for column in batch.columns), strict=True))
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """A column as text can hold it: Python's times end at microseconds and the year 9999, Arrow's do not."""
+def _as_text_holds(column: pa.Array) -> pa.Array:
+    """Times as text: Python's end at microseconds and the year 9999, Arrow's do not."""
     import pyarrow as pa
 
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-        # A zone that this machine does not know changes nothing about the moment.
+        # The moment stays the same, and this machine may not know the time zone.
         column = column.cast(pa.timestamp(column.type.unit, "UTC"))
     if pa.types.is_duration(column.type):
         counts = column.cast(pa.int64()).to_pylist()
-        return pa.array([None if one is None else f"{one} {column.type.unit}" for one in counts], pa.string())
+        return pa.array([None if count is None else f"{count} {column.type.unit}" for count in counts], pa.string())
     return column.cast(pa.string()) if pa.types.is_temporal(column.type) else column
-
-
-def _beside(path: Path) -> tuple[Path, Path]:
-    return path.with_name(f"{path.name}.report.tsv"), path.with_name(f"{path.name}.run.yaml")

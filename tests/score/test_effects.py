@@ -1,4 +1,4 @@
-"""Scores beside a slow loop on transformers that masks one residue at a time."""
+"""Scores compared with a slow loop on transformers that masks one residue at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 import protea
-from conftest import LoadModel
+from conftest import LoadModel, disturb
+from messages import check_message
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError, VariantError
 from protea.models.esm2 import ESM2
+from protea.progress import Progress
 from protea.score import effects
 from protea.score.variants import CANONICAL, parse_all
 from references import load_transformers
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQX"
 VARIANTS = ["M1V", "K2R:T3S", "X34A", "Q33Q", "A7W"]
+
+LONG_FAMILIES = ["esm1b", "esm1v", "esm2nv"]
 
 LogProbs = Callable[[Tensor], Tensor]
 
@@ -31,11 +35,15 @@ def model(load_small: LoadModel, one_thread: None) -> protea.LanguageModel:
     return model
 
 
-@pytest.fixture
-def theirs(model: protea.LanguageModel, tmp_path: Path) -> LogProbs:
+@pytest.fixture(scope="module")
+def theirs(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> LogProbs:
     """``[T, V]`` of tokens ``[T]``, by transformers."""
-    model.save(tmp_path / "model")
-    reference = load_transformers(tmp_path / "model")
+    model = protea.load(model_folders["esm2"], device="cpu", trainable=True)
+    disturb(model.module)
+    model.module.contact_head = None
+    folder = tmp_path_factory.mktemp("theirs") / "model"
+    model.save(folder)
+    reference = load_transformers(folder)
 
     def run(tokens: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -71,7 +79,7 @@ def ratio(table: Tensor, model: protea.LanguageModel, variant: str) -> float:
     )
 
 
-@pytest.mark.parametrize("budget", [1, 100, 10_000])
+@pytest.mark.parametrize("budget", [100, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 10_000))])
 def test_masked_marginals(model: protea.LanguageModel, theirs: LogProbs, budget: int) -> None:
     table = one_by_one(theirs, tokens_of(model, SEQUENCE))
     expected = [ratio(table, model, variant) for variant in VARIANTS]
@@ -93,21 +101,22 @@ def log_likelihood(model: protea.LanguageModel, theirs: LogProbs, sequence: str)
 
 
 def test_pseudo_likelihoods(model: protea.LanguageModel, theirs: LogProbs) -> None:
+    sequence = SEQUENCE[:10]
     changed = {
-        "M1V": "V" + SEQUENCE[1:],
-        "K2del": SEQUENCE[0] + SEQUENCE[2:],
-        "K2_T3insWW": SEQUENCE[:2] + "WW" + SEQUENCE[2:],
-        "K2_A4delinsG:Q33R": SEQUENCE[0] + "G" + SEQUENCE[4:32] + "RX",
+        "M1V": "V" + sequence[1:],
+        "K2del": sequence[0] + sequence[2:],
+        "K2_T3insWW": sequence[:2] + "WW" + sequence[2:],
+        "K2_A4delinsG:R10Q": sequence[0] + "G" + sequence[4:9] + "Q",
     }
-    wild = log_likelihood(model, theirs, SEQUENCE)
-    expected = [log_likelihood(model, theirs, sequence) - wild for sequence in changed.values()]
-    found = model.score(SEQUENCE, list(changed), method="pseudo-likelihood")
+    wild = log_likelihood(model, theirs, sequence)
+    expected = [log_likelihood(model, theirs, mutant) - wild for mutant in changed.values()]
+    found = model.score(sequence, list(changed), method="pseudo-likelihood")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_pseudo_perplexity(model: protea.LanguageModel, theirs: LogProbs) -> None:
-    sequences = [SEQUENCE, "M", "WW", SEQUENCE[:9]]
-    expected = [np.exp(-log_likelihood(model, theirs, one) / len(one)) for one in sequences]
+    sequences = [SEQUENCE[:14], "M", "WW", SEQUENCE[:9]]
+    expected = [np.exp(-log_likelihood(model, theirs, sequence) / len(sequence)) for sequence in sequences]
     np.testing.assert_allclose(model.pseudo_perplexity(sequences), expected, rtol=2e-5)
     # Alone, in company, in small packs: the same to rounding.
     np.testing.assert_allclose(model.pseudo_perplexity(sequences, token_budget=5), expected, rtol=2e-5)
@@ -137,7 +146,7 @@ def test_long_proteins_are_seen_through_windows(short: protea.LanguageModel, the
         rtol=0,
         atol=2e-5,
     )
-    with pytest.raises(SequenceTooLongError, match="the sequence: 34 residues, the model was trained on 10; "):
+    with pytest.raises(SequenceTooLongError, match=r"^the sequence: 34 residues .* 10 .*full$"):
         short.score(SEQUENCE, VARIANTS, long="error")
 
 
@@ -155,24 +164,31 @@ def test_overlapping_windows_are_joined_by_weight(short: protea.LanguageModel, t
     np.testing.assert_allclose(found, [ratio(table, short, variant) for variant in VARIANTS], rtol=0, atol=2e-5)
 
 
+class Counting(Progress):
+    done = 0
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+
+
 @pytest.mark.parametrize("method", effects.METHODS)
 def test_proteins_do_not_see_each_other(model: protea.LanguageModel, method: str) -> None:
-    sequences = {"a": SEQUENCE, "b": "WWKKA", "c": "M", "d": SEQUENCE[::-1]}
+    sequences = {"a": SEQUENCE, "b": "WWKKA", "c": "M", "d": SEQUENCE[:20:-1]}
     variants = {"a": ["M1V", "K2R"], "b": ["W1A:A5K"], "c": [], "d": ["X1M"]}
     proteins = [
         effects.Protein(name, one, parse_all(variants[name], one, model.alphabet)) for name, one in sequences.items()
     ]
-    done: list[int] = []
+    progress = Counting()
     how = effects.Scoring(method=method, token_budget=60)
-    together = list(effects.score(model.module, proteins, how, done.append))
-    assert sum(done) == how.passes(proteins)
+    together = list(effects.score(model.module, proteins, how, progress))
+    assert progress.done == how.passes(proteins)
     assert [len(one) for one in together] == [2, 1, 0, 1]
     for name, found in zip(sequences, together, strict=True):
         alone = model.score(sequences[name], variants[name], method=method)
         np.testing.assert_allclose(found, alone, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["esm1b", "esm1v", "esm1nv", "esm2nv"])
+@pytest.mark.parametrize("name", ["esm1nv", *(pytest.param(name, marks=pytest.mark.long) for name in LONG_FAMILIES)])
 def test_every_family_scores(load_small: LoadModel, one_thread: None, name: str) -> None:
     model = load_small(name)
     sequence = "MKTAYIAKQR"
@@ -194,33 +210,37 @@ def test_a_scan_prefers_what_logits_prefer(model: protea.LanguageModel) -> None:
     assert found.dtype == np.float64
 
 
-def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
-    with pytest.raises(VariantError, match="K2del: masked-marginals knows substitutions alone"):
+def test_wrong_arguments(model: protea.LanguageModel) -> None:
+    with pytest.raises(VariantError, match=r"^K2del: masked-marginals") as caught:
         model.score(SEQUENCE, ["M1V", "K2del"])
-    with pytest.raises(VariantError, match="M1_X34del: no residue would be left"):
+    check_message("score.method_of_deletions", caught.value)
+    with pytest.raises(VariantError, match=r"^M1_X34del: "):
         model.score(SEQUENCE, ["M1_X34del"], method="pseudo-likelihood")
-    with pytest.raises(UsageError, match="unknown method 'masked'; use masked-marginals, wildtype-marginals"):
+    with pytest.raises(UsageError, match=r"'masked'.*masked-marginals, wildtype-marginals, pseudo-likelihood"):
         model.score(SEQUENCE, ["M1V"], method="masked")
-    with pytest.raises(UsageError, match="unknown policy for long sequences 'cut'; use window, full, error"):
+    with pytest.raises(UsageError, match=r"'cut'.*window, full, error"):
         model.score(SEQUENCE, ["M1V"], long="cut")
-    with pytest.raises(UsageError, match="unknown policy"):
+    with pytest.raises(UsageError, match=r"'truncate'.*window, full, error"):
         model.pseudo_perplexity([SEQUENCE], long="truncate")
-    with pytest.raises(UsageError, match="expected a list, got one string"):
+    with pytest.raises(UsageError, match=r"\[string\]"):
         model.score(SEQUENCE, "M1V")
-    with pytest.raises(UsageError, match="at least one residue"):
+    with pytest.raises(UsageError, match=r"^the sequence is empty"):
         model.score("", [])
-    with pytest.raises(UsageError, match="at least one residue"):
+    with pytest.raises(UsageError, match=r"^sequence 1 is empty"):
         model.pseudo_perplexity(["M", ""])
+    with pytest.raises(UsageError, match=r" 0$"):
+        model.score("M", ["M1V"], token_budget=0)
     with pytest.raises(UnknownResidueError):
         model.pseudo_perplexity(["MJ"])
-    for ask in (
-        lambda one: model.pseudo_perplexity([one]),
-        lambda one: model.perplexity([one]),
-        lambda one: model.score(one, ["M1V"]),
-    ):
-        with pytest.raises(UnknownResidueError, match="<mask> at position 3; scoring needs the residue there"):
-            ask("MK<mask>TA")
+    calls: list[Callable[[str], object]] = [
+        lambda sequence: model.pseudo_perplexity([sequence]),
+        lambda sequence: model.perplexity([sequence]),
+        lambda sequence: model.score(sequence, ["M1V"]),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownResidueError, match="<mask> at position 3"):
+            call("MK<mask>TA")
     assert model.score(SEQUENCE, []).shape == (0,)
     model.module.lm_head = None
-    with pytest.raises(CapabilityError, match="no logits"):
+    with pytest.raises(CapabilityError, match="logits"):
         model.score(SEQUENCE, ["M1V"])

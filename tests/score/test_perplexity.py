@@ -10,12 +10,16 @@ import pytest
 
 import protea
 from conftest import LoadModel
+from messages import check_message
 from protea.data.masking import Masking
 from protea.errors import CapabilityError, ProteaWarning, UsageError
 from protea.infer.runner import Runner
 from protea.score import perplexity, twin
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 3, "G", "ACDEFGHIKLMNPQRSTVWY" * 5, "WWWWWWWW"]
+
+
+LONG_PAIRS = [("transformers", "esm2"), ("transformers", "esm1b"), ("fair-esm", "esm2")]
 
 
 @pytest.fixture
@@ -32,11 +36,9 @@ def masked(model: protea.LanguageModel, masking: Masking, seed: int = 42) -> lis
     ("library", "name"),
     # Meta's package knows no vocabulary with rows of padding.
     [
-        ("transformers", "esm2"),
-        ("transformers", "esm1b"),
         ("transformers", "esm2nv"),
-        ("fair-esm", "esm2"),
         ("fair-esm", "esm1v"),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG_PAIRS),
     ],
 )
 def test_other_libraries_agree(
@@ -82,25 +84,26 @@ def test_masking_is_what_it_says(model: protea.LanguageModel) -> None:
     assert not any(len(one.truth) for one in nothing)
 
 
-def test_what_is_wrong_is_said(model: protea.LanguageModel) -> None:
-    with pytest.raises(UsageError, match="no residue was masked"):
+def test_wrong_arguments(model: protea.LanguageModel) -> None:
+    with pytest.raises(UsageError) as caught:
         model.perplexity([])
-    with pytest.raises(UsageError, match="no residue was masked"):
+    check_message("perplexity.nothing_masked", caught.value)
+    with pytest.raises(UsageError):
         model.perplexity(["M"], masking=Masking(select=0.0))
-    with pytest.raises(UsageError, match="unknown masking 'none'"):
+    with pytest.raises(UsageError, match="'none'"):
         model.perplexity(SEQUENCES, masking="none")
-    with pytest.warns(ProteaWarning, match="truncated"):
+    with pytest.warns(ProteaWarning, match="1022 of 1500"):
         model.perplexity(["M" * 1500])
-    with pytest.raises(UsageError, match="--against tape: unknown; use transformers or fair-esm"):
+    with pytest.raises(UsageError, match=r"tape.*transformers or fair-esm"):
         twin.load_twin("tape", Path("x"))
     model.module.lm_head = None
-    with pytest.raises(CapabilityError, match="no logits"):
+    with pytest.raises(CapabilityError, match="logits"):
         model.perplexity(SEQUENCES)
 
 
 def test_a_family_that_others_lack(load_small: LoadModel, tmp_path: Path) -> None:
     load_small("esm1nv").save(tmp_path / "model")
-    with pytest.raises(UsageError, match="it has no ESM-1nv"):
+    with pytest.raises(UsageError, match="ESM-1nv"):
         twin.load_twin("transformers", tmp_path / "model")
 
 

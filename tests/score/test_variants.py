@@ -1,11 +1,12 @@
-"""What users write for variants, and what is wrong with it."""
+"""The notation of variants, and the errors in it."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from messages import check_message
 from protea.alphabet import ESM
 from protea.errors import VariantError
 from protea.score.variants import CANONICAL, check, difference, explaining_offset, parse, parse_all
@@ -31,7 +32,7 @@ sequences = st.text(st.sampled_from(CANONICAL), min_size=1, max_size=30)
         (" M1V ", "VKTAYIAKQR"),
     ],
 )
-def test_what_can_be_written(text: str, changed: str) -> None:
+def test_variants_change_a_sequence(text: str, changed: str) -> None:
     variant = parse(text)
     check(variant, SEQUENCE, ESM)
     assert variant.apply(SEQUENCE) == changed
@@ -40,61 +41,81 @@ def test_what_can_be_written(text: str, changed: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no variant; write A24V"),
-        ("V", "no variant"),
-        ("M1", "no variant"),
-        ("m1v", "no variant"),
-        ("M1V,K2R", "no variant"),
-        ("p.Met1Val", "no variant"),
-        ("M\uff11V", "no variant"),
-        ("M1*", "a stop codon"),
-        ("M1V:M1K", "changes residue 1 twice"),
-        ("K2_A4del:T3R", "changes residue 3 twice"),
-        ("K2_T3insA:K2_T3insG", "changes residue 3 twice"),
-        ("K2_A4insGG", "an insertion lies between two neighbours"),
-        ("K2insGG", "an insertion lies between two neighbours"),
-        ("K2_T3ins", "what is inserted is missing"),
-        ("K2delins", "what is inserted is missing"),
-        ("K2delGG", "a deletion brings nothing"),
-        ("A4_K2del", "ends before it begins"),
-        ("M1J", "'J' is not in the ESM alphabet"),
-        ("M11V", "position 11 is outside; residues are 1 to 10"),
-        ("M0V", "position 0 is outside"),
-        ("M-3V", "position -3 is outside"),
-        ("K1V", "position 1 holds M, not K"),
-        ("K2_A5del", "position 5 holds Y, not A"),
-        ("M999999999V", "is outside"),
-        ("M" + "9" * 5000 + "V", "no variant"),
-        ("m1v", "'m1v': no variant; letters are upper case"),
-        ("M1V:nonsense", "'M1V:nonsense': 'nonsense' is no variant"),
-        ("M1_R10del", "no residue would be left"),
+        ("", "^'': "),
+        ("V", "^'V': "),
+        ("M1", "^'M1': "),
+        ("m1v", "^'m1v': "),
+        ("M1V,K2R", "^'M1V,K2R': "),
+        ("p.Met1Val", "^'p.Met1Val': "),
+        ("M\uff11V", "^'M\uff11V': "),
+        ("M1*", r"^M1\*: "),
+        ("M1V:M1K", "^M1V:M1K: .* 1 "),
+        ("K2_A4del:T3R", "^K2_A4del:T3R: .* 3 "),
+        ("K2_T3insA:K2_T3insG", "^K2_T3insA:K2_T3insG: .* 3 "),
+        ("K2_A4insGG", "^K2_A4insGG: .* A24_G25insKL"),
+        ("K2insGG", "^K2insGG: .* A24_G25insKL"),
+        ("K2_T3ins", "^K2_T3ins: "),
+        ("K2delins", "^K2delins: "),
+        ("K2delGG", "^K2delGG: .* GG"),
+        ("A4_K2del", "^A4_K2del: "),
+        ("M1J", "^M1J: 'J' .* ESM"),
+        ("M11V", "^M11V: .* 11 .* 1 to 10"),
+        ("M0V", "^M0V: .* 0 "),
+        ("M-3V", "^M-3V: .* -3 "),
+        ("K1V", "^K1V: .* 1 .*M.*K"),
+        ("K2_A5del", "^K2_A5del: .* 5 .*Y.*A"),
+        ("M999999999V", "^M999999999V: .* 999999999 "),
+        ("M" + "9" * 5000 + "V", "^'M9{59}…': "),
+        ("M1V:nonsense", "^'M1V:nonsense': 'nonsense' "),
+        ("M1_R10del", "^M1_R10del: "),
     ],
 )
-def test_what_cannot(text: str, message: str) -> None:
+def test_texts_that_are_not_variants(text: str, message: str) -> None:
     with pytest.raises(VariantError, match=message):
         check(parse(text), SEQUENCE, ESM)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("notation", "M1"),
+        ("lower", "m1v"),
+        ("part", "M1V:nonsense"),
+        ("stop", "M1*"),
+        ("twice", "M1V:M1K"),
+        ("insertion", "K2insGG"),
+        ("outside", "M11V"),
+        ("residue", "K1V"),
+        ("letter", "M1J"),
+    ],
+)
+def test_wording(key: str, text: str) -> None:
+    with pytest.raises(VariantError) as caught:
+        check(parse(text), SEQUENCE, ESM)
+    check_message(f"variants.{key}", caught.value)
 
 
 def test_residues_are_counted_from_an_offset() -> None:
     variant = parse("M94V:K95R", 94)
     check(variant, SEQUENCE, ESM, 94)
     assert variant.apply(SEQUENCE) == "VRTAYIAKQR"
-    with pytest.raises(VariantError, match="position 1 is outside; residues are 94 to 103"):
+    with pytest.raises(VariantError, match=r"^M1V: .* 1 .* 94 to 103"):
         check(parse("M1V", 94), SEQUENCE, ESM, 94)
     check(parse("M-4V", -4), SEQUENCE, ESM, -4)
 
 
-def test_an_offset_that_would_explain_all_is_named() -> None:
-    with pytest.raises(VariantError, match=r"position 21 is outside.*; all 2 would fit with offset=21"):
+def test_the_offset_at_which_all_variants_fit_is_named() -> None:
+    with pytest.raises(VariantError, match=r"^M21V: .* 21 .* 2 .*offset=21$"):
         parse_all(["M21V", "T23A:Y25W"], SEQUENCE, ESM)
-    # One residue may be anywhere; two that are nowhere are explained by nothing.
+    # A single residue could be anywhere; no offset explains two residues that the protein lacks.
     assert explaining_offset([parse("K21V")], SEQUENCE, 1) is None
     assert explaining_offset([parse("W21V"), parse("W22V")], SEQUENCE, 1) is None
     assert explaining_offset([parse("M1V"), parse("K2V")], SEQUENCE, 1) is None
-    # In a repeat, several would.
+    # In a repeat, several offsets fit.
     assert explaining_offset([parse("A7V"), parse("A8V")], "AAAAAA", 1) is None
 
 
+@settings(max_examples=40)
 @given(sequences, st.data())
 def test_substitutions_there_and_back(sequence: str, data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, len(sequence) - 1), min_size=1, max_size=5, unique=True))
@@ -119,6 +140,7 @@ def test_a_difference_leads_from_one_to_the_other(wild: str, mutated: str) -> No
         assert parse(variant.name).edits == variant.edits
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_is_a_variant_or_an_error(text: str) -> None:
     try:

@@ -59,9 +59,9 @@ def refused(kind: type[ProteaError], message: str, tmp_path: Path, **sections: A
 
 def test_stores(store: Path, tmp_path: Path) -> None:
     other = make_store(tmp_path / "other", alphabet="esm-1nv")
-    refused(StoreError, "its tokens are of the ESM-1nv alphabet, not of ESM; build it again", tmp_path, store=other)
+    refused(StoreError, r"ESM-1nv .* ESM; .*--alphabet esm$", tmp_path, store=other)
     refused(StoreError, "nothing: no such folder", tmp_path, store=tmp_path / "nothing")
-    refused(StoreError, "other: no store of training data", tmp_path, store=tmp_path / "other")
+    refused(StoreError, "other: ", tmp_path, store=tmp_path / "other")
     for name, damage in (("train/clusters.arrow", Path.unlink), ("valid/sequences.arrow", shorten)):
         copy = tmp_path / name.replace("/", "-")
         shutil.copytree(store, copy)

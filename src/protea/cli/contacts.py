@@ -60,7 +60,7 @@ def contacts(
     """
     from protea.contacts.maps import check_maps
     from protea.letters import ReportRow as Note
-    from protea.score.records import wild_types
+    from protea.score.proteins import wild_types
 
     if output is None and plot is None:
         raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")

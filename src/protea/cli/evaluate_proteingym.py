@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protea.cli.ensemble import check_lengths, common_alphabet, ensemble
 from protea.cli.interrupt import interruptible
 from protea.cli.load import circumstances, load_to_compute
 from protea.cli.options import BUNDLED, Device, Dtype, Fast, Method, Models, Offset, Overwrite, TokenBudget, Windows
-from protea.cli.terminal import advancing, counted, progress_bars, tell
+from protea.cli.terminal import bars, counted, tell
 from protea.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def evaluate_proteingym(
     """
     from protea.evaluate.proteingym import AssayScores, read_assays
     from protea.score.effects import Scoring
+    from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
     from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
@@ -72,18 +73,18 @@ def evaluate_proteingym(
             f"--beside {strangers[0]!r}: nothing is published under it; known are {', '.join(sorted(known)) or 'none'}"
         )
     with interruptible():
-        members = ensemble(models)
+        members = open_ensemble(models)
         alphabet = common_alphabet(members)
         scans = [AssayScores(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
-        settings |= how.shown() | {"models": {}}
+        settings |= asdict(how) | {"models": {}}
         check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
         for name in models:
             model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
-            with progress_bars("passes") as progress:
-                advance = advancing(progress, name, sum(how.passes(scan.rows.proteins) for scan in scans))
+            with bars("passes") as progress:
+                progress.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
                 for scan in scans:
-                    scan.add(model.module, advance)
+                    scan.add(model.module, progress)
             settings["models"][name] = circumstances(model)
             del model  # before the next takes its place in memory
         results = [scan.measured() for scan in scans]

@@ -43,18 +43,7 @@ def say_what_fast_gains(model: Encoder, accuracy: str) -> None:
 
 
 def circumstances(model: LoadedModel) -> dict[str, Any]:
-    """What a model's numbers depend on, for what lies beside an output."""
-    import torch
+    """What a model's numbers depend on, as plain values for ``OUT.run.yaml``."""
+    from protea.infer import loading
 
-    import protea
-
-    module = model.module
-    on_gpu = module.device.type == "cuda"
-    return {
-        "version": protea.__version__,
-        "torch": str(torch.__version__),
-        "files": model.weights_sha256(),
-        "computed_in": str(module.compute_dtype).removeprefix("torch."),
-        "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
-        "threads": torch.get_num_threads(),
-    }
+    return loading.circumstances(model)

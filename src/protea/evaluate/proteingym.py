@@ -29,9 +29,9 @@ from protea.errors import DataError, UnknownResidueError
 from protea.fasta import DAMAGED
 from protea.models.encoder import Encoder
 from protea.optional import extra
+from protea.progress import Progress
 from protea.score.effects import Scoring
-from protea.score.expected import Advance
-from protea.score.variant_table import Problem, read_table, rows_of, scores_of
+from protea.score.variant_table import Problem, read_variants, rows_of, scores_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -117,9 +117,9 @@ class AssayScores:
         missing = (row + 1 for row in np.flatnonzero(np.isnan(self._scores)).tolist())
         self._problems = self.rows.problems + [Problem(row, "", "not measured") for row in missing if row not in told]
 
-    def add(self, model: Encoder, advance: Advance) -> None:
+    def add(self, model: Encoder, progress: Progress) -> None:
         """Score it by a model more."""
-        found = scores_of(model, self.rows, self._how, advance)
+        found = scores_of(model, self.rows, self._how, progress)
         self._sums += [np.nan if value is None else value for value in found]
 
     def measured(self) -> Measured:
@@ -157,7 +157,7 @@ def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.b
     Raises:
         DataError: the file is damaged, or a column is missing or no number.
     """
-    table = read_table(assay.path)
+    table = read_variants(assay.path)
     if doubled := [name for name in (*_SCORE, _CLASS) if table.column_names.count(name) > 1]:
         raise DataError(f"{assay.path}: two columns are named {doubled[0]}; rename one")
     column = next((name for name in _SCORE if name in table.column_names), None)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+import protea
 from protea import bundled
 from protea.checkpoints.formats import files_of, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
@@ -84,3 +88,17 @@ def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")
     return "bfloat16" if fast and native_bfloat16(resolve_device(device)) else dtype
+
+
+def circumstances(model: LoadedModel) -> dict[str, Any]:
+    """What a model's numbers depend on, as plain values for ``OUT.run.yaml``."""
+    module = model.module
+    on_gpu = module.device.type == "cuda"
+    return {
+        "version": protea.__version__,
+        "torch": str(torch.__version__),
+        "files": model.weights_sha256(),
+        "computed_in": str(module.compute_dtype).removeprefix("torch."),
+        "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,7 +1,7 @@
-"""ProteinGym's windows for proteins longer than a model was trained on.
+"""ProteinGym's windows for proteins longer than a model was trained on (Notin et al. 2023, ``compute_fitness.py``).
 
-Windows are slices of the token sequence, BOS and EOS included, so that inner ones carry neither. Sizes are those of
-``compute_fitness.py`` for 1,024 tokens, in proportion for models of others (Notin et al. 2023; facts as in its code).
+A window is a slice of the tokens, BOS and EOS included; inner windows contain neither. ProteinGym's windows have 1,024
+tokens; other sizes keep the proportions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 
 
 def around(index: int, total: int, size: int) -> tuple[int, int]:
-    """The window that scores one token: centred on it as far as the ends allow.
-
-    Args:
-        index: of the token.
-        total: tokens there are.
-        size: of the window.
-
-    Returns:
-        The first token and the token after the last.
-    """
+    """The window of a size that scores one of ``total`` tokens, as start and end; centred as far as the ends allow."""
     half = size // 2
     if total <= size or index < half:
         return 0, min(total, size)
@@ -31,10 +22,10 @@ def around(index: int, total: int, size: int) -> tuple[int, int]:
 
 
 def overlapping(total: int, size: int) -> list[int]:
-    """Where the windows begin that cover a long protein once: from both ends inward until they meet.
+    """Starts of the windows that cover a long protein, placed from both ends inward until they meet.
 
-    Neighbours are half a window less one token apart; where the two that meet in the middle share less than that, one
-    more lies between them.
+    Neighbours are half a window less one token apart. If the two that meet in the middle share fewer tokens than that,
+    one more window lies between them.
     """
     if total <= size:
         return [0]
@@ -50,10 +41,9 @@ def overlapping(total: int, size: int) -> list[int]:
 
 
 def edge_weights(size: int) -> NDArray[np.float64]:
-    """``[size]``: how much each token of a window counts: 1 inside, less toward the edges.
+    """The weight ``[size]`` of each token of a window: 1 inside, less toward the edges.
 
-    A sigmoid over a quarter of the window, centred at half of that; the outermost token counts fully, which where it is
-    not BOS or EOS is an oddity of the reference.
+    The edge is a sigmoid over a quarter of the window. As in ProteinGym's code, the outermost token has weight 1.
     """
     edge, slope = size // 4, size / 64
     weights = np.ones(size)

@@ -1,9 +1,9 @@
-"""Variants of a protein: what users write, and what it means.
+"""Variants of a protein: their notation and what it means.
 
-    A24V             a substitution; several by colon: A24V:G30S
-    A24del           a deletion; A24_G30del of several residues
+    A24V             a substitution; several are joined by colons: A24V:G30S
+    A24del           a deletion; A24_G30del deletes several residues
     A24_G25insKL     an insertion between two neighbours
-    A24_G30delinsKL  a replacement of some residues by any number
+    A24_G30delinsKL  a replacement of residues by any number of others
 
 Residues are counted from ``offset``, the number of the first one. Knows nothing of models or tables.
 """
@@ -21,8 +21,9 @@ from protea.errors import VariantError
 CANONICAL: Final = "ACDEFGHIKLMNPQRSTVWY"
 """The letters of a single-site scan."""
 
-SEPARATOR: Final = ":"
-
+_SEPARATOR: Final = ":"
+_MOST_LETTERS_SHOWN: Final = 60
+_NOTATIONS: Final = "A24V, A24V:G30S, A24del, A24_G30del, A24_G25insKL or A24_G30delinsKL"
 _SUBSTITUTION: Final = re.compile(r"(?P<first>[A-Z])(?P<start>-?\d{1,9})(?P<new>[A-Z*])", re.ASCII)
 _REPLACEMENT: Final = re.compile(
     r"(?P<first>[A-Z])(?P<start>-?\d{1,9})(_(?P<last>[A-Z])(?P<end>-?\d{1,9}))?(?P<kind>delins|del|ins)(?P<new>[A-Z]*)",
@@ -30,18 +31,10 @@ _REPLACEMENT: Final = re.compile(
 )
 
 
-_SHOWN: Final = 60
-"""Letters of what is no variant that a message shows."""
-
-
 class Edit(NamedTuple):
-    """One change.
+    """Residues from ``start`` up to ``end``, from 0, become ``new``; an insertion comes before ``start``.
 
-    Attributes:
-        start: the first residue that goes, from 0; an insertion comes before it.
-        end: the residue after the last that goes.
-        new: what comes instead.
-        stated: the residues that were named, with their places from 0.
+    ``stated`` holds place and letter of the wild-type residues that the notation names.
     """
 
     start: int
@@ -51,24 +44,19 @@ class Edit(NamedTuple):
 
     @property
     def is_substitution(self) -> bool:
-        """Whether one residue takes the place of one."""
+        """Whether one residue replaces one."""
         return self.end - self.start == 1 == len(self.new)
 
 
 class Variant(NamedTuple):
-    """Some changes of one protein.
-
-    Attributes:
-        name: as it was written.
-        edits: in the order of their places.
-    """
+    """The changes of one protein, in the order of their places; ``name`` is the text they were read from."""
 
     name: str
     edits: tuple[Edit, ...]
 
     @property
     def is_substitution(self) -> bool:
-        """Whether all of its changes are."""
+        """Whether all changes are substitutions."""
         return all(edit.is_substitution for edit in self.edits)
 
     def apply(self, sequence: str) -> str:
@@ -79,63 +67,49 @@ class Variant(NamedTuple):
 
 
 def parse(text: str, offset: int = 1) -> Variant:
-    """Read a variant.
-
-    Args:
-        text: as the module says; lower case will not do.
-        offset: the number of the protein's first residue.
-
-    Raises:
-        VariantError: it is spelled in no such way, changes a residue twice, or brings a stop codon.
-    """
-    edits = sorted(_edit(part, offset, text) for part in text.strip().split(SEPARATOR))
-    for one, other in pairwise(edits):
-        if other.start < one.end or (one.start, one.end) == (other.start, other.end):
-            raise VariantError(f"{text}: changes residue {other.start + offset} twice")
+    """Read a variant; a ``VariantError`` says what is wrong with the text."""
+    edits = sorted(_edit(part, offset, text) for part in text.strip().split(_SEPARATOR))
+    for before, after in pairwise(edits):
+        if after.start < before.end or (before.start, before.end) == (after.start, after.end):
+            raise VariantError(f"{text}: changes residue {after.start + offset} twice")
     return Variant(text, tuple(edits))
 
 
-def _edit(text: str, offset: int, whole: str) -> Edit:
-    found = _SUBSTITUTION.fullmatch(text)
-    if found:
-        if found["new"] == "*":
-            raise VariantError(f"{text}: a stop codon; models score residues, not where a protein ends")
-        start = int(found["start"]) - offset
-        return Edit(start, start + 1, found["new"], ((start, found["first"]),))
-    found = _REPLACEMENT.fullmatch(text)
-    if found is None:
-        part = "" if text == whole.strip() else f"{text!r} is "
-        why = "letters are upper case; " if text != text.upper() and not text.isupper() else ""
-        shown = whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}…"
-        raise VariantError(
-            f"{shown!r}: {part}no variant; {why}write A24V, A24V:G30S, A24del, A24_G30del, A24_G25insKL or "
-            "A24_G30delinsKL"
-        )
-    start, kind, new = int(found["start"]) - offset, found["kind"], found["new"]
-    end = start if found["end"] is None else int(found["end"]) - offset
-    stated = tuple(dict.fromkeys([(start, found["first"]), (end, found["last"] or found["first"])]))
-    if (kind == "del") == bool(new):
-        raise VariantError(f"{text}: {'a deletion brings nothing' if new else 'what is inserted is missing'}")
+def _edit(text: str, offset: int, variant: str) -> Edit:
+    if match := _SUBSTITUTION.fullmatch(text):
+        if match["new"] == "*":
+            raise VariantError(f"{text}: adds a stop codon; models score residues only")
+        start = int(match["start"]) - offset
+        return Edit(start, start + 1, match["new"], ((start, match["first"]),))
+    match = _REPLACEMENT.fullmatch(text)
+    if match is None:
+        shown = variant if len(variant) <= _MOST_LETTERS_SHOWN else f"{variant[:_MOST_LETTERS_SHOWN]}…"
+        part = "" if text == variant.strip() else f"{text!r} is "
+        advice = "use upper case and " if text != text.upper() else ""
+        raise VariantError(f"{shown!r}: {part}not a variant; {advice}write {_NOTATIONS}")
+    start, kind, new = int(match["start"]) - offset, match["kind"], match["new"]
+    end = start if match["end"] is None else int(match["end"]) - offset
+    stated = tuple(dict.fromkeys([(start, match["first"]), (end, match["last"] or match["first"])]))
+    if kind == "del" and new:
+        raise VariantError(f"{text}: a deletion adds no residues; write delins to replace residues by {new}")
+    if kind != "del" and not new:
+        raise VariantError(f"{text}: names no residues to insert; add them at the end")
     if kind == "ins":
         if end != start + 1:
             raise VariantError(f"{text}: an insertion lies between two neighbours, as in A24_G25insKL")
         return Edit(end, end, new, stated)
     if end < start:
-        raise VariantError(f"{text}: ends before it begins")
+        raise VariantError(f"{text}: ends before it begins; write the smaller position first")
     return Edit(start, end + 1, new, stated)
 
 
 def check(variant: Variant, sequence: str, alphabet: Alphabet, offset: int = 1) -> None:
-    """See that a variant fits a protein.
-
-    Raises:
-        VariantError: a place is outside, holds another residue than stated, a letter is no residue, or none is left.
-    """
+    """Refuse a variant that does not fit a protein, by a ``VariantError`` that says why."""
     for edit in variant.edits:
         for place, letter in edit.stated:
             if not 0 <= place < len(sequence):
                 raise VariantError(
-                    f"{variant.name}: position {place + offset} is outside; residues are {offset} to "
+                    f"{variant.name}: position {place + offset} is outside residues {offset} to "
                     f"{len(sequence) + offset - 1}"
                 )
             if sequence[place] != letter:
@@ -148,9 +122,9 @@ def check(variant: Variant, sequence: str, alphabet: Alphabet, offset: int = 1) 
 
 
 def explaining_offset(variants: Iterable[Variant], sequence: str, offset: int) -> int | None:
-    """The only other offset with which all stated residues would be where they are said to be, if there is one."""
+    """The only other offset at which the protein holds all residues that the variants name; ``None`` without one."""
     stated = {pair for variant in variants for edit in variant.edits for pair in edit.stated}
-    if len(stated) < 2:
+    if len(stated) < 2:  # a single residue could be anywhere
         return None
     first, last = min(place for place, _ in stated), max(place for place, _ in stated)
     fitting = [
@@ -162,42 +136,35 @@ def explaining_offset(variants: Iterable[Variant], sequence: str, offset: int) -
 
 
 def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: int = 1) -> list[Variant]:
-    """Variants that all fit a protein.
-
-    Raises:
-        VariantError: the first that does not, and the offset with which all would, if there is one.
-    """
+    """Variants of one protein; a ``VariantError`` names the first that does not fit, and the offset if all would."""
     for text in texts:
         if not isinstance(text, str):
-            raise VariantError(f"{text!r}: no variant; write 'A24V'")
-    parsed = [parse(text, offset) for text in texts]
-    for variant in parsed:
+            raise VariantError(f"{text!r}: a variant is a string; write 'A24V'")
+    variants = [parse(text, offset) for text in texts]
+    for variant in variants:
         try:
             check(variant, sequence, alphabet, offset)
         except VariantError as error:
-            shift = explaining_offset(parsed, sequence, offset)
-            advice = "" if shift is None else f"; all {len(parsed):,} would fit with offset={shift}"
+            better = explaining_offset(variants, sequence, offset)
+            advice = "" if better is None else f"; all {len(variants):,} would fit with offset={better}"
             raise VariantError(f"{error}{advice}") from error
-    return parsed
+    return variants
 
 
 def single_substitutions(sequence: str) -> Iterator[tuple[int, str]]:
-    """A single-site scan: places from 0, and at each every amino acid that does not stand there; gaps passed over."""
+    """A single-site scan: each place, from 0, with every other amino acid; gaps are skipped."""
     for place, wild in enumerate(sequence):
         yield from ((place, new) for new in CANONICAL if wild.isalpha() and new != wild)
 
 
 def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
-    """What leads from one sequence to another: substitutions where they are of one length, else one replacement.
-
-    Nothing leads from a sequence to itself: the wild type, whose score is 0.
-    """
+    """The variant that makes one sequence of another: substitutions if their lengths agree, else one replacement."""
     if wild == mutated:
         return Variant("wild type", ())
     if len(wild) == len(mutated):
-        places = [i for i, (a, b) in enumerate(zip(wild, mutated, strict=True)) if a != b]
-        edits = tuple(Edit(i, i + 1, mutated[i], ((i, wild[i]),)) for i in places)
-        return Variant(SEPARATOR.join(f"{wild[i]}{i + offset}{mutated[i]}" for i in places), edits)
+        places = [place for place, letter in enumerate(wild) if mutated[place] != letter]
+        edits = tuple(Edit(place, place + 1, mutated[place], ((place, wild[place]),)) for place in places)
+        return Variant(_SEPARATOR.join(f"{wild[place]}{place + offset}{mutated[place]}" for place in places), edits)
     start = _shared(wild, mutated)
     tail = _shared(wild[start:][::-1], mutated[start:][::-1])
     end, new = len(wild) - tail, mutated[start : len(mutated) - tail]
@@ -205,6 +172,7 @@ def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
     return Variant(name, (Edit(start, end, new, ()),))
 
 
-def _shared(one: str, other: str) -> int:
-    """How many letters two texts begin with alike."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _shared(first: str, second: str) -> int:
+    """The number of letters that two texts have in common at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((number for number, (a, b) in pairs if a != b), min(len(first), len(second)))

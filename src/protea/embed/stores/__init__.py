@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, EmbeddingStore, State, StoredRecord
 from protea.errors import UsageError
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 _SUFFIXES: Final = {".h5": "h5", ".hdf5": "h5", ".parquet": "parquet", "": "folder"}
+_CLASSES: Final = {"h5": "H5Store", "parquet": "ParquetStore", "folder": "FolderStore"}
 
 
 def kind_of(path: Path, option: str) -> str:
@@ -47,17 +49,14 @@ def open_store(kind: str, work: Path, layout: ArrayLayout, state: State | None) 
         layout: of the arrays.
         state: the commit to continue from; ``None`` starts an empty store.
     """
-    if kind == "parquet":
-        from protea.embed.stores.parquet import ParquetStore
+    store: EmbeddingStore = getattr(_module(kind), _CLASSES[kind])(work, layout, state)
+    return store
 
-        return ParquetStore(work, layout, state)
-    if kind == "h5":
-        from protea.embed.stores.h5 import H5Store
 
-        return H5Store(work, layout, state)
-    from protea.embed.stores.folder import FolderStore
-
-    return FolderStore(work, layout, state)
+def read_store(path: Path, kind: str) -> Contents:
+    """Open a finished output of a format."""
+    contents: Contents = _module(kind).read(path)
+    return contents
 
 
 def is_output_folder(path: Path) -> bool:
@@ -65,16 +64,5 @@ def is_output_folder(path: Path) -> bool:
     return path.is_dir() and ((path / "protea.json").is_file() or not any(path.iterdir()))
 
 
-def read_store(path: Path, kind: str) -> Contents:
-    """Open a finished output of a format."""
-    if kind == "parquet":
-        from protea.embed.stores import parquet
-
-        return parquet.read(path)
-    if kind == "h5":
-        from protea.embed.stores import h5
-
-        return h5.read(path)
-    from protea.embed.stores import folder
-
-    return folder.read(path)
+def _module(kind: str) -> Any:
+    return import_module(f"protea.embed.stores.{kind}")

@@ -1,0 +1,84 @@
+"""The run behind ``protea score``: from FASTA files and tables of variants to a table of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from protea import bundled
+from protea.errors import FastaError, UsageError
+from protea.infer.loading import LoadedModel, circumstances, load_model
+from protea.letters import ReportRow
+from protea.progress import SILENT, Progress
+from protea.score import variant_table as tables
+from protea.score.effects import Scoring
+from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
+from protea.score.proteins import wild_types
+from protea.tables import Beside, check_output, write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ScoredVariants(NamedTuple):
+    """The result of a run: the table with its scores, its rows by protein, and the changes of the wild types."""
+
+    table: pa.Table
+    rows: tables.Rows
+    changes: list[ReportRow]
+
+
+def score_variants(
+    proteins: str,
+    variants: Path | Sequence[str] | None,
+    how: Scoring,
+    *,
+    models: Sequence[str] = (bundled.NAME,),
+    column: str = "model_score",
+    unknown: str = "x",
+    one_protein: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    load: Callable[[str], LoadedModel] = load_model,
+    progress: Progress = SILENT,
+) -> ScoredVariants:
+    """Score variants of the proteins in a FASTA file, and write the output; errors are found before a model computes.
+
+    Arguments are the options of the command; ``variants`` are a table, the variants themselves, or ``None`` for a
+    single-site scan. ``one_protein`` refuses several proteins, which a picture cannot show. ``progress`` counts passes.
+    """
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    ensemble = open_ensemble(models)
+    alphabet = common_alphabet(ensemble)
+    changes: list[ReportRow] = []
+    wild = wild_types([proteins], alphabet, unknown, changes)
+    if variants is None:
+        table, source = tables.scan_table(wild, how.offset), "scan"
+    elif isinstance(variants, Path):
+        table, source = tables.read_variants(variants), str(variants)
+    else:
+        table, source = tables.variant_table(variants), ",".join(variants)
+    rows = tables.rows_of(table, wild, alphabet, how)
+    tables.check_columns(table, column, models)
+    if not table.num_rows:
+        raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
+    if one_protein and len(rows.proteins) != 1:
+        raise UsageError(f"--plot draws one protein, but there are {len(rows.proteins)}; give a file of one protein")
+    check_lengths(ensemble, rows.proteins, how.long)
+    scores, provenance = {}, {}
+    for name in models:
+        model = load(name)
+        progress.begin("scoring", how.passes(rows.proteins))
+        scores[name] = tables.scores_of(model.module, rows, how, progress)
+        provenance[name] = circumstances(model)
+        del model  # free its memory before the next model is loaded
+    table = tables.with_scores(table, column, scores)
+    if output is not None:
+        altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
+        lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
+        run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), "unknown": unknown}
+        write_table(output, table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
+    return ScoredVariants(table, rows, changes)
