@@ -60,15 +60,18 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
-        inputs, targets, rows = (
-            part.to(device, non_blocking=non_blocking) for part in (self.inputs, self.targets, self.rows)
+        return replace(
+            self,
+            inputs=self.inputs.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            rows=self.rows.to(device, non_blocking=non_blocking),
         )
-        return replace(self, inputs=inputs, targets=targets, rows=rows)
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
-        inputs, targets, rows = (part.pin_memory() for part in (self.inputs, self.targets, self.rows))
-        return replace(self, inputs=inputs, targets=targets, rows=rows)
+        return replace(
+            self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory(), rows=self.rows.pin_memory()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
