@@ -27,7 +27,7 @@ import torch
 
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
+from protea.progress import SILENT
 from protea.train.run_checkpoints import SavedCheckpoint, choose
 
 TIMES = ("tokens_per_second", "utilisation", "peak_memory")
@@ -54,7 +54,7 @@ def make_store(folder: Path, rng: random.Random) -> Path:
     (folder / "u90.fasta").write_text("".join(record(f"M{n}_{k}") for n in names for k in range(3)))
     (folder / "map.tsv").write_text("".join(f"C{n}\tM{n}_0,M{n}_1,M{n}_2\n" for n in names))
     settings = BuildSettings(output=folder / "store", valid="60", filtered=False)
-    build_uniref(settings, [folder / "u50.fasta"], [folder / "u90.fasta"], folder / "map.tsv", Watcher())
+    build_uniref(settings, [folder / "u50.fasta"], [folder / "u90.fasta"], folder / "map.tsv", SILENT)
     return folder / "store"
 
 

@@ -48,7 +48,7 @@ def make_store(folder: Path, count: int, seed: int = 0) -> Path:
     """Build a store of random sequences through the importer of BioNeMo 1's files, which does not need MMseqs2."""
     from protea.data.build_settings import BuildSettings
     from protea.data.importers import import_csv
-    from protea.data.work import Watcher
+    from protea.progress import SILENT
 
     rng = random.Random(seed)
     shards = folder / "uf50"
@@ -61,7 +61,7 @@ def make_store(folder: Path, count: int, seed: int = 0) -> Path:
                 length = min(1022, max(30, int(rng.lognormvariate(5.66, 0.6))))
                 writer.writerow([row, f"{split}{row}", length, "".join(rng.choices(LETTERS, k=length))])
     settings = BuildSettings(output=folder / "store", valid="0", filtered=False)
-    import_csv(settings, shards, None, None, None, Watcher())
+    import_csv(settings, shards, None, None, None, SILENT)
     return folder / "store"
 
 

@@ -17,8 +17,8 @@ import yaml
 
 from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher as Builder
 from protea.output import sha256
+from protea.progress import SILENT
 from protea.train.loop import Outcome, pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.recipe import Recipe, parse
@@ -54,7 +54,7 @@ def make_store(folder: Path, *, alphabet: str = "esm", seed: int = 0, valid: str
 def build_store(fasta: Path, *, alphabet: str = "esm", valid: str = "0") -> Path:
     """A store beside a FASTA file, each sequence a cluster of its own."""
     settings = BuildSettings(output=fasta.parent / "store", valid=valid, filtered=False, alphabet=alphabet)
-    build_uniref(settings, [fasta], [], None, Builder())
+    build_uniref(settings, [fasta], [], None, SILENT)
     return settings.output
 
 

@@ -13,7 +13,7 @@ from protea.alphabet import ESM, Alphabet
 from protea.data.build_settings import BuildSettings
 from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
+from protea.progress import SILENT, Progress
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 FRAMES: dict[str, Alphabet] = {
@@ -57,7 +57,7 @@ class Sources:
         return self.folder / "mapping.tsv"
 
     def write(self) -> None:
-        """Write the files anew; members in an order that is not that of the clusters."""
+        """Write the files; members are not in the order of the clusters."""
         members = [member for members in self.clusters.values() for member in members]
         random.Random(1).shuffle(members)
         fasta = "".join(f">{name} n=1\n{self.sequences[name]}\n" for name in members)
@@ -83,13 +83,13 @@ def make_sources(
 
 
 def settings(output: Path, **values: object) -> BuildSettings:
-    """Of a build without MMseqs2, unless told otherwise."""
+    """Settings of a build without MMseqs2, unless ``values`` change that."""
     return BuildSettings(output=output, **{"valid": "0", "filtered": False, **values})  # type: ignore[arg-type]
 
 
-def build(sources: Sources, output: Path, *, watcher: Watcher | None = None, **values: object) -> TrainingStore:
+def build(sources: Sources, output: Path, *, progress: Progress = SILENT, **values: object) -> TrainingStore:
     files = [sources.uniref50], [sources.uniref90], sources.mapping
-    build_uniref(settings(output, **values), *files, watcher or Watcher())
+    build_uniref(settings(output, **values), *files, progress)
     return TrainingStore(output, ESM)
 
 

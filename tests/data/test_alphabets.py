@@ -16,7 +16,6 @@ from protea.data.manifest import alphabet_named, name_of
 from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
 from protea.errors import StoreError, UsageError
 from protea.models import registry
 from protea.models.encoder import Encoder
@@ -63,17 +62,17 @@ def test_a_family_that_is_added_brings_its_alphabet(tmp_path: Path) -> None:
         alphabet_named("esm3")
     sources = make_sources(tmp_path, 12)
     files = [sources.uniref50], [sources.uniref90], sources.mapping
-    build_uniref(settings(tmp_path / "store", alphabet="mine"), *files, Watcher())
+    build_uniref(settings(tmp_path / "store", alphabet="mine"), *files, SILENT)
     split = TrainingStore(tmp_path / "store", MINE).split("train")
     assert split.sequences == sum(map(len, sources.clusters.values()))
     (batch, *_) = Loader(Sampler(split, max_tokens=40), packing=Packing(tokens=200), workers=0).batches(epochs=1)
     for start, end in batch.inputs.cu_seqlens.spans():
         assert batch.targets[start] == MINE.bos
         assert set(batch.targets[start + 1 : end].tolist()) <= set(range(4, 25))
-    with pytest.raises(StoreError, match=r"of the Mine alphabet, not of ESM; build it again with --alphabet esm$"):
+    with pytest.raises(StoreError, match=r"Mine .* ESM; .*--alphabet esm$"):
         TrainingStore(tmp_path / "store", ESM)
     build(sources, tmp_path / "other")
-    with pytest.raises(StoreError, match=r"of the ESM alphabet, not of Mine; build it again with --alphabet mine$"):
+    with pytest.raises(StoreError, match=r"ESM .* Mine; .*--alphabet mine$"):
         TrainingStore(tmp_path / "other", MINE)
 
 

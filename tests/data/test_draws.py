@@ -12,7 +12,7 @@ WORDS = st.integers(0, 2**64 - 1)
 
 
 def plain_mix(x: int) -> int:
-    """SplitMix64's step and finaliser, in whole numbers."""
+    """SplitMix64's step and finaliser, in Python integers."""
     z = (x + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
@@ -79,7 +79,7 @@ def test_places_outside_a_permutation() -> None:
         Permutation(-1, 0)
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 40])
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, pytest.param(40, marks=pytest.mark.long)])
 def test_every_number_comes_to_every_place_as_often(size: int) -> None:
     counts = np.zeros((size, size))
     trials = 40 * size
@@ -88,7 +88,7 @@ def test_every_number_comes_to_every_place_as_often(size: int) -> None:
     assert chisquare(counts.ravel()).pvalue > 1e-4
 
 
-def test_neighbours_are_not_neighbours_any_more() -> None:
+def test_permutations_separate_neighbours() -> None:
     order = Permutation(100_000, 7)[np.arange(100_000)]
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02

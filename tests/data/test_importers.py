@@ -12,8 +12,8 @@ from sources import Sources, make_sources, settings
 from protea.alphabet import ESM
 from protea.data.importers import import_csv, import_fasta, import_parquet
 from protea.data.training_store import TrainingStore
-from protea.data.work import Watcher
 from protea.errors import DataError, UsageError
+from protea.progress import SILENT
 
 
 def members(store: TrainingStore, split: str = "train") -> dict[str, list[str]]:
@@ -36,13 +36,13 @@ def test_fasta_with_its_validation_set(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     valid = tmp_path / "uniref50_valid.fasta"
     valid.write_text(">UniRef50_V1 x\nMKTAYIAK\n>UniRef50_V2\nGDGTQDNL\n")
-    import_fasta(settings(tmp_path / "s"), sources.mapping, sources.uniref50, sources.uniref90, valid, Watcher())
+    import_fasta(settings(tmp_path / "s"), sources.mapping, sources.uniref50, sources.uniref90, valid, SILENT)
     store = TrainingStore(tmp_path / "s", ESM)
     assert members(store) == sources.clusters
     assert texts(store, "valid") == {"UniRef50_V1": "MKTAYIAK", "UniRef50_V2": "GDGTQDNL"}
     valid.write_text(sources.uniref50.read_text().split(">")[1].join((">", "")))
-    with pytest.raises(DataError, match="1 ids come twice, the first 'UniRef50_C0'"):
-        import_fasta(settings(tmp_path / "t"), sources.mapping, sources.uniref50, sources.uniref90, valid, Watcher())
+    with pytest.raises(DataError, match=r": 1, .*'UniRef50_C0'"):
+        import_fasta(settings(tmp_path / "t"), sources.mapping, sources.uniref50, sources.uniref90, valid, SILENT)
 
 
 # --- CSV -----------------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def shards(tmp_path: Path) -> Sources:
 
 def from_csv(tmp_path: Path, output: str, *, attach: bool = True, **values: object) -> TrainingStore:
     more = [tmp_path / name if attach else None for name in ("uf90", "starts.mmap", "counts.mmap")]
-    import_csv(settings(tmp_path / output, **values), tmp_path / "uf50", *more, Watcher())
+    import_csv(settings(tmp_path / output, **values), tmp_path / "uf50", *more, SILENT)
     return TrainingStore(tmp_path / output, ESM)
 
 
@@ -94,8 +94,8 @@ def test_csv_alone(tmp_path: Path, shards: Sources) -> None:
     assert all(found == [name] for name, found in members(store).items())
 
 
-def test_csv_that_does_not_fit_together(tmp_path: Path, shards: Sources) -> None:
-    with pytest.raises(DataError, match="members were left out, and starts and counts"):
+def test_csv_files_that_contradict_each_other(tmp_path: Path, shards: Sources) -> None:
+    with pytest.raises(DataError, match=r"\d+ members .*--max-length"):
         from_csv(tmp_path, "a", max_length=70)
     starts = np.fromfile(tmp_path / "starts.mmap", np.uint64)
     starts[:-1].tofile(tmp_path / "starts.mmap")
@@ -110,16 +110,16 @@ def test_csv_that_does_not_fit_together(tmp_path: Path, shards: Sources) -> None
     with pytest.raises(DataError, match="points beyond the"):
         from_csv(tmp_path, "c")
     (tmp_path / "starts.mmap").write_bytes(b"odd")
-    with pytest.raises(DataError, match="not whole numbers of 64 bits"):
+    with pytest.raises(DataError, match=r"starts\.mmap, .*counts\.mmap"):
         from_csv(tmp_path, "d")
 
 
-def test_csv_of_another_kind(tmp_path: Path, shards: Sources) -> None:
+def test_invalid_csv(tmp_path: Path, shards: Sources) -> None:
     (tmp_path / "uf50/train/x000.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"x000\.csv: no column record_name and no sequence"):
         from_csv(tmp_path, "a", attach=False)
     (tmp_path / "uf50/train/x000.csv").write_text("record_name,sequence\nonly\n")
-    with pytest.raises(DataError, match="line 2, record 'only': a row without a name or a sequence"):
+    with pytest.raises(DataError, match="line 2, record 'only'"):
         from_csv(tmp_path, "b", attach=False)
     for path in (tmp_path / "uf50/train").iterdir():
         path.unlink()
@@ -153,7 +153,7 @@ def write_lists(tmp_path: Path, sources: Sources, *, named: bool = True) -> None
 
 def from_parquet(tmp_path: Path, output: str, **values: object) -> TrainingStore:
     files = [tmp_path / name for name in ("train.parquet", "valid.parquet", "protein.db")]
-    import_parquet(settings(tmp_path / output, **values), *files, Watcher())
+    import_parquet(settings(tmp_path / output, **values), *files, SILENT)
     return TrainingStore(tmp_path / output, ESM)
 
 
@@ -166,19 +166,19 @@ def test_parquet_with_sqlite(tmp_path: Path, lists: Sources) -> None:
     assert members(from_parquet(tmp_path, "b")) == {names[0]: names for names in lists.clusters.values()}
 
 
-def test_parquet_that_names_what_is_absent(tmp_path: Path, lists: Sources) -> None:
+def test_parquet_with_absent_ids(tmp_path: Path, lists: Sources) -> None:
     pd.DataFrame({"ur50_id": ["V2", "V3"]}).to_parquet(tmp_path / "valid.parquet")
-    with pytest.raises(DataError, match=r"names 1 sequences that are absent from .*, the first 'V3'"):
+    with pytest.raises(DataError, match=r"valid\.parquet .*: 1, .*'V3'"):
         from_parquet(tmp_path, "a")
     assert list(texts(from_parquet(tmp_path, "b", absent="skip"), "valid")) == ["V2"]
     pd.DataFrame({"ur50_id": ["V2"]}).to_parquet(tmp_path / "valid.parquet")
     lists.clusters["UniRef50_C2"].append("gone")
     write_lists(tmp_path, lists)
-    with pytest.raises(DataError, match="the mapping names 1 members that are absent from the sequences"):
+    with pytest.raises(DataError, match=r": 1, .*'gone'"):
         from_parquet(tmp_path, "c")
 
 
-def test_parquet_of_another_kind(tmp_path: Path, lists: Sources) -> None:
+def test_invalid_parquet(tmp_path: Path, lists: Sources) -> None:
     lists.clusters["UniRef50_C2"] = []
     write_lists(tmp_path, lists)
     with pytest.raises(DataError, match=r"train\.parquet, row 3: an empty cluster"):
@@ -187,13 +187,13 @@ def test_parquet_of_another_kind(tmp_path: Path, lists: Sources) -> None:
     with pytest.raises(DataError, match="no column 'ur90_id', only id"):
         from_parquet(tmp_path, "a")
     (tmp_path / "train.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match="cannot be read as parquet"):
+    with pytest.raises(DataError, match=r"train\.parquet: "):
         from_parquet(tmp_path, "a")
     (tmp_path / "protein.db").write_text("no database")
-    with pytest.raises(DataError, match="no SQLite database with a table protein"):
+    with pytest.raises(DataError, match=r"protein\.db: .*SQLite"):
         from_parquet(tmp_path, "a")
     (tmp_path / "protein.db").unlink()
     with pytest.raises(DataError, match=r"protein\.db: no such file"):
         from_parquet(tmp_path, "a")
-    with pytest.raises(UsageError, match="these clusters have no representatives"):
+    with pytest.raises(UsageError, match="--empty representative"):
         from_parquet(tmp_path, "a", empty="representative")

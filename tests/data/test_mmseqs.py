@@ -13,16 +13,17 @@ from sources import contents, make_sources, needs_mmseqs, sequence, settings
 
 from protea.alphabet import ESM
 from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.draws import SPLIT, Permutation, key
 from protea.data.mmseqs import SEARCH_FLAGS
 from protea.data.training_store import TrainingStore
 from protea.data.uniref import build_uniref
-from protea.data.work import Watcher
 from protea.errors import ProgramError
+from protea.progress import SILENT, Progress
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
-class Notes(Watcher):
+class Notes(Progress):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -45,6 +46,25 @@ def aligned(one: str, other: str) -> tuple[float, float]:
     return same / max(1, len(trace.query)), min(lengths[0] / len(one), lengths[1] / len(other))
 
 
+@needs_mmseqs
+def test_similar_clusters_are_removed(tmp_path: Path) -> None:
+    """One relative of the validation cluster is similar over its length, another one only over half of it."""
+    rng = random.Random(0)
+    text = sequence(rng, 200, 200)
+    similar, half = relative(rng, text, 0.9), relative(rng, text[:100], 0.9) + sequence(rng, 100, 100)
+    records = {"a": text, "b": similar, "c": half, "d": sequence(rng, 200, 200), "e": sequence(rng, 200, 200)}
+    (tmp_path / "a.fasta").write_text("".join(f">{name}\n{letters}\n" for name, letters in records.items()))
+    flags = SEARCH_FLAGS.replace("-s 7", "-s 1 -k 5")
+    seed = next(seed for seed in range(100) if Permutation(5, key(seed, 0, SPLIT))[np.array([0])][0] == 0)
+    given = settings(tmp_path / "store", valid="1", filtered=True, filter_flags=flags, seed=seed)
+    build_uniref(given, [tmp_path / "a.fasta"], [], None, SILENT)
+    split = TrainingStore(tmp_path / "store", ESM).split("train")
+    assert split.ids(np.arange(split.sequences)) == ["c", "d", "e"]
+    _, line = (tmp_path / "store/removed.tsv").read_text().splitlines()
+    assert line.split("\t")[:2] == ["b", "a"]
+
+
+@pytest.mark.long
 @needs_mmseqs
 @pytest.mark.parametrize("search_from", ["train", "valid"])
 def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: Path, search_from: str) -> None:
@@ -93,6 +113,7 @@ def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: P
     assert below >= 50
 
 
+@pytest.mark.long
 @needs_mmseqs
 def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from protea import fasta
@@ -107,7 +128,7 @@ def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytes
         given = settings(
             tmp_path / name, valid="3", filtered=True, filter_flags=SEARCH_FLAGS.replace("-s 7", "-s 1 -k 5")
         )
-        build_uniref(given, [tmp_path / "a.fasta"], [], None, Watcher())
+        build_uniref(given, [tmp_path / "a.fasta"], [], None, SILENT)
         split = TrainingStore(tmp_path / name, ESM).split("train")
         return split.ids(np.arange(split.sequences))
 
@@ -133,7 +154,7 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     rng.shuffle(names)
     (tmp_path / "a.fasta").write_text("".join(f">{name}\n{records[name]}\n" for name in names))
     given = ClusterSettings(output=tmp_path / "store", valid="0")
-    build_fasta(given, [tmp_path / "a.fasta"], Watcher())
+    build_fasta(given, [tmp_path / "a.fasta"], SILENT)
     store = TrainingStore(tmp_path / "store", ESM)
     split = store.split("train")
     clusters = np.arange(split.clusters)
@@ -147,7 +168,7 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     steps = {step["step"]: step for step in store.manifest["steps"]}
     assert (steps["cluster members"]["representatives"], steps["cluster"]["representatives"]) == (12, 6)
     assert steps["clusters"]["left_out_by_members"] == 12
-    build_fasta(ClusterSettings(output=tmp_path / "again", valid="0", threads=1), [tmp_path / "a.fasta"], Watcher())
+    build_fasta(ClusterSettings(output=tmp_path / "again", valid="0", threads=1), [tmp_path / "a.fasta"], SILENT)
     assert contents(tmp_path / "again") == contents(tmp_path / "store")
 
 
@@ -163,17 +184,17 @@ def fake(folder: Path, body: str) -> str:
     [
         (
             "echo 'Cannot allocate memory' >&2; kill -9 $$",
-            ("was killed by SIGKILL (out of memory?)", "Cannot allocate"),
+            ("SIGKILL (out of memory?)", "Cannot allocate"),
         ),
-        ("echo 'Input x does not exist'; exit 1", ("failed with code 1", "it said: Input x does not exist")),
-        ("exit 3", ("failed with code 3", "it said: nothing")),
+        ("echo 'Input x does not exist'; exit 1", ("code 1", ": Input x does not exist;")),
+        ("exit 3", ("code 3", ": nothing;")),
     ],
 )
 def test_a_failing_program_is_quoted(tmp_path: Path, body: str, parts: tuple[str, ...]) -> None:
     sources = make_sources(tmp_path)
     given = settings(tmp_path / "store", valid="3", filtered=True, mmseqs=fake(tmp_path, body))
     with pytest.raises(ProgramError, match="mmseqs createdb") as caught:
-        build_uniref(given, [sources.uniref50], [], None, Watcher())
+        build_uniref(given, [sources.uniref50], [], None, SILENT)
     for part in parts:
         assert part in str(caught.value)
     assert not (tmp_path / "store").exists()
@@ -182,16 +203,16 @@ def test_a_failing_program_is_quoted(tmp_path: Path, body: str, parts: tuple[str
 def test_a_missing_program(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     given = settings(tmp_path / "store", valid="3", filtered=True, mmseqs="no-such-mmseqs")
-    with pytest.raises(ProgramError, match=r"no-such-mmseqs: MMseqs2 is not installed.*apt-get install mmseqs2.*conda"):
-        build_uniref(given, [sources.uniref50], [], None, Watcher())
+    with pytest.raises(ProgramError, match=r"no-such-mmseqs: .*apt-get install mmseqs2.*conda.*--mmseqs"):
+        build_uniref(given, [sources.uniref50], [], None, SILENT)
     assert not list(tmp_path.glob(".*.partial"))
     (tmp_path / "broken").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "broken").chmod(0o755)
-    with pytest.raises(ProgramError, match="does not run as MMseqs2"):
+    with pytest.raises(ProgramError, match="broken: "):
         build_uniref(
             settings(tmp_path / "store", valid="3", filtered=True, mmseqs=str(tmp_path / "broken")),
             [sources.uniref50],
             [],
             None,
-            Watcher(),
+            SILENT,
         )

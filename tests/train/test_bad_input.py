@@ -107,11 +107,11 @@ def test_a_split_of_nothing_to_predict(tmp_path: Path) -> None:
     fasta.write_text("".join(f">r{n}\n{LETTERS}\n" for n in range(20)) + ">last\nM\n")
     from protea.data.build_settings import BuildSettings
     from protea.data.uniref import build_uniref
-    from protea.data.work import Watcher
+    from protea.progress import SILENT
 
     for seed in range(100):
         settings = BuildSettings(output=tmp_path / f"store{seed}", valid="1", filtered=False, seed=seed)
-        build_uniref(settings, [fasta], [], None, Watcher())
+        build_uniref(settings, [fasta], [], None, SILENT)
         manifest = json.loads((settings.output / "manifest.json").read_text())
         if manifest["splits"]["valid"]["residues"] == 1:
             break

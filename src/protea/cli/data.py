@@ -1,20 +1,25 @@
-"""``protea data``: stores of training data, made and described."""
+"""``protea data``: make and describe stores of training data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.terminal import progress_bars, tell
+from protea.cli.options import Unknown
+from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
+from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.data.work import Numbers, Watcher
+    from protea.data.build_settings import BuildSettings
+    from protea.data.work import Numbers
+
+_SEARCH_FLAGS = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 --cov-mode 0"
 
 data = typer.Typer(
     name="data",
@@ -25,99 +30,99 @@ data = typer.Typer(
 
 
 @data.callback(invoke_without_command=True)
-def _options(context: typer.Context) -> None:
+def _help(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
 
 
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to make; must be new.")]
-Valid = Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for validation.")]
-Test = Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for testing, never filtered against.")]
-Seed = Annotated[int, typer.Option(help="Of the drawing.")]
-Alphabet = Annotated[str, typer.Option(metavar="NAME", help="Of the tokens: esm (ESM-1b, 1v, 2) or esm-1nv.")]
-Filter = Annotated[
-    bool,
-    typer.Option("--filter/--no-filter", help="Remove training clusters similar to a validation cluster."),
-]
-FilterFlags = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FLAGS",
-        help="Of mmseqs search. [default: --min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 --cov-mode 0]",
-        show_default=False,
-    ),
-]
-SearchFrom = Annotated[
-    str,
-    typer.Option(
-        metavar="SIDE",
-        help="train looks each training cluster up among the validation ones, as public pipelines do; valid the other "
-        "way round, much faster.",
-    ),
-]
-Unknown = Annotated[
-    str, typer.Option(metavar="POLICY", help="A letter outside the alphabet: x (becomes X), error, or skip.")
-]
-MinLength = Annotated[int, typer.Option(metavar="N", help="Leave shorter sequences out.")]
-MaxLength = Annotated[
-    int | None, typer.Option(metavar="N", help="Leave longer sequences out, as ESM-1nv's data did over 512.")
-]
-LeaveOut = Annotated[
-    str | None,
-    typer.Option(metavar="REGEX", help="Leave records out whose header it matches, as in 'Tax=synthetic construct'."),
-]
-Absent = Annotated[
-    str, typer.Option(metavar="POLICY", help="A member that is named and not in the sequences: error or skip.")
-]
-Empty = Annotated[
-    str,
-    typer.Option(metavar="POLICY", help="A training cluster without members: error, representative (as one), or drop."),
-]
-Program = Annotated[str, typer.Option(metavar="PROGRAM", help="MMseqs2, by name or path.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", help="Of MMseqs2; all by default.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a store that exists, and forget an unfinished one.")
-]
+# Options that several commands share. Their names are those of BuildSettings.
+
+
+def _output(
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
+) -> None: ...
+
+
+def _sampling(
+    *,
+    valid: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for validation.")] = "0.5%",
+    test: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for testing; not filtered against.")] = "0",
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    filtered: Annotated[
+        bool, typer.Option("--filter/--no-filter", help="Remove training clusters similar to a validation cluster.")
+    ] = True,
+    filter_flags: Annotated[
+        str | None, typer.Option(metavar="FLAGS", help=f"Flags for mmseqs search.  [default: {_SEARCH_FLAGS}]")
+    ] = None,
+    search_from: Annotated[
+        str, typer.Option(metavar="SIDE", help="Split whose clusters are the queries: train, or valid (much faster).")
+    ] = "train",
+    leave_out: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Skip records by header, as in 'Tax=synthetic construct'.")
+    ] = None,
+    mmseqs: Annotated[str, typer.Option(metavar="PROGRAM", help="MMseqs2, by name or path.")] = "mmseqs",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Threads of MMseqs2; all by default.")] = None,
+) -> None: ...
+
+
+def _records(
+    *,
+    alphabet: Annotated[str, typer.Option(metavar="NAME", help="esm (for ESM-1b, 1v and 2) or esm-1nv.")] = "esm",
+    unknown: Unknown = "x",
+    min_length: Annotated[int, typer.Option(metavar="N", help="Skip shorter sequences.")] = 1,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", help="Skip longer sequences; ESM-1nv's data have at most 512 residues.")
+    ] = None,
+) -> None: ...
+
+
+def _members(
+    *,
+    absent: Annotated[
+        str, typer.Option(metavar="POLICY", help="A member that is named but has no sequence: error or skip.")
+    ] = "error",
+    empty: Annotated[
+        str, typer.Option(metavar="POLICY", help="A training cluster without members: error, representative or drop.")
+    ] = "error",
+) -> None: ...
+
+
+def _options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some groups; it receives their values as keyword arguments."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = {
+            parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for function in (command, *groups)
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        return command
+
+    return add
 
 
 @data.command("uniref")
+@_options_of(_output, _sampling, _records, _members)
 def uniref(
-    uniref50: Annotated[
-        list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; may be given several times.")
-    ],
-    output: Output,
+    uniref50: Annotated[list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; repeatable.")],
     uniref90: Annotated[
-        list[Path] | None,
-        typer.Option("--uniref90", metavar="FASTA", help="Members; without, each cluster is its representative."),
+        list[Path] | None, typer.Option("--uniref90", metavar="FASTA", help="Members; by default the representatives.")
     ] = None,
     members: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="TSV",
-            help="Cluster and members by comma, or UniProt's idmapping_selected.tab; without, members' headers tell.",
-        ),
+        Path | None, typer.Option(metavar="TSV", help="The mapping of clusters to members; by default the headers.")
     ] = None,
-    valid: Valid = "0.5%",
-    test: Test = "0",
-    seed: Seed = 0,
-    filtered: Filter = True,
-    filter_flags: FilterFlags = None,
-    search_from: SearchFrom = "train",
-    alphabet: Alphabet = "esm",
-    unknown: Unknown = "x",
-    min_length: MinLength = 1,
-    max_length: MaxLength = None,
-    leave_out: LeaveOut = None,
-    absent: Absent = "error",
-    empty: Empty = "error",
-    mmseqs: Program = "mmseqs",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
+    *,
+    overwrite: bool,
+    **settings: Any,
 ) -> None:
     """Build a store from UniRef: UniRef50's clusters, sampled by their UniRef90 members, as ESM-2 was trained.
 
-    Interrupted or killed, the same command goes on after the last finished step and gives the same files.
+    After an interrupt, run the same command again: it continues after the last finished step and gives the same files.
 
     \b
     Examples:
@@ -129,42 +134,28 @@ def uniref(
     from protea.data.build_settings import BuildSettings
     from protea.data.uniref import build_uniref
 
-    values = _values(locals(), BuildSettings)
-    with interruptible(), _bars() as watcher:
-        numbers = build_uniref(BuildSettings(**values), uniref50, uniref90 or [], members, watcher, overwrite=overwrite)
-    _report(output, numbers)
+    _run(build_uniref, BuildSettings(**settings), uniref50, uniref90 or [], members, overwrite=overwrite)
 
 
 @data.command("fasta")
+@_options_of(_output, _sampling, _records)
 def fasta(
     inputs: Annotated[
         list[str], typer.Argument(metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.")
     ],
-    output: Output,
-    valid: Valid = "0.5%",
-    test: Test = "0",
-    seed: Seed = 0,
-    filtered: Filter = True,
-    filter_flags: FilterFlags = None,
-    search_from: SearchFrom = "train",
     member_flags: Annotated[
-        str, typer.Option(metavar="FLAGS", help="Of the mmseqs linclust whose representatives are the members.")
+        str, typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust that finds the members.")
     ] = "--min-seq-id 0.9 -c 0.8 --cov-mode 1",
     cluster_flags: Annotated[
-        str, typer.Option(metavar="FLAGS", help="Of the mmseqs linclust that clusters the members.")
+        str, typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust that clusters the members.")
     ] = "--min-seq-id 0.5 -c 0.8 --cov-mode 1",
-    alphabet: Alphabet = "esm",
-    unknown: Unknown = "x",
-    min_length: MinLength = 1,
-    max_length: MaxLength = None,
-    leave_out: LeaveOut = None,
-    mmseqs: Program = "mmseqs",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
+    *,
+    overwrite: bool,
+    **settings: Any,
 ) -> None:
     """Build a store from any sequences: clustered with MMseqs2, members at 90 % identity within clusters at 50 %.
 
-    Interrupted or killed, the same command goes on after the last finished step and gives the same files.
+    After an interrupt, run the same command again: it continues after the last finished step and gives the same files.
 
     \b
     Examples:
@@ -173,54 +164,43 @@ def fasta(
     """
     from protea.data.cluster import ClusterSettings, build_fasta
 
-    values = _values(locals(), ClusterSettings)
-    with interruptible(), _bars() as watcher:
-        numbers = build_fasta(ClusterSettings(**values), inputs, watcher, overwrite=overwrite)
-    _report(output, numbers)
+    values = ClusterSettings(member_flags=member_flags, cluster_flags=cluster_flags, **settings)
+    _run(build_fasta, values, inputs, overwrite=overwrite)
+
+
+def _option(name: str, metavar: str, text: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=f"{text}.")
 
 
 @data.command("import")
+@_options_of(_output, _records, _members)
 def import_(
-    output: Output,
-    mapping: Annotated[
-        Path | None, typer.Option(metavar="TSV", help="BioNeMo 1: mapping.tsv; with --uniref50 and --uniref90.")
-    ] = None,
-    uniref50: Annotated[
-        Path | None, typer.Option("--uniref50", metavar="FASTA", help="BioNeMo 1: uniref50_train_filt.fasta.")
-    ] = None,
+    mapping: Annotated[Path | None, _option("--mapping", "TSV", "BioNeMo 1: mapping.tsv")] = None,
+    uniref50: Annotated[Path | None, _option("--uniref50", "FASTA", "BioNeMo 1: uniref50_train_filt.fasta")] = None,
     uniref90: Annotated[
-        Path | None,
-        typer.Option("--uniref90", metavar="FASTA", help="BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta."),
+        Path | None, _option("--uniref90", "FASTA", "BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta")
     ] = None,
     uniref50_valid: Annotated[
-        Path | None, typer.Option("--uniref50-valid", metavar="FASTA", help="BioNeMo 1: uniref50_valid.fasta.")
+        Path | None, _option("--uniref50-valid", "FASTA", "BioNeMo 1: uniref50_valid.fasta")
     ] = None,
-    shards: Annotated[
-        Path | None, typer.Option("--csv", metavar="DIR", help="BioNeMo 1: uf50, with train, val and test.")
-    ] = None,
-    members_csv: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="BioNeMo 1: uf90/uf90_csvs; with --starts and --counts.")
-    ] = None,
-    starts: Annotated[Path | None, typer.Option(metavar="FILE", help="BioNeMo 1: starts.mmap.")] = None,
-    counts: Annotated[Path | None, typer.Option(metavar="FILE", help="BioNeMo 1: counts.mmap.")] = None,
+    shards: Annotated[Path | None, _option("--csv", "DIR", "BioNeMo 1: uf50, with folders train, val and test")] = None,
+    members_csv: Annotated[Path | None, _option("--members-csv", "DIR", "BioNeMo 1: uf90/uf90_csvs")] = None,
+    starts: Annotated[Path | None, _option("--starts", "FILE", "BioNeMo 1: starts.mmap")] = None,
+    counts: Annotated[Path | None, _option("--counts", "FILE", "BioNeMo 1: counts.mmap")] = None,
     train_clusters: Annotated[
-        Path | None, typer.Option(metavar="PARQUET", help="BioNeMo 2: lists ur90_id; with --database.")
+        Path | None, _option("--train-clusters", "PARQUET", "BioNeMo 2: ur90_id has the members of a cluster")
     ] = None,
     valid_clusters: Annotated[
-        Path | None, typer.Option(metavar="PARQUET", help="BioNeMo 2: ur50_id, a sequence each.")
+        Path | None, _option("--valid-clusters", "PARQUET", "BioNeMo 2: ur50_id has a sequence's id")
     ] = None,
     database: Annotated[
-        Path | None, typer.Option(metavar="SQLITE", help="BioNeMo 2: a table protein(id, sequence).")
+        Path | None, _option("--database", "SQLITE", "BioNeMo 2: a table protein(id, sequence)")
     ] = None,
-    alphabet: Alphabet = "esm",
-    unknown: Unknown = "x",
-    min_length: MinLength = 1,
-    max_length: MaxLength = None,
-    absent: Absent = "error",
-    empty: Empty = "error",
-    overwrite: Overwrite = False,
+    *,
+    overwrite: bool,
+    **settings: Any,
 ) -> None:
-    """Build a store from data that BioNeMo 1 or 2 prepared; they come divided and filtered, and stay so.
+    """Build a store from data that BioNeMo 1 or 2 divided and filtered.
 
     \b
     Examples:
@@ -232,26 +212,20 @@ def import_(
     from protea.data import importers
     from protea.data.build_settings import BuildSettings
 
-    kinds = {"--mapping": mapping, "--csv": shards, "--train-clusters": train_clusters}
-    if sum(value is not None for value in kinds.values()) != 1:
-        raise UsageError(f"name what to import with one of {', '.join(kinds)}")
-    settings = BuildSettings(**_values(locals(), BuildSettings), valid="0", filtered=False)
-    with interruptible(), _bars() as watcher:
-        if mapping is not None:
-            if uniref50 is None or uniref90 is None:
-                raise UsageError("--mapping needs --uniref50 and --uniref90")
-            numbers = importers.import_fasta(
-                settings, mapping, uniref50, uniref90, uniref50_valid, watcher, overwrite=overwrite
-            )
-        elif shards is not None:
-            numbers = importers.import_csv(settings, shards, members_csv, starts, counts, watcher, overwrite=overwrite)
-        else:
-            if train_clusters is None or database is None:
-                raise UsageError("--train-clusters needs --database")
-            numbers = importers.import_parquet(
-                settings, train_clusters, valid_clusters, database, watcher, overwrite=overwrite
-            )
-    _report(output, numbers)
+    sources = {"--mapping": mapping, "--csv": shards, "--train-clusters": train_clusters}
+    if sum(source is not None for source in sources.values()) != 1:
+        raise UsageError(f"name what to import with one of {', '.join(sources)}")
+    values = BuildSettings(valid="0", filtered=False, **settings)
+    if mapping is not None:
+        if uniref50 is None or uniref90 is None:
+            raise UsageError("--mapping needs --uniref50 and --uniref90")
+        _run(importers.import_fasta, values, mapping, uniref50, uniref90, uniref50_valid, overwrite=overwrite)
+    elif shards is not None:
+        _run(importers.import_csv, values, shards, members_csv, starts, counts, overwrite=overwrite)
+    elif database is None:
+        raise UsageError("--train-clusters needs --database")
+    else:
+        _run(importers.import_parquet, values, train_clusters, valid_clusters, database, overwrite=overwrite)
 
 
 @data.command("info")
@@ -273,53 +247,30 @@ def info(
     """
     import json
 
-    from protea.data.manifest import read_manifest
-    from protea.data.manifest import verify as compare
+    from protea.data import manifest as manifests
     from protea.data.store_summary import describe, draw, lines
 
-    manifest = read_manifest(folder)
+    manifest = manifests.read_manifest(folder)
     if verify:
-        with interruptible(), _bars() as watcher:
-            watcher.begin("verify", sum(known["bytes"] for known in manifest["files"].values()))
-            compare(folder, manifest, watcher.advance)
+        with interruptible(), bars("bytes") as progress:
+            manifests.verify(folder, manifest, progress)
     if plot is not None:
         draw(manifest, plot)
-    if as_json:
-        typer.echo(json.dumps(describe(folder, manifest, verified=verify), indent=2))
-        return
-    for line in lines(describe(folder, manifest, verified=verify)):
-        typer.echo(line)
+    description = describe(folder, manifest, verified=verify)
+    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(lines(description)))
 
 
-def _values(given: dict[str, Any], settings: type) -> dict[str, Any]:
-    """Of a command's parameters those that its settings have."""
-    from dataclasses import fields
+def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, overwrite: bool) -> None:
+    """Build a store, and print what it holds and how many records were changed."""
+    from protea.data.store_summary import split_line, step_line
 
-    return {each.name: given[each.name] for each in fields(settings) if each.name in given}
-
-
-def _report(output: Path, numbers: Numbers) -> None:
+    with interruptible(), bars("residues") as progress:
+        numbers = build(settings, *inputs, progress, overwrite=overwrite)
     for step in numbers["steps"]:
-        shown = [f"{value:,} {name.replace('_', ' ')}" for name, value in step.items() if _counts(value)]
-        typer.echo(f"{step['step']}: {', '.join(shown) or 'nothing to do'}", err=True)
+        typer.echo(step_line(step), err=True)
     for name, split in numbers["splits"].items():
-        typer.echo(
-            f"{output}/{name}: {split['clusters']:,} clusters, {split['sequences']:,} sequences, "
-            f"{split['residues']:,} residues"
-        )
-    odd = sum(step.get("altered_records", 0) for step in numbers["steps"])
-    odd += sum(value for step in numbers["steps"] for name, value in step.items() if name.startswith("skipped"))
-    if odd:
-        tell(f"{odd:,} records altered or left out: see {output}/report.tsv")
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-@contextmanager
-def _bars() -> Iterator[Watcher]:
-    from protea.cli.data_progress import Bars
-
-    with progress_bars(remaining=False) as progress:
-        yield Bars(progress)
+        typer.echo(f"{settings.output}/{name}: {split_line(split)}")
+    skipped = (count for step in numbers["steps"] for name, count in step.items() if name.startswith("skipped"))
+    reported = sum(step.get("altered_records", 0) for step in numbers["steps"]) + sum(skipped)
+    if reported:
+        tell(f"{counted(reported, 'record')} altered or skipped: see {settings.output}/report.tsv")

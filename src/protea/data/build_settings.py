@@ -1,4 +1,4 @@
-"""What builds of stores can be told."""
+"""The settings of builds."""
 
 from __future__ import annotations
 
@@ -6,38 +6,33 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from protea.data.assemble import Empty
-from protea.data.encoding import RecordFilter, Unknown
+from protea.data.encoding import RecordFilter
 from protea.data.manifest import alphabet_named
 from protea.data.mapping import Absent
 from protea.data.mmseqs import REVERSE_FLAGS, SEARCH_FLAGS, split_flags
 from protea.errors import UsageError
+from protea.letters import Unknown
+
+Side = Literal["train", "valid"]
+"""The split whose sequences are the queries of the filter's search."""
+
+_CHOICES = {"unknown": Unknown, "search_from": Side, "absent": Absent, "empty": Empty}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What all builds can be told.
+    """What all builds have in common. ``docs/data.md`` describes the options of the same names.
 
     Attributes:
-        output: the store's folder; must be new.
-        alphabet: ``esm`` or ``esm-1nv``.
-        valid: clusters for validation, a number or a percentage.
-        test: clusters for testing, likewise.
-        seed: of the sample.
-        filtered: training clusters similar to a validation cluster are removed.
-        search_from: ``train`` looks each training cluster up among the validation ones, as public pipelines do;
-            ``valid`` the other way round, which is as many times faster as there are more of the former.
-        filter_flags: of ``mmseqs search``; those of the direction by default.
-        unknown: what becomes of residues outside the alphabet.
-        min_length: residues a sequence must have.
-        max_length: residues a sequence may have.
-        leave_out: a regular expression of headers.
-        absent: what becomes of members that are named and not there.
-        empty: what becomes of training clusters without members.
-        mmseqs: the program.
-        threads: of the program.
+        output: the store's folder.
+        valid: clusters held out for validation: a number or a percentage.
+        test: clusters held out for testing.
+        filtered: whether training clusters similar to a validation cluster are removed.
+        filter_flags: for ``mmseqs search``; the defaults depend on ``search_from``.
+        mmseqs: name or path of the program.
     """
 
     output: Path
@@ -46,7 +41,7 @@ class BuildSettings:
     test: str = "0"
     seed: int = 0
     filtered: bool = True
-    search_from: str = "train"
+    search_from: Side = "train"
     filter_flags: str | None = None
     unknown: Unknown = "x"
     min_length: int = 1
@@ -58,56 +53,54 @@ class BuildSettings:
     threads: int | None = None
 
     def check(self) -> None:
-        """See that every value can be meant.
+        """Check every value.
 
         Raises:
-            UsageError: one cannot.
+            UsageError: a value is not allowed.
         """
         alphabet_named(self.alphabet)
-        split_flags(self.filter_flags or "")
-        for name, value, known in (
-            ("unknown", self.unknown, ("x", "error", "skip")),
-            ("search-from", self.search_from, ("train", "valid")),
-            ("absent", self.absent, ("error", "skip")),
-            ("empty", self.empty, ("error", "representative", "drop")),
-        ):
-            if value not in known:
-                raise UsageError(f"--{name} {value}: use {', '.join(known)}")
+        split_flags(self.flags)
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise UsageError(f"--{name.replace('_', '-')} {value}: use {', '.join(get_args(choices))}")
         sample_size("valid", self.valid, 0)
         sample_size("test", self.test, 0)
-        if self.min_length < 1 or (self.max_length is not None and self.max_length < self.min_length):
-            raise UsageError(f"lengths from {self.min_length} to {self.max_length}: nothing would be taken")
+        if self.min_length < 1:
+            raise UsageError(f"--min-length {self.min_length}: use at least 1")
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise UsageError(
+                f"--min-length {self.min_length} exceeds --max-length {self.max_length}; no sequence would be kept"
+            )
         try:
             re.compile(self.leave_out or "")
         except re.error as error:
-            raise UsageError(f"--leave-out {self.leave_out!r} is no regular expression: {error}") from error
+            raise UsageError(f"--leave-out {self.leave_out!r} is not a regular expression: {error}") from error
 
     @property
     def flags(self) -> str:
-        """Of ``mmseqs search``."""
+        """Flags for ``mmseqs search``."""
         return self.filter_flags or (SEARCH_FLAGS if self.search_from == "train" else REVERSE_FLAGS)
 
     @property
-    def policies(self) -> RecordFilter:
-        """Which sequences are taken, and how."""
+    def rules(self) -> RecordFilter:
+        """Which records are taken."""
         return RecordFilter(
             unknown=self.unknown, min_length=self.min_length, max_length=self.max_length, leave_out=self.leave_out
         )
 
     def plan(self, command: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest says was run."""
+        """The manifest's description of the command."""
         values = asdict(self)
         for name in ("output", "mmseqs", "threads"):
             del values[name]
-        named = {name: _names(value) for name, value in inputs.items()}
-        return {"command": command, **named, **values}
+        return {"command": command, **{name: _file_names(value) for name, value in inputs.items()}, **values}
 
 
 def sample_size(name: str, text: str, total: int) -> int:
-    """How many of ``total`` clusters ``5000`` or ``0.5%`` are.
+    """The number of clusters that ``5000`` or ``0.5%`` of ``total`` means.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither a number nor a percentage.
     """
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*%", text.strip())
     if match is None or (match[2] and float(match[2]) > 100):
@@ -115,8 +108,8 @@ def sample_size(name: str, text: str, total: int) -> int:
     return int(match[1]) if match[1] else int(total * float(match[2]) / 100)
 
 
-def _names(value: Any) -> Any:
-    """Files by their names alone, so that a store does not tell where it was made."""
+def _file_names(value: Any) -> Any:
+    """Paths without their folders, so that the manifest does not depend on where the inputs were."""
     if isinstance(value, list | tuple):
-        return [_names(each) for each in value]
+        return [_file_names(path) for path in value]
     return Path(value).name if isinstance(value, str | Path) else value

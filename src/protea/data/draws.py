@@ -1,11 +1,11 @@
-"""Random numbers without state: each is a hash of what it is for.
+"""Random numbers without state: each is a hash of its purpose.
 
-Everything random in training data is ``fold(seed, epoch, purpose, index)``, so that any process can compute any draw
-at any time, and all agree. All arithmetic is on unsigned 64-bit integers and exact, hence the same on every machine.
+Every draw of training data is ``fold(seed, epoch, purpose, index)``, so that any process can compute any draw. The
+arithmetic is exact, on unsigned 64-bit integers, and gives the same on every machine.
 
-    mix(x)             the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection on 64-bit words
+    mix(x)             the step and finaliser of SplitMix64 (Steele, Lea, Flood 2014), a bijection on 64-bit words
     fold(a, b, ...)    mix(... mix(mix(a) ^ b) ...)
-    stream(key, j)     mix(key + j * 0x9E3779B97F4A7C15), the j-th output of SplitMix64 started at ``key``
+    stream(key, j)     mix(key + j * 0x9E3779B97F4A7C15), output j of SplitMix64 started at ``key``
     below(h, n)        floor(h * n / 2**64), in 0 .. n-1, biased by less than n / 2**64
 """
 
@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
-"""Unsigned 64-bit integers, of any shape."""
+"""Unsigned 64-bit integers of any shape."""
 
 EPOCH_ORDER: Final = 1
 MEMBER: Final = 2
 CROP: Final = 3
 MASK: Final = 4
 SPLIT: Final = 5
-"""What a draw is for: the third word of ``fold``."""
+"""Purposes: the third word of ``fold``."""
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _M1: Final = np.uint64(0xBF58476D1CE4E5B9)
@@ -36,7 +36,7 @@ _ROUNDS: Final = 8
 
 
 def mix(words: Words) -> Words:
-    """Scramble each word, by SplitMix64's step and finaliser."""
+    """Scramble each word."""
     z = words + np.uint64(_GOLDEN)
     z ^= z >> _S30
     z *= _M1
@@ -47,7 +47,7 @@ def mix(words: Words) -> Words:
 
 
 def fold(*parts: int | Words) -> Words:
-    """One word for each combination of the parts, which are broadcast; negative integers count modulo 2**64."""
+    """One word for each combination of the parts, which are broadcast. Integers count modulo 2**64."""
     result: Words = np.zeros(1, np.uint64)
     for part in parts:
         word = np.uint64(part & _WORD) if isinstance(part, int) else part
@@ -56,36 +56,32 @@ def fold(*parts: int | Words) -> Words:
 
 
 def key(*parts: int) -> int:
-    """``fold`` of plain numbers, as one."""
+    """``fold`` of integers, as an integer."""
     return int(fold(*parts)[0])
 
 
 def stream(keys: Words, positions: Words) -> Words:
-    """The ``positions``-th word of the sequence that each key starts."""
+    """The words at some positions of the streams that the keys start."""
     return mix(keys + positions * np.uint64(_GOLDEN))
 
 
 def below(words: Words, sizes: Words | int) -> Words:
-    """Each word scaled into ``0 .. size-1``; sizes are below 2**32."""
+    """Scale each word into ``0 .. size-1``; sizes are below 2**32."""
     size = np.asarray(sizes, dtype=np.uint64)
     high, low = words >> _S32, words & _LOW
     return (high * size + ((low * size) >> _S32)) >> _S32
 
 
 def threshold(probability: float) -> np.uint64:
-    """The largest word that counts as drawn: a word is at most this with the given probability, to 2**-53."""
+    """The bound that a word does not exceed with a given probability, exact to 2**-53."""
     return np.uint64(max(0, min(_WORD, round(probability * 2**64) - 1)))
 
 
 class Permutation:
     """A seeded order of ``0 .. size-1`` that is computed, not stored: a Feistel network with cycle walking.
 
-    The domain is the smallest power of two that holds ``size``; its halves are scrambled in turn for eight rounds, and
-    what falls outside is scrambled again until it falls within, twice on average at most.
-
-    Args:
-        size: how many numbers are ordered.
-        seed: which order.
+    It scrambles the smallest power of two that holds ``size``, in eight rounds. A result outside the range is scrambled
+    again until it is inside, on average twice at most.
     """
 
     def __init__(self, size: int, seed: int) -> None:

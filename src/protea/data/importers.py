@@ -1,14 +1,14 @@
-"""Data that other pipelines made: BioNeMo 1's FASTA with mapping, its CSV shards, and BioNeMo 2's parquet with SQLite.
+"""Stores from data that BioNeMo prepared: FASTA with a mapping or CSV of BioNeMo 1, parquet with SQLite of BioNeMo 2.
 
-They come filtered and divided; here they are only checked, encoded and written as a store.
+The data are divided and filtered already. Here they are checked and encoded.
 """
 
 from __future__ import annotations
 
 import csv
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,19 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xopen import xopen
 
-from protea.data.assemble import TEST, TRAIN, VALID, Members
-from protea.data.build import TABLE, Build, Read
+from protea.data.assemble import TEST, TRAIN, VALID
+from protea.data.build import Build
 from protea.data.build_settings import BuildSettings
-from protea.data.mapping import ENTRIES, Entries, Problems, read_mapping
-from protea.data.token_table import TableWriter, TokenRows, keys_of, map_file
-from protea.data.uniref import assign
-from protea.data.work import Numbers, Watcher, fingerprints
+from protea.data.encoding import NOTES, grouped
+from protea.data.mapping import ABSENT, ENTRIES, Entries, Members, read_mapping
+from protea.data.token_table import Table, TableWriter, map_file, token_batch
+from protea.data.uniref import assign_by_mapping
+from protea.data.work import Numbers, fingerprints
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
+from protea.progress import Progress
 
-_SOURCES: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
-_KINDS: Final = "kinds"
+_KIND_OF: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
 _LOOKED_UP: Final = 500
+"""Ids in one query of the database."""
 
 
 def import_fasta(
@@ -38,31 +40,24 @@ def import_fasta(
     uniref50: Path,
     uniref90: Path,
     valid: Path | None,
-    watcher: Watcher,
+    progress: Progress,
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """BioNeMo 1's three files, and its validation FASTA if there is one.
+    """Import BioNeMo 1's ``mapping.tsv`` and FASTA files; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        mapping: ``mapping.tsv``.
-        uniref50: ``uniref50_train_filt.fasta``.
-        uniref90: ``uniref90membersandreps_ur50trainfiltreps.fasta``, or ``ur90_ur50_sampler.fasta``.
-        valid: ``uniref50_valid.fasta``.
-        watcher: told of progress.
-        overwrite: replace a store that is there.
+    They are ``uniref50_train_filt.fasta``, ``uniref90membersandreps_ur50trainfiltreps.fasta`` (or
+    ``ur90_ur50_sampler.fasta``) and, for validation, ``uniref50_valid.fasta``.
     """
     inputs = {"mapping": mapping, "uniref50": uniref50, "uniref90": uniref90, "uniref50_valid": valid}
-    with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space([uniref50, uniref90, valid])
-        sources: dict[str, Iterable[Record]] = {"train": read_fasta([uniref50])}
-        if valid is not None:
-            sources["valid"] = read_fasta([valid])
-        clusters = build.read("read representatives", _marked(sources), [uniref50, valid], _note_kinds)
-        kinds = map_file(clusters.folder / _KINDS, np.uint8)
-        members = build.read("read members", read_blocks([uniref90]), [uniref90])
-        return build.store(clusters.table, kinds, assign(build, clusters, members, read_mapping(mapping), mapping))
+    files = {"train": uniref50} | ({"valid": valid} if valid is not None else {})
+    with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
+        build.check_space([*files.values(), uniref90])
+        groups = _with_splits({name: read_fasta([path]) for name, path in files.items()})
+        clusters = build.read("read representatives", groups, files.values(), _kinds)
+        table = build.read("read members", read_blocks([uniref90]), [uniref90])
+        members = assign_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
+        return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
 def import_csv(
@@ -71,39 +66,34 @@ def import_csv(
     members: Path | None,
     starts: Path | None,
     counts: Path | None,
-    watcher: Watcher,
+    progress: Progress,
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """BioNeMo 1's shards: ``train``, ``val`` and ``test`` folders of CSV, one cluster a row.
+    """Import BioNeMo 1's CSV files, one cluster a row; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        folder: with the folders; ``uf50`` as BioNeMo names it.
-        members: a folder of CSV, ``uf90/uf90_csvs``; without it each cluster is its own member.
-        starts: ``starts.mmap``: the first member of each training cluster, uint64.
-        counts: ``counts.mmap``: how many there are.
-        watcher: told of progress.
-        overwrite: replace a store that is there.
+    ``folder`` is BioNeMo's ``uf50``, with folders ``train``, ``val`` and ``test``. ``members`` is ``uf90/uf90_csvs``;
+    without it, each cluster is its own member. ``starts`` and ``counts``, files of uint64, have the first member of
+    each training cluster and the number of its members.
     """
-    shards = {name: _shards(folder / name) for name in _SOURCES if (folder / name).is_dir()}
+    shards = {name: _csv_files(folder / name) for name in _KIND_OF if (folder / name).is_dir()}
     if "train" not in shards:
         raise DataError(f"{folder}: has no folder 'train' of CSV files")
-    more = _shards(members) if members is not None else []
-    inputs = {**shards, "members": more, "starts": starts, "counts": counts}
-    with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
-        build.check_space([path for paths in (*shards.values(), more) for path in paths])
-        sources = {name: _rows(paths) for name, paths in shards.items()}
-        files = [path for paths in shards.values() for path in paths]
-        clusters = build.read("read clusters", _marked(sources), files, _note_kinds)
-        kinds = map_file(clusters.folder / _KINDS, np.uint8)
-        if members is None:
-            return build.store(clusters.table, kinds, None)
-        if starts is None or counts is None:
-            raise DataError(f"{members}: members need --starts and --counts, which say whose they are")
-        read = build.read("read members", _rows(more), more)
-        found = _by_position(build, read, int((np.asarray(kinds) == TRAIN).sum()), starts, counts)
-        return build.store(clusters.table, kinds, found)
+    if members is not None and (starts is None or counts is None):
+        raise UsageError("--members-csv needs --starts and --counts, which assign the members to clusters")
+    cluster_files = [path for paths in shards.values() for path in paths]
+    member_files = _csv_files(members) if members is not None else []
+    inputs = {**shards, "members": member_files, "starts": starts, "counts": counts}
+    with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
+        build.check_space([*cluster_files, *member_files])
+        groups = _with_splits({name: _csv_records(paths) for name, paths in shards.items()})
+        clusters = build.read("read clusters", groups, cluster_files, _kinds)
+        kinds = np.fromfile(clusters.folder / NOTES, np.uint8)
+        assigned = None
+        if starts is not None and counts is not None and member_files:
+            table = build.read("read members", grouped(_csv_records(member_files)), member_files)
+            assigned = _assign_by_position(build, table, int((kinds == TRAIN).sum()), starts, counts)
+        return build.store(clusters, kinds, assigned)
 
 
 def import_parquet(
@@ -111,77 +101,64 @@ def import_parquet(
     train: Path,
     valid: Path | None,
     database: Path,
-    watcher: Watcher,
+    progress: Progress,
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """BioNeMo 2's lists of clusters with their database.
+    """Import BioNeMo 2's clusters and database; return the numbers of the store's steps and splits.
 
-    Args:
-        settings: of the build.
-        train: parquet with ``ur90_id``, a list a cluster, and perhaps ``ur50_id``, its name.
-        valid: parquet with ``ur50_id``, a sequence each.
-        database: SQLite with a table ``protein(id, sequence)``.
-        watcher: told of progress.
-        overwrite: replace a store that is there.
+    ``train`` is parquet with ``ur90_id``, the members of each cluster, and perhaps ``ur50_id``, its name. ``valid`` is
+    parquet with ``ur50_id``, a sequence a row. ``database`` is SQLite with a table ``protein(id, sequence)``.
     """
     if settings.empty == "representative":
         raise UsageError("--empty representative: these clusters have no representatives; use error or drop")
     inputs = {"train_clusters": train, "valid_clusters": valid, "database": database}
-    with Build(settings, "import", inputs, watcher, overwrite=overwrite) as build:
+    with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([database])
         validation = None
         if valid is not None:
-            validation = build.read("read validation", _looked_up(build, database, valid), [database, valid])
+            validation = build.read(
+                "read validation", grouped(_valid_records(build, database, valid)), [database, valid]
+            )
 
         def make(folder: Path) -> Numbers:
-            # The training clusters have names and members, but no representative.
-            build.watcher.begin("read clusters")
-            with TableWriter(folder / TABLE) as writer, (folder / _KINDS).open("wb") as kinds:
-                for entries in _lists(train):
-                    names = [name.encode() for name in entries.clusters]
-                    empty = np.zeros(len(names), np.int64)
-                    writer.write(TokenRows.of(names, empty, b""), keys_of(names))
-                    np.full(len(empty), TRAIN, np.uint8).tofile(kinds)
-                total = writer.rows
-                for batch in () if validation is None else validation.table.batches():
-                    writer.write(batch, keys_of(name.encode() for name in batch.ids.to_pylist()))
-                    np.full(len(batch), VALID, np.uint8).tofile(kinds)
-            return {"train": total, "valid": 0 if validation is None else len(validation.table)}
+            # Training clusters have names and members, but no representatives.
+            with TableWriter(folder) as writer, (folder / NOTES).open("wb") as kinds:
+                for entries in _parquet_entries(train):
+                    lengths = np.zeros(len(entries.clusters), np.int64)
+                    writer.write(token_batch([name.encode() for name in entries.clusters], lengths, b""))
+                clusters = writer.rows
+                for _, batch in validation.batches() if validation is not None else ():
+                    writer.write(batch)
+                kinds.write(bytes([TRAIN]) * clusters + bytes([VALID]) * (writer.rows - clusters))
+            build.check_ids(Table(folder))
+            return {"train": clusters, "valid": writer.rows - clusters}
 
-        folder = build.step("read clusters", make, fingerprints([train]))
-        clusters = build.index("read clusters", folder)
-        members = build.read("read members", _proteins(database), [database])
-        found = assign(build, clusters, members, _lists(train), train)
-        return build.store(clusters.table, map_file(folder / _KINDS, np.uint8), found)
+        clusters = Table(build.step("read clusters", make, fingerprints([train])))
+        table = build.read("read members", grouped(_database_records(database)), [database])
+        members = assign_by_mapping(build, clusters, table, _parquet_entries(train), train)
+        return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
-def _marked(sources: Mapping[str, Iterable[Record]]) -> Iterator[Record]:
-    """Records with the split they are of for a description."""
+def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[list[Record]]:
+    """Groups of records with the name of their split as description."""
     for name, records in sources.items():
-        for record in records:
-            yield record._replace(description=name)
+        yield from grouped(record._replace(description=name) for record in records)
 
 
-def _note_kinds(folder: Path) -> Callable[[list[Record]], None]:
-    path = folder / _KINDS
-    path.write_bytes(b"")
-
-    def note(records: list[Record]) -> None:
-        with path.open("ab") as stream:
-            stream.write(bytes(_SOURCES[record.description] for record in records))
-
-    return note
+def _kinds(records: list[Record]) -> bytes:
+    """What the clusters of some records are for; notes for ``Reader.table``."""
+    return bytes(_KIND_OF[record.description] for record in records)
 
 
-def _shards(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.glob("*.csv*") if path.is_file())
-    if not found:
+def _csv_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.glob("*.csv*") if path.is_file())
+    if not paths:
         raise DataError(f"{folder}: no CSV files")
-    return found
+    return paths
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[Record]:
+def _csv_records(paths: Sequence[Path]) -> Iterator[Record]:
     csv.field_size_limit(1 << 30)
     for path in paths:
         try:
@@ -193,67 +170,60 @@ def _rows(paths: Sequence[Path]) -> Iterator[Record]:
                 for row in rows:
                     place = f"{path}, line {rows.line_num}, record {row['record_name']!r}"
                     if not row["record_name"] or row["sequence"] is None:
-                        raise DataError(f"{place}: a row without a name or a sequence; mend the file")
+                        raise DataError(f"{place}: the row has no name or no sequence; correct the file")
                     yield Record(row["record_name"].split()[0], "", row["sequence"], place)
         except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _by_position(build: Build, read: Read, clusters: int, starts_file: Path, counts_file: Path) -> Members:
-    """Members whose cluster is known by where they stand."""
+def _assign_by_position(build: Build, table: Table, clusters: int, starts_file: Path, counts_file: Path) -> Members:
+    """The stage that assigns to each cluster a range of members."""
 
     def make(folder: Path) -> Numbers:
-        build.watcher.begin("attach members")
-        if len(read.table.keys(".left")):
-            raise DataError("members were left out, and starts and counts would point to others; see the policies")
+        if len(table.left_out):
+            raise DataError(
+                f"{len(table.left_out):,} members were skipped, so that starts and counts would point to others; relax "
+                "--min-length, --max-length and --unknown"
+            )
         try:
             starts, counts = map_file(starts_file, np.uint64), map_file(counts_file, np.uint64)
         except (OSError, ValueError) as error:
-            raise DataError(f"{starts_file}, {counts_file}: not whole numbers of 64 bits: {error}") from error
+            raise DataError(f"{starts_file}, {counts_file}: do not hold 64-bit integers: {error}") from error
         if not len(starts) == len(counts) == clusters:
             raise DataError(
                 f"{len(starts):,} starts and {len(counts):,} counts for {clusters:,} training clusters; they must agree"
             )
-        total = len(read.table)
-        cluster_of = map_file(folder / "cluster_of", np.int64, write=total)
-        place_of = map_file(folder / "place_of", np.int64, write=total)
-        for first in range(0, total, ENTRIES):
-            part = slice(first, min(first + ENTRIES, total))
-            cluster_of[part] = -1
-            place_of[part] = np.arange(part.start, part.stop)
-        assigned = 0
+        total = len(table)
+        cluster_of = Members.create(table, folder).cluster_of
         for first in range(0, clusters, ENTRIES):
-            begin = starts[first : first + ENTRIES].astype(np.int64)
-            size = counts[first : first + ENTRIES].astype(np.int64)
-            if (begin + size > total).any() or (begin < 0).any():
+            begins = starts[first : first + ENTRIES].astype(np.int64)
+            sizes = counts[first : first + ENTRIES].astype(np.int64)
+            if (begins + sizes > total).any() or (begins < 0).any():
                 raise DataError(f"{starts_file}: points beyond the {total:,} members; take all files from one release")
-            rows = np.repeat(begin - (np.cumsum(size) - size), size) + np.arange(size.sum())
+            rows = np.repeat(begins - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
             if (cluster_of[rows] >= 0).any() or len(np.unique(rows)) < len(rows):
                 raise DataError(f"{starts_file}: members are in two clusters; take all files from one release")
-            cluster_of[rows] = np.repeat(np.arange(first, first + len(size)), size)
-            assigned += len(rows)
+            cluster_of[rows] = np.repeat(np.arange(first, first + len(sizes)), sizes)
+        assigned = int(np.count_nonzero(cluster_of >= 0))
         return {"assigned": assigned, "without_cluster": total - assigned}
 
-    return Members.found(read.table, build.step("attach members", make, fingerprints([starts_file, counts_file])))
+    return Members.load(table, build.step("attach members", make, fingerprints([starts_file, counts_file])))
 
 
-def _lists(path: Path) -> Iterator[Entries]:
-    row = 0
-    for columns in _columns(path, "ur90_id"):
-        lists = columns.column("ur90_id").to_pylist()
-        names = columns.column("ur50_id").to_pylist() if "ur50_id" in columns.schema.names else [None] * len(lists)
-        for number, members in enumerate(lists):
-            if not members or not all(members):
-                raise DataError(
-                    f"{path}, row {row + number + 1}: an empty cluster; name its members, or remove the row"
-                )
-        clusters = [name or members[0] for name, members in zip(names, lists, strict=True)]
-        counts = [len(members) for members in lists]
-        yield Entries(clusters, counts, [name for members in lists for name in members], f"{path}, rows from {row + 1}")
-        row += len(lists)
+def _parquet_entries(path: Path) -> Iterator[Entries]:
+    first = 1
+    for batch in _parquet_batches(path, "ur90_id"):
+        members = batch.column("ur90_id").to_pylist()
+        names = batch.column("ur50_id").to_pylist() if "ur50_id" in batch.schema.names else [None] * len(members)
+        for row, ids in enumerate(members, first):
+            if not ids or not all(ids):
+                raise DataError(f"{path}, row {row}: an empty cluster or id; name its members, or remove the row")
+        clusters = [name or ids[0] for name, ids in zip(names, members, strict=True)]
+        yield Entries(clusters, [len(ids) for ids in members], [name for ids in members for name in ids])
+        first += len(members)
 
 
-def _columns(path: Path, needed: str) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, needed: str) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
             names = [name for name in ("ur50_id", "ur90_id") if name in file.schema_arrow.names]
@@ -264,48 +234,34 @@ def _columns(path: Path, needed: str) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{path}: cannot be read as parquet: {error}") from error
 
 
-@dataclass
-class _Database:
-    """An SQLite file that is only read."""
-
-    path: Path
-
-    def ask(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file")
-        try:
-            connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
-            try:
-                yield from connection.execute(query, values)
-            finally:
-                connection.close()
-        except sqlite3.Error as error:
-            raise DataError(f"{self.path}: no SQLite database with a table protein(id, sequence): {error}") from error
+def _query(database: Path, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+    """The rows that an SQLite file, which is only read, answers."""
+    if not database.is_file():
+        raise DataError(f"{database}: no such file")
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            yield from connection.execute(query, values)
+    except sqlite3.Error as error:
+        raise DataError(f"{database}: not an SQLite database with a table protein(id, sequence): {error}") from error
 
 
-def _proteins(database: Path) -> Iterator[Record]:
-    for number, (name, sequence) in enumerate(_Database(database).ask("SELECT id, sequence FROM protein"), start=1):
+def _database_records(database: Path) -> Iterator[Record]:
+    for number, (name, sequence) in enumerate(_query(database, "SELECT id, sequence FROM protein"), start=1):
         yield Record(str(name), "", str(sequence or ""), f"{database}, row {number}, record {str(name)!r}")
 
 
-def _looked_up(build: Build, database: Path, valid: Path) -> Iterator[Record]:
-    """The sequences that a list of ids names, in its order."""
-    problems = Problems(build.problems)
-    for columns in _columns(valid, "ur50_id"):
-        names = [str(name) for name in columns.column("ur50_id").to_pylist()]
+def _valid_records(build: Build, database: Path, valid: Path) -> Iterator[Record]:
+    """The sequences of the ids in a parquet file, in its order."""
+    for batch in _parquet_batches(valid, "ur50_id"):
+        names = [str(name) for name in batch.column("ur50_id").to_pylist()]
         for start in range(0, len(names), _LOOKED_UP):
             part = names[start : start + _LOOKED_UP]
-            marks = ",".join("?" * len(part))
-            query = f"SELECT id, sequence FROM protein WHERE id IN ({marks})"
-            found = {str(name): str(sequence or "") for name, sequence in _Database(database).ask(query, part)}
+            query = f"SELECT id, sequence FROM protein WHERE id IN ({','.join('?' * len(part))})"
+            sequences = {str(name): str(sequence or "") for name, sequence in _query(database, query, part)}
             for name in part:
-                if name in found:
-                    yield Record(name, "valid", found[name], f"{database}, record {name!r}")
+                if name in sequences:
+                    yield Record(name, "valid", sequences[name], f"{database}, record {name!r}")
                 else:
-                    problems.add("absent", name, str(valid))
-    missing = problems.counts.get("absent", 0)
-    if missing and build.settings.absent == "error":
-        raise DataError(
-            f"{valid}: names {missing:,} sequences that are absent from {database}, the first "
-            f"{problems.first['absent']!r}; all are listed in {problems.path}: add them, or pass --absent skip"
-        )
+                    build.problems.add(ABSENT, [(name, str(valid))])
+    if build.settings.absent == "error":
+        build.problems.check(ABSENT, f"ids in {valid} without a sequence", "add them, or pass --absent skip")

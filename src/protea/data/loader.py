@@ -1,10 +1,9 @@
-"""Batches for training: drawn, cropped, packed, masked, ready before they are asked for.
+"""Batches for training: drawn, cropped, packed, masked, and made before they are asked for.
 
-The places of an epoch are cut into blocks. Within a block, sequences are dealt in order into packs of at most a fixed
-number of tokens, each into the first of a few open packs that has room, and never split; when none has, the fullest is
-closed. What a block's packs hold depends on the seed, the epoch and these numbers alone. All packs of all blocks are
-one endless row; of every ``world`` neighbours each rank takes its own. A position in that row is three numbers, from
-which any run, of any number of ranks, goes on exactly.
+An epoch is cut into blocks of places. Within a block, sequences go in order into packs of at most a fixed number of
+tokens, each into the first of a few open packs that has room; a sequence is never split. A block's packs depend on the
+seed, the epoch and these numbers only. All packs of all blocks form one endless row, of which each rank takes one pack
+in every ``world``. A position in that row is three numbers, from which a run with any number of ranks can continue.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,17 +27,11 @@ from protea.errors import UsageError
 from protea.packing import CuSeqlens, PackedBatch
 
 BLOCK: Final = 1 << 15
-"""Places of an epoch packed together: some ten million tokens."""
+"""Places of an epoch that are packed together: about ten million tokens."""
 
 
 class Position(NamedTuple):
-    """A place in the row of packs; JSON can hold it, and ``Position(*found)`` has it back.
-
-    Attributes:
-        epoch: from 0.
-        block: of the epoch.
-        pack: of the block.
-    """
+    """A place in the row of packs: an epoch, a block of it and a pack of that, all from 0. JSON can hold it."""
 
     epoch: int = 0
     block: int = 0
@@ -49,12 +43,12 @@ class TrainingBatch:
     """A masked pack.
 
     Attributes:
-        inputs: what the model sees.
-        targets: ``[T]`` int64, the tokens as they were before masking.
+        inputs: the tokens after masking.
+        targets: ``[T]`` int64, the tokens before masking.
         rows: ``[M]`` int64, ascending: the tokens that the model is to predict.
-        index: ``[B]`` int64, the places of the epoch that these sequences are, in host memory.
-        position: where to go on after this batch.
-        epoch: whose places they are.
+        index: ``[B]`` int64, the places of the epoch that these sequences have; in host memory.
+        position: where to continue after this batch.
+        epoch: of the places.
     """
 
     inputs: PackedBatch
@@ -66,36 +60,23 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
-        return TrainingBatch(
-            self.inputs.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.rows.to(device, non_blocking=non_blocking),
-            self.index,
-            self.position,
-            self.epoch,
+        return replace(
+            self,
+            inputs=self.inputs.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            rows=self.rows.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> TrainingBatch:
-        """The same batch in page-locked memory, from which copies to an accelerator run beside its work."""
-        return TrainingBatch(
-            self.inputs.pin_memory(),
-            self.targets.pin_memory(),
-            self.rows.pin_memory(),
-            self.index,
-            self.position,
-            self.epoch,
+        """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
+        return replace(
+            self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory(), rows=self.rows.pin_memory()
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How packs are filled.
-
-    Attributes:
-        tokens: a pack holds at most.
-        window: packs open at a time.
-        block: places packed together.
-    """
+    """How packs are filled: most tokens of a pack, open packs, places of an epoch that are packed together."""
 
     tokens: int = 16384
     window: int = 8
@@ -108,7 +89,7 @@ class Packing:
 
 
 def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
-    """Numbers of items, dealt in order into packs; at most ``window`` of them are open at a time.
+    """Put numbered items, in order, into packs, of which at most ``window`` are open. The fullest is closed first.
 
     Raises:
         ValueError: an item is larger than a pack.
@@ -117,42 +98,41 @@ def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
     packs: list[list[int]] = []
     room: list[int] = []
     for number, size in enumerate(sizes):
-        for place, free in enumerate(room):
-            if size <= free:
-                packs[place].append(number)
-                room[place] = free - size
-                break
-        else:
-            if size > packing.tokens:
-                raise ValueError(f"item {number} has {size} tokens, a pack {packing.tokens}")
-            if len(packs) == packing.window:
-                fullest = room.index(min(room))
-                done.append(packs.pop(fullest))
-                room.pop(fullest)
-            packs.append([number])
-            room.append(packing.tokens - size)
+        place = next((place for place, free in enumerate(room) if size <= free), None)
+        if place is not None:
+            packs[place].append(number)
+            room[place] -= size
+            continue
+        if size > packing.tokens:
+            raise ValueError(f"item {number} has {size} tokens, a pack {packing.tokens}")
+        if len(packs) == packing.window:
+            fullest = room.index(min(room))
+            done.append(packs.pop(fullest))
+            room.pop(fullest)
+        packs.append([number])
+        room.append(packing.tokens - size)
     return done + packs
 
 
 class Loader:
-    """Masked packs of a split, in an order that can be entered anywhere.
+    """Masked packs of a split.
 
     Args:
-        sampler: says what each place of an epoch shows.
-        masking: a variant's name, or a ``Masking``.
+        sampler: draws what each place of an epoch shows.
+        masking: the name of a variant, or a ``Masking``.
         packing: how packs are filled.
         rank: of this process.
-        world: how many processes share the packs.
-        workers: threads that make batches; 0 makes them when they are asked for.
-        ahead: batches made in advance, at most.
-        pin: put batches in page-locked memory; by default where there is CUDA.
+        world: the number of processes that share the packs.
+        workers: threads that make batches; with 0, they are made when they are asked for.
+        ahead: most batches made in advance.
+        pin: whether batches are in page-locked memory; by default if there is CUDA.
 
     Raises:
-        UsageError: a value cannot be meant.
+        UsageError: a value is not allowed.
 
     Attributes:
-        packs: how many packs were planned so far, of all ranks.
-        packed: how many tokens they hold; see ``padding``.
+        packs: packs planned so far, of all ranks.
+        packed: tokens in them.
     """
 
     def __init__(
@@ -186,16 +166,16 @@ class Loader:
 
     @property
     def padding(self) -> float:
-        """The share of the packs' room that stayed empty so far."""
+        """The share of the packs planned so far that is empty."""
         return 1 - self.packed / (self.packs * self.packing.tokens) if self.packs else 0.0
 
     @property
     def blocks(self) -> int:
-        """Blocks of an epoch."""
+        """The number of blocks in an epoch."""
         return -(-len(self.sampler) // self.packing.block)
 
     def plan(self, epoch: int, block: int) -> list[Draws]:
-        """The packs of a block: what each holds.
+        """The draws in each pack of a block.
 
         Raises:
             IndexError: the epoch has no such block.
@@ -211,9 +191,9 @@ class Loader:
         """This rank's batches from a position on.
 
         Args:
-            start: the ``position`` of the batch after which to go on; the beginning by default.
-            epochs: stop before this epoch; without, there is no end. If the packs before it are no multiple of
-                ``world``, the last ranks get one batch less.
+            start: the ``position`` of the last batch done; by default the first position.
+            epochs: number of epochs; without it, there is no end. If ``world`` does not divide the number of packs, the
+                last ranks get one batch less.
         """
         plans = self._plans(start or Position(), epochs)
         if not self._workers:
@@ -224,7 +204,7 @@ class Loader:
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
         planner = ThreadPoolExecutor(1, thread_name_prefix="plans")
         try:
-            # One block is planned beside the work on the one before.
+            # The next block is planned while the batches of this one are made.
             following: Future[tuple[Draws, int, Position] | None] = planner.submit(next, plans, None)
             while True:
                 while len(waiting) < self._ahead:
@@ -238,20 +218,16 @@ class Loader:
                     return
                 yield waiting.popleft().result()
         finally:
-            for each in (planner, pool):
-                each.shutdown(wait=True, cancel_futures=True)
+            for executor in (planner, pool):
+                executor.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, epoch: int, draws: Draws, position: Position) -> TrainingBatch:
-        """One pack, gathered and masked."""
+        """Gather and mask one pack."""
         lengths = draws.tokens
-        starts = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=starts[1:])
-        total = int(starts[-1])
-        # The place in the store of every token; those of the frame are some other token's, and overwritten.
-        shift = draws.start - starts[:-1] - draws.bos
-        places = np.arange(total) + np.repeat(shift, lengths)
-        split = self.sampler.split
-        tokens = split.tokens.take(places, mode="clip")
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        # Where each token is in the store. BOS and EOS get a neighbouring token, which is then overwritten.
+        places = np.arange(starts[-1]) + np.repeat(draws.start - starts[:-1] - draws.bos, lengths)
+        tokens = self.sampler.split.tokens.take(places, mode="clip")
         for special, ends in ((self._frame.bos, starts[:-1][draws.bos]), (self._frame.eos, starts[1:][draws.eos] - 1)):
             if special is not None:
                 tokens[ends] = special
@@ -259,7 +235,7 @@ class Loader:
         masked, hidden = self._masker(tokens, keys, starts)
         host = torch.from_numpy(starts.astype(np.int32))
         boundaries = CuSeqlens(host, host, int(lengths.max()))
-        # NumPy converts: PyTorch would wake its threads for it, which then spin while they wait for one another.
+        # Converted with NumPy: PyTorch would use its threads, which then spin while they wait for each other.
         result = TrainingBatch(
             PackedBatch(torch.from_numpy(masked.astype(np.int64)), boundaries),
             torch.from_numpy(tokens.astype(np.int64)),
@@ -271,34 +247,22 @@ class Loader:
         return result.pin_memory() if self._pin else result
 
     def _plans(self, start: Position, epochs: int | None) -> Iterator[tuple[Draws, int, Position]]:
-        """This rank's packs, with their epoch and the position after the group of all ranks."""
+        """This rank's packs, each with its epoch and the position after the packs of all ranks."""
         row = self._row(start, epochs)
-        while True:
-            mine: tuple[Draws, int] | None = None
-            after = start
-            for number in range(self._world):
-                found = next(row, None)
-                if found is None:
-                    break
-                pack, epoch, after = found
-                if number == self._rank:
-                    mine = pack, epoch
-            if mine is None:
+        while group := list(islice(row, self._world)):
+            if len(group) <= self._rank:
                 return
-            yield *mine, after
+            pack, epoch, _ = group[self._rank]
+            yield pack, epoch, group[-1][2]
 
     def _row(self, start: Position, epochs: int | None) -> Iterator[tuple[Draws, int, Position]]:
         """All packs from a position on, each with its epoch and the position after it."""
         epoch, block, first = start
         while epochs is None or epoch < epochs:
             packs = self.plan(epoch, block)
-            for number in range(first, len(packs)):
+            following = Position(epoch, block + 1) if block + 1 < self.blocks else Position(epoch + 1)
+            for number, pack in enumerate(packs[first:], first + 1):
                 self.packs += 1
-                self.packed += int(packs[number].tokens.sum())
-                last = number + 1 == len(packs)
-                after = Position(epoch, block, number + 1) if not last else self._next(epoch, block)
-                yield packs[number], epoch, after
-            epoch, block, first = self._next(epoch, block)
-
-    def _next(self, epoch: int, block: int) -> Position:
-        return Position(epoch, block + 1) if block + 1 < self.blocks else Position(epoch + 1)
+                self.packed += int(pack.tokens.sum())
+                yield pack, epoch, Position(epoch, block, number) if number < len(packs) else following
+            epoch, block, first = following

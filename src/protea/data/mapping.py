@@ -1,102 +1,120 @@
-"""Which sequence belongs to which cluster: read from a mapping, looked up, checked, and noted in two arrays on disk.
-
-``cluster_of`` has the number of the cluster of every member, or -1, and ``place_of`` its place among the mapping's
-entries, by which the members of a cluster are ordered.
-"""
+"""Assigns sequences to clusters, by a mapping or by headers. Files hold the answer: one number for each sequence."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from xopen import xopen
 
-from protea.data.token_table import IdIndex, Keys, Table, keys_of, map_file
+from protea.data.encoding import NOTES
+from protea.data.token_table import Digests, Table, digests_of, map_file, new_file
 from protea.errors import DataError
 from protea.fasta import DAMAGED, Record
+from protea.progress import Progress
 
 Absent = Literal["error", "skip"]
-"""A member that the mapping names and the sequences do not have: an error, or it is left out."""
+"""Policy for a member that the mapping names and the sequences lack: an error, or the member is skipped."""
 
 ENTRIES: Final = 1 << 16
+"""Numbers or lines processed at a time."""
 
+_CLUSTER_OF: Final = "cluster_of"
+_PLACE_OF: Final = "place_of"
 _SELECTED_COLUMNS: Final = 22
 _UNIREF90, _UNIREF50 = 8, 9
-_NAMED: Final = re.compile(r"\bUniRef50_[^\s;,]+")
+_UNIREF50_NAME: Final = re.compile(r"\bUniRef50_[^\s;,]+")
+ABSENT: Final = "absent"
+TWO_CLUSTERS: Final = "in two clusters"
+
+
+@dataclass(frozen=True)
+class Members:
+    """Sequences and their clusters.
+
+    Attributes:
+        table: the sequences.
+        cluster_of: ``[N]`` int64, the cluster of each sequence, or -1.
+        place_of: ``[N]`` int64, the order of the members of a cluster; ``None`` if that of the table.
+    """
+
+    table: Table
+    cluster_of: Any
+    place_of: Any = None
+
+    @classmethod
+    def create(cls, table: Table, folder: Path, *, ordered: bool = False) -> Self:
+        """New files in a folder, in which no sequence has a cluster yet."""
+        cluster_of = new_file(folder / _CLUSTER_OF, np.int64, len(table))
+        cluster_of[:] = -1
+        return cls(table, cluster_of, new_file(folder / _PLACE_OF, np.int64, len(table)) if ordered else None)
+
+    @classmethod
+    def load(cls, table: Table, folder: Path) -> Self:
+        """The files that ``create`` made."""
+        place_of = map_file(folder / _PLACE_OF, np.int64) if (folder / _PLACE_OF).exists() else None
+        return cls(table, map_file(folder / _CLUSTER_OF, np.int64), place_of)
 
 
 class Entries(NamedTuple):
-    """Some lines of a mapping.
-
-    Attributes:
-        clusters: one id a line.
-        counts: members of each.
-        members: ids of all, end to end.
-        place: of the first line, for messages.
-    """
+    """Some lines of a mapping: a cluster for each, the number of its members, and the members of all lines."""
 
     clusters: list[str]
     counts: list[int]
     members: list[str]
-    place: str
 
 
 def read_mapping(path: Path) -> Iterator[Entries]:
     """The lines of a mapping, plain or compressed.
 
-    Two columns are a cluster and its member or members, by comma (BioNeMo 1's ``mapping.tsv``); 22 are UniProt's
-    ``idmapping_selected.tab``, whose ninth and tenth are a member and its cluster.
-
-    Raises:
-        DataError: the file cannot be read, or a line has another number of columns, or a cluster without members.
+    Two columns are a cluster and its members, separated by commas (BioNeMo 1's ``mapping.tsv``). 22 columns are
+    UniProt's ``idmapping_selected.tab``, in which column 9 is a member and column 10 its cluster.
     """
-    clusters: list[str] = []
-    counts: list[int] = []
-    members: list[str] = []
-    first = 1
+    entries = Entries([], [], [])
     try:
         with xopen(path, "rb", threads=0) as stream:
-            for number, raw in enumerate(stream, start=1):
-                columns = raw.decode("utf-8", "surrogateescape").rstrip("\r\n").split("\t")
+            for number, line in enumerate(stream, start=1):
+                columns = line.decode("utf-8", "surrogateescape").rstrip("\r\n").split("\t")
                 if len(columns) == 1 and not columns[0].strip():
                     continue
-                cluster, names = _line(columns, f"{path}, line {number}")
-                if names:
-                    clusters.append(cluster)
-                    counts.append(len(names))
-                    members.extend(names)
-                if len(members) >= ENTRIES:
-                    yield Entries(clusters, counts, members, f"{path}, lines from {first}")
-                    clusters, counts, members, first = [], [], [], number + 1
+                cluster, members = _parse(columns, f"{path}, line {number}")
+                if members:
+                    entries.clusters.append(cluster)
+                    entries.counts.append(len(members))
+                    entries.members.extend(members)
+                if len(entries.members) >= ENTRIES:
+                    yield entries
+                    entries = Entries([], [], [])
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if clusters:
-        yield Entries(clusters, counts, members, f"{path}, lines from {first}")
+    if entries.clusters:
+        yield entries
 
 
-def _line(columns: list[str], place: str) -> tuple[str, list[str]]:
+def _parse(columns: list[str], place: str) -> tuple[str, list[str]]:
     if len(columns) >= _SELECTED_COLUMNS:
         member, cluster = columns[_UNIREF90], columns[_UNIREF50]
         return cluster, [member] if member and cluster else []
     if len(columns) != 2:
         raise DataError(
-            f"{place}: {len(columns)} columns; a mapping has two (cluster, members by comma), UniProt's "
-            "idmapping_selected.tab 22"
+            f"{place}: the line has {len(columns)} columns; a mapping has 2 (cluster, members separated by commas), "
+            "UniProt's idmapping_selected.tab 22"
         )
-    names = [name.strip() for name in columns[1].split(",") if name.strip()]
-    if not names or not columns[0].strip():
-        raise DataError(f"{place}: cluster {columns[0]!r} is empty; name its members, or remove the line")
-    return columns[0].strip(), names
+    cluster, members = columns[0].strip(), [name.strip() for name in columns[1].split(",") if name.strip()]
+    if not members or not cluster:
+        raise DataError(f"{place}: cluster {columns[0]!r} has no members; name them, or remove the line")
+    return cluster, members
 
 
 @dataclass
 class Assignment:
-    """What a mapping came to."""
+    """Counts of a mapping's entries, each a cluster with one member."""
 
     entries: int = 0
     assigned: int = 0
@@ -108,167 +126,119 @@ class Assignment:
     header_line: int = 0
 
 
-@dataclass
 class Problems:
-    """Lines for a file beside the output, of which messages show the first."""
-
-    path: Path
-    first: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def add(self, kind: str, *fields: str) -> None:
-        """Note one problem."""
-        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
-            stream.write("\t".join((*fields, kind)) + "\n")
-        self.first.setdefault(kind, fields[0])
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-
-
-class Assigner:
-    """Notes in ``folder`` which cluster every member of a table belongs to.
-
-    Args:
-        folder: gets ``cluster_of`` and ``place_of``.
-        clusters: index of the ids of clusters, and which table they are rows of.
-        members: index of the ids of members.
-        problems: gets a line for each that is absent or in two clusters.
-    """
-
-    def __init__(
-        self, folder: Path, clusters: tuple[Table, IdIndex], members: tuple[Table, IdIndex], problems: Problems
-    ) -> None:
-        self.counts = Assignment()
-        self._reps, self._clusters = clusters
-        self._table, self._members = members
-        self._problems = problems
-        left = folder / "left"
-        self._left = IdIndex.build(self._table.keys(".left"), left)
-        self._cluster_of = map_file(folder / "cluster_of", np.int64, write=len(self._table))
-        self._place_of = map_file(folder / "place_of", np.int64, write=len(self._table))
-        for start in range(0, len(self._table), ENTRIES):
-            self._cluster_of[start : start + ENTRIES] = -1
-
-    def read(self, mapping: Iterable[Entries], advance: Callable[[int], None]) -> None:
-        """Take in all of a mapping.
-
-        Raises:
-            DataError: a member is in two clusters.
-        """
-        for number, entries in enumerate(mapping):
-            found = self._clusters.find(_keys(entries.clusters))
-            rows = self._members.find(_keys(entries.members))
-            if number == 0 and found[0] < 0 and (rows[: entries.counts[0]] < 0).all():
-                # Neither the cluster nor a member is known: a header, which some mappings have.
-                skip = entries.counts[0]
-                self.counts.header_line = 1
-                rest = Entries(entries.clusters[1:], entries.counts[1:], entries.members[skip:], entries.place)
-                self._take(rest, np.repeat(found[1:], rest.counts), rows[skip:])
-            else:
-                self._take(entries, np.repeat(found, entries.counts), rows)
-            advance(len(entries.members))
-        self._finish()
-
-    def _finish(self) -> None:
-        """Count who has no cluster, and see that nobody has two."""
-        for start in range(0, len(self._table), ENTRIES):
-            self.counts.without_cluster += int((self._cluster_of[start : start + ENTRIES] < 0).sum())
-        self.counts.assigned = len(self._table) - self.counts.without_cluster
-        for array in (self._cluster_of, self._place_of):
-            if isinstance(array, np.memmap):
-                array.flush()
-        if twice := self._problems.counts.get("in two clusters"):
-            first = self._problems.first["in two clusters"]
-            raise DataError(
-                f"{twice:,} members are in two clusters, the first {first!r}; all are listed in {self._problems.path}: "
-                "leave each in one"
-            )
-
-    def check_absent(self, policy: Absent) -> None:
-        """See that every member that was named is there.
-
-        Raises:
-            DataError: one is not, and that is an error.
-        """
-        if self.counts.absent and policy == "error":
-            raise DataError(
-                f"the mapping names {self.counts.absent:,} members that are absent from the sequences, the first "
-                f"{self._problems.first['absent']!r}; all are listed in {self._problems.path}: add them, or pass "
-                "--absent skip"
-            )
-
-    def _take(self, entries: Entries, clusters: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        counts = self.counts
-        places = counts.entries + np.arange(len(rows))
-        counts.entries += len(rows)
-        unknown = clusters < 0
-        counts.unknown_clusters += int(unknown.sum())
-        missing = np.flatnonzero((rows < 0) & ~unknown)
-        if missing.size:
-            left = self._left.find(_keys([entries.members[at] for at in missing])) >= 0
-            counts.left_out += int(left.sum())
-            names = np.repeat(np.arange(len(entries.clusters)), entries.counts)
-            for at in missing[~left]:
-                self._problems.add("absent", entries.members[at], entries.clusters[names[at]])
-                counts.absent += 1
-        known = np.flatnonzero((rows >= 0) & ~unknown)
-        # The first naming counts; later ones, in these lines or before, repeat or contradict it.
-        unique, first = np.unique(rows[known], return_index=True)
-        old = self._cluster_of[unique]
-        new = old < 0
-        self._cluster_of[unique[new]] = clusters[known[first[new]]]
-        self._place_of[unique[new]] = places[known[first[new]]]
-        counts.repeated += len(known) - int(new.sum())
-        now = self._cluster_of[rows[known]]
-        for at in known[now != clusters[known]]:
-            pair = self._reps.names(np.array([self._cluster_of[rows[at]], clusters[at]]))
-            self._problems.add("in two clusters", entries.members[at], *pair)
-            counts.repeated -= 1
-
-
-def _keys(names: Iterable[str]) -> Keys:
-    return keys_of(name.encode("utf-8", "surrogateescape") for name in names)
-
-
-class HeaderClusters:
-    """Reads the cluster of a UniRef90 record from its header, or failing that from its name; for ``Reader.table``.
-
-    The header may name it anywhere (``UniRef50_Q8WZ42``); ``UniRef90_X`` otherwise belongs to ``UniRef50_X``.
-    """
+    """A file of problems beside the output. Messages have the number of a kind of problems and the first one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.write_bytes(b"")
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.remove()
 
-    def __call__(self, records: list[Record]) -> None:
-        """Note the keys of the clusters of some records."""
-        names = [
-            found[0] if (found := _NAMED.search(record.description)) else record.id.replace("UniRef90_", "UniRef50_", 1)
-            for record in records
-        ]
-        with self._path.open("ab") as stream:
-            _keys(names).tofile(stream)
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+    def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
+        """Write problems of one kind, each with the id that it is about and what else belongs to it."""
+        if rows:
+            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.writelines("\t".join((*row, kind)) + "\n" for row in rows)
+            self._first.setdefault(kind, rows[0][0])
+            self._counts[kind] += len(rows)
+
+    def check(self, kind: str, what: str, fix: str) -> None:
+        """Raise a ``DataError`` if there are problems of a kind."""
+        if count := self._counts[kind]:
+            raise DataError(f"{what}: {count:,}, the first is {self._first[kind]!r}; {self._path} lists all; {fix}")
 
 
-def assign_by_keys(folder: Path, clusters: IdIndex, members: Table, keys: Path) -> Assignment:
-    """As ``Assigner``, where every member says itself which cluster it belongs to.
+class Assigner:
+    """Assigns the sequences of ``table`` to clusters by the entries of a mapping; writes the files of ``Members``."""
 
-    Raises:
-        DataError: not one names a cluster that there is.
+    def __init__(self, folder: Path, clusters: Table, table: Table, problems: Problems) -> None:
+        self._counts = Assignment()
+        self._clusters, self._table, self._problems = clusters, table, problems
+        self._members = Members.create(table, folder, ordered=True)
+
+    def assign(self, mapping: Iterable[Entries], absent: Absent, progress: Progress) -> Assignment:
+        """Assign the members of all entries; a ``DataError`` reports those in two clusters or absent."""
+        counts, header = self._counts, 0
+        for number, entries in enumerate(mapping):
+            clusters = self._clusters.find(_digests(entries.clusters))
+            rows = self._table.find(_digests(entries.members))
+            if number == 0 and clusters[0] < 0 and (rows[: entries.counts[0]] < 0).all():
+                header = entries.counts[0]  # the line names nothing that exists; some mappings begin with a header
+            self._assign(entries, np.repeat(clusters, entries.counts), rows)
+            progress.advance(len(entries.members))
+        counts.header_line = int(header > 0)
+        counts.entries -= header
+        counts.unknown_clusters -= header
+        counts.without_cluster = int(np.count_nonzero(self._members.cluster_of < 0))
+        counts.assigned = len(self._table) - counts.without_cluster
+        self._problems.check(TWO_CLUSTERS, "members in two clusters", "keep one cluster for each")
+        if absent == "error":
+            self._problems.check(ABSENT, "ids in the mapping without a sequence", "add them, or pass --absent skip")
+        if not counts.assigned:
+            raise DataError(
+                "the mapping names no cluster with a member that the sequences have; take all files from one release"
+            )
+        return counts
+
+    def _assign(self, entries: Entries, clusters: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        counts, members = self._counts, self._members
+        places = counts.entries + np.arange(len(rows))
+        counts.entries += len(rows)
+        counts.unknown_clusters += int((clusters < 0).sum())
+        missing = np.flatnonzero((rows < 0) & (clusters >= 0))
+        if missing.size:
+            left_out = self._table.was_left_out(_digests([entries.members[entry] for entry in missing]))
+            counts.left_out += int(left_out.sum())
+            counts.absent += int((~left_out).sum())
+            absent = missing[~left_out]
+            names = [entries.members[entry] for entry in absent]
+            self._problems.add(ABSENT, list(zip(names, self._clusters.names(clusters[absent]), strict=True)))
+        known = np.flatnonzero((rows >= 0) & (clusters >= 0))
+        # A member belongs to the cluster of its first entry; later ones repeat or contradict it.
+        unique, first = np.unique(rows[known], return_index=True)
+        new = members.cluster_of[unique] < 0
+        members.cluster_of[unique[new]] = clusters[known[first[new]]]
+        members.place_of[unique[new]] = places[known[first[new]]]
+        counts.repeated += len(known) - int(new.sum())
+        twice = known[members.cluster_of[rows[known]] != clusters[known]]
+        counts.repeated -= len(twice)
+        names = [entries.members[entry] for entry in twice]
+        earlier, later = self._clusters.names(members.cluster_of[rows[twice]]), self._clusters.names(clusters[twice])
+        self._problems.add(TWO_CLUSTERS, list(zip(names, earlier, later, strict=True)))
+
+
+def _digests(names: Iterable[str]) -> Digests:
+    return digests_of(name.encode("utf-8", "surrogateescape") for name in names)
+
+
+def clusters_of_headers(records: list[Record]) -> bytes:
+    """The digest of each record's cluster, by its header or name; notes for ``Reader.table``.
+
+    The header may name it anywhere (``UniRef50_Q8WZ42``); otherwise ``UniRef90_X`` belongs to ``UniRef50_X``.
     """
-    named: Keys = map_file(keys, np.uint64).reshape(-1, 2)
-    cluster_of: Any = map_file(folder / "cluster_of", np.int64, write=len(members))
-    place_of: Any = map_file(folder / "place_of", np.int64, write=len(members))
+    return _digests(map(_cluster_name, records)).tobytes()
+
+
+def _cluster_name(record: Record) -> str:
+    match = _UNIREF50_NAME.search(record.description)
+    return match[0] if match else record.id.replace("UniRef90_", "UniRef50_", 1)
+
+
+def assign_by_headers(folder: Path, clusters: Table, members: Table) -> Assignment:
+    """Assign members to the clusters that ``clusters_of_headers`` noted; writes the files of ``Members``."""
+    named: Digests = map_file(members.folder / NOTES, "S16")
+    cluster_of = Members.create(members, folder).cluster_of
     for start in range(0, len(members), ENTRIES):
-        part = slice(start, start + ENTRIES)
-        cluster_of[part] = clusters.find(np.asarray(named[part]))
-        place_of[part] = np.arange(start, min(start + ENTRIES, len(members)))
-    without = sum(int((cluster_of[start : start + ENTRIES] < 0).sum()) for start in range(0, len(members), ENTRIES))
+        cluster_of[start : start + ENTRIES] = clusters.find(named[start : start + ENTRIES])
+    without = int(np.count_nonzero(cluster_of < 0))
     if without == len(members):
         raise DataError(
-            "no member's header or name tells its UniRef50 cluster, as UniProt's do not; give the mapping with "
-            "--members, for which UniProt's idmapping_selected.tab serves"
+            "no member's header or name contains its UniRef50 cluster (UniProt's headers never do); give the mapping "
+            "with --members, for example UniProt's idmapping_selected.tab"
         )
     return Assignment(entries=len(members), assigned=len(members) - without, without_cluster=without)

@@ -1,14 +1,14 @@
-"""Masked language modelling: which tokens are hidden, and what stands in their place.
+"""Masked language modelling: which tokens are hidden, and what replaces them.
 
-Every token of every place of an epoch has a word of its own, ``stream(fold(seed, epoch, MASK, index), j)`` with ``j``
-its position in the window; a second word, ``mix`` of the first, says what happens to a selected one. Masks are
-therefore the same whatever pack, worker or rank a sequence comes to.
+Token ``j`` of a window at place ``index`` has the word ``stream(fold(seed, epoch, MASK, index), j)``, which decides
+whether it is selected. ``mix`` of that word decides whether it is masked, replaced or kept. Masks therefore do not
+depend on the pack, the worker or the rank.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from protea.errors import UsageError
 Pool = Literal["canonical", "other-residues", "all"]
 """Where random replacements come from.
 
-``canonical``: the 20 amino acids. ``other-residues``: every one-letter token of the alphabet but the one replaced.
-``all``: every token of the alphabet, special ones included.
+``canonical``: the 20 amino acids. ``other-residues``: all one-letter tokens except the one that is replaced.
+``all``: all tokens, special ones included.
 """
 
 _CANONICAL: Final = "ACDEFGHIKLMNPQRSTVWY"
@@ -33,12 +33,12 @@ class Masking:
     """How tokens are hidden.
 
     Attributes:
-        select: the probability that a token is selected, each by itself.
-        mask: the share of selected tokens that become ``<mask>``.
-        random: the share that become a token drawn from the pool; the rest stay as they are.
-        pool: what is drawn from.
-        specials: BOS and EOS, where there are any, can be selected.
-        at_least_one: where nothing was selected in a sequence, one token is, each as likely.
+        select: probability that a token is selected.
+        mask: share of selected tokens that become ``<mask>``.
+        random: share of selected tokens that are replaced from the pool; the rest stay as they are.
+        pool: where replacements come from.
+        specials: whether BOS and EOS can be selected.
+        at_least_one: whether one token is selected in sequences where the draws select none.
     """
 
     select: float = 0.15
@@ -53,9 +53,9 @@ class Masking:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"masking: {name} must be from 0 to 1, got {getattr(self, name)}")
         if self.mask + self.random > 1 + 1e-9:
-            raise UsageError(f"masking: mask {self.mask} and random {self.random} are together over 1")
-        if self.pool not in {"canonical", "other-residues", "all"}:
-            raise UsageError(f"masking: unknown pool {self.pool!r}; use canonical, other-residues or all")
+            raise UsageError(f"masking: mask {self.mask} and random {self.random} add up to more than 1")
+        if self.pool not in get_args(Pool):
+            raise UsageError(f"masking: unknown pool {self.pool!r}; use {', '.join(get_args(Pool))}")
 
 
 VARIANTS: Final = {
@@ -71,16 +71,16 @@ VARIANTS: Final = {
 }
 """Masking by name; ``docs/data.md`` says who used which.
 
-``bionemo1-esm1nv`` and ``bionemo1-esm2nv`` are what BioNeMo 1 did before May 2024, with which the published models
-were trained as far as dates tell; ``bionemo1-80-2-18`` is the common mistake that its notes describe.
+BioNeMo 1 masked as ``bionemo1-esm1nv`` and ``bionemo1-esm2nv`` until May 2024; going by dates, the published models
+were trained so. ``bionemo1-80-2-18`` is a mistake that its notes describe.
 """
 
 
 def masking_named(name: str) -> Masking:
-    """A variant by its name.
+    """The variant with a name.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is no such variant.
     """
     if name not in VARIANTS:
         raise UsageError(f"unknown masking {name!r}; use {', '.join(VARIANTS)}")
@@ -88,12 +88,7 @@ def masking_named(name: str) -> Masking:
 
 
 class Masker:
-    """Masks whole packs at a time.
-
-    Args:
-        masking: how.
-        alphabet: of the tokens.
-    """
+    """Masks one pack at a time."""
 
     def __init__(self, masking: Masking, alphabet: Alphabet) -> None:
         self.masking, self.alphabet = masking, alphabet
@@ -112,21 +107,19 @@ class Masker:
     def __call__(
         self, tokens: NDArray[np.uint8], keys: Words, starts: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The tokens after masking, and which of them are to be predicted.
+        """The tokens after masking, and which of them the model is to predict.
 
         Args:
-            tokens: ``[T]``, sequences end to end in their frames; not changed.
+            tokens: ``[T]``, sequences end to end, with BOS and EOS; not changed.
             keys: ``[B]``, a word for each sequence.
-            starts: ``[B+1]``, where each begins, and the end of the last.
+            starts: ``[B+1]``, where each sequence begins, and the end of the last one.
         """
         lengths = np.diff(starts)
         positions = (np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)).astype(np.uint64)
         words = stream(np.repeat(keys, lengths), positions)
         hidden = words <= self._select if self.masking.select else np.zeros(len(tokens), np.bool_)
         if not self.masking.specials:
-            allowed = np.ones(len(tokens), np.bool_)
-            for special in self.alphabet.frame.specials:
-                allowed &= tokens != special
+            allowed = ~np.isin(tokens, self.alphabet.frame.specials)
             hidden &= allowed
         if self.masking.at_least_one:
             if not self.masking.specials:
@@ -136,9 +129,8 @@ class Masker:
         action = mix(words[places])
         original = tokens[places]
         changed = np.where(action <= self._random, self._replacement(original, mix(action)), original)
-        changed = (
-            np.where(action <= self._mask, np.uint8(self.alphabet.mask), changed) if self.masking.mask else changed
-        )
+        if self.masking.mask:
+            changed = np.where(action <= self._mask, np.uint8(self.alphabet.mask), changed)
         result = tokens.copy()
         result[places] = changed
         return result, hidden
@@ -152,10 +144,8 @@ class Masker:
 
     @staticmethod
     def _force(hidden: NDArray[np.bool_], words: Words, starts: NDArray[np.int64]) -> None:
-        """Select the token of the smallest word where none is; each has it as often."""
+        """Hide one token of each sequence without a hidden one: that with the smallest word."""
         bare = ~np.logical_or.reduceat(hidden, starts)
-        if not bare.any():
-            return
         least = np.minimum.reduceat(words, starts)
         ends = np.append(starts[1:], len(words))
         for number in np.flatnonzero(bare):

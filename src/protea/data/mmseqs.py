@@ -1,6 +1,6 @@
-"""Runs MMseqs2, the program that clusters and searches; knows its commands, not what they are for.
+"""Runs MMseqs2, which clusters and searches sequences.
 
-Sequences go in under their numbers, so that names of any kind are safe and answers need no look-up.
+Sequences are named by their numbers, so that ids of any kind are safe and results need no look-up.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.token_table import BATCH_BYTES, TokenRows
-from protea.data.work import Watcher
+from protea.data.token_table import BATCH_BYTES, flat_of, lengths_of
 from protea.errors import ProgramError, UsageError
+from protea.progress import Progress
 
 SEARCH_FLAGS: Final = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 --cov-mode 0"
-"""The filter that public pipelines agree on, query training set, target validation set."""
+"""The filter that public pipelines agree on: queries are training sequences, targets are validation sequences."""
 
 REVERSE_FLAGS: Final = SEARCH_FLAGS.replace("--max-seqs 300", "--max-seqs 100000")
-"""The same with query and target exchanged: a validation sequence may have many relatives in training."""
+"""With queries and targets exchanged. A validation sequence may be similar to many training sequences."""
 
 MEMBER_FLAGS: Final = "--min-seq-id 0.9 -c 0.8 --cov-mode 1"
 CLUSTER_FLAGS: Final = "--min-seq-id 0.5 -c 0.8 --cov-mode 1"
-"""As UniRef90 and UniRef50 are made: alignments cover 80 % of the representative, which is the longest member."""
+"""As for UniRef90 and UniRef50: alignments cover 80 % of the representative, which is the longest member."""
 
 _PROTEINS: Final = "--dbtype 1"
-"""Not to be guessed: peptides of A, C, G and T alone are taken for DNA."""
+"""Without this, MMseqs2 takes peptides of A, C, G and T for DNA."""
 
 _GUARD: Final = """
 exec 3<&0
@@ -45,71 +46,60 @@ code=$?
 kill "$guard" 2>/dev/null
 exit $code
 """
-"""Ends the program and all it started when this process dies, however it dies: the pipe then has an end."""
+"""Kills the program and all its children when this process dies: its end of the pipe on standard input closes."""
 
-_SHOWN: Final = 3
+_LINES_SHOWN: Final = 3
 _NOISE: Final = re.compile(r"^\s*$|^\[=|^Time for|^mmseqs |^\S.*\t\S")
+_INSTALL: Final = (
+    "install it with `apt-get install mmseqs2`, `brew install mmseqs2`, or "
+    "`conda install -c conda-forge -c bioconda mmseqs2`, or name it with --mmseqs"
+)
 
 
 class MMseqs:
-    """The program, once found.
-
-    Args:
-        program: its name or path.
-        threads: it may use; all by default.
-        log: a file for all that it prints.
-        watcher: told of every command.
-
-    Raises:
-        ProgramError: it is not installed, or does not run.
+    """The program, by name or path. All that it prints goes to ``log``.
 
     Attributes:
         version: as it says.
-        commands: run so far, as the manifest has them: with file names alone.
+        commands: run so far, with file names instead of paths, for the manifest.
     """
 
-    def __init__(self, program: str, threads: int | None, log: Path, watcher: Watcher) -> None:
-        found = shutil.which(program)
-        if found is None:
-            raise ProgramError(
-                f"{program}: MMseqs2 is not installed; install it with `apt-get install mmseqs2`, "
-                "`brew install mmseqs2`, or `conda install -c conda-forge -c bioconda mmseqs2`, or name it with "
-                "--mmseqs"
-            )
-        self._program, self._threads, self._log, self._watcher = found, threads, log, watcher
+    def __init__(self, program: str, threads: int | None, log: Path, progress: Progress) -> None:
+        path = shutil.which(program)
+        if path is None:
+            raise ProgramError(f"{program}: MMseqs2 is not installed; {_INSTALL}")
+        self._program, self._threads, self._log, self._progress = path, threads, log, progress
         try:
-            answer = subprocess.run([found, "version"], capture_output=True, text=True, check=True, timeout=60)
+            answer = subprocess.run([path, "version"], capture_output=True, text=True, check=True, timeout=60)
         except (OSError, subprocess.SubprocessError) as error:
-            raise ProgramError(f"{found}: does not run as MMseqs2: {error}") from error
+            raise ProgramError(f"{path}: does not run as MMseqs2: {error}; {_INSTALL}") from error
         self.version = answer.stdout.strip()
         self.commands: list[str] = []
 
     def cluster(self, fasta: Path, folder: Path, flags: str) -> Path:
-        """Cluster by ``linclust``: a table of representative and member, by number."""
+        """Cluster with ``linclust``: a table of representatives and members."""
         folder.mkdir()
         self._run("createdb", [fasta, folder / "db"], _PROTEINS)
         self._run("linclust", [folder / "db", folder / "clusters", folder / "tmp"], flags)
-        result = folder / "clusters.tsv"
-        self._run("createtsv", [folder / "db", folder / "db", folder / "clusters", result])
-        return result
+        self._run("createtsv", [folder / "db", folder / "db", folder / "clusters", folder / "clusters.tsv"])
+        return folder / "clusters.tsv"
 
     def search(self, queries: Path, targets: Path, folder: Path, flags: str) -> Path:
-        """Search each query among the targets: a table of query, target, identity and both coverages."""
+        """Search for each query among the targets: a table of query, target, identity and both coverages."""
         folder.mkdir()
         self._run("createdb", [queries, folder / "queries"], _PROTEINS)
         self._run("createdb", [targets, folder / "targets"], _PROTEINS)
-        paths = [folder / "queries", folder / "targets", folder / "hits"]
-        self._run("search", [*paths, folder / "tmp"], flags)
-        result = folder / "hits.tsv"
-        self._run("convertalis", [*paths, result], "--format-output query,target,fident,qcov,tcov")
-        return result
+        databases = [folder / "queries", folder / "targets", folder / "hits"]
+        self._run("search", [*databases, folder / "tmp"], flags)
+        self._run("convertalis", [*databases, folder / "hits.tsv"], "--format-output query,target,fident,qcov,tcov")
+        return folder / "hits.tsv"
 
     def _run(self, module: str, paths: list[Path], flags: str = "") -> None:
         words = split_flags(flags)
         threads = [] if self._threads is None or module == "createdb" else ["--threads", str(self._threads)]
-        self.commands.append(" ".join(["mmseqs", module, *(path.name for path in paths), *map(shlex.quote, words)]))
+        self.commands.append(shlex.join(["mmseqs", module, *(path.name for path in paths), *words]))
         command = [self._program, module, *map(str, paths), *words, *threads]
-        self._watcher.note(shlex.join(command))
+        self._progress.note(shlex.join(command))
         with self._log.open("ab") as log:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
@@ -124,41 +114,51 @@ class MMseqs:
                     os.killpg(process.pid, signal.SIGKILL)
                     raise
         if code:
-            raise ProgramError(_failure(module, code, self._log, start))
+            raise self._failure(module, code, start)
+
+    def _failure(self, module: str, code: int, start: int) -> ProgramError:
+        """The message for a failed command: its last lines are in the log, which it began at ``start``."""
+        with self._log.open("rb") as stream:
+            stream.seek(start)
+            lines = stream.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        last = " | ".join([line.strip() for line in lines if not _NOISE.match(line)][-_LINES_SHOWN:]) or "nothing"
+        number = code - 128 if code > 128 else -code
+        how = f"failed with code {code}"
+        if number > 0:
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            how = f"was killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+        return ProgramError(
+            f"mmseqs {module} {how}; its last output: {last}; the log is {self._log}; run the same command again to "
+            "continue after the last finished step"
+        )
 
 
 def split_flags(flags: str) -> list[str]:
-    """Flags as a shell would split them.
-
-    Raises:
-        UsageError: a quote is not closed.
-    """
+    """Split flags as a shell would."""
     try:
         return shlex.split(flags)
     except ValueError as error:
         raise UsageError(f"flags for mmseqs {flags!r}: {error}") from error
 
 
-def write_fasta(path: Path, batches: Iterable[tuple[TokenRows, NDArray[np.int64]]], alphabet: Alphabet) -> int:
-    """Write sequences under their numbers; how many there are is returned."""
+def write_fasta(path: Path, batches: Iterable[tuple[pa.RecordBatch, NDArray[np.int64]]], alphabet: Alphabet) -> int:
+    """Write sequences, each named by its number; return how many there are."""
     total = 0
-    # Gaps, which some alphabets have, are no residues to MMseqs2.
+    # MMseqs2 does not know the gaps that some alphabets have.
     letters = np.array([ord(token if token.isalpha() else "X") for token in alphabet.tokens], np.uint8)
     with path.open("wb") as stream:
-        for batch, names in batches:
+        for batch, numbers in batches:
             total += len(batch)
-            residues = letters[batch.flat()].tobytes()
-            ends = np.cumsum(batch.lengths()).tolist()
-            pieces, start = [], 0
-            for name, end in zip(names.tolist(), ends, strict=True):
-                pieces.append(b">%d\n%b\n" % (name, residues[start:end]))
+            residues = letters[flat_of(batch.column("tokens"))].tobytes()
+            start = 0
+            for number, end in zip(numbers.tolist(), np.cumsum(lengths_of(batch)).tolist(), strict=True):
+                stream.write(b">%d\n%b\n" % (number, residues[start:end]))
                 start = end
-            stream.write(b"".join(pieces))
     return total
 
 
 def read_pairs(path: Path) -> Iterator[NDArray[np.int64]]:
-    """The first two columns of a table of numbers, some thousand rows at a time: ``[N, 2]``."""
+    """The first two columns of a table of numbers, thousands of rows at a time: ``[N, 2]``."""
     with path.open("rb") as stream:
         while lines := stream.readlines(BATCH_BYTES):
             yield np.array([line.split(b"\t", 2)[:2] for line in lines]).astype(np.int64)
@@ -167,32 +167,13 @@ def read_pairs(path: Path) -> Iterator[NDArray[np.int64]]:
 def best_hits(path: Path, *, reverse: bool) -> NDArray[np.float64]:
     """The hit of highest identity of each training sequence: ``[K, 5]``.
 
-    Its columns are the training sequence, the validation sequence, identity, and the coverage of each.
+    Columns: the training sequence, the validation sequence, identity, and the coverage of each.
     """
     order = [1, 0, 2, 4, 3] if reverse else [0, 1, 2, 3, 4]
     best = np.zeros((0, 5))
     with path.open("rb") as stream:
         while lines := stream.readlines(BATCH_BYTES):
-            hits = np.array([line.split() for line in lines]).astype(np.float64)[:, order]
-            hits = np.concatenate([best, hits])
+            hits = np.concatenate([best, np.array([line.split() for line in lines]).astype(np.float64)[:, order]])
             hits = hits[np.lexsort((hits[:, 1], -hits[:, 2], hits[:, 0]))]
             best = hits[np.unique(hits[:, 0], return_index=True)[1]]
     return best
-
-
-def _failure(module: str, code: int, log: Path, start: int) -> str:
-    """What MMseqs2 said last."""
-    with log.open("rb") as stream:
-        stream.seek(start)
-        lines = stream.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    said = [line.strip() for line in lines if not _NOISE.match(line)][-_SHOWN:]
-    number = code - 128 if code > 128 else -code
-    if number > 0:
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        how = f"was killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
-    else:
-        how = f"failed with code {code}"
-    return (
-        f"mmseqs {module} {how}; it said: {' | '.join(said) or 'nothing'}; all of it is in {log}; "
-        "the same command goes on with what was done before"
-    )

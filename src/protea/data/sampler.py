@@ -12,7 +12,7 @@ Nothing is stored and nothing depends on what was drawn before, so that any proc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +22,31 @@ from protea.data.training_store import Split
 from protea.errors import DataError, UsageError
 
 Crop = Literal["random", "head", "random-tokens", "head-tokens"]
-"""What becomes of a sequence that is longer than fits.
+"""How a sequence that is too long is cropped.
 
-``random``: a random window of as many residues as ``max_tokens`` leave room for beside BOS and EOS, which are always
-there. ``head``: its beginning, likewise (fair-esm, Hugging Face). ``random-tokens``: a random window of ``max_tokens``
-of the sequence with its BOS and EOS, which are there only if the window reaches them (BioNeMo 2, whose own last window,
-the one with EOS, is never drawn; here it is). ``head-tokens``: the first ``max_tokens`` of those: BOS, and no EOS
-(BioNeMo 1). If an alphabet has no BOS or no EOS, the window holds one residue more for each.
+``random``: a random window of residues, between BOS and EOS. ``head``: the first residues, between BOS and EOS
+(fair-esm, Hugging Face). ``random-tokens``: a random window of the sequence with its BOS and EOS, which are there only
+if the window reaches them (BioNeMo 2; the last window, which it never draws, is drawn here). ``head-tokens``: the first
+tokens: BOS, and no EOS (BioNeMo 1). All have ``max_tokens`` tokens, whether or not the alphabet has BOS and EOS.
 """
 
-CROPS: Final = ("random", "head", "random-tokens", "head-tokens")
+CROPS: Final = get_args(Crop)
 
 _CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What some places of an epoch show; arrays of one value a place.
+    """What some places of an epoch show; arrays with one value for each place.
 
     Attributes:
         index: the places.
         sequence: the member's row in the split.
-        start: where in the split's ``tokens`` its window begins.
+        start: where its window begins in the split's ``tokens``.
         residues: residues in the window.
         offset: residues of the sequence before the window.
-        bos: whether BOS comes before.
-        eos: whether EOS comes after.
+        bos: whether BOS precedes the window.
+        eos: whether EOS follows it.
     """
 
     index: NDArray[np.int64]
@@ -60,7 +59,7 @@ class Draws:
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """Tokens of each, BOS and EOS included."""
+        """Tokens of each window, with BOS and EOS."""
         return self.residues + self.bos + self.eos
 
     def __len__(self) -> int:
@@ -75,15 +74,15 @@ class Sampler:
 
     Args:
         split: of a store.
-        seed: of everything that is drawn.
-        max_tokens: tokens of a sequence at most, BOS and EOS included.
-        crop: what becomes of longer ones.
-        max_length: leave longer sequences out altogether, and clusters of nothing else; costs 8 bytes a cluster.
-        shuffle: visit clusters in a seeded order, else in that of the store.
+        seed: of all draws.
+        max_tokens: most tokens of a sequence, with BOS and EOS.
+        crop: how longer sequences are cropped.
+        max_length: if given, longer sequences are never shown; costs 8 bytes of memory for each cluster.
+        shuffle: whether the order of the clusters is drawn; else it is that of the store.
 
     Raises:
-        UsageError: a value cannot be meant.
-        DataError: nothing is left to show.
+        UsageError: a value is not allowed.
+        DataError: no sequence is left.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Sampler:
         self.split, self.seed, self.max_tokens, self.crop, self.shuffle = split, seed, max_tokens, crop, shuffle
         self._frame = frame
         self.max_length = max_length
-        self._clusters = None if max_length is None else self._short_enough()
+        self._clusters = None if max_length is None else self._with_short_members()
         self._size = split.clusters if self._clusters is None else len(self._clusters)
         if not self._size:
             raise DataError(f"split {split.name}: no cluster has a sequence of at most {max_length} residues")
@@ -122,8 +121,9 @@ class Sampler:
         """
         places = np.asarray(index, np.int64)
         words = places.astype(np.uint64)
-        order = self._order(epoch)
-        clusters = places if order is None else order[places]
+        clusters = places
+        if self.shuffle:
+            clusters = Permutation(self._size, key(self.seed, epoch, EPOCH_ORDER))[places]
         if self._clusters is not None:
             clusters = self._clusters[clusters]
         draws = fold(self.seed, epoch, MEMBER, words)
@@ -131,39 +131,32 @@ class Sampler:
         start, length = self.split.spans(sequences)
         return self._window(epoch, places, sequences, start, length)
 
-    def _order(self, epoch: int) -> Permutation | None:
-        return Permutation(self._size, key(self.seed, epoch, EPOCH_ORDER)) if self.shuffle else None
-
     def _members(self, clusters: NDArray[np.int64], draws: NDArray[np.uint64]) -> NDArray[np.int64]:
         starts, counts = self.split.starts(clusters), self.split.counts(clusters)
         if self.max_length is None:
             return starts + below(draws, counts.astype(np.uint64)).astype(np.int64)
-        # Among the members that are short enough, in order: the k-th of those.
-        rows, fits, ends = self._fitting(starts, counts)
+        rows, fits, begins = self._short_members(starts, counts)
         before = np.cumsum(fits) - fits
-        firsts = before[ends - counts]
-        numbers = np.add.reduceat(fits, ends - counts)
-        chosen = firsts + below(draws, numbers.astype(np.uint64)).astype(np.int64)
-        found: NDArray[np.int64] = rows[np.flatnonzero(fits)[chosen]]
-        return found
+        chosen = before[begins] + below(draws, np.add.reduceat(fits, begins).astype(np.uint64)).astype(np.int64)
+        sequences: NDArray[np.int64] = rows[np.flatnonzero(fits)[chosen]]
+        return sequences
 
-    def _fitting(
+    def _short_members(
         self, starts: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """All members of some clusters, whether each is short enough, and where each cluster's end."""
-        ends = np.cumsum(counts)
-        rows = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        """All members of some clusters, whether each is short enough (0 or 1), and where each cluster begins."""
+        begins = np.cumsum(counts) - counts
+        rows = np.arange(counts.sum()) + np.repeat(starts - begins, counts)
         assert self.max_length is not None
-        return rows, (self.split.spans(rows)[1] <= self.max_length).astype(np.int64), ends
+        return rows, (self.split.spans(rows)[1] <= self.max_length).astype(np.int64), begins
 
-    def _short_enough(self) -> NDArray[np.int64]:
-        found = [np.zeros(0, np.int64)]
+    def _with_short_members(self) -> NDArray[np.int64]:
+        chosen = [np.zeros(0, np.int64)]
         for first in range(0, self.split.clusters, _CHUNK):
             clusters = np.arange(first, min(first + _CHUNK, self.split.clusters))
-            counts = self.split.counts(clusters)
-            _, fits, ends = self._fitting(self.split.starts(clusters), counts)
-            found.append(clusters[np.add.reduceat(fits, ends - counts) > 0])
-        return np.concatenate(found)
+            _, fits, begins = self._short_members(self.split.starts(clusters), self.split.counts(clusters))
+            chosen.append(clusters[np.add.reduceat(fits, begins) > 0])
+        return np.concatenate(chosen)
 
     def _window(
         self,
@@ -179,11 +172,13 @@ class Sampler:
             offset = self._offset(epoch, places, length - residues) if self.crop == "random" else np.zeros_like(length)
             bos, eos = (np.full(len(places), special is not None) for special in frame)
             return Draws(places, sequences, start + offset, residues, offset, bos, eos)
-        # A window of the tokens: BOS is the first, EOS the one after the residues.
-        whole = frame.tokens(length)
-        tokens = np.minimum(whole, self.max_tokens)
-        first = self._offset(epoch, places, whole - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
-        bos, eos = (first == 0) & (frame.bos is not None), (first + tokens == whole) & (frame.eos is not None)
+        # A window of tokens: the sequence's BOS is at 0, its EOS at the end.
+        available = frame.tokens(length)
+        tokens = np.minimum(available, self.max_tokens)
+        first = (
+            self._offset(epoch, places, available - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
+        )
+        bos, eos = (first == 0) & (frame.bos is not None), (first + tokens == available) & (frame.eos is not None)
         offset = first - frame.before + bos
         return Draws(places, sequences, start + offset, tokens - bos - eos, offset, bos, eos)
 

@@ -1,22 +1,24 @@
-"""What a manifest says, for people: lines, a picture, or JSON."""
+"""What a store holds, as JSON, text or a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from protea.data.manifest import Manifest
-from protea.errors import OutputError, UsageError
+from protea.errors import UsageError
 from protea.optional import extra
+from protea.output import write_failure
 
-_WIDTH: Final = 40
-_ROWS: Final = 16
+_BAR_WIDTH: Final = 40
+_BINS_JOINED: Final = 4
 _FORMATS: Final = (".png", ".svg", ".pdf")
+_INDENT: Final = " " * 12
 
 
 def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, Any]:
-    """All that ``protea data info`` shows."""
+    """What ``protea data info`` shows."""
     command = manifest["command"]
     return {
         "store": str(folder),
@@ -33,36 +35,53 @@ def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, A
     }
 
 
-def lines(description: dict[str, Any]) -> Iterator[str]:
-    """The description as text, with a histogram of lengths a split."""
+def step_line(step: Mapping[str, Any]) -> str:
+    """The numbers of a step, as in ``draw: 12 clusters, 3 valid, 9 train``; zeros are not shown."""
+    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in step.items() if isinstance(value, int) and value]
+    return f"{step['step']}: {', '.join(counts) or 'nothing to do'}"
+
+
+def split_line(split: Mapping[str, Any]) -> str:
+    """The size of a split."""
+    return ", ".join(f"{split[name]:,} {name}" for name in ("clusters", "sequences", "residues"))
+
+
+def lines(description: Mapping[str, Any]) -> Iterator[str]:
+    """The description as text, with a histogram of lengths for each split."""
     for name in ("store", "made_by", "alphabet", "hashes"):
         yield f"{name.replace('_', ' '):<12}{description[name]}"
     yield f"{'size':<12}{description['bytes'] / 1e6:,.1f} MB"
     for step in description["steps"]:
-        shown = [
-            f"{value:,} {key.replace('_', ' ')}" for key, value in step.items() if isinstance(value, int) and value
-        ]
-        yield f"{'step':<12}{step['step']}: {', '.join(shown) or 'nothing to do'}"
-        yield from (f"{'':<12}$ {command}" for command in step.get("commands", ()))
+        yield f"{'step':<12}{step_line(step)}"
+        yield from (f"{_INDENT}$ {command}" for command in step.get("commands", ()))
     for name, split in description["splits"].items():
         yield ""
-        counts = (f"{split[what]:,} {what}" for what in ("clusters", "sequences", "residues"))
-        yield f"{name:<12}{', '.join(counts)}"
+        yield f"{name:<12}{split_line(split)}"
         yield (
-            f"{'':<12}largest cluster {split['largest_cluster']:,}, of one {split['clusters_of_one']:,}; "
+            f"{_INDENT}largest cluster {split['largest_cluster']:,}, of one {split['clusters_of_one']:,}; "
             f"mean length {split['mean_length']:,}, longest {split['longest']:,}"
         )
         yield from _histogram(split["lengths"])
-        total = max(1, split["residues"])
         shares = sorted(split["composition"].items(), key=lambda item: -item[1])
-        yield f"{'':<12}" + " ".join(f"{letter} {count / total:.2%}" for letter, count in shares)
+        yield _INDENT + " ".join(f"{letter} {count / max(1, split['residues']):.2%}" for letter, count in shares)
+
+
+def _histogram(lengths: Mapping[str, Any]) -> Iterator[str]:
+    """Bars of text, each of several bins of the manifest."""
+    *within, beyond = lengths["counts"]
+    width = lengths["bin"] * _BINS_JOINED
+    counts = [sum(within[start : start + _BINS_JOINED]) for start in range(0, len(within), _BINS_JOINED)]
+    labels = [f"{start * width:,} to {(start + 1) * width - 1:,}" for start in range(len(counts))]
+    longest = max(1, beyond, *counts)
+    for label, count in zip([*labels, f"{len(counts) * width:,} on"], [*counts, beyond], strict=True):
+        yield f"{_INDENT}{label:<16}{'#' * -(-count * _BAR_WIDTH // longest):<{_BAR_WIDTH}} {count:,}"
 
 
 def draw(manifest: Manifest, path: Path) -> None:
     """Draw lengths and composition of every split.
 
     Raises:
-        UsageError: the suffix names no format of pictures.
+        UsageError: the file's suffix is not that of a picture.
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
@@ -75,10 +94,9 @@ def draw(manifest: Manifest, path: Path) -> None:
     letters = [token for token in manifest["alphabet"]["tokens"] if len(token) == 1]
     for name, split in manifest["splits"].items():
         width, counts = split["lengths"]["bin"], split["lengths"]["counts"]
-        total = max(1, split["sequences"])
         edges = [number * width for number in range(len(counts) + 1)]
         label = f"{name}: {split['sequences']:,} in {split['clusters']:,} clusters"
-        left.stairs([count / total for count in counts], edges, label=label)
+        left.stairs([count / max(1, split["sequences"]) for count in counts], edges, label=label)
         shares = [split["composition"].get(letter, 0) / max(1, split["residues"]) for letter in letters]
         right.plot(letters, shares, ".", label=name)
     left.set(xlabel=f"residues (the last bin: {edges[-2]:,} or more)", ylabel="share of sequences")
@@ -88,17 +106,4 @@ def draw(manifest: Manifest, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _histogram(lengths: dict[str, Any]) -> Iterator[str]:
-    """Bars of text, the bins joined so that there are few."""
-    width, counts = lengths["bin"], lengths["counts"]
-    *within, beyond = counts
-    step = -(-len(within) // _ROWS)
-    rows = [(start * width, sum(within[start : start + step])) for start in range(0, len(within), step)]
-    rows.append((len(within) * width, beyond))
-    most = max(1, *(count for _, count in rows))
-    for start, count in rows:
-        label = f"{start:,} on" if start == rows[-1][0] else f"{start:,} to {start + step * width - 1:,}"
-        yield f"{'':<12}{label:<16}{'#' * -(-count * _WIDTH // most):<{_WIDTH}} {count:,}"
+        raise write_failure(error, path) from error

@@ -1,21 +1,26 @@
-"""UniRef: clusters at 50 % identity, sampled by their members at 90 %, as the ESM models were trained."""
+"""Stores from UniRef: clusters at 50 % identity with members at 90 %, as the ESM models were trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
-from protea.data.assemble import Members
-from protea.data.build import Build, Read
+from protea.data.build import Build
 from protea.data.build_settings import BuildSettings
-from protea.data.mapping import Assigner, Entries, HeaderClusters, Problems, assign_by_keys, read_mapping
-from protea.data.work import Numbers, Watcher, fingerprints
-from protea.errors import DataError, UsageError
+from protea.data.mapping import (
+    Assigner,
+    Entries,
+    Members,
+    assign_by_headers,
+    clusters_of_headers,
+    read_mapping,
+)
+from protea.data.token_table import Table
+from protea.data.work import Numbers, fingerprints
+from protea.errors import UsageError
 from protea.fasta import read_blocks
-
-_NAMED: Final = "named clusters"
+from protea.progress import Progress
 
 
 def build_uniref(
@@ -23,72 +28,49 @@ def build_uniref(
     uniref50: Sequence[Path],
     uniref90: Sequence[Path],
     mapping: Path | None,
-    watcher: Watcher,
+    progress: Progress,
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """Build a store from UniRef's FASTA files; its steps and splits are returned.
+    """Build a store from UniRef's FASTA files; return the numbers of its steps and splits.
 
     Args:
         settings: of the build.
         uniref50: the representatives of the clusters.
-        uniref90: the sequences that training samples; without any, each cluster is its representative.
-        mapping: clusters and their members, see ``read_mapping``; without it the headers of ``uniref90`` tell.
-        watcher: told of progress.
-        overwrite: replace a store that is there.
-
-    Raises:
-        ProteaError: see ``docs/data.md`` for all that can be wrong.
+        uniref90: the members; if empty, the representative is a cluster's only member.
+        mapping: see ``read_mapping``; if ``None``, the headers of ``uniref90`` name the clusters.
+        progress: of the stages.
+        overwrite: whether a store may be replaced.
     """
     if mapping is not None and not uniref90:
         raise UsageError("--members needs --uniref90, which has the sequences of the members")
     inputs = {"uniref50": list(uniref50), "uniref90": list(uniref90), "members": mapping}
-    with Build(settings, "uniref", inputs, watcher, overwrite=overwrite) as build:
+    with Build(settings, "uniref", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*uniref50, *uniref90])
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
         representatives = build.read("read representatives", read_blocks(uniref50), uniref50)
-        kinds = build.filter(representatives.table, build.draw(representatives.table))
-        members = attach(build, representatives, uniref90, mapping) if uniref90 else None
-        return build.store(representatives.table, kinds, members)
+        kinds = build.filter(representatives, build.draw(representatives))
+        members = None
+        if mapping is not None:
+            table = build.read("read members", read_blocks(uniref90), uniref90)
+            members = assign_by_mapping(build, representatives, table, read_mapping(mapping), mapping)
+        elif uniref90:
+            members = _assign_by_headers(build, representatives, uniref90)
+        return build.store(representatives, kinds, members)
 
 
-def attach(build: Build, clusters: Read, sequences: Sequence[Path], mapping: Path | None) -> Members:
-    """Read the members and note which cluster each belongs to.
-
-    Raises:
-        DataError: the mapping contradicts itself or the sequences.
-    """
-    watch = None if mapping is not None else lambda folder: HeaderClusters(folder / _NAMED)
-    members = build.read(
-        "read members", read_blocks(sequences), [*sequences, "by header" if watch else "by mapping"], watch
-    )
-    if mapping is not None:
-        return assign(build, clusters, members, read_mapping(mapping), mapping)
-
-    def make(folder: Path) -> Numbers:
-        build.watcher.begin("headers")
-        return asdict(assign_by_keys(folder, clusters.ids, members.table, members.folder / _NAMED))
-
-    return Members.found(members.table, build.step("attach members", make))
+def _assign_by_headers(build: Build, clusters: Table, uniref90: Sequence[Path]) -> Members:
+    table = build.read("read members", read_blocks(uniref90), uniref90, clusters_of_headers)
+    folder = build.step("attach members", lambda folder: asdict(assign_by_headers(folder, clusters, table)))
+    return Members.load(table, folder)
 
 
-def assign(build: Build, clusters: Read, members: Read, mapping: Iterable[Entries], source: Path) -> Members:
-    """Note which cluster each member belongs to, by a mapping that comes from a file.
-
-    Raises:
-        DataError: the mapping contradicts itself or the sequences.
-    """
+def assign_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iterable[Entries], source: Path) -> Members:
+    """The stage that assigns members to clusters by the mapping in a file."""
 
     def make(folder: Path) -> Numbers:
-        build.watcher.begin("mapping")
-        pairs = (clusters.table, clusters.ids), (members.table, members.ids)
-        assigner = Assigner(folder, *pairs, Problems(build.problems))
-        assigner.read(mapping, build.watcher.advance)
-        assigner.check_absent(build.settings.absent)
-        if not assigner.counts.assigned:
-            raise DataError("the mapping names none of the clusters and members; take all files from one release")
-        return asdict(assigner.counts)
+        assigner = Assigner(folder, clusters, table, build.problems)
+        return asdict(assigner.assign(mapping, build.settings.absent, build.progress))
 
-    given = [fingerprints([source]), build.settings.absent]
-    return Members.found(members.table, build.step("attach members", make, given))
+    return Members.load(table, build.step("attach members", make, [fingerprints([source]), build.settings.absent]))
