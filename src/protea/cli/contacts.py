@@ -9,7 +9,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, load_to_compute
+from protea.cli.load import load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown
 from protea.cli.structures import picture_paths
 from protea.cli.terminal import bars, tell
@@ -76,7 +76,7 @@ def contacts(
                 contact_map(pictures[predicted.name], predicted.probabilities, title=predicted.name)
 
         settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, "unknown": unknown}
-        settings |= {"min_probability": least, "min_separation": separation, "models": {model: circumstances(loaded)}}
+        settings |= {"min_probability": least, "min_separation": separation, "models": {model: loaded.circumstances()}}
         with bars("residues") as bar:
             maps = predict_maps(loaded.module, proteins, draw, bar)
             write_maps(output, maps, least=least, separation=separation, rows=rows, settings=settings)

@@ -10,7 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute, say_what_fast_gains
+from protea.cli.load import load_to_compute
 from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
 from protea.cli.terminal import bars, tell
 from protea.text import counted
@@ -144,6 +144,7 @@ def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
 
 
 def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
+    from protea.device import native_bfloat16
     from protea.embed.run import EmbedRun
 
     start = time.perf_counter()
@@ -163,4 +164,9 @@ def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
     computed = str(model.compute_dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
     typer.echo(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {computed}, {model.device}", err=True)
-    say_what_fast_gains(model, "and its embeddings keep a cosine of at least 0.999 to these")
+    if model.compute_dtype.itemsize == 4 and native_bfloat16(model.device):
+        measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
+        tell(
+            f"this hardware computes bfloat16 natively: --fast is faster{measured}, and its embeddings keep a cosine of "
+            "at least 0.999 to these"
+        )

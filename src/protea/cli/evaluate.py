@@ -12,7 +12,7 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.load import circumstances, load_to_compute
+from protea.cli.load import load_to_compute
 from protea.cli.structures import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
@@ -104,7 +104,7 @@ def evaluate_contacts(
         if output is not None:
             settings: dict[str, Any] = {"command": "evaluate contacts", "structures": list(map(str, structures))}
             settings |= {"exclude": exclude or [], "include_fitted": include_fitted, "seed": seed}
-            write_precisions(output, precisions, rows, settings | {"models": {model: circumstances(loaded)}})
+            write_precisions(output, precisions, rows, settings | {"models": {model: loaded.circumstances()}})
     if output is not None:
         typer.echo(f"{output}: {counted(len(precisions), 'chain')}")
     elif precisions:
@@ -189,7 +189,7 @@ def evaluate_proteingym(
                 bar.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
                 for scan in scans:
                     scan.add(model.module, bar)
-            settings["models"][name] = circumstances(model)
+            settings["models"][name] = model.circumstances()
             del model  # free its memory before the next model loads
         results = [scan.measured() for scan in scans]
         if output is not None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from protea.progress import Progress
-from protea.text import counted, printable
+from protea.text import printable
 
 if TYPE_CHECKING:
     import rich.progress
-
-__all__ = ["Bars", "advancing", "bars", "counted", "printable", "progress_bars", "show_table", "tell"]
 
 
 class Bars(Progress):
@@ -45,12 +43,31 @@ class Bars(Progress):
 
 @contextmanager
 def bars(unit: str = "") -> Iterator[Bars]:
-    """Progress bars on standard error; nothing is drawn where that is no terminal.
+    """Progress bars on standard error; nothing is drawn if that is not a terminal.
 
     Args:
         unit: of the amounts, as in ``residues``.
     """
-    with progress_bars(unit) as drawn:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawn:
         yield Bars(drawn)
 
 
@@ -73,42 +90,6 @@ def _is_number(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:2].lstrip("-+").isdigit() or cell in ("", "-")
 
 
-@contextmanager
-def progress_bars(unit: str = "", *, remaining: bool = True) -> Iterator[rich.progress.Progress]:
-    """Rich's bars with rate, amount and time; nothing at all where standard error is no terminal.
-
-    Args:
-        unit: of the amounts.
-        remaining: show the time left, for work whose size is known, or the time that has passed.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
-        TimeRemainingColumn() if remaining else TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield progress
-
-
-def advancing(progress: rich.progress.Progress, what: str, total: float | None) -> Callable[[float], None]:
-    """A new bar, as a function that moves it on."""
-    bar = progress.add_task(what, total=total)
-    return lambda done: progress.advance(bar, done)
-
-
 def tell(message: str) -> None:
-    """A line that people should read, on standard error."""
+    """Print a note to standard error."""
     typer.echo(f"protea: note: {printable(message)}", err=True)

@@ -38,6 +38,19 @@ class LoadedModel:
         """SHA-256 of the weight files by name."""
         return {path.name: sha256(path) for path in self.files}
 
+    def circumstances(self) -> dict[str, Any]:
+        """What the model's numbers depend on, as plain values for ``OUT.run.yaml``."""
+        module = self.module
+        on_gpu = module.device.type == "cuda"
+        return {
+            "version": protea.__version__,
+            "torch": str(torch.__version__),
+            "files": self.weights_sha256(),
+            "computed_in": str(module.compute_dtype).removeprefix("torch."),
+            "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
 
 def load_model(
     model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
@@ -72,17 +85,3 @@ def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")
     return "bfloat16" if fast and native_bfloat16(resolve_device(device)) else dtype
-
-
-def circumstances(model: LoadedModel) -> dict[str, Any]:
-    """What a model's numbers depend on, as plain values for ``OUT.run.yaml``."""
-    module = model.module
-    on_gpu = module.device.type == "cuda"
-    return {
-        "version": protea.__version__,
-        "torch": str(torch.__version__),
-        "files": model.weights_sha256(),
-        "computed_in": str(module.compute_dtype).removeprefix("torch."),
-        "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
-        "threads": torch.get_num_threads(),
-    }

@@ -13,7 +13,7 @@ from protea.data.masking import masking_named
 from protea.embed.prepare import fit
 from protea.errors import UsageError
 from protea.fasta import Record
-from protea.infer.loading import LoadedModel, circumstances, load_model
+from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
@@ -114,7 +114,7 @@ def measure_perplexity(
         values = list(losses(runner, masked, progress))
     perplexity = of_all(values)
     if output is not None:
-        run["models"] = {model: circumstances(loaded)}
+        run["models"] = {model: loaded.circumstances()}
         _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
     theirs = None if against is None else _compare(against, loaded.path, masked, values, progress)
     return Predicted(records, values, perplexity, changes, theirs, alphabet.residues, profile)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from protea import bundled
 from protea.errors import FastaError, UsageError
-from protea.infer.loading import LoadedModel, circumstances, load_model
+from protea.infer.loading import LoadedModel, load_model
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
 from protea.score import variant_table as tables
@@ -73,7 +73,7 @@ def score_variants(
         model = load(name)
         progress.begin("scoring", how.passes(rows.proteins))
         scores[name] = tables.scores_of(model.module, rows, how, progress)
-        provenance[name] = circumstances(model)
+        provenance[name] = model.circumstances()
         del model  # free its memory before the next model is loaded
     table = tables.with_scores(table, column, scores)
     if output is not None:
