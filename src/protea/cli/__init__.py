@@ -11,8 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from protea.cli.interrupt import INTERRUPTED
-from protea.cli.terminal import printable, tell
+from protea.cli.terminal import tell
 from protea.errors import ProteaError, ProteaWarning
+from protea.text import printable
 
 COMMANDS: Final = {
     "embed": "embed",

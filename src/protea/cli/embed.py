@@ -167,6 +167,6 @@ def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
     if model.compute_dtype.itemsize == 4 and native_bfloat16(model.device):
         measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
         tell(
-            f"this hardware computes bfloat16 natively: --fast is faster{measured}, and its embeddings keep a cosine of "
-            "at least 0.999 to these"
+            f"this hardware computes bfloat16 natively: --fast is faster{measured}; its embeddings have a cosine of at "
+            "least 0.999 to these"
         )
