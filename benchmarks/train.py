@@ -84,25 +84,24 @@ Step = Callable[[list[Any]], float]
 def protea_step(model: Path, variant: list[str], device: str) -> Step:
     import torch
 
+    from protea.settings_errors import validate
     from protea.train.loop import train_step
     from protea.train.metrics import TrainingProgress
     from protea.train.model import initialise, prepare
-    from protea.train.objective import count_masked
-    from protea.train.recipe import parse
+    from protea.train.recipe import Recipe
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"
     run = {"precision": precision, "compile": "compiled" in variant}
-    recipe = parse({"init": str(model), "run": run}, "benchmark")
-    trained = prepare(initialise(recipe, where), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
+    recipe = validate(Recipe, {"init": str(model), "run": run}, "benchmark")
+    trained = prepare(initialise(recipe, where), recipe, TrainingProgress())
     number = 0
 
     def step(packs: list[Any]) -> float:
         nonlocal number
         number += 1
-        predicted = sum(map(count_masked, packs))
         clip = recipe.optimizer.clip
-        result = train_step(trained, packs, predicted, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip)
+        result = train_step(trained, packs, step=number, rate=1e-4, seed=recipe.run.seed, clip=clip)
         assert result is not None
         return result[0].item()
 
@@ -239,7 +238,6 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
     import torch
 
     from protea.models.esm2 import SIZES
-    from protea.train.estimate import flops_per_token
     from protea.train.metrics import peak_flops
     from protea.train.recipe import LogSettings
 
@@ -258,7 +256,7 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
             ratios = sorted(mine / theirs for mine, theirs in zip(rates, _rates(told[best]), strict=True))
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         last = told[name][-1]
-        flops = flops_per_token(SIZES[arguments.model], last["length"], last["masked"])
+        flops = 3 * SIZES[arguments.model].forward_flops(last["length"], last["masked"])
         used = f"{middle * flops / peak:.1%}" if peak else ""
         print(
             f"| {name} | {middle:,.0f} ({min(rates):,.0f}, {max(rates):,.0f}) | {ratio} | {used} | "

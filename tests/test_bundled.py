@@ -22,7 +22,8 @@ from protea.bundled import FOLDER, NAME
 from protea.checkpoints.hub import published
 from protea.fasta import read_fasta
 from protea.packing import pack
-from protea.train.recipe import parse
+from protea.settings_errors import validate
+from protea.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "proteins.fasta"
@@ -45,7 +46,7 @@ def model() -> protea.LanguageModel:
 def test_files_are_small_and_agree_with_each_other(model: protea.LanguageModel) -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 16_500_000
     assert model.config == published(NAME).config
-    assert parse(yaml.safe_load((FOLDER / "recipe.yaml").read_text()), NAME).config == model.config
+    assert validate(Recipe, yaml.safe_load((FOLDER / "recipe.yaml").read_text()), NAME).config == model.config
     assert json.loads((FOLDER / "data.json").read_text())["format"] == "protea training data"
     log = [json.loads(line) for line in (FOLDER / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation_loss"] for line in log if "validation_loss" in line]

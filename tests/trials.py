@@ -19,9 +19,10 @@ from protea.data.build_settings import BuildSettings
 from protea.data.uniref import build_uniref
 from protea.output import sha256
 from protea.progress import SILENT
+from protea.settings_errors import validate
 from protea.train.loop import Outcome, pretrain
 from protea.train.metrics import TrainingProgress
-from protea.train.recipe import Recipe, parse
+from protea.train.recipe import Recipe
 from protea.train.run_checkpoints import STATE, _seal, choose
 
 LETTERS: Final = "ACDEFGHIKLMNPQRSTVWY"
@@ -72,7 +73,7 @@ def recipe(store: Path | None, **sections: Any) -> Recipe:
         "log": {"every": 1, "tensorboard": False, "peak_tflops": 0.1},
     }
     merged = {name: known | sections.pop(name, {}) for name, known in values.items()}
-    return parse(merged | sections, "test")
+    return validate(Recipe, merged | sections, "test")
 
 
 def mostly_long(values: Iterable[Any], quick: Container[int]) -> list[Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from protea.errors import UsageError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -21,53 +23,45 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def read_yaml(path: Path, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Args:
-        path: of the file.
-        name: what messages call it.
-
-    Raises:
-        UsageError: the file is missing, is not YAML, or holds no mapping.
-    """
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    values = parse_yaml(text, name)
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UsageError(f"{name}: expected `key: value` lines")
+        raise UsageError(f"{path}: expected `key: value` lines")
     return values
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The value that a YAML text stands for.
-
-    Raises:
-        UsageError: the text is not YAML.
-    """
+    """The value that a YAML text stands for; ``name`` is what messages call the text."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def explain(error: ValidationError, settings: type[BaseModel], *, noun: str = "key") -> str:
-    """The first error of a validation as a message: which setting, its value, and what it must be.
+def validate(kind: type[Settings], values: Mapping[str, Any], source: str, *, noun: str = "key") -> Settings:
+    """Settings from plain values; an error names the source, the setting, its value and what it must be.
 
-    Args:
-        error: as raised by pydantic.
-        settings: the model that was validated; its fields may be models too.
-        noun: what the message calls a setting, as in ``unknown key``.
+    ``noun`` is what messages call a setting, as in ``unknown key``.
     """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError(f"{source}: {_explain(error, kind, noun)}") from error
+
+
+def _explain(error: ValidationError, section: type[BaseModel], noun: str) -> str:
     first = error.errors()[0]
     name = ".".join(part for part in first["loc"] if isinstance(part, str))  # not the place in a list
     if first["type"] == "extra_forbidden":
-        section = settings
-        for part in first["loc"][:-1]:
+        *sections, last = first["loc"]
+        for part in sections:
             section = section.model_fields[str(part)].annotation or section  # type: ignore[assignment]
-        return f"unknown {noun} {name!r}{suggestion(str(first['loc'][-1]), section.model_fields)}"
+        return f"unknown {noun} {name!r}{suggestion(str(last), section.model_fields)}"
     if first["type"] == "missing":
         return f"no {name} given"
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
@@ -76,5 +70,6 @@ def explain(error: ValidationError, settings: type[BaseModel], *, noun: str = "k
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What a message says after an unknown name: the most similar known name, or all known names."""
-    similar = difflib.get_close_matches(name, known := list(known), n=1, cutoff=0.6)
+    known = list(known)
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {similar[0]!r}?" if similar else f"; known are {', '.join(known)}"

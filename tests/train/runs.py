@@ -14,11 +14,11 @@ from protea.data.loader import Loader, Packing, TrainingBatch
 from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
+from protea.settings_errors import validate
 from protea.train.loop import train_step
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, initialise, prepare
-from protea.train.objective import count_masked
-from protea.train.recipe import Recipe, parse
+from protea.train.recipe import Recipe
 from trials import LETTERS, build_store
 
 CPU = torch.device("cpu")
@@ -59,27 +59,19 @@ def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **secti
     values["model"] |= model or {}
     if "init" in sections:
         values["model"] = {}
-    return parse(values | sections, "test")
+    return validate(Recipe, values | sections, "test")
 
 
 def trained(recipe: Recipe, model: Encoder | None = None) -> Trainable:
     """What ``pretrain`` makes of a recipe, or of a model by its settings, before the first step."""
-    return prepare(model or initialise(recipe, CPU), recipe.run, recipe.optimizer, recipe.batch, TrainingProgress())
+    return prepare(model or initialise(recipe, CPU), recipe, TrainingProgress())
 
 
 def take_step(
     ours: Trainable, recipe: Recipe, packs: Sequence[TrainingBatch], step: int, rate: float
 ) -> tuple[float, float]:
     """The loss and the gradient's norm of one update."""
-    result = train_step(
-        ours,
-        packs,
-        sum(map(count_masked, packs)),
-        step=step,
-        rate=rate,
-        seed=recipe.run.seed,
-        clip=recipe.optimizer.clip,
-    )
+    result = train_step(ours, packs, step=step, rate=rate, seed=recipe.run.seed, clip=recipe.optimizer.clip)
     assert result is not None
     return result[0].item(), result[1].item()
 

@@ -26,9 +26,9 @@ from protea.errors import CheckpointError
 from protea.models.esm2 import ESM2
 from protea.models.heads import BilinearContactHead
 from protea.models.registry import build
-from protea.train.average import average, export
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
+from protea.train.run_checkpoints import average, export
 from references import from_fair_esm, hf_name, load_transformers, new_fair_esm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

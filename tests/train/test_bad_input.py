@@ -303,7 +303,7 @@ def test_records_are_told_though_they_cannot_be_listed(store: Path, tmp_path: Pa
 
 def test_gradients_that_overflow_at_any_scale(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float16 a few are left out; a run that learns nothing any more is no run."""
-    from protea.train import divergence
+    from protea.train import objective
     from protea.train.optim import Optimizers
 
     def clip(self: Optimizers, scaler: torch.amp.GradScaler, limit: float | None) -> torch.Tensor:
@@ -312,7 +312,7 @@ def test_gradients_that_overflow_at_any_scale(store: Path, tmp_path: Path, monke
 
     plain = Optimizers.clip
     monkeypatch.setattr(Optimizers, "clip", clip)
-    monkeypatch.setattr(divergence, "_MAX_OVERFLOWS", 2)
+    monkeypatch.setattr(objective, "_MAX_OVERFLOWS", 2)
     with pytest.raises(TrainingError, match=r"^step 3: .*gradient is nan; "):
         train(recipe(store, run={"precision": "fp16-mixed"}, validation={"every": None}), tmp_path / "run")
 

@@ -18,11 +18,9 @@ from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
-from protea.train.estimate import estimate
-from protea.train.loop import train_step
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, initialise
-from protea.train.objective import count_masked, masked_logits, masked_loss
+from protea.train.model import Trainable, architecture, estimate, initialise
+from protea.train.objective import masked_logits, masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.resume import TrainingState, resume, save
@@ -162,7 +160,7 @@ def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(native, "enable", lambda: "this processor is an abacus")
     told, notes = recipe(run={"precision": precision}), Notes()
-    prepare(initialise(told, CPU), told.run, told.optimizer, told.batch, notes)
+    prepare(initialise(told, CPU), told, notes)
     assert len(notes.notes) == asked
     assert all("this processor is an abacus" in note for note in notes.notes)
 
@@ -179,7 +177,7 @@ def test_the_objective_is_the_sum_of_cross_entropies(family: str, precision: str
     native.disable()
     data = make_store(tmp_path / "data", sequences=20, alphabet="esm-1nv" if family == "esm1nv" else "esm")
     (batch,) = steps(told, data, 1, packs=1)[0]
-    assert count_masked(batch) == batch.rows.numel() > 5
+    assert len(batch.rows) > 5
     with torch.no_grad():
         with ours.precision.autocast():
             found = masked_loss(ours.model, batch)
@@ -201,28 +199,3 @@ def test_a_step_of_nothing_to_predict(folder: Path) -> None:
     nothing = TrainingBatch(**{**vars(batch), "rows": batch.rows[:0]})
     assert take_step(ours, told, [nothing], 1, RATE) == (0.0, 0.0)
     assert all(torch.equal(each, before[name]) for name, each in weights(ours.model).items())
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_dropout_of_a_pack_depends_on_its_number_in_the_step_alone(world: int, folder: Path) -> None:
-    """Processes that share the packs of a step add up to one that computes them all."""
-    told = recipe(model={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
-    packs = steps(told, folder, 1, packs=4)[0]
-    predicted = sum(map(count_masked, packs))
-    alone = take_step(trained(told), told, packs, 7, RATE)[0]
-
-    def shared(**number: int) -> float:
-        total = 0.0
-        for rank in range(world):
-            where = {"rank": rank, "world": world} | number
-            mine = packs[rank::world]
-            result = train_step(
-                trained(told), mine, predicted, step=7, rate=RATE, seed=told.run.seed, clip=None, **where
-            )
-            assert result is not None
-            total += result[0].item()
-        return total
-
-    assert shared() == pytest.approx(alone, rel=1e-6)
-    if world > 1:
-        assert shared(rank=0) != pytest.approx(alone, rel=1e-6), "other numbers give other dropout"

@@ -20,13 +20,12 @@ from protea.errors import TrainingError, UsageError
 from protea.journal import differences
 from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
-from protea.train.estimate import check_memory, estimate, flops_per_token
+from protea.settings_errors import validate
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture
+from protea.train.model import Trainable, architecture, check_memory, estimate, mean_length
 from protea.train.objective import masked_loss
-from protea.train.recipe import RECIPES, Recipe, flatten, parse, read_recipe, recipe_names
-from protea.train.sources import mean_length
+from protea.train.recipe import RECIPES, Recipe, flatten, read_recipe, recipe_names
 from protea.transforms import native
 from reference_attention import REFERENCE
 from trials import mostly_long
@@ -111,7 +110,7 @@ def test_recipes_are_complete(name: str) -> None:
     assert told.name
     assert (told.data.store, told.data.fasta, told.log.wandb) == (None, None, None)
     # What is shown is a recipe, and the same.
-    assert parse(yaml.safe_load(yaml.safe_dump(shown)), "again") == told
+    assert validate(Recipe, yaml.safe_load(yaml.safe_dump(shown)), "again") == told
     assert not differences(flatten(shown), flatten(written))
 
 
@@ -331,7 +330,7 @@ def test_a_recipe_of_few_words(tmp_path: Path) -> None:
     assert told == Recipe(model={"architecture": "esm1nv"}, optimizer={"lr": 1e-3})  # type: ignore[arg-type]
     assert told.optimizer.lr == 1e-3
     with pytest.raises(UsageError, match=r"model\.architecture"):
-        parse({}, "nothing")
+        validate(Recipe, {}, "nothing")
 
 
 # --- what a recipe takes ------------------------------------------------------------------------------------------
@@ -350,7 +349,7 @@ def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         hidden = model(batch)
         model.head(hidden[:masked])
     tokens = length * sequences
-    assert 3 * counter.get_total_flops() == pytest.approx(tokens * flops_per_token(config, length, masked / tokens))
+    assert 3 * counter.get_total_flops() == pytest.approx(tokens * 3 * config.forward_flops(length, masked / tokens))
 
 
 def test_flops_by_hand() -> None:
@@ -359,7 +358,7 @@ def test_flops_by_hand() -> None:
     attention = 33 * 2 * 1000 * 1280
     head = 0.15 * (1280**2 + 33 * 1280)
     expected = 3 * 2 * (weights + attention + head)
-    assert flops_per_token(read_recipe("esm2_650M").config, 1000.0) == pytest.approx(expected)
+    assert 3 * read_recipe("esm2_650M").config.forward_flops(1000.0, 0.15) == pytest.approx(expected)
     assert expected == pytest.approx(6 * 651e6, rel=0.14)  # six a parameter, attention apart
 
 

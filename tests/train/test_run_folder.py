@@ -13,7 +13,7 @@ from protea.errors import OutputError, ResumeError
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
 from protea.train.run_checkpoints import choose
-from protea.train.run_folder import RunFolder
+from protea.train.run_folder import open_run_folder
 from trials import TINY, Witness, assert_same, make_store, metrics, recipe, reseal, train, write_fasta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,7 +138,7 @@ def test_other_surroundings_are_noted(stopped: tuple[Recipe, Path]) -> None:
 
 def test_one_process_at_a_time(stopped: tuple[Recipe, Path], store: Path) -> None:
     told, run = stopped
-    with RunFolder(run, told):
+    with open_run_folder(run, told):
         for changed in (told, recipe(store, run={"steps": 9})):
             with pytest.raises(ResumeError, match=r"run: another process"):
                 train(changed, run, accept_changes=True)

@@ -21,10 +21,18 @@ import torch
 
 from hostile import live, torch_zip
 from protea.errors import CheckpointError, OutputError, ResumeError
-from protea.train.average import average, export
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe, SaveSettings
-from protea.train.run_checkpoints import STATE, RunCheckpoints, choose, read_saved, read_verified, step_folders
+from protea.train.run_checkpoints import (
+    STATE,
+    RunCheckpoints,
+    average,
+    choose,
+    export,
+    read_saved,
+    read_verified,
+    step_folders,
+)
 from trials import Witness, assert_same, finished, make_store, metrics, mostly_long, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

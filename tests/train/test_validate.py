@@ -18,12 +18,12 @@ from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
-from protea.train.average import export
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Precision
 from protea.train.objective import Validation
 from protea.train.recipe import Recipe
+from protea.train.run_checkpoints import export
 from references import load_transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,8 +29,8 @@ COMMANDS: Final = {
     "data": "data",
     "evaluate": "evaluate",
     "pretrain": "pretrain",
-    "export": "export",
-    "average": "export",
+    "export": "pretrain",
+    "average": "pretrain",
 }
 """Commands in the order of the help, each with its module in ``protea.cli``."""
 

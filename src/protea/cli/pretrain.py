@@ -1,19 +1,19 @@
-"""``protea pretrain``: train a model by a recipe."""
+"""``protea pretrain``, ``export`` and ``average``: train a model by a recipe, and make models of its checkpoints."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
+from protea.cli.options import Dtype
 from protea.errors import UsageError
 
-if TYPE_CHECKING:
-    from protea.train.loop import Outcome
-    from protea.train.recipe import Recipe
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain`.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
 
 
 def pretrain(
@@ -48,11 +48,11 @@ def pretrain(
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
-    from protea.train.recipe import list_recipes, read_recipe
+    from protea.train.recipe import read_recipe, recipe_names
 
     if names:
-        for name, title in list_recipes():
-            typer.echo(f"{name:<20} {title}")
+        for name in recipe_names():
+            typer.echo(f"{name:<20} {read_recipe(name).name}")
         return
     if recipe is None:
         raise UsageError("no recipe: give a file, or a name from `protea pretrain --list`")
@@ -60,23 +60,15 @@ def pretrain(
     if dry_run:
         import yaml
 
-        from protea.train.estimate import describe
+        from protea.train.model import architecture, estimate
 
         typer.echo(yaml.safe_dump(settings.shown(), sort_keys=False).rstrip())
-        for line in describe(settings):
+        # The training data are not needed: every sequence counts as one of the full length.
+        for line in estimate(architecture(settings), settings, settings.data.max_tokens).lines(settings):
             typer.echo(f"# {line}")
         return
     if output is None:
         raise UsageError("no output: give a folder for the run with -o RUN; `--dry-run` needs none")
-    outcome = _train(settings, output, accept_changes=accept_changes)
-    if not outcome.finished:
-        saved = "; a checkpoint is saved" if outcome.step else ""
-        typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)
-        raise typer.Exit(INTERRUPTED)
-    typer.echo(f"{output}: {outcome.step:,} steps done; `protea export {output} -o FOLDER` makes a model of it")
-
-
-def _train(recipe: Recipe, output: Path, *, accept_changes: bool) -> Outcome:
     with interruptible():
         from protea.cli.pretrain_view import TrainingView
         from protea.train.loop import pretrain as train
@@ -84,10 +76,60 @@ def _train(recipe: Recipe, output: Path, *, accept_changes: bool) -> Outcome:
         view = TrainingView()
         try:
             with view.bar:
-                return train(recipe, output, view, accept_changes=accept_changes)
+                outcome = train(settings, output, view, accept_changes=accept_changes)
         except KeyboardInterrupt:
             if view.stop():
                 # A second signal: leave at once, before Python waits for the checkpoint that is being written.
                 typer.echo(f"{output}: stopped; the same command continues from the newest checkpoint", err=True)
                 os._exit(INTERRUPTED)
             raise
+    if not outcome.finished:
+        saved = "; a checkpoint is saved" if outcome.step else ""
+        typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    typer.echo(f"{output}: {outcome.step:,} steps done; `protea export {output} -o FOLDER` makes a model of it")
+
+
+def export(
+    run: Run,
+    output: Output,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="WHICH", help="newest, best (lowest validation loss), or a step.")
+    ] = "newest",
+    dtype: Dtype = "float32",
+) -> None:
+    """Export a checkpoint of a training run as a Hugging Face folder, which Protea and transformers load.
+
+    \b
+    Examples:
+      protea export run/ -o model/
+      protea export run/ -o model/ --checkpoint best --dtype bfloat16
+      protea export run/ -o model/ --checkpoint 20000
+    """
+    from protea.device import resolve_dtype
+    from protea.train.run_checkpoints import export as write
+
+    with interruptible():
+        saved = write(run, output, which=checkpoint, dtype=resolve_dtype(dtype))
+    loss = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
+    typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
+
+
+def average(
+    run: Run,
+    output: Output,
+    last: Annotated[int, typer.Option("--last", metavar="N", min=1, help="Number of checkpoints, the newest ones.")],
+    dtype: Dtype = "float32",
+) -> None:
+    """Export the mean of the weights of a training run's newest checkpoints.
+
+    \b
+    Examples:
+      protea average run/ --last 47 -o model/
+    """
+    from protea.device import resolve_dtype
+    from protea.train.run_checkpoints import average as write
+
+    with interruptible():
+        saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
+    typer.echo(f"{output}: mean of {len(saved)} checkpoints, steps {saved[0].step:,} to {saved[-1].step:,}")

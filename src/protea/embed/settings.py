@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from protea import bundled
 from protea.embed.pooling import check_poolings
@@ -15,7 +15,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Unknown
-from protea.settings_errors import explain, read_yaml
+from protea.settings_errors import read_yaml, validate
 
 PROVENANCE: Final = "provenance"
 """Key of a run file with the circumstances and counts of the run; ignored when the file is read."""
@@ -111,10 +111,7 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
     Raises:
         UsageError: an option is unknown, missing or has a wrong value.
     """
-    try:
-        settings = EmbedSettings.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError(f"{origin}: {explain(error, EmbedSettings, noun='option')}") from error
+    settings = validate(EmbedSettings, values, origin, noun="option")
     check_poolings(settings.pool)
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
@@ -153,5 +150,5 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, not YAML, or not a mapping.
     """
-    values = read_yaml(path, f"--config {path}")
+    values = read_yaml(path)
     return {str(name).replace("-", "_"): value for name, value in values.items() if name != PROVENANCE}

@@ -27,18 +27,14 @@ from protea.data.loader import TrainingBatch
 from protea.device import resolve_device
 from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
 from protea.models.encoder import Encoder
-from protea.train.divergence import DivergenceGuard
-from protea.train.estimate import check_memory, estimate
-from protea.train.metrics import Logbook, TrainingProgress
-from protea.train.model import Trainable, architecture, initialise, prepare
-from protea.train.objective import Validation, count_masked, masked_loss
+from protea.train.metrics import Logbook, TrainingProgress, open_sinks
+from protea.train.model import Trainable, architecture, check_memory, estimate, initialise, mean_length, prepare
+from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
-from protea.train.resume import resume, save
+from protea.train.resume import TrainingState, resume, save
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
-from protea.train.run_folder import RunFolder
-from protea.train.sinks import open_sinks
-from protea.train.sources import make_loader, mean_length, open_store
+from protea.train.run_folder import RunFolder, open_run_folder, open_store, write_recipe
 
 _DROPOUT: Final = 6
 """Seeds of dropout, besides the purposes that ``protea.data.draws`` numbers."""
@@ -58,9 +54,6 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
     With ``accept_changes`` the run continues although its recipe changed.
-
-    Raises:
-        ProteaError: ``docs/pretraining.md`` lists what can be wrong.
     """
     device = resolve_device(recipe.run.device)
     if device.type == "cuda":
@@ -74,7 +67,8 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
             f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
             f"{model.config.family}; lower it"
         )
-    with RunFolder(output, recipe, accept_changes=accept_changes) as folder, _explaining_failures(recipe, device):
+    opened = open_run_folder(output, recipe, accept_changes=accept_changes)
+    with _explaining_failures(recipe, output, device), opened as folder:
         return _Trainer(recipe, folder, model, device, progress).run()
 
 
@@ -94,7 +88,7 @@ class _Trainer:
         costs = estimate(model, recipe, mean_length(self.loader.sampler))
         check_memory(costs, device)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler)
-        self.trainable = prepare(initialise(recipe, device), run, recipe.optimizer, recipe.batch, progress)
+        self.trainable = prepare(initialise(recipe, device), recipe, progress)
         self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
@@ -133,7 +127,7 @@ class _Trainer:
             state.position = state.position._replace(pack=0)  # the number counts packs of the earlier recipe
             self.progress.note("the changes affect packing: the current block of the epoch begins again")
         if folder.changes:
-            folder.accept()
+            write_recipe(folder.path, self.recipe)
 
     def _repeat(self) -> None:
         with closing(self.loader.batches(self.state.position)) as batches:
@@ -146,29 +140,20 @@ class _Trainer:
                 packs = [next(batches) for _ in range(self.recipe.batch.packs)]
                 if not self._step(packs):
                     break
-            self.guard.settle(self.trainable)
             self._save_last()
 
     def _step(self, packs: Sequence[TrainingBatch]) -> bool:
         """Train for one step and log it; false if the run was asked to stop during the step."""
-        step, recipe = self.state.step + 1, self.recipe
-        predicted = sum(map(count_masked, packs))
-        rate = learning_rate(recipe.schedule, step, highest=recipe.optimizer.lr, steps=recipe.run.steps)
-        result = train_step(
-            self.trainable,
-            packs,
-            predicted,
-            step=step,
-            rate=rate,
-            seed=recipe.run.seed,
-            clip=recipe.optimizer.clip,
-            stop=self.progress.stop,
-        )
+        step, run, optimizer = self.state.step + 1, self.recipe.run, self.recipe.optimizer
+        rate = learning_rate(self.recipe.schedule, step, highest=optimizer.lr, steps=run.steps)
+        stop = self.progress.stop
+        result = train_step(self.trainable, packs, step=step, rate=rate, seed=run.seed, clip=optimizer.clip, stop=stop)
         if result is None:
             return False
-        self.state = self.state.after(packs)
+        tokens = sum(pack.inputs.input_ids.numel() for pack in packs)
+        self.state = TrainingState(step, packs[-1].position, self.state.tokens + tokens)
         self.guard.add(step, packs, *result)
-        self.logbook.count(packs, predicted)
+        self.logbook.count(packs)
         if self.device.type == "cpu" or self.logbook.due(step):
             self.guard.check()
         if self.logbook.due(step):
@@ -193,6 +178,7 @@ class _Trainer:
             self.logbook.validated(self.state.step, loss, time.perf_counter() - began)
 
     def _save(self) -> None:
+        self.guard.settle(self.trainable)
         save(self.checkpoints, self.trainable, self.state, recipe=self.recipe, data=self.data)
 
     def _save_if_due(self) -> None:
@@ -202,18 +188,16 @@ class _Trainer:
         if reason := self.checkpoints.failure(step):
             self.progress.note(f"a checkpoint could not be written: {reason}; training continues and tries again later")
         if self.checkpoints.due(step):
-            self.guard.settle(self.trainable)
             self._save()
 
     def _save_last(self) -> None:
         checkpoints, step = self.checkpoints, self.state.step
         checkpoints.wait()
-        reason = checkpoints.failure(step)
+        checkpoints.failure(step)  # forgets a checkpoint that failed; it is written again
         if step and checkpoints.last != step:
             self._save()
             checkpoints.wait()
-            reason = checkpoints.failure(step)
-        if reason:
+        if reason := checkpoints.failure(step):
             raise OutputError(
                 f"{checkpoints.folder}: the checkpoint of step {step:,} could not be written: {reason}; free some "
                 "space and give the same command again: it continues from the checkpoint before"
@@ -223,45 +207,34 @@ class _Trainer:
 def train_step(
     trainable: Trainable,
     packs: Sequence[TrainingBatch],
-    predicted: int,
     *,
     step: int,
     rate: float,
     seed: int,
     clip: float | None,
-    rank: int = 0,
-    world: int = 1,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor] | None:
-    """One update of the weights.
+    """One update of the weights, from a loss that is the mean of all masked tokens.
 
-    Args:
-        trainable: what is trained.
-        packs: what this process learns from in the step.
-        predicted: masked tokens in the whole step; the step's loss is their mean.
-        step: its number, from 1.
-        rate: its learning rate.
-        seed: of the run; seeds dropout together with the step and a pack's number among all packs of the step.
-        clip: largest norm of the gradient, which is scaled down to it.
-        rank: of this process.
-        world: number of processes that share the packs of the step.
-        stop: asked between packs; if it returns true, weights and optimizers stay as they were.
+    The run's ``seed``, the ``step``, which counts from 1, and a pack's number in it seed dropout. Gradients are scaled
+    down to the norm ``clip``. If ``stop``, asked between packs, returns true, weights and optimizers stay as they were.
 
     Returns:
         The loss and the norm of its gradient before clipping, on the device; ``None`` if stopped.
     """
     model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
     loss = torch.zeros((), device=model.device)
+    masked = max(1, sum(len(pack.rows) for pack in packs))
     optimizers.zero_grad()
     for number, pack in enumerate(packs):
         if number and stop():
             optimizers.zero_grad()
             return None
         batch = pack.to(model.device, non_blocking=True)
-        torch.manual_seed(key(seed, step, _DROPOUT, rank + number * world) >> 1)
+        torch.manual_seed(key(seed, step, _DROPOUT, number) >> 1)
         with trainable.precision.autocast():
             total = masked_loss(model, batch)
-        share = total / max(1, predicted)
+        share = total / masked
         scaler.scale(share).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
     norm = optimizers.clip(scaler, clip)
@@ -270,7 +243,7 @@ def train_step(
 
 
 @contextmanager
-def _explaining_failures(recipe: Recipe, device: torch.device) -> Iterator[None]:
+def _explaining_failures(recipe: Recipe, output: Path, device: torch.device) -> Iterator[None]:
     """Turn what PyTorch and the operating system raise during training into errors with advice."""
     memory = "GPU memory" if device.type == "cuda" else "main memory"
     too_large = DeviceError(
@@ -290,4 +263,4 @@ def _explaining_failures(recipe: Recipe, device: torch.device) -> Iterator[None]
             raise too_large from error
         raise
     except OSError as error:
-        raise OutputError(f"{error.filename or 'the run'}: {error.strerror or error}") from error
+        raise OutputError(f"{error.filename or output}: {error.strerror or error}") from error

@@ -1,30 +1,37 @@
-"""The progress and the metrics of a run: losses, speed, utilisation, memory; ``docs/pretraining.md`` defines them."""
+"""The metrics of a run and where they go; ``docs/pretraining.md`` defines them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import resource
+import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
+from protea.errors import OutputError, ProteaWarning
+from protea.output import write_durably
 from protea.progress import Progress
-from protea.train.estimate import flops_per_token
 from protea.train.model import Trainable
 from protea.train.recipe import LogSettings, Recipe
 from protea.train.resume import TrainingState
-from protea.train.sinks import Sink
 
 _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
 """TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""
 
 _SIDE: Final = 1024
 _MEASURED_SECONDS: Final = 0.5
+_BUFFER: Final = 16 << 20
+"""Bytes of metrics that wait in memory while a disk is full. Python keeps what it could not write for the next time."""
 
 
 class TrainingProgress(Progress):
@@ -39,6 +46,14 @@ class TrainingProgress(Progress):
     def stop(self) -> bool:
         """Whether to save a checkpoint and end the run; asked after every pack."""
         return False
+
+
+class Sink(NamedTuple):
+    """A place that metrics go to; its functions may fail with any error."""
+
+    name: str
+    write: Callable[[int, Mapping[str, float]], None]
+    close: Callable[[], None]
 
 
 class Logbook:
@@ -57,19 +72,19 @@ class Logbook:
         """Whether a step's metrics are logged."""
         return step % self._recipe.log.every == 0 or step == self._recipe.run.steps
 
-    def count(self, packs: Sequence[TrainingBatch], predicted: int) -> None:
-        """Add one step's tokens to the counters; ``predicted`` of them were masked."""
-        before = self._tokens
-        for pack in packs:
-            lengths = pack.inputs.cu_seqlens.host_offsets.diff().long()
-            self._tokens += int(lengths.sum())
-            self._squares += int(lengths.square().sum())
-        self._predicted += predicted
-        self._padding = 1 - (self._tokens - before) / (len(packs) * self._recipe.batch.pack)
+    def count(self, packs: Sequence[TrainingBatch]) -> None:
+        """Add one step's tokens to the counters."""
+        lengths = torch.cat([pack.inputs.cu_seqlens.host_offsets.diff().long() for pack in packs])
+        tokens = int(lengths.sum())
+        self._tokens += tokens
+        self._squares += int(lengths.square().sum())
+        self._masked += sum(len(pack.rows) for pack in packs)
+        self._padding = 1 - tokens / (len(packs) * self._recipe.batch.pack)
 
     def step(self, state: TrainingState, loss: Tensor, norm: Tensor, rate: float) -> None:
-        """Log a step's metrics; this reads them from the device."""
+        """Log a step's metrics, with averages since the last logged step; this reads from the device."""
         nats = loss.item()
+        seconds = max(time.perf_counter() - self._began, 1e-9)
         values = {
             "loss": nats,
             "perplexity": _exp(nats),
@@ -78,11 +93,16 @@ class Logbook:
             "epoch": state.position.epoch,
             "tokens": state.tokens,
             "padding": self._padding,
-            **self._rates(),
-            "peak_memory": peak_memory(self._device),
+            "tokens_per_second": self._tokens / seconds,
         }
+        if self._peak is not None:
+            tokens = max(self._tokens, 1)
+            flops = 3 * self._config.forward_flops(self._squares / tokens, self._masked / tokens)
+            values["utilisation"] = self._tokens * flops / seconds / self._peak
+        values["peak_memory"] = peak_memory(self._device)
         if self._scaler.is_enabled():
             values["loss_scale"] = self._scaler.get_scale()
+        self._reset()
         self._log(state.step, values)
 
     def validated(self, step: int, loss: float, seconds: float) -> None:
@@ -110,20 +130,18 @@ class Logbook:
         self._failing = bool(failures)
         self._progress.log(step, values)
 
-    def _rates(self) -> dict[str, float]:
-        """Averages since the last call."""
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        tokens = max(self._tokens, 1)
-        values = {"tokens_per_second": self._tokens / seconds}
-        if self._peak is not None:
-            flops = flops_per_token(self._config, self._squares / tokens, self._predicted / tokens)
-            values["utilisation"] = self._tokens * flops / seconds / self._peak
-        self._reset()
-        return values
-
     def _reset(self) -> None:
         self._began = time.perf_counter()
-        self._tokens = self._squares = self._predicted = 0
+        self._tokens = self._squares = self._masked = 0
+
+
+def _exp(nats: float) -> float:
+    """The exponential; infinite if a float cannot hold it."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
+
+
+def _failure(sink: Sink, error: Exception) -> str:
+    return f"{sink.name}: {getattr(error, 'strerror', None) or error}"
 
 
 def peak_flops(log: LogSettings, device: torch.device, dtype: torch.dtype) -> float | None:
@@ -153,10 +171,91 @@ def peak_memory(device: torch.device) -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def _exp(nats: float) -> float:
-    """The exponential; infinite if a float cannot hold it."""
-    return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
+def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]:
+    """Open the places that the metrics of a run go to, which continues from a state."""
+    sinks: list[Sink] = []
+    # Weights & Biases first: it may refuse, and no file is open yet.
+    if recipe.log.wandb is not None:
+        sinks.append(_weights_and_biases(recipe.log.wandb, folder, recipe))
+    sinks.append(_json_lines(folder / "metrics.jsonl", state))
+    if recipe.log.tensorboard:
+        try:
+            sinks.append(_tensorboard(folder / "tensorboard", state.step))
+        except ImportError:
+            message = "TensorBoard is not installed, its files are not written: pip install 'protea[train]'"
+            warnings.warn(message, ProteaWarning, stacklevel=2)
+    return sinks
 
 
-def _failure(sink: Sink, error: Exception) -> str:
-    return f"{sink.name}: {getattr(error, 'strerror', None) or error}"
+def _json_lines(path: Path, state: TrainingState) -> Sink:
+    """One object a line, with its ``step``; infinities and NaN are ``null``. Each line is in the file at once.
+
+    Lines of later steps than the state's, which a killed run left, are removed. So is the line of a validation that no
+    checkpoint includes, since the run repeats it.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _is_past(line, state)]
+    if kept != lines:
+        write_durably(path, b"".join(kept).decode())
+    stream = path.open("ab", buffering=_BUFFER)
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        stream.write(json.dumps({"step": step, **plain}).encode() + b"\n")
+        stream.flush()
+
+    return Sink(path.name, write, stream.close)
+
+
+def _is_past(line: bytes, state: TrainingState) -> bool:
+    """Whether a line is complete and belongs to the steps before a state."""
+    try:
+        values = json.loads(line) if line.endswith(b"\n") else {}
+        step = int(values["step"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    repeated = step == state.step and state.validation_loss is None and "validation_loss" in values
+    return step <= state.step and not repeated
+
+
+def _tensorboard(folder: Path, step: int) -> Sink:
+    """Event files for TensorBoard, with a chart for each metric.
+
+    TensorBoard's own writer is not used: on a full disk its thread ends with a traceback and loses what follows.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    folder.mkdir(exist_ok=True)
+    path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+    records: Any = RecordWriter(path.open("ab", buffering=_BUFFER))
+
+    def add(**content: Any) -> None:
+        records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        records.flush()
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        add(step=step, summary=Summary(value=points))
+
+    add(file_version="brain.Event:2")
+    # Hides points of later steps, which a killed run left.
+    add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+    return Sink("TensorBoard", write, records.close)
+
+
+def _weights_and_biases(project: str, folder: Path, recipe: Recipe) -> Sink:
+    """A run of a Weights & Biases project; a resumed run continues in it."""
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    options: dict[str, Any] = {"id": identity, "resume": "allow", "dir": str(folder), "config": recipe.shown()}
+    try:
+        run: Any = wandb.init(project=project, name=folder.name, **options)
+    except Exception as error:  # wandb's errors share no base class in older versions
+        raise OutputError(
+            f"log.wandb: Weights & Biases cannot begin a run: {error}; log in with `wandb login`, set "
+            "WANDB_MODE=offline, or log.wandb=null"
+        ) from error
+    return Sink("Weights & Biases", lambda step, values: run.log(dict(values), step=step), run.finish)

@@ -1,36 +1,46 @@
-"""The model that a recipe trains: its first weights, its transforms, its optimizers, its precision."""
+"""The model that a recipe trains: its first weights, transforms, optimizers and precision, and what training it costs.
+
+Floating-point operations of a token, forward and backward, are three times those of the family's forward pass. Products
+that are computed again to save memory do not count.
+
+Bytes: weights, gradients and AdamW's moments in float32 (16 a parameter; Muon's matrices 12; frozen ones 4), copies of
+weights and moments in main memory while they are written, weights in the narrow type, and what the family's layers keep
+for the backward pass of a pack. The last is within a tenth of what PyTorch keeps, compiled or not; in bfloat16 on a CPU
+without compiled attention PyTorch keeps a quarter more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.errors import DeviceError
+from protea.data.sampler import Sampler
+from protea.device import available_memory
+from protea.errors import DeviceError, TrainingError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.progress import Progress
-from protea.train.optim import Optimizers, parameters_to_train
-from protea.train.recipe import BatchSettings, OptimizerSettings, Recipe, RunSettings
+from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
+from protea.train.recipe import Recipe
 from protea.transforms import native
 from protea.transforms.compile import compile_layers
 from protea.transforms.recompute import recompute_layers
 
 _TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+_SAMPLE: Final = 4096
+_MASKED: Final = 0.15
+"""Share of the tokens that the language-model head is computed for."""
 
 
 def architecture(recipe: Recipe) -> Encoder:
-    """The model that a recipe trains, on the meta device; parameters that are trained require gradients.
-
-    Raises:
-        UsageError: a name is unknown.
-        CheckpointError: ``init`` is damaged, or of no known format.
-        CapabilityError: ``init`` has no language-model head.
-    """
+    """The model that a recipe trains, on the meta device; parameters that are trained require gradients."""
     if recipe.init is None:
         model = build(recipe.config)
         # Contact heads are fitted to structures after training; this one would keep its random weights.
@@ -43,11 +53,7 @@ def architecture(recipe: Recipe) -> Encoder:
 
 
 def initialise(recipe: Recipe, device: torch.device) -> Encoder:
-    """The same model with its first weights, in float32.
-
-    Raises:
-        CheckpointError: ``init`` is damaged, or of no known format.
-    """
+    """The same model with its first weights, in float32."""
     if recipe.init is None:
         model = architecture(recipe)
         names = [name for name, _ in model.named_parameters()]
@@ -97,16 +103,11 @@ class Trainable:
     precision: Precision
 
 
-def prepare(
-    model: Encoder, run: RunSettings, optimizer: OptimizerSettings, batch: BatchSettings, progress: Progress
-) -> Trainable:
-    """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen.
-
-    Raises:
-        DeviceError: ``run.compile`` is set and there is no compiler.
-    """
+def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
+    """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen."""
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
     # FSDP2. Each must see the modules that those before it leave.
+    run = recipe.run
     if run.recompute:
         recompute_layers(model)
     if run.compile:
@@ -117,5 +118,83 @@ def prepare(
     narrow = run.precision == "bf16-mixed"
     if narrow and model.device.type == "cpu" and (reason := native.enable()) is not None:
         progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
-    optimizers = Optimizers(parameters_to_train(model), optimizer)
-    return Trainable(model.train(), optimizers, Precision(run.precision, model.device, batch.packs))
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
+    return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run takes: numbers of trained parameters and operations, and bytes."""
+
+    parameters: int
+    flops: float  # for a token, forward and backward
+    state: int  # weights, gradients and moments
+    copies: int  # main memory for saving
+    activations: int  # kept for the backward pass of a pack
+
+    def lines(self, recipe: Recipe) -> Iterator[str]:
+        """The costs in words."""
+        steps, packs, pack = recipe.run.steps, recipe.batch.packs, recipe.batch.pack
+        tokens = packs * pack
+        yield (
+            f"{self.parameters:,} parameters; {steps:,} steps of {tokens:,} tokens ({packs:,} packs of {pack:,}), "
+            f"{steps * tokens:.3g} tokens in all"
+        )
+        total = self.flops * tokens * steps
+        seconds = total / 4e14
+        time = f"{seconds / 3600:,.1f} hours" if seconds >= 360 else f"{seconds:,.0f} seconds"
+        yield f"{self.flops:.3g} FLOP per token, {total:.3g} in all: {time} at 400 TFLOP/s"
+        yield (
+            f"memory: {self.state / 1e9:,.1f} GB weights, gradients, moments; {self.activations / 1e9:,.1f} GB "
+            f"activations of a pack; {self.copies / 1e9:,.1f} GB main memory for checkpoints"
+        )
+
+
+def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
+    """What a recipe takes; the model may be on the meta device.
+
+    ``length`` is the mean over tokens of the length of each token's sequence.
+    """
+    trained = parameters_to_train(model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    count = sum(parameter.numel() for parameter in trained.values())
+    matrices = sum(parameter.numel() for name, parameter in trained.items() if is_matrix_of_layer(name, parameter))
+    moments = 8 * count - (4 * matrices if recipe.optimizer.name == "muon" else 0)
+    run = recipe.run
+    mixed = run.precision != "float32"
+    on_cpu = run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available())
+    kept = model.config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
+    return Costs(
+        parameters=count,
+        flops=3 * model.config.forward_flops(length, _MASKED),
+        state=4 * weights + 4 * count + moments + (2 * weights if mixed else 0),
+        copies=4 * weights + moments,
+        activations=recipe.batch.pack * kept,
+    )
+
+
+def mean_length(sampler: Sampler) -> float:
+    """Mean over tokens of the length of each token's sequence, from a sample of the first epoch."""
+    lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
+    return float((lengths**2).sum() / lengths.sum())
+
+
+def check_memory(costs: Costs, device: torch.device) -> None:
+    """Raise ``TrainingError`` if the memory that a run needs is not free."""
+    if device.type == "cuda":
+        _compare(costs.state, costs.activations, torch.cuda.mem_get_info(device)[0], f"on {device}")
+        _compare(costs.copies, 0, available_memory(), "of main memory for checkpoints")
+    else:
+        _compare(costs.state + costs.copies, costs.activations, available_memory(), "of main memory")
+
+
+def _compare(model: int, activations: int, available: int, place: str) -> None:
+    if model + activations <= available:
+        return
+    fix = "lower batch.pack, or set run.recompute=true"
+    if model > available:
+        fix = f"the model alone needs {model / 1e9:,.1f} GB: train a smaller model, or use a machine with more memory"
+    raise TrainingError(
+        f"this recipe needs about {(model + activations) / 1e9:,.1f} GB {place}, but only {available / 1e9:,.1f} GB "
+        f"are free: {fix}"
+    )

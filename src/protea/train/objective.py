@@ -1,4 +1,4 @@
-"""Masked language modelling: the loss of a pack in training, and the loss of the validation split.
+"""Masked language modelling: the packs of a split, the losses, and the check that losses and weights are finite.
 
 Shapes: T tokens, D model width, M masked tokens, V tokens of the alphabet.
 """
@@ -9,28 +9,38 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from protea.data.loader import TrainingBatch
+from protea.data.loader import Loader, Packing, TrainingBatch
+from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
 from protea.errors import NonFiniteError, TrainingError, UsageError
 from protea.infer.runner import Job, Result, Runner, Wanted
 from protea.models.encoder import Encoder
-from protea.train.model import Precision
-from protea.train.recipe import Recipe
-from protea.train.sources import make_loader
+from protea.train.model import Precision, Trainable
+from protea.train.recipe import Recipe, RunSettings
 
 SPLIT: Final = "valid"
+_IDS_SHOWN: Final = 3
+_MAX_OVERFLOWS: Final = 50
+"""Steps in a row whose float16 gradients may overflow; lowering the loss scale further would not help."""
 
 
-def count_masked(pack: TrainingBatch) -> int:
-    """Number of masked tokens in a pack; needs no computation on a device."""
-    return len(pack.rows)
+def make_loader(store: TrainingStore, split: str, recipe: Recipe, *, seed: int, workers: int, pin: bool) -> Loader:
+    """Masked packs of a split, as the recipe crops, masks and packs sequences; ``pin`` uses page-locked memory."""
+    data = recipe.data
+    sampler = Sampler(
+        store.split(split), seed=seed, max_tokens=data.max_tokens, crop=data.crop, max_length=data.max_length
+    )
+    packing = Packing(tokens=recipe.batch.pack)
+    return Loader(sampler, masking=data.masking, packing=packing, workers=workers, pin=pin)
 
 
 def masked_loss(model: Encoder, pack: TrainingBatch) -> Tensor:
@@ -46,11 +56,7 @@ def masked_logits(model: Encoder, hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 class Validation:
-    """The validation split of a store: the same sequences, crops and masks every time.
-
-    Raises:
-        UsageError: the store has no such split.
-    """
+    """The validation split of a store: the same sequences, crops and masks every time."""
 
     def __init__(self, store: TrainingStore, recipe: Recipe) -> None:
         if SPLIT not in store.splits:
@@ -84,31 +90,29 @@ class Validation:
         runner = Runner(model, self._pack, partial(_evaluating, precision))
         packs = ((pack, _jobs(pack)) for pack in self.batches())
         total = torch.zeros((), dtype=torch.float64)
-        predicted = 0
+        masked = 0
         model.eval()
         try:
             with closing(runner.each(packs, apart=True)) as validated:
                 for pack, results in validated:
                     if stop():
                         return None
-                    predicted += count_masked(pack)
+                    masked += len(pack.rows)
                     total += _loss_of(pack, results).double()
         except NonFiniteError:
             total.fill_(math.nan)
-            predicted += 1
         finally:
             model.train()
-        if not predicted:
+        if not total.isfinite():
+            raise TrainingError(
+                f"the validation loss is {total:g}; continue from the newest checkpoint with a lower optimizer.lr"
+            )
+        if not masked:
             raise UsageError(
                 "the validation split is so small that none of its tokens is masked; add sequences, or set "
                 "validation.every=null"
             )
-        mean = total.item() / predicted
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the validation loss is {mean:g}; continue from the newest checkpoint with a lower optimizer.lr"
-            )
-        return mean
+        return total.item() / masked
 
 
 def _jobs(pack: TrainingBatch) -> Iterator[Job[None]]:
@@ -129,3 +133,79 @@ def _evaluating(precision: Precision) -> Iterator[None]:
     """No gradients, products in the narrow type; not inference mode, which would compile layers a second time."""
     with torch.no_grad(), precision.autocast():
         yield
+
+
+class _Step(NamedTuple):
+    step: int
+    packs: list[tuple[int, NDArray[np.int64]]]  # epoch, and places in it
+    loss_and_norm: Tensor
+
+
+class DivergenceGuard:
+    """Stops a run at the first loss, gradient or weight that is not finite, and lists the records of that step.
+
+    Nothing is saved before it is checked. ``folder`` is the run's; the sampler knows the records of a pack.
+    """
+
+    def __init__(self, run: RunSettings, folder: Path, sampler: Sampler) -> None:
+        self._run, self._folder, self._sampler = run, folder, sampler
+        self._waiting: list[_Step] = []
+        self._last: _Step | None = None  # its loss is checked, the weights after it are not
+        self._overflows = 0
+
+    def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:
+        """Add a step to be checked; on a GPU its results may not be computed yet."""
+        self._waiting.append(_Step(step, [(pack.epoch, pack.index) for pack in packs], torch.stack((loss, norm))))
+
+    def check(self) -> None:
+        """Check the steps added since the last call; waits for their results.
+
+        Raises:
+            TrainingError: a loss is not finite or too large, or a gradient is not finite; names step and records.
+        """
+        for step in self._waiting:
+            loss, norm = step.loss_and_norm.tolist()
+            if not math.isfinite(loss) or loss > self._run.max_loss:
+                raise self._error(step, f"the loss is {loss:g}")
+            # Scaled float16 gradients overflow from time to time; the scaler then skips the step.
+            self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+            if self._overflows > (_MAX_OVERFLOWS if self._run.precision == "fp16-mixed" else 0):
+                raise self._error(step, f"the norm of the gradient is {norm:g}")
+            self._last = step
+        self._waiting.clear()
+
+    def settle(self, trainable: Trainable) -> None:
+        """Check all steps, and the weights and moments, before they are validated or saved.
+
+        Raises:
+            TrainingError: a loss, gradient, weight or moment is not finite; names step and records.
+        """
+        self.check()
+        if self._last is None:
+            return
+        tensors = [parameter.detach() for parameter in trainable.model.parameters()]
+        tensors += [tensor for _, tensor in trainable.optimizers.state()]
+        if not nn.utils.get_total_norm(tensors).isfinite():
+            raise self._error(self._last, "weights or moments are not finite after it")
+        self._last = None
+
+    def _error(self, step: _Step, problem: str) -> TrainingError:
+        path = self._folder / f"step-{step.step:09d}-records.tsv"
+        ids: list[str] = []
+        rows = ["id\tfirst\tresidues"]
+        for epoch, index in step.packs:
+            draws = self._sampler.draw(epoch, index)
+            names = self._sampler.split.ids(draws.sequence)
+            ids += names
+            used = zip(names, draws.offset, draws.residues, strict=True)
+            rows += [f"{name}\t{offset + 1}\t{residues}" for name, offset, residues in used]
+        try:
+            path.write_text("\n".join([*rows, ""]), encoding="utf-8")
+            listed = f"are listed in {path}"
+        except OSError as error:
+            listed = f"could not be listed in {path}: {error.strerror or error}"
+        return TrainingError(
+            f"step {step.step:,}: {problem}; its {len(ids):,} records ({', '.join(ids[:_IDS_SHOWN])}, ...) {listed}. "
+            "Checkpoints of earlier steps are kept: continue from the newest with --accept-changes and a lower "
+            f"optimizer.lr or optimizer.clip; run.max_loss is {self._run.max_loss:g}"
+        )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -48,35 +48,31 @@ class Optimizers:
     AdamW keeps its moments in float32 and updates everything in one fused kernel. With Muon (Jordan et al. 2024), Muon
     updates the layers' matrices, scaled so that AdamW's learning rates fit (Liu et al. 2025); AdamW updates embeddings,
     norms, biases and the head.
-
-    Raises:
-        UsageError: there are no parameters.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> None:
         if not parameters:
             raise UsageError("there is nothing to train: no parameter of the model requires gradients")
         self.parameters = dict(parameters)
-        matrices = {
-            name: parameter
-            for name, parameter in parameters.items()
-            if settings.name == "muon" and is_matrix_of_layer(name, parameter)
-        }
-        rest = [parameter for name, parameter in parameters.items() if name not in matrices]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in rest if parameter.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        matrices: list[nn.Parameter] = []
+        arrays: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        for name, parameter in parameters.items():
+            if settings.name == "muon" and is_matrix_of_layer(name, parameter):
+                matrices.append(parameter)
+            else:
+                (arrays if parameter.ndim > 1 else vectors).append(parameter)
+        groups = [(arrays, settings.weight_decay), (vectors, 0.0)]
+        decays = [{"params": members, "weight_decay": decay} for members, decay in groups if members]
         self.members: list[torch.optim.Optimizer] = []
-        if groups:
+        if decays:
             self.members.append(
-                torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+                torch.optim.AdamW(decays, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
             )
         if matrices:
             self.members.append(
                 torch.optim.Muon(
-                    list(matrices.values()),
+                    matrices,
                     lr=settings.lr,
                     weight_decay=settings.weight_decay,
                     momentum=settings.momentum,
@@ -121,11 +117,7 @@ class Optimizers:
                     yield f"{PREFIX}{names[id(parameter)]}.{kind}", value
 
     def load(self, stored: Mapping[str, Tensor]) -> None:
-        """Restore a state.
-
-        Raises:
-            CheckpointError: the state belongs to other parameters, or to another optimizer.
-        """
+        """Restore a state."""
         optimizer_of = {
             id(parameter): optimizer
             for optimizer in self.members

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -15,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -26,7 +25,7 @@ from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
 from protea.models.config import EncoderConfig
-from protea.settings_errors import explain, parse_yaml, read_yaml, suggestion
+from protea.settings_errors import parse_yaml, read_yaml, suggestion, validate
 
 RECIPES: Final = Path(__file__).parents[1] / "recipes"
 """The recipes that come with the package."""
@@ -162,11 +161,7 @@ class Recipe(Section):
 
     @property
     def config(self) -> EncoderConfig:
-        """The architecture, if it does not come with ``init``.
-
-        Raises:
-            UsageError: a name is unknown, or a value does not fit.
-        """
+        """The architecture, if it does not come with ``init``."""
         changes = dict(self.model)
         base = published(str(changes.pop(_ARCHITECTURE))).config
         known = {field.name for field in fields(base)}
@@ -180,46 +175,34 @@ class Recipe(Section):
             config = replace(base, **changes)
         except CheckpointError as error:
             raise UsageError(f"model: {error}") from error
-        if config.vocab_size < len(config.alphabet):
-            tokens = f"the {len(config.alphabet)} tokens of the {config.alphabet.name} alphabet"
-            raise UsageError(f"model.vocab_size {config.vocab_size} is smaller than {tokens}")
+        if config.vocab_size < (tokens := len(config.alphabet)):
+            raise UsageError(f"model.vocab_size {config.vocab_size} must be at least {tokens}, those of the alphabet")
         return config
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> Self:
         data, batch, schedule = self.data, self.batch, self.schedule
         highest, steps = self.optimizer.lr, schedule.steps or self.run.steps
-        rules = [
-            (
-                self.init is not None or _ARCHITECTURE in self.model,
-                "no model: give model.architecture (`protea info --list`), or init",
+        rules = {
+            "no model: give model.architecture (`protea info --list`), or init": (
+                self.init is not None or _ARCHITECTURE in self.model
             ),
-            (
-                self.init is None or not self.model,
-                f"init brings its architecture: remove model ({', '.join(self.model)}), or set model={{}}",
+            f"init brings its architecture: remove model ({', '.join(self.model)}), or set model={{}}": (
+                self.init is None or not self.model
             ),
-            (not (data.store and data.fasta), "data.store and data.fasta exclude each other; give one of them"),
-            (data.masking in VARIANTS, f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}"),
-            (
-                batch.pack >= data.max_tokens,
-                f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}: a pack holds whole "
-                "sequences",
+            "data.store and data.fasta exclude each other; give one of them": not (data.store and data.fasta),
+            f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}": data.masking in VARIANTS,
+            f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}": (
+                batch.pack >= data.max_tokens
             ),
-            (
-                batch.tokens >= batch.pack,
-                f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}: a step has whole packs",
+            f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}": batch.tokens >= batch.pack,
+            f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
+            f"schedule's {steps:,} steps": schedule.warmup + schedule.constant <= steps,
+            f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}": (
+                schedule.min_lr <= highest
             ),
-            (
-                schedule.warmup + schedule.constant <= steps,
-                f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
-                f"schedule's {steps:,} steps",
-            ),
-            (
-                schedule.min_lr <= highest,
-                f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}",
-            ),
-        ]
-        for holds, message in rules:
+        }
+        for message, holds in rules.items():
             if not holds:
                 raise UsageError(message)
         if self.init is None:
@@ -248,33 +231,15 @@ def read_recipe(source: str, changes: Sequence[str] = ()) -> Recipe:
         UsageError: the source or a change cannot be read; names the key, its value and what it must be.
     """
     path = _recipe_path(source)
-    values = read_yaml(path, str(path))
+    values = read_yaml(path)
     for change in changes:
         _apply(change, values)
-    return parse(values, str(path))
-
-
-def parse(values: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe from plain values.
-
-    Raises:
-        UsageError: a value is wrong; names the source, the key, its value and what it must be.
-    """
-    try:
-        return Recipe.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError(f"{source}: {explain(error, Recipe)}") from error
+    return validate(Recipe, values, str(path))
 
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def list_recipes() -> Iterator[tuple[str, str]]:
-    """Name and title of each recipe that comes with the package."""
-    for name in recipe_names():
-        yield name, str(read_yaml(RECIPES / f"{name}.yaml", name)["name"])
 
 
 def _recipe_path(source: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 import protea
 from protea.checkpoints.hf_config import config_json
-from protea.data.loader import Position, TrainingBatch
+from protea.data.loader import Position
 from protea.errors import CheckpointError, ResumeError
 from protea.progress import Progress
 from protea.train.model import Trainable
@@ -28,11 +28,6 @@ class TrainingState:
     position: Position = field(default_factory=Position)  # where in the data the next step begins
     tokens: int = 0  # seen so far, BOS and EOS included
     validation_loss: float | None = None  # at this step, if it was measured
-
-    def after(self, packs: Sequence[TrainingBatch]) -> TrainingState:
-        """The state after another step with these packs."""
-        tokens = sum(pack.inputs.input_ids.numel() for pack in packs)
-        return TrainingState(self.step + 1, packs[-1].position, self.tokens + tokens)
 
 
 def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState, *, recipe: Recipe, data: str) -> None:
@@ -73,12 +68,9 @@ def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress
     """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note.
 
     ``data`` is the hash of the training data.
-
-    Raises:
-        ResumeError: all checkpoints are damaged, or the newest intact one was trained on other data.
-        CheckpointError: it belongs to another model or optimizer.
     """
-    checkpoints.clear_unfinished()
+    for unfinished in checkpoints.folder.glob(".*"):  # half written or half removed by a killed process
+        shutil.rmtree(unfinished, ignore_errors=True)
     folders = step_folders(checkpoints.folder)
     for folder in reversed(folders):
         try:

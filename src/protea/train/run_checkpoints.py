@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written while training continues, complete or absent, and verified before use.
+"""Checkpoints of a run: written while training continues, complete or absent, verified before use, and exported.
 
 A checkpoint is a folder in PyTorch's distributed checkpoint format with a ``state.json``, which holds everything that
 is not a tensor, the SHA-256 of the other files, and the SHA-256 of its own content. A thread writes it from copies in
@@ -22,9 +22,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from protea.checkpoints import hf
+from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import DistributedTensors
+from protea.checkpoints.hf_config import config_from
 from protea.errors import CheckpointError, ResumeError
-from protea.output import sha256, sync_folder, write_durably
+from protea.models.encoder import Encoder
+from protea.models.registry import build
+from protea.output import sha256, staged, sync_folder, write_durably
 from protea.train.recipe import SaveSettings
 
 CHECKPOINTS: Final = "checkpoints"
@@ -49,11 +54,7 @@ class SavedCheckpoint:
     values: dict[str, Any]
 
     def tensors(self, parameters: Iterable[tuple[str, Tensor]] = ()) -> DistributedTensors:
-        """The tensors, mapped from the file; those of the given parameters must be there, in the same shapes.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged or hostile, or belongs to another model.
-        """
+        """The tensors, mapped from the file; those of the given parameters must be there, in the same shapes."""
         tensors = DistributedTensors(self.folder)
         for name, value in parameters:
             key = f"{MODEL}{name}"
@@ -63,11 +64,7 @@ class SavedCheckpoint:
 
 
 def read_saved(folder: Path) -> SavedCheckpoint:
-    """A checkpoint by its folder; of its files, only ``state.json`` is verified.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or its ``state.json`` is damaged.
-    """
+    """A checkpoint by its folder; of its files, only ``state.json`` is verified."""
     path = folder / STATE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -87,11 +84,7 @@ def read_saved(folder: Path) -> SavedCheckpoint:
 
 
 def read_verified(folder: Path) -> SavedCheckpoint:
-    """A checkpoint by its folder, with all files compared with their hashes.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-    """
+    """A checkpoint by its folder, with all files compared with their hashes."""
     saved = read_saved(folder)
     for name, expected in saved.values["files"].items():
         path = folder / name
@@ -114,11 +107,6 @@ class RunCheckpoints:
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-
-    def clear_unfinished(self) -> None:
-        """Remove what a killed process left half written or half removed."""
-        for path in self.folder.glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after a step."""
@@ -174,7 +162,6 @@ class RunCheckpoints:
             unfinished.mkdir(parents=True)
             save(self._copies, storage_writer=FileSystemWriter(unfinished), no_dist=True)
             values["files"] = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
-            values = json.loads(json.dumps(values))
             values[_SEAL] = _seal(values)
             write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
             sync_folder(unfinished)
@@ -212,12 +199,7 @@ def step_of(folder: Path) -> int:
 
 
 def choose(run: Path, which: str) -> SavedCheckpoint:
-    """One checkpoint of a run, verified: ``newest``, ``best`` by validation loss, or a step.
-
-    Raises:
-        ResumeError: there is no such checkpoint.
-        CheckpointError: the checkpoint is damaged.
-    """
+    """One checkpoint of a run, verified: ``newest``, ``best`` by validation loss, or a step."""
     folders = {str(step_of(folder)): folder for folder in run_folders(run)}
     if which == "newest":
         return read_verified([*folders.values()][-1])
@@ -232,11 +214,7 @@ def choose(run: Path, which: str) -> SavedCheckpoint:
 
 
 def run_folders(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, by step.
-
-    Raises:
-        ResumeError: there is none.
-    """
+    """The complete checkpoints of a run, by step; ``ResumeError`` if there is none."""
     folders = step_folders(run / CHECKPOINTS)
     if not folders:
         raise ResumeError(f"{run}: there is no checkpoint of a training run in {run / CHECKPOINTS}")
@@ -261,3 +239,57 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
+    """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
+
+    ``which`` is ``newest``, ``best`` by validation loss, or a step.
+    """
+    saved = choose(run, which)
+    _write_mean([saved], output, dtype)
+    return saved
+
+
+def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[SavedCheckpoint]:
+    """Write the mean of the weights of a run's ``last`` checkpoints, as ``export`` writes one checkpoint.
+
+    The sum is computed in float64, one parameter at a time. ESM-1nv's final model is such a mean, of 47 checkpoints.
+    """
+    folders = run_folders(run)
+    if len(folders) < last:
+        raise ResumeError(
+            f"{run}: has {len(folders)} checkpoints, not {last}; save.newest and save.keep_every decide which are kept"
+        )
+    saved = [read_verified(folder) for folder in folders[-last:]]
+    _write_mean(saved, output, dtype)
+    return saved
+
+
+def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
+    model = _model(checkpoints[-1])
+    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
+
+    def mean(name: str) -> Tensor:
+        total = torch.zeros(model.get_parameter(name).shape, dtype=torch.float64)
+        for tensors in stored:
+            total += tensors[f"{MODEL}{name}"]
+        return (total / len(stored)).to(dtype)
+
+    with staged(output) as folder:
+        hf.write(folder, model, mean, dtype)
+
+
+def _model(saved: SavedCheckpoint) -> Encoder:
+    """The checkpoint's model on the meta device, with the heads and buffers that are stored."""
+    tensors = saved.tensors()
+    try:
+        model = build(config_from(dict(saved.values["config"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{saved.folder}: does not say which model it holds: {error!r}") from error
+    shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
+    model.contact_head = contact_head(model.config, shapes)
+    for name in model.stored_buffers:
+        if f"{MODEL}{name}" in tensors:
+            model.set_buffer(name, tensors[f"{MODEL}{name}"])
+    return model

@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe it belongs to, and that one process at a time works in it.
+"""The folder of a run: its recipe, its training data, and a lock, so that one process at a time works in it.
 
 recipe.yaml       the complete recipe
 metrics.jsonl     one line for each logged step; docs/pretraining.md defines the metrics
@@ -9,85 +9,126 @@ store/            training data made from FASTA files; store.sources.json names 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, NamedTuple
 
 import yaml
 
-from protea.errors import OutputError, ResumeError, UsageError
+from protea.alphabet import Alphabet
+from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.manifest import is_store, name_of
+from protea.data.training_store import TrainingStore
+from protea.errors import OutputError, ResumeError, StoreError, UsageError
 from protea.journal import differences, lock
-from protea.output import write_durably, write_failure
+from protea.output import write_durably
+from protea.progress import Progress
 from protea.settings_errors import read_yaml
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import CHECKPOINTS, step_folders
 
 RECIPE: Final = "recipe.yaml"
+STORE: Final = "store"
+_SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
 
 
-class RunFolder:
-    """A run's folder, locked against other processes; it is new, empty, or this run's.
+class RunFolder(NamedTuple):
+    """A run's folder, and what differs from the recipe that the run began with."""
 
-    ``changes`` says what differs from the recipe that the run began with, ``changed`` holds the keys that differ.
+    path: Path
+    changes: str  # in words; empty if nothing differs
+    changed: set[str]  # keys
+
+
+@contextmanager
+def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False) -> Iterator[RunFolder]:
+    """Lock a run's folder, which is new, empty, or this run's.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: the folder holds something else.
         ResumeError: the folder belongs to another recipe, or another process works in it.
     """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: is a file; name a folder")
+    begun = bool(step_folders(path / CHECKPOINTS))
+    present = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    # A recipe.yaml alone may be the user's own file; beside a lock or checkpoints it belongs to a run.
+    is_run = RECIPE in present and (_LOCK in present or begun)
+    if not is_run and (strangers := sorted(present - {_LOCK, _UNFINISHED})):
+        raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    with lock(path / _LOCK, path):
+        now = flatten(recipe.shown())
+        before = _recorded(path / RECIPE) if is_run else now
+        changes = differences(before, now)
+        if changes and begun and not accept_changes:
+            raise ResumeError(
+                f"{path}: the run began with another recipe: {changes}; use that recipe again, name a new folder, or "
+                "continue with the changes: --accept-changes"
+            )
+        if not begun:
+            write_recipe(path, recipe)
+        yield RunFolder(path, changes, {key for key in before | now if before.get(key) != now.get(key)})
 
-    def __init__(self, path: Path, recipe: Recipe, *, accept_changes: bool = False) -> None:
-        self.path, self._recipe = path, recipe
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path}: is a file; name a folder")
-        begun = bool(step_folders(path / CHECKPOINTS))
-        present = {entry.name for entry in path.iterdir()} if path.exists() else set()
-        # A recipe.yaml alone may be the user's own file; beside a lock or checkpoints it belongs to a run.
-        is_run = RECIPE in present and (_LOCK in present or begun)
-        if not is_run and (strangers := sorted(present - {_LOCK, _UNFINISHED})):
-            raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write the recipe to a run's folder; a changed one only when the run can continue with it."""
+    write_durably(folder / RECIPE, yaml.safe_dump(recipe.shown(), sort_keys=False))
+
+
+def _recorded(path: Path) -> dict[str, object]:
+    try:
+        return flatten(read_yaml(path))
+    except UsageError as error:
+        raise ResumeError(f"{error}; correct it, or name a new folder") from error
+
+
+def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progress) -> TrainingStore:
+    """The store that a recipe names, or the one in the run's folder, which is made if it is missing.
+
+    Raises:
+        UsageError: the recipe names no data.
+        DataError: the data cannot be used; StoreError for a store of another alphabet, or a damaged one.
+    """
+    data = recipe.data
+    if data.store is not None:
+        return TrainingStore(data.store, alphabet)
+    if data.fasta is None:
+        raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
+    output, record = folder / STORE, folder / _SOURCES
+    sources = {"alphabet": name_of(alphabet), "files": [_describe(path) for path in data.fasta]}
+    if is_store(output):
         try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_failure(error, path) from error
-        self._lock = lock(path / _LOCK, path)
-        try:
-            now = flatten(recipe.shown())
-            before = self._recorded() if is_run else now
-            self.changes = differences(before, now)
-            self.changed = {key for key in before | now if before.get(key) != now.get(key)}
-            if self.changes and begun and not accept_changes:
-                raise ResumeError(
-                    f"{path}: the run began with another recipe: {self.changes}; use that recipe again, name a new "
-                    "folder, or continue with the changes: --accept-changes"
-                )
-            if not begun:
-                self.accept()
-        except BaseException:
-            self._lock.close()
-            raise
+            if _same(record, sources):
+                return TrainingStore(output, alphabet)
+            reason = "the FASTA files changed since the store was made"
+        except StoreError as error:
+            reason = str(error)
+        progress.note(f"training data: {reason}; makes the store again")
+    settings = ClusterSettings(output=output, alphabet=name_of(alphabet))
+    build_fasta(settings, data.fasta, progress, overwrite=True)  # type: ignore[arg-type,unused-ignore]
+    write_durably(record, json.dumps(sources))
+    return TrainingStore(output, alphabet)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
+def _describe(path: Path) -> list[Any]:
+    """Name, size and time of a file; the name alone if the file is missing."""
+    if not path.is_file():
+        return [str(path)]
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
-    def accept(self) -> None:
-        """Write the recipe to the folder; a changed one only when the run can continue with it.
 
-        Raises:
-            OutputError: it cannot be written.
-        """
-        path = self.path / RECIPE
-        try:
-            write_durably(path, yaml.safe_dump(self._recipe.shown(), sort_keys=False))
-        except OSError as error:
-            raise write_failure(error, path) from error
-
-    def _recorded(self) -> dict[str, object]:
-        path = self.path / RECIPE
-        try:
-            return flatten(read_yaml(path, str(path)))
-        except UsageError as error:
-            raise ResumeError(f"{error}; correct it, or name a new folder") from error
+def _same(record: Path, sources: dict[str, Any]) -> bool:
+    """Whether a store was made of these files; for files that are missing by now, the name decides."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        pairs = zip(known["files"], sources["files"], strict=True)
+        same = all(now in (before, [before[0]]) for before, now in pairs)
+        return same and bool(known["alphabet"] == sources["alphabet"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return False
