@@ -20,11 +20,11 @@ from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture, estimate, initialise
-from protea.train.objective import masked_logits, masked_loss
+from protea.train.objective import masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
-from protea.train.resume import TrainingState, resume, save
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
+from protea.train.run_folder import TrainingState, resume, save
 from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,8 +181,8 @@ def test_the_objective_is_the_sum_of_cross_entropies(family: str, precision: str
     with torch.no_grad():
         with ours.precision.autocast():
             found = masked_loss(ours.model, batch)
-            logits = masked_logits(ours.model, ours.model(batch.inputs), batch.rows)
-        assert logits.shape == (len(batch.rows), len(ours.model.alphabet))
+            hidden = ours.model(batch.inputs)[batch.rows]
+            logits = ours.model.head(hidden)[:, : len(ours.model.alphabet)].float()
         targets = batch.targets[batch.rows]
         assert found.dtype == logits.dtype == torch.float32
         assert torch.equal(found, F.cross_entropy(logits, targets, reduction="sum"))

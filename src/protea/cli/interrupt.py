@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from sys import UnraisableHookArgs
+from typing import Final
 
 INTERRUPTED: Final = 130
 """The exit code after a signal."""
@@ -35,7 +32,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(ignored, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    def raise_again(unraisable: UnraisableHookArgs) -> None:
+    def raise_again(unraisable: sys.UnraisableHookArgs) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         else:

@@ -62,11 +62,22 @@ class TrainingView(TrainingProgress):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the metrics of a step."""
         if "validation_loss" in values:
-            self._validation = f" · validation {values['validation_perplexity']:.3f}"
+            self._validation = f"validation {values['validation_perplexity']:.3f}"
             if not self._terminal:
                 self._print(f"step {step:,}: validation perplexity {values['validation_perplexity']:.4f}")
             return
-        text = _line(values) + self._validation
+        parts = [
+            f"loss {values['loss']:.4f}",
+            f"perplexity {values['perplexity']:.3f}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+            f"utilisation {values['utilisation']:.1%}" if "utilisation" in values else "",
+            f"padding {values['padding']:.1%}",
+            f"gradient {values['gradient_norm']:.3f}",
+            f"lr {values['learning_rate']:.2e}",
+            f"{values['peak_memory'] / 1e9:,.1f} GB",
+            self._validation,
+        ]
+        text = " · ".join(filter(None, parts))
         self.bar.update(self._task, completed=step, description=text)
         if not self._terminal and (time.monotonic() - self._printed > _LINE_SECONDS or step == self._steps):
             self._print(f"step {step:,}/{self._steps:,}: {text}")
@@ -95,17 +106,3 @@ class TrainingView(TrainingProgress):
                 self.bar.console.print(line, markup=False, highlight=False)
             else:
                 typer.echo(line, err=True)
-
-
-def _line(values: Mapping[str, float]) -> str:
-    parts = [
-        f"loss {values['loss']:.4f}",
-        f"perplexity {values['perplexity']:.3f}",
-        f"{values['tokens_per_second']:,.0f} tokens/s",
-        f"utilisation {values['utilisation']:.1%}" if "utilisation" in values else "",
-        f"padding {values['padding']:.1%}",
-        f"gradient {values['gradient_norm']:.3f}",
-        f"lr {values['learning_rate']:.2e}",
-        f"{values['peak_memory'] / 1e9:,.1f} GB",
-    ]
-    return " · ".join(filter(None, parts))

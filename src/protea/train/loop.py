@@ -32,9 +32,8 @@ from protea.train.model import Trainable, architecture, check_memory, estimate, 
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
-from protea.train.resume import TrainingState, resume, save
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
-from protea.train.run_folder import RunFolder, open_run_folder, open_store, write_recipe
+from protea.train.run_folder import RunFolder, TrainingState, open_run_folder, open_store, resume, save, write_recipe
 
 _DROPOUT: Final = 6
 """Seeds of dropout, besides the purposes that ``protea.data.draws`` numbers."""

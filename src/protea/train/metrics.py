@@ -23,7 +23,7 @@ from protea.output import write_durably
 from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.recipe import LogSettings, Recipe
-from protea.train.resume import TrainingState
+from protea.train.run_folder import TrainingState
 
 _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
 """TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""
@@ -112,23 +112,24 @@ class Logbook:
 
     def close(self) -> None:
         """Write what is waiting, and close the sinks."""
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except Exception as error:  # each sink has errors of its own, and none may end a run
-                self._progress.note(f"the last metrics could not be written: {_failure(sink, error)}")
+        for failure in self._failures(lambda sink: sink.close()):
+            self._progress.note(f"the last metrics could not be written: {failure}")
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        failures = []
-        for sink in self._sinks:
-            try:
-                sink.write(step, values)
-            except Exception as error:
-                failures.append(_failure(sink, error))
+        failures = self._failures(lambda sink: sink.write(step, values))
         if failures and not self._failing:
             self._progress.note(f"metrics cannot be written: {failures[0]}; they are kept until they can be written")
         self._failing = bool(failures)
         self._progress.log(step, values)
+
+    def _failures(self, use: Callable[[Sink], None]) -> list[str]:
+        failures = []
+        for sink in self._sinks:
+            try:
+                use(sink)
+            except Exception as error:  # each sink has errors of its own, and none may end a run
+                failures.append(f"{sink.name}: {getattr(error, 'strerror', None) or error}")
+        return failures
 
     def _reset(self) -> None:
         self._began = time.perf_counter()
@@ -138,10 +139,6 @@ class Logbook:
 def _exp(nats: float) -> float:
     """The exponential; infinite if a float cannot hold it."""
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
-
-
-def _failure(sink: Sink, error: Exception) -> str:
-    return f"{sink.name}: {getattr(error, 'strerror', None) or error}"
 
 
 def peak_flops(log: LogSettings, device: torch.device, dtype: torch.dtype) -> float | None:

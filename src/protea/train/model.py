@@ -151,10 +151,7 @@ class Costs:
 
 
 def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
-    """What a recipe takes; the model may be on the meta device.
-
-    ``length`` is the mean over tokens of the length of each token's sequence.
-    """
+    """What a recipe takes; ``length`` is the mean over tokens of the length of each token's sequence."""
     trained = parameters_to_train(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     count = sum(parameter.numel() for parameter in trained.values())

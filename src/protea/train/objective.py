@@ -1,7 +1,4 @@
-"""Masked language modelling: the packs of a split, the losses, and the check that losses and weights are finite.
-
-Shapes: T tokens, D model width, M masked tokens, V tokens of the alphabet.
-"""
+"""Masked language modelling: the packs of a split, the losses, and the check that losses and weights are finite."""
 
 from __future__ import annotations
 
@@ -45,14 +42,10 @@ def make_loader(store: TrainingStore, split: str, recipe: Recipe, *, seed: int, 
 
 def masked_loss(model: Encoder, pack: TrainingBatch) -> Tensor:
     """Summed cross-entropy of the masked tokens in nats, float32; the pack is on the model's device."""
-    logits = masked_logits(model, model(pack.inputs), pack.rows)
+    hidden = model(pack.inputs).index_select(0, pack.rows)
+    # The vocabulary may have padding rows at its end.
+    logits = model.head(hidden)[:, : len(model.alphabet)].float()
     return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
-
-
-def masked_logits(model: Encoder, hidden: Tensor, rows: Tensor) -> Tensor:
-    """Logits ``[M, V]`` of some rows of ``[T, D]``, float32, without the padding rows of the vocabulary."""
-    logits = model.head(hidden.index_select(0, rows))
-    return logits[:, : len(model.alphabet)].float()
 
 
 class Validation:
@@ -158,11 +151,7 @@ class DivergenceGuard:
         self._waiting.append(_Step(step, [(pack.epoch, pack.index) for pack in packs], torch.stack((loss, norm))))
 
     def check(self) -> None:
-        """Check the steps added since the last call; waits for their results.
-
-        Raises:
-            TrainingError: a loss is not finite or too large, or a gradient is not finite; names step and records.
-        """
+        """Check the steps added since the last call; waits for their results. The error names step and records."""
         for step in self._waiting:
             loss, norm = step.loss_and_norm.tolist()
             if not math.isfinite(loss) or loss > self._run.max_loss:
@@ -175,11 +164,7 @@ class DivergenceGuard:
         self._waiting.clear()
 
     def settle(self, trainable: Trainable) -> None:
-        """Check all steps, and the weights and moments, before they are validated or saved.
-
-        Raises:
-            TrainingError: a loss, gradient, weight or moment is not finite; names step and records.
-        """
+        """Check all steps, and the weights and moments, before they are validated or saved."""
         self.check()
         if self._last is None:
             return

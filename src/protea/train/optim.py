@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -54,20 +54,17 @@ class Optimizers:
         if not parameters:
             raise UsageError("there is nothing to train: no parameter of the model requires gradients")
         self.parameters = dict(parameters)
-        matrices: list[nn.Parameter] = []
-        arrays: list[nn.Parameter] = []
-        vectors: list[nn.Parameter] = []
-        for name, parameter in parameters.items():
-            if settings.name == "muon" and is_matrix_of_layer(name, parameter):
-                matrices.append(parameter)
-            else:
-                (arrays if parameter.ndim > 1 else vectors).append(parameter)
-        groups = [(arrays, settings.weight_decay), (vectors, 0.0)]
-        decays = [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+        names = {name for name in parameters if settings.name == "muon" and is_matrix_of_layer(name, parameters[name])}
+        matrices = [parameters[name] for name in parameters if name in names]
+        rest = [parameters[name] for name in parameters if name not in names]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in rest if parameter.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.members: list[torch.optim.Optimizer] = []
-        if decays:
+        if groups := [group for group in groups if group["params"]]:
             self.members.append(
-                torch.optim.AdamW(decays, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+                torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
             )
         if matrices:
             self.members.append(

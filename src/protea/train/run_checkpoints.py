@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -181,8 +182,11 @@ class RunCheckpoints:
         kept = set(valid[-settings.newest :])
         if settings.keep_every is not None:
             kept |= {path for path in valid if step_of(path) % settings.keep_every == 0}
-        losses = [(loss, path) for path in valid if settings.best and (loss := _loss(path)) is not None]
-        kept |= {path for _, path in sorted(losses)[: settings.best]}
+        losses = []
+        for path in valid:
+            with suppress(CheckpointError):
+                losses.append((read_saved(path).loss, path))
+        kept |= {path for _, path in sorted(pair for pair in losses if pair[0] is not None)[: settings.best]}
         for path in folders:
             if path not in kept:
                 _remove(path)
@@ -219,13 +223,6 @@ def run_folders(run: Path) -> list[Path]:
     if not folders:
         raise ResumeError(f"{run}: there is no checkpoint of a training run in {run / CHECKPOINTS}")
     return folders
-
-
-def _loss(folder: Path) -> float | None:
-    try:
-        return read_saved(folder).loss
-    except CheckpointError:
-        return None
 
 
 def _seal(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, its training data, and a lock, so that one process at a time works in it.
+"""The folder of a run, which one process at a time works in: its recipe, its training data, and how far it is.
 
 recipe.yaml       the complete recipe
 metrics.jsonl     one line for each logged step; docs/pretraining.md defines the metrics
@@ -10,24 +10,41 @@ store/            training data made from FASTA files; store.sources.json names 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import torch
 import yaml
 
+import protea
 from protea.alphabet import Alphabet
+from protea.checkpoints.hf_config import config_json
 from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.loader import Position
 from protea.data.manifest import is_store, name_of
 from protea.data.training_store import TrainingStore
-from protea.errors import OutputError, ResumeError, StoreError, UsageError
+from protea.errors import CheckpointError, OutputError, ResumeError, StoreError, UsageError
 from protea.journal import differences, lock
 from protea.output import write_durably
 from protea.progress import Progress
 from protea.settings_errors import read_yaml
+from protea.train.model import Trainable
+from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
-from protea.train.run_checkpoints import CHECKPOINTS, step_folders
+from protea.train.run_checkpoints import (
+    CHECKPOINTS,
+    MODEL,
+    STATE,
+    RunCheckpoints,
+    SavedCheckpoint,
+    read_verified,
+    step_folders,
+)
+from protea.transforms import native
 
 RECIPE: Final = "recipe.yaml"
 STORE: Final = "store"
@@ -132,3 +149,93 @@ def _same(record: Path, sources: dict[str, Any]) -> bool:
         return same and bool(known["alphabet"] == sources["alphabet"])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
+
+
+@dataclass
+class TrainingState:
+    """How far a run is."""
+
+    step: int = 0  # updates done
+    position: Position = field(default_factory=Position)  # where in the data the next step begins
+    tokens: int = 0  # seen so far, BOS and EOS included
+    validation_loss: float | None = None  # at this step, if it was measured
+
+
+def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState, *, recipe: Recipe, data: str) -> None:
+    """Save everything that the next step depends on; ``data`` is the hash of the training data."""
+    model = trainable.model
+    weights = {**dict(model.named_parameters()), **model.stored_buffers}
+    checkpoints.save(
+        state.step,
+        {f"{MODEL}{name}": tensor for name, tensor in weights.items()} | dict(trainable.optimizers.state()),
+        {
+            "position": list(state.position),
+            "tokens": state.tokens,
+            "validation_loss": state.validation_loss,
+            "scaler": trainable.precision.scaler.state_dict(),
+            "config": config_json(model, torch.float32),
+            "recipe": recipe.shown(),
+            "data": data,
+            "protea": protea.__version__,
+            "surroundings": surroundings(trainable),
+        },
+    )
+
+
+def surroundings(trainable: Trainable) -> dict[str, str]:
+    """What the last bits of a step depend on besides the recipe and the data."""
+    device = trainable.model.device
+    on_gpu = device.type == "cuda"
+    own_kernel = native.compiled() is not None and not on_gpu and trainable.precision.dtype == torch.bfloat16
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "PyTorch": torch.__version__,
+        "attention kernel": "Protea's" if own_kernel else "PyTorch's",
+    }
+
+
+def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress, *, data: str) -> TrainingState:
+    """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note."""
+    for unfinished in checkpoints.folder.glob(".*"):  # half written or half removed by a killed process
+        shutil.rmtree(unfinished, ignore_errors=True)
+    folders = step_folders(checkpoints.folder)
+    for folder in reversed(folders):
+        try:
+            saved = read_verified(folder)
+        except CheckpointError as error:
+            progress.note(f"{error}; skipped")
+            continue
+        try:
+            state = _restore(saved, trainable, progress, data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{saved.folder / STATE}: is not from a training run: {error!r}") from error
+        checkpoints.last = state.step
+        progress.note(f"continues after step {state.step:,}")
+        return state
+    if folders:
+        raise ResumeError(f"{checkpoints.folder}: all checkpoints are damaged; remove the folder to start again")
+    return TrainingState()
+
+
+def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str) -> TrainingState:
+    values = saved.values
+    if values["data"] != data:
+        raise ResumeError(f"{saved.folder}: was trained on other data; use that data again, or name a new folder")
+    position = Position(*map(int, values["position"]))
+    if len(position) != len(values["position"]) or min(position) < 0:
+        raise ValueError(f"position {values['position']}")
+    for name, now in surroundings(trainable).items():
+        if (before := values["surroundings"][name]) != now:
+            progress.note(f"{name} was {before}, is now {now}: results will not be the same to the last bit")
+    model, precision = trainable.model, trainable.precision
+    weights = {**dict(model.named_parameters()), **model.stored_buffers}
+    tensors = saved.tensors(weights.items())
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(tensors[f"{MODEL}{name}"])
+    trainable.optimizers.load({key: tensors[key] for key in tensors if key.startswith(PREFIX)})
+    scaler: dict[str, Any] = values["scaler"]
+    if precision.scaler.is_enabled() and scaler:
+        precision.scaler.load_state_dict(scaler)
+    return TrainingState(saved.step, position, int(values["tokens"]), saved.loss)
