@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -41,10 +40,8 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("program", [SWALLOWED, BROKEN])
 def test_interrupts_get_through(program: str) -> None:
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
-    assert time.monotonic() - start < 15
 
 
 def test_other_errors_stay_what_they_are() -> None:

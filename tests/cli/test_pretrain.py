@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -163,13 +164,11 @@ def test_a_disk_that_is_full_at_the_end(run: Run, file: Path, store: Path, tmp_p
 # --- signals ------------------------------------------------------------------------------------------------------
 
 
-def appears(path: Path, text: bytes) -> bool:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if path.exists() and text in path.read_bytes():
-            return True
+def wait_for(process: subprocess.Popen[str], path: Path, text: bytes) -> None:
+    """Until a file holds a text; fails if the process ends without writing it."""
+    while not (path.exists() and text in path.read_bytes()):
+        assert process.poll() is None, finish(process)
         time.sleep(0.002)
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
@@ -177,7 +176,7 @@ def test_interrupted(store: Path, tmp_path: Path, number: signal.Signals) -> Non
     """A checkpoint of the last whole step, and the same command goes on."""
     told = recipe(store, run={"steps": 30}, save={"every": 1000}, validation={"every": 15})
     process = start(told, tmp_path / "run")
-    assert appears(tmp_path / "run/metrics.jsonl", b'"step": 3,')
+    wait_for(process, tmp_path / "run/metrics.jsonl", b'"step": 3,')
     process.send_signal(number)
     code, err = finish(process)
     assert code == 130
@@ -219,7 +218,8 @@ def test_interrupted_before_training(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     told = recipe(None, data={"fasta": pipe}, validation={"every": None})
     process = start(told, tmp_path / "run")
-    with pipe.open("w") as writer:
+    # Open for reading too, which does not wait for the process to open it.
+    with os.fdopen(os.open(pipe, os.O_RDWR), "w") as writer:
         writer.write(">a\nMKT\n")
         writer.flush()
         time.sleep(0.3)

@@ -36,6 +36,7 @@ from protea.errors import (
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
 from protea.train.loop import Outcome, pretrain
+from protea.train.model import Trainable
 from trials import LETTERS, TINY, Witness, assert_same, make_store, metrics, recipe, train, write_fasta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -274,6 +275,39 @@ def test_a_rate_that_destroys_between_checkpoints(store: Path, tmp_path: Path) -
     with pytest.raises(TrainingError, match=r"^step 2: the loss is nan; "):
         train(recipe(store, **{**told.shown(), "validation": {"every": 100}}), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_nothing_unchecked_is_saved(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU run reads losses late: here only before something is saved or validated."""
+    from protea.train import loop
+    from protea.train.objective import DivergenceGuard
+
+    class LateGuard(DivergenceGuard):
+        def check(self) -> None:
+            pass
+
+        def settle(self, trainable: Trainable) -> None:
+            super().check()
+            super().settle(trainable)
+
+    def poison(trainable: Trainable, *arguments: Any, step: int, **options: Any) -> Any:
+        result = train_step(trainable, *arguments, step=step, **options)
+        return (result[0] * math.nan, result[1]) if step == 3 and result is not None else result
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", poison)
+    monkeypatch.setattr(loop, "DivergenceGuard", LateGuard)
+    stop_after_step_4 = Witness(5)
+    endings = [
+        (recipe(store, run={"steps": 8}, batch={"tokens": 96}, validation={"every": None}), stop_after_step_4),
+        (recipe(store, run={"steps": 4}, validation={"every": 4}), Witness()),
+        (recipe(store, run={"steps": 8}, validation={"every": None}), Witness()),
+    ]
+    for number, (told, witness) in enumerate(endings):
+        run = tmp_path / str(number)
+        with pytest.raises(TrainingError, match=r"^step 3: the loss is nan; "):
+            pretrain(told, run, witness)
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002"]
 
 
 def test_a_loss_that_is_too_high(store: Path, tmp_path: Path) -> None:

@@ -126,13 +126,12 @@ def test_an_interrupted_validation_is_repeated(tmp_path: Path, whole: tuple[Reci
 
 
 @pytest.mark.long
-def test_killed_processes(tmp_path: Path, store: Path) -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_processes(tmp_path: Path, store: Path, seed: int) -> None:
     """SIGKILL at random moments of training, and while a checkpoint is written."""
     told = recipe(store, run={"steps": 40}, save={"every": 5}, validation={"every": 10})
     train(told, tmp_path / "whole")
     folder = tmp_path / "run"
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
     rng = random.Random(seed)
     killed = 0
     for number, step in enumerate(sorted(rng.sample(range(5, 35), 2))):

@@ -216,10 +216,8 @@ def train_step(
     """One update of the weights, from a loss that is the mean of all masked tokens.
 
     The run's ``seed``, the ``step``, which counts from 1, and a pack's number in it seed dropout. Gradients are scaled
-    down to the norm ``clip``. If ``stop``, asked between packs, returns true, weights and optimizers stay as they were.
-
-    Returns:
-        The loss and the norm of its gradient before clipping, on the device; ``None`` if stopped.
+    down to the norm ``clip``. If ``stop``, asked between packs, returns true, weights and optimizers stay as they were,
+    and the result is ``None``. Else it is the loss and the norm of its gradient before clipping, on the device.
     """
     model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
     loss = torch.zeros((), device=model.device)

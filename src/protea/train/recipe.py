@@ -176,7 +176,9 @@ class Recipe(Section):
         except CheckpointError as error:
             raise UsageError(f"model: {error}") from error
         if config.vocab_size < (tokens := len(config.alphabet)):
-            raise UsageError(f"model.vocab_size {config.vocab_size} must be at least {tokens}, those of the alphabet")
+            raise UsageError(
+                f"model.vocab_size {config.vocab_size} must be at least {tokens}, the size of the alphabet"
+            )
         return config
 
     @model_validator(mode="after")
@@ -226,9 +228,6 @@ def read_recipe(source: str, changes: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, or by the name of one that comes with the package, with some values changed.
 
     Each change is ``section.key=value``, with the value as in YAML.
-
-    Raises:
-        UsageError: the source or a change cannot be read; names the key, its value and what it must be.
     """
     path = _recipe_path(source)
     values = read_yaml(path)

@@ -186,7 +186,8 @@ class RunCheckpoints:
         for path in valid:
             with suppress(CheckpointError):
                 losses.append((read_saved(path).loss, path))
-        kept |= {path for _, path in sorted(pair for pair in losses if pair[0] is not None)[: settings.best]}
+        best = sorted(pair for pair in losses if pair[0] is not None)[: settings.best]
+        kept |= {path for _, path in best}
         for path in folders:
             if path not in kept:
                 _remove(path)

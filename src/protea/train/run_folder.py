@@ -63,12 +63,7 @@ class RunFolder(NamedTuple):
 
 @contextmanager
 def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False) -> Iterator[RunFolder]:
-    """Lock a run's folder, which is new, empty, or this run's.
-
-    Raises:
-        OutputError: the folder holds something else.
-        ResumeError: the folder belongs to another recipe, or another process works in it.
-    """
+    """Lock a run's folder, which is new, empty, or belongs to this run; anything else is an error."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; name a folder")
     begun = bool(step_folders(path / CHECKPOINTS))
@@ -105,12 +100,7 @@ def _recorded(path: Path) -> dict[str, object]:
 
 
 def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progress) -> TrainingStore:
-    """The store that a recipe names, or the one in the run's folder, which is made if it is missing.
-
-    Raises:
-        UsageError: the recipe names no data.
-        DataError: the data cannot be used; StoreError for a store of another alphabet, or a damaged one.
-    """
+    """The store that a recipe names, or the one in the run's folder, which is made if it is missing."""
     data = recipe.data
     if data.store is not None:
         return TrainingStore(data.store, alphabet)
