@@ -177,7 +177,7 @@ class Recipe(Section):
             raise UsageError(f"model: {error}") from error
         if config.vocab_size < (tokens := len(config.alphabet)):
             raise UsageError(
-                f"model.vocab_size {config.vocab_size} must be at least {tokens}, the size of the alphabet"
+                f"model.vocab_size {config.vocab_size} must be at least {tokens}, as the alphabet needs"
             )
         return config
 
