@@ -218,8 +218,7 @@ def test_interrupted_before_training(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     told = recipe(None, data={"fasta": pipe}, validation={"every": None})
     process = start(told, tmp_path / "run")
-    # Open for reading too, which does not wait for the process to open it.
-    with os.fdopen(os.open(pipe, os.O_RDWR), "w") as writer:
+    with pipe.open("w") as writer:
         writer.write(">a\nMKT\n")
         writer.flush()
         time.sleep(0.3)
