@@ -6,6 +6,7 @@ the first of residues that share a number.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,10 +25,8 @@ from protea.optional import extra
 
 Point = NDArray[np.float32]
 
-SUFFIXES: Final = (".pdb", ".ent", ".cif", ".mmcif")
-COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
-
-_UNKNOWN: Final = "X"
+_SUFFIX: Final = r"\.(pdb|ent|cif|mmcif)"
+_COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?"
 _LETTERS: Final = frozenset("ACDEFGHIKLMNPQRSTVWYBUZO")
 _OWN: Final = {"U": "SEC", "O": "PYL"}
 """Letters that biotite cannot turn into a residue's name."""
@@ -65,16 +64,13 @@ class RawChain:
 
 def structure_name(path: Path) -> str:
     """A file's name without suffixes: ``1abc`` for ``1abc.pdb.gz``."""
-    name = path.name
-    for suffixes in (COMPRESSED, SUFFIXES):
-        name = next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
-    return name
+    return re.sub(rf"({_SUFFIX})?{_COMPRESSED}\Z", "", path.name, count=1, flags=re.IGNORECASE)
 
 
 def is_structure(path: Path) -> bool:
     """Whether a file in a folder counts as a structure, by its name."""
-    endings = tuple(suffix + compressed for suffix in SUFFIXES for compressed in ("", *COMPRESSED))
-    return path.name.lower().endswith(endings) and not path.name.startswith(".")
+    suffixed = re.search(rf"{_SUFFIX}{_COMPRESSED}\Z", path.name, flags=re.IGNORECASE)
+    return suffixed is not None and not path.name.startswith(".")
 
 
 def letter(name: str) -> str:
@@ -82,7 +78,7 @@ def letter(name: str) -> str:
     from biotite.structure.info import one_letter_code
 
     code = one_letter_code(name)
-    return code if code in _LETTERS else _UNKNOWN
+    return code if code in _LETTERS else "X"
 
 
 def is_modified(name: str) -> bool:
@@ -94,12 +90,7 @@ def is_modified(name: str) -> bool:
 
 
 def raw_chains(path: Path) -> list[RawChain]:
-    """The chains of a file that have amino acids.
-
-    Raises:
-        MissingExtraError: biotite is not installed.
-        StructureError: the file is missing, unreadable or empty, or is not a structure.
-    """
+    """The chains of a file that have amino acids; a ``StructureError`` if the file is not a readable structure."""
     with extra("evaluate", "reading structures needs biotite"):
         import biotite.structure.io.pdb  # noqa: F401
     text = _text(path)
