@@ -65,18 +65,7 @@ def fit_regression(
 ) -> ContactHead:
     """Fit the logistic regression from all attention maps to the contacts of all pairs.
 
-    Args:
-        model: of any family, on the device to compute on.
-        examples: whose pairs are all fitted.
-        c: inverse strength of the L1 penalty.
-        seed: of the order in which liblinear visits weights.
-        progress: one step an example.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-        DataError: no pair is in contact, or all are.
-        DeviceError: the maps of all pairs do not fit into memory.
-        NonFiniteError: the model gives infinities or NaN.
+    ``c`` is the inverse strength of the L1 penalty; ``seed`` orders liblinear's visits to the weights.
     """
     with extra("evaluate", "fitting contact heads needs scikit-learn"):
         from sklearn.exceptions import ConvergenceWarning
@@ -172,18 +161,16 @@ def fit_bilinear(
         held_out: the head with the lowest loss on these is kept.
         rank: rows of P and Q.
         seed: of the first weights and of the order of chains.
-        progress: one step an example, then one an epoch.
-
-    Raises:
-        DataError: in ``examples`` or in ``held_out`` no pair is in contact, or all are.
-        NonFiniteError: the model gives infinities or NaN.
+        progress: of the hidden states, then one step an epoch.
     """
     share = float(_contacts(examples).mean())
     _contacts(held_out)
     inputs: list[_Input] = []
     progress.begin("hidden states", len(examples) + len(held_out))
     for example in [*examples, *held_out]:
-        inputs.append(_input(model, example))
+        x = states(model, example.ids)
+        pairs = torch.from_numpy(example.rows * len(example.ids) + example.columns).to(x.device)
+        inputs.append(_Input(x, pairs, torch.from_numpy(example.contacts).to(x)))
         progress.advance()
     train, valid = inputs[: len(examples)], inputs[len(examples) :]
     # Channels differ in size a hundredfold. Scaled to one size, one learning rate suits them all.
@@ -209,12 +196,6 @@ class _Input(NamedTuple):
         """The sum over the pairs."""
         logits = head(self.states).flatten()[self.pairs]
         return F.binary_cross_entropy_with_logits(logits, self.contacts, reduction="sum")
-
-
-def _input(model: Encoder, example: Example) -> _Input:
-    x = states(model, example.ids)
-    pairs = torch.from_numpy(example.rows * len(example.ids) + example.columns).to(x.device)
-    return _Input(x, pairs, torch.from_numpy(example.contacts).to(x))
 
 
 def _first_head(width: int, rank: int, share: float, seed: int) -> BilinearContactHead:

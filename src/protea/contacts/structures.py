@@ -10,6 +10,7 @@ Shapes: S residues of the sequence, R of them with coordinates, P pairs.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -285,7 +286,7 @@ def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray
     stretches = list(_stretches(letters, broken))
     for number, (stretch, missing) in enumerate(stretches):
         extended: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for start in _occurrences(stretch, stated):
+        for start in (match.start() for match in re.finditer(f"(?={stretch})", stated)):
             before = [
                 (deviation + (abs(start - end - missing) if number else 0), starts)
                 for end, (deviation, starts) in best.items()
@@ -310,10 +311,3 @@ def _stretches(letters: str, broken: Sequence[int | None]) -> Iterator[tuple[str
             yield letters[start:i], missing
             start, missing = i, gap
     yield letters[start:], missing
-
-
-def _occurrences(part: str, text: str) -> Iterator[int]:
-    at = text.find(part)
-    while at >= 0:
-        yield at
-        at = text.find(part, at + 1)

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -29,12 +28,14 @@ from xopen import xopen
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UnknownResidueError
 from protea.fasta import DAMAGED
+from protea.infer.loading import LoadedModel
 from protea.models.encoder import Encoder
 from protea.optional import extra
 from protea.progress import SILENT, Progress
 from protea.score.effects import Scoring
+from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
 from protea.score.variant_table import Problem, read_variants, rows_of, scores_of
-from protea.tables import Beside, write_table
+from protea.tables import Beside, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,11 +80,7 @@ class Measured:
 
 
 class AssayScores:
-    """An assay that one model after another scores.
-
-    Raises:
-        DataError: the file is damaged, a column is missing, or the sequence holds a letter outside the alphabet.
-    """
+    """An assay that one model after another scores."""
 
     def __init__(self, assay: Assay, alphabet: Alphabet, how: Scoring) -> None:
         self._assay, self._how = assay, how
@@ -112,12 +109,34 @@ class AssayScores:
         return Measured(self._assay, int(scored.sum()), self._problems, self.rows.advice, measures)
 
 
-def read_assays(folder: Path) -> list[Assay]:
-    """The assays of a folder.
+def evaluate_scans(
+    assays: Iterable[Assay],
+    how: Scoring,
+    models: Sequence[str],
+    load: Callable[[str], LoadedModel],
+    progress: Progress = SILENT,
+) -> tuple[list[Measured], dict[str, Any]]:
+    """Score assays with an ensemble and compare; also what the numbers depend on, by model.
 
-    Raises:
-        DataError: the folder, its table of assays or a scan is missing or wrong.
+    Errors in the assays are found before a model computes; progress counts passes.
     """
+    ensemble = open_ensemble(models)
+    alphabet = common_alphabet(ensemble)
+    scans = [AssayScores(assay, alphabet, how) for assay in assays]
+    check_lengths(ensemble, [protein for scan in scans for protein in scan.rows.proteins], how.long)
+    provenance: dict[str, Any] = {}
+    for name in models:
+        model = load(name)
+        progress.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
+        for scan in scans:
+            scan.add(model.module, progress)
+        provenance[name] = model.circumstances()
+        del model  # free its memory before the next model loads
+    return [scan.measured() for scan in scans], provenance
+
+
+def read_assays(folder: Path) -> list[Assay]:
+    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
     references = [path for path in sorted(folder.glob("*.csv*")) if _has_assays(path)]
@@ -125,8 +144,10 @@ def read_assays(folder: Path) -> list[Assay]:
         names = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
     reference = references[0]
+    table = read_table(reference)
+    _check_unique(reference, table.column_names)
     files = list(folder.rglob("*.csv*"))
-    assays = [_assay(row, files, reference) for row in _rows(reference)]
+    assays = [_assay(row, files, reference) for row in table.to_pylist()]
     if not assays:
         raise DataError(f"{reference}: has no rows")
     if repeated := _repeated(assay.name for assay in assays):
@@ -135,31 +156,31 @@ def read_assays(folder: Path) -> list[Assay]:
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-    """The table of variants, their measured scores, NaN where there is none, and which of them are high.
-
-    Raises:
-        DataError: the file is damaged, or a column is missing or is not numeric.
-    """
-    table = read_variants(assay.path)
-    if repeated := _repeated(name for name in table.column_names if name in (*_SCORE, _CLASS)):
-        raise DataError(f"{assay.path}: two columns are named {repeated}; rename one")
+    """The table of variants, their measured scores, NaN where there is none, and which of them are high."""
+    table, path = read_variants(assay.path), assay.path
+    _check_unique(path, [name for name in table.column_names if name in (*_SCORE, _CLASS)])
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
-        raise DataError(
-            f"{assay.path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}"
-        )
-    scores = _numbers(table, column, assay.path)
-    if _CLASS in table.column_names:
-        return table, scores, _classes(table, assay.path)
-    return table, scores, scores >= np.nanmedian(scores)
+        raise DataError(f"{path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}")
+    texts = table.column(column).to_pylist()
+    scores = np.array([_number(text, f"{path}: {column}: row {row}") for row, text in enumerate(texts, start=1)])
+    if np.isinf(scores).any():
+        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(scores))) + 1} is not finite")
+    if np.isnan(scores).all():
+        raise DataError(f"{path}: {column}: nothing was measured")
+    if _CLASS not in table.column_names:
+        return table, scores, scores >= np.nanmedian(scores)
+    high = np.zeros(table.num_rows, bool)
+    for row, text in enumerate(table.column(_CLASS).to_pylist()):
+        cell = text.strip().lower()
+        if cell not in _MISSING | _HIGH | _LOW:
+            raise DataError(f"{path}: {_CLASS}: row {row + 1}: {text!r} is neither 0 nor 1")
+        high[row] = cell in _HIGH
+    return table, scores, high
 
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
-    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants."""
     with extra("evaluate", "evaluating needs scikit-learn"):
         from scipy.stats import spearmanr
         from sklearn.metrics import matthews_corrcoef, roc_auc_score
@@ -263,11 +284,13 @@ def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) ->
     return nearest[0]
 
 
-def _number(value: Any, place: str) -> float:
+def _number(text: str, place: str) -> float:
+    if text.strip().lower() in _MISSING:
+        return np.nan
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{place}: {value!r} is not a number") from error
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{place}: {text!r} is not a number") from error
 
 
 def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
@@ -279,52 +302,14 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
-    """The lines of a CSV that are not empty; all cells are text, for a name such as 0012 is not a number."""
-    try:
-        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
-            yield from filter(None, csv.reader(file))
-    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+def _check_unique(path: Path, columns: Iterable[str]) -> None:
+    if repeated := _repeated(columns):
+        raise DataError(f"{path}: two columns are named {repeated}; rename one")
 
 
 def _has_assays(path: Path) -> bool:
-    with suppress(DataError):
-        return "target_seq" in next(_lines(path), [])
-    return False
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    header, *lines = _lines(path)
-    if repeated := _repeated(header):
-        raise DataError(f"{path}: two columns are named {repeated}; rename one")
-    for number, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            raise DataError(f"{path}: row {number} has {len(line)} cells, the header {len(header)}")
-    return [dict(zip(header, line, strict=True)) for line in lines]
-
-
-def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
-    values = enumerate(table.column(column).to_pylist(), start=1)
-    numbers = np.array(
-        [np.nan if _is_missing(value) else _number(value, f"{path}: {column}: row {row}") for row, value in values]
-    )
-    if np.isinf(numbers).any():
-        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(numbers))) + 1} is not finite")
-    if np.isnan(numbers).all():
-        raise DataError(f"{path}: {column}: nothing was measured")
-    return numbers
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or str(value).strip().lower() in _MISSING
-
-
-def _classes(table: pa.Table, path: Path) -> NDArray[np.bool_]:
-    high = np.zeros(table.num_rows, bool)
-    for row, value in enumerate(table.column(_CLASS).to_pylist()):
-        text = str(value).strip().lower()
-        if not _is_missing(value) and text not in _HIGH | _LOW:
-            raise DataError(f"{path}: {_CLASS}: row {row + 1}: {value!r} is neither 0 nor 1")
-        high[row] = text in _HIGH
-    return high
+    try:
+        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
+            return "target_seq" in next(csv.reader(file), [])
+    except (*DAMAGED, UnicodeDecodeError, csv.Error):
+        return False

@@ -20,42 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot import style
-from protea.plot.picture_files import check_place, save
-from protea.plot.style import BoolArray, FloatArray, check_shape
+from protea.plot import pictures
+from protea.plot.pictures import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SHORT: Final = 300
-"""Longest protein that is drawn without a running mean."""
-
+_SHORT: Final = 300  # the longest protein that is drawn without a running mean
 _LEAST_WINDOW: Final = 11
 """Residues of the running mean; in proteins over 2,200 residues, it is a hundredth of the protein instead."""
 
-_ROUNDING: Final = 1e-4
-"""How far rounding may raise the logarithm of a probability near 1 above 0."""
-
+_ROUNDING: Final = 1e-4  # how far rounding may raise the logarithm of a probability near 1 above 0
 _FEW_DECADES: Final = 2000
-_DECADES: Final = 60
-"""No float32 softmax reaches a perplexity beyond 10 to this power."""
+_DECADES: Final = 60  # no float32 softmax reaches a perplexity beyond 10 to this power
 
 _WIDTH, _PANEL, _BETWEEN, _LEFT, _RIGHT, _BOTTOM, _TOP = 10.0, 1.9, 0.45, 0.75, 0.25, 0.5, 0.42
 """Sizes of the figure, its panels and the gaps around them, in inches."""
 
 _DPI: Final = 200
-_LETTERS: Final = 100
-"""Longest protein whose letters fit below the upper panel."""
-
-_POINTS: Final = 5000
-"""Above this number of points, an ``.svg`` holds them as pixels."""
-
-_PAGE_WIDTH, _PAGE_PANEL, _PAGE_BETWEEN = 1000, 240, 50
-"""Sizes of a page's panels and the gap between them, in pixels."""
-
-_DOTS: Final = 2000
-"""Above this number of residues, dots would slow the page down; only lines remain."""
+_LETTERS: Final = 100  # the longest protein whose letters fit below the upper panel
+_POINTS: Final = 5000  # above this number of points, an .svg holds them as pixels
+_PAGE_WIDTH, _PAGE_PANEL, _PAGE_BETWEEN = 1000, 240, 50  # a page's panels and the gap between them, in pixels
+_DOTS: Final = 2000  # above this number of residues, dots would slow the page down; only lines remain
+_DASHES: Final = {"dot": (1, 2), "dash": (5, 2)}  # matplotlib's, by plotly's names
 
 
 class _Panel(NamedTuple):
@@ -72,10 +60,12 @@ class _Panel(NamedTuple):
     logarithmic: bool
 
     @property
-    def guides(self) -> list[tuple[str, float]]:
-        """Horizontal lines to compare with, and their labels."""
-        overall = [] if self.overall is None else [(f"whole protein: {self.overall:.2f}", self.overall)]
-        return [(f"all letters alike: {self.guess:.2f}", self.guess), *overall]
+    def guides(self) -> list[tuple[str, float, str, str]]:
+        """Horizontal lines to compare with: label, value, colour and dashes."""
+        lines = [(f"all letters alike: {self.guess:.2f}", self.guess, pictures.INK, "dot")]
+        if self.overall is not None:
+            lines.append((f"whole protein: {self.overall:.2f}", self.overall, pictures.TRUE, "dash"))
+        return lines
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -116,13 +106,10 @@ def profile(
         letters: of the columns, in their order.
         title: at most three lines of it are shown.
         offset: number of the first residue.
-
-    Raises:
-        UsageError: arrays do not fit, or are not log-probabilities. Other errors are those of ``check_place``.
     """
-    check_place(path)
+    pictures.check_place(path)
     shown = _profile(sequence, log_probabilities, letters, offset)
-    save(path, title, figure=lambda: _figure(shown, title), page=lambda: _page(shown, title))
+    pictures.save(path, title, figure=lambda: _figure(shown, title), page=lambda: _page(shown, title))
 
 
 def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> _Profile:
@@ -158,8 +145,8 @@ def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str
 
 def _checked(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> NDArray[np.float64]:
     """The log-probabilities in float64, none above 0."""
-    style.grouped(letters)  # refuses repeated letters
-    check_shape("log_probabilities", log_probabilities, (len(sequence), len(letters)))
+    pictures.grouped(letters)  # refuses repeated letters
+    pictures.check_shape("log_probabilities", log_probabilities, (len(sequence), len(letters)))
     logs = log_probabilities.astype(np.float64)
     with np.errstate(invalid="ignore"):
         wrong = np.isinf(logs) | np.asarray(logs > _ROUNDING)
@@ -185,15 +172,15 @@ def _running_mean(values: FloatArray, window: int) -> FloatArray:
 
 
 def _figure(shown: _Profile, title: str) -> Figure:
-    lines = style.title_lines(title, 110)
-    height = _TOP + style.LINE * len(lines) + 2 * _PANEL + _BETWEEN + _BOTTOM
-    figure = style.new_figure(lines, _WIDTH, height, left=_LEFT, dpi=_DPI)
+    lines = pictures.title_lines(title, 110)
+    height = _TOP + pictures.LINE * len(lines) + 2 * _PANEL + _BETWEEN + _BOTTOM
+    figure = pictures.new_figure(lines, _WIDTH, height, left=_LEFT, dpi=_DPI)
     for number, panel in enumerate(shown.panels):
         bottom = _BOTTOM + (1 - number) * (_PANEL + _BETWEEN)
-        axes = style.add_axes(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, _PANEL)
+        axes = pictures.add_axes(figure, _LEFT, bottom, _WIDTH - _LEFT - _RIGHT, _PANEL)
         _draw_curves(axes, shown, panel)
         axes.set(xlim=shown.limits, ylabel=panel.label)
-        style.number_residues(axes.xaxis, 12)
+        pictures.number_residues(axes.xaxis, 12)
         axes.spines[["top", "right"]].set_visible(False)
     upper, lower = figure.axes
     upper.tick_params(labelbottom=False)
@@ -217,18 +204,24 @@ def _draw_curves(axes: Axes, shown: _Profile, panel: _Panel) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     if panel.mean is None:
-        axes.plot(shown.positions, panel.values, ".-", color=style.STRONG, linewidth=0.8, markersize=4)
+        axes.plot(shown.positions, panel.values, ".-", color=pictures.STRONG, linewidth=0.8, markersize=4)
     else:
         many = len(shown.sequence) > _POINTS
         size = 1.5 if many else 3
         axes.plot(
-            shown.positions, panel.values, ".", color=style.FAINT, markersize=size, markeredgewidth=0, rasterized=many
+            shown.positions,
+            panel.values,
+            ".",
+            color=pictures.FAINT,
+            markersize=size,
+            markeredgewidth=0,
+            rasterized=many,
         )
         axes.plot(
-            shown.positions, panel.mean, color=style.STRONG, linewidth=1, label=f"mean of {shown.window} residues"
+            shown.positions, panel.mean, color=pictures.STRONG, linewidth=1, label=f"mean of {shown.window} residues"
         )
-    for (label, value), colour, dashes in zip(panel.guides, (style.INK, style.TRUE), ((1, 2), (5, 2)), strict=False):
-        axes.axhline(value, color=colour, linewidth=0.8, dashes=dashes, label=label)
+    for label, value, colour, dashes in panel.guides:
+        axes.axhline(value, color=colour, linewidth=0.8, dashes=_DASHES[dashes], label=label)
     if panel.logarithmic:
         axes.set_yscale("log")
         axes.set_yticks(panel.ticks)
@@ -240,39 +233,36 @@ def _draw_curves(axes: Axes, shown: _Profile, panel: _Panel) -> None:
 
 def _page(shown: _Profile, title: str) -> dict[str, Any]:
     height = 2 * _PAGE_PANEL + _PAGE_BETWEEN
-    axis = {"tickformat": "d", "zeroline": False, "title": {"text": "residue"}}
-    layout = style.page_layout(title, _PAGE_WIDTH, height, left=80, right=60, above=80) | {
+    layout = pictures.page_layout(title, _PAGE_WIDTH, height, left=80, right=60, above=80) | {
         "hovermode": "x",
         "hoversubplots": "axis",
         "dragmode": "zoom",
-        "xaxis": axis | {"anchor": "y2", "range": list(shown.limits)},
+        "xaxis": pictures.PAGE_RESIDUES | {"anchor": "y2", "range": list(shown.limits)},
     }
     traces: list[dict[str, Any]] = []
     for number, panel in enumerate(shown.panels):
         suffix = str(number + 1) if number else ""
-        top = 1 - number * (_PAGE_PANEL + _PAGE_BETWEEN) / height
+        domain = pictures.page_domain(number, _PAGE_PANEL, _PAGE_BETWEEN, height)
         limits = np.log10(panel.limits).tolist() if panel.logarithmic else list(panel.limits)
         layout[f"yaxis{suffix}"] = {
-            "domain": [max(0.0, top - _PAGE_PANEL / height), top],
+            "domain": domain,
             "range": limits,
             "title": {"text": panel.label},
             **({"type": "log", "tickvals": panel.ticks, "exponentformat": "none"} if panel.logarithmic else {}),
             "zeroline": False,
             "fixedrange": True,
         }
-        layout[f"legend{suffix}"] = style.PAGE_LEGEND | {"x": 1, "xanchor": "right", "y": top}
+        layout[f"legend{suffix}"] = pictures.PAGE_LEGEND | {"x": 1, "xanchor": "right", "y": domain[1]}
         traces += [trace | {"yaxis": f"y{suffix}", "legend": f"legend{suffix}"} for trace in _traces(shown, panel)]
     return {"data": traces, "layout": layout}
 
 
 def _traces(shown: _Profile, panel: _Panel) -> list[dict[str, Any]]:
     text = [
-        f"{style.markup(letter)}{position}<br>likeliest {style.markup(likeliest)}"
-        if likeliest
-        else f"{style.markup(letter)}{position}"
+        f"{pictures.markup(letter)}{position}" + (f"<br>likeliest {pictures.markup(likeliest)}" if likeliest else "")
         for letter, position, likeliest in zip(shown.sequence, shown.positions.tolist(), shown.likeliest, strict=True)
     ]
-    colour, width = (style.STRONG, 1.5) if panel.mean is None else (style.FAINT, 0.7)
+    colour, width = (pictures.STRONG, 1.5) if panel.mean is None else (pictures.FAINT, 0.7)
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
@@ -288,9 +278,9 @@ def _traces(shown: _Profile, panel: _Panel) -> list[dict[str, Any]]:
     ]
     quiet = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
     if panel.mean is not None:
-        line = {"x": shown.positions, "y": panel.mean, "line": {"color": style.STRONG, "width": 1.5}}
+        line = {"x": shown.positions, "y": panel.mean, "line": {"color": pictures.STRONG, "width": 1.5}}
         traces.append(quiet | line | {"name": f"mean of {shown.window} residues"})
-    for (label, value), colour, dash in zip(panel.guides, (style.INK, style.TRUE), ("dot", "dash"), strict=False):
-        line = {"x": list(shown.limits), "y": [value, value], "line": {"color": colour, "width": 1, "dash": dash}}
+    for label, value, colour, dashes in panel.guides:
+        line = {"x": list(shown.limits), "y": [value, value], "line": {"color": colour, "width": 1, "dash": dashes}}
         traces.append(quiet | line | {"name": label})
     return traces
