@@ -40,15 +40,13 @@ RANK: Final = 32
 _BYTES_A_VALUE: Final = 38
 """Measured: a float32, and liblinear's two copies, by rows and by columns, of an index and a value each."""
 
-_FIRST_SIZE: Final = 0.05
-"""Size of the bilinear products before training: small, so that noise does not outweigh what is learned."""
+_FIRST_SIZE: Final = 0.05  # of bilinear products before training: small, lest noise outweigh what is learned
 
-# Of 1e-3 and 3e-4, and of decays from 0.1 to 20, these generalised best from 20 chains and from 100.
+# Tried: rates of 1e-3 and 3e-4, decays from 0.1 to 20. These generalised best from 20 chains and from 100.
 _LEARNING_RATE: Final = 3e-4
 _WEIGHT_DECAY: Final = 0.1
 _EPOCHS: Final = 1000
-_PATIENCE: Final = 30
-"""Training ends after this number of epochs without a lower loss on the held-out chains."""
+_PATIENCE: Final = 30  # training ends after this number of epochs without a lower loss on the held-out chains
 
 
 class Example(NamedTuple):

@@ -35,11 +35,8 @@ from protea.progress import SILENT, Progress
 
 Head = Literal["regression", "bilinear"]
 
-_LARGEST_SEED: Final = 2**32 - 1
-"""scikit-learn takes none above."""
-
-_HELD_OUT: Final = 5
-"""One in this number of chains stops the training of a bilinear head."""
+_LARGEST_SEED: Final = 2**32 - 1  # scikit-learn refuses larger ones
+_HELD_OUT: Final = 5  # one in this number of chains stops the training of a bilinear head
 
 
 @dataclass(frozen=True, kw_only=True)

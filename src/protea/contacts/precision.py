@@ -40,7 +40,6 @@ PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}
 """Divisors of L."""
 
 _DRAWS: Final = 2000
-_INTERVAL: Final = (2.5, 97.5)
 
 
 class RangeScore(NamedTuple):
@@ -203,7 +202,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     if not len(known):
         return Mean(nan, nan, nan, 0)
     draws = np.random.default_rng(seed).integers(0, len(known), (_DRAWS, len(known)))
-    low, high = np.percentile(known[draws].mean(1), _INTERVAL)
+    low, high = np.percentile(known[draws].mean(1), (2.5, 97.5))
     return Mean(float(known.mean()), float(low), float(high), len(known))
 
 

@@ -33,26 +33,16 @@ from protea.models.heads import ContactHead
 _AT_ONCE: Final = 6
 """Float32 maps ``[L, L]`` held while one is made, the model's own needs included; 5.3 were measured."""
 
-_KEPT: Final = "kept"
-_NAME: Final = "the sequence"
-
 _TINY: Final = torch.finfo(torch.float32).tiny
 """Least divisor: attention between residues sums to 0 where all of it goes to BOS and EOS."""
 
+_NAME: Final = "the sequence"
+
 
 def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> FloatArray:
-    """Probability ``[L, L]`` that two residues are in contact.
+    """Probability ``[L, L]`` that two residues are in contact, from ids ``[L]``; ``name`` is for messages.
 
-    Args:
-        model: with a contact head.
-        sequence: ``[L]`` ids of residues.
-        name: of the sequence in messages.
-
-    Raises:
-        CapabilityError: the model has no contact head.
-        SequenceTooLongError: the sequence has more tokens than the model has positions.
-        DeviceError: the map would not fit into memory.
-        NonFiniteError: the model gives infinities or NaN.
+    A map that would not fit into memory is a ``DeviceError``.
     """
     model.require("contacts")
     head = model.contact_head
@@ -145,11 +135,6 @@ def attention(
         sequence: ``[L]`` ids of residues.
         layers: from 1; negative ones count from the last.
         heads: from 0; all by default.
-
-    Raises:
-        UsageError: a layer or head does not exist, or a layer does not attend.
-        SequenceTooLongError: more tokens than the model has positions.
-        NonFiniteError: the model gives infinities or NaN.
     """
     model.require("attention")
     head_counts = model.config.attention_heads
@@ -189,8 +174,8 @@ def _last_states(
 ) -> Tensor:
     """What ``reduce`` makes of the last hidden states ``[L, D]`` float32 of residues, in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
-    wanted = Wanted(layers=(last,), reduce=lambda tokens: {_KEPT: reduce(tokens[rows])})
-    return _run(model, sequence, wanted, name).states[last, _KEPT]
+    wanted = Wanted(layers=(last,), reduce=lambda tokens: {"kept": reduce(tokens[rows])})
+    return _run(model, sequence, wanted, name).states[last, "kept"]
 
 
 def _run(model: Encoder, sequence: NDArray[np.uint8], wanted: Wanted, name: str = _NAME) -> Result[None]:

@@ -28,12 +28,9 @@ Point = NDArray[np.float32]
 _SUFFIX: Final = r"\.(pdb|ent|cif|mmcif)"
 _COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?"
 _LETTERS: Final = frozenset("ACDEFGHIKLMNPQRSTVWYBUZO")
-_OWN: Final = {"U": "SEC", "O": "PYL"}
-"""Letters that biotite cannot turn into a residue's name."""
-
+_OWN: Final = {"U": "SEC", "O": "PYL"}  # biotite cannot turn these letters into a residue's name
 _ATOMS: Final = ("N", "CA", "C", "CB")
-_LARGEST: Final = 1 << 30
-"""Bytes of text, far more than any structure has."""
+_LARGEST: Final = 1 << 30  # bytes of text, far more than any structure has
 
 
 class Residue(NamedTuple):
@@ -196,7 +193,6 @@ def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None 
 def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | None) -> RawChain:
     """The chain that has these atoms."""
     residues: dict[tuple[int, str], Residue] = {}
-    mixed: set[str] = set()
     repeated: set[tuple[int, str]] = set()
     remarks: list[str] = []
     for number, run in groupby(indices.tolist(), key=lambda i: (int(atoms.res_id[i]), str(atoms.ins_code[i]))):
@@ -207,11 +203,11 @@ def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | Non
         name, hetero = str(atoms.res_name[own[0]]), bool(atoms.hetero[own[0]])
         residue = Residue(name, *number, hetero, None if places is None else int(places[own[0]]), {})
         residues[number] = residue
-        for i in own:
-            if atoms.res_name[i] != name and residue.label not in mixed:
-                mixed.add(residue.label)
-                remarks.append(f"residue {residue.label} has several names; the first is used")
-            elif atoms.res_name[i] == name and np.isfinite(atoms.coord[i]).all():
+        same_name = [i for i in own if atoms.res_name[i] == name]
+        if len(same_name) < len(own):
+            remarks.append(f"residue {residue.label} has several names; the first is used")
+        for i in same_name:
+            if np.isfinite(atoms.coord[i]).all():
                 residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
     if repeated:
         remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")

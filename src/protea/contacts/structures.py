@@ -34,17 +34,11 @@ from protea.errors import StructureError
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
 
-CONTACT: Final = 8.0
-"""Two residues are in contact if their CB atoms are closer than this, in Ångström."""
+CONTACT: Final = 8.0  # two residues are in contact if their CB atoms are closer than this, in Ångström
+LEAST_SEPARATION: Final = 6  # pairs nearer along the chain do not count
 
-LEAST_SEPARATION: Final = 6
-"""Pairs nearer along the chain do not count."""
-
-_PEPTIDE_BOND: Final = 2.0
-"""Longest distance from C to N in Ångström: 1.33, plus room for poor models."""
-
-_NEIGHBOURS: Final = 4.5
-"""Longest distance from CA to CA in Ångström, where C or N is absent: 3.8, plus room."""
+_PEPTIDE_BOND: Final = 2.0  # longest distance from C to N in Ångström: 1.33, plus room for poor models
+_NEIGHBOURS: Final = 4.5  # longest distance from CA to CA in Ångström, if C or N is absent: 3.8, plus room
 
 
 @dataclass(frozen=True)
@@ -137,11 +131,8 @@ def read_chains(path: Path) -> list[Chain]:
 def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple[list[Chain], list[ReportRow]]:
     """The chains of files and folders, and rows on these chains and on what was skipped.
 
-    A file without protein is skipped, and so is a chain whose name was read before.
-
-    Raises:
-        MissingExtraError: biotite is not installed.
-        StructureError: a path does not exist, a folder holds no structure, or no file holds a chain.
+    A file without protein is skipped, and so is a chain whose name was read before. A path that does not exist, and
+    paths without any chain, are a ``StructureError``.
     """
     files = structure_files(paths)
     chains: dict[str, Chain] = {}
@@ -169,7 +160,9 @@ def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple
 
 def _chain(name: str, raw: RawChain) -> Chain | None:
     residues, sequence, places, positions = _placed(raw)
-    points = [_point(residue) for residue in residues]
+    points = [
+        residue.atoms.get("CA" if residue.name == "GLY" else "CB", residue.atoms.get("CA")) for residue in residues
+    ]
     resolved = np.array([point is not None for point in points], bool)
     if not resolved.any():
         return None
@@ -188,12 +181,6 @@ def _chain(name: str, raw: RawChain) -> Chain | None:
         notes.append(ReportRow(name, "altered", f"{count} {residue_name} read as {letter(residue_name)}"))
     coordinates = np.stack([point for point in points if point is not None]).astype(np.float32)
     return Chain(name, sequence, places[resolved], positions[resolved], coordinates, tuple(notes))
-
-
-def _point(residue: Residue) -> NDArray[np.float32] | None:
-    """The position of CB, or of CA."""
-    alpha = residue.atoms.get("CA")
-    return alpha if residue.name == "GLY" else residue.atoms.get("CB", alpha)
 
 
 def _placed(raw: RawChain) -> tuple[list[Residue], str, NDArray[np.int64], NDArray[np.int64]]:
