@@ -146,15 +146,9 @@ def _figure(cells: _Cells, title: str) -> Figure:
         pictures.number_residues(axis, 8)
     scale = pictures.add_axes(figure, _LEFT + _SIDE + 0.2, _BOTTOM, 0.15, 3)
     figure.colorbar(ScalarMappable(cmap=colours), cax=scale, label=cells.scale)
-    axes.legend(
-        handles=[Patch(color=colour, label=label) for label, colour in cells.legend.items()],
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        borderaxespad=0.4,
-        handlelength=1,
-        handleheight=1,
-    )
+    handles = [Patch(color=colour, label=label) for label, colour in cells.legend.items()]
+    look: dict[str, Any] = {"ncols": 3, "borderaxespad": 0.4, "handlelength": 1, "handleheight": 1}
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), **look)
     return figure
 
 
@@ -165,19 +159,10 @@ def _page(cells: _Cells, title: str) -> dict[str, Any]:
     where = "residues %{y:d} and %{x:d}"
     if cells.block > 1:
         where = f"{cells.block} by {cells.block} residues around %{{y:.0f}} and %{{x:.0f}}"
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "heatmap",
-            "z": cells.probabilities,
-            **place,
-            "hoverongaps": False,
-            "colorscale": pictures.PROBABILITIES,
-            "zmin": 0,
-            "zmax": 1,
-            "colorbar": {"title": {"text": cells.scale, "side": "right"}, "len": 0.6, "y": 0, "yanchor": "bottom"},
-            "hovertemplate": f"{where}<br>predicted probability %{{z:.3f}}<extra></extra>",
-        }
-    ]
+    bar = {"title": {"text": cells.scale, "side": "right"}, "len": 0.6, "y": 0, "yanchor": "bottom"}
+    colours = {"colorscale": pictures.PROBABILITIES, "zmin": 0, "zmax": 1, "colorbar": bar}
+    hover = {"hoverongaps": False, "hovertemplate": f"{where}<br>predicted probability %{{z:.3f}}<extra></extra>"}
+    traces: list[dict[str, Any]] = [{"type": "heatmap", "z": cells.probabilities} | place | colours | hover]
     if cells.truth is not None:
         # This layer ignores the pointer, so that the prediction below it can be read for a true contact too.
         steps = ["rgba(0,0,0,0)", *_COLOURS.values()]

@@ -54,14 +54,8 @@ GROUPS: Final = (
 
 LINE: Final = 0.19  # height of a title line of a figure, in inches
 PAGE_RULE: Final = {"line": {"width": 1, "color": INK}, "opacity": 1}  # a line across a page's plot
-PAGE_LEGEND: Final = {  # above the plot; it ignores clicks
-    "orientation": "h",
-    "x": 0,
-    "y": 1,
-    "yanchor": "bottom",
-    "itemclick": False,
-    "itemdoubleclick": False,
-}
+_NO_CLICKS: Final = {"itemclick": False, "itemdoubleclick": False}
+PAGE_LEGEND: Final = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"} | _NO_CLICKS  # above the plot
 PAGE_RESIDUES: Final = {"title": {"text": "residue"}, "tickformat": "d", "zeroline": False}  # an axis of residues
 
 _PAGE_LINE: Final = 22  # height of a title line of a page, in pixels

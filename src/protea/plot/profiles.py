@@ -186,17 +186,9 @@ def _figure(shown: _Profile, title: str) -> Figure:
     upper.tick_params(labelbottom=False)
     lower.set_xlabel("residue")
     if len(shown.sequence) <= _LETTERS:
+        units = ("data", "axes fraction")
         for position, letter in zip(shown.positions.tolist(), shown.sequence, strict=True):
-            upper.annotate(
-                text=letter,
-                xy=(position, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, -5),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=6.5,
-            )
+            upper.annotate(letter, (position, 0), (0, -5), units, "offset points", ha="center", va="top", fontsize=6.5)
     return figure
 
 
@@ -206,20 +198,11 @@ def _draw_curves(axes: Axes, shown: _Profile, panel: _Panel) -> None:
     if panel.mean is None:
         axes.plot(shown.positions, panel.values, ".-", color=pictures.STRONG, linewidth=0.8, markersize=4)
     else:
-        many = len(shown.sequence) > _POINTS
-        size = 1.5 if many else 3
-        axes.plot(
-            shown.positions,
-            panel.values,
-            ".",
-            color=pictures.FAINT,
-            markersize=size,
-            markeredgewidth=0,
-            rasterized=many,
-        )
-        axes.plot(
-            shown.positions, panel.mean, color=pictures.STRONG, linewidth=1, label=f"mean of {shown.window} residues"
-        )
+        pixels = len(shown.sequence) > _POINTS
+        look: dict[str, Any] = {"markersize": 1.5 if pixels else 3, "markeredgewidth": 0, "rasterized": pixels}
+        axes.plot(shown.positions, panel.values, ".", color=pictures.FAINT, **look)
+        label = f"mean of {shown.window} residues"
+        axes.plot(shown.positions, panel.mean, color=pictures.STRONG, linewidth=1, label=label)
     for label, value, colour, dashes in panel.guides:
         axes.axhline(value, color=colour, linewidth=0.8, dashes=_DASHES[dashes], label=label)
     if panel.logarithmic:
@@ -243,15 +226,11 @@ def _page(shown: _Profile, title: str) -> dict[str, Any]:
     for number, panel in enumerate(shown.panels):
         suffix = str(number + 1) if number else ""
         domain = pictures.page_domain(number, _PAGE_PANEL, _PAGE_BETWEEN, height)
-        limits = np.log10(panel.limits).tolist() if panel.logarithmic else list(panel.limits)
-        layout[f"yaxis{suffix}"] = {
-            "domain": domain,
-            "range": limits,
-            "title": {"text": panel.label},
-            **({"type": "log", "tickvals": panel.ticks, "exponentformat": "none"} if panel.logarithmic else {}),
-            "zeroline": False,
-            "fixedrange": True,
-        }
+        axis = {"range": list(panel.limits), "domain": domain, "title": {"text": panel.label}}
+        if panel.logarithmic:
+            axis["range"] = np.log10(panel.limits).tolist()
+            axis |= {"type": "log", "tickvals": panel.ticks, "exponentformat": "none"}
+        layout[f"yaxis{suffix}"] = axis | {"zeroline": False, "fixedrange": True}
         layout[f"legend{suffix}"] = pictures.PAGE_LEGEND | {"x": 1, "xanchor": "right", "y": domain[1]}
         traces += [trace | {"yaxis": f"y{suffix}", "legend": f"legend{suffix}"} for trace in _traces(shown, panel)]
     return {"data": traces, "layout": layout}
@@ -263,19 +242,10 @@ def _traces(shown: _Profile, panel: _Panel) -> list[dict[str, Any]]:
         for letter, position, likeliest in zip(shown.sequence, shown.positions.tolist(), shown.likeliest, strict=True)
     ]
     colour, width = (pictures.STRONG, 1.5) if panel.mean is None else (pictures.FAINT, 0.7)
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers" if len(text) <= _DOTS else "lines",
-            "x": shown.positions,
-            "y": panel.values,
-            "line": {"width": width, "color": colour},
-            "marker": {"size": 4},
-            "text": text,
-            "showlegend": False,
-            "hovertemplate": f"%{{text}}<br>{panel.label} %{{y:.3f}}<extra></extra>",
-        }
-    ]
+    values = {"x": shown.positions, "y": panel.values, "line": {"width": width, "color": colour}, "marker": {"size": 4}}
+    hover = {"text": text, "hovertemplate": f"%{{text}}<br>{panel.label} %{{y:.3f}}<extra></extra>"}
+    mode = "lines+markers" if len(text) <= _DOTS else "lines"
+    traces: list[dict[str, Any]] = [{"type": "scatter", "mode": mode, "showlegend": False} | values | hover]
     quiet = {"type": "scatter", "mode": "lines", "hoverinfo": "skip"}
     if panel.mean is not None:
         line = {"x": shown.positions, "y": panel.mean, "line": {"color": pictures.STRONG, "width": 1.5}}

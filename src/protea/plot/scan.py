@@ -46,12 +46,12 @@ _ABOVE: Final = 1.2  # height of the sequence's letters above a page's panel, in
 
 
 class _Panel(NamedTuple):
-    """A stretch of the protein; ``wild`` are indices of residues and of their letters."""
+    """A stretch of the protein; ``wild`` holds the index of each residue's letter by the residue's number."""
 
     first: int
     sequence: str
     scores: FloatArray
-    wild: list[tuple[int, int]]
+    wild: dict[int, int]
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -82,9 +82,9 @@ class _Scan(NamedTuple):
         place = {letter: number for number, letter in enumerate(self.letters)}
         for start in range(0, len(self.sequence), self.columns):
             part = slice(start, start + self.columns)
-            sequence = self.sequence[part]
-            wild = [(number, place[letter]) for number, letter in enumerate(sequence) if letter in place]
-            yield _Panel(start + self.offset, sequence, self.scores[part], wild)
+            sequence, first = self.sequence[part], start + self.offset
+            wild = {number: place[letter] for number, letter in enumerate(sequence, first) if letter in place}
+            yield _Panel(first, sequence, self.scores[part], wild)
 
     @property
     def legend(self) -> dict[str, str]:
@@ -134,6 +134,7 @@ def _figure(scan: _Scan, title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.lines import Line2D
 
     panels = list(scan.panels())
     cell = min(_BROADEST_CELL, max(_NARROWEST_CELL, _WIDE / scan.columns))
@@ -142,12 +143,10 @@ def _figure(scan: _Scan, title: str) -> Figure:
     lines = pictures.title_lines(title, int(width * 11))
     top = 0.2 + pictures.LINE * len(lines) + _HEADER
     height = top + len(panels) * (panel_height + _GAP) - _GAP + _BOTTOM
-    figure = pictures.new_figure(
-        lines, width, height, left=_LEFT, dpi=min(_DPI, int((_MOST_PIXELS / width / height) ** 0.5))
-    )
-    colours = ScalarMappable(
-        Normalize(-scan.limit, scan.limit), colormaps[pictures.EFFECTS].with_extremes(bad=pictures.MISSING)
-    )
+    dpi = min(_DPI, int((_MOST_PIXELS / width / height) ** 0.5))
+    figure = pictures.new_figure(lines, width, height, left=_LEFT, dpi=dpi)
+    colour_map = colormaps[pictures.EFFECTS].with_extremes(bad=pictures.MISSING)
+    colours = ScalarMappable(Normalize(-scan.limit, scan.limit), colour_map)
     for number, panel in enumerate(panels):
         bottom = height - top - number * (panel_height + _GAP) - panel_height
         axes = pictures.add_axes(figure, _LEFT, bottom, cell * len(panel.sequence), panel_height)
@@ -156,7 +155,12 @@ def _figure(scan: _Scan, title: str) -> Figure:
     clipped = bool((np.abs(scan.scores) > scan.limit).any())
     bar = figure.colorbar(colours, cax=scale, orientation="horizontal", extend="both" if clipped else "neither")
     bar.set_label(_SCALE)
-    _draw_legend(figure, scan, (_LEFT + 2.9) / width, 1 - (top - 0.72) / height)
+    handles = []
+    for label, colour in scan.legend.items():
+        marker = "s" if colour == pictures.MISSING else "."
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((_LEFT + 2.9) / width, 1 - (top - 0.72) / height)}
+    figure.legend(handles=handles, ncols=2, borderaxespad=0, handlelength=1, handletextpad=0.4, **place)
     return figure
 
 
@@ -164,44 +168,18 @@ def _draw_panel(axes: Axes, scan: _Scan, panel: _Panel, colours: NDArray[np.uint
     left, right = panel.limits
     low = len(scan.letters) - 0.5
     axes.imshow(colours, interpolation="none", aspect="auto", extent=(left, right, low, -0.5))
-    x, y = [panel.first + residue for residue, _ in panel.wild], [letter for _, letter in panel.wild]
-    axes.plot(x, y, ".", color=pictures.INK, markersize=3.5)
-    for number, letter in enumerate(panel.sequence):
-        axes.text(panel.first + number, -0.7, letter, fontsize=_TINY, ha="center", va="bottom")
+    axes.plot(list(panel.wild), list(panel.wild.values()), ".", color=pictures.INK, markersize=3.5)
+    for number, letter in enumerate(panel.sequence, panel.first):
+        axes.text(number, -0.7, letter, fontsize=_TINY, ha="center", va="bottom")
     for name, start, end in scan.groups:
         if start:
             axes.axhline(start - 0.5, color=pictures.INK, linewidth=0.5)
-        axes.annotate(
-            text=name,
-            xy=(0, (start + end - 1) / 2),
-            xycoords=("axes fraction", "data"),
-            xytext=(-14, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=_TINY,
-        )
+        beside, units = (0, (start + end - 1) / 2), ("axes fraction", "data")
+        axes.annotate(name, beside, (-14, 0), units, "offset points", ha="right", va="center", fontsize=_TINY)
     axes.set(xlim=(left, right), ylim=(low, -0.5))
     axes.set_yticks(range(len(scan.letters)), scan.letters, fontsize=_TINY, ha="center")
     axes.tick_params(axis="y", length=0, pad=6)
     pictures.number_residues(axes.xaxis, max(5, len(panel.sequence) // 8))
-
-
-def _draw_legend(figure: Figure, scan: _Scan, left: float, top: float) -> None:
-    from matplotlib.lines import Line2D
-
-    figure.legend(
-        handles=[
-            Line2D([], [], color=colour, marker="s" if colour == pictures.MISSING else ".", linestyle="", label=label)
-            for label, colour in scan.legend.items()
-        ],
-        loc="upper left",
-        bbox_to_anchor=(left, top),
-        ncols=2,
-        borderaxespad=0,
-        handlelength=1,
-        handletextpad=0.4,
-    )
 
 
 def _page(scan: _Scan, title: str) -> dict[str, Any]:
@@ -227,27 +205,15 @@ def _page(scan: _Scan, title: str) -> dict[str, Any]:
         suffix = str(number + 1) if number else ""
         x, y = f"x{suffix}", f"y{suffix}"
         traces += [trace | {"xaxis": x, "yaxis": y} for trace in _traces(scan, panel)]
-        layout[f"xaxis{suffix}"] = {
-            "range": list(panel.limits),
-            "tickformat": "d",
-            "nticks": max(10, len(panel.sequence) // 8),
-            "zeroline": False,
-            "showline": False,
-            "anchor": y,
-            "domain": [0, cell * len(panel.sequence) / width],
-        }
-        layout[f"yaxis{suffix}"] = {
-            "range": [len(scan.letters) - 0.5, -0.5 - _ABOVE],
-            "tickvals": list(range(len(scan.letters))),
-            "ticktext": [pictures.markup(letter) for letter in scan.letters],
-            "tickfont": {"size": 11},
-            "ticks": "",
-            "zeroline": False,
-            "showline": False,
-            "fixedrange": True,
-            "anchor": x,
-            "domain": pictures.page_domain(number, panel_height, _PAGE_GAP, height),
-        }
+        plain = {"zeroline": False, "showline": False}
+        columns = {"range": list(panel.limits), "tickformat": "d", "nticks": max(10, len(panel.sequence) // 8)}
+        across = [0, cell * len(panel.sequence) / width]
+        layout[f"xaxis{suffix}"] = plain | columns | {"anchor": y, "domain": across}
+        letters = [pictures.markup(letter) for letter in scan.letters]
+        ticks = {"tickvals": list(range(len(letters))), "ticktext": letters, "tickfont": {"size": 11}, "ticks": ""}
+        rows = {"range": [len(letters) - 0.5, -0.5 - _ABOVE], "fixedrange": True}
+        down = pictures.page_domain(number, panel_height, _PAGE_GAP, height)
+        layout[f"yaxis{suffix}"] = plain | ticks | rows | {"anchor": x, "domain": down}
         _mark_groups(scan, layout, {"xref": f"{x} domain", "yref": y})
     return {"data": traces, "layout": layout}
 
@@ -264,31 +230,19 @@ def _mark_groups(scan: _Scan, layout: dict[str, Any], axes: dict[str, str]) -> N
 
 
 def _traces(scan: _Scan, panel: _Panel) -> list[dict[str, Any]]:
-    numbers = [panel.first + number for number in range(len(panel.sequence))]
-    wild = [f"{pictures.markup(letter)}{number}" for letter, number in zip(panel.sequence, numbers, strict=True)]
+    numbers = list(range(panel.first, panel.first + len(panel.sequence)))
+    letters = [pictures.markup(letter) for letter in panel.sequence]
+    wild = [f"{letter}{number}" for letter, number in zip(letters, numbers, strict=True)]
     names = [[f"{residue}{pictures.markup(letter)}" for residue in wild] for letter in scan.letters]
-    for residue, letter in panel.wild:
-        names[letter][residue] = f"{wild[residue]}, wild type"
-    dots = {"x": [numbers[residue] for residue, _ in panel.wild], "y": [letter for _, letter in panel.wild]}
+    for number, row in panel.wild.items():
+        names[row][number - panel.first] = f"{wild[number - panel.first]}, wild type"
+    cells = {"z": panel.scores.T, "x0": panel.first, "dx": 1, "text": names, "coloraxis": "coloraxis"}
+    hover = {"hovertemplate": "%{text}<br>%{z:.3f}<extra></extra>", "hoverongaps": False}
+    dots = {"x": list(panel.wild), "y": list(panel.wild.values()), "marker": {"color": pictures.INK, "size": 4}}
+    labels = {"x": numbers, "y": [-0.5 - _ABOVE / 2] * len(numbers), "text": letters, "textfont": {"size": 11}}
     quiet = {"type": "scatter", "hoverinfo": "skip", "showlegend": False}
     return [
-        {
-            "type": "heatmap",
-            "z": panel.scores.T,
-            "x0": panel.first,
-            "dx": 1,
-            "text": names,
-            "coloraxis": "coloraxis",
-            "hovertemplate": "%{text}<br>%{z:.3f}<extra></extra>",
-            "hoverongaps": False,
-        },
-        quiet | dots | {"mode": "markers", "marker": {"color": pictures.INK, "size": 4}},
-        {
-            **quiet,
-            "mode": "text",
-            "x": numbers,
-            "y": [-0.5 - _ABOVE / 2] * len(numbers),
-            "textfont": {"size": 11},
-            "text": [pictures.markup(letter) for letter in panel.sequence],
-        },
+        {"type": "heatmap"} | cells | hover,
+        quiet | {"mode": "markers"} | dots,
+        quiet | {"mode": "text"} | labels,
     ]
