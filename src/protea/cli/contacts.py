@@ -20,8 +20,8 @@ from protea.text import counted
 
 if TYPE_CHECKING:
     from protea.contacts.fitted_heads import Head
-    from protea.contacts.maps import ContactMap
     from protea.contacts.precision import ChainPrecision
+    from protea.infer.runner import FloatArray
     from protea.letters import ReportRow
 
 Structures = Annotated[
@@ -40,12 +40,10 @@ def contacts(
     ] = None,
     model: Model = bundled.NAME,
     least: Annotated[
-        float,
-        typer.Option("--min-probability", metavar="P", help="Least probability of a pair.", min=0, max=1),
+        float, typer.Option("--min-probability", metavar="P", help="Least probability of a pair.", min=0, max=1)
     ] = 0.1,
     separation: Annotated[
-        int,
-        typer.Option("--min-separation", metavar="N", help="Least distance of a pair, in residues.", min=1),
+        int, typer.Option("--min-separation", metavar="N", help="Least distance of a pair, in residues.", min=1)
     ] = 6,
     plot: MapPlot = None,
     unknown: Unknown = "x",
@@ -80,15 +78,15 @@ def contacts(
         proteins = without_too_long(loaded.module, proteins, rows)
         pictures = {} if plot is None else picture_paths(plot, list(proteins), overwrite=overwrite)
 
-        def draw(predicted: ContactMap) -> None:
-            if predicted.name in pictures:
-                contact_map(pictures[predicted.name], predicted.probabilities, title=predicted.name)
+        def draw(name: str, probabilities: FloatArray) -> None:
+            if name in pictures:
+                contact_map(pictures[name], probabilities, title=name)
 
         settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, "unknown": unknown}
         settings |= {"min_probability": least, "min_separation": separation, "models": {model: loaded.circumstances()}}
         with bars("residues") as bar:
             maps = predict_maps(loaded.module, proteins, draw, bar)
-            write_maps(output, maps, least=least, separation=separation, rows=rows, settings=settings)
+            write_maps(output, maps, rows, settings)
     for row in rows:
         tell(f"{row.id}: {row.what}: {row.detail}")
     for path in filter(None, (output, plot)):

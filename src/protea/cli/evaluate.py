@@ -130,16 +130,14 @@ def _show_chains(precisions: list[ChainPrecision]) -> None:
 @evaluate.command("proteingym")
 def evaluate_proteingym(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False),
+        Path, typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False)
     ],
     models: options.Models = options.BUNDLED,
     method: options.Method = "masked-marginals",
     offset: options.Offset = 1,
     long: options.Windows = "window",
     only: Annotated[
-        str | None,
-        typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default."),
+        str | None, typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default.")
     ] = None,
     beside: Annotated[
         str | None,

@@ -37,9 +37,7 @@ from protea.progress import SILENT, Progress
 C: Final = 0.15
 RANK: Final = 32
 
-_BYTES_A_VALUE: Final = 38
-"""Measured: a float32, and liblinear's two copies, by rows and by columns, of an index and a value each."""
-
+_BYTES_A_VALUE: Final = 38  # measured: a float32, and liblinear's two copies of it, each an index and a value
 _FIRST_SIZE: Final = 0.05  # of bilinear products before training: small, lest noise outweigh what is learned
 
 # Tried: rates of 1e-3 and 3e-4, decays from 0.1 to 20. These generalised best from 20 chains and from 100.
@@ -151,15 +149,9 @@ def fit_bilinear(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> BilinearContactHead:
-    """Fit the bilinear head from last hidden states to contacts.
+    """Fit the bilinear head from last hidden states to contacts; keep the weights with the lowest ``held_out`` loss.
 
-    Args:
-        model: of any family, on the device to compute on.
-        examples: to train on, one step each.
-        held_out: the head with the lowest loss on these is kept.
-        rank: rows of P and Q.
-        seed: of the first weights and of the order of chains.
-        progress: of the hidden states, then one step an epoch.
+    ``rank`` is the number of rows of P and Q; ``seed`` decides the first weights and the order of chains.
     """
     share = float(_contacts(examples).mean())
     _contacts(held_out)

@@ -75,10 +75,8 @@ def write_fitted(
 ) -> tuple[dict[str, Any], list[ChainPrecision]]:
     """Fit a head for a model, and write both as a new Hugging Face folder; weights stay as they are stored.
 
+    Returns the content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on;
     ``rows`` receives what was skipped or odd.
-
-    Returns:
-        The content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on.
     """
     with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
         module = load_model(model, device=device, trainable=True).module
@@ -106,10 +104,8 @@ def fit_to_structures(
 ) -> tuple[AnyContactHead, list[Chain], list[Chain]]:
     """Choose chains of structures and fit a head to them; the model keeps its own head.
 
-    ``rows`` receives what was skipped or odd.
-
-    Returns:
-        The head, the chains it was fitted on, and the other chains that the model can see.
+    Returns the head, the chains it was fitted on, and the other chains that the model can see; ``rows`` receives what
+    was skipped or odd.
     """
     width = model.config.hidden_size
     chains, notes = read_structures(structures, progress)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,13 +22,8 @@ from protea.output import staged
 from protea.progress import SILENT, Progress
 from protea.tables import Beside, check_output, write_table
 
-
-class ContactMap(NamedTuple):
-    """A protein's map ``[L, L]``."""
-
-    name: str
-    sequence: str
-    probabilities: FloatArray
+ContactMap = tuple[str, str, FloatArray]
+"""Name and sequence of a protein, and its map ``[L, L]``."""
 
 
 def check_maps(path: Path, *, overwrite: bool) -> None:
@@ -58,36 +53,24 @@ def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[Rep
 def predict_maps(
     model: Encoder,
     proteins: Mapping[str, str],
-    draw: Callable[[ContactMap], None] = lambda _: None,
+    draw: Callable[[str, FloatArray], None],
     progress: Progress = SILENT,
 ) -> Iterator[ContactMap]:
     """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues."""
     progress.begin("predicting", sum(map(len, proteins.values())))
     for name, sequence in proteins.items():
-        predicted = ContactMap(name, sequence, contacts(model, model.alphabet.encode(sequence), name))
-        draw(predicted)
-        yield predicted
+        probabilities = contacts(model, model.alphabet.encode(sequence), name)
+        draw(name, probabilities)
+        yield name, sequence, probabilities
         progress.advance(len(sequence))
 
 
 def write_maps(
-    path: Path | None,
-    maps: Iterable[ContactMap],
-    *,
-    least: float,
-    separation: int,
-    rows: list[ReportRow],
-    settings: Any,
+    path: Path | None, maps: Iterable[ContactMap], rows: list[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write maps as the suffix of ``path`` says, with ``OUT.report.tsv`` and ``OUT.run.yaml``.
+    """Write maps as the suffix of ``path`` says, with the report and the settings; no path means only to draw them.
 
-    Args:
-        path: checked by ``check_maps``; ``None`` if maps are only drawn.
-        maps: taken one by one.
-        least: probability of a pair in a table.
-        separation: least distance of a pair in a table, in residues along the chain.
-        rows: of the report.
-        settings: plain values that describe the run.
+    ``min_probability`` and ``min_separation`` of the settings limit the pairs of a table.
     """
     beside = Beside("id\twhat\tdetail", rows, settings)
     if path is None:
@@ -97,7 +80,7 @@ def write_maps(
             _write_h5(aside, maps, settings)
             beside.write(aside)
     else:
-        write_table(path, _pairs(maps, least, separation), beside)
+        write_table(path, _pairs(maps, settings["min_probability"], settings["min_separation"]), beside)
 
 
 def _write_h5(path: Path, maps: Iterable[ContactMap], settings: Mapping[str, Any]) -> None:

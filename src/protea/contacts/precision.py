@@ -36,9 +36,7 @@ from protea.tables import Beside, write_table
 RANGES: Final[Mapping[str, tuple[int, float]]] = {"long": (24, np.inf), "medium": (12, 24), "short": (6, 12)}
 """Separations from the first number to below the second."""
 
-PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}
-"""Divisors of L."""
-
+PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}  # divisors of L
 _DRAWS: Final = 2000
 
 
@@ -138,21 +136,22 @@ def select_chains(
         structures: files and folders.
         rows: receives what was skipped, left out or odd.
         exclude: names of chains or files, and paths of ``contact-head.json``.
-        fitted: names and sequences of chains that the model's head was fitted on, which are left out too.
-        reason: why they are, for ``rows``.
+        fitted: names and sequences of chains to leave out, as ``fitted_on`` gives them.
+        reason: why ``fitted`` chains are left out, for ``rows``.
         progress: one step a file.
     """
     model.require("contacts")
     chains, notes = read_structures(structures, progress)
     rows += notes
     names = {name for name in exclude if not name.endswith(".json")}
-    if unknown := sorted(names - {name for chain in chains for name in _names(chain)}):
+    files = {chain.name: chain.name.rpartition(":")[0] or chain.name for chain in chains}
+    if unknown := sorted(names - files.keys() - set(files.values())):
         raise UsageError(f"--exclude {unknown[0]}: no chain and no structure has this name")
     excluded = frozenset().union(*(fitted_on(Path(name)) for name in exclude if name not in names))
     kept = []
     for chain in chains:
         own = {chain.name, chain.sequence}
-        if _names(chain) & names or own & excluded:
+        if not names.isdisjoint((chain.name, files[chain.name])) or own & excluded:
             rows.append(ReportRow(chain.name, "left out", "--exclude"))
         elif not own.isdisjoint(fitted):
             rows.append(ReportRow(chain.name, "left out", reason))
@@ -166,25 +165,13 @@ def select_chains(
     return kept
 
 
-def _names(chain: Chain) -> set[str]:
-    """A chain's own name, and that of its file."""
-    return {chain.name, chain.name.rpartition(":")[0] or chain.name}
-
-
 def measure(
     model: Encoder,
     chains: Sequence[Chain],
     draw: Callable[[Chain, FloatArray], None] = lambda chain, probabilities: None,
     progress: Progress = SILENT,
 ) -> list[ChainPrecision]:
-    """Precision of a model on ``usable`` chains.
-
-    Args:
-        model: with a contact head, on the device to compute on.
-        chains: with their structures.
-        draw: receives every chain and the probabilities ``[S, S]`` of its contacts.
-        progress: one step a chain.
-    """
+    """Precision of a model on ``usable`` chains; ``draw`` receives each with the probabilities of its contacts."""
     scores = []
     progress.begin("precision", len(chains))
     for chain in chains:

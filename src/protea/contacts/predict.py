@@ -30,8 +30,7 @@ from protea.models.attention_maps import HeadMaps
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
 
-_AT_ONCE: Final = 6
-"""Float32 maps ``[L, L]`` held while one is made, the model's own needs included; 5.3 were measured."""
+_AT_ONCE: Final = 6  # float32 maps [L, L] held while a map is made, the model's needs included; measured: 5.3
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 """Least divisor: attention between residues sums to 0 where all of it goes to BOS and EOS."""
@@ -128,13 +127,8 @@ def attention(
 ) -> FloatArray:
     """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included: a row attends to columns and sums to 1.
 
-    Only the maps that are asked for are computed, one at a time.
-
-    Args:
-        model: of any family whose layers attend.
-        sequence: ``[L]`` ids of residues.
-        layers: from 1; negative ones count from the last.
-        heads: from 0; all by default.
+    Only the requested maps are computed, one at a time. Layers count from 1, negative ones from the last; heads count
+    from 0, all by default.
     """
     model.require("attention")
     head_counts = model.config.attention_heads

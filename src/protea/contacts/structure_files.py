@@ -23,8 +23,6 @@ from protea.errors import StructureError
 from protea.fasta import DAMAGED
 from protea.optional import extra
 
-Point = NDArray[np.float32]
-
 _SUFFIX: Final = r"\.(pdb|ent|cif|mmcif)"
 _COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?"
 _LETTERS: Final = frozenset("ACDEFGHIKLMNPQRSTVWYBUZO")
@@ -41,7 +39,7 @@ class Residue(NamedTuple):
     insertion: str
     hetero: bool
     place: int | None
-    atoms: dict[str, Point]
+    atoms: dict[str, NDArray[np.float32]]
 
     @property
     def label(self) -> str:
@@ -104,7 +102,7 @@ def raw_chains(path: Path) -> list[RawChain]:
         with warnings.catch_warnings():
             # biotite warns when it guesses, for example, an absent element; nothing here depends on that.
             warnings.simplefilter("ignore")
-            return read(text)
+            return list(read(text).values())
     # Damaged files make biotite raise errors of many classes.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -123,7 +121,7 @@ def _text(path: Path) -> str:
     return str(data.decode("utf-8", errors="replace")).removeprefix("\ufeff")
 
 
-def _from_pdb(text: str) -> list[RawChain]:
+def _from_pdb(text: str) -> dict[str, RawChain]:
     from biotite.structure.io import pdb
 
     atoms = pdb.PDBFile.read(StringIO(text)).get_structure(model=1, altloc="occupancy")
@@ -135,10 +133,10 @@ def _from_pdb(text: str) -> list[RawChain]:
     for chain in chains.values():
         # Caps such as ACE are not residues.
         chain.stated = [name for name in stated.get(chain.name, []) if name in _amino_acids()]
-    return list(chains.values())
+    return chains
 
 
-def _from_mmcif(text: str) -> list[RawChain]:
+def _from_mmcif(text: str) -> dict[str, RawChain]:
     from biotite.structure.io import pdbx
 
     # Some files describe ligands in blocks before the protein's.
@@ -148,7 +146,7 @@ def _from_mmcif(text: str) -> list[RawChain]:
     columns = [name for name in ("label_entity_id", "label_seq_id", "label_asym_id") if name in block["atom_site"]]
     atoms = pdbx.get_structure(block, model=1, altloc="occupancy", extra_fields=columns)
     if len(columns) < 3 or "entity_poly_seq" not in block:
-        return list(_chains(atoms, atoms.chain_id).values())
+        return _chains(atoms, atoms.chain_id)
     stated = _polymers(block["entity_poly_seq"])
     entities = atoms.label_entity_id.tolist()
     numbers = zip(entities, atoms.label_seq_id.tolist(), strict=True)
@@ -161,12 +159,12 @@ def _from_mmcif(text: str) -> list[RawChain]:
             chain.remarks.append(
                 "its atoms have no place in entity_poly_seq; the model sees the residues that have atoms"
             )
-        return list(chains.values())
+        return chains
     chains = _chains(atoms[polymer], atoms.label_asym_id[polymer], places[polymer])
     entity_of = dict(zip(atoms.label_asym_id.tolist(), entities, strict=True))
     for asym_id, chain in chains.items():
         chain.stated = [name for _, name in stated[entity_of[asym_id]].values()]
-    return list(chains.values())
+    return chains
 
 
 def _polymers(table: Any) -> dict[str, dict[str, tuple[int, str]]]:
@@ -212,11 +210,8 @@ def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | Non
     if repeated:
         remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")
     # Force fields have residue names of their own: an unknown name counts as an amino acid if it has a backbone.
-    kept = [
-        residue
-        for residue in residues.values()
-        if residue.name in _amino_acids() or {"N", "CA", "C"} <= residue.atoms.keys()
-    ]
+    known, backbone = _amino_acids(), {"N", "CA", "C"}
+    kept = [residue for residue in residues.values() if residue.name in known or backbone <= residue.atoms.keys()]
     return RawChain(str(atoms.chain_id[indices[0]]), kept, remarks)
 
 

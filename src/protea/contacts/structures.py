@@ -104,9 +104,7 @@ def structure_files(paths: Iterable[Path]) -> list[Path]:
             raise StructureError(f"{path}: no such file or folder")
         inside = sorted(filter(is_structure, path.iterdir())) if path.is_dir() else [path]
         if not inside:
-            raise StructureError(
-                f"{path}: no structures in this folder; looked for *.pdb, *.ent, *.cif, *.mmcif, also compressed"
-            )
+            raise StructureError(f"{path}: no structures in this folder; expected .pdb, .ent, .cif or .mmcif, also .gz")
         for file in inside:
             files.setdefault(file.resolve(), file)
     return list(files.values())
@@ -120,8 +118,7 @@ def read_chains(path: Path) -> list[Chain]:
         name = f"{stem}:{raw.name}" if raw.name else stem
         while name in chains:
             name += "'"
-        chain = _chain(name, raw)
-        if chain is not None:
+        if chain := _chain(name, raw):
             chains[name] = chain
     if not chains:
         raise StructureError(f"{path}: no protein in it")

@@ -41,11 +41,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEASURES: Final = ("spearman", "auc", "mcc", "ndcg", "top_recall")
-_TOP: Final = 10
-"""Percent of the variants that ``ndcg`` and ``top_recall`` look at."""
-
+_TOP: Final = 10  # percent of the variants that ndcg and top_recall look at
 _PUBLISHED: Final = "spearman "
-_NAME, _FILE, _PROTEIN, _KIND = ("assay", "DMS_id"), ("DMS_filename",), ("UniProt_ID",), ("coarse_selection_type",)
 _SCORE: Final = ("DMS_score", "score")
 _CLASS: Final = "DMS_score_bin"
 _MISSING: Final = frozenset(("", "na", "nan", "none", "null"))
@@ -145,20 +142,19 @@ def read_assays(folder: Path) -> list[Assay]:
         raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
     reference = references[0]
     table = read_table(reference)
-    _check_unique(reference, table.column_names)
+    _check_unique(reference, "columns", table.column_names)
     files = list(folder.rglob("*.csv*"))
     assays = [_assay(row, files, reference) for row in table.to_pylist()]
     if not assays:
         raise DataError(f"{reference}: has no rows")
-    if repeated := _repeated(assay.name for assay in assays):
-        raise DataError(f"{reference}: {repeated} is there twice; give each assay its own name")
+    _check_unique(reference, "assays", (assay.name for assay in assays))
     return assays
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
     """The table of variants, their measured scores, NaN where there is none, and which of them are high."""
     table, path = read_variants(assay.path), assay.path
-    _check_unique(path, [name for name in table.column_names if name in (*_SCORE, _CLASS)])
+    _check_unique(path, "columns", [name for name in table.column_names if name in (*_SCORE, _CLASS)])
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
         raise DataError(f"{path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}")
@@ -254,22 +250,22 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> Assay:
-    name = _first(row, _NAME)
+    name = row.get("assay") or row.get("DMS_id")
     if not name:
-        raise DataError(f"{reference}: a row has no {' or '.join(_NAME)}")
+        raise DataError(f"{reference}: a row has no assay or DMS_id")
     sequence = row["target_seq"]
     if not sequence:
         raise DataError(f"{reference}: {name} has no target_seq")
     if not sequence.isalpha() or not sequence.isupper():
         raise DataError(f"{reference}: {name}: target_seq must be upper-case letters without gaps")
-    protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
-    path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
+    protein = row.get("UniProt_ID") or "_".join(name.split("_")[:2])
+    path = _scan_file(files, row.get("DMS_filename") or f"{name}.csv", name, reference)
     published = {
         column.removeprefix(_PUBLISHED): _number(value, f"{reference}: {name}: {column}")
         for column, value in row.items()
         if column.startswith(_PUBLISHED) and value
     }
-    return Assay(name, protein, _first(row, _KIND), sequence, path, published)
+    return Assay(name, protein, row.get("coarse_selection_type", ""), sequence, path, published)
 
 
 def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
@@ -293,18 +289,10 @@ def _number(text: str, place: str) -> float:
         raise DataError(f"{place}: {text!r} is not a number") from error
 
 
-def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
-    return next((row[name] for name in names if row.get(name)), "")
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _check_unique(path: Path, columns: Iterable[str]) -> None:
-    if repeated := _repeated(columns):
-        raise DataError(f"{path}: two columns are named {repeated}; rename one")
+def _check_unique(path: Path, what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{path}: two {what} are named {name}; rename one")
 
 
 def _has_assays(path: Path) -> bool:

@@ -68,18 +68,12 @@ _KINDS: Final = (".png", ".svg", ".html")
 _SETTINGS: Final[Any] = {
     "svg.hashsalt": "protea",
     "svg.fonttype": "none",  # text stays text, so that it can be found, copied and edited
+    "text.parse_math": False,  # two $ in a name are not a formula
     "font.size": 8,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
     "legend.borderpad": 0,
     "legend.frameon": False,
-    "text.color": INK,
-    "text.parse_math": False,  # two $ in a name are not a formula
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
 }
 
 _PAGE: Final = """<!DOCTYPE html>
@@ -112,13 +106,9 @@ def check_place(path: Path) -> None:
 
 
 def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable[[], dict[str, Any]]) -> None:
-    """Write a picture. It replaces an older one in one step.
+    """Write a picture, in one step; ``page`` describes a plotly figure by ``data`` and ``layout``.
 
-    Args:
-        path: checked by ``check_place``.
-        title: of the page's window, and of an ``.svg`` for those who cannot see it.
-        figure: draws with matplotlib; its ``dpi`` is that of a ``.png``.
-        page: describes a plotly figure by ``data`` and ``layout``.
+    The title is that of the page's window, and of an ``.svg`` for people who cannot see it.
     """
     content = _page_bytes(page(), title) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
     with staged(path, overwrite=True) as aside:

@@ -127,20 +127,19 @@ def _profile(sequence: str, log_probabilities: FloatArray, letters: Sequence[str
         f"{letters[column]} ({probabilities[row, column]:.2f})" if known[row] else "" for row, column in enumerate(best)
     ]
     window = 0 if length <= _SHORT else max(_LEAST_WINDOW, length // 200 * 2 + 1)
-    means = [_running_mean(values, window) if window else None for values in (entropy, loss)]
-    overall = [float(np.nanmean(values)) if np.isfinite(values).any() else None for values in (entropy, loss)]
     panels = [
-        _Panel("entropy (bits)", entropy, means[0], overall[0], float(np.log2(len(letters))), logarithmic=False),
-        _Panel(
-            "perplexity of the residue",
-            np.exp(loss),
-            None if means[1] is None else np.exp(means[1]),
-            None if overall[1] is None else float(np.exp(overall[1])),
-            len(letters),
-            logarithmic=True,
-        ),
+        _panel("entropy (bits)", entropy, window, float(np.log2(len(letters))), logarithmic=False),
+        _panel("perplexity of the residue", loss, window, len(letters), logarithmic=True),
     ]
     return _Profile(panels, sequence, likeliest, np.arange(offset, offset + length), window)
+
+
+def _panel(label: str, values: FloatArray, window: int, guess: float, *, logarithmic: bool) -> _Panel:
+    """The panel of values or, if it is logarithmic, of their exponentials."""
+    scale = np.exp if logarithmic else np.asarray
+    mean = scale(_running_mean(values, window)) if window else None
+    overall = float(scale(np.nanmean(values))) if np.isfinite(values).any() else None
+    return _Panel(label, scale(values), mean, overall, guess, logarithmic)
 
 
 def _checked(sequence: str, log_probabilities: FloatArray, letters: Sequence[str], offset: int) -> NDArray[np.float64]:
