@@ -48,7 +48,7 @@ _PATIENCE: Final = 30  # training ends after this number of epochs without a low
 
 
 class Example(NamedTuple):
-    """A chain to learn from: ids ``[L]``, and of each pair ``[P]`` both residues and whether they are in contact."""
+    """A chain to learn from: ids ``[L]``; for its pairs ``[P]`` both residues and whether they are in contact."""
 
     ids: NDArray[np.uint8]
     rows: NDArray[np.int64]
@@ -163,7 +163,7 @@ def fit_bilinear(
         inputs.append(_Input(x, pairs, torch.from_numpy(example.contacts).to(x)))
         progress.advance()
     train, valid = inputs[: len(examples)], inputs[len(examples) :]
-    # Channels differ in size a hundredfold. Scaled to one size, one learning rate suits them all.
+    # Channels differ in size a hundredfold. Scaled to the same size, they can share a learning rate.
     scale = torch.cat([chain.states for chain in train]).square().mean(0).sqrt().clamp_min(1e-6)
     for chain in inputs:
         chain.states.div_(scale)
@@ -218,7 +218,7 @@ def _train(
             break
         for number in generator.permutation(len(train)):
             optimizer.zero_grad()
-            # Divided by the mean number of pairs, so that a chain weighs as many pairs as it has.
+            # Divide by the mean number of pairs: the weight of a chain is its number of pairs.
             (train[number].loss(head) / pairs).backward()
             optimizer.step()
         progress.advance()

@@ -36,7 +36,7 @@ from protea.progress import SILENT, Progress
 Head = Literal["regression", "bilinear"]
 
 _LARGEST_SEED: Final = 2**32 - 1  # scikit-learn refuses larger ones
-_HELD_OUT: Final = 5  # one in this number of chains stops the training of a bilinear head
+_HELD_OUT: Final = 5  # a fifth of the chains is held out and decides when the training of a bilinear head stops
 
 
 @dataclass(frozen=True, kw_only=True)

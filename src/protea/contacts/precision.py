@@ -49,7 +49,7 @@ class RangeScore(NamedTuple):
 
 
 class ChainPrecision(NamedTuple):
-    """Precision of one chain: residues that the model saw, those with coordinates (L), and scores by ``RANGES``."""
+    """Precision of a chain: residues that the model saw, residues with coordinates (L), and scores by ``RANGES``."""
 
     name: str
     residues: int
@@ -78,7 +78,7 @@ def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], cou
 
 
 def score(chain: Chain, probabilities: NDArray[np.floating]) -> ChainPrecision:
-    """Precision of one chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
+    """Precision of a chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
     rows, columns, separations, truth = pairs(chain)
     predicted = probabilities[rows, columns]
     ranges: dict[str, RangeScore] = {}
@@ -171,7 +171,7 @@ def measure(
     draw: Callable[[Chain, FloatArray], None] = lambda chain, probabilities: None,
     progress: Progress = SILENT,
 ) -> list[ChainPrecision]:
-    """Precision of a model on ``usable`` chains; ``draw`` receives each with the probabilities of its contacts."""
+    """Precision of a model on ``usable`` chains; ``draw`` receives a chain and its probabilities."""
     scores = []
     progress.begin("precision", len(chains))
     for chain in chains:

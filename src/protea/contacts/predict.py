@@ -57,7 +57,7 @@ def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> 
 
 
 def too_long(model: Encoder, length: int) -> str | None:
-    """The reason why a model, or this machine, cannot predict contacts of so many residues; ``None`` if it can."""
+    """The reason why a model or this machine cannot predict contacts at this length; ``None`` if it can."""
     frame = model.alphabet.frame
     if model.max_tokens is not None and frame.tokens(length) > model.max_tokens:
         most = frame.residues(model.max_tokens)
@@ -68,7 +68,7 @@ def too_long(model: Encoder, length: int) -> str | None:
 def too_large(model: Encoder, length: int) -> str | None:
     """The reason why a map would not fit into memory; ``None`` if it fits.
 
-    Some systems promise more memory than they have, and kill a program that uses it: check first.
+    Check first: some systems promise more memory than they have, and kill a program that uses it.
     """
     needed, free = 4 * _AT_ONCE * length**2, free_memory(model.device)
     if needed <= free:

@@ -69,7 +69,7 @@ def is_structure(path: Path) -> bool:
 
 
 def letter(name: str) -> str:
-    """The one letter of a residue's name; of a modified residue, the letter of its parent; X if there is none."""
+    """The letter of a residue; for a modified residue the letter of its parent, or X if it has none."""
     from biotite.structure.info import one_letter_code
 
     code = one_letter_code(name)
@@ -103,7 +103,7 @@ def raw_chains(path: Path) -> list[RawChain]:
             # biotite warns when it guesses, for example, an absent element; nothing here depends on that.
             warnings.simplefilter("ignore")
             return list(read(text).values())
-    # Damaged files make biotite raise errors of many classes.
+    # biotite raises errors of various classes for damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise StructureError(f"{path}: cannot be read as a structure: {reason}") from error

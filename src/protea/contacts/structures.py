@@ -216,8 +216,8 @@ def bonded(residue: Residue, after: Residue) -> bool:
 def ordered(residues: Sequence[Residue]) -> tuple[list[Residue], list[Residue]]:
     """The residues of a chain in the order of their bonds, and separately the free amino acids.
 
-    PDB files list free amino acids as heterogens of a chain, and some files list modified residues so, after all
-    others. A heterogen that is bonded to the chain belongs next to its neighbour.
+    PDB files list free amino acids as heterogens of a chain. Some files also list modified residues as heterogens, at
+    the end. A heterogen that is bonded to the chain belongs next to its neighbour.
     """
     pieces: list[list[Residue]] = []
     for residue in residues:
@@ -227,7 +227,7 @@ def ordered(residues: Sequence[Residue]) -> tuple[list[Residue], list[Residue]]:
             pieces.append([residue])
     chain = [piece for piece in pieces if not all(residue.hetero for residue in piece)]
     loose = [piece for piece in pieces if all(residue.hetero for residue in piece)]
-    if not chain:  # only modified residues, as in some antibiotics
+    if not chain:  # all residues are modified, as in some antibiotics
         chain, loose = [piece for piece in loose if len(piece) > 1], [piece for piece in loose if len(piece) == 1]
     waiting = len(loose) + 1
     while len(loose) < waiting:
@@ -237,7 +237,7 @@ def ordered(residues: Sequence[Residue]) -> tuple[list[Residue], list[Residue]]:
 
 
 def _insert(piece: list[Residue], chain: list[list[Residue]]) -> bool:
-    """Put a piece next to the piece that it is bonded to, if there is one."""
+    """Put a piece next to the piece that it is bonded to; return whether there is such a piece."""
     for i, neighbour in enumerate(chain):
         if bonded(neighbour[-1], piece[0]):
             chain.insert(i + 1, piece)
@@ -265,7 +265,7 @@ def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray
     Stretches without a break keep together and in order. Of several possible places, those nearest to what the numbers
     say count, and the first among equals. ``broken`` is what ``breaks`` gives.
     """
-    # For each end of the stretches so far: the deviation from the numbers, and where the stretches start.
+    # By the end of the last stretch: the least deviation from the numbers, and the starts of all stretches so far.
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     stretches = list(_stretches(letters, broken))
     for number, (stretch, missing) in enumerate(stretches):
@@ -288,7 +288,7 @@ def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray
 
 
 def _stretches(letters: str, broken: Sequence[int | None]) -> Iterator[tuple[str, int]]:
-    """The letters of each stretch without a break, and how many residues are missing before it."""
+    """The letters of the stretches without a break, and how many residues are missing before them."""
     start, missing = 0, 0
     for i, gap in enumerate(broken, start=1):
         if gap is not None:

@@ -62,7 +62,7 @@ class Assay(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """How well one assay was predicted; ``nan`` for measures that are not defined."""
+    """How well an assay was predicted; ``nan`` for measures that are not defined."""
 
     assay: Assay
     count: int
@@ -77,7 +77,7 @@ class Measured:
 
 
 class AssayScores:
-    """An assay that one model after another scores."""
+    """The sum of the scores that several models give to the variants of an assay."""
 
     def __init__(self, assay: Assay, alphabet: Alphabet, how: Scoring) -> None:
         self._assay, self._how = assay, how
@@ -95,7 +95,7 @@ class AssayScores:
         ]
 
     def add(self, model: Encoder, progress: Progress = SILENT) -> None:
-        """Score the assay with one more model; progress advances by the passes."""
+        """Add the scores of a further model; progress counts passes."""
         scores = scores_of(model, self.rows, self._how, progress)
         self._sums += [np.nan if score is None else score for score in scores]
 
@@ -113,9 +113,9 @@ def evaluate_scans(
     load: Callable[[str], LoadedModel],
     progress: Progress = SILENT,
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """Score assays with an ensemble and compare; also what the numbers depend on, by model.
+    """Score assays with an ensemble, and compare the scores with the measurements.
 
-    Errors in the assays are found before a model computes; progress counts passes.
+    Also returns the circumstances of each model, by name. Errors in the assays are reported before a model computes.
     """
     ensemble = open_ensemble(models)
     alphabet = common_alphabet(ensemble)

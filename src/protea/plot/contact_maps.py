@@ -1,7 +1,7 @@
 """Contact maps: predicted probabilities, and beside them the contacts of a structure.
 
 A map with more residues than a picture has cells is drawn in blocks: a cell shows the highest probability of its pairs,
-and counts as a contact if one of its pairs is a contact. The picture says so.
+and counts as a contact if any of its pairs is a contact. The picture says so.
 
 Shapes: L residues, C cells along a side.
 """

@@ -147,7 +147,7 @@ def _page_bytes(described: dict[str, Any], title: str) -> bytes:
 
 
 def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The indices of letters, group by group; letters outside the groups come last, as ``other``."""
+    """The indices of letters by group; letters outside the groups come last, as ``other``."""
     for letter, times in Counter(letters).items():
         if len(letter) != 1 or times > 1:
             raise UsageError(f"letters: {letter!r} {'is not one letter' if times == 1 else 'is repeated'}")
@@ -158,7 +158,7 @@ def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def check_shape(name: str, array: NDArray[Any], expected: tuple[int, ...]) -> None:
-    """Refuse an array that does not fit the other arrays."""
+    """Refuse an empty array, or an array of another shape than expected."""
     if 0 in expected:
         raise UsageError(f"{name}: nothing to draw; pass at least one residue")
     if array.shape != expected:
@@ -180,7 +180,7 @@ def title_lines(title: str, width: int) -> list[str]:
 
 
 def new_figure(lines: Sequence[str], width: float, height: float, *, left: float, dpi: float) -> Figure:
-    """A figure of some inches with a title; the title's letters shrink if it would not fit."""
+    """A figure with a title, sizes in inches; the title gets smaller letters if it would not fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi)

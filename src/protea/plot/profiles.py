@@ -1,4 +1,4 @@
-"""Profiles along a protein: how uncertain a model is at each residue, and how well it predicts the true one.
+"""Profiles along a protein: how uncertain a model is at each residue, and how well it predicts the true residue.
 
     entropy     H = -Σ p log2 p over the letters, with p scaled to sum to 1; in bits
     perplexity  1 / p(true residue): 1 is certainty, the number of letters is a guess
@@ -74,7 +74,7 @@ class _Panel(NamedTuple):
 
     @property
     def ticks(self) -> list[float]:
-        """Of a logarithmic axis: 1, 2, 5, 10 and so on, or only powers of 10 if the axis is long."""
+        """Ticks of a logarithmic axis: 1, 2, 5, 10 and so on, or only powers of 10 if the axis is long."""
         highest = self.limits[1]
         steps = (1, 2, 5) if highest < _FEW_DECADES else (1,)
         return [step * 10.0**power for power in range(_DECADES) for step in steps if step * 10.0**power <= highest]
@@ -159,7 +159,7 @@ def _checked(sequence: str, log_probabilities: FloatArray, letters: Sequence[str
 
 
 def _running_mean(values: FloatArray, window: int) -> FloatArray:
-    """Mean of ``window`` values around each, fewer at the ends; NaN where fewer than half of them are known."""
+    """Mean of the ``window`` values around a residue, fewer at the ends; NaN where fewer than half are known."""
     known = np.isfinite(values)
     sums = np.concatenate(([0.0], np.nan_to_num(values).cumsum()))
     counts = np.concatenate(([0], known.cumsum()))

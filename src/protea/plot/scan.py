@@ -183,7 +183,7 @@ def _draw_panel(axes: Axes, scan: _Scan, panel: _Panel, colours: NDArray[np.uint
 
 
 def _page(scan: _Scan, title: str) -> dict[str, Any]:
-    """One panel for every stretch; each zooms along the protein on its own."""
+    """A panel for every stretch of the protein; panels zoom separately."""
     panels = list(scan.panels())
     cell = min(_PAGE_BROADEST_CELL, max(_PAGE_NARROWEST_CELL, _PAGE_WIDE / scan.columns))
     panel_height = _PAGE_CELL * (len(scan.letters) + _ABOVE)
