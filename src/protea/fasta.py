@@ -1,7 +1,6 @@
 """Reads records from FASTA files, plain or compressed (gz, bz2, xz, zst), and from standard input.
 
-Keeps one record in memory. Knows nothing of alphabets or models: it passes on every byte between the line breaks, and
-the encoder decides what the byte means.
+Keeps one record in memory. Passes on every byte between the line breaks; the encoder decides what the byte means.
 """
 
 from __future__ import annotations
@@ -33,6 +32,11 @@ _BLOCK: Final = 1 << 22
 _CHUNK: Final = 1 << 16
 _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
+_REASONS: Final[dict[type[OSError], str]] = {
+    FileNotFoundError: "no such file",
+    IsADirectoryError: "is a folder; name the FASTA files in it",
+    PermissionError: "permission denied; make the file readable",
+}
 DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
 """Exceptions that decompressors raise for data that are cut short or damaged."""
 
@@ -57,9 +61,7 @@ class Record(NamedTuple):
 def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
     """Yield the records of several files in order; ``-`` is standard input.
 
-    Raises:
-        FastaError: a file is missing, a folder, unreadable, empty, or not FASTA; a record has no id.
-        DamagedFileError: a compressed file is cut short or damaged; raised after the records before the damage.
+    A ``DamagedFileError`` comes after the records before the damage.
     """
     for path in paths:
         with _open(path) as stream:
@@ -68,13 +70,7 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole records, as the bytes of a file.
-
-    Attributes:
-        data: the lines of the records; the last line has no line break.
-        name: name of the file.
-        line: number of the first line.
-    """
+    """Complete records as the bytes of the file ``name``, from line ``line`` on; the last line has no line break."""
 
     data: bytes
     name: str
@@ -103,9 +99,7 @@ class Block:
 def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
     """Yield the same records as ``read_fasta``, thousands at a time.
 
-    Raises:
-        FastaError: as ``read_fasta``; a line that is not FASTA is reported when the records of its block are read.
-        DamagedFileError: as ``read_fasta``.
+    A line that is not FASTA is an error when the records of its block are read.
     """
     for path in paths:
         with _open(path) as stream:
@@ -205,14 +199,9 @@ def _open(path: str | Path) -> Iterator[BinaryIO]:
         raise FastaError("standard input is closed; name a file, or pipe the records in")
     try:
         stream = xopen(path, "rb", threads=0)
-    except FileNotFoundError as error:
-        raise FastaError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise FastaError(f"{path}: is a folder; name the FASTA files in it") from error
-    except PermissionError as error:
-        raise FastaError(f"{path}: permission denied; make the file readable") from error
     except OSError as error:
-        raise FastaError(f"{path}: cannot be opened: {error.strerror or error}") from error
+        reason = _REASONS.get(type(error), f"cannot be opened: {error.strerror or error}")
+        raise FastaError(f"{path}: {reason}") from error
     with stream:
         yield stream
 

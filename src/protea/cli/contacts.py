@@ -9,8 +9,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown
+from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown, load_to_compute
 from protea.cli.structures import picture_paths
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError

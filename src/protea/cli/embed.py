@@ -10,8 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown, load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.text import counted
 
@@ -24,14 +23,7 @@ _REPORTED = ("truncated", "windowed", "altered", "renamed", "skipped")
 
 def embed(
     ctx: typer.Context,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IN.fasta...",
-            help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: Annotated[list[str] | None, FASTA] = None,
     sequences: Annotated[
         Path | None,
         typer.Option("-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, or a folder."),

@@ -12,7 +12,6 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
 from protea.cli.structures import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
@@ -81,7 +80,7 @@ def evaluate_contacts(
         check_output(output, overwrite=overwrite)
     rows: list[ReportRow] = []
     with interruptible(), bars() as bar:
-        loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        loaded = options.load_to_compute(model, device=device, dtype=dtype, fast=fast)
         record = loaded.head_record
         chains = select_chains(
             loaded.module,
@@ -166,7 +165,7 @@ def evaluate_proteingym(
     """
     from protea.evaluate.proteingym import AssayScores, read_assays, write_results
     from protea.score.effects import Scoring
-    from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
+    from protea.score.run_variants import check_lengths, common_alphabet, open_ensemble
     from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
@@ -184,7 +183,7 @@ def evaluate_proteingym(
         settings |= asdict(how) | {"models": {}}
         check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
         for name in models:
-            model = load_to_compute(name, device=device, dtype=dtype, fast=fast)
+            model = options.load_to_compute(name, device=device, dtype=dtype, fast=fast)
             with bars("passes") as bar:
                 bar.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
                 for scan in scans:

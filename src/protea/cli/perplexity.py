@@ -10,8 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, Unknown
+from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, Unknown, load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.output import check_output
@@ -74,7 +73,7 @@ def perplexity(
     """
     from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
-    from protea.score.run_perplexity import TOLERANCE, measure_perplexity
+    from protea.score.perplexity import TOLERANCE, measure_perplexity
 
     if against is not None:
         check_peer(against)

@@ -10,7 +10,6 @@ import typer
 
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.output import check_output
@@ -98,7 +97,7 @@ def score(
                 one_protein=plot is not None,
                 output=output,
                 overwrite=overwrite,
-                load=partial(load_to_compute, device=device, dtype=dtype, fast=fast),
+                load=partial(options.load_to_compute, device=device, dtype=dtype, fast=fast),
                 progress=progress,
             )
         _show(scored, output)

@@ -43,11 +43,7 @@ class Bars(Progress):
 
 @contextmanager
 def bars(unit: str = "") -> Iterator[Bars]:
-    """Progress bars on standard error; nothing is drawn if that is not a terminal.
-
-    Args:
-        unit: of the amounts, as in ``residues``.
-    """
+    """Progress bars on standard error, with amounts in ``unit``; nothing is drawn if that is not a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -45,13 +45,9 @@ class Protein(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How variants are scored.
+    """How variants are scored: by one of ``METHODS``, with one of ``expected.POLICIES`` for long proteins.
 
-    Attributes:
-        method: one of ``METHODS``.
-        offset: number of a protein's first residue.
-        long: policy for a protein longer than the model was trained on, one of ``expected.POLICIES``.
-        token_budget: tokens computed at a time; by default what the memory allows.
+    ``offset`` is the number of a protein's first residue, ``token_budget`` the number of tokens computed at a time.
     """
 
     method: str = "masked-marginals"
@@ -86,13 +82,7 @@ class Scoring:
 def score(
     model: Encoder, proteins: Sequence[Protein], how: Scoring, progress: Progress = SILENT
 ) -> Iterator[NDArray[np.float64]]:
-    """Log-likelihood ratios in nats, negative where the model prefers the wild type: for each protein, one a variant.
-
-    The passes of all proteins share packs. Errors are those of ``expected.masked``.
-
-    Raises:
-        VariantError: the method cannot score a variant.
-    """
+    """For each protein, log-likelihood ratios of its variants in nats; negative where the wild type is preferred."""
     for protein in proteins:
         for variant in protein.variants:
             how.check(variant)
@@ -106,8 +96,8 @@ def pseudo_log_likelihoods(
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
     """Log-probabilities of residues, each masked by itself and so given all others.
 
-    Takes name and letters of sequences, as they are needed. Yields for each ``[L]``, of its own residues, and
-    ``[L, V]``, of all tokens. Errors are those of ``expected.masked``, and of ``Alphabet.encode``.
+    Takes name and letters of sequences when they are needed. Yields for each sequence ``[L]``, of its own residues, and
+    ``[L, V]``, of all tokens.
     """
     check_policy(long)
     encode = runner.model.alphabet.encode

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Final, NamedTuple
 
 from protea.alphabet import Alphabet
@@ -174,5 +174,4 @@ def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
 
 def _shared(first: str, second: str) -> int:
     """The number of letters that two texts have in common at their beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((number for number, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
