@@ -72,8 +72,7 @@ def score(
     from protea.plot import check_place, single_site_scan
     from protea.score.effects import Scoring
     from protea.score.run_variants import score_variants
-    from protea.score.variant_table import scan_cells
-    from protea.score.variants import CANONICAL
+    from protea.score.variants import CANONICAL, scan_cells
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants or --scan")
@@ -103,7 +102,7 @@ def score(
         _show(scored, output)
         if plot is not None:
             name, sequence, _ = scored.rows.proteins[0]
-            cells = scan_cells(scored.rows, scored.table.column(column).to_pylist())
+            cells = scan_cells(sequence, scored.table.column(column).to_pylist())
             single_site_scan(plot, cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
             typer.echo(f"{plot}: the scan of {name}")
     if scored.rows.problems:

@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UsageError, VariantError
 from protea.models.encoder import Encoder
 from protea.progress import Progress
 from protea.score.effects import Protein, Scoring, score
 from protea.score.proteins import GAPS
-from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse, single_substitutions
+from protea.score.variants import Variant, check, difference, explaining_offset, parse, single_substitutions
 from protea.tables import read_table
 
 if TYPE_CHECKING:
@@ -179,15 +176,6 @@ def scores_of(model: Encoder, rows: Rows, how: Scoring, progress: Progress) -> l
         for place, value in zip(places, values.tolist(), strict=True):
             scores[place] = value
     return scores
-
-
-def scan_cells(rows: Rows, scores: Sequence[float | None]) -> NDArray[np.float64]:
-    """The scan of one protein as ``[L, 20]``, columns as in ``CANONICAL``; the wild type's cells are NaN."""
-    cells = np.full((len(rows.proteins[0].sequence), len(CANONICAL)), np.nan)
-    for variant, place in zip(rows.proteins[0].variants, rows.places[0], strict=True):
-        edit = variant.edits[0]
-        cells[edit.start, CANONICAL.index(edit.new)] = scores[place]
-    return cells
 
 
 def check_columns(table: pa.Table, column: str, models: Sequence[str]) -> None:

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protea.alphabet import Alphabet
 from protea.errors import VariantError
 
@@ -155,6 +158,14 @@ def single_substitutions(sequence: str) -> Iterator[tuple[int, str]]:
     """A single-site scan: each place, from 0, with every other amino acid; gaps are skipped."""
     for place, wild in enumerate(sequence):
         yield from ((place, new) for new in CANONICAL if wild.isalpha() and new != wild)
+
+
+def scan_cells(sequence: str, scores: Iterable[float]) -> NDArray[np.float64]:
+    """The scores of a scan as ``[L, 20]``, columns as in ``CANONICAL``; the wild type's cells are NaN."""
+    cells = np.full((len(sequence), len(CANONICAL)), np.nan)
+    for (place, new), score in zip(single_substitutions(sequence), scores, strict=True):
+        cells[place, CANONICAL.index(new)] = score
+    return cells
 
 
 def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
