@@ -1,6 +1,7 @@
 """Reads records from FASTA files, plain or compressed (gz, bz2, xz, zst), and from standard input.
 
-Keeps one record in memory. Passes on every byte between the line breaks; the encoder decides what the byte means.
+Keeps a few megabytes in memory, or one record if it is larger. Passes on every byte between the line breaks; the
+encoder decides what the byte means.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -63,9 +63,8 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
     A ``DamagedFileError`` comes after the records before the damage.
     """
-    for path in paths:
-        with _open(path) as stream:
-            yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
+    for block in read_blocks(paths):
+        yield from block.records()
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Block:
 
     def records(self) -> Iterator[Record]:
         """The records, read as ``read_fasta`` does."""
-        return _parse(BytesIO(self.data), self.name, self.line)
+        return _parse(self.data, self.name, self.line)
 
 
 def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
@@ -124,7 +123,8 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
                 parts.append(chunk)
                 size += len(chunk)
         except DAMAGED as error:
-            damage = _damaged(name, error)
+            reason = "it is cut short, damaged, or not compressed as its name says"
+            damage = DamagedFileError(f"{name}: cannot be read to its end; {reason} ({error})")
             damage.__cause__ = error
         data = b"".join(parts)
         if line == 1:
@@ -133,7 +133,7 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
         if cut > 0 and (not size or data[:cut].strip()):
             block, rest = data[:cut], data[cut + 1 :]
             yield Block(block.removesuffix(b"\n") if cut == len(data) else block, name, line)
-            line += sum(1 for _ in _lines(BytesIO(block + b"\n"), name)) if b"\r" in block else block.count(b"\n") + 1
+            line += sum(1 for _ in _lines(block + b"\n")) if b"\r" in block else block.count(b"\n") + 1
         else:
             rest = data
         if not size and damage is None:
@@ -143,17 +143,11 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
     raise damage
 
 
-def _damaged(name: str, error: BaseException) -> DamagedFileError:
-    return DamagedFileError(
-        f"{name}: cannot be read to its end; it is cut short, damaged, or not compressed as its name says ({error})"
-    )
-
-
-def _parse(stream: BinaryIO, name: str, first: int = 1) -> Iterator[Record]:
+def _parse(data: bytes, name: str, first: int) -> Iterator[Record]:
     header: bytes | None = None
     header_line = 0
     residues: list[bytes] = []
-    for number, line in enumerate(_lines(stream, name), start=first):
+    for number, line in enumerate(_lines(data), start=first):
         if line[:1] == b">":
             if header is not None:
                 yield _record(header, residues, name, header_line)
@@ -179,18 +173,14 @@ def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Recor
     return Record(words[0], words[1].strip() if len(words) > 1 else "", sequence.decode("latin-1"), place)
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def _lines(data: bytes) -> Iterator[bytes]:
     """Stripped lines; they may end in LF, CRLF, or in the CR alone of old Macintosh files."""
-    try:
-        first = stream.readline().removeprefix(_BOM)
-        for raw in chain([first], stream):
-            line = raw.strip()
-            if b"\r" in line:
-                yield from map(bytes.strip, line.split(b"\r"))
-            else:
-                yield line
-    except DAMAGED as error:
-        raise _damaged(name, error) from error
+    for raw in BytesIO(data):
+        line = raw.strip()
+        if b"\r" in line:
+            yield from map(bytes.strip, line.split(b"\r"))
+        else:
+            yield line
 
 
 @contextmanager

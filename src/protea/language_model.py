@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args, overload
+from typing import TypedDict, TypeVar, Unpack, get_args, overload
 
 import numpy as np
 import torch
@@ -57,6 +57,14 @@ def load(
         UsageError, CheckpointError, DeviceError: for a wrong argument, for damaged files, for an absent device.
     """
     return LanguageModel(load_model(model, device=device, dtype=dtype, trainable=trainable))
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Options of ``LanguageModel.embed`` that do not change the type of its result."""
+
+    layers: Sequence[int] | None
+    long: Long
+    token_budget: int | None
 
 
 class LanguageModel:
@@ -117,25 +125,11 @@ class LanguageModel:
 
     @overload
     def embed(
-        self,
-        sequences: Sequence[str],
-        *,
-        pool: None = None,
-        layers: Sequence[int] | None = None,
-        long: Long = "truncate",
-        token_budget: int | None = None,
+        self, sequences: Sequence[str], *, pool: None = None, **options: Unpack[EmbedOptions]
     ) -> list[FloatArray]: ...
 
     @overload
-    def embed(
-        self,
-        sequences: Sequence[str],
-        *,
-        pool: str,
-        layers: Sequence[int] | None = None,
-        long: Long = "truncate",
-        token_budget: int | None = None,
-    ) -> FloatArray: ...
+    def embed(self, sequences: Sequence[str], *, pool: str, **options: Unpack[EmbedOptions]) -> FloatArray: ...
 
     def embed(
         self,

@@ -165,7 +165,7 @@ def evaluate_proteingym(
     """
     from protea.evaluate.proteingym import AssayScores, read_assays, write_results
     from protea.score.effects import Scoring
-    from protea.score.run_variants import check_lengths, common_alphabet, open_ensemble
+    from protea.score.variant_table import check_lengths, open_ensemble
     from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
@@ -176,12 +176,11 @@ def evaluate_proteingym(
     known = {name for assay in assays.values() for name in assay.published}
     published = [] if beside is None else _names("--beside", beside, known)
     with interruptible():
-        members = open_ensemble(models)
-        alphabet = common_alphabet(members)
+        members, alphabet = open_ensemble(models)
         scans = [AssayScores(assays[name], alphabet, how) for name in names]
         settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
         settings |= asdict(how) | {"models": {}}
-        check_lengths(members, [protein for scan in scans for protein in scan.rows.proteins], long)
+        check_lengths(members.values(), [protein for scan in scans for protein in scan.rows.proteins], long)
         for name in models:
             model = options.load_to_compute(name, device=device, dtype=dtype, fast=fast)
             with bars("passes") as bar:

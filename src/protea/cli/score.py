@@ -16,7 +16,7 @@ from protea.output import check_output
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.score.run_variants import ScoredVariants
+    from protea.score.variant_table import ScoredVariants
 
 _PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
 
@@ -71,7 +71,7 @@ def score(
     """
     from protea.plot import check_place, single_site_scan
     from protea.score.effects import Scoring
-    from protea.score.run_variants import score_variants
+    from protea.score.variant_table import score_variants
     from protea.score.variants import CANONICAL, scan_cells
 
     if sum((table is not None, variants is not None, scan)) != 1:
