@@ -11,7 +11,6 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -101,7 +100,7 @@ def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
     A line that is not FASTA is an error when the records of its block are read.
     """
     for path in paths:
-        with _open(path) as stream:
+        with _opened(path) as stream:
             yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path))
 
 
@@ -183,17 +182,14 @@ def _lines(data: bytes) -> Iterator[bytes]:
             yield line
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[BinaryIO]:
+def _opened(path: str | Path) -> BinaryIO:
     if str(path) == STDIN and sys.stdin is None:
         raise FastaError("standard input is closed; name a file, or pipe the records in")
     try:
-        stream = xopen(path, "rb", threads=0)
+        return xopen(path, "rb", threads=0)
     except OSError as error:
         reason = _REASONS.get(type(error), f"cannot be opened: {error.strerror or error}")
         raise FastaError(f"{path}: {reason}") from error
-    with stream:
-        yield stream
 
 
 def _decode(header: bytes) -> str:

@@ -52,9 +52,6 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
-
-    Raises:
-        UsageError, CheckpointError, DeviceError: for a wrong argument, for damaged files, for an absent device.
     """
     return LanguageModel(load_model(model, device=device, dtype=dtype, trainable=trainable))
 

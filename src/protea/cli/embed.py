@@ -34,8 +34,7 @@ def embed(
     ] = None,
     model: Model = bundled.NAME,
     pool: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="Poolings for -o, by comma: mean, max, std (over residues), bos."),
+        str, typer.Option(metavar="NAMES", help="Poolings for -o, by comma: mean, max, std (over residues), bos.")
     ] = "mean",
     layers: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Layers, by comma: 0 is the embedding, -1 the last layer.")

@@ -53,8 +53,7 @@ Unknown = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 Method = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood."),
+    str, typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood.")
 ]
 Offset = Annotated[int, typer.Option(metavar="N", help="Number of the protein's first residue.")]
 Windows = Annotated[
@@ -74,10 +73,7 @@ MapPlot = Annotated[
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LoadedModel:
-    """Load a model as the options ``--model``, ``--device``, ``--dtype`` and ``--fast`` say.
-
-    The command notes when ``--fast`` gains nothing, because the hardware has no native bfloat16.
-    """
+    """Load a model as the options say; note when ``--fast`` gains nothing, for lack of native bfloat16."""
     from protea.infer.loading import computing_dtype, load_model
 
     computed = computing_dtype(device, dtype, fast=fast)

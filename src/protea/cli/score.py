@@ -16,7 +16,7 @@ from protea.output import check_output
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.score.variant_table import ScoredVariants
+    from protea.score.variant_table import Rows
 
 _PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
 
@@ -101,24 +101,23 @@ def score(
             )
         _show(scored, output)
         if plot is not None:
-            name, sequence, _ = scored.rows.proteins[0]
+            name, sequence, _ = scored.proteins[0]
             cells = scan_cells(sequence, scored.table.column(column).to_pylist())
             single_site_scan(plot, cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
             typer.echo(f"{plot}: the scan of {name}")
-    if scored.rows.problems:
+    if scored.problems:
         raise typer.Exit(1)
 
 
-def _show(scored: ScoredVariants, output: Path | None) -> None:
-    table, rows = scored.table, scored.rows
+def _show(rows: Rows, output: Path | None) -> None:
     if output is None:
-        typer.echo("\t".join(table.column_names))
-        for row in table.to_pylist():
+        typer.echo("\t".join(rows.table.column_names))
+        for row in rows.table.to_pylist():
             typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
-        number = counted(table.num_rows - len(rows.problems), "variant")
+        number = counted(rows.table.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {number} of {counted(len(rows.proteins), 'protein')} scored")
-    for change in scored.changes:
+    for change in rows.changes:
         tell(f"{change.id}: {change.what}: {change.detail}")
     shown = rows.problems if output is None else rows.problems[:_PROBLEMS_SHOWN]
     for problem in shown:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -50,21 +50,17 @@ class Problem(NamedTuple):
 
 @dataclass
 class Rows:
-    """The rows of a table, by protein; ``places`` holds the row, from 0, of each variant of each protein."""
+    """The rows of a table, by protein; ``places`` holds the row, from 0, of each variant of each protein.
+
+    After a run, the table has scores, and ``changes`` are those of the wild types.
+    """
 
     table: pa.Table
+    changes: list[ReportRow] = field(default_factory=list)
     proteins: list[Protein] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
-
-
-class ScoredVariants(NamedTuple):
-    """The result of a run: the table with its scores, its rows by protein, and the changes of the wild types."""
-
-    table: pa.Table
-    rows: Rows
-    changes: list[ReportRow]
 
 
 def score_variants(
@@ -80,7 +76,7 @@ def score_variants(
     overwrite: bool = False,
     load: Callable[[str], LoadedModel] = load_model,
     progress: Progress = SILENT,
-) -> ScoredVariants:
+) -> Rows:
     """Score variants of the proteins in a FASTA file, and write the output.
 
     Arguments are the options of the command; ``variants`` are a table, the variants themselves, or ``None`` for a
@@ -111,13 +107,13 @@ def score_variants(
         scores[name] = scores_of(model.module, rows, how, progress)
         provenance[name] = model.circumstances()
         del model  # free its memory before the next model is loaded
-    table = with_scores(table, column, scores)
+    scored = replace(rows, table=with_scores(table, column, scores), changes=changes)
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
         run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), "unknown": unknown}
-        write_table(output, table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
-    return ScoredVariants(table, rows, changes)
+        write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
+    return scored
 
 
 def open_ensemble(names: Sequence[str]) -> tuple[dict[str, Encoder], Alphabet]:
