@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, get_args, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
 from protea.score import effects, perplexity
 from protea.score.expected import runner_for
-from protea.score.proteins import check_no_masks
+from protea.score.proteins import check_no_masks, choice
 from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
 from protea.text import counted
 
@@ -305,8 +305,7 @@ class LanguageModel:
         hf.save(self.module, Path(folder))
 
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
-        if long not in get_args(Long):
-            raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
+        choice("policy for long sequences", long, Long)
         for number, sequence in enumerate(_list(sequences)):
             place = f"sequence {number}"
             record = Record(str(number), "", _text(sequence, place), place)

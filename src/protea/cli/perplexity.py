@@ -119,11 +119,11 @@ def perplexity(
         tell(f"{len(predicted.changes):,} records were truncated, altered or skipped")
     if output is not None:
         typer.echo(f"{output}: {sequences}")
-    if predicted.theirs is not None:
-        theirs, largest = predicted.theirs
+    if predicted.peer is not None:
+        peer, largest = predicted.peer
         verdict = "equal" if predicted.agrees else "DIFFERS"
         typer.echo(
-            f"{against}: perplexity {theirs:.4f}, {verdict} within {TOLERANCE}; largest difference of a residue's "
+            f"{against}: perplexity {peer:.4f}, {verdict} within {TOLERANCE}; largest difference of a residue's "
             f"log-probability {largest:.1e}"
         )
     if not predicted.agrees:

@@ -23,7 +23,8 @@ from protea.errors import UsageError, VariantError
 from protea.infer.runner import FloatArray, Runner
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
-from protea.score.expected import Sites, check_policy, masked, runner_for, unmasked
+from protea.score.expected import LongProtein, Sites, masked, runner_for, unmasked
+from protea.score.proteins import choice
 from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
@@ -45,7 +46,7 @@ class Protein(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How variants are scored: by one of ``METHODS``, with one of ``expected.POLICIES`` for long proteins.
+    """How variants are scored: by one of ``METHODS``, with one of ``LongProtein`` for long proteins.
 
     ``offset`` is the number of a protein's first residue, ``token_budget`` the number of tokens computed at a time.
     """
@@ -60,7 +61,7 @@ class Scoring:
             raise UsageError(f"unknown method {self.method!r}; use {', '.join(METHODS)}")
         if abs(self.offset) > _LARGEST_OFFSET:
             raise UsageError(f"offset must be from -{_LARGEST_OFFSET:,} to {_LARGEST_OFFSET:,}, got {self.offset}")
-        check_policy(self.long)
+        choice("policy for long proteins", self.long, LongProtein)
 
     def check(self, variant: Variant) -> None:
         """Refuse a variant that the method cannot score, by a ``VariantError``."""
@@ -99,7 +100,7 @@ def pseudo_log_likelihoods(
     Takes name and letters of sequences when they are needed. Yields for each sequence ``[L]``, of its own residues, and
     ``[L, V]``, of all tokens.
     """
-    check_policy(long)
+    choice("policy for long proteins", long, LongProtein)
     encode = runner.model.alphabet.encode
     proteins = (Sites(name, ids := encode(sequence), range(len(ids))) for name, sequence in sequences)
     for protein, values in masked(runner, proteins, long=long, progress=progress):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 
-POLICIES: Final = ("window", "full", "error")
+LongProtein = Literal["window", "full", "error"]
 """Policies for a protein longer than the model was trained on; only rotary models can run it whole."""
 
 
@@ -32,12 +32,6 @@ class Sites(NamedTuple):
     name: str
     ids: NDArray[np.uint8]
     sites: Sequence[int]
-
-
-def check_policy(long: str) -> None:
-    """Refuse an unknown policy for long proteins."""
-    if long not in POLICIES:
-        raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(POLICIES)}")
 
 
 def runner_for(model: Encoder, token_budget: int | None) -> Runner:

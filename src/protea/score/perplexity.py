@@ -31,7 +31,7 @@ from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
 from protea.score.effects import pseudo_log_likelihoods
-from protea.score.expected import runner_for
+from protea.score.expected import LongProtein, runner_for
 from protea.score.proteins import choice, read_proteins
 from protea.tables import Beside, check_output, write_table
 
@@ -88,7 +88,7 @@ class Predicted(NamedTuple):
     Attributes:
         records: sequences in letters of the alphabet, before they are cut.
         losses: for each sequence, the negative log-probability of its predicted residues, in nats.
-        theirs: perplexity by the library ``against``, and the largest difference of a residue's log-probability.
+        peer: perplexity by the library ``against``, and the largest difference of a residue's log-probability.
         letters: residues of the alphabet.
         log_probabilities: ``[L, len(letters)]`` of the only sequence, if ``one_protein`` and ``pseudo`` are set.
     """
@@ -97,14 +97,14 @@ class Predicted(NamedTuple):
     losses: list[FloatArray]
     perplexity: float
     changes: list[ReportRow]
-    theirs: tuple[float, float] | None
+    peer: tuple[float, float] | None
     letters: str
     log_probabilities: FloatArray | None
 
     @property
     def agrees(self) -> bool:
         """Whether both libraries give the same perplexity."""
-        return self.theirs is None or abs(self.theirs[0] - self.perplexity) <= TOLERANCE
+        return self.peer is None or abs(self.peer[0] - self.perplexity) <= TOLERANCE
 
 
 def measure_perplexity(
@@ -134,7 +134,7 @@ def measure_perplexity(
     run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, "unknown": unknown}
     masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
     if pseudo:
-        policy = choice("--long", long or "window", Literal["window", "full", "error"])
+        policy = choice("--long", long or "window", LongProtein)
         run["long"] = policy
     else:
         policy = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
@@ -169,8 +169,8 @@ def measure_perplexity(
     if output is not None:
         run["models"] = {model: loaded.circumstances()}
         _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
-    theirs = None if against is None else _compare(against, loaded.path, masked, values, progress)
-    return Predicted(records, values, perplexity, changes, theirs, alphabet.residues, profile)
+    peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
+    return Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
 
 
 def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], beside: Beside) -> None:
@@ -188,14 +188,14 @@ def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], 
 
 
 def _compare(
-    library: str, path: Path, masked: Sequence[MaskedJob], ours: Sequence[FloatArray], progress: Progress
+    library: str, path: Path, masked: Sequence[MaskedJob], losses: Sequence[FloatArray], progress: Progress
 ) -> tuple[float, float]:
     run = load_peer(library, path)
     progress.begin(library, sum(len(job.tokens) for job in masked))
-    theirs = []
+    peer_losses = []
     for job in masked:
         assert job.wanted.places is not None
-        theirs.append(masked_losses(run, job.tokens, job.wanted.places, job.tag))
+        peer_losses.append(masked_losses(run, job.tokens, job.wanted.places, job.tag))
         progress.advance(len(job.tokens))
-    pairs = zip(ours, theirs, strict=True)
-    return of_all(theirs), max(float(abs(own - other).max()) for own, other in pairs if len(own))
+    differences = np.concatenate(losses) - np.concatenate(peer_losses)
+    return of_all(peer_losses), float(np.abs(differences).max())
