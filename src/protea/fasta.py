@@ -28,7 +28,7 @@ else:
 STDIN: Final = "-"
 
 _BLOCK: Final = 1 << 22
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 13
 _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
 _REASONS: Final[dict[type[OSError], str]] = {
@@ -90,15 +90,28 @@ class Block:
         )
 
     def records(self) -> Iterator[Record]:
-        """The records, read as ``read_fasta`` does."""
-        return _parse(self.data, self.name, self.line)
+        """The records in order."""
+        header: bytes | None = None
+        header_line = 0
+        residues: list[bytes] = []
+        for number, line in enumerate(_lines(self.data), start=self.line):
+            if line[:1] == b">":
+                if header is not None:
+                    yield _record(header, residues, self.name, header_line)
+                header, header_line, residues = line, number, []
+            elif header is not None:
+                residues.append(line)
+            elif line:
+                raise FastaError(
+                    f"{self.name}, line {number}: not FASTA: expected '>' and a header, found {_excerpt(line)}"
+                )
+        if header is None:
+            raise FastaError(f"{self.name}: no records; the file is empty")
+        yield _record(header, residues, self.name, header_line)
 
 
 def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
-    """Yield the same records as ``read_fasta``, thousands at a time.
-
-    A line that is not FASTA is an error when the records of its block are read.
-    """
+    """Yield the records thousands at a time; a line that is not FASTA is an error when its block's records are read."""
     for path in paths:
         with _opened(path) as stream:
             yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path))
@@ -140,24 +153,6 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
                 yield Block(b"", name, 1)
             return
     raise damage
-
-
-def _parse(data: bytes, name: str, first: int) -> Iterator[Record]:
-    header: bytes | None = None
-    header_line = 0
-    residues: list[bytes] = []
-    for number, line in enumerate(_lines(data), start=first):
-        if line[:1] == b">":
-            if header is not None:
-                yield _record(header, residues, name, header_line)
-            header, header_line, residues = line, number, []
-        elif header is not None:
-            residues.append(line)
-        elif line:
-            raise FastaError(f"{name}, line {number}: not FASTA: expected '>' and a header, found {_excerpt(line)}")
-    if header is None:
-        raise FastaError(f"{name}: no records; the file is empty")
-    yield _record(header, residues, name, header_line)
 
 
 def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Record:
