@@ -195,7 +195,7 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     from torch._inductor import config
 
-    message = r"run.compile: no C\+\+ compiler was found; install one \(g\+\+\), or run.compile=false"
+    message = r"run.compile: no C\+\+ compiler was found; install one \(g\+\+\), or set run.compile=false"
     # Not by monkeypatch, which takes the setting away for good.
     with config.patch({"cpp.cxx": ("/nowhere/c++",)}), pytest.raises(DeviceError, match=message):
         trained(recipe(run={"compile": True}))
