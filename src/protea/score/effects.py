@@ -95,7 +95,7 @@ def score(
 def pseudo_log_likelihoods(
     runner: Runner, sequences: Iterable[tuple[str, str]], *, long: str, progress: Progress = SILENT
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Log-probabilities of residues, each masked by itself and so given all others.
+    """Log-probabilities of residues given all others; each residue is masked by itself.
 
     Takes name and letters of sequences when they are needed. Yields for each sequence ``[L]``, of its own residues, and
     ``[L, V]``, of all tokens.
