@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints import hf
-from protea.contacts import evaluation, precision, predict
 from protea.contacts import fit as fitting
 from protea.contacts import fitted_heads as heads
+from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
 from protea.data.masking import Masking, masking_named
@@ -82,7 +82,7 @@ class LanguageModel:
     def __init__(self, loaded: LoadedModel) -> None:
         self.module, self.name, self.files = loaded.module, loaded.name, loaded.files
         self._loaded = loaded
-        self._fitted: heads.Fitted | None = None
+        self._fitted: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -267,7 +267,7 @@ class LanguageModel:
         finally:
             _warn_of(rows)
         self.module.contact_head = fitted_head
-        self._fitted = heads.Fitted.of((chain.name, chain.sequence) for chain in fitted)
+        self._fitted = frozenset(text for chain in fitted for text in (chain.name, chain.sequence))
         return [chain.name for chain in fitted]
 
     def evaluate_contacts(
@@ -280,14 +280,14 @@ class LanguageModel:
         """
         fitted, record = self._fitted, self._loaded.head_record
         if fitted is None and record.exists() and not include_fitted:
-            fitted = heads.fitted_on(record)
+            fitted = precision.fitted_on(record)
         rows: list[ReportRow] = []
-        chains = evaluation.select_chains(
+        chains = precision.select_chains(
             self.module,
             _paths(structures),
             rows,
             exclude=_list(exclude),
-            fitted=None if include_fitted else fitted,
+            fitted=() if include_fitted or fitted is None else fitted,
             reason="the contact head was fitted on them; include_fitted=True keeps them",
         )
         _warn_of(rows)
@@ -329,7 +329,7 @@ def _paths(structures: Sequence[str | Path]) -> list[Path]:
 def _warn_of(rows: Sequence[ReportRow]) -> None:
     """Warn of the chains that were skipped, one by one, and of those that were left out, by their reason."""
     messages = [f"{row.id}: skipped: {row.detail}" for row in rows if row.what == "skipped"]
-    left_out = Counter(row.detail for row in rows if row.what == evaluation.LEFT_OUT and row.detail != "--exclude")
+    left_out = Counter(row.detail for row in rows if row.what == "left out" and row.detail != "--exclude")
     messages += [f"left out {counted(count, 'chain')}: {reason}" for reason, count in left_out.items()]
     for message in messages:
         warnings.warn(message, ProteaWarning, stacklevel=3)

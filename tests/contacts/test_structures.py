@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from made_structures import LETTERS, NAMES, Mol, change, letters, mmcif, pdb, snake, written
 from messages import check_message
-from protea.contacts.places import fit_into
-from protea.contacts.structures import Chain, pairs, read_chains, read_structures, structure_files
+from protea.contacts.structures import Chain, fit_into, pairs, read_chains, read_structures, structure_files
 from protea.errors import MissingExtraError, StructureError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "structures"

@@ -188,7 +188,7 @@ def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dic
     assays = short / "assays.csv"
     good = assays.read_text()
     for content, message in (
-        (good + good.splitlines()[1] + "\n", "P1_X_A_2020 is there twice"),
+        (good + good.splitlines()[1] + "\n", "two assays are named P1_X_A_2020"),
         (good.replace("0.25", "pending"), "P1_X_A_2020: spearman Some (8M): 'pending' is not a number"),
         (good.replace(WILD, ""), "P1_X_A_2020 has no target_seq"),
         (good.replace(WILD, WILD.lower()), "P1_X_A_2020: target_seq must be upper-case"),

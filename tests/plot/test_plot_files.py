@@ -19,7 +19,7 @@ from pictures import AMINO_ACIDS, png_size, read_page, read_svg
 from messages import check_message
 from protea.errors import MissingExtraError, OutputError, UsageError
 from protea.plot import check_place, contact_map, profile, single_site_scan
-from protea.plot.style import clean_title, grouped, title_lines
+from protea.plot.pictures import clean_title, grouped, title_lines
 
 Draw = Callable[..., None]
 

@@ -23,7 +23,7 @@ COMMANDS: Final = {
     "perplexity": "perplexity",
     "score": "score",
     "contacts": "contacts",
-    "fit-contacts": "fit_contacts",
+    "fit-contacts": "contacts",
     "convert": "convert",
     "check": "check",
     "data": "data",

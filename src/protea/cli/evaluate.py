@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,8 @@ import typer
 
 from protea import bundled
 from protea.cli import options
+from protea.cli.contacts import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.interrupt import interruptible
-from protea.cli.structures import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -68,9 +69,7 @@ def evaluate_contacts(
       protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
-    from protea.contacts.evaluation import select_chains, write_precisions
-    from protea.contacts.fitted_heads import fitted_on
-    from protea.contacts.precision import measure
+    from protea.contacts.precision import fitted_on, measure, select_chains, write_precisions
     from protea.contacts.structures import contact_map
     from protea.letters import ReportRow
     from protea.plot import contact_map as draw_map
@@ -87,7 +86,7 @@ def evaluate_contacts(
             structures,
             rows,
             exclude=exclude or [],
-            fitted=fitted_on(record) if record.exists() and not include_fitted else None,
+            fitted=fitted_on(record) if record.exists() and not include_fitted else (),
             reason=f"the contact head was fitted on them ({record}); --include-fitted keeps them",
             progress=bar,
         )
@@ -130,16 +129,14 @@ def _show_chains(precisions: list[ChainPrecision]) -> None:
 @evaluate.command("proteingym")
 def evaluate_proteingym(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False),
+        Path, typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False)
     ],
     models: options.Models = options.BUNDLED,
     method: options.Method = "masked-marginals",
     offset: options.Offset = 1,
     long: options.Windows = "window",
     only: Annotated[
-        str | None,
-        typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default."),
+        str | None, typer.Option("--assays", metavar="NAMES", help="Assays, separated by commas; all by default.")
     ] = None,
     beside: Annotated[
         str | None,
@@ -163,9 +160,8 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import AssayScores, read_assays, write_results
+    from protea.evaluate.proteingym import evaluate_scans, read_assays, write_results
     from protea.score.effects import Scoring
-    from protea.score.variant_table import check_lengths, open_ensemble
     from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
@@ -175,23 +171,12 @@ def evaluate_proteingym(
     names = list(assays) if only is None else _names("--assays", only, assays)
     known = {name for assay in assays.values() for name in assay.published}
     published = [] if beside is None else _names("--beside", beside, known)
-    with interruptible():
-        members, alphabet = open_ensemble(models)
-        scans = [AssayScores(assays[name], alphabet, how) for name in names]
-        settings: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
-        settings |= asdict(how) | {"models": {}}
-        check_lengths(members.values(), [protein for scan in scans for protein in scan.rows.proteins], long)
-        for name in models:
-            model = options.load_to_compute(name, device=device, dtype=dtype, fast=fast)
-            with bars("passes") as bar:
-                bar.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
-                for scan in scans:
-                    scan.add(model.module, bar)
-            settings["models"][name] = model.circumstances()
-            del model  # free its memory before the next model loads
-        results = [scan.measured() for scan in scans]
+    load = partial(options.load_to_compute, device=device, dtype=dtype, fast=fast)
+    with interruptible(), bars("passes") as bar:
+        results, provenance = evaluate_scans([assays[name] for name in names], how, models, load, bar)
         if output is not None:
-            write_results(output, results, settings)
+            settings = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
+            write_results(output, results, settings | asdict(how) | {"models": provenance})
     _show_results(results, published)
     if output is not None:
         typer.echo(f"{output}: {counted(len(results), 'assay')}")

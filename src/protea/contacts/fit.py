@@ -37,22 +37,18 @@ from protea.progress import SILENT, Progress
 C: Final = 0.15
 RANK: Final = 32
 
-_BYTES_A_VALUE: Final = 38
-"""Measured: a float32, and liblinear's two copies, by rows and by columns, of an index and a value each."""
+_BYTES_A_VALUE: Final = 38  # measured: a float32, and liblinear's two copies of it, each an index and a value
+_FIRST_SIZE: Final = 0.05  # of bilinear products before training: small, lest noise outweigh what is learned
 
-_FIRST_SIZE: Final = 0.05
-"""Size of the bilinear products before training: small, so that noise does not outweigh what is learned."""
-
-# Of 1e-3 and 3e-4, and of decays from 0.1 to 20, these generalised best from 20 chains and from 100.
+# Tried: rates of 1e-3 and 3e-4, decays from 0.1 to 20. These generalised best from 20 chains and from 100.
 _LEARNING_RATE: Final = 3e-4
 _WEIGHT_DECAY: Final = 0.1
 _EPOCHS: Final = 1000
-_PATIENCE: Final = 30
-"""Training ends after this number of epochs without a lower loss on the held-out chains."""
+_PATIENCE: Final = 30  # training ends after this number of epochs without a lower loss on the held-out chains
 
 
 class Example(NamedTuple):
-    """A chain to learn from: ids ``[L]``, and of each pair ``[P]`` both residues and whether they are in contact."""
+    """A chain to learn from: ids ``[L]``; for its pairs ``[P]`` both residues and whether they are in contact."""
 
     ids: NDArray[np.uint8]
     rows: NDArray[np.int64]
@@ -65,18 +61,7 @@ def fit_regression(
 ) -> ContactHead:
     """Fit the logistic regression from all attention maps to the contacts of all pairs.
 
-    Args:
-        model: of any family, on the device to compute on.
-        examples: whose pairs are all fitted.
-        c: inverse strength of the L1 penalty.
-        seed: of the order in which liblinear visits weights.
-        progress: one step an example.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-        DataError: no pair is in contact, or all are.
-        DeviceError: the maps of all pairs do not fit into memory.
-        NonFiniteError: the model gives infinities or NaN.
+    ``c`` is the inverse strength of the L1 penalty; ``seed`` orders liblinear's visits to the weights.
     """
     with extra("evaluate", "fitting contact heads needs scikit-learn"):
         from sklearn.exceptions import ConvergenceWarning
@@ -164,29 +149,21 @@ def fit_bilinear(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> BilinearContactHead:
-    """Fit the bilinear head from last hidden states to contacts.
+    """Fit the bilinear head from last hidden states to contacts; keep the weights with the lowest ``held_out`` loss.
 
-    Args:
-        model: of any family, on the device to compute on.
-        examples: to train on, one step each.
-        held_out: the head with the lowest loss on these is kept.
-        rank: rows of P and Q.
-        seed: of the first weights and of the order of chains.
-        progress: one step an example, then one an epoch.
-
-    Raises:
-        DataError: in ``examples`` or in ``held_out`` no pair is in contact, or all are.
-        NonFiniteError: the model gives infinities or NaN.
+    ``rank`` is the number of rows of P and Q; ``seed`` decides the first weights and the order of chains.
     """
     share = float(_contacts(examples).mean())
     _contacts(held_out)
     inputs: list[_Input] = []
     progress.begin("hidden states", len(examples) + len(held_out))
     for example in [*examples, *held_out]:
-        inputs.append(_input(model, example))
+        x = states(model, example.ids)
+        pairs = torch.from_numpy(example.rows * len(example.ids) + example.columns).to(x.device)
+        inputs.append(_Input(x, pairs, torch.from_numpy(example.contacts).to(x)))
         progress.advance()
     train, valid = inputs[: len(examples)], inputs[len(examples) :]
-    # Channels differ in size a hundredfold. Scaled to one size, one learning rate suits them all.
+    # Channels differ in size a hundredfold. Scaled to the same size, they can share a learning rate.
     scale = torch.cat([chain.states for chain in train]).square().mean(0).sqrt().clamp_min(1e-6)
     for chain in inputs:
         chain.states.div_(scale)
@@ -209,12 +186,6 @@ class _Input(NamedTuple):
         """The sum over the pairs."""
         logits = head(self.states).flatten()[self.pairs]
         return F.binary_cross_entropy_with_logits(logits, self.contacts, reduction="sum")
-
-
-def _input(model: Encoder, example: Example) -> _Input:
-    x = states(model, example.ids)
-    pairs = torch.from_numpy(example.rows * len(example.ids) + example.columns).to(x.device)
-    return _Input(x, pairs, torch.from_numpy(example.contacts).to(x))
 
 
 def _first_head(width: int, rank: int, share: float, seed: int) -> BilinearContactHead:
@@ -247,7 +218,7 @@ def _train(
             break
         for number in generator.permutation(len(train)):
             optimizer.zero_grad()
-            # Divided by the mean number of pairs, so that a chain weighs as many pairs as it has.
+            # Divide by the mean number of pairs: the weight of a chain is its number of pairs.
             (train[number].loss(head) / pairs).backward()
             optimizer.step()
         progress.advance()

@@ -1,4 +1,4 @@
-"""A contact head for a model: the choice of chains, the fit, the folder with the model, and the record of the fit.
+"""A contact head for a model: the choice of chains, the folder with the model, and the record of the fit.
 
 ``contact-head.json`` beside a model lists the chains that its head was fitted on, so that nobody evaluates it on them.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import inf
@@ -20,12 +20,12 @@ from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.checkpoints.json_files import read_json, write_json
+from protea.checkpoints.json_files import write_json
 from protea.checkpoints.sidecar import HEAD_RECORD
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
 from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures
-from protea.errors import CheckpointError, DataError, UsageError
+from protea.errors import DataError, UsageError
 from protea.infer.loading import load_model
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
@@ -35,20 +35,13 @@ from protea.progress import SILENT, Progress
 
 Head = Literal["regression", "bilinear"]
 
-_LARGEST_SEED: Final = 2**32 - 1
-"""scikit-learn takes none above."""
-
-_HELD_OUT: Final = 5
-"""One in this number of chains stops the training of a bilinear head."""
+_LARGEST_SEED: Final = 2**32 - 1  # scikit-learn refuses larger ones
+_HELD_OUT: Final = 5  # a fifth of the chains is held out and decides when the training of a bilinear head stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a head is fitted: its kind, the number of chains, and the parameters of ``fit``.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
+    """How a head is fitted: its kind, the number of chains, and the parameters of the fit."""
 
     head: Head = "regression"
     count: int = 20
@@ -80,22 +73,10 @@ def write_fitted(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> tuple[dict[str, Any], list[ChainPrecision]]:
-    """Fit a head for a model, and write both as a Hugging Face folder; weights stay as they are stored.
+    """Fit a head for a model, and write both as a new Hugging Face folder; weights stay as they are stored.
 
-    Args:
-        model: name, folder or file.
-        structures: files and folders.
-        folder: to write; must be new.
-        settings: of the fit.
-        rows: receives what was skipped or odd.
-        device: to compute on.
-        progress: of every part.
-
-    Returns:
-        The content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on.
-
-    Raises:
-        OutputError: the folder exists and is not empty, or cannot be written. Other errors are those of the parts.
+    Returns the content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on;
+    ``rows`` receives what was skipped or odd.
     """
     with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
         module = load_model(model, device=device, trainable=True).module
@@ -123,36 +104,33 @@ def fit_to_structures(
 ) -> tuple[AnyContactHead, list[Chain], list[Chain]]:
     """Choose chains of structures and fit a head to them; the model keeps its own head.
 
-    Args:
-        model: on the device to compute on.
-        structures: files and folders.
-        settings: of the fit.
-        rows: receives what was skipped or odd.
-        progress: of reading and fitting.
-
-    Returns:
-        The head, the chains it was fitted on, and the other chains that the model can see.
-
-    Raises:
-        MissingExtraError: biotite or scikit-learn is not installed.
-        StructureError: no file holds a protein.
-        UsageError: the rank is above the model's width.
-        DataError: there are fewer chains than ``count``, or they have no contacts.
-        DeviceError: the maps do not fit into memory.
+    Returns the head, the chains it was fitted on, and the other chains that the model can see; ``rows`` receives what
+    was skipped or odd.
     """
+    width = model.config.hidden_size
     chains, notes = read_structures(structures, progress)
     rows += notes
-    chosen, others = choose(usable(model, chains, rows), settings)
-    return fit(model, chosen, settings, progress), chosen, others
+    chosen, others = _choose(usable(model, chains, rows), settings)
+    if settings.head == "bilinear" and settings.rank > width:
+        raise UsageError(f"--rank must be at most {width}, the model's width, got {settings.rank}")
+    examples = []
+    for chain in chosen:
+        known = pairs(chain)
+        ids = model.alphabet.encode(chain.sequence)
+        examples.append(Example(ids, known.rows, known.columns, known.contacts))
+    if settings.head == "regression":
+        head: AnyContactHead = fit_regression(model, examples, c=settings.c, seed=settings.seed, progress=progress)
+    else:
+        count = max(1, len(examples) // _HELD_OUT)
+        train, held_out = examples[count:], examples[:count]
+        head = fit_bilinear(model, train, held_out, rank=settings.rank, seed=settings.seed, progress=progress)
+    return head, chosen, others
 
 
-def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
+def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
     """Chains to fit, and the other chains, which share no sequence with them.
 
     The order of chains is a hash of the seed and the sequence, so chains that come or go hardly change the choice.
-
-    Raises:
-        DataError: there are fewer chains than ``count``.
     """
     by_hash: dict[str, list[Chain]] = {}
     for chain in sorted(chains, key=lambda chain: chain.name):
@@ -166,37 +144,18 @@ def choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain],
             f"--count {settings.count}: the model can see {len(with_pairs)} chains of different sequence{without}; "
             "give more structures, or a smaller --count"
         )
-    taken = with_pairs[: settings.count]
-    others = [chain for key in order if key not in set(taken) for chain in by_hash[key]]
-    return [by_hash[key][0] for key in taken], others
+    chosen = with_pairs[: settings.count]
+    others = [chain for key in order if key not in set(chosen) for chain in by_hash[key]]
+    return [by_hash[key][0] for key in chosen], others
 
 
-def fit(model: Encoder, chains: Sequence[Chain], settings: FitSettings, progress: Progress = SILENT) -> AnyContactHead:
-    """Fit a head to chains that the model can see; errors are those of ``fit_to_structures``."""
-    if settings.head == "bilinear" and settings.rank > model.config.hidden_size:
-        raise UsageError(f"--rank must be at most {model.config.hidden_size}, the model's width, got {settings.rank}")
-    examples = [
-        Example(model.alphabet.encode(chain.sequence), known.rows, known.columns, known.contacts)
-        for chain in chains
-        for known in [pairs(chain)]
-    ]
-    if settings.head == "regression":
-        return fit_regression(model, examples, c=settings.c, seed=settings.seed, progress=progress)
-    held_out = max(1, len(examples) // _HELD_OUT)
-    return fit_bilinear(
-        model, examples[held_out:], examples[:held_out], rank=settings.rank, seed=settings.seed, progress=progress
-    )
-
-
-def _record(
-    chains: Sequence[Chain], settings: FitSettings, rows: Iterable[ReportRow], *, replaced: bool
-) -> dict[str, Any]:
-    by_chain = [pairs(chain) for chain in chains]
+def _record(chains: list[Chain], settings: FitSettings, rows: list[ReportRow], *, replaced: bool) -> dict[str, Any]:
+    contacts = [pairs(chain).contacts for chain in chains]
     return {
         "settings": asdict(settings),
         "contact": f"CB (CA for glycine) below {CONTACT:g} Angstrom, {LEAST_SEPARATION} or more residues apart",
-        "pairs": sum(len(known.rows) for known in by_chain),
-        "contacts": int(sum(known.contacts.sum() for known in by_chain)),
+        "pairs": sum(map(len, contacts)),
+        "contacts": int(sum(touch.sum() for touch in contacts)),
         "structures": [{"name": chain.name, "sequence": chain.sequence} for chain in chains],
         "notes": [{"name": row.id, "what": row.what, "detail": row.detail} for row in rows],
         "replaced": replaced,
@@ -209,43 +168,9 @@ def _write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, record: d
     model = like(checkpoint.model)
     model.contact_head = head
     given = {f"contact_head.{name}": value.cpu() for name, value in head.state_dict().items()}
-    dtype = checkpoint.dtype
 
     def parameter(name: str) -> Tensor:
-        return (given[name] if name in given else checkpoint.parameter(name)).to(dtype)
+        return (given[name] if name in given else checkpoint.parameter(name)).to(checkpoint.dtype)
 
-    hf.write(folder, model, parameter, dtype)
+    hf.write(folder, model, parameter, checkpoint.dtype)
     write_json(folder / HEAD_RECORD, record)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The chains that a head was fitted on, by name and by sequence, since names differ between files."""
-
-    names: frozenset[str]
-    sequences: frozenset[str]
-
-    @classmethod
-    def of(cls, chains: Iterable[tuple[str, str]]) -> Fitted:
-        """From names and sequences of chains."""
-        by_name = dict(chains)
-        return cls(frozenset(by_name), frozenset(by_name.values()))
-
-    def covers(self, chain: Chain) -> bool:
-        """Whether a chain is among them."""
-        return chain.name in self.names or chain.sequence in self.sequences
-
-
-def fitted_on(path: Path) -> Fitted:
-    """Read a ``contact-head.json``.
-
-    Raises:
-        CheckpointError: the file is absent, or ``protea fit-contacts`` did not write it.
-    """
-    try:
-        chains = [(str(chain["name"]), str(chain["sequence"])) for chain in read_json(path)["structures"]]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: does not say what a contact head was fitted on; remove it, or fit the head again"
-        ) from error
-    return Fitted.of(chains)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,24 +22,12 @@ from protea.output import staged
 from protea.progress import SILENT, Progress
 from protea.tables import Beside, check_output, write_table
 
-_COLUMNS = ("id", "i", "j", "residue_i", "residue_j", "probability")
-
-
-class ContactMap(NamedTuple):
-    """One protein's map ``[L, L]``."""
-
-    name: str
-    sequence: str
-    probabilities: FloatArray
+ContactMap = tuple[str, str, FloatArray]
+"""Name and sequence of a protein, and its map ``[L, L]``."""
 
 
 def check_maps(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: the file exists, or its folder does not.
-    """
+    """Refuse an output that cannot be written, before any work is done."""
     try:
         check_output(path, overwrite=overwrite, others=(".h5",))
     except UsageError as error:
@@ -49,14 +37,14 @@ def check_maps(path: Path, *, overwrite: bool) -> None:
 
 
 def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[ReportRow]) -> dict[str, str]:
-    """The proteins whose contacts can be predicted; ``rows`` receives the others.
-
-    Raises:
-        SequenceTooLongError: all are too long.
-    """
-    reasons = {name: too_long(model, len(sequence)) for name, sequence in proteins.items()}
-    rows += [ReportRow(name, "skipped", reason) for name, reason in reasons.items() if reason is not None]
-    kept = {name: sequence for name, sequence in proteins.items() if reasons[name] is None}
+    """The proteins whose contacts can be predicted, at least one; ``rows`` receives the others."""
+    kept = {}
+    for name, sequence in proteins.items():
+        reason = too_long(model, len(sequence))
+        if reason is None:
+            kept[name] = sequence
+        else:
+            rows.append(ReportRow(name, "skipped", reason))
     if not kept:
         raise SequenceTooLongError(f"{rows[-1].id}: {rows[-1].detail}")
     return kept
@@ -65,39 +53,24 @@ def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[Rep
 def predict_maps(
     model: Encoder,
     proteins: Mapping[str, str],
-    draw: Callable[[ContactMap], None] = lambda _: None,
+    draw: Callable[[str, FloatArray], None],
     progress: Progress = SILENT,
 ) -> Iterator[ContactMap]:
     """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues."""
     progress.begin("predicting", sum(map(len, proteins.values())))
     for name, sequence in proteins.items():
-        predicted = ContactMap(name, sequence, contacts(model, model.alphabet.encode(sequence), name))
-        draw(predicted)
-        yield predicted
+        probabilities = contacts(model, model.alphabet.encode(sequence), name)
+        draw(name, probabilities)
+        yield name, sequence, probabilities
         progress.advance(len(sequence))
 
 
 def write_maps(
-    path: Path | None,
-    maps: Iterable[ContactMap],
-    *,
-    least: float,
-    separation: int,
-    rows: list[ReportRow],
-    settings: Any,
+    path: Path | None, maps: Iterable[ContactMap], rows: list[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write maps as the suffix of ``path`` says, with ``OUT.report.tsv`` and ``OUT.run.yaml``.
+    """Write maps as the suffix of ``path`` says, with the report and the settings; no path means only to draw them.
 
-    Args:
-        path: checked by ``check_maps``; ``None`` if maps are only drawn.
-        maps: taken one by one.
-        least: probability of a pair in a table.
-        separation: least distance of a pair in a table, in residues along the chain.
-        rows: of the report.
-        settings: plain values that describe the run.
-
-    Raises:
-        OutputError: the output cannot be written; nothing is left behind.
+    ``min_probability`` and ``min_separation`` of the settings limit the pairs of a table.
     """
     beside = Beside("id\twhat\tdetail", rows, settings)
     if path is None:
@@ -107,7 +80,7 @@ def write_maps(
             _write_h5(aside, maps, settings)
             beside.write(aside)
     else:
-        write_table(path, _pairs(maps, least, separation), beside)
+        write_table(path, _pairs(maps, settings["min_probability"], settings["min_separation"]), beside)
 
 
 def _write_h5(path: Path, maps: Iterable[ContactMap], settings: Mapping[str, Any]) -> None:
@@ -125,12 +98,13 @@ def _pairs(maps: Iterable[ContactMap], least: float, separation: int) -> Any:
     """A table of pairs; residues are counted from 1, i before j."""
     import pyarrow as pa
 
-    kinds = (pa.string(), pa.int64(), pa.int64(), pa.string(), pa.string(), pa.float64())
-    schema = pa.schema(list(zip(_COLUMNS, kinds, strict=True)))
+    text, number = pa.string(), pa.int64()
+    types = {"id": text, "i": number, "j": number, "residue_i": text, "residue_j": text, "probability": pa.float64()}
+    schema = pa.schema(types)
     tables = [schema.empty_table()]
     for name, sequence, probabilities in maps:
         i, j = np.nonzero(np.triu(probabilities >= least, min(separation, len(sequence))))
         letters = np.array(list(sequence))
         columns = ([name] * len(i), i + 1, j + 1, letters[i], letters[j], probabilities[i, j])
-        tables.append(pa.table([pa.array(column) for column in columns], _COLUMNS).cast(schema))
+        tables.append(pa.table([pa.array(column) for column in columns], list(types)).cast(schema))
     return pa.concat_tables(tables).combine_chunks()

@@ -1,5 +1,7 @@
 """Precision of predicted contacts (Rao et al. 2020): how many of the L most probable pairs are in contact.
 
+Chains that a contact head was fitted on are left out: ``contact-head.json`` beside a model lists them.
+
     range    long: 24 or more apart; medium: 12 to 23; short: 6 to 11
     P@L      the share of contacts among the L most probable pairs of a range; P@L/2 and P@L/5 likewise
     L        residues of the chain that have coordinates; L/2 and L/5 are rounded down, but are at least 1
@@ -13,29 +15,29 @@ Shapes: P pairs, C chains, S residues of a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import nan
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import isnan, nan
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protea.checkpoints.json_files import read_json
 from protea.contacts.predict import contacts, too_long
-from protea.contacts.structures import Chain, pairs
-from protea.errors import UnknownResidueError
+from protea.contacts.structures import Chain, pairs, read_structures
+from protea.errors import CheckpointError, UnknownResidueError, UsageError
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
+from protea.tables import Beside, write_table
 
 RANGES: Final[Mapping[str, tuple[int, float]]] = {"long": (24, np.inf), "medium": (12, 24), "short": (6, 12)}
 """Separations from the first number to below the second."""
 
-PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}
-"""Divisors of L."""
-
+PARTS: Final[Mapping[str, int]] = {"P@L": 1, "P@L/2": 2, "P@L/5": 5}  # divisors of L
 _DRAWS: Final = 2000
-_INTERVAL: Final = (2.5, 97.5)
 
 
 class RangeScore(NamedTuple):
@@ -47,7 +49,7 @@ class RangeScore(NamedTuple):
 
 
 class ChainPrecision(NamedTuple):
-    """Precision of one chain: residues that the model saw, those with coordinates (L), and scores by ``RANGES``."""
+    """Precision of a chain: residues that the model saw, residues with coordinates (L), and scores by ``RANGES``."""
 
     name: str
     residues: int
@@ -76,7 +78,7 @@ def precision(probabilities: NDArray[np.floating], truth: NDArray[np.bool_], cou
 
 
 def score(chain: Chain, probabilities: NDArray[np.floating]) -> ChainPrecision:
-    """Precision of one chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
+    """Precision of a chain, from the probabilities ``[S, S]`` of contacts between the residues of its sequence."""
     rows, columns, separations, truth = pairs(chain)
     predicted = probabilities[rows, columns]
     ranges: dict[str, RangeScore] = {}
@@ -94,19 +96,73 @@ def usable(model: Encoder, chains: Iterable[Chain], rows: list[ReportRow]) -> li
     """The chains that a model and this machine can take; ``rows`` receives the others."""
     kept = []
     for chain in chains:
-        if reason := _unfit(model, chain):
-            rows.append(ReportRow(chain.name, "skipped", reason))
-        else:
+        try:
+            model.alphabet.encode(chain.sequence)
+            reason = too_long(model, len(chain.sequence))
+        except UnknownResidueError as error:
+            reason = str(error)
+        if reason is None:
             kept.append(chain)
+        else:
+            rows.append(ReportRow(chain.name, "skipped", reason))
     return kept
 
 
-def _unfit(model: Encoder, chain: Chain) -> str | None:
+def fitted_on(path: Path) -> frozenset[str]:
+    """Names and sequences of the chains in a ``contact-head.json``; names alone differ between files."""
     try:
-        model.alphabet.encode(chain.sequence)
-    except UnknownResidueError as error:
-        return str(error)
-    return too_long(model, len(chain.sequence))
+        chains = read_json(path)["structures"]
+        return frozenset(str(chain[key]) for chain in chains for key in ("name", "sequence"))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: does not say what a contact head was fitted on; remove it, or fit the head again"
+        ) from error
+
+
+def select_chains(
+    model: Encoder,
+    structures: Iterable[Path],
+    rows: list[ReportRow],
+    *,
+    exclude: Collection[str] = (),
+    fitted: Collection[str] = (),
+    reason: str = "",
+    progress: Progress = SILENT,
+) -> list[Chain]:
+    """The chains of structures that a model is measured on.
+
+    Args:
+        model: with a contact head.
+        structures: files and folders.
+        rows: receives what was skipped, left out or odd.
+        exclude: names of chains or files, and paths of ``contact-head.json``.
+        fitted: names and sequences of chains to leave out, as ``fitted_on`` gives them.
+        reason: why ``fitted`` chains are left out, for ``rows``.
+        progress: one step a file.
+    """
+    model.require("contacts")
+    chains, notes = read_structures(structures, progress)
+    rows += notes
+    names = {name for name in exclude if not name.endswith(".json")}
+    files = {chain.name: chain.name.rpartition(":")[0] or chain.name for chain in chains}
+    if unknown := sorted(names - files.keys() - set(files.values())):
+        raise UsageError(f"--exclude {unknown[0]}: no chain and no structure has this name")
+    excluded = frozenset().union(*(fitted_on(Path(name)) for name in exclude if name not in names))
+    kept = []
+    for chain in chains:
+        own = {chain.name, chain.sequence}
+        if not names.isdisjoint((chain.name, files[chain.name])) or own & excluded:
+            rows.append(ReportRow(chain.name, "left out", "--exclude"))
+        elif not own.isdisjoint(fitted):
+            rows.append(ReportRow(chain.name, "left out", reason))
+        else:
+            kept.append(chain)
+    kept = usable(model, kept, rows)
+    first: dict[str, str] = {}
+    for chain in kept:
+        if first.setdefault(chain.sequence, chain.name) != chain.name:
+            rows.append(ReportRow(chain.name, "odd", f"has the sequence of {first[chain.sequence]}; both count"))
+    return kept
 
 
 def measure(
@@ -115,18 +171,7 @@ def measure(
     draw: Callable[[Chain, FloatArray], None] = lambda chain, probabilities: None,
     progress: Progress = SILENT,
 ) -> list[ChainPrecision]:
-    """Precision of a model on ``usable`` chains.
-
-    Args:
-        model: with a contact head, on the device to compute on.
-        chains: with their structures.
-        draw: receives every chain and the probabilities ``[S, S]`` of its contacts.
-        progress: one step a chain.
-
-    Raises:
-        CapabilityError: the model has no contact head.
-        NonFiniteError: the model gives infinities or NaN.
-    """
+    """Precision of a model on ``usable`` chains; ``draw`` receives a chain and its probabilities."""
     scores = []
     progress.begin("precision", len(chains))
     for chain in chains:
@@ -144,7 +189,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Mean:
     if not len(known):
         return Mean(nan, nan, nan, 0)
     draws = np.random.default_rng(seed).integers(0, len(known), (_DRAWS, len(known)))
-    low, high = np.percentile(known[draws].mean(1), _INTERVAL)
+    low, high = np.percentile(known[draws].mean(1), (2.5, 97.5))
     return Mean(float(known.mean()), float(low), float(high), len(known))
 
 
@@ -157,3 +202,25 @@ def means(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str
         shares = [result.contacts / result.pairs if result.pairs else nan for result in scores]
         by_range[name]["chance"] = mean(shares, seed)
     return by_range
+
+
+def write_precisions(
+    path: Path, chains: Sequence[ChainPrecision], rows: Sequence[ReportRow], settings: Mapping[str, Any]
+) -> None:
+    """Write a table with a row a chain, the report and the settings."""
+    import pyarrow as pa
+
+    columns = {
+        "name": pa.array([chain.name for chain in chains], pa.string()),
+        "residues": pa.array([chain.residues for chain in chains], pa.int64()),
+        "resolved": pa.array([chain.resolved for chain in chains], pa.int64()),
+    }
+    for name in RANGES:
+        results = [chain.ranges[name] for chain in chains]
+        columns[f"{name}_pairs"] = pa.array([result.pairs for result in results], pa.int64())
+        columns[f"{name}_contacts"] = pa.array([result.contacts for result in results], pa.int64())
+        for part in PARTS:
+            values = [result.precisions[part] for result in results]
+            cells = [None if isnan(value) else round(value, 6) for value in values]
+            columns[f"{name}_{part}"] = pa.array(cells, pa.float64())
+    write_table(path, pa.table(columns), Beside("name\twhat\tdetail", rows, settings))

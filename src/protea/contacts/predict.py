@@ -30,29 +30,18 @@ from protea.models.attention_maps import HeadMaps
 from protea.models.encoder import Encoder
 from protea.models.heads import ContactHead
 
-_AT_ONCE: Final = 6
-"""Float32 maps ``[L, L]`` held while one is made, the model's own needs included; 5.3 were measured."""
-
-_KEPT: Final = "kept"
-_NAME: Final = "the sequence"
+_AT_ONCE: Final = 6  # float32 maps [L, L] held while a map is made, the model's needs included; measured: 5.3
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 """Least divisor: attention between residues sums to 0 where all of it goes to BOS and EOS."""
 
+_NAME: Final = "the sequence"
+
 
 def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> FloatArray:
-    """Probability ``[L, L]`` that two residues are in contact.
+    """Probability ``[L, L]`` that two residues are in contact, from ids ``[L]``; ``name`` is for messages.
 
-    Args:
-        model: with a contact head.
-        sequence: ``[L]`` ids of residues.
-        name: of the sequence in messages.
-
-    Raises:
-        CapabilityError: the model has no contact head.
-        SequenceTooLongError: the sequence has more tokens than the model has positions.
-        DeviceError: the map would not fit into memory.
-        NonFiniteError: the model gives infinities or NaN.
+    A map that would not fit into memory is a ``DeviceError``.
     """
     model.require("contacts")
     head = model.contact_head
@@ -68,7 +57,7 @@ def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> 
 
 
 def too_long(model: Encoder, length: int) -> str | None:
-    """The reason why a model, or this machine, cannot predict contacts of so many residues; ``None`` if it can."""
+    """The reason why a model or this machine cannot predict contacts at this length; ``None`` if it can."""
     frame = model.alphabet.frame
     if model.max_tokens is not None and frame.tokens(length) > model.max_tokens:
         most = frame.residues(model.max_tokens)
@@ -79,7 +68,7 @@ def too_long(model: Encoder, length: int) -> str | None:
 def too_large(model: Encoder, length: int) -> str | None:
     """The reason why a map would not fit into memory; ``None`` if it fits.
 
-    Some systems promise more memory than they have, and kill a program that uses it: check first.
+    Check first: some systems promise more memory than they have, and kill a program that uses it.
     """
     needed, free = 4 * _AT_ONCE * length**2, free_memory(model.device)
     if needed <= free:
@@ -138,18 +127,8 @@ def attention(
 ) -> FloatArray:
     """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included: a row attends to columns and sums to 1.
 
-    Only the maps that are asked for are computed, one at a time.
-
-    Args:
-        model: of any family whose layers attend.
-        sequence: ``[L]`` ids of residues.
-        layers: from 1; negative ones count from the last.
-        heads: from 0; all by default.
-
-    Raises:
-        UsageError: a layer or head does not exist, or a layer does not attend.
-        SequenceTooLongError: more tokens than the model has positions.
-        NonFiniteError: the model gives infinities or NaN.
+    Only the requested maps are computed, one at a time. Layers count from 1, negative ones from the last; heads count
+    from 0, all by default.
     """
     model.require("attention")
     head_counts = model.config.attention_heads
@@ -189,8 +168,8 @@ def _last_states(
 ) -> Tensor:
     """What ``reduce`` makes of the last hidden states ``[L, D]`` float32 of residues, in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
-    wanted = Wanted(layers=(last,), reduce=lambda tokens: {_KEPT: reduce(tokens[rows])})
-    return _run(model, sequence, wanted, name).states[last, _KEPT]
+    wanted = Wanted(layers=(last,), reduce=lambda tokens: {"kept": reduce(tokens[rows])})
+    return _run(model, sequence, wanted, name).states[last, "kept"]
 
 
 def _run(model: Encoder, sequence: NDArray[np.uint8], wanted: Wanted, name: str = _NAME) -> Result[None]:

@@ -6,6 +6,7 @@ the first of residues that share a number.
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,19 +23,12 @@ from protea.errors import StructureError
 from protea.fasta import DAMAGED
 from protea.optional import extra
 
-Point = NDArray[np.float32]
-
-SUFFIXES: Final = (".pdb", ".ent", ".cif", ".mmcif")
-COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
-
-_UNKNOWN: Final = "X"
+_SUFFIX: Final = r"\.(pdb|ent|cif|mmcif)"
+_COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?"
 _LETTERS: Final = frozenset("ACDEFGHIKLMNPQRSTVWYBUZO")
-_OWN: Final = {"U": "SEC", "O": "PYL"}
-"""Letters that biotite cannot turn into a residue's name."""
-
+_OWN: Final = {"U": "SEC", "O": "PYL"}  # biotite cannot turn these letters into a residue's name
 _ATOMS: Final = ("N", "CA", "C", "CB")
-_LARGEST: Final = 1 << 30
-"""Bytes of text, far more than any structure has."""
+_LARGEST: Final = 1 << 30  # bytes of text, far more than any structure has
 
 
 class Residue(NamedTuple):
@@ -45,7 +39,7 @@ class Residue(NamedTuple):
     insertion: str
     hetero: bool
     place: int | None
-    atoms: dict[str, Point]
+    atoms: dict[str, NDArray[np.float32]]
 
     @property
     def label(self) -> str:
@@ -65,24 +59,21 @@ class RawChain:
 
 def structure_name(path: Path) -> str:
     """A file's name without suffixes: ``1abc`` for ``1abc.pdb.gz``."""
-    name = path.name
-    for suffixes in (COMPRESSED, SUFFIXES):
-        name = next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
-    return name
+    return re.sub(rf"({_SUFFIX})?{_COMPRESSED}\Z", "", path.name, count=1, flags=re.IGNORECASE)
 
 
 def is_structure(path: Path) -> bool:
     """Whether a file in a folder counts as a structure, by its name."""
-    endings = tuple(suffix + compressed for suffix in SUFFIXES for compressed in ("", *COMPRESSED))
-    return path.name.lower().endswith(endings) and not path.name.startswith(".")
+    suffixed = re.search(rf"{_SUFFIX}{_COMPRESSED}\Z", path.name, flags=re.IGNORECASE)
+    return suffixed is not None and not path.name.startswith(".")
 
 
 def letter(name: str) -> str:
-    """The one letter of a residue's name; of a modified residue, the letter of its parent; X if there is none."""
+    """The letter of a residue; for a modified residue the letter of its parent, or X if it has none."""
     from biotite.structure.info import one_letter_code
 
     code = one_letter_code(name)
-    return code if code in _LETTERS else _UNKNOWN
+    return code if code in _LETTERS else "X"
 
 
 def is_modified(name: str) -> bool:
@@ -94,12 +85,7 @@ def is_modified(name: str) -> bool:
 
 
 def raw_chains(path: Path) -> list[RawChain]:
-    """The chains of a file that have amino acids.
-
-    Raises:
-        MissingExtraError: biotite is not installed.
-        StructureError: the file is missing, unreadable or empty, or is not a structure.
-    """
+    """The chains of a file that have amino acids; a ``StructureError`` if the file is not a readable structure."""
     with extra("evaluate", "reading structures needs biotite"):
         import biotite.structure.io.pdb  # noqa: F401
     text = _text(path)
@@ -116,8 +102,8 @@ def raw_chains(path: Path) -> list[RawChain]:
         with warnings.catch_warnings():
             # biotite warns when it guesses, for example, an absent element; nothing here depends on that.
             warnings.simplefilter("ignore")
-            return read(text)
-    # Damaged files make biotite raise errors of many classes.
+            return list(read(text).values())
+    # biotite raises errors of various classes for damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise StructureError(f"{path}: cannot be read as a structure: {reason}") from error
@@ -135,7 +121,7 @@ def _text(path: Path) -> str:
     return str(data.decode("utf-8", errors="replace")).removeprefix("\ufeff")
 
 
-def _from_pdb(text: str) -> list[RawChain]:
+def _from_pdb(text: str) -> dict[str, RawChain]:
     from biotite.structure.io import pdb
 
     atoms = pdb.PDBFile.read(StringIO(text)).get_structure(model=1, altloc="occupancy")
@@ -147,10 +133,10 @@ def _from_pdb(text: str) -> list[RawChain]:
     for chain in chains.values():
         # Caps such as ACE are not residues.
         chain.stated = [name for name in stated.get(chain.name, []) if name in _amino_acids()]
-    return list(chains.values())
+    return chains
 
 
-def _from_mmcif(text: str) -> list[RawChain]:
+def _from_mmcif(text: str) -> dict[str, RawChain]:
     from biotite.structure.io import pdbx
 
     # Some files describe ligands in blocks before the protein's.
@@ -160,7 +146,7 @@ def _from_mmcif(text: str) -> list[RawChain]:
     columns = [name for name in ("label_entity_id", "label_seq_id", "label_asym_id") if name in block["atom_site"]]
     atoms = pdbx.get_structure(block, model=1, altloc="occupancy", extra_fields=columns)
     if len(columns) < 3 or "entity_poly_seq" not in block:
-        return list(_chains(atoms, atoms.chain_id).values())
+        return _chains(atoms, atoms.chain_id)
     stated = _polymers(block["entity_poly_seq"])
     entities = atoms.label_entity_id.tolist()
     numbers = zip(entities, atoms.label_seq_id.tolist(), strict=True)
@@ -173,12 +159,12 @@ def _from_mmcif(text: str) -> list[RawChain]:
             chain.remarks.append(
                 "its atoms have no place in entity_poly_seq; the model sees the residues that have atoms"
             )
-        return list(chains.values())
+        return chains
     chains = _chains(atoms[polymer], atoms.label_asym_id[polymer], places[polymer])
     entity_of = dict(zip(atoms.label_asym_id.tolist(), entities, strict=True))
     for asym_id, chain in chains.items():
         chain.stated = [name for _, name in stated[entity_of[asym_id]].values()]
-    return list(chains.values())
+    return chains
 
 
 def _polymers(table: Any) -> dict[str, dict[str, tuple[int, str]]]:
@@ -205,7 +191,6 @@ def _chains(atoms: Any, keys: NDArray[np.str_], places: NDArray[np.int_] | None 
 def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | None) -> RawChain:
     """The chain that has these atoms."""
     residues: dict[tuple[int, str], Residue] = {}
-    mixed: set[str] = set()
     repeated: set[tuple[int, str]] = set()
     remarks: list[str] = []
     for number, run in groupby(indices.tolist(), key=lambda i: (int(atoms.res_id[i]), str(atoms.ins_code[i]))):
@@ -216,20 +201,17 @@ def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | Non
         name, hetero = str(atoms.res_name[own[0]]), bool(atoms.hetero[own[0]])
         residue = Residue(name, *number, hetero, None if places is None else int(places[own[0]]), {})
         residues[number] = residue
-        for i in own:
-            if atoms.res_name[i] != name and residue.label not in mixed:
-                mixed.add(residue.label)
-                remarks.append(f"residue {residue.label} has several names; the first is used")
-            elif atoms.res_name[i] == name and np.isfinite(atoms.coord[i]).all():
+        same_name = [i for i in own if atoms.res_name[i] == name]
+        if len(same_name) < len(own):
+            remarks.append(f"residue {residue.label} has several names; the first is used")
+        for i in same_name:
+            if np.isfinite(atoms.coord[i]).all():
                 residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
     if repeated:
         remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")
     # Force fields have residue names of their own: an unknown name counts as an amino acid if it has a backbone.
-    kept = [
-        residue
-        for residue in residues.values()
-        if residue.name in _amino_acids() or {"N", "CA", "C"} <= residue.atoms.keys()
-    ]
+    known, backbone = _amino_acids(), {"N", "CA", "C"}
+    kept = [residue for residue in residues.values() if residue.name in known or backbone <= residue.atoms.keys()]
     return RawChain(str(atoms.chain_id[indices[0]]), kept, remarks)
 
 

@@ -10,8 +10,9 @@ Shapes: S residues of the sequence, R of them with coordinates, P pairs.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.contacts.places import breaks, fit_into, ordered
 from protea.contacts.structure_files import (
-    SUFFIXES,
     RawChain,
     Residue,
     is_modified,
@@ -35,11 +34,11 @@ from protea.errors import StructureError
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
 
-CONTACT: Final = 8.0
-"""Two residues are in contact if their CB atoms are closer than this, in Ångström."""
+CONTACT: Final = 8.0  # two residues are in contact if their CB atoms are closer than this, in Ångström
+LEAST_SEPARATION: Final = 6  # pairs nearer along the chain do not count
 
-LEAST_SEPARATION: Final = 6
-"""Pairs nearer along the chain do not count."""
+_PEPTIDE_BOND: Final = 2.0  # longest distance from C to N in Ångström: 1.33, plus room for poor models
+_NEIGHBOURS: Final = 4.5  # longest distance from CA to CA in Ångström, if C or N is absent: 3.8, plus room
 
 
 @dataclass(frozen=True)
@@ -98,40 +97,28 @@ def contact_map(chain: Chain) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def structure_files(paths: Iterable[Path]) -> list[Path]:
-    """The files, and the structure files in the folders; each file once.
-
-    Raises:
-        StructureError: a path does not exist, or a folder holds no structure.
-    """
+    """The files, and the structure files in the folders; each file once."""
     files: dict[Path, Path] = {}
     for path in paths:
         if not path.exists():
             raise StructureError(f"{path}: no such file or folder")
         inside = sorted(filter(is_structure, path.iterdir())) if path.is_dir() else [path]
         if not inside:
-            raise StructureError(
-                f"{path}: no structures in this folder; looked for *{', *'.join(SUFFIXES)}, also compressed"
-            )
+            raise StructureError(f"{path}: no structures in this folder; expected .pdb, .ent, .cif or .mmcif, also .gz")
         for file in inside:
             files.setdefault(file.resolve(), file)
     return list(files.values())
 
 
 def read_chains(path: Path) -> list[Chain]:
-    """The protein chains of a file.
-
-    Raises:
-        MissingExtraError: biotite is not installed.
-        StructureError: the file is missing, unreadable, empty, or holds no protein with coordinates.
-    """
+    """The protein chains of a file; a ``StructureError`` if none has coordinates."""
     stem = structure_name(path)
     chains: dict[str, Chain] = {}
     for raw in raw_chains(path):
         name = f"{stem}:{raw.name}" if raw.name else stem
         while name in chains:
             name += "'"
-        chain = _chain(name, raw)
-        if chain is not None:
+        if chain := _chain(name, raw):
             chains[name] = chain
     if not chains:
         raise StructureError(f"{path}: no protein in it")
@@ -141,11 +128,8 @@ def read_chains(path: Path) -> list[Chain]:
 def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple[list[Chain], list[ReportRow]]:
     """The chains of files and folders, and rows on these chains and on what was skipped.
 
-    A file without protein is skipped, and so is a chain whose name was read before.
-
-    Raises:
-        MissingExtraError: biotite is not installed.
-        StructureError: a path does not exist, a folder holds no structure, or no file holds a chain.
+    A file without protein is skipped, and so is a chain whose name was read before. A path that does not exist, and
+    paths without any chain, are a ``StructureError``.
     """
     files = structure_files(paths)
     chains: dict[str, Chain] = {}
@@ -172,78 +156,142 @@ def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple
 
 
 def _chain(name: str, raw: RawChain) -> Chain | None:
-    placed = _placed(raw)
-    points = [_point(residue) for residue in placed.residues]
+    residues, sequence, places, positions = _placed(raw)
+    points = [
+        residue.atoms.get("CA" if residue.name == "GLY" else "CB", residue.atoms.get("CA")) for residue in residues
+    ]
     resolved = np.array([point is not None for point in points], bool)
     if not resolved.any():
         return None
-    return Chain(
-        name=name,
-        sequence=placed.sequence,
-        places=placed.places[resolved],
-        positions=placed.positions[resolved],
-        points=np.stack([point for point in points if point is not None]).astype(np.float32),
-        notes=(
-            *(ReportRow(name, "odd", remark) for remark in placed.remarks),
-            *(ReportRow(name, *note) for note in _notes(placed, int(resolved.sum()))),
-        ),
-    )
+    notes = [ReportRow(name, "odd", remark) for remark in raw.remarks]
+    if missing := len(sequence) - int(resolved.sum()):
+        detail = f"residues without coordinates: {missing} of {len(sequence)}; their pairs are left out"
+        notes.append(ReportRow(name, "incomplete", detail))
+    if unseen := int(positions[-1] - places[-1]):
+        detail = f"residues missing by number: {unseen}; the model does not see them"
+        notes.append(ReportRow(name, "incomplete", detail))
+    without_beta = [residue for residue in residues if residue.name != "GLY" and "CB" not in residue.atoms]
+    if bare := sum("CA" in residue.atoms for residue in without_beta):
+        notes.append(ReportRow(name, "incomplete", f"residues without CB: {bare}; CA is used"))
+    modified = Counter(residue.name for residue in residues if is_modified(residue.name))
+    for residue_name, count in sorted(modified.items()):
+        notes.append(ReportRow(name, "altered", f"{count} {residue_name} read as {letter(residue_name)}"))
+    coordinates = np.stack([point for point in points if point is not None]).astype(np.float32)
+    return Chain(name, sequence, places[resolved], positions[resolved], coordinates, tuple(notes))
 
 
-def _point(residue: Residue) -> NDArray[np.float32] | None:
-    """The position of CB, or of CA."""
-    alpha = residue.atoms.get("CA")
-    return alpha if residue.name == "GLY" else residue.atoms.get("CB", alpha)
-
-
-class _Placed(NamedTuple):
-    """Residues of a chain, their places in a sequence and along the molecule, and what is odd about them."""
-
-    residues: list[Residue]
-    sequence: str
-    places: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    remarks: list[str]
-
-
-def _placed(raw: RawChain) -> _Placed:
+def _placed(raw: RawChain) -> tuple[list[Residue], str, NDArray[np.int64], NDArray[np.int64]]:
+    """The residues in order, the sequence, and the residues' places in it and along the molecule."""
     stated = "".join(map(letter, raw.stated))
     given = [residue.place for residue in raw.residues if residue.place is not None]
     if len(given) == len(raw.residues):
         places = np.array(given, np.int64)
-        return _Placed(raw.residues, stated, places, places, raw.remarks)
+        return raw.residues, stated, places, places
     residues, free = ordered(raw.residues)
-    remarks = raw.remarks + [
-        f"{residue.name} {residue.label} is bound to no residue and was left out" for residue in free
-    ]
+    raw.remarks += [f"{residue.name} {residue.label} is bound to no residue and was left out" for residue in free]
     letters = "".join(letter(residue.name) for residue in residues)
     broken = breaks(residues)
     if stated:
         fitted = fit_into(stated, letters, broken)
         if fitted is not None:
-            return _Placed(residues, stated, fitted, fitted, remarks)
-        remarks.append("its atoms do not agree with its SEQRES; the model sees the residues that have atoms")
-    remarks += [
+            return residues, stated, fitted, fitted
+        raw.remarks.append("its atoms do not agree with its SEQRES; the model sees the residues that have atoms")
+    raw.remarks += [
         f"broken between {before.label} and {after.label}, which are numbered as neighbours"
         for (before, after), gap in zip(pairwise(residues), broken, strict=True)
         if gap == 0
     ]
     positions = np.cumsum([0, *(1 + (gap or 0) for gap in broken)])
-    return _Placed(residues, letters, np.arange(len(residues)), positions[: len(residues)], remarks)
+    return residues, letters, np.arange(len(residues)), positions[: len(residues)]
 
 
-def _notes(placed: _Placed, resolved: int) -> Iterator[tuple[str, str]]:
-    """What is missing or altered, as ``what`` and ``detail``."""
-    if missing := len(placed.sequence) - resolved:
-        yield (
-            "incomplete",
-            f"residues without coordinates: {missing} of {len(placed.sequence)}; their pairs are left out",
-        )
-    if unseen := int(placed.positions[-1] - placed.places[-1]):
-        yield "incomplete", f"residues missing by number: {unseen}; the model does not see them"
-    without = [residue for residue in placed.residues if residue.name != "GLY" and "CB" not in residue.atoms]
-    if bare := sum("CA" in residue.atoms for residue in without):
-        yield "incomplete", f"residues without CB: {bare}; CA is used"
-    names = Counter(residue.name for residue in placed.residues if is_modified(residue.name))
-    for name, count in sorted(names.items()):
-        yield "altered", f"{count} {name} read as {letter(name)}"
+def bonded(residue: Residue, after: Residue) -> bool:
+    """Whether a peptide bond joins two residues."""
+    for atom, next_atom, longest in (("C", "N", _PEPTIDE_BOND), ("CA", "CA", _NEIGHBOURS)):
+        if atom in residue.atoms and next_atom in after.atoms:
+            return float(np.linalg.norm(residue.atoms[atom] - after.atoms[next_atom])) <= longest
+    return False
+
+
+def ordered(residues: Sequence[Residue]) -> tuple[list[Residue], list[Residue]]:
+    """The residues of a chain in the order of their bonds, and separately the free amino acids.
+
+    PDB files list free amino acids as heterogens of a chain. Some files also list modified residues as heterogens, at
+    the end. A heterogen that is bonded to the chain belongs next to its neighbour.
+    """
+    pieces: list[list[Residue]] = []
+    for residue in residues:
+        if pieces and bonded(pieces[-1][-1], residue):
+            pieces[-1].append(residue)
+        else:
+            pieces.append([residue])
+    chain = [piece for piece in pieces if not all(residue.hetero for residue in piece)]
+    loose = [piece for piece in pieces if all(residue.hetero for residue in piece)]
+    if not chain:  # all residues are modified, as in some antibiotics
+        chain, loose = [piece for piece in loose if len(piece) > 1], [piece for piece in loose if len(piece) == 1]
+    waiting = len(loose) + 1
+    while len(loose) < waiting:
+        waiting = len(loose)
+        loose = [piece for piece in loose if not _insert(piece, chain)]
+    return [residue for piece in chain for residue in piece], [residue for piece in loose for residue in piece]
+
+
+def _insert(piece: list[Residue], chain: list[list[Residue]]) -> bool:
+    """Put a piece next to the piece that it is bonded to; return whether there is such a piece."""
+    for i, neighbour in enumerate(chain):
+        if bonded(neighbour[-1], piece[0]):
+            chain.insert(i + 1, piece)
+            return True
+        if bonded(piece[-1], neighbour[0]):
+            chain.insert(i, piece)
+            return True
+    return False
+
+
+def breaks(residues: Sequence[Residue]) -> list[int | None]:
+    """For each residue but the first, how many residues are missing before it; ``None`` if it is bonded.
+
+    Numbers count only where the chain is broken: the numberings of some families skip, and repeat with insertion codes.
+    """
+    return [
+        None if bonded(before, after) else max(after.number - before.number - 1, 0)
+        for before, after in pairwise(residues)
+    ]
+
+
+def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray[np.int64] | None:
+    """Places of residues in a stated sequence that contains them; ``None`` if they do not fit.
+
+    Stretches without a break keep together and in order. Of several possible places, those nearest to what the numbers
+    say count, and the first among equals. ``broken`` is what ``breaks`` gives.
+    """
+    # By the end of the last stretch: the least deviation from the numbers, and the starts of all stretches so far.
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    stretches = list(_stretches(letters, broken))
+    for number, (stretch, missing) in enumerate(stretches):
+        extended: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for start in (match.start() for match in re.finditer(f"(?={stretch})", stated)):
+            before = [
+                (deviation + (abs(start - end - missing) if number else 0), starts)
+                for end, (deviation, starts) in best.items()
+                if end <= start
+            ]
+            if before:
+                deviation, starts = min(before)
+                extended[start + len(stretch)] = (deviation, (*starts, start))
+        best = extended
+    if not best:
+        return None
+    _, starts = min(best.values())
+    spans = zip(starts, stretches, strict=True)
+    return np.concatenate([np.arange(start, start + len(stretch)) for start, (stretch, _) in spans])
+
+
+def _stretches(letters: str, broken: Sequence[int | None]) -> Iterator[tuple[str, int]]:
+    """The letters of the stretches without a break, and how many residues are missing before them."""
+    start, missing = 0, 0
+    for i, gap in enumerate(broken, start=1):
+        if gap is not None:
+            yield letters[start:i], missing
+            start, missing = i, gap
+    yield letters[start:], missing

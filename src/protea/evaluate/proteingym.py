@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -29,22 +28,20 @@ from xopen import xopen
 from protea.alphabet import Alphabet
 from protea.errors import DataError, UnknownResidueError
 from protea.fasta import DAMAGED
+from protea.infer.loading import LoadedModel
 from protea.models.encoder import Encoder
 from protea.optional import extra
 from protea.progress import SILENT, Progress
 from protea.score.effects import Scoring
-from protea.score.variant_table import Problem, read_variants, rows_of, scores_of
-from protea.tables import Beside, write_table
+from protea.score.variant_table import Problem, check_lengths, open_ensemble, read_variants, rows_of, scores_of
+from protea.tables import Beside, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MEASURES: Final = ("spearman", "auc", "mcc", "ndcg", "top_recall")
-_TOP: Final = 10
-"""Percent of the variants that ``ndcg`` and ``top_recall`` look at."""
-
+_TOP: Final = 10  # percent of the variants that ndcg and top_recall look at
 _PUBLISHED: Final = "spearman "
-_NAME, _FILE, _PROTEIN, _KIND = ("assay", "DMS_id"), ("DMS_filename",), ("UniProt_ID",), ("coarse_selection_type",)
 _SCORE: Final = ("DMS_score", "score")
 _CLASS: Final = "DMS_score_bin"
 _MISSING: Final = frozenset(("", "na", "nan", "none", "null"))
@@ -64,7 +61,7 @@ class Assay(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """How well one assay was predicted; ``nan`` for measures that are not defined."""
+    """How well an assay was predicted; ``nan`` for measures that are not defined."""
 
     assay: Assay
     count: int
@@ -79,11 +76,7 @@ class Measured:
 
 
 class AssayScores:
-    """An assay that one model after another scores.
-
-    Raises:
-        DataError: the file is damaged, a column is missing, or the sequence holds a letter outside the alphabet.
-    """
+    """The sum of the scores that several models give to the variants of an assay."""
 
     def __init__(self, assay: Assay, alphabet: Alphabet, how: Scoring) -> None:
         self._assay, self._how = assay, how
@@ -101,7 +94,7 @@ class AssayScores:
         ]
 
     def add(self, model: Encoder, progress: Progress = SILENT) -> None:
-        """Score the assay with one more model; progress advances by the passes."""
+        """Add the scores of a further model; progress counts passes."""
         scores = scores_of(model, self.rows, self._how, progress)
         self._sums += [np.nan if score is None else score for score in scores]
 
@@ -112,12 +105,33 @@ class AssayScores:
         return Measured(self._assay, int(scored.sum()), self._problems, self.rows.advice, measures)
 
 
-def read_assays(folder: Path) -> list[Assay]:
-    """The assays of a folder.
+def evaluate_scans(
+    assays: Iterable[Assay],
+    how: Scoring,
+    models: Sequence[str],
+    load: Callable[[str], LoadedModel],
+    progress: Progress = SILENT,
+) -> tuple[list[Measured], dict[str, Any]]:
+    """Score assays with an ensemble, and compare the scores with the measurements.
 
-    Raises:
-        DataError: the folder, its table of assays or a scan is missing or wrong.
+    Also returns the circumstances of each model, by name. Errors in the assays are reported before a model computes.
     """
+    ensemble, alphabet = open_ensemble(models)
+    scans = [AssayScores(assay, alphabet, how) for assay in assays]
+    check_lengths(ensemble.values(), [protein for scan in scans for protein in scan.rows.proteins], how.long)
+    provenance: dict[str, Any] = {}
+    for name in models:
+        model = load(name)
+        progress.begin(name, sum(how.passes(scan.rows.proteins) for scan in scans))
+        for scan in scans:
+            scan.add(model.module, progress)
+        provenance[name] = model.circumstances()
+        del model  # free its memory before the next model loads
+    return [scan.measured() for scan in scans], provenance
+
+
+def read_assays(folder: Path) -> list[Assay]:
+    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
     references = [path for path in sorted(folder.glob("*.csv*")) if _has_assays(path)]
@@ -125,41 +139,42 @@ def read_assays(folder: Path) -> list[Assay]:
         names = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
     reference = references[0]
+    table = read_table(reference)
+    _check_unique(reference, "columns", table.column_names)
     files = list(folder.rglob("*.csv*"))
-    assays = [_assay(row, files, reference) for row in _rows(reference)]
+    assays = [_assay(row, files, reference) for row in table.to_pylist()]
     if not assays:
         raise DataError(f"{reference}: has no rows")
-    if repeated := _repeated(assay.name for assay in assays):
-        raise DataError(f"{reference}: {repeated} is there twice; give each assay its own name")
+    _check_unique(reference, "assays", (assay.name for assay in assays))
     return assays
 
 
 def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-    """The table of variants, their measured scores, NaN where there is none, and which of them are high.
-
-    Raises:
-        DataError: the file is damaged, or a column is missing or is not numeric.
-    """
-    table = read_variants(assay.path)
-    if repeated := _repeated(name for name in table.column_names if name in (*_SCORE, _CLASS)):
-        raise DataError(f"{assay.path}: two columns are named {repeated}; rename one")
+    """The table of variants, their measured scores, NaN where there is none, and which of them are high."""
+    table, path = read_variants(assay.path), assay.path
+    _check_unique(path, "columns", [name for name in table.column_names if name in (*_SCORE, _CLASS)])
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
-        raise DataError(
-            f"{assay.path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}"
-        )
-    scores = _numbers(table, column, assay.path)
-    if _CLASS in table.column_names:
-        return table, scores, _classes(table, assay.path)
-    return table, scores, scores >= np.nanmedian(scores)
+        raise DataError(f"{path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}")
+    texts = table.column(column).to_pylist()
+    scores = np.array([_number(text, f"{path}: {column}: row {row}") for row, text in enumerate(texts, start=1)])
+    if np.isinf(scores).any():
+        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(scores))) + 1} is not finite")
+    if np.isnan(scores).all():
+        raise DataError(f"{path}: {column}: nothing was measured")
+    if _CLASS not in table.column_names:
+        return table, scores, scores >= np.nanmedian(scores)
+    high = np.zeros(table.num_rows, bool)
+    for row, text in enumerate(table.column(_CLASS).to_pylist()):
+        cell = text.strip().lower()
+        if cell not in _MISSING | _HIGH | _LOW:
+            raise DataError(f"{path}: {_CLASS}: row {row + 1}: {text!r} is neither 0 nor 1")
+        high[row] = cell in _HIGH
+    return table, scores, high
 
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
-    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants."""
     with extra("evaluate", "evaluating needs scikit-learn"):
         from scipy.stats import spearmanr
         from sklearn.metrics import matthews_corrcoef, roc_auc_score
@@ -233,22 +248,22 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> Assay:
-    name = _first(row, _NAME)
+    name = row.get("assay") or row.get("DMS_id")
     if not name:
-        raise DataError(f"{reference}: a row has no {' or '.join(_NAME)}")
+        raise DataError(f"{reference}: a row has no assay or DMS_id")
     sequence = row["target_seq"]
     if not sequence:
         raise DataError(f"{reference}: {name} has no target_seq")
     if not sequence.isalpha() or not sequence.isupper():
         raise DataError(f"{reference}: {name}: target_seq must be upper-case letters without gaps")
-    protein = _first(row, _PROTEIN) or "_".join(name.split("_")[:2])
-    path = _scan_file(files, _first(row, _FILE) or f"{name}.csv", name, reference)
+    protein = row.get("UniProt_ID") or "_".join(name.split("_")[:2])
+    path = _scan_file(files, row.get("DMS_filename") or f"{name}.csv", name, reference)
     published = {
         column.removeprefix(_PUBLISHED): _number(value, f"{reference}: {name}: {column}")
         for column, value in row.items()
         if column.startswith(_PUBLISHED) and value
     }
-    return Assay(name, protein, _first(row, _KIND), sequence, path, published)
+    return Assay(name, protein, row.get("coarse_selection_type", ""), sequence, path, published)
 
 
 def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
@@ -263,68 +278,24 @@ def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) ->
     return nearest[0]
 
 
-def _number(value: Any, place: str) -> float:
+def _number(text: str, place: str) -> float:
+    if text.strip().lower() in _MISSING:
+        return np.nan
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{place}: {value!r} is not a number") from error
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{place}: {text!r} is not a number") from error
 
 
-def _first(row: Mapping[str, str], names: Sequence[str]) -> str:
-    return next((row[name] for name in names if row.get(name)), "")
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    """The first name that comes more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _lines(path: Path) -> Iterator[list[str]]:
-    """The lines of a CSV that are not empty; all cells are text, for a name such as 0012 is not a number."""
-    try:
-        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
-            yield from filter(None, csv.reader(file))
-    except (*DAMAGED, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+def _check_unique(path: Path, what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{path}: two {what} are named {name}; rename one")
 
 
 def _has_assays(path: Path) -> bool:
-    with suppress(DataError):
-        return "target_seq" in next(_lines(path), [])
-    return False
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    header, *lines = _lines(path)
-    if repeated := _repeated(header):
-        raise DataError(f"{path}: two columns are named {repeated}; rename one")
-    for number, line in enumerate(lines, start=1):
-        if len(line) != len(header):
-            raise DataError(f"{path}: row {number} has {len(line)} cells, the header {len(header)}")
-    return [dict(zip(header, line, strict=True)) for line in lines]
-
-
-def _numbers(table: pa.Table, column: str, path: Path) -> NDArray[np.float64]:
-    values = enumerate(table.column(column).to_pylist(), start=1)
-    numbers = np.array(
-        [np.nan if _is_missing(value) else _number(value, f"{path}: {column}: row {row}") for row, value in values]
-    )
-    if np.isinf(numbers).any():
-        raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(numbers))) + 1} is not finite")
-    if np.isnan(numbers).all():
-        raise DataError(f"{path}: {column}: nothing was measured")
-    return numbers
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or str(value).strip().lower() in _MISSING
-
-
-def _classes(table: pa.Table, path: Path) -> NDArray[np.bool_]:
-    high = np.zeros(table.num_rows, bool)
-    for row, value in enumerate(table.column(_CLASS).to_pylist()):
-        text = str(value).strip().lower()
-        if not _is_missing(value) and text not in _HIGH | _LOW:
-            raise DataError(f"{path}: {_CLASS}: row {row + 1}: {value!r} is neither 0 nor 1")
-        high[row] = text in _HIGH
-    return high
+    try:
+        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
+            return "target_seq" in next(csv.reader(file), [])
+    except (*DAMAGED, UnicodeDecodeError, csv.Error):
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protea.plot.contact_maps import contact_map
-from protea.plot.picture_files import check_place
+from protea.plot.pictures import check_place
 from protea.plot.profiles import profile
 from protea.plot.scan import single_site_scan
 

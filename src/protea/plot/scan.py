@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import UsageError
-from protea.plot import style
-from protea.plot.picture_files import check_place, save
-from protea.plot.style import FloatArray, check_shape
+from protea.plot import pictures
+from protea.plot.pictures import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +24,9 @@ if TYPE_CHECKING:
 
 _SCALE: Final = "log-likelihood ratio to the wild type"
 
-_FEW: Final = 1000
-"""Up to this number of scores, none counts as an outlier."""
-
+_FEW: Final = 1000  # up to this number of scores, none counts as an outlier
 _RESIDUES_A_PANEL: Final = 80
-_MOST_PANELS: Final = 40
-"""A protein that would need more panels gets longer ones."""
+_MOST_PANELS: Final = 40  # a protein that would need more panels gets longer ones
 
 _WIDE, _NARROWEST_CELL, _BROADEST_CELL, _CELL = 9.6, 0.12, 0.3, 0.14
 """Width of a panel, and width and height of a cell, in inches."""
@@ -40,27 +36,22 @@ _LEFT, _RIGHT, _BOTTOM, _HEADER, _GAP, _NARROWEST = 0.96, 0.3, 0.35, 0.75, 0.6, 
 
 _DPI: Final = 150
 _MOST_PIXELS: Final = 60e6
-
-_TINY: Final = 6.5
-"""Font size of letters and groups, in points; the broadest letter fits the narrowest cell."""
+_TINY: Final = 6.5  # font size of letters and groups, in points; the broadest letter fits the narrowest cell
 
 _PAGE_WIDE, _PAGE_NARROWEST_CELL, _PAGE_BROADEST_CELL, _PAGE_CELL = 1120, 14, 36, 14
 """Width of a page's panel, and width and height of a cell, in pixels."""
 
-_PAGE_NARROWEST, _PAGE_GAP = 600, 64
-"""Least width of the plot area and the gap between panels, in pixels."""
-
-_ABOVE: Final = 1.2
-"""Height of the sequence's letters above a page's panel, in cells."""
+_PAGE_NARROWEST, _PAGE_GAP = 600, 64  # least width of the plot area and the gap between panels, in pixels
+_ABOVE: Final = 1.2  # height of the sequence's letters above a page's panel, in cells
 
 
 class _Panel(NamedTuple):
-    """A stretch of the protein; ``wild`` are indices of residues and of their letters."""
+    """A stretch of the protein; ``wild`` holds the index of each residue's letter by the residue's number."""
 
     first: int
     sequence: str
     scores: FloatArray
-    wild: list[tuple[int, int]]
+    wild: dict[int, int]
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -91,14 +82,14 @@ class _Scan(NamedTuple):
         place = {letter: number for number, letter in enumerate(self.letters)}
         for start in range(0, len(self.sequence), self.columns):
             part = slice(start, start + self.columns)
-            sequence = self.sequence[part]
-            wild = [(number, place[letter]) for number, letter in enumerate(sequence) if letter in place]
-            yield _Panel(start + self.offset, sequence, self.scores[part], wild)
+            sequence, first = self.sequence[part], start + self.offset
+            wild = {number: place[letter] for number, letter in enumerate(sequence, first) if letter in place}
+            yield _Panel(first, sequence, self.scores[part], wild)
 
     @property
     def legend(self) -> dict[str, str]:
         """Colours other than those of scores, by their labels."""
-        return {"wild type": style.INK} | ({"not scored": style.MISSING} if np.isnan(self.scores).any() else {})
+        return {"wild type": pictures.INK} | ({"not scored": pictures.MISSING} if np.isnan(self.scores).any() else {})
 
 
 def single_site_scan(
@@ -115,18 +106,15 @@ def single_site_scan(
         letters: of the columns, in their order.
         title: at most three lines of it are shown.
         offset: number of the first residue.
-
-    Raises:
-        UsageError: arrays do not fit each other, or scores are infinite. Other errors are those of ``check_place``.
     """
-    check_place(path)
+    pictures.check_place(path)
     scan = _scan(scores, sequence, letters, offset)
-    save(path, title, figure=lambda: _figure(scan, title), page=lambda: _page(scan, title))
+    pictures.save(path, title, figure=lambda: _figure(scan, title), page=lambda: _page(scan, title))
 
 
 def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int) -> _Scan:
-    members = style.grouped(letters)
-    check_shape("scores", scores, (len(sequence), len(letters)))
+    members = pictures.grouped(letters)
+    pictures.check_shape("scores", scores, (len(sequence), len(letters)))
     if np.isinf(scores).any():
         row, column = np.argwhere(np.isinf(scores))[0]
         raise UsageError(f"scores: {sequence[row]}{row + offset}{letters[column]} is infinite; pass NaN if unknown")
@@ -146,29 +134,33 @@ def _figure(scan: _Scan, title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
+    from matplotlib.lines import Line2D
 
     panels = list(scan.panels())
     cell = min(_BROADEST_CELL, max(_NARROWEST_CELL, _WIDE / scan.columns))
     panel_height = _CELL * len(scan.letters)
     width = max(_NARROWEST, _LEFT + cell * scan.columns + _RIGHT)
-    lines = style.title_lines(title, int(width * 11))
-    top = 0.2 + style.LINE * len(lines) + _HEADER
+    lines = pictures.title_lines(title, int(width * 11))
+    top = 0.2 + pictures.LINE * len(lines) + _HEADER
     height = top + len(panels) * (panel_height + _GAP) - _GAP + _BOTTOM
-    figure = style.new_figure(
-        lines, width, height, left=_LEFT, dpi=min(_DPI, int((_MOST_PIXELS / width / height) ** 0.5))
-    )
-    colours = ScalarMappable(
-        Normalize(-scan.limit, scan.limit), colormaps[style.EFFECTS].with_extremes(bad=style.MISSING)
-    )
+    dpi = min(_DPI, int((_MOST_PIXELS / width / height) ** 0.5))
+    figure = pictures.new_figure(lines, width, height, left=_LEFT, dpi=dpi)
+    colour_map = colormaps[pictures.EFFECTS].with_extremes(bad=pictures.MISSING)
+    colours = ScalarMappable(Normalize(-scan.limit, scan.limit), colour_map)
     for number, panel in enumerate(panels):
         bottom = height - top - number * (panel_height + _GAP) - panel_height
-        axes = style.add_axes(figure, _LEFT, bottom, cell * len(panel.sequence), panel_height)
+        axes = pictures.add_axes(figure, _LEFT, bottom, cell * len(panel.sequence), panel_height)
         _draw_panel(axes, scan, panel, colours.to_rgba(panel.scores.T, bytes=True)[..., :3])
     scale = figure.add_axes((_LEFT / width, 1 - (top - 0.6) / height, 2.6 / width, 0.12 / height))
     clipped = bool((np.abs(scan.scores) > scan.limit).any())
     bar = figure.colorbar(colours, cax=scale, orientation="horizontal", extend="both" if clipped else "neither")
     bar.set_label(_SCALE)
-    _draw_legend(figure, scan, (_LEFT + 2.9) / width, 1 - (top - 0.72) / height)
+    handles = []
+    for label, colour in scan.legend.items():
+        marker = "s" if colour == pictures.MISSING else "."
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((_LEFT + 2.9) / width, 1 - (top - 0.72) / height)}
+    figure.legend(handles=handles, ncols=2, borderaxespad=0, handlelength=1, handletextpad=0.4, **place)
     return figure
 
 
@@ -176,91 +168,52 @@ def _draw_panel(axes: Axes, scan: _Scan, panel: _Panel, colours: NDArray[np.uint
     left, right = panel.limits
     low = len(scan.letters) - 0.5
     axes.imshow(colours, interpolation="none", aspect="auto", extent=(left, right, low, -0.5))
-    x, y = [panel.first + residue for residue, _ in panel.wild], [letter for _, letter in panel.wild]
-    axes.plot(x, y, ".", color=style.INK, markersize=3.5)
-    for number, letter in enumerate(panel.sequence):
-        axes.text(panel.first + number, -0.7, letter, fontsize=_TINY, ha="center", va="bottom")
+    axes.plot(list(panel.wild), list(panel.wild.values()), ".", color=pictures.INK, markersize=3.5)
+    for number, letter in enumerate(panel.sequence, panel.first):
+        axes.text(number, -0.7, letter, fontsize=_TINY, ha="center", va="bottom")
     for name, start, end in scan.groups:
         if start:
-            axes.axhline(start - 0.5, color=style.INK, linewidth=0.5)
-        axes.annotate(
-            text=name,
-            xy=(0, (start + end - 1) / 2),
-            xycoords=("axes fraction", "data"),
-            xytext=(-14, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=_TINY,
-        )
+            axes.axhline(start - 0.5, color=pictures.INK, linewidth=0.5)
+        beside, units = (0, (start + end - 1) / 2), ("axes fraction", "data")
+        axes.annotate(name, beside, (-14, 0), units, "offset points", ha="right", va="center", fontsize=_TINY)
     axes.set(xlim=(left, right), ylim=(low, -0.5))
     axes.set_yticks(range(len(scan.letters)), scan.letters, fontsize=_TINY, ha="center")
     axes.tick_params(axis="y", length=0, pad=6)
-    style.number_residues(axes.xaxis, max(5, len(panel.sequence) // 8))
-
-
-def _draw_legend(figure: Figure, scan: _Scan, left: float, top: float) -> None:
-    from matplotlib.lines import Line2D
-
-    figure.legend(
-        handles=[
-            Line2D([], [], color=colour, marker="s" if colour == style.MISSING else ".", linestyle="", label=label)
-            for label, colour in scan.legend.items()
-        ],
-        loc="upper left",
-        bbox_to_anchor=(left, top),
-        ncols=2,
-        borderaxespad=0,
-        handlelength=1,
-        handletextpad=0.4,
-    )
+    pictures.number_residues(axes.xaxis, max(5, len(panel.sequence) // 8))
 
 
 def _page(scan: _Scan, title: str) -> dict[str, Any]:
-    """One panel for every stretch; each zooms along the protein on its own."""
+    """A panel for every stretch of the protein; panels zoom separately."""
     panels = list(scan.panels())
     cell = min(_PAGE_BROADEST_CELL, max(_PAGE_NARROWEST_CELL, _PAGE_WIDE / scan.columns))
     panel_height = _PAGE_CELL * (len(scan.letters) + _ABOVE)
     width, height = max(_PAGE_NARROWEST, cell * scan.columns), len(panels) * (panel_height + _PAGE_GAP) - _PAGE_GAP
     bar: dict[str, Any] = {"title": {"text": _SCALE, "side": "right"}}
     bar |= {"lenmode": "pixels", "len": panel_height, "y": 1, "yanchor": "top"}
-    layout = style.page_layout(title, width, height, left=120, right=140, above=80) | {
+    layout = pictures.page_layout(title, width, height, left=120, right=140, above=80) | {
         "dragmode": "pan",
-        "legend": style.PAGE_LEGEND | {"y": 1 + 6 / height},
-        "coloraxis": {"colorscale": style.EFFECTS, "cmin": -scan.limit, "cmax": scan.limit, "colorbar": bar},
+        "legend": pictures.PAGE_LEGEND | {"y": 1 + 6 / height},
+        "coloraxis": {"colorscale": pictures.EFFECTS, "cmin": -scan.limit, "cmax": scan.limit, "colorbar": bar},
         "shapes": [],
         "annotations": [],
     }
     traces = [
-        style.page_key(label, colour, mark="square" if colour == style.MISSING else "dot")
+        pictures.page_key(label, colour, mark="square" if colour == pictures.MISSING else "dot")
         for label, colour in scan.legend.items()
     ]
     for number, panel in enumerate(panels):
         suffix = str(number + 1) if number else ""
         x, y = f"x{suffix}", f"y{suffix}"
-        top = 1 - number * (panel_height + _PAGE_GAP) / height
         traces += [trace | {"xaxis": x, "yaxis": y} for trace in _traces(scan, panel)]
-        layout[f"xaxis{suffix}"] = {
-            "range": list(panel.limits),
-            "tickformat": "d",
-            "nticks": max(10, len(panel.sequence) // 8),
-            "zeroline": False,
-            "showline": False,
-            "anchor": y,
-            "domain": [0, cell * len(panel.sequence) / width],
-        }
-        layout[f"yaxis{suffix}"] = {
-            "range": [len(scan.letters) - 0.5, -0.5 - _ABOVE],
-            "tickvals": list(range(len(scan.letters))),
-            "ticktext": [style.markup(letter) for letter in scan.letters],
-            "tickfont": {"size": 11},
-            "ticks": "",
-            "zeroline": False,
-            "showline": False,
-            "fixedrange": True,
-            "anchor": x,
-            "domain": [max(0.0, top - panel_height / height), top],
-        }
+        plain = {"zeroline": False, "showline": False}
+        columns = {"range": list(panel.limits), "tickformat": "d", "nticks": max(10, len(panel.sequence) // 8)}
+        across = [0, cell * len(panel.sequence) / width]
+        layout[f"xaxis{suffix}"] = plain | columns | {"anchor": y, "domain": across}
+        letters = [pictures.markup(letter) for letter in scan.letters]
+        ticks = {"tickvals": list(range(len(letters))), "ticktext": letters, "tickfont": {"size": 11}, "ticks": ""}
+        rows = {"range": [len(letters) - 0.5, -0.5 - _ABOVE], "fixedrange": True}
+        down = pictures.page_domain(number, panel_height, _PAGE_GAP, height)
+        layout[f"yaxis{suffix}"] = plain | ticks | rows | {"anchor": x, "domain": down}
         _mark_groups(scan, layout, {"xref": f"{x} domain", "yref": y})
     return {"data": traces, "layout": layout}
 
@@ -269,39 +222,27 @@ def _mark_groups(scan: _Scan, layout: dict[str, Any], axes: dict[str, str]) -> N
     """Add the groups' names, lines between them, and a background that shows where nothing was scored."""
     across = axes | {"x0": 0, "x1": 1}
     box = {"type": "rect", "y0": -0.5, "y1": len(scan.letters) - 0.5, "layer": "below", "line": {"width": 0}}
-    layout["shapes"].append(across | box | {"fillcolor": style.MISSING, "opacity": 1})
+    layout["shapes"].append(across | box | {"fillcolor": pictures.MISSING, "opacity": 1})
     for name, start, end in scan.groups:
-        layout["shapes"].append(across | {"type": "line", "y0": start - 0.5, "y1": start - 0.5} | style.PAGE_RULE)
+        layout["shapes"].append(across | {"type": "line", "y0": start - 0.5, "y1": start - 0.5} | pictures.PAGE_RULE)
         middle = {"text": name, "x": 0, "y": (start + end - 1) / 2, "showarrow": False, "font": {"size": 11}}
         layout["annotations"].append(axes | middle | {"xanchor": "right", "xshift": -24})
 
 
 def _traces(scan: _Scan, panel: _Panel) -> list[dict[str, Any]]:
-    numbers = [panel.first + number for number in range(len(panel.sequence))]
-    wild = [f"{style.markup(letter)}{number}" for letter, number in zip(panel.sequence, numbers, strict=True)]
-    names = [[f"{residue}{style.markup(letter)}" for residue in wild] for letter in scan.letters]
-    for residue, letter in panel.wild:
-        names[letter][residue] = f"{wild[residue]}, wild type"
-    dots = {"x": [numbers[residue] for residue, _ in panel.wild], "y": [letter for _, letter in panel.wild]}
+    numbers = list(range(panel.first, panel.first + len(panel.sequence)))
+    letters = [pictures.markup(letter) for letter in panel.sequence]
+    wild = [f"{letter}{number}" for letter, number in zip(letters, numbers, strict=True)]
+    names = [[f"{residue}{pictures.markup(letter)}" for residue in wild] for letter in scan.letters]
+    for number, row in panel.wild.items():
+        names[row][number - panel.first] = f"{wild[number - panel.first]}, wild type"
+    cells = {"z": panel.scores.T, "x0": panel.first, "dx": 1, "text": names, "coloraxis": "coloraxis"}
+    hover = {"hovertemplate": "%{text}<br>%{z:.3f}<extra></extra>", "hoverongaps": False}
+    dots = {"x": list(panel.wild), "y": list(panel.wild.values()), "marker": {"color": pictures.INK, "size": 4}}
+    labels = {"x": numbers, "y": [-0.5 - _ABOVE / 2] * len(numbers), "text": letters, "textfont": {"size": 11}}
     quiet = {"type": "scatter", "hoverinfo": "skip", "showlegend": False}
     return [
-        {
-            "type": "heatmap",
-            "z": panel.scores.T,
-            "x0": panel.first,
-            "dx": 1,
-            "text": names,
-            "coloraxis": "coloraxis",
-            "hovertemplate": "%{text}<br>%{z:.3f}<extra></extra>",
-            "hoverongaps": False,
-        },
-        quiet | dots | {"mode": "markers", "marker": {"color": style.INK, "size": 4}},
-        {
-            **quiet,
-            "mode": "text",
-            "x": numbers,
-            "y": [-0.5 - _ABOVE / 2] * len(numbers),
-            "textfont": {"size": 11},
-            "text": [style.markup(letter) for letter in panel.sequence],
-        },
+        {"type": "heatmap"} | cells | hover,
+        quiet | {"mode": "markers"} | dots,
+        quiet | {"mode": "text"} | labels,
     ]

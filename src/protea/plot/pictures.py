@@ -1,4 +1,7 @@
-"""What all pictures share: colours, titles, legends, the frame of a page, the order of letters, checks of arrays.
+"""What all pictures share: files, colours, titles, legends, frames of pages, the order of letters, checks of arrays.
+
+The same drawing gives the same bytes: files hold no dates and no random ids, and ignore the user's matplotlib settings.
+An ``.html`` file holds all that it needs, plotly.js included, and loads nothing.
 
 People who confuse red and green can tell the colours apart: they are ColorBrewer's Blues and RdBu, which both
 libraries know by these names, and colours from Okabe and Ito's palette.
@@ -7,15 +10,21 @@ libraries know by these names, and colours from Okabe and Ito's palette.
 from __future__ import annotations
 
 import html
+import io
 import textwrap
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import UsageError
+from protea.optional import extra
+from protea.output import check_output, staged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,33 +52,102 @@ GROUPS: Final = (
 )
 """Amino acids by chemistry, in the order in which pictures show them."""
 
-LINE: Final = 0.19
-"""Height of a title line of a figure, in inches."""
+LINE: Final = 0.19  # height of a title line of a figure, in inches
+PAGE_RULE: Final = {"line": {"width": 1, "color": INK}, "opacity": 1}  # a line across a page's plot
+_NO_CLICKS: Final = {"itemclick": False, "itemdoubleclick": False}
+PAGE_LEGEND: Final = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"} | _NO_CLICKS  # above the plot
+PAGE_RESIDUES: Final = {"title": {"text": "residue"}, "tickformat": "d", "zeroline": False}  # an axis of residues
 
-PAGE_LEGEND: Final = {
-    "orientation": "h",
-    "x": 0,
-    "y": 1,
-    "yanchor": "bottom",
-    "itemclick": False,
-    "itemdoubleclick": False,
-}
-"""The legend stands above the plot and ignores clicks."""
-
-PAGE_RULE: Final = {"line": {"width": 1, "color": INK}, "opacity": 1}
-"""Style of a line across a page's plot."""
-
-_PAGE_LINE: Final = 22
-"""Height of a title line of a page, in pixels."""
-
+_PAGE_LINE: Final = 22  # height of a title line of a page, in pixels
 _PAGE_BELOW: Final = 60
 _TITLE_LINES: Final = 3
 _TITLE_SIZE: Final = 10
 _TITLE_TOP: Final = 0.12
+_KINDS: Final = (".png", ".svg", ".html")
+
+_SETTINGS: Final[Any] = {
+    "svg.hashsalt": "protea",
+    "svg.fonttype": "none",  # text stays text, so that it can be found, copied and edited
+    "text.parse_math": False,  # two $ in a name are not a formula
+    "font.size": 8,
+    "legend.borderpad": 0,
+    "legend.frameon": False,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+}
+
+_PAGE: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+</head>
+<body style="margin:8px">
+{picture}
+</body>
+</html>
+"""
+
+
+def is_page(path: Path) -> bool:
+    """Whether the suffix asks for a page; otherwise it asks for a figure, or is refused."""
+    if path.suffix not in _KINDS:
+        raise UsageError(f"{path}: this suffix is not that of a picture; use {', '.join(_KINDS)}")
+    return path.suffix == ".html"
+
+
+def check_place(path: Path) -> None:
+    """Refuse a picture that cannot be made or written, before its content is computed."""
+    library = "plotly.graph_objects" if is_page(path) else "matplotlib.figure"
+    with extra("plot", f"{path}: drawing it needs {library.partition('.')[0]}"):
+        import_module(library)
+    check_output(path, overwrite=True)
+
+
+def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable[[], dict[str, Any]]) -> None:
+    """Write a picture, in one step; ``page`` describes a plotly figure by ``data`` and ``layout``.
+
+    The title is that of the page's window, and of an ``.svg`` for people who cannot see it.
+    """
+    content = _page_bytes(page(), title) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
+    with staged(path, overwrite=True) as aside:
+        aside.write_bytes(content)
+
+
+def _figure_bytes(draw: Callable[[], Figure], kind: str, title: str) -> bytes:
+    import matplotlib
+
+    metadata: dict[str, str | None] = {"Software": None}
+    if kind == "svg":
+        metadata = {"Creator": None, "Date": None, "Title": clean_title(title)}
+    stream = io.BytesIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A letter that the font lacks becomes a box in a .png and stays itself in an .svg.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        draw().savefig(stream, format=kind, dpi="figure", metadata=metadata)
+    return stream.getvalue()
+
+
+def _page_bytes(described: dict[str, Any], title: str) -> bytes:
+    import plotly.graph_objects
+    import plotly.io
+
+    picture = plotly.io.to_html(
+        plotly.graph_objects.Figure(described),
+        config={"displaylogo": False, "responsive": False},
+        include_plotlyjs=True,
+        include_mathjax=False,
+        full_html=False,
+        div_id="picture",
+    )
+    return _PAGE.format(title=html.escape(clean_title(title)), picture=picture).encode()
 
 
 def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """The indices of letters, group by group; letters outside the groups come last, as ``other``."""
+    """The indices of letters by group; letters outside the groups come last, as ``other``."""
     for letter, times in Counter(letters).items():
         if len(letter) != 1 or times > 1:
             raise UsageError(f"letters: {letter!r} {'is not one letter' if times == 1 else 'is repeated'}")
@@ -80,7 +158,7 @@ def grouped(letters: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def check_shape(name: str, array: NDArray[Any], expected: tuple[int, ...]) -> None:
-    """Refuse an array that does not fit the other arrays."""
+    """Refuse an empty array, or an array of another shape than expected."""
     if 0 in expected:
         raise UsageError(f"{name}: nothing to draw; pass at least one residue")
     if array.shape != expected:
@@ -102,7 +180,7 @@ def title_lines(title: str, width: int) -> list[str]:
 
 
 def new_figure(lines: Sequence[str], width: float, height: float, *, left: float, dpi: float) -> Figure:
-    """A figure of some inches with a title; the title's letters shrink if it would not fit."""
+    """A figure with a title, sizes in inches; the title gets smaller letters if it would not fit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi)
@@ -154,3 +232,9 @@ def page_key(label: str, colour: str, mark: str = "square") -> dict[str, Any]:
     symbol, size = ("circle", 6) if mark == "dot" else ("square", 12)
     marker = {"symbol": symbol, "color": colour, "size": size}
     return {"type": "scatter", "x": [None], "y": [None], "mode": "markers", "marker": marker, "name": label}
+
+
+def page_domain(number: int, panel: float, gap: float, height: float) -> list[float]:
+    """Bottom and top of a page's panel, counted from above, as shares of the height of all panels."""
+    top = 1 - number * (panel + gap) / height
+    return [max(0.0, top - panel / height), top]
