@@ -62,7 +62,7 @@ def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
 
     A ``DamagedFileError`` comes after the records before the damage.
     """
-    for block in read_blocks(paths):
+    for block in read_blocks(paths, streaming=True):
         yield from block.records()
 
 
@@ -110,11 +110,15 @@ class Block:
         yield _record(header, residues, self.name, header_line)
 
 
-def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
-    """Yield the records thousands at a time; a line that is not FASTA is an error when its block's records are read."""
+def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iterator[Block]:
+    """Yield the records thousands at a time, or with ``streaming`` as soon as a pipe has them.
+
+    A line that is not FASTA is an error when the records of its block are read.
+    """
+    least = 1 if streaming else _BLOCK
     for path in paths:
         with _opened(path) as stream:
-            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path))
+            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
 
 
 def flows(path: str) -> bool:
@@ -123,7 +127,7 @@ def flows(path: str) -> bool:
     return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
 
 
-def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
+def _blocks(stream: BinaryIO, name: str, least: int) -> Iterator[Block]:
     """Cut the file before lines that start with ``>``."""
     rest, line = b"", 1
     damage: DamagedFileError | None = None
@@ -131,7 +135,8 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
         parts, size = [rest], 0
         try:
             # read() would lose the last good bytes of a damaged file; read1() returns them.
-            while size < _BLOCK and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
+            # A record longer than a block is read in steps that double.
+            while size < max(least, len(rest)) and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
                 parts.append(chunk)
                 size += len(chunk)
         except DAMAGED as error:
