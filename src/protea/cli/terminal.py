@@ -75,7 +75,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:2].lstrip("-+").isdigit() or cell in ("", "-")
+    """Whether a cell starts with a number, as ``0.04 (0.02 to 0.06)``, or says that there is none."""
+    try:
+        float(cell.replace(",", "").partition(" ")[0] or "0")
+    except ValueError:
+        return cell == "-"
+    return True
 
 
 def tell(message: str) -> None:
