@@ -15,10 +15,10 @@ from hypothesis import settings
 import protea
 from protea.checkpoints import hf
 from protea.cli import main
-from protea.models.config import EncoderConfig
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
+from protea.models.family import EncoderConfig
 from protea.models.registry import build
 
 # On a shared machine any example can take long, so hypothesis must not check times.

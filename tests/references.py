@@ -21,7 +21,7 @@ from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2
 from protea.models.esm_formats import HF
-from protea.models.stored import key_of
+from protea.models.family import key_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

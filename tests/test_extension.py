@@ -17,7 +17,7 @@ import protea
 from conftest import Run, fails
 from protea.checkpoints.hub import published_models
 from protea.models import registry
-from protea.models.heads import BilinearContactHead
+from protea.models.layers import BilinearContactHead
 from toy_family import PLACE, TOY, Toy
 from trials import LETTERS
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [
     {"errors"},
-    {"alphabet", "allocator", "bundled", "device", "optional", "progress", "settings_errors", "text"},
+    {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
     {"fasta", "packing"},
     {"letters"},
     {"output"},

@@ -19,12 +19,9 @@ from torch.nn import functional as F
 
 from protea.alphabet import Alphabet
 from protea.models.attention import AttentionCall, attend
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
-from protea.models.heads import ContactHead
-from protea.models.layers import LayerContext, blank_embedding
-from protea.models.published import Published
-from protea.models.stored import StoredAs
+from protea.models.family import EncoderConfig, Published, StoredAs
+from protea.models.layers import ContactHead, LayerContext, blank_embedding
 from protea.packing import CuSeqlens, PackedBatch
 
 PLACE = "toy_family:Toy"

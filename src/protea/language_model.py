@@ -22,8 +22,7 @@ from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
 from protea.data.masking import Masking, masking_named
 from protea.embed import embeddings
-from protea.embed.embeddings import Asked, resolve_layers
-from protea.embed.pooling import check_poolings
+from protea.embed.embeddings import Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
@@ -31,7 +30,7 @@ from protea.fasta import Record
 from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
-from protea.models.config import EncoderConfig
+from protea.models.family import EncoderConfig
 from protea.score import effects, perplexity
 from protea.score.expected import runner_for
 from protea.score.proteins import check_no_masks, choice

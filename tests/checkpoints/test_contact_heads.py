@@ -17,7 +17,7 @@ from protea.checkpoints.formats import open_checkpoint
 from protea.contacts.predict import contacts
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
-from protea.models.heads import BilinearContactHead, ContactHead
+from protea.models.layers import BilinearContactHead, ContactHead
 from references import load_transformers, run_transformers
 
 KINDS = ("regression", "bilinear")

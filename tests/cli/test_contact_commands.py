@@ -23,7 +23,7 @@ from protea.contacts.precision import means, score
 from protea.contacts.predict import contacts
 from protea.contacts.structures import pairs, read_chains
 from protea.errors import ProteaWarning, UsageError
-from protea.models.heads import BilinearContactHead, ContactHead
+from protea.models.layers import BilinearContactHead, ContactHead
 from protea.models.registry import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

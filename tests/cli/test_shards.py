@@ -98,7 +98,7 @@ def test_folders_that_are_not_ours_are_never_replaced(run: Run, model_folders: d
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have runs commit after every pack, and stop at the n-th commit; 0 for never."""
     from protea.embed import run
-    from protea.embed.run_journal import RunJournal, RunState
+    from protea.embed.outputs import RunJournal, RunState
 
     commit = RunJournal.commit
     left = [0]
@@ -175,7 +175,7 @@ def test_input_that_changes_while_it_is_read(
 def test_shards_of_what_is_not_one_whole(
     run: Run, many: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protea.infer import budget as memory
+    from protea.infer import runner as memory
 
     many.write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY' * 5}\n" for n in range(200)))
     arguments = ("embed", many, "-m", model_folders["esm2"], "-o", "s.parquet", "--shard")
@@ -220,7 +220,7 @@ def test_shards_of_every_format(run: Run, many: Path, model_folders: dict[str, P
 def test_devices_keep_to_their_own_shards(
     run: Run, many: Path, fasta: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protea.embed import devices
+    from protea.embed import shards
     from protea.errors import OutputError
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -228,16 +228,16 @@ def test_devices_keep_to_their_own_shards(
     for number in (1, 2):
         assert run("embed", fasta, *model, "-o", "s.h5", "--shard", f"{number}/2").code == 0
     arguments = ("embed", many, *model, "-o", "s.h5", "-r", "r", "--devices", 2, "--device", "cpu")
-    merge = devices.merge
+    merge = shards.merge
 
     def failing(output: Path, *rest: object, **options: object) -> object:
         if output.name == "r":
             raise OutputError("r: stopped here")
         return merge(output, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(devices, "merge", failing)
+    monkeypatch.setattr(shards, "merge", failing)
     fails(run(*arguments), 1, "r: stopped here")
-    monkeypatch.setattr(devices, "merge", merge)
+    monkeypatch.setattr(shards, "merge", merge)
     fails(run(*arguments, "--pool", "max"), 1, "s.h5: an unfinished run")
     result = run(*arguments)
     assert result.code == 0, result

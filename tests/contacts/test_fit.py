@@ -22,7 +22,7 @@ from protea.contacts.fit import Example, fit_bilinear, fit_regression
 from protea.contacts.predict import contacts, features, states
 from protea.errors import DataError, DeviceError, MissingExtraError, NonFiniteError, ProteaWarning
 from protea.models.encoder import Encoder
-from protea.models.heads import BilinearContactHead, ContactHead
+from protea.models.layers import BilinearContactHead, ContactHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ import protea
 from conftest import LoadModel
 from protea.contacts import predict as contacts
 from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueError, UsageError
-from protea.models.attention_maps import HeadMaps
+from protea.models.attention import HeadMaps
 from references import load_transformers, to_fair_esm
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQX", "MKTAYIA", "M" * 40]

@@ -14,8 +14,8 @@ from torch import Tensor
 from conftest import LoadModel
 from protea.embed.embeddings import Asked, Embedding, embed
 from protea.embed.prefetch import prefetch
-from protea.embed.prepare import EncodedRecord, RecordPolicies, prepare
-from protea.embed.survey import SeenIds, groups
+from protea.embed.prepare import EncodedRecord, RecordPolicies, SeenIds, prepare
+from protea.embed.survey import groups
 from protea.errors import DeviceError
 from protea.fasta import Record
 from protea.infer.runner import Runner

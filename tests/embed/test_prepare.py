@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from conftest import CONFIGS
 from protea.alphabet import ESM
-from protea.embed.names import file_name, store_name
-from protea.embed.prepare import EncodedRecord, RecordPolicies, prepare
-from protea.embed.survey import SeenIds
+from protea.embed.prepare import EncodedRecord, RecordPolicies, SeenIds, prepare
+from protea.embed.stores import file_name, store_name
 from protea.errors import FastaError, ProteaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
 from protea.letters import ReportRow

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from conftest import LoadModel
 from messages import check_message
 from protea.errors import CapabilityError, DeviceError, NonFiniteError, SequenceTooLongError, UsageError
-from protea.infer import budget as memory
-from protea.infer.budget import default_budget
-from protea.infer.runner import Job, Result, Runner, Wanted
-from protea.models.attention_maps import HeadMaps
+from protea.infer import runner as memory
+from protea.infer.runner import Job, Result, Runner, Wanted, default_budget
+from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from conftest import CONFIGS, LoadModel
 from messages import check_message
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2, SIZES, ESM2Config
+from protea.models.family import EncoderConfig
 from protea.models.layers import inverse_frequencies
 from protea.models.registry import build, initial_value
 from protea.packing import PackedBatch, pack

@@ -13,11 +13,11 @@ from torch import Tensor
 from conftest import disturb
 from protea.checkpoints import hf
 from protea.models.attention import AttentionCall
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1B, ESM1bConfig
 from protea.models.esm1nv import ESM1NV, ESM1nvConfig
 from protea.models.esm2 import SIZES, ESM2Config
+from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.packing import PackedBatch, pack
 from references import (

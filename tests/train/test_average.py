@@ -24,7 +24,7 @@ from protea.checkpoints import hf
 from protea.checkpoints.convert import convert
 from protea.errors import CheckpointError
 from protea.models.esm2 import ESM2
-from protea.models.heads import BilinearContactHead
+from protea.models.layers import BilinearContactHead
 from protea.models.registry import build
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress

@@ -17,8 +17,7 @@ from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext
 from protea.models.registry import build, initial_value
 from protea.packing import PackedBatch, pack
-from protea.transforms.compile import compile_layers
-from protea.transforms.recompute import recompute_layers
+from protea.transforms.training import compile_layers, recompute_layers
 
 
 class Noisy(nn.Module):

@@ -24,7 +24,7 @@ from protea.models import attention
 from protea.models.attention import PRODUCT, SDPA, AttentionCall, attend, pick_kernel
 from protea.packing import CuSeqlens, pack
 from protea.transforms import native
-from protea.transforms.native import NATIVE, library
+from protea.transforms.native import NATIVE
 from reference_attention import REFERENCE
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -55,7 +55,7 @@ enabled = pytest.mark.usefixtures("_enabled")
 @pytest.fixture
 def _off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the kernel for one test."""
-    monkeypatch.setattr(library, "_used", None)
+    monkeypatch.setattr(native, "_used", None)
     monkeypatch.setattr(attention, "KERNELS", [kernel for kernel in attention.KERNELS if kernel is not NATIVE])
 
 
@@ -242,7 +242,7 @@ def test_enabled_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert native.compiled() is None
 
     def not_here() -> ctypes.CDLL:
-        raise library.UnavailableError("not here")
+        raise native.UnavailableError("not here")
 
     monkeypatch.setattr(native, "load", not_here)
     assert native.enable() == "not here"
@@ -310,11 +310,11 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an empty cache, on a machine that appears suitable."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(library, "_CPU_INFO", tmp_path / "cpuinfo")
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {' '.join(library.CPU_FLAGS)}\n")
+    monkeypatch.setattr(native, "_CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {' '.join(native.CPU_FLAGS)}\n")
     if sys.platform != "linux":
         pytest.skip("compiled on Linux alone")
-    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
     return tmp_path / "cache" / "protea" / "native"
 
 
@@ -330,8 +330,8 @@ def compiler(folder: Path, does: str) -> str:
 
 
 def why_not() -> str:
-    with pytest.raises(library.UnavailableError) as caught:
-        library.load()
+    with pytest.raises(native.UnavailableError) as caught:
+        native.load()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -352,7 +352,7 @@ def test_failing_compilers(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, t
     assert why_not().endswith("failed: x.cpp:1: error: no such flag")
     monkeypatch.setenv("CXX", compiler(tmp_path, "kill -9 $$"))
     assert why_not().endswith("failed: exit code -9")
-    monkeypatch.setattr(library, "_SECONDS", 0.1)
+    monkeypatch.setattr(native, "_SECONDS", 0.1)
     monkeypatch.setenv("CXX", compiler(tmp_path, "exec sleep 10"))
     assert "timed out" in why_not()
     assert list(empty_cache.iterdir()) == []
@@ -367,7 +367,7 @@ def test_a_file_that_is_no_library(empty_cache: Path, monkeypatch: pytest.Monkey
 def test_unsuitable_machines(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx512f avx512bw avx512dq avx512vl\n")
     assert "avx512_bf16" in why_not()
-    monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
     check_message("native.machine", why_not())
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "not darwin on" in why_not()
@@ -404,7 +404,7 @@ def test_files_of_others_are_not_loaded(
 def test_relative_caches_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert library._cache_folder() == tmp_path / ".cache" / "protea" / "native"
+    assert native._cache_folder() == tmp_path / ".cache" / "protea" / "native"
 
 
 @enabled
@@ -414,11 +414,11 @@ def test_two_processes_compile_at_once(
     """Both may compile; each loads a complete file, and one file remains."""
     (built,) = cache.iterdir()
     monkeypatch.setenv("CXX", compiler(tmp_path, f"head -c 9999 {built} > $out; sleep 0.5; cp {built} $out"))
-    code = "from protea.transforms.native import library; library.load().protea_attention_forward"
+    code = "from protea.transforms import native; native.load().protea_attention_forward"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert len(list(empty_cache.iterdir())) == 1
     key = next(empty_cache.iterdir()).name
     monkeypatch.setenv("CXX", compiler(tmp_path, f"cp {built} $out") + " -mtune=generic")
-    assert library.load() is not None
+    assert native.load() is not None
     assert {path.name for path in empty_cache.iterdir()} > {key}, "another command is another file"

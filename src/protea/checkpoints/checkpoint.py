@@ -15,9 +15,9 @@ from protea.checkpoints.layout import APART, Layout, entries, fused_heads, store
 from protea.checkpoints.region import damaged
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
-from protea.models.heads import AnyContactHead, BilinearContactHead, ContactHead
+from protea.models.family import EncoderConfig
+from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
 from protea.models.registry import build
 
 _NO_PARAMETERS: Final = ("inv_freq", "_extra_state")

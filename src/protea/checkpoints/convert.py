@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protea.allocator import return_freed_memory
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import Format, format_named, recognised, unsupported
@@ -24,9 +23,10 @@ from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
 from protea.checkpoints.sidecar import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.tensors import FLOATS, same_bits
+from protea.device import return_freed_memory
 from protea.errors import CheckpointError, OutputError
 from protea.models.encoder import Encoder
-from protea.models.heads import ContactHead
+from protea.models.layers import ContactHead
 from protea.output import staged
 from protea.progress import SILENT, Progress
 

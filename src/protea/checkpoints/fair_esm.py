@@ -24,8 +24,8 @@ from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torc
 from protea.checkpoints.unpickle import Inert
 from protea.checkpoints.yaml_files import count, shown
 from protea.errors import CheckpointError, UsageError
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
 from protea.models.registry import families, stored_in
 
 NAME: Final = "fair-esm"

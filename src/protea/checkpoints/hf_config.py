@@ -13,8 +13,8 @@ from protea.alphabet import Alphabet
 from protea.checkpoints.json_files import CONFIG, read_json, read_text, write_json
 from protea.checkpoints.safetensors_files import WEIGHTS
 from protea.errors import CheckpointError
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
 from protea.models.registry import families
 
 NAME: Final = "hf"

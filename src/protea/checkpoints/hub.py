@@ -14,7 +14,7 @@ from protea.checkpoints.json_files import CONFIG
 from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder
-from protea.models.published import HUB, META, Published
+from protea.models.family import HUB, META, Published
 from protea.models.registry import build, families
 
 _ORDER: Final = ("Protea", "Meta", "NVIDIA ESM-1nv", "NVIDIA")

@@ -17,7 +17,7 @@ from torch import Tensor
 from protea.checkpoints.tensors import Planned, Tensors
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
-from protea.models.stored import Keys, key_of
+from protea.models.family import Keys, key_of
 
 VOCABULARY: Final = ("word_embeddings.weight", "lm_head.bias")
 """Parameters with one row for each token; some formats pad them."""

@@ -26,8 +26,8 @@ from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.checkpoints.yaml_files import count, number, read_yaml, shown
 from protea.errors import CheckpointError
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
 from protea.models.registry import stored_in
 
 NAME: Final = "nemo"

@@ -19,11 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from protea.allocator import return_freed_memory
 from protea.checkpoints import fair_esm, hf
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.formats import format_named, open_checkpoint, unsupported
-from protea.device import available_memory
+from protea.device import available_memory, return_freed_memory
 from protea.errors import CheckpointError, MissingExtraError, UsageError
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch, pack

@@ -178,7 +178,7 @@ def decimals(value: float) -> str:
 
 def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
     """Where each protein's picture goes: the named file, or a PNG in a folder, which is created."""
-    from protea.embed.names import file_name
+    from protea.embed.stores import file_name
     from protea.output import check_output, write_failure
     from protea.plot import check_place
 

@@ -111,7 +111,7 @@ def merge(
       protea merge big.h5
       protea merge vectors.parquet residues.h5
     """
-    from protea.embed.merge import merge as merge_shards
+    from protea.embed.shards import merge as merge_shards
 
     for output in outputs:
         totals = merge_shards(output, overwrite=overwrite)
@@ -126,7 +126,7 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
-    from protea.embed.devices import run_on_devices
+    from protea.embed.shards import run_on_devices
 
     with bars("residues") as progress:
         totals = run_on_devices(settings, progress, overwrite=overwrite)

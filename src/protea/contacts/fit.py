@@ -30,7 +30,7 @@ from protea.contacts.predict import features, states
 from protea.device import available_memory
 from protea.errors import DataError, DeviceError, NonFiniteError, ProteaWarning
 from protea.models.encoder import Encoder
-from protea.models.heads import BilinearContactHead, ContactHead
+from protea.models.layers import BilinearContactHead, ContactHead
 from protea.optional import extra
 from protea.progress import SILENT, Progress
 

@@ -29,7 +29,7 @@ from protea.errors import DataError, UsageError
 from protea.infer.loading import load_model
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
-from protea.models.heads import AnyContactHead, ContactHead
+from protea.models.layers import AnyContactHead, ContactHead
 from protea.output import staged
 from protea.progress import SILENT, Progress
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from protea.contacts.predict import contacts, too_long
-from protea.embed.names import store_name
+from protea.embed.stores import store_name
 from protea.errors import SequenceTooLongError, UsageError
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow

@@ -26,9 +26,9 @@ from torch import Tensor
 from protea.device import free_memory
 from protea.errors import DeviceError, UsageError
 from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted, check_finite
-from protea.models.attention_maps import HeadMaps
+from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
-from protea.models.heads import ContactHead
+from protea.models.layers import ContactHead
 
 _AT_ONCE: Final = 6  # float32 maps [L, L] held while a map is made, the model's needs included; measured: 5.3
 

@@ -11,18 +11,62 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protea.alphabet import Frame
-from protea.embed.pooling import pooled
 from protea.embed.prepare import EncodedRecord
 from protea.errors import UsageError
 from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted
 from protea.infer.windows import join
 from protea.models.encoder import Encoder
+
+BOS: Final = "bos"
+"""Pooling that takes the vector of BOS."""
+
+_OF_RESIDUES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "mean": lambda residues: residues.mean(0),
+    "max": lambda residues: residues.amax(0),
+    "std": lambda residues: residues.std(0, correction=0),
+}
+"""From ``[L, D]`` to ``[D]``. ``std`` divides by L, not L - 1, so that a single residue gives 0 and not NaN."""
+
+POOLINGS: Final = (*_OF_RESIDUES, BOS)
+
+
+def pooled(name: str, tokens: Tensor, frame: Frame) -> Tensor:
+    """One vector ``[D]`` from a sequence's hidden states ``[T, D]``.
+
+    Args:
+        name: one of ``POOLINGS``; the frame must allow it.
+        tokens: hidden states of the sequence, BOS and EOS included.
+        frame: of the model's alphabet.
+    """
+    return tokens[0] if name == BOS else _OF_RESIDUES[name](tokens[frame.rows])
+
+
+def check_poolings(names: Sequence[str], frame: Frame | None = None) -> tuple[str, ...]:
+    """Return the names after checking them.
+
+    Args:
+        names: of poolings.
+        frame: of the model's alphabet, if the model is known.
+
+    Raises:
+        UsageError: a name is unknown or repeated, or the model has no BOS token for it.
+    """
+    for name in names:
+        if name not in POOLINGS:
+            raise UsageError(f"unknown pooling {name!r}; use {', '.join(POOLINGS)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"pooling {','.join(names)}: a name is repeated")
+    if BOS in names and frame is not None and frame.bos is None:
+        raise UsageError("pooling bos needs a BOS token, and this model has none; use mean, max or std")
+    return tuple(names)
+
 
 _RESIDUES = "residues"
 _TOKENS = "tokens"

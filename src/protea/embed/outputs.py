@@ -1,12 +1,16 @@
-"""The outputs of an embedding run: places, layouts, and the space they take."""
+"""The outputs of an embedding run, and the journal of how far it is."""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Self
+from uuid import uuid4
 
 import numpy as np
 
@@ -14,23 +18,22 @@ from protea.embed.prepare import EncodedRecord
 from protea.embed.settings import EmbedSettings
 from protea.embed.stores import RESIDUES, Array, ArrayLayout, is_output_folder, kind_of
 from protea.embed.survey import Totals
-from protea.errors import NonFiniteError, OutputError
+from protea.errors import NonFiniteError, OutputError, ResumeError
 from protea.infer.runner import FloatArray
-from protea.output import check_output, check_space, put_in_place, write_report, write_run
-from protea.text import bytes_text
+from protea.journal import JOURNAL, WorkFolder, damaged_journal
+from protea.letters import ReportRow
+from protea.output import check_output, put_in_place, write_report, write_run
+from protea.text import bytes_text, printable
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REPORT: Final = "report.tsv"
+_OWNER: Final = "owner.json"
+_FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
 class EmbeddingOutput:
-    """One file or folder that a run writes.
-
-    Attributes:
-        path: its final place.
-        kind: its format.
-        layout: kinds, layers, width and type of its arrays.
-    """
+    """One file or folder that a run writes: its final place, its format and the form of its arrays."""
 
     path: Path
     kind: str
@@ -41,11 +44,7 @@ class EmbeddingOutput:
         return self.layout.bytes(totals.embedded, totals.residues) * (2 if self.kind == "parquet" else 1)
 
     def converted(self, array: FloatArray, encoded: EncodedRecord) -> Array:
-        """An array in the stored type.
-
-        Raises:
-            NonFiniteError: a value is too large for that type.
-        """
+        """An array in the stored type; ``NonFiniteError`` if a value is too large for that type."""
         if self.layout.dtype == "float32":
             return array
         with np.errstate(over="ignore"):
@@ -59,11 +58,7 @@ class EmbeddingOutput:
 
 
 def outputs_of(settings: EmbedSettings, layers: tuple[int, ...], width: int) -> list[EmbeddingOutput]:
-    """The outputs that the settings name, the sequences' output first; one folder may serve both.
-
-    Raises:
-        UsageError: a suffix names no format.
-    """
+    """The outputs that the settings name, the sequences' output first; one folder may serve both."""
     outputs = []
     for path in settings.outputs:
         kind = kind_of(path, "-o" if path == settings.sequences else "-r")
@@ -77,22 +72,8 @@ def outputs_of(settings: EmbedSettings, layers: tuple[int, ...], width: int) -> 
 
 
 def check_place(path: Path, kind: str, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done.
-
-    Raises:
-        OutputError: it cannot be written there.
-    """
+    """Refuse an output that cannot be written, before any work is done."""
     check_output(path, overwrite=overwrite, ours=is_output_folder if kind == "folder" else None)
-
-
-def check_space_left(outputs: Iterable[EmbeddingOutput], total: Totals, done: Totals) -> None:
-    """Compare the space for what is still to be written with the free space.
-
-    Raises:
-        OutputError: it does not fit.
-    """
-    needed = {output.path: output.bytes_for(total) - output.bytes_for(done) for output in outputs}
-    check_space(needed, "free some, write elsewhere, or pass --store float16")
 
 
 def publish(complete: Path, output: Path, rows: Iterable[Sequence[object]], provenance: Mapping[str, Any]) -> None:
@@ -102,17 +83,152 @@ def publish(complete: Path, output: Path, rows: Iterable[Sequence[object]], prov
     put_in_place(complete, output)
 
 
-def run_error(error: OSError, output: Path, missing: int | None = None, *, kept: bool = False) -> OutputError:
-    """The message for a run that the operating system stopped.
+def run_error(error: OSError, output: Path, missing: int = 0, *, kept: bool = False) -> OutputError:
+    """The error for a run that the operating system stopped.
 
-    Args:
-        error: as raised.
-        output: what was being written.
-        missing: bytes still to be written; ``None`` if unknown.
-        kept: whether a commit exists to continue from.
+    ``missing`` is the number of bytes still to be written, 0 if unknown; ``kept`` says whether a commit exists.
     """
     if error.errno in _FULL:
-        space = "free some" if missing is None else f"free {bytes_text(missing)}"
+        space = "free some" if not missing else f"free {bytes_text(missing)}"
         work = "finished work is kept" if kept else "nothing was finished yet"
         return OutputError(f"{output}: the disk is full; {work}: {space} and run the same command again")
     return OutputError(f"{error.filename or output}: cannot be read or written: {error.strerror or error}")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        groups: number of the next group.
+        records: records read from the input before it; ``fingerprint`` is theirs, in hexadecimal.
+        stores: what each store needs to continue.
+        finished: whether everything is written, and only moving into place may be left.
+    """
+
+    groups: int
+    records: int = 0
+    fingerprint: str = ""
+    totals: Totals = field(default_factory=Totals)
+    stores: tuple[dict[str, Any], ...] = ()
+    finished: bool = False
+
+
+class RunJournal:
+    """The journal of one run, locked against others; ``plan`` and ``state`` are those of an unfinished run, if any.
+
+    The first output's work folder holds it. It is replaced in one step at each commit, so whatever moment the process
+    is killed at, the journal and the stores it describes agree. Every folder says which run it belongs to, so that two
+    runs that have one output in common cannot take each other's files. With ``restart``, what an unfinished run left is
+    ignored, and removed when the new run begins.
+    """
+
+    def __init__(self, outputs: list[Path], *, restart: bool = False) -> None:
+        self.plan: dict[str, Any] | None = None
+        self.state: RunState | None = None
+        self._run = uuid4().hex
+        self._reported = 0
+        with ExitStack() as undo, ExitStack() as open_files:
+            self._open_files = open_files
+            self._works: list[WorkFolder] = []
+            for output in outputs:
+                work = open_files.enter_context(WorkFolder(output))
+                self._works.append(work)
+                if work.is_new:
+                    undo.callback(work.remove)
+            if not restart:
+                self._read()
+                for work in self._works:
+                    self._check_owner(work)
+            self._report: BinaryIO = open_files.enter_context((self._works[0].path / _REPORT).open("ab"))
+            self._undo, self._open_files = undo.pop_all(), open_files.pop_all()
+
+    @property
+    def folders(self) -> list[Path]:
+        """The work folder of each output."""
+        return [work.path for work in self._works]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the locks; remove new folders that hold nothing to continue from."""
+        self._open_files.close()
+        self._undo.close()
+
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Store the plan of a new run, or cut the report back to the state of the unfinished run."""
+        for work in self._works:
+            if self.state is not None and _owner(work.path) is None:
+                raise ResumeError(
+                    f"{work.path}: the files of an unfinished run are missing; pass --overwrite to start again"
+                )
+        self._undo.pop_all()
+        if self.state is None:
+            self.plan = dict(plan)
+            for work in self._works:
+                work.clear()
+                self._undo.callback(work.remove)
+                owner = {"run": self._run, "journal": str(self._works[0].path.resolve())}
+                (work.path / _OWNER).write_text(json.dumps(owner))
+            self._report = self._open_files.enter_context((self._works[0].path / _REPORT).open("ab"))
+        self._report.truncate(self._reported)
+
+    def add_rows(self, rows: Iterable[ReportRow]) -> None:
+        """Add rows to the report."""
+        self._report.write("".join("\t".join(map(printable, row)) + "\n" for row in rows).encode())
+
+    def commit(self, state: RunState) -> None:
+        """Store how far the run is, once the stores have committed."""
+        self._report.flush()
+        os.fsync(self._report.fileno())
+        size = os.fstat(self._report.fileno()).st_size
+        self._works[0].commit(
+            {"format": _FORMAT, "run": self._run, "plan": self.plan, "report": size, "progress": asdict(state)}
+        )
+        self.state = state
+        self._undo.pop_all()
+
+    def rows(self) -> list[list[str]]:
+        """The rows of the report so far."""
+        self._report.flush()
+        text = (self._works[0].path / _REPORT).read_text(encoding="utf-8")
+        return [line.split("\t") for line in text.splitlines()]
+
+    def remove(self) -> None:
+        """Remove the work folders, the one with the journal last."""
+        for work in reversed(self._works):
+            work.remove()
+
+    def _read(self) -> None:
+        entry = self._works[0].read()
+        if entry is None:
+            return
+        try:
+            if entry["format"] != _FORMAT:
+                raise ValueError(f"format {entry['format']}")
+            state = entry["progress"]
+            self._run, self.plan, self._reported = entry["run"], entry["plan"], entry["report"]
+            self.state = RunState(**{**state, "totals": Totals(**state["totals"]), "stores": tuple(state["stores"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged_journal(self._works[0].output, error) from error
+
+    def _check_owner(self, work: WorkFolder) -> None:
+        """Refuse a folder that belongs to a run with another journal."""
+        owner = _owner(work.path)
+        if owner is not None and owner["run"] != self._run:
+            first_output = Path(owner["journal"]).name.removeprefix(".").removesuffix(".partial")
+            raise ResumeError(
+                f"{work.output}: belongs to an unfinished run of {first_output} and other outputs; finish that run "
+                "first, or pass --overwrite to start again"
+            )
+
+
+def _owner(folder: Path) -> dict[str, str] | None:
+    """The unfinished run that a work folder belongs to; ``None`` if that run has no commit yet."""
+    try:
+        owner: dict[str, str] = json.loads((folder / _OWNER).read_text())
+        journal = json.loads((Path(owner["journal"]) / JOURNAL).read_text())
+        return owner if journal["run"] == owner["run"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.embed.names import store_name
+from protea.embed.stores import store_name
 from protea.errors import FastaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
 from protea.infer.windows import spans
@@ -43,10 +43,9 @@ class RecordPolicies:
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """A record as the model sees it.
+    """A record, with its id in the output, as the model sees it.
 
     Attributes:
-        record: with its id in the output.
         ids: ``[L]`` token ids of the residues kept, without BOS and EOS.
         windows: first residue and residue after the last of each pass through the model; usually one pass.
         truncated_from: residues before truncation; ``None`` if the record is not truncated.
@@ -61,12 +60,9 @@ class EncodedRecord:
 
 
 class Prepared(NamedTuple):
-    """The result of preparing one record.
+    """The result of preparing one record, ``None`` if it is skipped, and its rows for the report.
 
-    Attributes:
-        encoded: ``None`` if the record is skipped.
-        rows: rows for the report.
-        fingerprint: hash of this record as read and of all records before it.
+    ``fingerprint`` is a hash of this record as read and of all records before it.
     """
 
     encoded: EncodedRecord | None
@@ -74,30 +70,25 @@ class Prepared(NamedTuple):
     fingerprint: bytes
 
 
-class IdCheck(Protocol):
-    """Knows which ids came before; ``survey.py`` has the implementations."""
+class SeenIds:
+    """Knows which ids came before. This class keeps every name; ``survey.py`` has others for surveyed input."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
 
     def first_time(self, name: str) -> bool:
         """Whether this is the first record of that name."""
+        first = name not in self._seen
+        self._seen.add(name)
+        return first
 
     def free(self, name: str) -> bool:
-        """Whether no record of the input has that name."""
+        """Whether no record so far, or no record of surveyed input, has that name."""
+        return name not in self._seen
 
 
-def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies, ids: IdCheck) -> Iterator[Prepared]:
-    """Prepare records one by one.
-
-    Args:
-        records: in the order of the output.
-        model: its alphabet and its limit of length apply.
-        policies: for records that cannot be embedded as they are.
-        ids: tells the first record of an id from later ones.
-
-    Raises:
-        UnknownResidueError: a letter that the policies do not allow.
-        SequenceTooLongError: a sequence over the limit that the policies do not allow.
-        FastaError: a repeated id or a record without residues that the policies do not allow.
-    """
+def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies, ids: SeenIds) -> Iterator[Prepared]:
+    """Prepare records one by one, in the order of the output, for a model with its alphabet and its limit of length."""
     fingerprint = b""
     last_numbers: dict[str, int] = {}
     for record in records:
@@ -114,15 +105,7 @@ def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies,
 def encode(record: Record, alphabet: Alphabet, unknown: Unknown, rows: list[ReportRow]) -> NDArray[np.uint8] | None:
     """Token ids ``[L]`` of a record's residues; ``None`` if the record is skipped.
 
-    Args:
-        record: as read; ``<mask>`` stands for a masked position.
-        alphabet: of the model.
-        unknown: the policy for letters outside it.
-        rows: receives a row if the record is altered or skipped.
-
-    Raises:
-        UnknownResidueError: a letter that the policy does not allow.
-        FastaError: the record has no residues and the policy is ``error``.
+    ``<mask>`` stands for a masked position. ``rows`` receives a row if the record is altered or skipped.
     """
     if record.sequence:
         try:
@@ -136,11 +119,7 @@ def encode(record: Record, alphabet: Alphabet, unknown: Unknown, rows: list[Repo
 
 
 def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, long: Long, rows: list[ReportRow]) -> EncodedRecord:
-    """Apply the policy for length to one record.
-
-    Raises:
-        SequenceTooLongError: the record is over the limit, and the policy does not allow that.
-    """
+    """Apply the policy for length to one record; ``SequenceTooLongError`` if it does not allow so many residues."""
     frame = model.alphabet.frame
     limit = frame.residues(model.trained_tokens)
     length = len(ids)
@@ -161,7 +140,7 @@ def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, long: Long, rows
 
 
 def _with_own_id(
-    record: Record, policy: Duplicates, ids: IdCheck, last_numbers: dict[str, int], rows: list[ReportRow]
+    record: Record, policy: Duplicates, ids: SeenIds, last_numbers: dict[str, int], rows: list[ReportRow]
 ) -> Record | None:
     """The record under an id of its own; ``None`` if it is skipped."""
     if ids.first_time(store_name(record.id)):

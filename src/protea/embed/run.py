@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -20,21 +21,19 @@ import torch
 
 import protea
 from protea.device import native_bfloat16
-from protea.embed.embeddings import Asked, Embedding, assembled, jobs_of, resolve_layers
-from protea.embed.outputs import check_place, check_space_left, outputs_of, publish, run_error
-from protea.embed.pooling import check_poolings
+from protea.embed.embeddings import Asked, Embedding, assembled, check_poolings, jobs_of, resolve_layers
+from protea.embed.outputs import RunJournal, RunState, check_place, outputs_of, publish, run_error
 from protea.embed.prefetch import prefetch
-from protea.embed.prepare import EncodedRecord, Prepared, prepare
-from protea.embed.run_journal import RunJournal, RunState
+from protea.embed.prepare import prepare
 from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import RESIDUES, EmbeddingStore, StoredRecord, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
-from protea.fasta import Record, flows, read_fasta
-from protea.infer.budget import default_budget
-from protea.infer.runner import Runner
+from protea.fasta import flows, read_fasta
+from protea.infer.runner import Runner, default_budget
 from protea.journal import differences, work_path
 from protea.models.encoder import Encoder
+from protea.output import check_space
 from protea.progress import SILENT, Progress
 
 _COMMIT_SECONDS: Final = 10.0
@@ -54,13 +53,8 @@ _CIRCUMSTANCES: Final = (
 class EmbedRun:
     """One run over the input, from checks to outputs in place.
 
-    Attributes:
-        settings: what the user asked for.
-        model: on its device.
-        model_files: SHA-256 of the weights by file name.
-        overwrite: replace outputs and drop unfinished ones.
-        progress: receives the progress, in residues.
-        outputs: what the run writes.
+    ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
+    ones. Progress counts residues.
     """
 
     settings: EmbedSettings
@@ -79,13 +73,9 @@ class EmbedRun:
         self._done = Totals()
 
     def __call__(self) -> Totals:
-        """Run.
+        """Run; returns the counts of the whole run, those of an unfinished earlier run included.
 
-        Returns:
-            Counts of the whole run, those of an unfinished earlier run included.
-
-        Raises:
-            ProteaError: finished work is kept, and the same command continues from it.
+        After an error, finished work is kept, and the same command continues from it.
         """
         try:
             for output in self.outputs:
@@ -94,15 +84,14 @@ class EmbedRun:
             with RunJournal([output.path for output in self.outputs], restart=self.overwrite) as journal:
                 return self._run_locked(journal)
         except OSError as error:
-            raise run_error(error, self.outputs[0].path, self._missing(), kept=self._kept) from error
+            raise run_error(error, self.outputs[0].path, sum(self._missing().values()), kept=self._kept) from error
 
     def _run_locked(self, journal: RunJournal) -> Totals:
         state = journal.state
         self._kept = state is not None
-        if state is None:
-            for output in self.outputs:
-                # A work folder without a journal, left by a killed run, is no permission to replace an output.
-                check_place(output.path, output.kind, overwrite=self.overwrite)
+        for output in self.outputs if state is None else ():
+            # A work folder without a journal, left by a killed run, is no permission to replace an output.
+            check_place(output.path, output.kind, overwrite=self.overwrite)
         old_plan = journal.plan or {}
         budget = (
             self.settings.token_budget
@@ -111,11 +100,13 @@ class EmbedRun:
         )
         torch.set_num_threads(old_plan.get("threads", torch.get_num_threads()))
         surveyed = self._survey(budget)
-        plan = self._plan = self.settings.shown() | self._circumstances() | _identity(budget, surveyed)
+        # What the packs depend on; it is the same for all shards of one input.
+        identity = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
+        plan = self._plan = self.settings.shown() | self._circumstances() | identity
         if journal.plan is not None:
             self._check_plan(journal.plan, plan)
             if journal.plan.get("input") is None:
-                journal.plan |= _identity(budget, surveyed)
+                journal.plan |= identity
         if state is None or not state.finished:
             journal.begin(plan)
             state = self._work(journal, surveyed, budget)
@@ -128,16 +119,14 @@ class EmbedRun:
 
     # --- before the work -----------------------------------------------------------------------------------------
 
-    def _read(self) -> Iterator[Record]:
-        return read_fasta(self.settings.inputs)
-
     def _survey(self, budget: int) -> Survey:
         if once := [path for path in self.settings.inputs if flows(path)]:
             if self.settings.shard is not None:
                 raise UsageError(f"--shard needs files that can be read twice; {once[0]} cannot")
             return UNKNOWN
         self.progress.begin("checking")
-        surveyed = survey(self._read, self.model, self.settings.policies, budget, self.progress)
+        read = partial(read_fasta, self.settings.inputs)
+        surveyed = survey(read, self.model, self.settings.policies, budget, self.progress)
         if surveyed.damage is not None:
             if self.settings.shard is not None:
                 raise surveyed.damage
@@ -183,8 +172,8 @@ class EmbedRun:
         share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.groups)
         state = journal.state or RunState(groups=0 if share is None else share.start)
         self._total = surveyed.totals if share is None else None
-        if self._total is not None:
-            check_space_left(self.outputs, self._total, state.totals)
+        self._done = state.totals
+        check_space(self._missing(), "free some, write elsewhere, or pass --store float16")
         if state.totals.records:
             self.progress.note(f"continuing after {state.totals.records:,} records of an unfinished run")
         total = None if self._total is None else self._total.residues
@@ -246,13 +235,17 @@ class EmbedRun:
 
     def _groups(self, surveyed: Survey, budget: int, state: RunState, share: range | None) -> Iterator[Group]:
         """The groups still to compute. Records before them are read again and must be the same."""
-        items = prepare(self._read(), self.model, self.settings.policies, surveyed.new_ids())
+        items = prepare(read_fasta(self.settings.inputs), self.model, self.settings.policies, surveyed.new_ids())
         if state.records:
-            _skip_finished(items, state, self.outputs[0].path)
-            remaining = groups(items, budget, number=state.groups, records=state.records)
-        else:
-            remaining = groups(items, budget)
-        for group in remaining:
+            last_finished = next(islice(items, state.records - 1, None), None)
+            if last_finished is None or last_finished.fingerprint.hex() != state.fingerprint:
+                raise ResumeError(
+                    f"{self.outputs[0].path}: the input has changed: its first {state.records} records are not those "
+                    "that an unfinished run embedded; restore them, or pass --overwrite to start again"
+                )
+        # A new run of a shard begins at the shard's first group but numbers all groups of the input.
+        number = state.groups if state.records else 0
+        for group in groups(items, budget, number=number, records=state.records):
             if share is not None and group.number >= share.stop:
                 return
             if share is None or group.number >= share.start:
@@ -265,7 +258,8 @@ class EmbedRun:
         frame = self.model.alphabet.frame
         runner: Runner = Runner(self.model, budget)
         groups_and_jobs = (
-            (group, (job for record in _encoded(group) for job in jobs_of(record, asked, frame))) for group in ready
+            (group, (job for item in group.items if item.encoded for job in jobs_of(item.encoded, asked, frame)))
+            for group in ready
         )
         for group, results in runner.each(groups_and_jobs, apart=True):
             yield group, list(assembled(results, asked, frame))
@@ -280,9 +274,8 @@ class EmbedRun:
     ) -> RunState:
         for embedding in embeddings:
             encoded = embedding.encoded
-            record = StoredRecord(
-                encoded.record.id, encoded.record.description, len(encoded.ids), encoded.truncated_from
-            )
+            header = encoded.record
+            record = StoredRecord(header.id, header.description, len(encoded.ids), encoded.truncated_from)
             arrays = dict(embedding.pooled)
             if embedding.residues is not None:
                 arrays[RESIDUES] = embedding.residues
@@ -306,36 +299,13 @@ class EmbedRun:
         self._kept = True
         return state
 
-    def _missing(self) -> int | None:
-        """Bytes still to be written; ``None`` if unknown."""
+    def _missing(self) -> dict[Path, int]:
+        """Bytes still to be written to each output; empty if unknown."""
         if self._total is None:
-            return None
-        return sum(output.bytes_for(self._total) - output.bytes_for(self._done) for output in self.outputs)
+            return {}
+        return {output.path: output.bytes_for(self._total) - output.bytes_for(self._done) for output in self.outputs}
 
     def _provenance(self, totals: Totals) -> dict[str, Any]:
         """Settings, circumstances and counts; no times, so that equal runs have equal outputs."""
         circumstances = {name: value for name, value in self._plan.items() if name in _CIRCUMSTANCES}
         return self.settings.shown() | {PROVENANCE: circumstances | {"counts": asdict(totals)}}
-
-
-def _encoded(group: Group) -> Iterator[EncodedRecord]:
-    return (item.encoded for item in group.items if item.encoded is not None)
-
-
-def _identity(budget: int, surveyed: Survey) -> dict[str, Any]:
-    """What the packs depend on; it is the same for all shards of one input."""
-    return {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
-
-
-def _skip_finished(items: Iterator[Prepared], state: RunState, output: Path) -> None:
-    """Read the records that an unfinished run has embedded.
-
-    Raises:
-        ResumeError: they have changed.
-    """
-    read = list(islice(items, state.records - 1, state.records))
-    if not read or read[0].fingerprint.hex() != state.fingerprint:
-        raise ResumeError(
-            f"{output}: the input has changed: its first {state.records} records are not those that an unfinished run "
-            "embedded; restore them, or pass --overwrite to start again"
-        )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from protea import bundled
-from protea.embed.pooling import check_poolings
+from protea.embed.embeddings import check_poolings
 from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN

@@ -16,8 +16,8 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.embed.names import store_name
-from protea.embed.prepare import IdCheck, Prepared, RecordPolicies, prepare
+from protea.embed.prepare import Prepared, RecordPolicies, SeenIds, prepare
+from protea.embed.stores import store_name
 from protea.errors import DamagedFileError
 from protea.fasta import Record
 from protea.models.encoder import Encoder
@@ -25,24 +25,6 @@ from protea.packing import pack_by_budget
 from protea.progress import Progress
 
 Item = TypeVar("Item")
-
-
-class SeenIds:
-    """For input that can be read only once: keeps every name."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def first_time(self, name: str) -> bool:
-        """Whether this is the first record of that name."""
-        if name in self._seen:
-            return False
-        self._seen.add(name)
-        return True
-
-    def free(self, name: str) -> bool:
-        """Whether no record so far has that name."""
-        return name not in self._seen
 
 
 class SurveyedIds(SeenIds):
@@ -54,9 +36,8 @@ class SurveyedIds(SeenIds):
 
     def first_time(self, name: str) -> bool:
         """Whether this is the first record of that name."""
-        if not self._repeated or (_hash(name) not in self._repeated and not self.free(name)):
-            return True
-        return super().first_time(name)
+        known_once = not self._repeated or (_hash(name) not in self._repeated and not self.free(name))
+        return known_once or super().first_time(name)
 
     def free(self, name: str) -> bool:
         """Whether no record of the input has that name."""
@@ -65,29 +46,24 @@ class SurveyedIds(SeenIds):
         return place == len(self._known) or bool(self._known[place] != key)
 
 
-class _HashedIds:
+class _HashedIds(SeenIds):
     """Accepts every id as a first one and keeps its hash."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.values = array("Q")
 
     def first_time(self, name: str) -> bool:
         self.values.append(_hash(name))
         return True
 
-    def free(self, name: str) -> bool:
-        return False
-
 
 @dataclass(frozen=True)
 class Group:
-    """Records that are computed together: one pack, or one long sequence by itself.
+    """Records that are computed together, skipped ones included: one pack, or one long sequence by itself.
 
-    Attributes:
-        number: from 0, in the order of the input.
-        items: the records, skipped ones included.
-        records: number of records in the input up to the end of this group.
-        fingerprint: of those records.
+    Groups are numbered from 0 in the order of the input. ``records`` is the number of records in the input up to the
+    end of this group, ``fingerprint`` is theirs.
     """
 
     number: int
@@ -130,14 +106,14 @@ class Survey:
         totals: of the whole run; ``None`` for input that can be read only once.
         groups: number of groups.
         fingerprint: of all records, in hexadecimal; ``None`` if unknown.
-        new_ids: makes the id check that ``prepare`` needs.
+        new_ids: makes the ids that ``prepare`` needs.
         damage: the error of a compressed file that is cut short; the totals then count the records before it.
     """
 
     totals: Totals | None
     groups: int
     fingerprint: str | None
-    new_ids: Callable[[], IdCheck]
+    new_ids: Callable[[], SeenIds]
     damage: DamagedFileError | None = None
 
 
@@ -148,17 +124,9 @@ UNKNOWN: Final = Survey(None, 0, None, SeenIds)
 def survey(
     read: Callable[[], Iterable[Record]], model: Encoder, policies: RecordPolicies, budget: int, progress: Progress
 ) -> Survey:
-    """Read all records once without computing.
+    """Read all records once without computing, from an input that ``read`` opens at its start.
 
-    Args:
-        read: opens the input from its start.
-        model: its alphabet and its limit of length apply.
-        policies: as for the run.
-        budget: tokens in a group.
-        progress: advanced by the residues read.
-
-    Raises:
-        ProteaError: as reading and preparing raise, except for damage that ends a file early.
+    Raises what reading and preparing raise, except for damage that ends a file early. Progress counts residues.
     """
     hashes = _HashedIds()
     result = None
@@ -192,19 +160,11 @@ def _count(items: Iterable[Prepared], budget: int, progress: Progress) -> Survey
 
 
 def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: int = 0) -> Iterator[Group]:
-    """Group records by a token budget, in order.
+    """Group records by a token budget, in order; after the last group raises the damage of an input that is cut short.
 
-    The groups depend on the records and the budget alone. Grouping may start at the first record of any group and
-    gives the same groups from there; a resumed run relies on that.
-
-    Args:
-        items: prepared records.
-        budget: tokens in a group.
-        number: of the first group.
-        records: number of records before it.
-
-    Raises:
-        DamagedFileError: after the last group, if the input is cut short.
+    The groups depend on the records and the budget alone. Grouping may start at the first record of any group, whose
+    number and number of records before it are given, and gives the same groups from there; a resumed run relies on
+    that.
     """
     damage: list[DamagedFileError] = []
     # A skipped record counts for one token, so that a million of them do not make one group.

@@ -15,17 +15,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protea.allocator import return_freed_memory
+from protea.device import available_memory, return_freed_memory
 from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
-from protea.models.attention import AttentionCall
-from protea.models.attention_maps import HeadMaps
+from protea.models.attention import AttentionCall, HeadMaps
 from protea.models.encoder import AttentionObserver, Encoder, HiddenObserver
 from protea.packing import PackedBatch, pack, pack_by_budget
 
@@ -330,3 +329,25 @@ def _too_large(job: Job[Any]) -> DeviceError:
         f"{job.name}: {len(job.tokens)} tokens at once do not fit in the accelerator's memory; cut (truncate) or split "
         "(window) long sequences, compute in bfloat16, or use a smaller model"
     )
+
+
+# Most tokens of a pack. On CPUs, larger packs take more memory and save no time.
+_CPU_BUDGET: Final = 4096
+_GPU_BUDGET: Final = 65536
+_SHARED_GPU_BUDGET: Final = 16384
+
+_MEMORY_SHARE: Final = 4  # a pack takes at most a quarter of the free memory
+
+
+def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:
+    """Tokens that a pack should hold, from the free memory of the model's device.
+
+    With ``whatever_is_free`` they do not depend on the free memory, so that several machines make the same packs.
+    """
+    device = model.device
+    on_gpu = device.type == "cuda"
+    if whatever_is_free:
+        return _SHARED_GPU_BUDGET if on_gpu else _CPU_BUDGET
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    fits = free // (_MEMORY_SHARE * model.config.inference_values * model.compute_dtype.itemsize)
+    return max(1024, min(_GPU_BUDGET if on_gpu else _CPU_BUDGET, fits // 1024 * 1024))

@@ -10,7 +10,7 @@ Shapes: T tokens, H heads, K head width, L length of one sequence, n sequences o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,8 +22,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
-from protea.models.attention_maps import HeadMaps
 from protea.packing import CuSeqlens
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """The maps ``[L, L]`` of one sequence in one layer, computed head by head on access, in float32 or better.
+
+    Rows attend to columns. Keys that a layer adds behind a sequence take part in the softmax but are not in the map, so
+    rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, ``k`` ``[>=L, H, K]``, ``bias`` as long as both.
+    """
+
+    q: Tensor
+    k: Tensor
+    bias: Tensor | None
+
+    def __len__(self) -> int:
+        return self.q.shape[1]
+
+    def __getitem__(self, head: int) -> Tensor:
+        dtype = torch.promote_types(self.q.dtype, torch.float32)
+        scores = self.q[:, head].to(dtype) @ self.k[:, head].to(dtype).T
+        if self.bias is not None:
+            scores = scores + self.bias[head].to(dtype)
+        return scores.softmax(-1)[:, : len(self.q)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[head] for head in range(len(self)))
+
 
 _SCORE_BLOCK_BYTES: Final = 4 << 20  # scores of a block of the product kernel; they fit the caches of current CPUs
 _MIN_BLOCK_ROWS: Final = 32  # query rows of a block; fewer make matrix products slow

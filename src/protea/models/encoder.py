@@ -22,11 +22,8 @@ from torch import Tensor, nn
 from protea.alphabet import Alphabet
 from protea.errors import CapabilityError, SequenceTooLongError
 from protea.models.attention import AttentionCall
-from protea.models.config import EncoderConfig
-from protea.models.heads import AnyContactHead
-from protea.models.layers import LayerContext
-from protea.models.published import Published
-from protea.models.stored import StoredAs
+from protea.models.family import EncoderConfig, Published, StoredAs
+from protea.models.layers import AnyContactHead, LayerContext
 from protea.packing import PackedBatch
 
 HiddenObserver = Callable[[int, Tensor], None]

@@ -16,9 +16,8 @@ from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
 from protea.models.esm_formats import esm_config, esm_positions
+from protea.models.family import Shapes, StoredAs, by_meta
 from protea.models.layers import blank_embedding, token_dropout
-from protea.models.published import by_meta
-from protea.models.stored import Shapes, StoredAs
 from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 

@@ -21,9 +21,8 @@ from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
 from protea.models.esm_formats import gelu_is_tanh
+from protea.models.family import Shapes, StoredAs, by_nvidia
 from protea.models.layers import blank_embedding
-from protea.models.published import by_nvidia
-from protea.models.stored import Shapes, StoredAs
 from protea.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
 from protea.packing import PackedBatch
 

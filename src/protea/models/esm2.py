@@ -16,9 +16,8 @@ from protea.alphabet import ESM, Alphabet
 from protea.errors import CheckpointError
 from protea.models import esm_formats
 from protea.models.esm_formats import QKV, esm_config, esm_positions, gelu_is_tanh
+from protea.models.family import Keys, Published, Shapes, StoredAs, by_meta, by_nvidia, te_recipe
 from protea.models.layers import LayerContext, inverse_frequencies, rotary_angles, token_dropout
-from protea.models.published import Published, by_meta, by_nvidia, te_recipe
-from protea.models.stored import Keys, Shapes, StoredAs
 from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 

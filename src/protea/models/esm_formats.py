@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from protea.errors import CheckpointError
-from protea.models.stored import Keys
+from protea.models.family import Keys
 from protea.models.transformer import TransformerConfig
 
 QKV: Final = ("layers.{}.self_attn.q_proj.*", "layers.{}.self_attn.k_proj.*", "layers.{}.self_attn.v_proj.*")

@@ -1,6 +1,6 @@
-"""Parts that several families share.
+"""Layers and heads that several families share.
 
-Shapes: T tokens, H heads, K head width.
+Shapes: T tokens, D model width, V vocabulary rows, H heads, K head width, L length of one sequence.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from protea.models.attention import AttentionCall
 from protea.packing import CuSeqlens, PackedBatch
@@ -77,3 +78,50 @@ def token_dropout(x: Tensor, batch: PackedBatch, mask_id: int) -> Tensor:
     kept = torch.where(kept > 0, kept, 1.0)
     scaled = x.masked_fill(masked[:, None], 0.0) * (1 - MASK_TRAIN) / kept[sequence, None]
     return scaled.to(x.dtype)
+
+
+class LanguageModelHead(nn.Module):
+    """RoBERTa's head: dense, GELU, norm, then the word embeddings as output matrix, plus a bias.
+
+    All families use the exact GELU: NeMo's ``BertLMHead`` has it although NeMo's blocks have the tanh form.
+    """
+
+    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.layer_norm = nn.LayerNorm(width, eps=layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """``[T, D]`` and ``[V, D]`` to ``[T, V]``."""
+        return F.linear(self.layer_norm(F.gelu(self.dense(x))), word_embeddings, self.bias)
+
+
+class ContactHead(nn.Module):
+    """Weights of the logistic regression from the attention maps of all layers to contacts (Rao et al. 2020)."""
+
+    def __init__(self, maps: int) -> None:
+        super().__init__()
+        self.regression = nn.Linear(maps, 1)
+
+
+class BilinearContactHead(nn.Module):
+    """Contact logits from the last hidden states h: (⟨P hᵢ, Q hⱼ⟩ + ⟨P hⱼ, Q hᵢ⟩) / 2 + b.
+
+    No published model or checkpoint format has such a head; it is stored in a file beside the checkpoint.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.p_proj = nn.Linear(width, rank, bias=False)
+        self.q_proj = nn.Linear(width, rank, bias=False)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[L, L]``, float32 and symmetric, from the residues ``[L, D]`` of one sequence."""
+        p, q = (F.linear(x.float(), projection.weight.float()) for projection in (self.p_proj, self.q_proj))
+        products = p @ q.T
+        return (products + products.T) / 2 + self.bias.float()
+
+
+AnyContactHead = ContactHead | BilinearContactHead

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from protea.alphabet import Alphabet
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
 
 FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm2:ESM2",

@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 from protea.errors import CheckpointError
 from protea.models.attention import AttentionCall, attend
-from protea.models.config import EncoderConfig
 from protea.models.encoder import Encoder
-from protea.models.heads import ContactHead, LanguageModelHead
-from protea.models.layers import LayerContext, Rotary, blank_embedding, rotate
+from protea.models.family import EncoderConfig
+from protea.models.layers import ContactHead, LanguageModelHead, LayerContext, Rotary, blank_embedding, rotate
 from protea.packing import PackedBatch
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {

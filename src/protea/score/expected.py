@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import SequenceTooLongError, UsageError
-from protea.infer.budget import default_budget
-from protea.infer.runner import FloatArray, Job, Runner, Wanted
+from protea.infer.runner import FloatArray, Job, Runner, Wanted, default_budget
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from protea.alphabet import Alphabet
-from protea.embed.names import store_name
+from protea.embed.stores import store_name
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record, read_fasta
 from protea.letters import ReportRow, Unknown, clean

@@ -21,10 +21,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from protea.allocator import return_freed_memory
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
-from protea.device import resolve_device
+from protea.device import resolve_device, return_freed_memory
 from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
 from protea.models.encoder import Encoder
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks

@@ -30,8 +30,7 @@ from protea.progress import Progress
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
 from protea.train.recipe import Recipe
 from protea.transforms import native
-from protea.transforms.compile import compile_layers
-from protea.transforms.recompute import recompute_layers
+from protea.transforms.training import compile_layers, recompute_layers
 
 _TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
 _SAMPLE: Final = 4096

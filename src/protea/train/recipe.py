@@ -24,7 +24,7 @@ from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
-from protea.models.config import EncoderConfig
+from protea.models.family import EncoderConfig
 from protea.settings_errors import parse_yaml, read_yaml, suggestion, validate
 
 RECIPES: Final = Path(__file__).parents[1] / "recipes"

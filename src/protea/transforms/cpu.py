@@ -16,8 +16,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
-from protea.allocator import keep_freed_memory
-from protea.device import native_bfloat16
+from protea.device import keep_freed_memory, native_bfloat16
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.models.layers import Rotary

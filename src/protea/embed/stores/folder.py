@@ -10,14 +10,14 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from protea.embed.names import file_name
-from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
+from protea.embed.stores import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord, file_name
 
 _INDEX: Final = "index.csv"
 _SETTINGS: Final = "protea.json"
@@ -42,20 +42,19 @@ class FolderStore:
         if not state:
             self._rows.writerow(_COLUMNS)
 
-    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
+    def write(self, record: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add a file and a line of the index."""
-        contents: dict[str, Any] = {"label": entry.id}
+        contents: dict[str, Any] = {"label": record.id}
         for kind, array in arrays.items():
-            key = "representations" if kind == RESIDUES else f"{kind}_representations"
             # A view would be saved with its whole pack; so copy.
-            contents[key] = {
+            contents[_key(kind)] = {
                 layer: torch.from_numpy(np.array(values))
                 for layer, values in zip(self._layout.layers, array, strict=True)
             }
-        name = f"{file_name(entry.id)}.pt"
+        name = f"{file_name(record.id)}.pt"
         with (self._folder / name).open("xb") as stream:
             torch.save(contents, stream)
-        self._rows.writerow([entry.id, name, entry.length, entry.truncated_from, entry.description])
+        self._rows.writerow([record.id, name, record.length, record.truncated_from, record.description])
 
     def commit(self) -> State:
         """Flush the index."""
@@ -72,10 +71,8 @@ class FolderStore:
 
     def abandon(self) -> None:
         """Close. Opening the store again removes files written after the commit."""
-        try:
+        with suppress(OSError):
             self._index.close()
-        except OSError:
-            return
 
 
 def read(path: Path) -> Contents:
@@ -89,10 +86,12 @@ def _records(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[StoredRecord,
     with (path / _INDEX).open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             truncated_from = int(row["truncated_from"]) if row["truncated_from"] else None
-            entry = StoredRecord(row["id"], row["description"], int(row["length"]), truncated_from)
+            record = StoredRecord(row["id"], row["description"], int(row["length"]), truncated_from)
             contents = torch.load(path / row["file"], weights_only=True)
-            arrays: dict[str, Array] = {}
-            for kind in kinds:
-                layers = contents["representations" if kind == RESIDUES else f"{kind}_representations"]
-                arrays[kind] = np.stack([layers[layer].numpy() for layer in layers])
-            yield entry, arrays
+            layers = {kind: contents[_key(kind)].values() for kind in kinds}
+            arrays = {kind: np.stack([values.numpy() for values in layers[kind]]) for kind in kinds}
+            yield record, arrays
+
+
+def _key(kind: str) -> str:
+    return "representations" if kind == RESIDUES else f"{kind}_representations"

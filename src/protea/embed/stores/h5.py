@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import h5py
 
-from protea.embed.names import store_name
-from protea.embed.stores.protocol import Array, ArrayLayout, Contents, State, StoredRecord
+from protea.embed.stores import Array, ArrayLayout, Contents, State, StoredRecord, store_name
 from protea.embed.stores.rollback import RollbackFile
 from protea.errors import ResumeError
 
@@ -49,10 +48,7 @@ class H5Store:
                 raise ResumeError(f"record {record.id!r} is already in the output: the input changed during the run")
             data = array if len(self._layout.layers) > 1 else array[0]
             dataset = self._file.create_dataset(name, data=data, **options)
-            dataset.attrs["id"] = record.id
-            dataset.attrs["description"] = record.description
-            dataset.attrs["length"] = record.length
-            dataset.attrs["truncated_from"] = record.truncated_from or 0
+            dataset.attrs.update(record._asdict() | {"truncated_from": record.truncated_from or 0})
         self._raw.check()
 
     def commit(self) -> State:

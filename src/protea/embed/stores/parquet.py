@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.stores.protocol import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
+from protea.embed.stores import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
+
+_RECORD_COLUMNS: Final = [
+    ("id", pa.string()),
+    ("description", pa.string()),
+    ("length", pa.int64()),
+    ("truncated_from", pa.int64()),
+]
+"""The fields of ``StoredRecord``."""
 
 _ROW_GROUP_BYTES: Final = 32 << 20
 _ROW_GROUP_ROWS: Final = 4096
@@ -39,16 +46,19 @@ class ParquetStore:
         self._commits: int = 0 if state is None else state["commits"]
         self._rows: list[tuple[StoredRecord, dict[str, Array]]] = []
         self._bytes = 0
-        self._clear(keep=None if state is None else state["tail"])
-        if state is not None and state["tail"]:
-            for entry, arrays in _rows(work / state["tail"], layout):
-                self._hold(entry, arrays)
+        tail = None if state is None else state["tail"]
+        kept = {self._part(number).name for number in range(self._parts)} | {tail}
+        for path in work.glob("*.parquet"):  # files written after the commit
+            if path.name not in kept:
+                path.unlink()
+        for record, arrays in _rows(work / tail, layout) if tail else ():
+            self._hold(record, arrays)
 
-    def write(self, entry: StoredRecord, arrays: Mapping[str, Array]) -> None:
+    def write(self, record: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add a row."""
-        self._hold(entry, dict(arrays))
+        self._hold(record, dict(arrays))
         if self._bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
-            self._save(self._part(self._parts))
+            pq.write_table(self._table(), self._part(self._parts))
             self._parts += 1
             self._rows, self._bytes = [], 0
 
@@ -57,7 +67,7 @@ class ParquetStore:
         self._commits += 1
         tail = f"tail-{self._commits}.parquet" if self._rows else None
         if tail:
-            self._save(self._work / tail)
+            pq.write_table(self._table(), self._work / tail)
         for old in self._work.glob("tail-*.parquet"):
             if old.name not in {tail, f"tail-{self._commits - 1}.parquet"}:
                 old.unlink()
@@ -78,49 +88,29 @@ class ParquetStore:
         """Drop the rows in memory."""
         self._rows = []
 
-    def _hold(self, entry: StoredRecord, arrays: dict[str, Array]) -> None:
-        self._rows.append((entry, arrays))
+    def _hold(self, record: StoredRecord, arrays: dict[str, Array]) -> None:
+        self._rows.append((record, arrays))
         self._bytes += sum(array.nbytes for array in arrays.values())
 
     def _part(self, number: int) -> Path:
         return self._work / f"part-{number}.parquet"
 
-    def _save(self, path: Path) -> None:
-        pq.write_table(self._table(), path)
-
     def _table(self) -> pa.Table:
-        entries = [entry for entry, _ in self._rows]
-        columns: list[pa.Array] = [
-            pa.array([entry.id for entry in entries], pa.string()),
-            pa.array([entry.description for entry in entries], pa.string()),
-            pa.array([entry.length for entry in entries], pa.int64()),
-            pa.array([entry.truncated_from for entry in entries], pa.int64()),
-        ]
+        fields = zip(*(record for record, _ in self._rows), strict=True)
+        columns = [pa.array(values, kind) for values, (_, kind) in zip(fields, _RECORD_COLUMNS, strict=True)]
         for kind, number in product(self._layout.kinds, range(len(self._layout.layers))):
             arrays = [arrays[kind][number] for _, arrays in self._rows]
             columns.append(_column(arrays, kind, self._layout.width))
         return pa.table(columns, schema=self._schema)
 
-    def _clear(self, keep: str | None) -> None:
-        """Remove the files written after the commit."""
-        kept = {self._part(number).name for number in range(self._parts)} | {keep}
-        for path in self._work.glob("*.parquet"):
-            if path.name not in kept:
-                with suppress(FileNotFoundError):
-                    path.unlink()
-
 
 def _schema(layout: ArrayLayout) -> pa.Schema:
     vector = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.width)
-    columns = [
-        pa.field("id", pa.string()),
-        pa.field("description", pa.string()),
-        pa.field("length", pa.int64()),
-        pa.field("truncated_from", pa.int64()),
+    arrays = [
+        (_name(layout, kind, layer), pa.list_(vector) if kind == RESIDUES else vector)
+        for kind, layer in product(layout.kinds, layout.layers)
     ]
-    for kind, layer in product(layout.kinds, layout.layers):
-        columns.append(pa.field(_name(layout, kind, layer), pa.list_(vector) if kind == RESIDUES else vector))
-    return pa.schema(columns, metadata={"layout": layout.to_json()})
+    return pa.schema(_RECORD_COLUMNS + arrays, metadata={"layout": layout.to_json()})
 
 
 def _name(layout: ArrayLayout, kind: str, layer: int) -> str:
@@ -153,22 +143,17 @@ def _rows(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, dict[
     with pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
-            entries = [
-                StoredRecord(*values)
-                for values in zip(*(table.column(name).to_pylist() for name in table.column_names[:4]), strict=True)
-            ]
+            records = [StoredRecord(**row) for row in table.select(StoredRecord._fields).to_pylist()]
             columns = {
                 kind: [table.column(_name(layout, kind, layer)).combine_chunks() for layer in layout.layers]
                 for kind in layout.kinds
             }
-            for row, entry in enumerate(entries):
-                yield (
-                    entry,
-                    {
-                        kind: np.stack([_values(layer, row, kind, layout.width) for layer in layers])
-                        for kind, layers in columns.items()
-                    },
-                )
+            for row, record in enumerate(records):
+                arrays = {
+                    kind: np.stack([_values(layer, row, kind, layout.width) for layer in layers])
+                    for kind, layers in columns.items()
+                }
+                yield record, arrays
 
 
 def _values(column: Any, row: int, kind: str, width: int) -> Array:

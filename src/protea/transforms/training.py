@@ -1,8 +1,11 @@
-"""PyTorch's compiler for the token-wise parts of layers; parameters and their names stay."""
+"""Changes to a model for training; parameters and their names stay."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from protea.errors import DeviceError
 from protea.models.encoder import Encoder
@@ -21,3 +24,9 @@ def compile_layers(model: Encoder) -> None:
     for layer in model.layers:
         for name in getattr(layer, "tokenwise", ()):
             setattr(layer, name, torch.compile(getattr(layer, name), dynamic=True))
+
+
+def recompute_layers(model: Encoder) -> None:
+    """Keep only the input of each layer for the backward pass, which computes the rest again."""
+    for layer in model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
