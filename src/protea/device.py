@@ -17,12 +17,7 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the first GPU, else the CPU, but never Apple's untested ``mps``.
-
-    Raises:
-        UsageError: no device has this name.
-        DeviceError: this machine or this build of PyTorch lacks the device.
-    """
+    """The device of a name; ``auto`` is the first GPU, else the CPU, but never Apple's untested ``mps``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -88,9 +83,8 @@ _last_returned = 0.0
 def return_freed_memory(*, between_packs: bool = False) -> None:
     """Return freed memory to the system, also from holes in the heap between small blocks that live long.
 
-    Args:
-        between_packs: do it at most every ten seconds, for callers that compute one pack after another. If memory is
-            never returned, it grows for hours; returned after each pack, it costs page faults.
+    With ``between_packs``, do it at most every ten seconds: if memory is never returned, it grows for hours; returned
+    after each pack, it costs page faults.
     """
     global _last_returned  # noqa: PLW0603  the process has one heap
     now = time.monotonic()

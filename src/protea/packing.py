@@ -63,11 +63,6 @@ class PackedBatch:
     input_ids: Tensor
     cu_seqlens: CuSeqlens
 
-    @property
-    def max_length(self) -> int:
-        """Tokens in the longest sequence."""
-        return self.cu_seqlens.max_length
-
     def __len__(self) -> int:
         return len(self.cu_seqlens.host_offsets) - 1
 
@@ -79,7 +74,7 @@ class PackedBatch:
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory, which is copied to an accelerator while that computes."""
         pinned = self.cu_seqlens.host_offsets.pin_memory()
-        return PackedBatch(self.input_ids.pin_memory(), CuSeqlens(pinned, pinned, self.max_length))
+        return PackedBatch(self.input_ids.pin_memory(), CuSeqlens(pinned, pinned, self.cu_seqlens.max_length))
 
     def positions(self) -> Tensor:
         """``[T]`` int64: the index of each token within its own sequence, from 0."""

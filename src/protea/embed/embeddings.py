@@ -24,46 +24,26 @@ from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted
 from protea.infer.windows import join
 from protea.models.encoder import Encoder
 
-BOS: Final = "bos"
-"""Pooling that takes the vector of BOS."""
-
-_OF_RESIDUES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "mean": lambda residues: residues.mean(0),
-    "max": lambda residues: residues.amax(0),
-    "std": lambda residues: residues.std(0, correction=0),
+POOLINGS: Final[dict[str, Callable[[Tensor, Frame], Tensor]]] = {
+    "mean": lambda tokens, frame: tokens[frame.rows].mean(0),
+    "max": lambda tokens, frame: tokens[frame.rows].amax(0),
+    "std": lambda tokens, frame: tokens[frame.rows].std(0, correction=0),
+    "bos": lambda tokens, frame: tokens[0],
 }
-"""From ``[L, D]`` to ``[D]``. ``std`` divides by L, not L - 1, so that a single residue gives 0 and not NaN."""
+"""From hidden states ``[T, D]`` to one vector ``[D]``; only ``bos`` uses BOS, as in all published systems.
 
-POOLINGS: Final = (*_OF_RESIDUES, BOS)
-
-
-def pooled(name: str, tokens: Tensor, frame: Frame) -> Tensor:
-    """One vector ``[D]`` from a sequence's hidden states ``[T, D]``.
-
-    Args:
-        name: one of ``POOLINGS``; the frame must allow it.
-        tokens: hidden states of the sequence, BOS and EOS included.
-        frame: of the model's alphabet.
-    """
-    return tokens[0] if name == BOS else _OF_RESIDUES[name](tokens[frame.rows])
+``std`` divides by L, not L - 1, so that a single residue gives 0 and not NaN.
+"""
 
 
 def check_poolings(names: Sequence[str], frame: Frame | None = None) -> tuple[str, ...]:
-    """Return the names after checking them.
-
-    Args:
-        names: of poolings.
-        frame: of the model's alphabet, if the model is known.
-
-    Raises:
-        UsageError: a name is unknown or repeated, or the model has no BOS token for it.
-    """
+    """The names, after a check that they are known and not repeated, and that the frame of a given model has BOS."""
     for name in names:
         if name not in POOLINGS:
             raise UsageError(f"unknown pooling {name!r}; use {', '.join(POOLINGS)}")
     if len(set(names)) < len(names):
         raise UsageError(f"pooling {','.join(names)}: a name is repeated")
-    if BOS in names and frame is not None and frame.bos is None:
+    if "bos" in names and frame is not None and frame.bos is None:
         raise UsageError("pooling bos needs a BOS token, and this model has none; use mean, max or std")
     return tuple(names)
 
@@ -74,13 +54,7 @@ _TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class Embedding:
-    """The embedding of one record.
-
-    Attributes:
-        encoded: the record.
-        pooled: for each pooling ``[N, D]`` float32.
-        residues: ``[N, L, D]`` float32; ``None`` if not requested.
-    """
+    """The embedding of one record: for each pooling ``[N, D]`` float32, and ``[N, L, D]`` float32 if requested."""
 
     encoded: EncodedRecord
     pooled: dict[str, FloatArray]
@@ -89,13 +63,7 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What an embedding consists of.
-
-    Attributes:
-        layers: layer numbers, from ``resolve_layers``.
-        poolings: names from ``POOLINGS``.
-        residues: whether it has one vector a residue.
-    """
+    """What an embedding consists of: layers from ``resolve_layers``, poolings, and whether one vector a residue."""
 
     layers: tuple[int, ...]
     poolings: tuple[str, ...] = ()
@@ -103,11 +71,7 @@ class Asked:
 
 
 def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
-    """Layer numbers from 0, the embedding, to the last layer; negative numbers count from the end.
-
-    Raises:
-        UsageError: a number is out of range or repeated.
-    """
+    """Layer numbers from 0, the embedding, to the last layer; negative numbers count from the end."""
     last = model.config.num_hidden_layers
     resolved = tuple(layer + last + 1 if layer < 0 else layer for layer in layers)
     for given, layer in zip(layers, resolved, strict=True):
@@ -119,13 +83,7 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
 
 
 def embed(runner: Runner, records: Iterable[EncodedRecord], asked: Asked) -> Iterator[Embedding]:
-    """Embeddings of encoded records, in order.
-
-    Raises:
-        SequenceTooLongError: a record has more tokens than the model has positions.
-        DeviceError: a single pass does not fit in the accelerator's memory.
-        NonFiniteError: the model gives infinities or NaN.
-    """
+    """Embeddings of encoded records, in order."""
     frame = runner.model.alphabet.frame
     for record, results in runner.each((record, jobs_of(record, asked, frame)) for record in records):
         yield assemble(record, results, asked, frame)
@@ -165,7 +123,7 @@ def assemble(record: EncodedRecord, results: Sequence[Result[EncodedRecord]], as
 
 def _reduce(tokens: Tensor, asked: Asked, frame: Frame) -> dict[str, Tensor]:
     """The parts of an embedding from one layer's hidden states ``[T, D]``."""
-    kept = {name: pooled(name, tokens, frame) for name in asked.poolings}
+    kept = {name: POOLINGS[name](tokens, frame) for name in asked.poolings}
     return kept | ({_RESIDUES: tokens[frame.rows]} if asked.residues else {})
 
 
@@ -185,10 +143,6 @@ def logits(runner: Runner, records: Iterable[EncodedRecord]) -> Iterator[FloatAr
     """Language-model logits ``[L, V]`` float32 of each record's residues, V in the alphabet's order.
 
     Where windows overlap, logits are averaged as embeddings are.
-
-    Raises:
-        CapabilityError: the model has no language-model head.
-        NonFiniteError: the model gives infinities or NaN.
     """
     runner.model.require("logits")
     frame = runner.model.alphabet.frame

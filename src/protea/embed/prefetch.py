@@ -5,27 +5,20 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
-_POLL: Final = 0.05
-"""Seconds between two checks whether the consumer has stopped."""
-
-
-_PATIENCE: Final = 1.0
-"""Seconds to wait for the end of a thread that may itself wait for input."""
+_POLL: Final = 0.05  # seconds between two checks whether the consumer has stopped
+_PATIENCE: Final = 1.0  # seconds to wait for the end of a thread that may itself wait for input
 
 
 class _StoppedError(Exception):
     """Ends a chain of prefetching generators after ``stop`` was set."""
 
 
-class _End:
-    """Marks the end of the items, with the exception that ended them if there was one."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
+class _End(NamedTuple):
+    error: BaseException | None
 
 
 def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool = False) -> Generator[Item]:
@@ -35,11 +28,8 @@ def prefetch(items: Iterator[Item], depth: int, stop: Event, *, may_block: bool 
     and closes ``items``. The queues are ``SimpleQueue``, whose operations a signal cannot interrupt; ``Queue`` has
     locks in Python code, and a KeyboardInterrupt inside them would leave them locked.
 
-    Args:
-        items: made in the thread.
-        depth: largest number of items that wait.
-        stop: ends all generators of a chain, each after its current item.
-        may_block: ``items`` may wait for input that never comes; its thread is then not waited for.
+    ``stop`` ends all generators of a chain, each after its current item. With ``may_block``, ``items`` may wait for
+    input that never comes, and its thread is not waited for.
     """
     queue: SimpleQueue[Item | _End] = SimpleQueue()
     places: SimpleQueue[None] = SimpleQueue()

@@ -42,12 +42,6 @@ _COMMIT_SECONDS: Final = 10.0
 _AHEAD: Final = 2
 """Packs that reading and computing work ahead."""
 
-_CIRCUMSTANCES: Final = (
-    *("version", "torch", "model_files", "computed_in", "computed_on", "kernels", "threads"),
-    *("token_budget", "groups", "input"),
-)
-"""Keys of the plan that the provenance repeats beside the settings."""
-
 
 @dataclass
 class EmbedRun:
@@ -67,7 +61,7 @@ class EmbedRun:
         self.layers = resolve_layers(self.settings.layers, self.model)
         check_poolings(self.settings.pool, self.model.alphabet.frame)
         self.outputs = outputs_of(self.settings, self.layers, self.model.config.hidden_size)
-        self._plan: dict[str, Any] = {}
+        self._recorded: dict[str, Any] = {}
         self._kept = False
         self._total: Totals | None = None
         self._done = Totals()
@@ -102,7 +96,8 @@ class EmbedRun:
         surveyed = self._survey(budget)
         # What the packs depend on; it is the same for all shards of one input.
         identity = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
-        plan = self._plan = self.settings.shown() | self._circumstances() | identity
+        self._recorded = {"token_budget": budget} | self._circumstances() | identity
+        plan = self.settings.shown() | self._recorded
         if journal.plan is not None:
             self._check_plan(journal.plan, plan)
             if journal.plan.get("input") is None:
@@ -179,9 +174,11 @@ class EmbedRun:
         total = None if self._total is None else self._total.residues
         self.progress.begin("embedding", total, done=state.totals.residues)
         with ExitStack() as stack:
-            stores = self._open_stores(journal, state)
-            for store in stores:
-                stack.callback(store.abandon)
+            stores: list[EmbeddingStore] = []
+            commits = state.stores or (None,) * len(self.outputs)
+            for output, folder, commit in zip(self.outputs, journal.folders, commits, strict=True):
+                stores.append(open_store(output.kind, folder, output.layout, commit))
+                stack.callback(stores[-1].abandon)
             stop = Event()
             ready = prefetch(self._groups(surveyed, budget, state, share), _AHEAD, stop, may_block=True)
             results = stack.enter_context(closing(prefetch(self._compute(ready, budget), _AHEAD, stop)))
@@ -214,10 +211,8 @@ class EmbedRun:
 
     def _check_input(self, surveyed: Survey, share: range | None, state: RunState) -> None:
         """Compare what was read with what was surveyed."""
-        if surveyed.fingerprint is None:
-            return
         if share is None:
-            same = state.fingerprint == surveyed.fingerprint
+            same = surveyed.fingerprint in {None, state.fingerprint}
         else:
             same = not len(share) or state.groups == share.stop
         if not same:
@@ -225,13 +220,6 @@ class EmbedRun:
                 f"{self.outputs[0].path}: the input changed during the run; run again with --overwrite when nobody "
                 "writes to it"
             )
-
-    def _open_stores(self, journal: RunJournal, state: RunState) -> list[EmbeddingStore]:
-        commits = state.stores or (None,) * len(self.outputs)
-        return [
-            open_store(output.kind, folder, output.layout, commit)
-            for output, folder, commit in zip(self.outputs, journal.folders, commits, strict=True)
-        ]
 
     def _groups(self, surveyed: Survey, budget: int, state: RunState, share: range | None) -> Iterator[Group]:
         """The groups still to compute. Records before them are read again and must be the same."""
@@ -307,5 +295,4 @@ class EmbedRun:
 
     def _provenance(self, totals: Totals) -> dict[str, Any]:
         """Settings, circumstances and counts; no times, so that equal runs have equal outputs."""
-        circumstances = {name: value for name, value in self._plan.items() if name in _CIRCUMSTANCES}
-        return self.settings.shown() | {PROVENANCE: circumstances | {"counts": asdict(totals)}}
+        return self.settings.shown() | {PROVENANCE: self._recorded | {"counts": asdict(totals)}}

@@ -102,15 +102,7 @@ class EmbedSettings(BaseModel):
 
 
 def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
-    """Make settings of values by option name.
-
-    Args:
-        values: from flags, a file, or both.
-        origin: where the values come from, for messages.
-
-    Raises:
-        UsageError: an option is unknown, missing or has a wrong value.
-    """
+    """Make settings of values by option name; ``origin`` says in messages where the values come from."""
     settings = validate(EmbedSettings, values, origin, noun="option")
     check_poolings(settings.pool)
     if settings.fast and settings.dtype != "float32":
@@ -127,28 +119,26 @@ def _check_paths(settings: EmbedSettings) -> None:
     """Refuse outputs that would replace each other, an input, or the folder of an input."""
     if any("\0" in str(path) for path in (*settings.inputs, *settings.outputs)):
         raise UsageError("a path holds a NUL byte")
-    places: dict[str, str] = {os.path.realpath(path): "input" for path in settings.inputs if path != STDIN}
-    for option, path in (("-o", settings.sequences), ("-r", settings.residues)):
-        if path is None:
-            continue
+    inputs = [os.path.realpath(path) for path in settings.inputs if path != STDIN]
+    for path in settings.outputs:
+        option = "-o" if path == settings.sequences else "-r"
         if path.name in ("", ".."):
             raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
-        within = next((given for given in places if Path(given).is_relative_to(os.path.realpath(path))), None)
-        if within is not None and places[within] == "input" and within != os.path.realpath(path):
-            raise UsageError(f"{option} {path}: this folder holds the input {within}; name another output")
-        taken = places.setdefault(os.path.realpath(path), option)
-        if taken == "input":
+        place = os.path.realpath(path)
+        if place in inputs:
             raise UsageError(f"{path}: is both input and output; name another output")
-        one_folder = settings.sequences == settings.residues and not path.suffix
-        if taken != option and not one_folder:
-            raise UsageError(f"-o and -r both name {path}; give each its own file, or name a folder for both")
+        for given in inputs:
+            if Path(given).is_relative_to(place):
+                raise UsageError(f"{option} {path}: this folder holds the input {given}; name another output")
+    if settings.sequences is not None and settings.residues is not None:
+        one_folder = settings.sequences == settings.residues and not settings.residues.suffix
+        if not one_folder and os.path.realpath(settings.sequences) == os.path.realpath(settings.residues):
+            raise UsageError(
+                f"-o and -r both name {settings.residues}; give each its own file, or name a folder for both"
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the options in a YAML file; the provenance in a run file is ignored.
-
-    Raises:
-        UsageError: the file is missing, not YAML, or not a mapping.
-    """
+    """Read the options in a YAML file; the provenance in a run file is ignored."""
     values = read_yaml(path)
     return {str(name).replace("-", "_"): value for name, value in values.items() if name != PROVENANCE}

@@ -20,7 +20,7 @@ import yaml
 
 from protea.embed.outputs import RunJournal, check_place, publish, run_error
 from protea.embed.settings import PROVENANCE, EmbedSettings, Shard
-from protea.embed.stores import Contents, kind_of, open_store, read_store
+from protea.embed.stores import kind_of, open_store, read_store
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, OutputError, ProteaError, ResumeError
 from protea.journal import JOURNAL, differences, work_path
@@ -48,12 +48,8 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
     """Embed with ``settings.devices`` processes.
 
     On a CPU (``device="cpu"``) the processes share the cores and give the numbers of one process with as many threads
-    as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output.
-
-    Raises:
-        DeviceError: the machine has fewer GPUs.
-        ShardError: a process failed; the others are stopped, and the same command continues where each of them was.
-        ProteaError: merging failed.
+    as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output. If a process
+    fails, the others are stopped, and the same command continues where each of them was.
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
@@ -68,8 +64,7 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
         shards = [Shard(number=number, of=count) for number in range(1, count + 1)]
         inner = settings.model_copy(update=_inside(settings, folder))
         progress.begin("embedding")
-        with _processes(inner, [shard for shard in shards if not _finished(inner, shard)], folder) as running:
-            _wait(running, inner, progress)
+        _compute([shard for shard in shards if not _finished(inner, shard)], inner, folder, progress)
         for output, hidden in zip(settings.outputs, inner.outputs, strict=True):
             # An earlier attempt may have stopped between two outputs; its first output is merged again.
             parts = [shard.output(hidden) for shard in shards]
@@ -98,11 +93,9 @@ def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
 
 def _inside(settings: EmbedSettings, folder: Path) -> dict[str, Any]:
     """The outputs under their own names in the folder; ``-o`` and ``-r`` cannot collide."""
-    if settings.sequences == settings.residues and settings.sequences is not None:
-        one = folder / settings.sequences.name
-        return {"sequences": one, "residues": one}
+    hidden = {path: folder / f"{number}-{path.name}" for number, path in enumerate(settings.outputs)}
     places = {"sequences": settings.sequences, "residues": settings.residues}
-    return {name: None if path is None else folder / f"{name}-{path.name}" for name, path in places.items()}
+    return {name: hidden[path] for name, path in places.items() if path is not None}
 
 
 def _finished(settings: EmbedSettings, shard: Shard) -> bool:
@@ -110,46 +103,46 @@ def _finished(settings: EmbedSettings, shard: Shard) -> bool:
     return all(output.exists() and not work_path(output).exists() for output in outputs)
 
 
-@contextmanager
-def _processes(
-    settings: EmbedSettings, shards: list[Shard], folder: Path
-) -> Iterator[dict[Shard, tuple[subprocess.Popen[bytes], Path]]]:
-    running: dict[Shard, tuple[subprocess.Popen[bytes], Path]] = {}
+def _compute(shards: list[Shard], settings: EmbedSettings, folder: Path, progress: Progress) -> None:
+    """Compute each shard in a process, and wait for all; their progress is read from their journals."""
+    journals = [work_path(shard.output(settings.outputs[0])) / JOURNAL for shard in shards]
+    running: dict[Shard, subprocess.Popen[bytes]] = {}
+    shown = 0
     try:
         for shard in shards:
-            device = settings.device if settings.device == "cpu" else f"cuda:{shard.number - 1}"
-            options = settings.shown() | {"shard": str(shard), "device": device, "devices": 1}
-            config, log = folder / f"{shard.number}.yaml", folder / f"{shard.number}.log"
-            config.write_text(yaml.safe_dump(options), encoding="utf-8")
-            command = [sys.executable, "-c", _CHILD, "embed", "--config", str(config)]
-            with log.open("wb") as stream:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream)
-            running[shard] = process, log
-        yield running
+            running[shard] = _started(shard, settings, folder)
+        while True:
+            codes = [process.poll() for process in running.values()]
+            for shard, code in zip(shards, codes, strict=True):
+                if code:
+                    lines = _log(folder, shard).read_text(errors="replace").strip().splitlines()
+                    last = lines[-1].removeprefix("protea: error: ") if lines else f"exit code {code}"
+                    raise ShardError(f"shard {shard}: {last}")
+            done = sum(map(_residues, journals))
+            progress.advance(max(0, done - shown))
+            shown = max(done, shown)
+            if None not in codes:
+                return
+            time.sleep(_POLL_SECONDS)
     finally:
-        for process, _ in running.values():
+        for process in running.values():
             process.terminate()
-        for process, _ in running.values():
+        for process in running.values():
             process.wait()
 
 
-def _wait(
-    running: dict[Shard, tuple[subprocess.Popen[bytes], Path]], settings: EmbedSettings, progress: Progress
-) -> None:
-    """Wait for all processes; their progress is read from their journals."""
-    shown = 0
-    while True:
-        codes = {shard: process.poll() for shard, (process, _) in running.items()}
-        for shard, code in codes.items():
-            if code:
-                lines = running[shard][1].read_text(errors="replace").strip().splitlines() or [f"exit code {code}"]
-                raise ShardError(f"shard {shard}: {lines[-1].removeprefix('protea: error: ')}")
-        done = sum(_residues(work_path(shard.output(settings.outputs[0])) / JOURNAL) for shard in running)
-        progress.advance(max(0, done - shown))
-        shown = max(done, shown)
-        if all(code == 0 for code in codes.values()):
-            return
-        time.sleep(_POLL_SECONDS)
+def _started(shard: Shard, settings: EmbedSettings, folder: Path) -> subprocess.Popen[bytes]:
+    device = settings.device if settings.device == "cpu" else f"cuda:{shard.number - 1}"
+    options = settings.shown() | {"shard": str(shard), "device": device, "devices": 1}
+    config = folder / f"{shard.number}.yaml"
+    config.write_text(yaml.safe_dump(options), encoding="utf-8")
+    command = [sys.executable, "-c", _CHILD, "embed", "--config", str(config)]
+    with _log(folder, shard).open("wb") as stream:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream)
+
+
+def _log(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.number}.log"
 
 
 def _residues(journal: Path) -> int:
@@ -161,11 +154,7 @@ def _residues(journal: Path) -> int:
 
 
 def find_shards(output: Path) -> list[Path]:
-    """The shards of an output, in order.
-
-    Raises:
-        OutputError: there are none, some are missing, or their numbers of shards differ.
-    """
+    """The shards of an output, in order; ``OutputError`` if some are missing or belong to another number of shards."""
     pattern = re.compile(rf"{re.escape(output.stem)}\.shard-(\d+)-of-(\d+){re.escape(output.suffix)}")
     paths = output.parent.iterdir() if output.parent.is_dir() else iter(())
     matches = {match: path for path in paths if (match := pattern.fullmatch(path.name))}
@@ -189,28 +178,25 @@ def merge(
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> Totals:
-    """Write an output from its shards. The shards stay.
+    """Write an output from its shards, which stay, and return the counts of the whole output.
 
     Args:
         output: the path that was given to the ``--shard`` runs.
         shards: in order; by default those beside the output.
         overwrite: replace the output if it exists.
         settings: stored in the output instead of the shards' own.
-
-    Returns:
-        Counts of the whole output.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: shards are missing, damaged or of different runs, or the output exists or cannot be written.
     """
     kind = kind_of(output, "merge")
     try:
         check_place(output, kind, overwrite=overwrite or os.path.exists(work_path(output)))
         shards = find_shards(output) if shards is None else shards
-        contents = [_open(shard, kind) for shard in shards]
+        contents, rows = [], []
+        for shard in shards:
+            with _reading(shard):
+                contents.append(read_store(shard, kind))
+                report = report_path(shard).read_text(encoding="utf-8")
+                rows += [line.split("\t") for line in report.splitlines()[1:]]
         provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})
-        rows = [row for shard in shards for row in _report(shard)]
         with RunJournal([output]) as journal:
             if journal.state is not None:
                 raise ResumeError(f"{output}: an unfinished run is writing it; finish that run first")
@@ -240,16 +226,6 @@ def _reading(shard: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OutputError(f"{shard}: damaged, or not a shard of Protea's ({reason}); run that shard again") from error
-
-
-def _open(shard: Path, kind: str) -> Contents:
-    with _reading(shard):
-        return read_store(shard, kind)
-
-
-def _report(shard: Path) -> list[list[str]]:
-    with _reading(shard):
-        return [line.split("\t") for line in report_path(shard).read_text(encoding="utf-8").splitlines()[1:]]
 
 
 def _common(output: Path, provenances: list[dict[str, Any]], shards: list[Path]) -> dict[str, Any]:

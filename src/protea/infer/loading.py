@@ -58,11 +58,6 @@ def load_model(
     """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
     On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
-
-    Raises:
-        UsageError: the device or dtype is unknown; UnknownModelError for an unknown name.
-        CheckpointError: the files are missing, damaged or do not fit together.
-        DeviceError: the machine lacks the device.
     """
     where, kind = resolve_device(device), resolve_dtype(dtype)
     path = locate(model)
@@ -78,10 +73,7 @@ def load_model(
 
 
 def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
-    """The dtype to compute in: with ``fast``, bfloat16 if the hardware multiplies it natively.
-
-    A dtype together with ``fast`` is a ``UsageError``.
-    """
+    """The dtype to compute in: with ``fast``, bfloat16 if the hardware multiplies it natively."""
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")
     return "bfloat16" if fast and native_bfloat16(resolve_device(device)) else dtype

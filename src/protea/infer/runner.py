@@ -121,7 +121,6 @@ class Runner:
         self.model, self.budget = model, budget
         self._around = around
         self._on_gpu = model.device.type == "cuda"
-        self._ahead = int(self._on_gpu)
 
     def run(self, jobs: Iterable[Job[Tag]]) -> Iterator[Result[Tag]]:
         """Results in the order of the jobs, which are taken only when needed."""
@@ -176,7 +175,7 @@ class Runner:
         for jobs in filter(None, packs):
             launched.append(self._launch(jobs))
             return_freed_memory(between_packs=True)
-            if len(launched) > self._ahead:
+            if len(launched) > int(self._on_gpu):
                 yield self._collected(launched.popleft())
         yield from map(self._collected, launched)
 

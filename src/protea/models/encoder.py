@@ -85,7 +85,7 @@ class Encoder(nn.Module, ABC):
         self, batch: PackedBatch, on_hidden: HiddenObserver | None = None, on_attention: AttentionObserver | None = None
     ) -> Tensor:
         """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences."""
-        self.check_length(batch.max_length)
+        self.check_length(batch.cu_seqlens.max_length)
         context = self.context(batch)
         x = self.embed_tokens(batch)
         for number, layer in enumerate(self.layers):

@@ -191,16 +191,8 @@ class Published:
 
 def by_meta(name: str, config: EncoderConfig, *, contact_head: bool = True) -> Published:
     """One of Meta's models on Hugging Face."""
-    where = META + name
-    return Published(
-        name=name,
-        config=config,
-        publisher="Meta",
-        licence="MIT",
-        format="hf",
-        repository=where,
-        contact_head=contact_head,
-    )
+    files = {"format": "hf", "repository": META + name}
+    return Published(name=name, config=config, publisher="Meta", licence="MIT", contact_head=contact_head, **files)
 
 
 def te_recipe(name: str, config: EncoderConfig) -> Published:
