@@ -188,7 +188,7 @@ class Toy(Encoder):
         return x
 
     def context(self, batch: PackedBatch) -> LayerContext:
-        places = torch.arange(batch.max_length + 1, device=self.device)
+        places = torch.arange(batch.cu_seqlens.max_length + 1, device=self.device)
         distance = (places[:-1, None] - places[None]).abs().clamp_min(1).float().log2()
         closeness = (1 - (distance[..., None] - self.distances).abs()).clamp_min(0)
         bias = (closeness @ self.relative_bias.float().T).permute(2, 0, 1)

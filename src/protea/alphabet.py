@@ -94,11 +94,7 @@ class Alphabet:
         return bytes(ids.get(code, _INVALID) for code in range(256))
 
     def encode(self, sequence: str) -> NDArray[np.uint8]:
-        """The ids ``[L]`` of residues in upper case, without BOS and EOS; ``<mask>`` is one masked position.
-
-        Raises:
-            UnknownResidueError: names the first letter outside the alphabet, and its position.
-        """
+        """The ids ``[L]`` of residues in upper case, without BOS and EOS; ``<mask>`` is one masked position."""
         parts = sequence.split(_MASK)
         starts = accumulate((len(part) + 1 for part in parts[:-1]), initial=0)
         ids = bytes([self.mask]).join(map(self._translate, parts, starts))

@@ -129,7 +129,6 @@ class RunJournal:
         self._run = uuid4().hex
         self._reported = 0
         with ExitStack() as undo, ExitStack() as open_files:
-            self._open_files = open_files
             self._works: list[WorkFolder] = []
             for output in outputs:
                 work = open_files.enter_context(WorkFolder(output))

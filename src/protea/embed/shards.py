@@ -40,10 +40,6 @@ main()
 """Runs ``protea`` in a process that ends when its parent ends, for whatever reason; only Linux can do this."""
 
 
-class ShardError(ProteaError):
-    """One of several processes failed; the message is that of the process."""
-
-
 def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
@@ -117,7 +113,7 @@ def _compute(shards: list[Shard], settings: EmbedSettings, folder: Path, progres
                 if code:
                     lines = _log(folder, shard).read_text(errors="replace").strip().splitlines()
                     last = lines[-1].removeprefix("protea: error: ") if lines else f"exit code {code}"
-                    raise ShardError(f"shard {shard}: {last}")
+                    raise ProteaError(f"shard {shard}: {last}")
             done = sum(map(_residues, journals))
             progress.advance(max(0, done - shown))
             shown = max(done, shown)

@@ -116,8 +116,6 @@ class Runner:
     def __init__(
         self, model: Encoder, budget: int, around: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
     ) -> None:
-        if budget < 1:
-            raise ValueError(f"a token budget must be at least 1, got {budget}")
         self.model, self.budget = model, budget
         self._around = around
         self._on_gpu = model.device.type == "cuda"

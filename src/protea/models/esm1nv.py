@@ -48,10 +48,7 @@ class ESM1nvConfig(TransformerConfig):
     attention_probs_dropout_prob: float = 0.1
     hidden_act: str = "gelu_tanh"
 
-    @property
-    def family(self) -> str:
-        """``ESM-1nv``."""
-        return "ESM-1nv"
+    family = "ESM-1nv"
 
     @property
     def max_tokens(self) -> int:

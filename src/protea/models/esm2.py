@@ -39,20 +39,9 @@ class ESM2Config(TransformerConfig):
     token_dropout: bool = True
     rope_theta: float = 10000.0
 
-    @property
-    def family(self) -> str:
-        """``ESM-2``."""
-        return "ESM-2"
-
-    @property
-    def max_tokens(self) -> None:
-        """None: rotary positions have no limit."""
-        return None
-
-    @property
-    def trained_tokens(self) -> int:
-        """1,024: crops of 1,022 residues, with BOS and EOS."""
-        return 1024
+    family = "ESM-2"
+    max_tokens = None  # rotary positions have no limit
+    trained_tokens = 1024  # crops of 1,022 residues, with BOS and EOS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -96,6 +96,12 @@ class EncoderConfig(ABC):
 
 
 Keys = Mapping[str, str]
+"""Maps our parameter names to a format's. A format does not store parameters without an entry.
+
+``{}`` stands for the number of a layer, ``*`` for what follows the last dot: ``weight`` or ``bias``. If only our name
+has ``{}``, one tensor stacks all layers; if only the key has it, a buffer is repeated in each layer. Names with the
+same key are fused in it, in the model's order.
+"""
 
 
 class Shapes(Protocol):
@@ -163,14 +169,8 @@ _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 class Published:
     """A published checkpoint; without published weights, only the first three fields have values.
 
-    Attributes:
-        name: what users type.
-        licence: an SPDX id.
-        format: of the published files, as ``protea convert`` names it.
-        repository: on Hugging Face, to download from.
-        elsewhere: where users find weights that are not on Hugging Face.
-        contact_head: whether the weights include a fitted contact head.
-        sha256: of the published file, if its publisher states it.
+    Users type its ``name``. ``licence`` is an SPDX id, ``format`` is spelled as by ``protea convert``, ``repository``
+    is on Hugging Face, and ``elsewhere`` says where users find other weights. Some publishers state a file's SHA-256.
     """
 
     name: str

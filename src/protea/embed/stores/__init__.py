@@ -49,14 +49,9 @@ class StoredRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """The form of every record's arrays.
+    """The form of every record's arrays, whose first axis is the layers and whose last has the model's width.
 
-    Attributes:
-        kinds: names of poolings and ``RESIDUES``, in order.
-        layers: layer numbers along the arrays' first axis.
-        width: length of the last axis.
-        dtype: ``float32`` or ``float16``.
-        compression: gzip level of HDF5 datasets, or ``None``.
+    ``kinds`` are names of poolings and ``RESIDUES``, in order; ``compression`` is the gzip level of HDF5 datasets.
     """
 
     kinds: tuple[str, ...]
