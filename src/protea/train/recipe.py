@@ -176,9 +176,7 @@ class Recipe(Section):
         except CheckpointError as error:
             raise UsageError(f"model: {error}") from error
         if config.vocab_size < (tokens := len(config.alphabet)):
-            raise UsageError(
-                f"model.vocab_size {config.vocab_size} must be at least {tokens}, as the alphabet needs"
-            )
+            raise UsageError(f"model.vocab_size {config.vocab_size} must be at least {tokens}, as the alphabet needs")
         return config
 
     @model_validator(mode="after")
