@@ -1,26 +1,5 @@
 """The exceptions that a user can cause, each with a message that names the value, the place and the fix.
 
-    ProteaError
-    ├── UsageError                a wrong option or argument (exit code 2)
-    │   └── UnknownModelError
-    ├── FastaError                a sequence file that is missing, unreadable or not FASTA
-    │   └── DamagedFileError
-    ├── StructureError            a structure file that is missing, unreadable or without a protein
-    ├── UnknownResidueError       a letter outside the model's alphabet
-    ├── VariantError              a variant that its protein does not have
-    ├── SequenceTooLongError      more tokens than the model has positions
-    ├── CheckpointError           weights or a configuration that cannot be used
-    ├── CapabilityError           the model lacks the head that is needed
-    ├── DeviceError               hardware that is missing or too small
-    ├── NonFiniteError            infinities or NaN
-    ├── TrainingError             a training run that cannot start or continue
-    ├── DataError                 training data that are contradictory or not enough
-    │   └── StoreError            a training store that is missing, incomplete, damaged or of another alphabet
-    ├── ProgramError              another program that is not installed or failed
-    ├── MissingExtraError         an optional part of this package that is not installed
-    └── OutputError               a file that cannot be written
-        └── ResumeError           an unfinished run that cannot continue
-
 Exceptions carry one string and nothing else, so that they survive pickling between processes.
 """
 

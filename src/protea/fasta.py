@@ -1,7 +1,7 @@
 """Reads records from FASTA files, plain or compressed (gz, bz2, xz, zst), and from standard input.
 
-Keeps one record in memory. Knows nothing of alphabets or models: it passes on every byte between the line breaks, and
-the encoder decides what the byte means.
+Keeps a few megabytes in memory, or one record if it is larger. Passes on every byte between the line breaks; the
+encoder decides what the byte means.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -30,9 +28,14 @@ else:
 STDIN: Final = "-"
 
 _BLOCK: Final = 1 << 22
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 13
 _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
+_REASONS: Final[dict[type[OSError], str]] = {
+    FileNotFoundError: "no such file",
+    IsADirectoryError: "is a folder; name the FASTA files in it",
+    PermissionError: "permission denied; make the file readable",
+}
 DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
 """Exceptions that decompressors raise for data that are cut short or damaged."""
 
@@ -57,24 +60,15 @@ class Record(NamedTuple):
 def read_fasta(paths: Iterable[str | Path]) -> Iterator[Record]:
     """Yield the records of several files in order; ``-`` is standard input.
 
-    Raises:
-        FastaError: a file is missing, a folder, unreadable, empty, or not FASTA; a record has no id.
-        DamagedFileError: a compressed file is cut short or damaged; raised after the records before the damage.
+    A ``DamagedFileError`` comes after the records before the damage.
     """
-    for path in paths:
-        with _open(path) as stream:
-            yield from _parse(stream, "standard input" if str(path) == STDIN else str(path))
+    for block in read_blocks(paths, streaming=True):
+        yield from block.records()
 
 
 @dataclass(frozen=True)
 class Block:
-    """Whole records, as the bytes of a file.
-
-    Attributes:
-        data: the lines of the records; the last line has no line break.
-        name: name of the file.
-        line: number of the first line.
-    """
+    """Complete records as the bytes of the file ``name``, from line ``line`` on; the last line has no line break."""
 
     data: bytes
     name: str
@@ -96,20 +90,35 @@ class Block:
         )
 
     def records(self) -> Iterator[Record]:
-        """The records, read as ``read_fasta`` does."""
-        return _parse(BytesIO(self.data), self.name, self.line)
+        """The records in order."""
+        header: bytes | None = None
+        header_line = 0
+        residues: list[bytes] = []
+        for number, line in enumerate(_lines(self.data), start=self.line):
+            if line[:1] == b">":
+                if header is not None:
+                    yield _record(header, residues, self.name, header_line)
+                header, header_line, residues = line, number, []
+            elif header is not None:
+                residues.append(line)
+            elif line:
+                raise FastaError(
+                    f"{self.name}, line {number}: not FASTA: expected '>' and a header, found {_excerpt(line)}"
+                )
+        if header is None:
+            raise FastaError(f"{self.name}: no records; the file is empty")
+        yield _record(header, residues, self.name, header_line)
 
 
-def read_blocks(paths: Iterable[str | Path]) -> Iterator[Block]:
-    """Yield the same records as ``read_fasta``, thousands at a time.
+def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iterator[Block]:
+    """Yield the records thousands at a time, or with ``streaming`` as soon as a pipe has them.
 
-    Raises:
-        FastaError: as ``read_fasta``; a line that is not FASTA is reported when the records of its block are read.
-        DamagedFileError: as ``read_fasta``.
+    A line that is not FASTA is an error when the records of its block are read.
     """
+    least = 1 if streaming else _BLOCK
     for path in paths:
-        with _open(path) as stream:
-            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path))
+        with _opened(path) as stream:
+            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
 
 
 def flows(path: str) -> bool:
@@ -118,7 +127,7 @@ def flows(path: str) -> bool:
     return path == STDIN or not (not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path))
 
 
-def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
+def _blocks(stream: BinaryIO, name: str, least: int) -> Iterator[Block]:
     """Cut the file before lines that start with ``>``."""
     rest, line = b"", 1
     damage: DamagedFileError | None = None
@@ -126,11 +135,13 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
         parts, size = [rest], 0
         try:
             # read() would lose the last good bytes of a damaged file; read1() returns them.
-            while size < _BLOCK and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
+            # A record longer than a block is read in steps that double.
+            while size < max(least, len(rest)) and (chunk := stream.read1(min(_BLOCK, _CHUNK))):  # type: ignore[attr-defined]
                 parts.append(chunk)
                 size += len(chunk)
         except DAMAGED as error:
-            damage = _damaged(name, error)
+            reason = "it is cut short, damaged, or not compressed as its name says"
+            damage = DamagedFileError(f"{name}: cannot be read to its end; {reason} ({error})")
             damage.__cause__ = error
         data = b"".join(parts)
         if line == 1:
@@ -139,7 +150,7 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
         if cut > 0 and (not size or data[:cut].strip()):
             block, rest = data[:cut], data[cut + 1 :]
             yield Block(block.removesuffix(b"\n") if cut == len(data) else block, name, line)
-            line += sum(1 for _ in _lines(BytesIO(block + b"\n"), name)) if b"\r" in block else block.count(b"\n") + 1
+            line += sum(1 for _ in _lines(block + b"\n")) if b"\r" in block else block.count(b"\n") + 1
         else:
             rest = data
         if not size and damage is None:
@@ -147,30 +158,6 @@ def _blocks(stream: BinaryIO, name: str) -> Iterator[Block]:
                 yield Block(b"", name, 1)
             return
     raise damage
-
-
-def _damaged(name: str, error: BaseException) -> DamagedFileError:
-    return DamagedFileError(
-        f"{name}: cannot be read to its end; it is cut short, damaged, or not compressed as its name says ({error})"
-    )
-
-
-def _parse(stream: BinaryIO, name: str, first: int = 1) -> Iterator[Record]:
-    header: bytes | None = None
-    header_line = 0
-    residues: list[bytes] = []
-    for number, line in enumerate(_lines(stream, name), start=first):
-        if line[:1] == b">":
-            if header is not None:
-                yield _record(header, residues, name, header_line)
-            header, header_line, residues = line, number, []
-        elif header is not None:
-            residues.append(line)
-        elif line:
-            raise FastaError(f"{name}, line {number}: not FASTA: expected '>' and a header, found {_excerpt(line)}")
-    if header is None:
-        raise FastaError(f"{name}: no records; the file is empty")
-    yield _record(header, residues, name, header_line)
 
 
 def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Record:
@@ -185,36 +172,24 @@ def _record(header: bytes, residues: list[bytes], name: str, line: int) -> Recor
     return Record(words[0], words[1].strip() if len(words) > 1 else "", sequence.decode("latin-1"), place)
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[bytes]:
+def _lines(data: bytes) -> Iterator[bytes]:
     """Stripped lines; they may end in LF, CRLF, or in the CR alone of old Macintosh files."""
-    try:
-        first = stream.readline().removeprefix(_BOM)
-        for raw in chain([first], stream):
-            line = raw.strip()
-            if b"\r" in line:
-                yield from map(bytes.strip, line.split(b"\r"))
-            else:
-                yield line
-    except DAMAGED as error:
-        raise _damaged(name, error) from error
+    for raw in BytesIO(data):
+        line = raw.strip()
+        if b"\r" in line:
+            yield from map(bytes.strip, line.split(b"\r"))
+        else:
+            yield line
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[BinaryIO]:
+def _opened(path: str | Path) -> BinaryIO:
     if str(path) == STDIN and sys.stdin is None:
         raise FastaError("standard input is closed; name a file, or pipe the records in")
     try:
-        stream = xopen(path, "rb", threads=0)
-    except FileNotFoundError as error:
-        raise FastaError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise FastaError(f"{path}: is a folder; name the FASTA files in it") from error
-    except PermissionError as error:
-        raise FastaError(f"{path}: permission denied; make the file readable") from error
+        return xopen(path, "rb", threads=0)
     except OSError as error:
-        raise FastaError(f"{path}: cannot be opened: {error.strerror or error}") from error
-    with stream:
-        yield stream
+        reason = _REASONS.get(type(error), f"cannot be opened: {error.strerror or error}")
+        raise FastaError(f"{path}: {reason}") from error
 
 
 def _decode(header: bytes) -> str:

@@ -1,7 +1,7 @@
-"""What an unfinished run leaves behind, so that the same command continues where it stopped.
+"""Records of an unfinished run, from which the same command continues where the run stopped.
 
-Beside an output ``OUT`` is the folder ``.OUT.partial`` until the output is complete. It is locked, so that one process
-at a time works on an output. Its ``journal.json`` says how far the work is; it is replaced in one step.
+Until an output ``OUT`` is complete, the folder ``.OUT.partial`` lies beside it. It is locked, so that one process at a
+time works on an output. Its ``journal.json`` says how far the work is; it is replaced in one step.
 """
 
 from __future__ import annotations
@@ -22,16 +22,7 @@ _ABSENT: Final = "nothing"
 
 
 def lock(path: Path, output: Path) -> TextIO:
-    """Open a file that one process at a time may hold. Closing it, or the end of the process, releases it.
-
-    Args:
-        path: of the lock file.
-        output: what the message calls the work.
-
-    Raises:
-        ResumeError: another process holds it.
-        OutputError: the file cannot be written.
-    """
+    """Open the lock file of an output. One process at a time holds it, until it closes the file or ends."""
     try:
         stream = path.open("w")
     except OSError as error:
@@ -48,19 +39,7 @@ def lock(path: Path, output: Path) -> TextIO:
 
 
 class WorkFolder:
-    """The locked folder ``.OUT.partial`` of one output.
-
-    Args:
-        output: what is being made.
-
-    Raises:
-        ResumeError: another process works on the output.
-        OutputError: the folder cannot be made.
-
-    Attributes:
-        path: of the folder.
-        is_new: whether the folder did not exist before.
-    """
+    """The locked folder ``.OUT.partial`` of one output; a ``ResumeError`` if another process works on the output."""
 
     def __init__(self, output: Path) -> None:
         self.output, self.path = output, work_path(output)
@@ -79,11 +58,7 @@ class WorkFolder:
         self._lock.close()
 
     def read(self) -> dict[str, Any] | None:
-        """The journal of an unfinished run; ``None`` if there is none.
-
-        Raises:
-            ResumeError: the journal is damaged.
-        """
+        """The journal of an unfinished run; ``None`` if there is none."""
         path = self.path / JOURNAL
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -93,11 +68,7 @@ class WorkFolder:
             raise damaged_journal(self.output, error) from error
 
     def commit(self, values: Mapping[str, Any]) -> None:
-        """Replace the journal.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Replace the journal."""
         write_durably(self.path / JOURNAL, json.dumps(values))
 
     def clear(self) -> None:
@@ -114,7 +85,7 @@ class WorkFolder:
 
 
 def work_path(output: Path) -> Path:
-    """Where an unfinished output is worked on."""
+    """The folder of an unfinished output."""
     return output.with_name(f".{output.name}.partial")
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -28,16 +28,14 @@ from protea.embed.prepare import EncodedRecord, Long, fit
 from protea.errors import ProteaWarning, UnknownResidueError, UsageError
 from protea.evaluate import proteingym
 from protea.fasta import Record
-from protea.infer.loading import load_model
+from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.config import EncoderConfig
-from protea.models.encoder import Encoder
-from protea.output import sha256
 from protea.score import effects, perplexity
 from protea.score.expected import runner_for
-from protea.score.proteins import check_no_masks
-from protea.score.variants import CANONICAL, parse_all, single_substitutions
+from protea.score.proteins import check_no_masks, choice
+from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
 from protea.text import counted
 
 Texts = TypeVar("Texts", bound=Collection[object])
@@ -54,12 +52,16 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
-
-    Raises:
-        UsageError, CheckpointError, DeviceError: for a wrong argument, for damaged files, for an absent device.
     """
-    loaded = load_model(model, device=device, dtype=dtype, trainable=trainable)
-    return LanguageModel(loaded.module, name=loaded.name, files=loaded.files, head_record=loaded.head_record)
+    return LanguageModel(load_model(model, device=device, dtype=dtype, trainable=trainable))
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Options of ``LanguageModel.embed`` that do not change the type of its result."""
+
+    layers: Sequence[int] | None
+    long: Long
+    token_budget: int | None
 
 
 class LanguageModel:
@@ -67,7 +69,7 @@ class LanguageModel:
 
     Sequences are residues in upper case, and get the same numbers, to float32 rounding, whatever sequences are computed
     with them. ``long`` is the policy for a sequence over the model's limit: ``truncate``, ``window``, ``full`` or
-    ``error`` (``docs/embedding.md``); of these, scores know ``window`` (ProteinGym's windows), ``full`` and ``error``.
+    ``error`` (``docs/embedding.md``); scores take ``window`` (ProteinGym's windows), ``full`` and ``error``.
     ``token_budget`` is the number of tokens computed at a time, which bounds memory.
 
     Methods raise ``UnknownResidueError`` for a letter outside the alphabet, ``SequenceTooLongError`` for a sequence too
@@ -77,13 +79,9 @@ class LanguageModel:
     and ``MissingExtraError`` if an optional library is not installed.
     """
 
-    def __init__(
-        self, module: Encoder, *, name: str, files: Sequence[Path] = (), head_record: Path | None = None
-    ) -> None:
-        self.module = module
-        self.name = name
-        self.files = list(files)
-        self._head_record = head_record
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.module, self.name, self.files = loaded.module, loaded.name, loaded.files
+        self._loaded = loaded
         self._fitted: frozenset[str] | None = None
 
     def __repr__(self) -> str:
@@ -119,30 +117,16 @@ class LanguageModel:
         return self.module.compute_dtype
 
     def weights_sha256(self) -> dict[str, str]:
-        """SHA-256 of the weight files by name; empty for a model that was not loaded from files."""
-        return {path.name: sha256(path) for path in self.files}
+        """SHA-256 of the weight files by name."""
+        return self._loaded.weights_sha256()
 
     @overload
     def embed(
-        self,
-        sequences: Sequence[str],
-        *,
-        pool: None = None,
-        layers: Sequence[int] | None = None,
-        long: Long = "truncate",
-        token_budget: int | None = None,
+        self, sequences: Sequence[str], *, pool: None = None, **options: Unpack[EmbedOptions]
     ) -> list[FloatArray]: ...
 
     @overload
-    def embed(
-        self,
-        sequences: Sequence[str],
-        *,
-        pool: str,
-        layers: Sequence[int] | None = None,
-        long: Long = "truncate",
-        token_budget: int | None = None,
-    ) -> FloatArray: ...
+    def embed(self, sequences: Sequence[str], *, pool: str, **options: Unpack[EmbedOptions]) -> FloatArray: ...
 
     def embed(
         self,
@@ -162,8 +146,8 @@ class LanguageModel:
         poolings = () if pool is None else check_poolings([pool], self.alphabet.frame)
         numbers = resolve_layers((-1,) if layers is None else layers, self.module)
         asked = Asked(layers=numbers, poolings=poolings, residues=pool is None)
-        found = embeddings.embed(runner_for(self.module, token_budget), self._encode(sequences, long), asked)
-        states = [embedding.residues if pool is None else embedding.pooled[pool] for embedding in found]
+        records = embeddings.embed(runner_for(self.module, token_budget), self._encode(sequences, long), asked)
+        states = [record.residues if pool is None else record.pooled[pool] for record in records]
         arrays = [state if layers is not None else state[0] for state in states if state is not None]
         if pool is None:
             return arrays
@@ -221,7 +205,7 @@ class LanguageModel:
         ``A24V`` or several at once ``A24V:G30S``; the last also ``A24del``, ``A24_G25insKL`` and ``A24_G30delinsKL``.
         ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
-        check_no_masks(_one(sequence), "the sequence")
+        check_no_masks(_text(sequence), "the sequence")
         self.alphabet.encode(sequence)  # an unknown letter is an error before any variant is read
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
         known = parse_all(_list(variants), sequence, self.alphabet, offset)
@@ -235,12 +219,13 @@ class LanguageModel:
 
         The wild type's own letter scores 0; the row of a gap is NaN.
         """
-        cells = list(single_substitutions(_one(sequence)))
-        variants = [f"{sequence[place]}{place + 1}{letter}" for place, letter in cells]
+        variants = [f"{sequence[place]}{place + 1}{new}" for place, new in single_substitutions(_text(sequence))]
         scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
-        result = np.array([np.full(len(CANONICAL), 0.0 if letter.isalpha() else np.nan) for letter in sequence])
-        result[[place for place, _ in cells], [CANONICAL.index(letter) for _, letter in cells]] = scores
-        return result
+        cells = scan_cells(sequence, scores)
+        for row, letter in zip(cells, sequence, strict=True):
+            if letter in CANONICAL:
+                row[CANONICAL.index(letter)] = 0
+        return cells
 
     def evaluate_proteingym(
         self, folder: str | Path, *, method: str = "masked-marginals", long: str = "window"
@@ -257,7 +242,7 @@ class LanguageModel:
 
     def contacts(self, sequence: str) -> FloatArray:
         """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å)."""
-        return predict.contacts(self.module, self.alphabet.encode(_one(sequence)))
+        return predict.contacts(self.module, self.alphabet.encode(_text(sequence)))
 
     def fit_contacts(
         self,
@@ -293,8 +278,8 @@ class LanguageModel:
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.
         """
-        fitted, record = None if include_fitted else self._fitted, self._head_record
-        if fitted is None and not include_fitted and record is not None and record.exists():
+        fitted, record = self._fitted, self._loaded.head_record
+        if fitted is None and record.exists() and not include_fitted:
             fitted = precision.fitted_on(record)
         rows: list[ReportRow] = []
         chains = precision.select_chains(
@@ -302,7 +287,7 @@ class LanguageModel:
             _paths(structures),
             rows,
             exclude=_list(exclude),
-            fitted=fitted or (),
+            fitted=() if include_fitted or fitted is None else fitted,
             reason="the contact head was fitted on them; include_fitted=True keeps them",
         )
         _warn_of(rows)
@@ -313,18 +298,17 @@ class LanguageModel:
 
         Layers count from 1, negative ones from the last; heads count from 0, all by default.
         """
-        return predict.attention(self.module, self.alphabet.encode(_one(sequence)), layers, heads)
+        return predict.attention(self.module, self.alphabet.encode(_text(sequence)), layers, heads)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load; it must not exist yet."""
         hf.save(self.module, Path(folder))
 
     def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
-        if long not in get_args(Long):
-            raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(get_args(Long))}")
+        choice("policy for long sequences", long, Long)
         for number, sequence in enumerate(_list(sequences)):
             place = f"sequence {number}"
-            record = Record(str(number), "", _one(sequence, place), place)
+            record = Record(str(number), "", _text(sequence, place), place)
             rows: list[ReportRow] = []
             try:
                 ids = self.alphabet.encode(sequence)
@@ -357,7 +341,7 @@ def _list(texts: Texts) -> Texts:
     return texts
 
 
-def _one(sequence: str, name: str = "the sequence") -> str:
+def _text(sequence: str, name: str = "the sequence") -> str:
     if not isinstance(sequence, str):
         raise UsageError(f"{name} must be a string, got {type(sequence).__name__}")
     if not sequence:
@@ -369,5 +353,5 @@ def _without_masks(sequences: Sequence[str]) -> list[tuple[str, str]]:
     """Name and letters of each sequence."""
     named = [(f"sequence {number}", sequence) for number, sequence in enumerate(_list(sequences))]
     for name, sequence in named:
-        check_no_masks(_one(sequence, name), name)
+        check_no_masks(_text(sequence, name), name)
     return named

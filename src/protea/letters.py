@@ -1,4 +1,4 @@
-"""What becomes of letters that the alphabet lacks: one policy for FASTA files, training stores and scoring.
+"""Policy for letters that the alphabet lacks: the same for FASTA files, training stores and scoring.
 
 Nothing is changed or dropped without a ``ReportRow``. ``OUT.report.tsv``, beside every output, lists these rows.
 """
@@ -28,13 +28,7 @@ _POSITIONS_SHOWN: Final = 5
 
 
 class ReportRow(NamedTuple):
-    """One row of a report.
-
-    Attributes:
-        id: the record's id in the output.
-        what: ``truncated``, ``windowed``, ``altered``, ``renamed``, ``skipped`` or ``odd``.
-        detail: the reason, or what was changed.
-    """
+    """One row of a report: a record's id in the output, what happened (as in ``truncated``), and the details."""
 
     id: str
     what: str
@@ -42,13 +36,7 @@ class ReportRow(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """A record after the policy.
-
-    Attributes:
-        sequence: letters of the alphabet alone; ``None`` if the record is skipped.
-        row: the row for the report; ``None`` if nothing was changed.
-        letters: number of letters changed or removed.
-    """
+    """A record after the policy; its sequence is ``None`` if it is skipped. ``letters`` were changed or removed."""
 
     sequence: str | None
     row: ReportRow | None
@@ -59,17 +47,7 @@ def clean(record: Record, alphabet: Alphabet, unknown: Unknown, *, masks: bool =
     """Apply the policy to one record.
 
     Lower case becomes upper case; blanks and stops at the end are removed; the policy decides on every other letter
-    outside the alphabet.
-
-    Args:
-        record: as read.
-        alphabet: of the model.
-        unknown: the policy.
-        masks: whether ``<mask>`` stands for a masked position.
-
-    Raises:
-        UnknownResidueError: a letter that the policy does not allow; the message names file, line, record and position.
-        FastaError: the record has no residues and ``unknown`` is ``error``.
+    outside the alphabet. With ``masks``, ``<mask>`` stands for a masked position.
     """
     details: list[str] = []
     sequence, letters = _tidied(record.sequence, masks, details)
@@ -107,7 +85,7 @@ def listing(sequence: str, letters: Iterable[str]) -> str:
 
 
 def _tidied(sequence: str, masks: bool, details: list[str]) -> tuple[str, int]:
-    """Make the changes that leave no doubt about the residues; give their number too."""
+    """Make the changes that leave no doubt about the residues, and count the letters."""
     closed = _BLANK.sub("", sequence)
     upper = _translated(closed, _TO_UPPER, masks)
     bare = upper.rstrip("*")

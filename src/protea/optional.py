@@ -1,4 +1,4 @@
-"""Libraries of the optional parts of this package, and what is said when one is missing."""
+"""Libraries of the optional parts of this package."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from protea.errors import MissingExtraError
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Imports within need an optional part.
-
-    Args:
-        name: of the part, as pip is told.
-        what: needs which library, as in ``--plot needs matplotlib``.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Explain a failed import inside: ``what``, as in ``--plot needs matplotlib``, and how to install part ``name``."""
     try:
         yield
     except ImportError as error:

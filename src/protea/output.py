@@ -1,6 +1,6 @@
-"""The one way to disk: refuse early, check the space, write aside, rename, with a report and a run file beside.
+"""Outputs: refused early, written aside, then renamed, with a report and a run file beside them.
 
-Whatever moment a process is killed at, an output is absent, old and whole, or new and whole.
+At whatever moment a process is killed, an output is absent, or complete: the old one or the new one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,13 +40,7 @@ def run_path(path: Path) -> Path:
 def check_output(path: Path, *, overwrite: bool = False, ours: Callable[[Path], bool] | None = None) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
-    Args:
-        path: the file or folder to write.
-        overwrite: whether an existing output may be replaced.
-        ours: for an output that is a folder, whether an existing path is one that Protea may replace.
-
-    Raises:
-        OutputError: the path exists and may not be replaced, has no parent folder, or its name is too long.
+    For an output that is a folder, ``ours`` tells whether Protea may replace an existing path.
     """
     if path.name in ("", ".."):
         raise OutputError(f"{path}: names no file or folder of its own; give it a name")
@@ -64,19 +59,10 @@ def check_output(path: Path, *, overwrite: bool = False, ours: Callable[[Path], 
 
 
 def check_space(needed: Mapping[Path, int], advice: str) -> None:
-    """Compare the space that outputs need with the free space of their disks.
-
-    Args:
-        needed: bytes for each output.
-        advice: what the user can do if they do not fit.
-
-    Raises:
-        OutputError: the outputs do not fit.
-    """
-    by_disk: dict[int, int] = {}
+    """Refuse outputs that need more bytes than their disks have; ``advice`` says what the user can do then."""
+    by_disk: Counter[int] = Counter()
     for path, size in needed.items():
-        disk = path.parent.stat().st_dev
-        by_disk[disk] = by_disk.get(disk, 0) + size
+        by_disk[path.parent.stat().st_dev] += size
     for path in needed:
         free, total = shutil.disk_usage(path.parent).free, by_disk[path.parent.stat().st_dev]
         if total > free:
@@ -87,15 +73,9 @@ def check_space(needed: Mapping[Path, int], advice: str) -> None:
 def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Write an output aside. It gets its name only when it is complete.
 
-    Yields the path to write at. Files written beside that path move with it, and before it: where the output is,
-    everything is. Missing parent folders are created, and removed again if the work fails.
-
-    Args:
-        target: the file or folder to write.
-        overwrite: whether an existing output, and what lies beside it, may be replaced. An empty folder always may.
-
-    Raises:
-        OutputError: the output exists or cannot be written; nothing is left behind.
+    Yields the path to write at. Files written beside that path move with it, and before it: an output is never without
+    them. Missing parent folders are created, and removed again if the work fails. With ``overwrite``, an existing
+    output and the files beside it are replaced; an empty folder always is.
     """
     made: list[Path] = []
     # The name is chosen before the folder is made: an interrupt may come between any two lines.
@@ -131,30 +111,18 @@ def put_in_place(complete: Path, path: Path) -> None:
 
 
 def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = REPORT_HEADER) -> None:
-    """Write ``OUT.report.tsv``: one line a row, cells without tabs or control characters.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write ``OUT.report.tsv``: one line a row, cells without tabs or control characters."""
     lines = ("\t".join(printable(str(cell)) for cell in row) for row in rows)
     report_path(path).write_text("\n".join(["\t".join(header), *lines, ""]), encoding="utf-8")
 
 
 def write_run(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write ``OUT.run.yaml``: the settings and circumstances of the run, as plain values.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write ``OUT.run.yaml``: the settings and circumstances of the run, as plain values."""
     run_path(path).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write or replace a small file; after a crash of the machine it holds the old text or the new one.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write or replace a small file; after a crash of the machine it holds the old text or the new one."""
     aside = path.with_name(f".{path.name}.unfinished")
     with aside.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -164,11 +132,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Force the names in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -183,13 +147,7 @@ def sha256(path: Path) -> str:
 
 
 def write_failure(error: OSError, path: Path, advice: str = "") -> OutputError:
-    """The message for an output that could not be written.
-
-    Args:
-        error: as raised by the operating system.
-        path: of the output.
-        advice: what else the user should know; begins with a semicolon.
-    """
+    """The error to raise for an output that the operating system did not write; ``advice`` begins with a semicolon."""
     reason = error.strerror or " ".join(str(error).split())
     if error.errno in _DISK_FULL:
         reason += f" ({bytes_text(shutil.disk_usage(path.parent).free)} are free)"

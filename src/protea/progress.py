@@ -9,13 +9,7 @@ class Progress:
     """Receives the progress of a run. This class ignores it; subclasses show it."""
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
-        """Start a task. It replaces the task before it.
-
-        Args:
-            task: what is done, as in ``embedding``.
-            total: units of work in the task; ``None`` if unknown.
-            done: units that an earlier, unfinished run has finished.
-        """
+        """Start a task, as in ``embedding``, in place of the one before; ``done`` units are finished already."""
 
     def advance(self, amount: int = 1) -> None:
         """Add finished units of work to the current task."""

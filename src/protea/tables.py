@@ -21,20 +21,10 @@ _COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _SUFFIXES: Final = re.compile(r"(\.csv|\.tsv)(\.gz|\.bz2|\.zst)?$|\.parquet$")
 
 
-def kind_of(path: Path) -> str:
-    """The format that a file name asks for: ``.csv``, ``.tsv`` or ``.parquet``; any other is a ``UsageError``."""
-    return _format(path)[0]
-
-
 def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
-    """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written; before any work is done.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: one of the three files exists, or their folder does not.
-    """
+    """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written, before any work."""
     if path.suffix not in others and not path.is_dir():
-        kind_of(path)
+        _format(path)
     for place in (path, output.report_path(path), output.run_path(path)):
         output.check_output(place, overwrite=overwrite)
 
@@ -53,12 +43,7 @@ class Beside(NamedTuple):
 
 
 def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> None:
-    """Write a table and what lies beside it; an older one is replaced when the new one is complete.
-
-    Raises:
-        UsageError: the suffix names no format.
-        OutputError: the table cannot be written.
-    """
+    """Write a table and what lies beside it; an older one is replaced when the new one is complete."""
     from pyarrow import parquet
 
     kind, compression = _format(path)
@@ -73,12 +58,7 @@ def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> No
 
 
 def read_table(path: Path) -> pa.Table:
-    """A table. Cells of text files are read as text, so that they can be written again unchanged.
-
-    Raises:
-        UsageError: the suffix names no format.
-        DataError: the file cannot be read.
-    """
+    """A table. Cells of text files are read as text, so that they can be written again unchanged."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -94,7 +74,7 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _format(path: Path) -> tuple[str, str | None]:
-    """Kind of table, and Arrow's name of the compression."""
+    """``.csv``, ``.tsv`` or ``.parquet``, and Arrow's name of the compression."""
     match = _SUFFIXES.search(path.name.lower())
     if match is None:
         raise UsageError(f"{path}: unknown kind of table; name a .csv or .tsv (each also with .gz), or a .parquet")

@@ -14,9 +14,6 @@ def bytes_text(count: int) -> str:
 
 
 def printable(text: str) -> str:
-    """The text in one line, with control characters as escapes.
-
-    File names and tensor names may hold any character, and a terminal would obey some of them.
-    """
+    """The text in one line. Control characters, which a terminal would obey, become escapes."""
     line = " ".join(text.splitlines())
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)

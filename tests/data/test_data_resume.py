@@ -203,7 +203,7 @@ def test_mmseqs_and_its_runs_that_are_killed(tmp_path: Path) -> None:
     code, err = finish(process)
     assert code == 130
     assert "`protea data`" in err
-    assert "go on when the same command is given again" in err
+    assert "continue when you run the same command again" in err
     assert appears(lambda: not at_work(work), 10)
     quick = (*slow, "--filter-flags", QUICK)
     code, err = finish(start(*command(sources, tmp_path / "store", *quick)))

@@ -151,7 +151,7 @@ def test_long_proteins_are_seen_through_windows(short: protea.LanguageModel, the
 
 
 def test_overlapping_windows_are_joined_by_weight(short: protea.LanguageModel, theirs: LogProbs) -> None:
-    from protea.score.proteingym_windows import edge_weights, overlapping
+    from protea.score.expected import edge_weights, overlapping
 
     tokens = tokens_of(short, SEQUENCE)
     total, weight = torch.zeros(len(tokens), 33), torch.zeros(len(tokens), 1)

@@ -28,8 +28,8 @@ def model(load_small: LoadModel, one_thread: None) -> protea.LanguageModel:
     return load_small("esm2")
 
 
-def masked(model: protea.LanguageModel, masking: Masking, seed: int = 42) -> list[perplexity.Masked]:
-    named = ((str(i), model.alphabet.encode(one)) for i, one in enumerate(SEQUENCES))
+def masked(model: protea.LanguageModel, masking: Masking, seed: int = 42) -> list[perplexity.MaskedJob]:
+    named = ((str(number), model.alphabet.encode(sequence)) for number, sequence in enumerate(SEQUENCES))
     return list(perplexity.mask(model.alphabet, named, masking, seed))
 
 
@@ -47,10 +47,10 @@ def test_other_libraries_agree(
 ) -> None:
     model = load_small(name)
     model.save(tmp_path / "model")
-    questions = masked(model, Masking())
+    jobs = masked(model, Masking())
     run = load_peer(library, tmp_path / "model")
-    theirs = [masked_losses(run, question.tokens, question.places, question.truth) for question in questions]
-    ours = list(perplexity.losses(Runner(model.module, 64), questions))
+    theirs = [masked_losses(run, job.tokens, job.wanted.places, job.tag) for job in jobs]
+    ours = list(perplexity.losses(Runner(model.module, 64), jobs))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
     assert abs(perplexity.of_all(ours) - perplexity.of_all(theirs)) < 0.0005
@@ -58,31 +58,26 @@ def test_other_libraries_agree(
 
 
 def test_it_is_over_tokens_not_a_mean_of_means(model: protea.LanguageModel) -> None:
-    found = list(perplexity.losses(Runner(model.module, 10_000), masked(model, Masking(select=0.5))))
-    every = np.concatenate(found).astype(np.float64)
-    assert perplexity.of_all(found) == pytest.approx(np.exp(every.mean()))
-    assert perplexity.of_all(found) != pytest.approx(
-        np.exp(np.mean([one.mean() for one in found if len(one)])), rel=1e-5
-    )
+    losses = list(perplexity.losses(Runner(model.module, 10_000), masked(model, Masking(select=0.5))))
+    mean = np.concatenate(losses).astype(np.float64).mean()
+    mean_of_means = np.mean([of_sequence.mean() for of_sequence in losses if len(of_sequence)])
+    assert perplexity.of_all(losses) == pytest.approx(np.exp(mean))
+    assert perplexity.of_all(losses) != pytest.approx(np.exp(mean_of_means), rel=1e-5)
 
 
 def test_masks_depend_on_the_seed_and_the_number_alone(model: protea.LanguageModel) -> None:
     values = [model.perplexity(SEQUENCES, token_budget=budget) for budget in (1, 50, 10_000)]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
     assert model.perplexity(SEQUENCES, seed=1) != values[0]
-    first, again = masked(model, Masking())[:2], masked(model, Masking())
-    for one, other in zip(first, again, strict=False):
-        np.testing.assert_array_equal(one.tokens, other.tokens)
+    for first, second in zip(masked(model, Masking())[:2], masked(model, Masking()), strict=False):
+        np.testing.assert_array_equal(first.tokens, second.tokens)
 
 
 def test_masking_is_what_it_says(model: protea.LanguageModel) -> None:
-    everything = masked(model, Masking(select=1.0, mask=1.0, random=0.0))
-    for one, sequence in zip(everything, SEQUENCES, strict=True):
-        assert len(one.truth) == len(sequence)
-        assert (one.tokens[1:-1] == model.alphabet.mask).all()
-        assert model.alphabet.decode(one.truth) == sequence
-    nothing = masked(model, Masking(select=0.0))
-    assert not any(len(one.truth) for one in nothing)
+    for job, sequence in zip(masked(model, Masking(select=1.0, mask=1.0, random=0.0)), SEQUENCES, strict=True):
+        assert (job.tokens[1:-1] == model.alphabet.mask).all()
+        assert model.alphabet.decode(job.tag) == sequence
+    assert not any(len(job.tag) for job in masked(model, Masking(select=0.0)))
 
 
 def test_wrong_arguments(model: protea.LanguageModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from importlib import import_module
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -36,11 +36,7 @@ COMMANDS: Final = {
 
 
 def application(named: str | None) -> typer.Typer:
-    """The command line with one command, or with all commands.
-
-    Args:
-        named: the command to run; its module alone is imported, so that it starts fast. Anything else gives all.
-    """
+    """The command line with the command ``named`` alone, which starts fast; any other name gives all commands."""
     app = typer.Typer(
         name="protea",
         help="Protein language models of the ESM family.",
@@ -80,7 +76,7 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line. An error becomes one line on standard error and an exit code, never a traceback."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_, **__: tell(str(message))
     warnings.simplefilter("always", ProteaWarning)
     try:
         code = application(next(iter(sys.argv[1:]), None))(prog_name="protea", standalone_mode=False)
@@ -113,7 +109,3 @@ def _drop_unwritten_output() -> None:
         sys.stdout.flush()
     except OSError:
         sys.stdout = None
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    tell(str(message))

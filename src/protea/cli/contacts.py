@@ -12,8 +12,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown
+from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown, load_to_compute
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import DataError, UsageError
 from protea.text import counted

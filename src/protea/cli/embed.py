@@ -10,8 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown, load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.text import counted
 
@@ -24,14 +23,7 @@ _REPORTED = ("truncated", "windowed", "altered", "renamed", "skipped")
 
 def embed(
     ctx: typer.Context,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="IN.fasta...",
-            help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
-            show_default=False,
-        ),
-    ] = None,
+    inputs: Annotated[list[str] | None, FASTA] = None,
     sequences: Annotated[
         Path | None,
         typer.Option("-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, or a folder."),
@@ -42,8 +34,7 @@ def embed(
     ] = None,
     model: Model = bundled.NAME,
     pool: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="Poolings for -o, by comma: mean, max, std (over residues), bos."),
+        str, typer.Option(metavar="NAMES", help="Poolings for -o, by comma: mean, max, std (over residues), bos.")
     ] = "mean",
     layers: Annotated[
         str, typer.Option(metavar="NUMBERS", help="Layers, by comma: 0 is the embedding, -1 the last layer.")

@@ -14,7 +14,6 @@ from protea import bundled
 from protea.cli import options
 from protea.cli.contacts import Structures, decimals, picture_paths, show_means, tell_rows
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -80,7 +79,7 @@ def evaluate_contacts(
         check_output(output, overwrite=overwrite)
     rows: list[ReportRow] = []
     with interruptible(), bars() as bar:
-        loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        loaded = options.load_to_compute(model, device=device, dtype=dtype, fast=fast)
         record = loaded.head_record
         chains = select_chains(
             loaded.module,
@@ -172,7 +171,7 @@ def evaluate_proteingym(
     names = list(assays) if only is None else _names("--assays", only, assays)
     known = {name for assay in assays.values() for name in assay.published}
     published = [] if beside is None else _names("--beside", beside, known)
-    load = partial(load_to_compute, device=device, dtype=dtype, fast=fast)
+    load = partial(options.load_to_compute, device=device, dtype=dtype, fast=fast)
     with interruptible(), bars("passes") as bar:
         results, provenance = evaluate_scans([assays[name] for name in names], how, models, load, bar)
         if output is not None:

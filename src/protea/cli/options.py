@@ -1,22 +1,22 @@
-"""Options that several commands share, each declared once."""
+"""Options that several commands share, each declared once, and the loading of the model that they name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from protea import bundled
+from protea.cli.terminal import tell
 
-Fasta = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IN.fasta...",
-        help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from protea.infer.loading import LoadedModel
+
+FASTA: Final[Any] = typer.Argument(
+    metavar="IN.fasta...", help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.", show_default=False
+)
+Fasta = Annotated[list[str], FASTA]
 Model = Annotated[
     str,
     typer.Option(
@@ -53,8 +53,7 @@ Unknown = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 Method = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood."),
+    str, typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood.")
 ]
 Offset = Annotated[int, typer.Option(metavar="N", help="Number of the protein's first residue.")]
 Windows = Annotated[
@@ -71,3 +70,13 @@ MapPlot = Annotated[
         "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one a protein."
     ),
 ]
+
+
+def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LoadedModel:
+    """Load a model as the options say; note when ``--fast`` gains nothing, for lack of native bfloat16."""
+    from protea.infer.loading import computing_dtype, load_model
+
+    computed = computing_dtype(device, dtype, fast=fast)
+    if fast and computed == "float32":
+        tell("--fast: this hardware has no native bfloat16; computing in float32")
+    return load_model(model, device=device, dtype=computed)

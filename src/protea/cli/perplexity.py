@@ -10,8 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
-from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, Unknown
+from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, Unknown, load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.output import check_output
@@ -74,7 +73,7 @@ def perplexity(
     """
     from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
-    from protea.score.run_perplexity import TOLERANCE, measure_perplexity
+    from protea.score.perplexity import TOLERANCE, measure_perplexity
 
     if against is not None:
         check_peer(against)
@@ -120,11 +119,11 @@ def perplexity(
         tell(f"{len(predicted.changes):,} records were truncated, altered or skipped")
     if output is not None:
         typer.echo(f"{output}: {sequences}")
-    if predicted.theirs is not None:
-        theirs, largest = predicted.theirs
+    if predicted.peer is not None:
+        peer, largest = predicted.peer
         verdict = "equal" if predicted.agrees else "DIFFERS"
         typer.echo(
-            f"{against}: perplexity {theirs:.4f}, {verdict} within {TOLERANCE}; largest difference of a residue's "
+            f"{against}: perplexity {peer:.4f}, {verdict} within {TOLERANCE}; largest difference of a residue's "
             f"log-probability {largest:.1e}"
         )
     if not predicted.agrees:

@@ -10,14 +10,13 @@ import typer
 
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.load import load_to_compute
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.output import check_output
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.score.run_variants import ScoredVariants
+    from protea.score.variant_table import Rows
 
 _PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
 
@@ -72,9 +71,8 @@ def score(
     """
     from protea.plot import check_place, single_site_scan
     from protea.score.effects import Scoring
-    from protea.score.run_variants import score_variants
-    from protea.score.variant_table import scan_cells
-    from protea.score.variants import CANONICAL
+    from protea.score.variant_table import score_variants
+    from protea.score.variants import CANONICAL, scan_cells
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants or --scan")
@@ -98,29 +96,28 @@ def score(
                 one_protein=plot is not None,
                 output=output,
                 overwrite=overwrite,
-                load=partial(load_to_compute, device=device, dtype=dtype, fast=fast),
+                load=partial(options.load_to_compute, device=device, dtype=dtype, fast=fast),
                 progress=progress,
             )
         _show(scored, output)
         if plot is not None:
-            name, sequence, _ = scored.rows.proteins[0]
-            cells = scan_cells(scored.rows, scored.table.column(column).to_pylist())
+            name, sequence, _ = scored.proteins[0]
+            cells = scan_cells(sequence, scored.table.column(column).to_pylist())
             single_site_scan(plot, cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
             typer.echo(f"{plot}: the scan of {name}")
-    if scored.rows.problems:
+    if scored.problems:
         raise typer.Exit(1)
 
 
-def _show(scored: ScoredVariants, output: Path | None) -> None:
-    table, rows = scored.table, scored.rows
+def _show(rows: Rows, output: Path | None) -> None:
     if output is None:
-        typer.echo("\t".join(table.column_names))
-        for row in table.to_pylist():
+        typer.echo("\t".join(rows.table.column_names))
+        for row in rows.table.to_pylist():
             typer.echo("\t".join(f"{value:.4f}" if isinstance(value, float) else value or "" for value in row.values()))
     else:
-        number = counted(table.num_rows - len(rows.problems), "variant")
+        number = counted(rows.table.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {number} of {counted(len(rows.proteins), 'protein')} scored")
-    for change in scored.changes:
+    for change in rows.changes:
         tell(f"{change.id}: {change.what}: {change.detail}")
     shown = rows.problems if output is None else rows.problems[:_PROBLEMS_SHOWN]
     for problem in shown:

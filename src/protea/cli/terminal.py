@@ -20,18 +20,17 @@ class Bars(Progress):
 
     def __init__(self, drawn: rich.progress.Progress) -> None:
         self._drawn = drawn
-        self._task: rich.progress.TaskID | None = None
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
         """Replace the bar by one for the new task."""
-        if self._task is not None:
-            self._drawn.remove_task(self._task)
-        self._task = self._drawn.add_task(task, total=total, completed=done)
+        for finished in self._drawn.task_ids:
+            self._drawn.remove_task(finished)
+        self._drawn.add_task(task, total=total, completed=done)
 
     def advance(self, amount: int = 1) -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._drawn.advance(self._task, amount)
+        for current in self._drawn.task_ids:
+            self._drawn.advance(current, amount)
 
     def note(self, message: str) -> None:
         """Print a line above the bar."""
@@ -43,31 +42,20 @@ class Bars(Progress):
 
 @contextmanager
 def bars(unit: str = "") -> Iterator[Bars]:
-    """Progress bars on standard error; nothing is drawn if that is not a terminal.
-
-    Args:
-        unit: of the amounts, as in ``residues``.
-    """
+    """Progress bars on standard error, with amounts in ``unit``; nothing is drawn if that is not a terminal."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
-        TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(show_speed=True),
+        progress.TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawn:
+    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawn:
         yield Bars(drawn)
 
 
@@ -87,7 +75,12 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:2].lstrip("-+").isdigit() or cell in ("", "-")
+    """Whether a cell starts with a number, as ``0.04 (0.02 to 0.06)``, or says that there is none."""
+    try:
+        float(cell.replace(",", "").partition(" ")[0] or "0")
+    except ValueError:
+        return cell == "-"
+    return True
 
 
 def tell(message: str) -> None:

@@ -33,8 +33,7 @@ from protea.models.encoder import Encoder
 from protea.optional import extra
 from protea.progress import SILENT, Progress
 from protea.score.effects import Scoring
-from protea.score.ensemble import check_lengths, common_alphabet, open_ensemble
-from protea.score.variant_table import Problem, read_variants, rows_of, scores_of
+from protea.score.variant_table import Problem, check_lengths, open_ensemble, read_variants, rows_of, scores_of
 from protea.tables import Beside, read_table, write_table
 
 if TYPE_CHECKING:
@@ -117,10 +116,9 @@ def evaluate_scans(
 
     Also returns the circumstances of each model, by name. Errors in the assays are reported before a model computes.
     """
-    ensemble = open_ensemble(models)
-    alphabet = common_alphabet(ensemble)
+    ensemble, alphabet = open_ensemble(models)
     scans = [AssayScores(assay, alphabet, how) for assay in assays]
-    check_lengths(ensemble, [protein for scan in scans for protein in scan.rows.proteins], how.long)
+    check_lengths(ensemble.values(), [protein for scan in scans for protein in scan.rows.proteins], how.long)
     provenance: dict[str, Any] = {}
     for name in models:
         model = load(name)

@@ -23,7 +23,8 @@ from protea.errors import UsageError, VariantError
 from protea.infer.runner import FloatArray, Runner
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
-from protea.score.expected import Sites, check_policy, masked, runner_for, unmasked
+from protea.score.expected import LongProtein, Sites, masked, runner_for, unmasked
+from protea.score.proteins import choice
 from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
@@ -45,13 +46,9 @@ class Protein(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How variants are scored.
+    """How variants are scored: by one of ``METHODS``, with one of ``LongProtein`` for long proteins.
 
-    Attributes:
-        method: one of ``METHODS``.
-        offset: number of a protein's first residue.
-        long: policy for a protein longer than the model was trained on, one of ``expected.POLICIES``.
-        token_budget: tokens computed at a time; by default what the memory allows.
+    ``offset`` is the number of a protein's first residue, ``token_budget`` the number of tokens computed at a time.
     """
 
     method: str = "masked-marginals"
@@ -64,7 +61,7 @@ class Scoring:
             raise UsageError(f"unknown method {self.method!r}; use {', '.join(METHODS)}")
         if abs(self.offset) > _LARGEST_OFFSET:
             raise UsageError(f"offset must be from -{_LARGEST_OFFSET:,} to {_LARGEST_OFFSET:,}, got {self.offset}")
-        check_policy(self.long)
+        choice("policy for long proteins", self.long, LongProtein)
 
     def check(self, variant: Variant) -> None:
         """Refuse a variant that the method cannot score, by a ``VariantError``."""
@@ -86,13 +83,7 @@ class Scoring:
 def score(
     model: Encoder, proteins: Sequence[Protein], how: Scoring, progress: Progress = SILENT
 ) -> Iterator[NDArray[np.float64]]:
-    """Log-likelihood ratios in nats, negative where the model prefers the wild type: for each protein, one a variant.
-
-    The passes of all proteins share packs. Errors are those of ``expected.masked``.
-
-    Raises:
-        VariantError: the method cannot score a variant.
-    """
+    """For each protein, log-likelihood ratios of its variants in nats; negative where the wild type is preferred."""
     for protein in proteins:
         for variant in protein.variants:
             how.check(variant)
@@ -104,12 +95,12 @@ def score(
 def pseudo_log_likelihoods(
     runner: Runner, sequences: Iterable[tuple[str, str]], *, long: str, progress: Progress = SILENT
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Log-probabilities of residues, each masked by itself and so given all others.
+    """Log-probabilities of residues given all others; each residue is masked by itself.
 
-    Takes name and letters of sequences, as they are needed. Yields for each ``[L]``, of its own residues, and
-    ``[L, V]``, of all tokens. Errors are those of ``expected.masked``, and of ``Alphabet.encode``.
+    Takes name and letters of sequences when they are needed. Yields for each sequence ``[L]``, of its own residues, and
+    ``[L, V]``, of all tokens.
     """
-    check_policy(long)
+    choice("policy for long proteins", long, LongProtein)
     encode = runner.model.alphabet.encode
     proteins = (Sites(name, ids := encode(sequence), range(len(ids))) for name, sequence in sequences)
     for protein, values in masked(runner, proteins, long=long, progress=progress):

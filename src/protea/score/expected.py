@@ -1,14 +1,17 @@
 """The residues that a model expects at some sites of proteins: each site masked by itself, or nothing masked.
 
-The passes of all proteins share packs.
+The passes of all proteins share packs. A protein longer than the model was trained on is seen through ProteinGym's
+windows (Notin et al. 2023, ``compute_fitness.py``). A window is a slice of the tokens, BOS and EOS included; inner
+windows contain neither. ProteinGym's windows have 1,024 tokens; other sizes keep the proportions.
 
 Shapes: L residues, S sites, T tokens, V tokens of the alphabet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +21,8 @@ from protea.infer.budget import default_budget
 from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
-from protea.score.proteingym_windows import around, edge_weights, overlapping
 
-POLICIES: Final = ("window", "full", "error")
+LongProtein = Literal["window", "full", "error"]
 """Policies for a protein longer than the model was trained on; only rotary models can run it whole."""
 
 
@@ -30,12 +32,6 @@ class Sites(NamedTuple):
     name: str
     ids: NDArray[np.uint8]
     sites: Sequence[int]
-
-
-def check_policy(long: str) -> None:
-    """Refuse an unknown policy for long proteins."""
-    if long not in POLICIES:
-        raise UsageError(f"unknown policy for long sequences {long!r}; use {', '.join(POLICIES)}")
 
 
 def runner_for(model: Encoder, token_budget: int | None) -> Runner:
@@ -50,11 +46,7 @@ def masked(
 ) -> Iterator[tuple[Sites, FloatArray]]:
     """Log-probabilities ``[S, V]`` of each protein, natural logarithms; each site is masked in a pass of its own.
 
-    Proteins are read as they are needed; ``progress`` advances by one a pass.
-
-    Raises:
-        SequenceTooLongError: a protein is too long for the policy.
-        CapabilityError: the model has no language-model head.
+    Proteins are read when they are needed; ``progress`` advances by one a pass.
     """
     model = runner.model
     model.require("logits")
@@ -79,7 +71,10 @@ def masked(
 def unmasked(
     runner: Runner, proteins: Iterable[Sites], *, long: str, progress: Progress = SILENT
 ) -> Iterator[tuple[Sites, FloatArray]]:
-    """The same with nothing masked: a pass a protein, or a window of it; ``progress`` advances by one a protein."""
+    """The same with nothing masked: a pass a protein, or a window of it; ``progress`` advances by one a protein.
+
+    Where windows overlap, the result is a weighted mean.
+    """
     model = runner.model
     model.require("logits")
     frame = model.alphabet.frame
@@ -91,9 +86,15 @@ def unmasked(
             yield Job(tokens[start : start + size], Wanted(places=np.arange(size)), start, protein.name)
 
     for protein, results in runner.each((protein, jobs(protein)) for protein in proteins):
-        windows = {result.job.tag: result.log_probabilities for result in results}
-        values = windows[0] if len(windows) == 1 else _joined(windows, frame.tokens(len(protein.ids)))
-        yield protein, values[frame.rows][list(protein.sites)]
+        count, size = frame.tokens(len(protein.ids)), len(results[0].job.tokens)
+        weights = edge_weights(size)
+        total, weight = np.zeros((count, len(model.alphabet))), np.zeros(count)
+        for result in results:
+            window = slice(result.job.tag, result.job.tag + size)
+            total[window] += result.log_probabilities * weights[:, None]
+            weight[window] += weights
+        means = (total / weight[:, None]).astype(np.float32)
+        yield protein, means[frame.rows][list(protein.sites)]
         progress.advance()
 
 
@@ -110,13 +111,43 @@ def tokens_seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> in
     return tokens if long == "full" else model.trained_tokens
 
 
-def _joined(windows: dict[int, FloatArray], tokens: int) -> FloatArray:
-    """Means ``[T, V]`` of overlapping windows, by start; a token far from a window's edges weighs more."""
-    size, width = windows[0].shape
-    weights = edge_weights(size)
-    total, weight = np.zeros((tokens, width)), np.zeros(tokens)
-    for start, values in windows.items():
-        total[start : start + size] += values * weights[:, None]
-        weight[start : start + size] += weights
-    mean: FloatArray = (total / weight[:, None]).astype(np.float32)
-    return mean
+def around(index: int, total: int, size: int) -> tuple[int, int]:
+    """Start and end of the window that scores the token ``index`` of ``total``: centred as far as the ends allow."""
+    half = size // 2
+    if total <= size or index < half:
+        return 0, min(total, size)
+    start = total - size if index >= total - half else index - half
+    return start, start + size
+
+
+def overlapping(total: int, size: int) -> list[int]:
+    """Starts of the windows that cover a long protein, placed from both ends inward until they meet.
+
+    Neighbours start half a window less one token apart. If the last two windows share fewer tokens than that, one more
+    window lies between them.
+    """
+    if total <= size:
+        return [0]
+    step = size // 2 - 1
+    left, right = 0, total - size
+    starts = [left, right]
+    while left + size - 1 <= right:
+        left, right = left + step, right - step
+        starts += [left, right]
+    if left + size - right < step:
+        starts.append(total // 2 - size // 2)
+    return starts
+
+
+def edge_weights(size: int) -> NDArray[np.float64]:
+    """The weight ``[size]`` of each token of a window: 1 inside, less toward the edges.
+
+    The edge is a sigmoid over a quarter of the window. As in ProteinGym's code, the outermost token has weight 1.
+    """
+    edge, slope = size // 4, size / 64
+    weights = np.ones(size)
+    for i in range(1, edge + 1):
+        weights[i] = 1 / (1 + math.exp(-(i - edge / 2) / slope))
+    for i in range(size - 2 - edge, size - 1):
+        weights[i] = 1 / (1 + math.exp((i - (size - 2) + edge / 2) / slope))
+    return weights

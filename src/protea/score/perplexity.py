@@ -1,4 +1,4 @@
-"""How well a model predicts residues that it cannot see.
+"""How well a model predicts residues that it cannot see; the run behind ``protea perplexity``.
 
     perplexity          exp(Σ -log p(token) / masked tokens); 15 % of all residues are masked at once, one pass a
                         sequence: BioNeMo 2's protocol (80/10/10, over all tokens, not a mean of means)
@@ -10,52 +10,53 @@ Masks depend only on the seed and the number of the sequence, not on the sequenc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protea import bundled
 from protea.alphabet import Alphabet
+from protea.checkpoints.peers import check_peer, load_peer, masked_losses
 from protea.data.draws import MASK, fold
-from protea.data.masking import Masker, Masking
+from protea.data.masking import Masker, Masking, masking_named
+from protea.embed.prepare import fit
 from protea.errors import UsageError
+from protea.fasta import Record
+from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray, Job, Runner, Wanted
+from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
+from protea.score.effects import pseudo_log_likelihoods
+from protea.score.expected import LongProtein, runner_for
+from protea.score.proteins import choice, read_proteins
+from protea.tables import Beside, check_output, write_table
 
+TOLERANCE: Final = 0.0005
+"""Largest difference in perplexity between two implementations that agree."""
 
-class Masked(NamedTuple):
-    """A sequence after masking.
-
-    Attributes:
-        name: its name in messages.
-        tokens: ``[T]``, BOS and EOS included.
-        places: ``[P]`` tokens to predict.
-        truth: ``[P]`` their ids before masking.
-    """
-
-    name: str
-    tokens: NDArray[np.uint8]
-    places: NDArray[np.int64]
-    truth: NDArray[np.uint8]
+MaskedJob = Job[NDArray[np.uint8]]
+"""A masked sequence and the places to predict; the tag holds the ids ``[P]`` of these tokens before masking."""
 
 
 def mask(
     alphabet: Alphabet, sequences: Iterable[tuple[str, NDArray[np.uint8]]], masking: Masking, seed: int
-) -> Iterator[Masked]:
+) -> Iterator[MaskedJob]:
     """Mask sequences, given as name and ``[L]`` ids; in a short one no residue may be selected."""
     masker = Masker(masking, alphabet)
     for number, (name, ids) in enumerate(sequences):
         tokens = alphabet.frame.around(ids)
         changed, hidden = masker(tokens, fold(seed, 0, MASK, number), np.array([0, len(tokens)]))
         places = np.flatnonzero(hidden)
-        yield Masked(name, changed, places, tokens[places])
+        yield Job(changed, Wanted(places=places), tokens[places], name)
 
 
-def losses(runner: Runner, sequences: Iterable[Masked], progress: Progress = SILENT) -> Iterator[FloatArray]:
+def losses(runner: Runner, jobs: Iterable[MaskedJob], progress: Progress = SILENT) -> Iterator[FloatArray]:
     """Negative log-probability ``[P]`` of the masked tokens of each sequence, in nats; advances by tokens."""
     runner.model.require("logits")
-    jobs = (Job(masked.tokens, Wanted(places=masked.places), masked.truth, masked.name) for masked in sequences)
     for result in runner.run(jobs):
         truth = result.job.tag
         yield -result.log_probabilities[np.arange(len(truth)), truth]
@@ -79,3 +80,122 @@ def of_loss(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+class Predicted(NamedTuple):
+    """The result of a run.
+
+    Attributes:
+        records: sequences in letters of the alphabet, before they are cut.
+        losses: for each sequence, the negative log-probability of its predicted residues, in nats.
+        peer: perplexity by the library ``against``, and the largest difference of a residue's log-probability.
+        letters: residues of the alphabet.
+        log_probabilities: ``[L, len(letters)]`` of the only sequence, if ``one_protein`` and ``pseudo`` are set.
+    """
+
+    records: list[Record]
+    losses: list[FloatArray]
+    perplexity: float
+    changes: list[ReportRow]
+    peer: tuple[float, float] | None
+    letters: str
+    log_probabilities: FloatArray | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both libraries give the same perplexity."""
+        return self.peer is None or abs(self.peer[0] - self.perplexity) <= TOLERANCE
+
+
+def measure_perplexity(
+    inputs: Sequence[str],
+    *,
+    model: str = bundled.NAME,
+    pseudo: bool = False,
+    masking: str = "standard",
+    select: float | None = None,
+    seed: int = 42,
+    long: str | None = None,
+    unknown: str = "x",
+    token_budget: int | None = None,
+    against: str | None = None,
+    one_protein: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    load: Callable[[str], LoadedModel] = load_model,
+    progress: Progress = SILENT,
+) -> Predicted:
+    """Predict the residues of FASTA files, and write the output, a row a sequence, if all is well.
+
+    Arguments are the options of the command. ``pseudo`` masks each residue by itself and ignores ``masking``,
+    ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``one_protein`` refuses
+    several sequences, which a picture cannot show. ``progress`` counts residues.
+    """
+    run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, "unknown": unknown}
+    masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
+    if pseudo:
+        policy = choice("--long", long or "window", LongProtein)
+        run["long"] = policy
+    else:
+        policy = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
+        run |= {"long": policy, "masking": asdict(masks), "select": select, "seed": seed}
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    loaded = load(model)
+    module, alphabet = loaded.module, loaded.module.alphabet
+    if against is not None:
+        check_peer(against, module)
+    changes: list[ReportRow] = []
+    records = read_proteins(inputs, alphabet, unknown, changes)
+    if one_protein and len(records) != 1:
+        raise UsageError(f"--plot draws one protein, but there are {len(records)}; give a file of one protein")
+    runner = runner_for(module, token_budget)
+    masked: list[MaskedJob] = []
+    profile = None
+    if pseudo:
+        progress.begin("masking", sum(len(record.sequence) for record in records))
+        named = ((record.place, record.sequence) for record in records)
+        columns = [alphabet.tokens.index(letter) for letter in alphabet.residues]
+        values = []
+        for log_likelihoods, log_probabilities in pseudo_log_likelihoods(runner, named, long=policy, progress=progress):
+            values.append(-log_likelihoods)
+            profile = log_probabilities[:, columns] if one_protein else None
+    else:
+        cut = (fit(record, alphabet.encode(record.sequence), module, policy, changes) for record in records)
+        masked = list(mask(alphabet, ((encoded.record.place, encoded.ids) for encoded in cut), masks, seed))
+        progress.begin("predicting", sum(len(job.tokens) for job in masked))
+        values = list(losses(runner, masked, progress))
+    perplexity = of_all(values)
+    if output is not None:
+        run["models"] = {model: loaded.circumstances()}
+        _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
+    peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
+    return Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
+
+
+def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], beside: Beside) -> None:
+    import pyarrow as pa
+
+    means = [float(values.mean(dtype="float64")) if len(values) else None for values in losses]
+    columns = {
+        "id": [record.id for record in records],
+        "length": [len(record.sequence) for record in records],
+        "predicted": [len(values) for values in losses],
+        "loss": means,
+        "perplexity": [None if mean is None else of_loss(mean) for mean in means],
+    }
+    write_table(path, pa.table(columns), beside)
+
+
+def _compare(
+    library: str, path: Path, masked: Sequence[MaskedJob], losses: Sequence[FloatArray], progress: Progress
+) -> tuple[float, float]:
+    run = load_peer(library, path)
+    progress.begin(library, sum(len(job.tokens) for job in masked))
+    peer_losses = []
+    for job in masked:
+        assert job.wanted.places is not None
+        peer_losses.append(masked_losses(run, job.tokens, job.wanted.places, job.tag))
+        progress.advance(len(job.tokens))
+    differences = np.concatenate(losses) - np.concatenate(peer_losses)
+    return of_all(peer_losses), float(np.abs(differences).max())

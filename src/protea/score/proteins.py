@@ -17,19 +17,7 @@ _MASK: Final = "<mask>"
 
 
 def read_proteins(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, rows: list[ReportRow]) -> list[Record]:
-    """Records whose sequences are letters of the alphabet; ids may repeat.
-
-    Args:
-        paths: FASTA files.
-        alphabet: of the model.
-        unknown: policy for letters outside it, one of ``letters.Unknown``.
-        rows: receives what was changed or left out.
-
-    Raises:
-        UsageError: the policy is unknown.
-        FastaError: a file is missing, unreadable, empty or not FASTA, or no record is left.
-        UnknownResidueError: the policy does not allow a letter, or a position is masked.
-    """
+    """Records whose sequences are letters of the alphabet; ids may repeat. ``rows`` receives what was changed."""
     policy: Unknown = choice("--unknown", unknown, Unknown)
     records = []
     for record in read_fasta(paths):

@@ -1,6 +1,7 @@
-"""Tables of variants: the meaning of their columns, the rows that can be scored, and the problems of the others.
+"""The run behind ``protea score``: from tables of variants to tables of scores, by one model or several.
 
-Columns have ProteinGym's names; all columns are kept as they are:
+Errors in any model, protein or variant are found before the first model computes. Columns have ProteinGym's names; all
+columns are kept as they are:
 
     mutant            a variant as ``variants.py`` reads it or, of letters only, the whole sequence, as in ProteinGym's
                       insertions and deletions; also ``mutants``, ``mutation``, ``mutations``, ``variant``
@@ -11,22 +12,25 @@ Columns have ProteinGym's names; all columns are kept as they are:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from protea import bundled
 from protea.alphabet import Alphabet
-from protea.errors import DataError, UsageError, VariantError
+from protea.checkpoints.formats import open_checkpoint
+from protea.checkpoints.hub import locate
+from protea.errors import DataError, FastaError, UsageError, VariantError
+from protea.infer.loading import LoadedModel, load_model
+from protea.letters import ReportRow
 from protea.models.encoder import Encoder
-from protea.progress import Progress
+from protea.progress import SILENT, Progress
 from protea.score.effects import Protein, Scoring, score
-from protea.score.proteins import GAPS
-from protea.score.variants import CANONICAL, Variant, check, difference, explaining_offset, parse, single_substitutions
-from protea.tables import read_table
+from protea.score.expected import tokens_seen_at_once
+from protea.score.proteins import GAPS, wild_types
+from protea.score.variants import Variant, check, difference, explaining_offset, parse, single_substitutions
+from protea.tables import Beside, check_output, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,13 +50,100 @@ class Problem(NamedTuple):
 
 @dataclass
 class Rows:
-    """The rows of a table, by protein; ``places`` holds the row, from 0, of each variant of each protein."""
+    """The rows of a table, by protein; ``places`` holds the row, from 0, of each variant of each protein.
+
+    After a run, the table has scores, and ``changes`` are those of the wild types.
+    """
 
     table: pa.Table
+    changes: list[ReportRow] = field(default_factory=list)
     proteins: list[Protein] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+
+
+def score_variants(
+    proteins: str,
+    variants: Path | Sequence[str] | None,
+    how: Scoring,
+    *,
+    models: Sequence[str] = (bundled.NAME,),
+    column: str = "model_score",
+    unknown: str = "x",
+    one_protein: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+    load: Callable[[str], LoadedModel] = load_model,
+    progress: Progress = SILENT,
+) -> Rows:
+    """Score variants of the proteins in a FASTA file, and write the output.
+
+    Arguments are the options of the command; ``variants`` are a table, the variants themselves, or ``None`` for a
+    single-site scan. ``one_protein`` refuses several proteins, which a picture cannot show. ``progress`` counts passes.
+    """
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    ensemble, alphabet = open_ensemble(models)
+    changes: list[ReportRow] = []
+    wild = wild_types([proteins], alphabet, unknown, changes)
+    if variants is None:
+        table, source = scan_table(wild, how.offset), "scan"
+    elif isinstance(variants, Path):
+        table, source = read_variants(variants), str(variants)
+    else:
+        table, source = variant_table(variants), ",".join(variants)
+    rows = rows_of(table, wild, alphabet, how)
+    check_columns(table, column, models)
+    if not table.num_rows:
+        raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
+    if one_protein and len(rows.proteins) != 1:
+        raise UsageError(f"--plot draws one protein, but there are {len(rows.proteins)}; give a file of one protein")
+    check_lengths(ensemble.values(), rows.proteins, how.long)
+    scores, provenance = {}, {}
+    for name in models:
+        model = load(name)
+        progress.begin("scoring", how.passes(rows.proteins))
+        scores[name] = scores_of(model.module, rows, how, progress)
+        provenance[name] = model.circumstances()
+        del model  # free its memory before the next model is loaded
+    scored = replace(rows, table=with_scores(table, column, scores), changes=changes)
+    if output is not None:
+        altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
+        lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
+        run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), "unknown": unknown}
+        write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
+    return scored
+
+
+def open_ensemble(names: Sequence[str]) -> tuple[dict[str, Encoder], Alphabet]:
+    """Models by name, without their weights, and the smallest of their alphabets, which all must be able to read."""
+    models: dict[str, Encoder] = {}
+    places: set[Path] = set()
+    for name in names:
+        path = locate(name)
+        if path.resolve() in places:
+            raise UsageError(f"-m {name}: this model is named twice; name each model once")
+        places.add(path.resolve())
+        with open_checkpoint(path) as checkpoint:
+            checkpoint.model.require("logits")
+            models[name] = checkpoint.model
+    smallest = min((model.alphabet for model in models.values()), key=lambda alphabet: len(alphabet.residues))
+    for name, model in models.items():
+        if missing := sorted(set(smallest.residues) - set(model.alphabet.residues)):
+            raise UsageError(
+                f"-m {name}: its alphabet lacks {', '.join(missing)}, which the other models have; score it separately"
+            )
+    return models, smallest
+
+
+def check_lengths(models: Iterable[Encoder], proteins: Sequence[Protein], long: str) -> None:
+    """Refuse a protein that is too long for a model, even if only an insertion makes it so."""
+    for protein in proteins:
+        mutants = (variant.apply(protein.sequence) for variant in protein.variants if not variant.is_substitution)
+        longest = max(map(len, (protein.sequence, *mutants)))
+        for model in models:
+            tokens_seen_at_once(model, protein.name, model.alphabet.frame.tokens(longest), long)
 
 
 def read_variants(path: Path) -> pa.Table:
@@ -179,15 +270,6 @@ def scores_of(model: Encoder, rows: Rows, how: Scoring, progress: Progress) -> l
         for place, value in zip(places, values.tolist(), strict=True):
             scores[place] = value
     return scores
-
-
-def scan_cells(rows: Rows, scores: Sequence[float | None]) -> NDArray[np.float64]:
-    """The scan of one protein as ``[L, 20]``, columns as in ``CANONICAL``; the wild type's cells are NaN."""
-    cells = np.full((len(rows.proteins[0].sequence), len(CANONICAL)), np.nan)
-    for variant, place in zip(rows.proteins[0].variants, rows.places[0], strict=True):
-        edit = variant.edits[0]
-        cells[edit.start, CANONICAL.index(edit.new)] = scores[place]
-    return cells
 
 
 def check_columns(table: pa.Table, column: str, models: Sequence[str]) -> None:

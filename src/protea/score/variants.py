@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.errors import VariantError
@@ -157,6 +160,14 @@ def single_substitutions(sequence: str) -> Iterator[tuple[int, str]]:
         yield from ((place, new) for new in CANONICAL if wild.isalpha() and new != wild)
 
 
+def scan_cells(sequence: str, scores: Iterable[float]) -> NDArray[np.float64]:
+    """The scores of a scan as ``[L, 20]``, columns as in ``CANONICAL``; the wild type's cells are NaN."""
+    cells = np.full((len(sequence), len(CANONICAL)), np.nan)
+    for (place, new), score in zip(single_substitutions(sequence), scores, strict=True):
+        cells[place, CANONICAL.index(new)] = score
+    return cells
+
+
 def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
     """The variant that makes one sequence of another: substitutions if their lengths agree, else one replacement."""
     if wild == mutated:
@@ -174,5 +185,4 @@ def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
 
 def _shared(first: str, second: str) -> int:
     """The number of letters that two texts have in common at their beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((number for number, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protea.score.proteingym_windows import around, edge_weights, overlapping
+from protea.score.expected import around, edge_weights, overlapping
 
 
 def proteingym_window(place: int, tokens: int, size: int) -> tuple[int, int]:
