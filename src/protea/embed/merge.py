@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from protea.embed.settings import PROVENANCE
 from protea.embed.stores import Contents, kind_of, open_store, read_store
 from protea.embed.survey import Totals
 from protea.errors import OutputError, ProteaError, ResumeError
-from protea.journal import differences, work_path
+from protea.journal import differences
 from protea.output import report_path
 
 
@@ -66,7 +65,7 @@ def merge(
     """
     kind = kind_of(output, "merge")
     try:
-        check_place(output, kind, overwrite=overwrite or os.path.exists(work_path(output)))
+        check_place(output, kind, overwrite=overwrite)
         shards = find_shards(output) if shards is None else shards
         contents = [_open(shard, kind) for shard in shards]
         provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})

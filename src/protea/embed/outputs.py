@@ -16,7 +16,7 @@ from protea.embed.stores import RESIDUES, Array, ArrayLayout, is_output_folder, 
 from protea.embed.survey import Totals
 from protea.errors import NonFiniteError, OutputError
 from protea.infer.runner import FloatArray
-from protea.output import check_output, check_space, put_in_place, write_report, write_run
+from protea.output import check_output, check_space, put_in_place, report_path, run_path, write_report, write_run
 from protea.text import bytes_text
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,8 +97,11 @@ def check_space_left(outputs: Iterable[EmbeddingOutput], total: Totals, done: To
 
 def publish(complete: Path, output: Path, rows: Iterable[Sequence[object]], provenance: Mapping[str, Any]) -> None:
     """Give a complete output its name, once its report and its run file are beside it."""
-    write_report(output, rows)
-    write_run(output, provenance)
+    aside = complete.with_name(output.name)
+    write_report(aside, rows)
+    write_run(aside, provenance)
+    for written in (report_path(aside), run_path(aside)):
+        put_in_place(written, output.with_name(written.name))
     put_in_place(complete, output)
 
 
