@@ -147,3 +147,18 @@ def test_saving(load_small: LoadModel, tmp_path: object) -> None:
     model.save(f"{tmp_path}/saved")
     again = protea.load(f"{tmp_path}/saved", device="cpu", trainable=True)
     np.testing.assert_array_equal(again.embed(["MKT"])[0], model.embed(["MKT"])[0])
+
+
+def test_generators_are_read_once(load_small: LoadModel) -> None:
+    model = load_small("esm2")
+    sequences = ["MKTAYIAKQR" * 5, "ACDEFGHIKL" * 5]
+    assert model.perplexity(text for text in sequences) == model.perplexity(sequences)
+    variants = ["M1A", "K2A"]
+    np.testing.assert_array_equal(
+        model.score(sequences[0], (text for text in variants)), model.score(sequences[0], variants)
+    )
+
+
+def test_perplexity_has_no_windows(load_small: LoadModel) -> None:
+    with pytest.raises(UsageError, match="'window'"):
+        load_small("esm2").perplexity(["MKTAYIAKQR" * 200], long="window")

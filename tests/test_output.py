@@ -121,3 +121,13 @@ def test_a_name_of_255_bytes_can_be_staged(tmp_path: Path) -> None:
     with staged(target) as place:
         place.write_text("x")
     assert target.read_text() == "x"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for text in ("old", "new"):
+        with staged(target, overwrite=True) as place:
+            place.mkdir()
+            (place / text).touch()
+    assert names(target) == {"new"}
+    assert names(tmp_path) == {"model"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack, overload
+from typing import Literal, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from protea.score.proteins import check_no_masks, choice
 from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
 from protea.text import counted
 
-Texts = TypeVar("Texts", bound=Collection[object])
+Text = TypeVar("Text")
 
 
 def load(
@@ -174,7 +174,8 @@ class LanguageModel:
         Masks depend only on ``seed`` and the sequence's number.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        _without_masks(sequences)
+        choice("policy for long sequences", long, Literal["truncate", "full", "error"])  # windows have no one loss
+        sequences = [sequence for _, sequence in _without_masks(sequences)]
         ids = ((encoded.record.place, encoded.ids) for encoded in self._encode(sequences, long))
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
         return perplexity.of_all(perplexity.losses(runner_for(self.module, token_budget), masked))
@@ -334,10 +335,10 @@ def _warn_of(rows: Sequence[ReportRow]) -> None:
         warnings.warn(message, ProteaWarning, stacklevel=3)
 
 
-def _list(texts: Texts) -> Texts:
+def _list(texts: Iterable[Text]) -> list[Text]:
     if isinstance(texts, str):
         raise UsageError("expected a list, got one string; write [string]")
-    return texts
+    return list(texts)
 
 
 def _text(sequence: str, name: str = "the sequence") -> str:

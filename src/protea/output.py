@@ -23,7 +23,7 @@ from protea.letters import ReportRow
 from protea.text import bytes_text, printable
 
 REPORT_HEADER: Final = ReportRow._fields
-_LONGEST_NAME: Final = 255 - len(".report.tsv")
+_LONGEST_NAME: Final = 255 - len(".problems.tsv")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,10 +37,13 @@ def run_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.run.yaml")
 
 
-def check_output(path: Path, *, overwrite: bool = False, ours: Callable[[Path], bool] | None = None) -> None:
+def check_output(
+    path: Path, *, overwrite: bool = False, ours: Callable[[Path], bool] | None = None, beside: bool = False
+) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
-    For an output that is a folder, ``ours`` tells whether Protea may replace an existing path.
+    For an output that is a folder, ``ours`` tells whether Protea may replace an existing path. With ``beside``, the
+    report and the run file are checked too.
     """
     if path.name in ("", ".."):
         raise OutputError(f"{path}: names no file or folder of its own; give it a name")
@@ -48,14 +51,13 @@ def check_output(path: Path, *, overwrite: bool = False, ours: Callable[[Path], 
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise OutputError(f"{path}: the name is too long; use at most {_LONGEST_NAME} bytes")
-    if not os.path.lexists(path):
-        return
-    if ours is None and path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file")
-    if ours is not None and (path.is_symlink() or not ours(path)):
+    if ours is not None and os.path.lexists(path) and (path.is_symlink() or not ours(path)):
         raise OutputError(f"{path}: exists and was not written by this command; name another folder")
-    if not overwrite:
-        raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
+    for place in (path, report_path(path), run_path(path)) if beside else (path,):
+        if place.is_dir() and (ours is None or place != path):
+            raise OutputError(f"{place}: is a folder; name a file")
+        if os.path.lexists(place) and not overwrite:
+            raise OutputError(f"{place}: exists already; choose another name or pass --overwrite")
 
 
 def check_space(needed: Mapping[Path, int], advice: str) -> None:
@@ -105,9 +107,15 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def put_in_place(complete: Path, path: Path) -> None:
     """Give a complete file or folder its name, in place of an older one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    complete.replace(path)
+    if not path.is_dir() or path.is_symlink():
+        complete.replace(path)
+        return
+    # A folder cannot be replaced in one step. After a kill between the two, the old one still exists, hidden.
+    old = path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    complete.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = REPORT_HEADER) -> None:

@@ -25,8 +25,7 @@ def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> 
     """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written, before any work."""
     if path.suffix not in others and not path.is_dir():
         _format(path)
-    for place in (path, output.report_path(path), output.run_path(path)):
-        output.check_output(place, overwrite=overwrite)
+    output.check_output(path, overwrite=overwrite, beside=True)
 
 
 class Beside(NamedTuple):

@@ -275,3 +275,17 @@ def test_odd_values_in_a_config_file(
 ) -> None:
     Path("c.yaml").write_text(f"inputs: in.fasta\nsequences: s.h5\n{line}\n")
     fails(run("embed", "--config", "c.yaml", "-m", model_folders["esm2"]), 2, part)
+
+
+def test_a_compressed_file_without_a_whole_record(run: Run, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    content = gzip.compress(b">a\n" + bytes(range(65, 90)) * 40)
+    (tmp_path / "cut.fasta.gz").write_bytes(content[: len(content) // 2])
+    result = run("embed", "cut.fasta.gz", "-m", model_folders["esm2"], "-o", "s.h5")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("protea: error: cut.fasta.gz: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.fasta.gz"]
+
+
+def test_true_is_no_number_in_a_config_file(run: Run, fasta: Path, model_folders: dict[str, Path]) -> None:
+    Path("c.yaml").write_text("inputs: in.fasta\nsequences: s.h5\ncompression: true\n")
+    fails(run("embed", "--config", "c.yaml", "-m", model_folders["esm2"]), 2, "compression True")

@@ -247,3 +247,10 @@ def test_devices_keep_to_their_own_shards(
     assert len(list(Path("r").glob("*.pt"))) == 60
     assert Path("s.shard-1-of-2.h5").exists()
     assert not list(Path().glob(".*"))
+
+
+def test_merging_replaces_nothing_beside_a_stale_work_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "big.h5").write_text("precious")
+    (tmp_path / ".big.h5.partial").mkdir()
+    fails(run("merge", "big.h5"), 1, "big.h5: exists already")
+    assert (tmp_path / "big.h5").read_text() == "precious"

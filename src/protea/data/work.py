@@ -89,7 +89,9 @@ class Work:
     def finish(self) -> None:
         """Move the store to the output and forget the stages."""
         if self.output.exists():
-            self.output.rename(self.folder / "replaced")
+            old = self.folder / "replaced"
+            shutil.rmtree(old, ignore_errors=True)
+            self.output.rename(old)
         (self.folder / STORE).rename(self.output)
         sync_folder(self.output.parent)
         self._done.clear()

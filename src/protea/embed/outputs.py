@@ -22,7 +22,7 @@ from protea.errors import NonFiniteError, OutputError, ResumeError
 from protea.infer.runner import FloatArray
 from protea.journal import JOURNAL, WorkFolder, damaged_journal
 from protea.letters import ReportRow
-from protea.output import check_output, put_in_place, write_report, write_run
+from protea.output import check_output, put_in_place, report_path, run_path, write_report, write_run
 from protea.text import bytes_text, printable
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -78,8 +78,11 @@ def check_place(path: Path, kind: str, *, overwrite: bool) -> None:
 
 def publish(complete: Path, output: Path, rows: Iterable[Sequence[object]], provenance: Mapping[str, Any]) -> None:
     """Give a complete output its name, once its report and its run file are beside it."""
-    write_report(output, rows)
-    write_run(output, provenance)
+    aside = complete.with_name(output.name)
+    write_report(aside, rows)
+    write_run(aside, provenance)
+    for written in (report_path(aside), run_path(aside)):
+        put_in_place(written, output.with_name(written.name))
     put_in_place(complete, output)
 
 

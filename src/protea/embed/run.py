@@ -193,10 +193,12 @@ class EmbedRun:
             except DamagedFileError as error:
                 damage = error
             if state.totals.embedded == 0 and share is None:
-                name, _, reason = journal.rows()[0]
+                rows = journal.rows()
                 journal.remove()
+                if damage is not None:
+                    raise damage
                 inputs = ", ".join(self.settings.inputs)
-                raise damage or FastaError(f"{inputs}: every record was skipped; the first, {name!r}: {reason}")
+                raise FastaError(f"{inputs}: every record was skipped; the first, {rows[0][0]!r}: {rows[0][2]}")
             self._check_input(surveyed, share, state)
             state = self._commit(journal, stores, state)
             if damage is not None:

@@ -15,7 +15,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Unknown
-from protea.settings_errors import read_yaml, validate
+from protea.settings_errors import Section, read_yaml, validate
 
 PROVENANCE: Final = "provenance"
 """Key of a run file with the circumstances and counts of the run; ignored when the file is read."""
@@ -62,10 +62,8 @@ def _shard(value: Any) -> Any:
     return Shard(number=int(number), of=int(of))
 
 
-class EmbedSettings(BaseModel):
+class EmbedSettings(Section):
     """The options of ``protea embed``, with the names, defaults and meanings of the flags."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
     sequences: Path | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -184,7 +183,7 @@ def merge(
     """
     kind = kind_of(output, "merge")
     try:
-        check_place(output, kind, overwrite=overwrite or os.path.exists(work_path(output)))
+        check_place(output, kind, overwrite=overwrite)
         shards = find_shards(output) if shards is None else shards
         contents, rows = [], []
         for shard in shards:

@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -25,7 +21,7 @@ from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
 from protea.errors import CheckpointError, UsageError
 from protea.models.family import EncoderConfig
-from protea.settings_errors import parse_yaml, read_yaml, suggestion, validate
+from protea.settings_errors import Section, parse_yaml, read_yaml, suggestion, validate
 
 RECIPES: Final = Path(__file__).parents[1] / "recipes"
 """The recipes that come with the package."""
@@ -42,20 +38,6 @@ Paths = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda value: [value] if isinstance(value, str | Path) else value),
 ]
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys are errors, and values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_booleans(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python would take true for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("must not be true or false")
-        return value
 
 
 class DataSettings(Section):
