@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 import protea
 from conftest import CONFIGS, Run, disturb, fails
 from messages import check_message
-from protea.checkpoints import golden, hf, nemo
+from protea.checkpoints import hf, nemo, summary
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import EXTRAS, format_named, open_checkpoint
-from protea.checkpoints.golden import Golden
+from protea.checkpoints.summary import Golden
 from protea.checkpoints.tensors import same_bits
 from protea.errors import CheckpointError, OutputError, UsageError
 from protea.models.encoder import Encoder
@@ -410,13 +410,13 @@ def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pyte
     with torch.inference_mode():
         states, logits = run_transformers(load_transformers(source), torch.tensor(ids))
     corners = {"logits": logits, "last hidden state": states[-1]}
-    known = replace(golden.published_models()["esm2_t6_8M_UR50D"], name="esm2_small", config=CONFIGS["esm2"])
-    monkeypatch.setitem(golden.published_models(), "esm2_small", known)
+    known = replace(summary.published_models()["esm2_t6_8M_UR50D"], name="esm2_small", config=CONFIGS["esm2"])
+    monkeypatch.setitem(summary.published_models(), "esm2_small", known)
     published = [
         Golden("esm2_small", what, ids, tuple(tuple(row) for row in rows[:3, :3].tolist()), "transformers")
         for what, rows in corners.items()
     ]
-    monkeypatch.setattr(golden, "GOLDEN", tuple(published))
+    monkeypatch.setattr(summary, "GOLDEN", tuple(published))
     result = run("check", source)
     assert result.code == 0, result.out
     assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["pass", "pass"]
@@ -426,7 +426,7 @@ def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pyte
     assert [line.split()[0] for line in result.out.splitlines()[1:3]] == ["fail", "pass"]
     assert "these are not esm2_small's weights" in result.out
     monkeypatch.setitem(
-        golden.published_models(), "esm2_small", replace(known, config=replace(CONFIGS["esm2"], num_hidden_layers=9))
+        summary.published_models(), "esm2_small", replace(known, config=replace(CONFIGS["esm2"], num_hidden_layers=9))
     )
     fails(run("check", other), 1, "3 layers of width 40, esm2_small has 9 of width 40")
 
@@ -436,7 +436,7 @@ def test_a_published_file_is_recognised(
 ) -> None:
     path = sources["esm2", "nemo"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    models = golden.published_models()
+    models = summary.published_models()
     monkeypatch.setitem(models, "esm2nv_650M", replace(models["esm2nv_650M"], sha256=digest))
     result = run("check", path)
     assert result.code == 0, result.out

@@ -20,7 +20,7 @@ from torch import Tensor
 from conftest import CONFIGS, disturb
 from messages import check_message
 from protea.checkpoints import hf
-from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
+from protea.checkpoints.tensors import INDEX, WEIGHTS
 from protea.errors import CheckpointError, OutputError, ProteaWarning
 from protea.models.encoder import Encoder
 from protea.models.esm2 import ESM2, SIZES

@@ -70,9 +70,9 @@ def test_a_file_that_fails_unforeseen(model_folders: dict[str, Path], tmp_path: 
     """The message names the file: here a weight file that became a folder while the command ran."""
     shutil.copytree(model_folders["esm2"], tmp_path / "model")
     code = (
-        "import sys, protea.checkpoints.summary as describe\n"
-        "from pathlib import Path\n"
-        "describe.files_of = lambda folder, checkpoint: [folder]\n"
+        "import protea.checkpoints.summary as summary\n"
+        "sha256 = summary.sha256\n"
+        "summary.sha256 = lambda path: sha256(path.parent)\n"
         "import protea.cli\n"
         "protea.cli.main()\n"
     )

@@ -11,7 +11,7 @@ import pytest
 import protea
 from conftest import LoadModel
 from messages import check_message
-from protea.checkpoints.peers import load_peer, masked_losses
+from protea.checkpoints.peers import check_peer, load_peer, masked_losses
 from protea.data.masking import Masking
 from protea.errors import CapabilityError, ProteaWarning, UsageError
 from protea.infer.runner import Runner
@@ -91,16 +91,15 @@ def test_wrong_arguments(model: protea.LanguageModel) -> None:
     with pytest.warns(ProteaWarning, match="1022 of 1500"):
         model.perplexity(["M" * 1500])
     with pytest.raises(UsageError, match=r"tape.*transformers or fair-esm"):
-        load_peer("tape", Path("x"))
+        check_peer("tape")
     model.module.lm_head = None
     with pytest.raises(CapabilityError, match="logits"):
         model.perplexity(SEQUENCES)
 
 
-def test_a_family_that_others_lack(load_small: LoadModel, tmp_path: Path) -> None:
-    load_small("esm1nv").save(tmp_path / "model")
+def test_a_family_that_others_lack(load_small: LoadModel) -> None:
     with pytest.raises(UsageError, match="ESM-1nv"):
-        load_peer("transformers", tmp_path / "model")
+        check_peer("transformers", load_small("esm1nv").module)
 
 
 def test_beyond_what_a_float_holds_perplexity_is_infinite() -> None:

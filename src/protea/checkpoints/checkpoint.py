@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from functools import reduce
-from pathlib import Path
 from typing import Final, Self
 
 import torch
@@ -20,8 +20,8 @@ from protea.models.family import EncoderConfig
 from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
 from protea.models.registry import build
 
-_NO_PARAMETERS: Final = ("inv_freq", "_extra_state")
-"""How the keys end of tensors that are not parameters, and need no warning."""
+_NO_PARAMETERS: Final = r".*(inv_freq|_extra_state)"
+"""Pattern of the keys of tensors that are not parameters, and need no warning."""
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
@@ -52,19 +52,15 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 class Checkpoint:
-    """An opened checkpoint. Its parameters are read when asked for.
+    """An opened checkpoint, whose parameters are read when asked for.
 
-    Attributes:
-        tensors: what is stored.
-        layout: how it is stored.
-        source: what messages call the configuration.
-        model: the model on the meta device, with the stored heads and the stored values of buffers.
+    ``model`` is on the meta device, with the stored heads and the stored values of buffers; messages call the file of
+    the configuration ``source``.
     """
 
     def __init__(self, config: EncoderConfig, tensors: Tensors, layout: Layout, source: str) -> None:
-        self.tensors = tensors
-        self.layout = layout
-        self.source = source
+        self.tensors, self.layout = tensors, layout
+        self._source = source
         self._replaced: dict[str, Tensor] = {}
         self.model = build(config)
         # A bare encoder is a complete checkpoint, and so is one without a contact head.
@@ -74,15 +70,15 @@ class Checkpoint:
         set_heads(self.model, {name: () for name, place in places.items() if place and place.key in tensors})
         self.entries = entries(self.model, layout)
         self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
-        self._check()
+        if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise self._misfit(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}")
+        for entry in self.entries:
+            stack = () if entry.place.layer is None else (config.num_hidden_layers,)
+            self._check_tensor(entry.place.key, (*stack, *stored_shape(self.model, layout, entry)))
         for name, exact in self.model.stored_buffers.items():
             self.model.set_buffer(name, self._stored_buffer(name, exact))
         self._warn_of_unused()
-
-    @property
-    def files(self) -> list[Path]:
-        """The files it is in."""
-        return self.tensors.paths
 
     @property
     def stored_types(self) -> list[str]:
@@ -124,9 +120,8 @@ class Checkpoint:
             if buffer.shape != exact.shape:
                 raise CheckpointError(f"{name} has shape {list(buffer.shape)}, not {list(exact.shape)}")
             model.set_buffer(name, buffer)
-        stored = {
-            name: tuple(value.shape) for name, value in (dict(self.model.named_parameters()) | parameters).items()
-        }
+        given = dict(self.model.named_parameters()) | parameters
+        stored = {name: tuple(value.shape) for name, value in given.items()}
         set_heads(model, stored)
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         for name in sorted(stored.keys() | expected.keys()):
@@ -153,24 +148,15 @@ class Checkpoint:
                     f"leave {key} out if {tied} is right"
                 )
 
-    def _check(self) -> None:
-        tensors = self.tensors
-        self._misfit = f"the file does not fit its {self.source}, or is incomplete: fetch both again"
-        if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise CheckpointError(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}; {self._misfit}")
-        depth = self.model.config.num_hidden_layers
-        for entry in self.entries:
-            stack = () if entry.place.layer is None else (depth,)
-            self._check_tensor(entry.place.key, (*stack, *stored_shape(self.model, self.layout, entry)))
+    def _misfit(self, reason: str) -> CheckpointError:
+        advice = f"the file does not fit its {self._source}, or is incomplete: fetch both again"
+        return CheckpointError(f"{reason}; {advice}")
 
     def _check_tensor(self, key: str, expected: tuple[int, ...]) -> None:
-        """Check a stored tensor's shape and type."""
         path, shape, dtype, *_ = self.tensors.stored[key]
         if shape != expected:
-            raise CheckpointError(
-                f"{path}: {key} has shape {list(shape)}, {self.source} asks for {list(expected)}; {self._misfit}"
-            )
+            asked = f"{self._source} asks for {list(expected)}"
+            raise self._misfit(f"{path}: {key} has shape {list(shape)}, {asked}")
         # Quantized weights mean nothing without their scales.
         if dtype not in FLOATS:
             raise CheckpointError(
@@ -213,12 +199,10 @@ class Checkpoint:
         return sorted(key for key in self.tensors if key.rpartition(".")[2] == name)
 
     def _warn_of_unused(self) -> None:
-        """Name the stored tensors that the model does not need, except those that are known to be in such files."""
         used = {entry.place.key for entry in self.entries}
         used.update(key for name in self.model.stored_buffers for key in self._buffer_keys(name))
-        unused = [key for key in sorted(self.tensors.keys() - used) if not self.layout.leftovers(key)]
-        unused = [key for key in unused if not key.endswith(_NO_PARAMETERS)]
-        if unused:
+        known = re.compile(f"{self.layout.leftovers}|{_NO_PARAMETERS}")
+        if unused := [key for key in sorted(self.tensors.keys() - used) if not known.fullmatch(key)]:
             roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in unused}))
             message = (
                 f"{len(unused)} tensors have no place in the model and were left out: {roots} (first: {unused[0]})"

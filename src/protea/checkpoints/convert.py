@@ -17,11 +17,20 @@ from torch import Tensor
 
 from protea.checkpoints import fair_esm
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.formats import Format, format_named, recognised, unsupported
+from protea.checkpoints.formats import (
+    EXTRAS,
+    HEAD_RECORD,
+    Format,
+    companion,
+    complete,
+    format_named,
+    recognised,
+    unsupported,
+    write_extras,
+)
 from protea.checkpoints.hub import locate
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
-from protea.checkpoints.sidecar import complete, extras_path, head_record_path, write_extras
 from protea.checkpoints.tensors import FLOATS, same_bits
 from protea.device import return_freed_memory
 from protea.errors import CheckpointError, OutputError
@@ -76,12 +85,6 @@ def convert(
         dtype: type to store; the source's own by default.
         peers: compare with the library that reads the format, if it is installed and memory allows.
         progress: receives the progress.
-
-    Raises:
-        UsageError: there is no such format, or its library would not recognise the target by its name.
-        UnknownModelError: the source is neither a path nor a published name.
-        CheckpointError: the source is damaged, the format cannot hold it, or the copy differs.
-        OutputError: the target exists or cannot be written.
     """
     to = to or {".pt": fair_esm.NAME, ".nemo": "nemo"}.get(target.suffix, "hf")
     written = format_named(to)
@@ -94,7 +97,9 @@ def convert(
             raise CheckpointError(f"{path}: cannot be written as {written.TITLE}: {reason}")
         if to == fair_esm.NAME:
             fair_esm.check_target(target, model)
-        _check_beside(target)
+        for beside in (fair_esm.regression_path(target), companion(target, EXTRAS), companion(target, HEAD_RECORD)):
+            if target.suffix and os.path.lexists(beside):
+                raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
         sizes = [parameter.numel() for parameter in model.parameters()]
         kind = dtype or checkpoint.dtype
         report = Conversion(path, read.TITLE, written.TITLE, model.config.family, sum(sizes), kind, len(sizes))
@@ -106,14 +111,17 @@ def convert(
 
         progress.begin("writing", len(sizes))
         written.write(place, model, parameter, kind)
-        lost = _write_lost(checkpoint, place, target, written, report)
-        _compare_parameters(checkpoint, place, written, report, progress)
-        if model.contact_head is not None and head_record_path(path).is_file():
+        zeroed = _write_lost(checkpoint, place, target, written, report)
+        with complete(written.open_checkpoint(place), place) as copy:
+            _compare_parameters(checkpoint, copy, place, kind, progress)
+            ours = _compare_logits(checkpoint, copy, place, report, progress)
+            if peers:
+                # A library that sets a token's row to zero cannot agree on the token's column.
+                columns = min(zeroed, default=len(model.alphabet))
+                _compare_with_peer(copy, ours, place, to, columns, report)
+        if model.contact_head is not None and companion(path, HEAD_RECORD).is_file():
             # An evaluation of the copy must know which structures its head was fitted on.
-            shutil.copyfile(head_record_path(path), head_record_path(place))
-        # A library that sets a token's row to zero cannot agree on the token's column.
-        columns = min(_zeroed(model, to, lost).values(), default=len(model.alphabet))
-        _compare_logits(checkpoint, place, written, report, columns if peers else 0, progress)
+            shutil.copyfile(companion(path, HEAD_RECORD), companion(place, HEAD_RECORD))
         if to == fair_esm.NAME and not isinstance(model.contact_head, ContactHead) and "esm1v" not in target.name:
             report.notes.append(
                 f"without a contact regression, Meta's loader misses {fair_esm.regression_path(target).name}: give "
@@ -122,28 +130,19 @@ def convert(
     return report
 
 
-def _check_beside(target: Path) -> None:
-    """Refuse files beside the target that readers would take for parts of it."""
-    for beside in (fair_esm.regression_path(target), extras_path(target), head_record_path(target)):
-        if target.suffix and os.path.lexists(beside):
-            raise OutputError(f"{beside}: exists already, and would be read with {target.name}; remove it")
-
-
 def _cast(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
     value = checkpoint.parameter(name)
     narrow = value.to(dtype)
     if value.dtype != dtype and not narrow.isfinite().all() and value.isfinite().all():
         raise CheckpointError(
-            f"{checkpoint.files[0]}: {name} has values up to {float(value.abs().max()):.3g}, beyond what "
+            f"{checkpoint.tensors.paths[0]}: {name} has values up to {float(value.abs().max()):.3g}, beyond what "
             f"{str(dtype).removeprefix('torch.')} holds; choose another --dtype"
         )
     return narrow
 
 
-def _write_lost(
-    checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion
-) -> dict[str, Tensor]:
-    """Write beside the copy what its format lost, and return that."""
+def _write_lost(checkpoint: Checkpoint, place: Path, target: Path, written: Format, report: Conversion) -> list[int]:
+    """Write beside the copy what its format lost; return the lost rows that the format's library sets to 0."""
     model = checkpoint.model
     with written.open_checkpoint(place) as copy:
         stored = dict(copy.model.named_parameters())
@@ -156,34 +155,29 @@ def _write_lost(
         lost |= _differing_buffers(model, copy.model)
         ours, theirs = vars(model.config), vars(copy.model.config)
         settings = [key for key in ours if ours[key] != theirs[key]]
+        rows = type(model).stored[written.NAME].zeroed(model.config)
+        zeroed = [row for name, row in rows.items() if name in lost]
         if lost or settings:
             beside = write_extras(place, copy, model, lost)
             shown = target.parent / beside.relative_to(place.parent)
-            report.apart += [f"{what}, in {shown}" for what in _described(model, written.NAME, lost, settings)]
-    for row in _zeroed(model, written.NAME, lost).values():
+            report.apart += [f"{what}, in {shown}" for what in _described(model, lost, settings, bool(zeroed))]
+    for row in zeroed:
         token = model.alphabet.tokens[row]
         report.notes.append(f"Meta's loader sets the mask token's row to 0: its logit for {token} differs there")
-    return lost
+    return zeroed
 
 
-def _described(model: Encoder, form: str, lost: Mapping[str, Tensor], settings: list[str]) -> list[str]:
+def _described(model: Encoder, lost: Mapping[str, Tensor], settings: list[str], zeroed: bool) -> list[str]:
     """What a format lost, in words."""
     settings = [key for key in settings if key != "vocab_size"]
-    rows = "the mask token's row" if _zeroed(model, form, lost) else "rows of the vocabulary"
     parts = {
         "the contact head": any(name.startswith("contact_head.") for name in lost),
         "the language-model head": any(name.startswith("lm_head.") for name in lost.keys() - VOCABULARY),
-        rows: any(name in VOCABULARY for name in lost),
+        "the mask token's row" if zeroed else "rows of the vocabulary": any(name in VOCABULARY for name in lost),
         "the stored rotary frequencies": any(name in lost for name in model.stored_buffers),
         f"the settings {', '.join(settings)}": bool(settings),
     }
     return [part for part, is_lost in parts.items() if is_lost] or ["the size of the padded vocabulary"]
-
-
-def _zeroed(model: Encoder, form: str, lost: Mapping[str, Tensor]) -> dict[str, int]:
-    """The rows, by parameter, that the format's library sets to 0 while loading, where they are not 0 in the model."""
-    rows = type(model).stored[form].zeroed(model.config)
-    return {name: row for name, row in rows.items() if name in lost}
 
 
 def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
@@ -192,53 +186,57 @@ def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
 
 
 def _compare_parameters(
-    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, progress: Progress
+    checkpoint: Checkpoint, copy: Checkpoint, place: Path, dtype: torch.dtype, progress: Progress
 ) -> None:
     """Compare every parameter of the copy with the source's, bit for bit."""
     model = checkpoint.model
-    progress.begin("comparing", report.tensors)
-    with complete(written.open_checkpoint(place), place) as copy:
-        different = ["the configuration"] if copy.model.config != model.config else []
-        different += _differing_buffers(model, copy.model)
-        for name, _ in model.named_parameters():
-            if not same_bits(_cast(checkpoint, name, report.dtype), copy.parameter(name)):
-                different.append(name)
-            progress.advance()
-            return_freed_memory()
+    names = [name for name, _ in model.named_parameters()]
+    progress.begin("comparing", len(names))
+    different = ["the configuration"] if copy.model.config != model.config else []
+    different += _differing_buffers(model, copy.model)
+    for name in names:
+        if not same_bits(_cast(checkpoint, name, dtype), copy.parameter(name)):
+            different.append(name)
+        progress.advance()
+        return_freed_memory()
     if different:
         raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
 
 
 def _compare_logits(
-    checkpoint: Checkpoint, place: Path, written: Format, report: Conversion, peer_columns: int, progress: Progress
-) -> None:
-    """Compare logits with the source's, and their first ``peer_columns`` columns with another library's."""
-    what = "logits" if checkpoint.model.lm_head is not None else "last hidden states"
+    checkpoint: Checkpoint, copy: Checkpoint, place: Path, report: Conversion, progress: Progress
+) -> list[Tensor]:
+    """Compare the copy's logits with the source's, and return the copy's."""
+    what = "logits" if copy.model.lm_head is not None else "last hidden states"
     progress.begin(f"computing {what}", 2)
     source = logits(checkpoint)
     progress.advance()
-    with complete(written.open_checkpoint(place), place) as copy:
-        ours = logits(copy)
-        progress.advance()
-        compared = f"{what} of {len(ours)} sequences"
-        if [FLOATS[name] for name in checkpoint.stored_types] == [report.dtype]:
-            if not all(same_bits(a, b) for a, b in zip(source, ours, strict=True)):
-                raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
-            report.checks.append(f"{compared} identical to the source's")
-        else:
-            largest = difference(ours, source)
-            report.checks.append(f"{compared} within {largest:.1e} of the source's, which is stored in another type")
-        if not peer_columns:
-            return
-        if not all(values.isfinite().all() for values in ours):
-            report.checks.append(f"not compared with other libraries: {what} are not finite, as in the source")
-            return
-        answer = peer_logits(written.NAME, place, copy)
+    ours = logits(copy)
+    progress.advance()
+    compared = f"{what} of {len(ours)} sequences"
+    if [FLOATS[name] for name in checkpoint.stored_types] == [report.dtype]:
+        if not all(same_bits(a, b) for a, b in zip(source, ours, strict=True)):
+            raise CheckpointError(f"{what} of {place.name} differ from the source's; nothing was kept")
+        report.checks.append(f"{compared} identical to the source's")
+    else:
+        largest = difference(ours, source)
+        report.checks.append(f"{compared} within {largest:.1e} of the source's, which is stored in another type")
+    return ours
+
+
+def _compare_with_peer(
+    copy: Checkpoint, ours: list[Tensor], place: Path, to: str, columns: int, report: Conversion
+) -> None:
+    """Compare the first columns of logits with those of the library that reads the format."""
+    if not all(values.isfinite().all() for values in ours):
+        report.checks.append("not compared with other libraries: logits are not finite, as in the source")
+        return
+    answer = peer_logits(to, place, copy)
     if isinstance(answer, str):
         report.checks.append(f"not compared with {answer}")
     elif answer is not None:
         library, theirs = answer
-        largest = difference([rows[:, :peer_columns] for rows in ours], [rows[:, :peer_columns] for rows in theirs])
+        largest = difference([rows[:, :columns] for rows in ours], [rows[:, :columns] for rows in theirs])
         if not largest <= TOLERANCE:
             raise CheckpointError(
                 f"{library} computes other logits from {place.name}: they differ by {largest:.1e} of the largest; "

@@ -7,7 +7,7 @@ reader runs that pickle; this one does not.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.region import Region, damaged, hostile
-from protea.checkpoints.tensors import StoredTensor, Tensors, type_name
+from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, type_name
 from protea.checkpoints.torch_file import TorchFile, to_bytes
 from protea.checkpoints.unpickle import MAX_AXES, MAX_LENGTH, Inert, TensorRef, unpickle
 from protea.errors import CheckpointError
@@ -28,12 +28,11 @@ METADATA: Final = ".metadata"
 _ALIGNMENT: Final = 64
 """Pieces begin at multiples of this many bytes, as values do within a file of torch.save, so they can be mapped."""
 
-Box = tuple[tuple[int, int], ...]
-"""Where a part of a tensor begins and ends on each axis."""
-
 
 class _Piece(NamedTuple):
-    box: Box
+    """Where a piece begins and ends on each axis of its tensor, and where its bytes are."""
+
+    box: tuple[tuple[int, int], ...]
     region: Region
 
 
@@ -71,10 +70,8 @@ class DistributedTensors(Tensors):
                 pieces.append(_Piece(box, self._region(key, places[key, offsets])))
             regions += [piece.region for piece in pieces]
             path = regions[-1].path if pieces else self._metadata
-            full_box = tuple((0, length) for length in shape)
-            read = partial(_read, f"{self._folder}: {key}", pieces, dtype)
-            read_row = partial(_read_row, read, full_box)
-            self.add(key, StoredTensor(path, shape, type_name(dtype), partial(read, full_box), read_row))
+            read = partial(_read, f"{self._folder}: {key}", pieces, shape, dtype)
+            self.add(key, StoredTensor(path, shape, type_name(dtype), read, read))
         # Pieces that share their bytes could form a tensor of any size.
         spans = sorted((str(region.path), region.start, region.start + region.size) for region in regions)
         if any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(spans)):
@@ -95,34 +92,35 @@ class DistributedTensors(Tensors):
         return self._files[name].part(int(info["offset"]), int(info["length"]), f"{path}: {key}")
 
 
-def _read_row(read: Callable[[Box], Tensor], full_box: Box, index: int) -> Tensor:
-    """One entry along the first axis; only the pieces that hold it are read."""
-    return read(((index, index + 1), *full_box[1:]))[0]
-
-
-def _read(name: str, pieces: list[_Piece], dtype: torch.dtype, wanted: Box) -> Tensor:
-    """A box of a tensor, assembled from the pieces that overlap it."""
-    shape = tuple(stop - start for start, stop in wanted)
+def _read(
+    name: str, pieces: list[_Piece], shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
+) -> Tensor:
+    """A tensor, or one entry along its first axis; only the pieces that hold it are read."""
+    axes = [(0, length) for length in shape]
+    if row is not None:
+        axes[0] = (row, row + 1)
+    size = tuple(stop - start for start, stop in axes)
     parts: list[tuple[tuple[slice, ...], Tensor]] = []
     for piece in pieces:
-        shared = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(wanted, piece.box, strict=True)]
+        shared = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(axes, piece.box, strict=True)]
         if all(start < stop for start, stop in shared):
-            parts.append((_within(shared, wanted), _piece(piece, dtype)[_within(shared, piece.box)]))
-    if len(parts) == 1 and parts[0][1].shape == shape:
-        return parts[0][1]
-    # The count of values comes first: a damaged shape can be too large to reserve memory for.
-    if sum(part.numel() for _, part in parts) == prod(shape):
-        values = torch.empty(shape, dtype=dtype)
-        filled = torch.zeros(shape, dtype=torch.bool)
+            parts.append((_within(shared, axes), _piece(piece, dtype)[_within(shared, piece.box)]))
+    if len(parts) == 1 and parts[0][1].shape == size:
+        values = parts[0][1]
+    else:
+        # The count of values comes first: a damaged shape can be too large to reserve memory for.
+        if sum(part.numel() for _, part in parts) != prod(size):
+            raise damaged(name, "its pieces do not fill it")
+        values, filled = torch.empty(size, dtype=dtype), torch.zeros(size, dtype=torch.bool)
         for place, part in parts:
             values[place] = part
             filled[place] = True
-        if filled.all():
-            return values
-    raise damaged(name, "its pieces do not fill it")
+        if not filled.all():
+            raise damaged(name, "its pieces do not fill it")
+    return values if row is None else values[0]
 
 
-def _within(box: Iterable[tuple[int, int]], outer: Box) -> tuple[slice, ...]:
+def _within(box: Iterable[tuple[int, int]], outer: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
     """Where a box is, counted from the beginning of a box around it."""
     return tuple(slice(start - first, stop - first) for (start, stop), (first, _) in zip(box, outer, strict=True))
 
@@ -139,7 +137,6 @@ def _piece(piece: _Piece, dtype: torch.dtype) -> Tensor:
 
 
 def _lengths(values: Any) -> tuple[int, ...]:
-    """An offset or a shape."""
     lengths = tuple(values)
     if len(lengths) > MAX_AXES or not all(isinstance(length, int) and 0 <= length < MAX_LENGTH for length in lengths):
         raise ValueError("an impossible shape or offset")
@@ -155,39 +152,36 @@ def _dtype(properties: Any) -> torch.dtype:
     return dtype
 
 
-class Stack(NamedTuple):
-    """A tensor to write: its pieces follow each other along the first axis."""
+def write_distributed(folder: Path, plan: Iterable[Planned]) -> None:
+    """Write a checkpoint of one file into a folder, with one tensor of the plan in memory at a time.
 
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    pieces: Iterable[Callable[[], Tensor]]
-
-
-def write_distributed(folder: Path, stacks: Iterable[Stack]) -> None:
-    """Write a checkpoint of one file into a folder, with one piece in memory at a time."""
+    Tensors with the same key are pieces of one, which follow each other along its first axis.
+    """
     # The format consists of these classes, pickled. One of them is private.
     from torch.distributed.checkpoint import metadata as dcp
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+    by_key: dict[str, list[Planned]] = {}
+    for planned in plan:
+        by_key.setdefault(planned.key, []).append(planned)
     name = "__0_0.distcp"
     described: dict[str, Any] = {}
     places: dict[dcp.MetadataIndex, _StorageInfo] = {}
     with (folder / name).open("wb") as stream:
-        for key, shape, dtype, pieces in stacks:
+        for key, pieces in by_key.items():
             chunks: list[dcp.ChunkStorageMetadata] = []
             row = 0
-            for number, make in enumerate(pieces):
-                piece = make()
-                data = to_bytes(piece)
+            for number, piece in enumerate(pieces):
+                data = to_bytes(piece.make().clone())  # torch.save writes all that a view is part of
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))
-                offsets = torch.Size((row, *[0] * (piece.ndim - 1)))
+                offsets = torch.Size((row, *[0] * (len(piece.shape) - 1)))
                 places[dcp.MetadataIndex(key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))
-                chunks.append(dcp.ChunkStorageMetadata(offsets=offsets, sizes=piece.shape))
+                chunks.append(dcp.ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(piece.shape)))
                 stream.write(data)
                 row += piece.shape[0]
-            properties = dcp.TensorProperties(dtype=dtype)
-            described[key] = dcp.TensorStorageMetadata(properties=properties, size=torch.Size(shape), chunks=chunks)
+            properties = dcp.TensorProperties(dtype=pieces[0].dtype)
+            size = torch.Size((row, *pieces[0].shape[1:]))
+            described[key] = dcp.TensorStorageMetadata(properties=properties, size=size, chunks=chunks)
     planner_data = {key: (key,) for key in described}
     metadata = dcp.Metadata(state_dict_metadata=described, planner_data=planner_data, storage_data=places)
     with (folder / METADATA).open("wb") as file:

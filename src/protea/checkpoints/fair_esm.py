@@ -19,10 +19,10 @@ import torch
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of
 from protea.checkpoints.region import Region
+from protea.checkpoints.settings_files import count, shown
 from protea.checkpoints.tensors import Planned, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.checkpoints.unpickle import Inert
-from protea.checkpoints.yaml_files import count, shown
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -35,11 +35,8 @@ _PREFIX: Final = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
 _MAX_WRAPPINGS: Final = 4
 
 
-_LEFTOVERS: Final = ("lm_head.weight", ".version", "_float_tensor")
-
-
 def _layout(family: type[Encoder]) -> Layout:
-    return Layout(keys=family.stored[NAME].keys, leftovers=lambda key: key.endswith(_LEFTOVERS))
+    return Layout(keys=family.stored[NAME].keys, leftovers=r".*(lm_head\.weight|\.version|_float_tensor)")
 
 
 def regression_path(path: Path) -> Path:
@@ -66,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         states[regression] = (head, state)
     tensors = open_state_dicts(states, lambda key: _PREFIX.sub("", key))
     try:
-        family, config = _config(_described(content), tensors)
+        family, config = _config(_settings(content), tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     checkpoint = Checkpoint(config, tensors, _layout(family), "args or cfg")
@@ -78,38 +75,38 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _described(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says about its model: ``cfg`` or ``args`` as plain values, and which of the two it is."""
-    cfg = plain(content.get("cfg"))
-    model = plain(cfg.get("model")) if isinstance(cfg, dict) else None
-    for said_by, settings in (("cfg", model), ("args", plain(content.get("args")))):
+def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the model, from ``cfg`` or ``args``, and which of the two it was."""
+    cfg = _plain(content.get("cfg"))
+    model = _plain(cfg.get("model")) if isinstance(cfg, dict) else None
+    for said_by, settings in (("cfg", model), ("args", _plain(content.get("args")))):
         if isinstance(settings, dict):
-            values = {key: plain(value) for key, value in settings.items() if isinstance(key, str)}
+            values = {key: _plain(value) for key, value in settings.items() if isinstance(key, str)}
             return values | {"said_by": said_by}
     raise CheckpointError("holds neither 'args' nor 'cfg' to say what its model is")
 
 
-def _config(described: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
-    family = stored_in(NAME, described)
+def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
+    family = stored_in(NAME, settings)
     if family is None:
-        arch = shown(described.get("arch"))
+        arch = shown(settings.get("arch"))
         raise CheckpointError(f"architecture {arch} is not supported; ESM-1b and ESM-1v (roberta_large) and ESM-2 are")
     shapes, alphabet = StoredShapes(tensors, _layout(family)), family.config_type.alphabet
     rows, width = shapes["word_embeddings.weight"]
     if rows != len(alphabet):
         raise CheckpointError(f"{rows} tokens, the alphabet has {len(alphabet)}; other alphabets are not supported")
-    settings = {key.removeprefix("encoder_"): value for key, value in described.items()}  # files use either name
+    short = {key.removeprefix("encoder_"): value for key, value in settings.items()}  # files use either name
     sizes = {
-        "num_hidden_layers": count(settings, "layers"),
-        "num_attention_heads": count(settings, "attention_heads"),
+        "num_hidden_layers": count(short, "layers"),
+        "num_attention_heads": count(short, "attention_heads"),
         "hidden_size": width,
         "intermediate_size": shapes["layers.0.fc1.weight"][0],
         "vocab_size": rows,
     }
-    return family, family.stored[NAME].config(described, sizes, shapes)
+    return family, family.stored[NAME].config(settings, sizes, shapes)
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """The content of a configuration object of any class: Namespace, or OmegaConf's containers and nodes.
 
     Values inside are left as they are, to be unwrapped in their turn: objects may contain each other in a circle.
@@ -123,11 +120,7 @@ def plain(value: Any) -> Any:
 
 
 def check_target(path: Path, model: Encoder) -> None:
-    """Check that Meta's package, which relies on file names, will recognise a file.
-
-    Raises:
-        UsageError: it would take the file for another model.
-    """
+    """Check that Meta's package, which relies on file names, will recognise a file."""
     prefix = type(model).stored[NAME].prefix
     others = {family.stored[NAME].prefix for family in families() if NAME in family.stored} - {prefix, ""}
     if path.suffix != ".pt" or not path.name.startswith(prefix) or path.name.startswith(tuple(others)):
@@ -136,21 +129,19 @@ def check_target(path: Path, model: Encoder) -> None:
 
 
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
-    """Write ``NAME.pt`` and, if there is a contact head, ``NAME-contact-regression.pt`` (see ``Format``).
-
-    Vocabulary rows beyond the alphabet are left out.
-    """
+    """Write ``NAME.pt`` without padding and, for a contact head, ``NAME-contact-regression.pt`` (see ``Format``)."""
     trimmed = like(model, replace(model.config, vocab_size=len(model.alphabet)))
     rows = {name: len(value) for name, value in trimmed.named_parameters()}
-    plan = plan_of(trimmed, _layout(type(model)), lambda name: parameter(name)[: rows[name]], dtype)
-    head = [planned for planned in plan if planned.key.startswith("contact_head.")]
-    # Meta's loader strips these prefixes.
+    head: list[Planned] = []
     body: list[Planned] = []
-    for planned in plan:
-        if planned not in head:
+    for planned in plan_of(trimmed, _layout(type(model)), lambda name: parameter(name)[: rows[name]], dtype):
+        if planned.key.startswith("contact_head."):
+            head.append(planned)
+        else:
+            # Meta's loader strips these prefixes.
             prefix = "encoder." if planned.key.startswith("lm_head.") else "encoder.sentence_encoder."
             body.append(planned._replace(key=f"{prefix}{planned.key}"))
-    words = next(planned for planned in plan if planned.key == "embed_tokens.weight")
+    words = next(planned for planned in body if planned.key.endswith("embed_tokens.weight"))
     body.append(words._replace(key="encoder.lm_head.weight"))
     save_torch_file(path, lambda tensors: {**described(model), "model": tensors}, body)
     if head:

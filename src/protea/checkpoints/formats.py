@@ -1,19 +1,23 @@
-"""All formats: which one a path holds, and the module that reads and writes it."""
+"""All formats: which one a path holds, the module that reads and writes it, and files for what it cannot hold."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.json_files import CONFIG, read_json
+from protea.checkpoints.hf_config import config_from, config_json
 from protea.checkpoints.layout import Parameter
 from protea.checkpoints.region import Region, is_tar
-from protea.checkpoints.safetensors_files import INDEX
-from protea.checkpoints.sidecar import EXTRAS, complete, extras_path
+from protea.checkpoints.settings_files import CONFIG, read_json
+from protea.checkpoints.tensors import FLOATS, INDEX, Planned, open_safetensors, raw_bytes, write_safetensors
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 
@@ -26,35 +30,32 @@ RECIPE_MODEL_TYPE: Final = "nv_esm"
 NEMO_CONFIG: Final = "model_config.yaml"
 """The file that identifies an unpacked .nemo."""
 
+EXTRAS: Final = "extras.safetensors"
+"""Parameters, rotary frequencies and settings that a format cannot hold."""
+
+HEAD_RECORD: Final = "contact-head.json"
+"""The record of how a contact head was fitted."""
+
+_CONFIG_KEY: Final = "protea_config"
+_OWNER_KEY: Final = "protea_written_for"
+_FINGERPRINTED = ["word_embeddings.weight", "layers.0.self_attn.out_proj.weight", "emb_layer_norm_after.weight"]
+
 
 class Format(Protocol):
-    """A module of a format."""
+    """A module of a format: its name for ``--to``, its title in messages, its reader and its writer.
+
+    The writer gets the file or folder, a model that says which parameters there are (its own may be on the meta
+    device), a function that gives their values, and the type of these values.
+    """
 
     NAME: str
-    """What ``--to`` calls the format."""
     TITLE: str
-    """What messages call a checkpoint of the format."""
-
-    def open_checkpoint(self, path: Path) -> Checkpoint:
-        """Open a checkpoint."""
-
-    def write(self, path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
-        """Write a checkpoint.
-
-        Args:
-            path: the file or folder.
-            model: says which parameters there are; may be on the meta device.
-            parameter: gives values of type ``dtype``.
-            dtype: the type to store.
-        """
+    open_checkpoint: Callable[[Path], Checkpoint]
+    write: Callable[[Path, Encoder, Parameter, torch.dtype], None]
 
 
 def format_named(name: str) -> Format:
-    """The module of a format. It is imported only now, since most runs need only one format.
-
-    Raises:
-        UsageError: there is no such format.
-    """
+    """The module of a format. It is imported only now, since most runs need only one format."""
     if name not in _MODULES:
         raise UsageError(f"unknown format {name!r}; use {', '.join(_MODULES)}")
     return cast("Format", import_module(f"protea.checkpoints.{_MODULES[name]}"))
@@ -119,7 +120,51 @@ def checkpoint_path(path: Path) -> Path:
     return path.parent if inside and path.is_file() and not path.name.endswith(EXTRAS) else path
 
 
-def files_of(path: Path, checkpoint: Checkpoint) -> list[Path]:
-    """The files of a checkpoint, its extras included."""
-    extras = extras_path(path)
-    return [*checkpoint.files, *([extras] if extras.exists() and extras not in checkpoint.files else [])]
+def companion(path: Path, name: str) -> Path:
+    """Where ``EXTRAS`` or ``HEAD_RECORD`` of a checkpoint is: inside a folder, or beside a file."""
+    return path / name if path.is_dir() else path.with_name(f"{path.name}.{name}")
+
+
+def complete(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Add the extras of a checkpoint to it, if there are any."""
+    beside = companion(path, EXTRAS)
+    if not beside.exists():
+        return checkpoint
+    extras = open_safetensors({beside: set()})
+    try:
+        described = json.loads(extras.metadata[_CONFIG_KEY])
+        if not isinstance(described, dict):
+            raise ValueError("no configuration")
+        if unknown := sorted({stored.dtype for stored in extras.stored.values()} - FLOATS.keys()):
+            raise ValueError(f"stored as {unknown[0]}")
+        if extras.metadata[_OWNER_KEY] != _fingerprint(checkpoint):
+            raise CheckpointError("were written for other weights")
+        checkpoint.complete(dict(extras), config_from(described))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{beside}: damaged: {error!r}; convert the checkpoint again, or remove it") from error
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{beside}: belongs to another checkpoint than {path}: its contents {error}; remove it, or convert again"
+        ) from error
+    if beside not in checkpoint.tensors.paths:
+        checkpoint.tensors.paths.append(beside)
+    return checkpoint
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of some parameters, as the format stores them, which differs between checkpoints of one architecture."""
+    digest = hashlib.sha256()
+    names = [name for entry in checkpoint.entries for name in entry.names]
+    # A family that has none of these parameters is identified by its first and its last one.
+    for name in [name for name in _FINGERPRINTED if name in names] or [names[0], names[-1]]:
+        digest.update(raw_bytes(checkpoint.parameter(name)))
+    return digest.hexdigest()
+
+
+def write_extras(path: Path, checkpoint: Checkpoint, model: Encoder, values: Mapping[str, Tensor]) -> Path:
+    """Write the extras of a checkpoint, opened without any: parameters and buffers, and a model's configuration."""
+    extras = companion(path, EXTRAS)
+    plan = [Planned(name, tuple(value.shape), value.dtype, value.detach) for name, value in values.items()]
+    described = json.dumps(config_json(model, torch.float32), sort_keys=True)
+    write_safetensors(extras, plan, {_CONFIG_KEY: described, _OWNER_KEY: _fingerprint(checkpoint)})
+    return extras

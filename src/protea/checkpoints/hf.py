@@ -15,12 +15,12 @@ import torch
 
 from protea.checkpoints import hf_config
 from protea.checkpoints.checkpoint import Checkpoint, like
+from protea.checkpoints.formats import write_extras
 from protea.checkpoints.hf_config import read_config, write_config
-from protea.checkpoints.json_files import CONFIG, write_json
 from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
-from protea.checkpoints.safetensors_files import INDEX, WEIGHTS, open_safetensors, shards, write_safetensors
-from protea.checkpoints.sidecar import write_extras
-from protea.checkpoints.tensors import Tensors
+from protea.checkpoints.region import Region
+from protea.checkpoints.settings_files import CONFIG, write_json
+from protea.checkpoints.tensors import INDEX, WEIGHTS, Tensors, open_safetensors, shards, write_safetensors
 from protea.models.encoder import Encoder
 from protea.models.registry import family_of, initial_value
 from protea.output import staged
@@ -34,6 +34,9 @@ MAX_SHARD_BYTES: Final = 5 << 30
 
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 
+# The tied head again, position ids, and position embeddings, which rotary models' files carry unused.
+_LEFTOVERS: Final = r".*\.position_ids|lm_head\.decoder\..*|esm\.embeddings\.position_embeddings.*"
+
 
 def _normalized(key: str) -> str:
     """A key as ``EsmForMaskedLM`` of transformers 4 spells it, whichever class and version wrote it."""
@@ -42,13 +45,8 @@ def _normalized(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
-def _leftover(key: str) -> bool:
-    """The tied head again, position ids, or position embeddings, which rotary models' files carry unused."""
-    return key.endswith(".position_ids") or key.startswith(("lm_head.decoder.", "esm.embeddings.position_embeddings"))
-
-
 def _layout(family: type[Encoder]) -> Layout:
-    return Layout(keys=family.stored[NAME].keys, leftovers=_leftover)
+    return Layout(keys=family.stored[NAME].keys, leftovers=_LEFTOVERS)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -65,7 +63,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_bin(folder: Path) -> Tensors:
-    from protea.checkpoints.region import Region
     from protea.checkpoints.torch_file import TorchFile, open_state_dicts
 
     expected = shards(folder, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -74,11 +71,7 @@ def _open_bin(folder: Path) -> Tensors:
 
 
 def save(model: Encoder, folder: Path) -> None:
-    """Write a model to a folder that Protea and ``transformers`` load unchanged.
-
-    Raises:
-        OutputError: the folder exists and is not empty, or cannot be written.
-    """
+    """Write a model to a new or empty folder that Protea and ``transformers`` load unchanged."""
     with staged(folder) as place:
         # The parameters of a model that is packed for the CPU are elsewhere; an unpacked model lists them.
         write(place, like(model), unpacked(model), model.compute_dtype)
@@ -88,9 +81,6 @@ def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype)
     """Write a model with random weights, by its family's published initialisation; a seed always gives the same ones.
 
     The model may be on the meta device.
-
-    Raises:
-        OutputError: the folder exists and is not empty, or cannot be written.
     """
     with staged(folder) as place:
         write(place, model, lambda name: initial_value(model, name, seed).to(dtype), dtype)

@@ -10,8 +10,9 @@ from typing import Any, Final, get_type_hints
 import torch
 
 from protea.alphabet import Alphabet
-from protea.checkpoints.json_files import CONFIG, read_json, read_text, write_json
-from protea.checkpoints.safetensors_files import WEIGHTS
+from protea.checkpoints.region import Region
+from protea.checkpoints.settings_files import CONFIG, read_json, read_text, write_json
+from protea.checkpoints.tensors import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -39,7 +40,12 @@ def read_config(folder: Path) -> EncoderConfig:
 
 def config_from(described: dict[str, Any]) -> EncoderConfig:
     """The configuration that a ``config.json`` describes."""
-    family = _family(described)
+    model_type = described.get("model_type")
+    readable = (family for family in families() if family.config_type.model_type == model_type)
+    family = next((family for family in readable if family.stored[NAME].accepts(described)), None)
+    if family is None:
+        *most, last = sorted({repr(family.config_type.model_type) for family in families()})
+        raise CheckpointError(f"model_type {model_type!r} is not supported; Protea reads {', '.join(most)} and {last}")
     kind = family.config_type
     if missing := [key for key in kind.required if described.get(key) is None]:
         raise CheckpointError(f"{', '.join(missing)} missing")
@@ -64,16 +70,6 @@ def config_from(described: dict[str, Any]) -> EncoderConfig:
     return config
 
 
-def _family(described: dict[str, Any]) -> type[Encoder]:
-    model_type = described.get("model_type")
-    for family in families():  # imports only the families that it reaches
-        stored = family.stored.get(NAME)
-        if stored is not None and family.config_type.model_type == model_type and stored.accepts(described):
-            return family
-    *most, last = sorted({repr(family.config_type.model_type) for family in families() if NAME in family.stored})
-    raise CheckpointError(f"model_type {model_type!r} is not supported; Protea reads {', '.join(most)} and {last}")
-
-
 def _checked(described: dict[str, Any], name: str, kind: type) -> Any:
     value = described[name]
     allowed = (int, float) if kind is float else kind
@@ -83,7 +79,7 @@ def _checked(described: dict[str, Any], name: str, kind: type) -> Any:
 
 
 def _check_vocabulary(path: Path, alphabet: Alphabet) -> None:
-    tokens = read_text(path).split() if os.path.lexists(path) else alphabet.tokens
+    tokens = read_text(Region.of_file(path)).split() if os.path.lexists(path) else alphabet.tokens
     for number, expected in enumerate(alphabet.tokens):
         token = tokens[number] if number < len(tokens) else "nothing"
         if token != expected:
@@ -100,14 +96,9 @@ def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
     tokenizer = type(model).stored[NAME].tokenizer
     if tokenizer:
         alphabet = model.alphabet
-        ids = {
-            "unk_token": alphabet.unk,
-            "cls_token": alphabet.bos,
-            "pad_token": alphabet.pad,
-            "mask_token": alphabet.mask,
-            "eos_token": alphabet.eos,
-        }
-        special = {name: alphabet.tokens[token] for name, token in ids.items() if token is not None}
+        names = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
+        ids = (alphabet.unk, alphabet.bos, alphabet.pad, alphabet.mask, alphabet.eos)
+        special = {name: alphabet.tokens[i] for name, i in zip(names, ids, strict=True) if i is not None}
         write_json(folder / "special_tokens_map.json", special)
         write_json(folder / "tokenizer_config.json", special | {"tokenizer_class": tokenizer})
 

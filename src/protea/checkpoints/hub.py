@@ -10,8 +10,8 @@ from typing import Final
 
 from protea import bundled
 from protea.checkpoints.formats import checkpoint_path
-from protea.checkpoints.json_files import CONFIG
-from protea.checkpoints.safetensors_files import INDEX, WEIGHTS
+from protea.checkpoints.settings_files import CONFIG
+from protea.checkpoints.tensors import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder
 from protea.models.family import HUB, META, Published
@@ -47,11 +47,7 @@ def short_name(model: str | Path) -> str:
 
 
 def published(name: str) -> Published:
-    """Look up a published model by its name, with or without Meta's organisation.
-
-    Raises:
-        UnknownModelError: there is no such name.
-    """
+    """Look up a published model by its name, with or without Meta's organisation."""
     short, names = short_name(name), published_models()
     if short in names:
         return names[short]
@@ -66,25 +62,14 @@ def published(name: str) -> Published:
 def locate(model: str | Path) -> Path:
     """Where a model's files are: a folder, or a checkpoint file. Downloads them if necessary.
 
-    Args:
-        model: a folder, a checkpoint file, a weight file in a folder, a published name, or a Hugging Face repository.
-
-    Raises:
-        UnknownModelError: there is no such name.
-        CheckpointError: there is no such folder, or the download failed; the message says how to fetch the files.
+    ``model`` is a folder, a checkpoint file, a weight file in a folder, a published name, or a Hugging Face repository.
     """
     name = str(model)
-    folder = _on_disk(model)
-    if folder is not None:
-        return folder
-    if not _is_published_or_near(name):
-        if _is_repository(name):
-            return _download(name)
-        if "/" in name:
-            raise CheckpointError(f"{name}: no such folder; `protea info --list` shows the names of published models")
+    if (path := _on_disk(model)) is not None:
+        return path
+    if (repository := _repository(name)) is not None:
+        return _download(repository)
     known = published(name)
-    if known.repository is not None:
-        return _download(known.repository)
     if not known.place:
         raise CheckpointError(f"{name} has no published weights; `protea init {name}` makes random ones")
     raise CheckpointError(
@@ -94,33 +79,41 @@ def locate(model: str | Path) -> Path:
 
 
 def find_local(model: str) -> Path | None:
-    """Where a model is if it is on this machine; ``None`` for a name whose files are not here.
-
-    Raises:
-        CheckpointError: a path or repository is not here.
-    """
+    """Where a model is if it is on this machine; ``None`` for a name whose files are not here."""
     from huggingface_hub import snapshot_download
 
-    folder = _on_disk(model)
-    if folder is not None:
-        return folder
-    known = published_models().get(short_name(model))
-    repository = model if known is None else known.repository
-    if repository is not None and _is_repository(repository):
-        try:
-            folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
-        except OSError:
-            folder = None
-        if folder is not None and _has_weights(folder):
+    if (path := _on_disk(model)) is not None:
+        return path
+    repository = _repository(model)
+    if repository is None:
+        return None
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
+        if _has_weights(folder):
             return folder
-    if "/" in model and not _is_published_or_near(model):
-        raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
-    return None
+    except OSError:
+        pass  # it is not in the cache
+    if short_name(model) in published_models():
+        return None
+    raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
 
 
-def _is_published_or_near(name: str) -> bool:
-    """Whether a name is in the list or, by its spelling, should be: the list has all of Meta's models."""
-    return short_name(name) in published_models() or name.startswith(f"{META}esm")
+def _repository(name: str) -> str | None:
+    """The repository that a name stands for, if it stands for one."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
+
+    if known := published_models().get(short_name(name)):
+        return known.repository
+    if "/" not in name or name.startswith(f"{META}esm"):  # a misspelt name: the list has all of Meta's models
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"{name}: no such folder; `protea info --list` shows the names of published models"
+        ) from error
+    return name
 
 
 def _on_disk(model: str | Path) -> Path | None:
@@ -133,9 +126,7 @@ def _on_disk(model: str | Path) -> Path | None:
             message = f"{bundled.NAME} is the model in the package; the one in this folder is ./{bundled.NAME}"
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
-    for path in (Path(model), Path(short)):
-        if path != Path(model) and short not in published_models():
-            continue
+    for path in (Path(model), Path(short if short in published_models() else model)):
         try:
             if path.is_dir():
                 return path
@@ -146,17 +137,6 @@ def _on_disk(model: str | Path) -> Path | None:
                 f"{path}: cannot be read: {error.strerror}; name another folder, or one of `protea info --list`"
             ) from error
     return None
-
-
-def _is_repository(name: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def _has_weights(folder: Path) -> bool:

@@ -1,7 +1,6 @@
-"""How a format keeps our parameters: one table of places, for reading and for writing.
+"""How a format keeps our parameters, for reading and for writing: under which keys, fused, padded or stacked.
 
-A family says under which key of a format each parameter is kept. What happens to values on the way (query, key and
-value fused, rows padded, layers stacked) is here. Nothing here knows a particular format, family or file.
+Nothing here knows a particular format, family or file; a family says under which key of a format a parameter is kept.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class Layout:
 
     Attributes:
         keys: a family's table of names in the format.
-        prefix: what every key begins with.
+        prefix: beginning of every key.
         interleaved: whether a fused query, key and value is ordered head by head, or one after another.
         padding: the vocabulary's rows are padded to a multiple of this number.
         bias_padding: the value that pads the output bias, by type; zeros pad the embeddings.
-        leftovers: whether a stored tensor that the model does not need is known, and needs no warning.
+        leftovers: pattern of the keys of tensors that the model does not need, and that need no warning.
     """
 
     keys: Keys
@@ -57,7 +56,7 @@ class Layout:
     interleaved: bool = True
     padding: int = 1
     bias_padding: Callable[[torch.dtype], float] = lambda _: 0.0
-    leftovers: Callable[[str], bool] = lambda _: False
+    leftovers: str = ""
 
     def place(self, name: str) -> Place | None:
         """Where a parameter is kept; ``None`` where the format has no place for it."""
@@ -105,32 +104,36 @@ def fused_heads(model: Encoder, layout: Layout) -> int:
     return max(model.config.attention_heads) if layout.interleaved else 1
 
 
-def join(model: Encoder, layout: Layout, entry: Entry, parameter: Parameter) -> Tensor:
-    """The tensor that a format stores for an entry: a parameter with its padding, or query, key and value fused."""
-    values = [parameter(name) for name in entry.names]
-    if len(values) > 1:
-        heads = fused_heads(model, layout)
-        split = [value.view(heads, -1, *value.shape[1:]) for value in values]
-        return torch.stack(split, dim=1).flatten(0, 2)
-    (value,) = values
-    missing = stored_shape(model, layout, entry)[0] - value.shape[0]
-    if not missing:
-        return value
-    fill = layout.bias_padding(value.dtype) if value.ndim == 1 else 0.0
-    return torch.cat((value, value.new_full((missing, *value.shape[1:]), fill)))
-
-
 def plan_of(model: Encoder, layout: Layout, parameter: Parameter, dtype: torch.dtype) -> list[Planned]:
-    """The tensors that a format without stacked layers writes for a model; ``parameter`` gives values of ``dtype``."""
+    """The tensors that a format stores of a model; ``parameter`` gives values of ``dtype``.
+
+    The layers of a stack are separate tensors with the same key, which follow each other along a first axis of 1.
+    """
     plan: list[Planned] = []
     for name, buffer in model.stored_buffers.items():
         # Buffers keep their type: rounding rotary frequencies further would change every position.
         keys = layout.buffer_keys(name, model.config.num_hidden_layers)
         plan += [Planned(key, tuple(buffer.shape), buffer.dtype, partial(torch.Tensor.detach, buffer)) for key in keys]
     for entry in entries(model, layout):
-        make = partial(join, model, layout, entry, parameter)
-        plan.append(Planned(entry.place.key, stored_shape(model, layout, entry), dtype, make))
+        stack = () if entry.place.layer is None else (1,)
+        shape = (*stack, *stored_shape(model, layout, entry))
+        plan.append(Planned(entry.place.key, shape, dtype, partial(_value, model, layout, entry, parameter, shape)))
     return plan
+
+
+def _value(model: Encoder, layout: Layout, entry: Entry, parameter: Parameter, shape: tuple[int, ...]) -> Tensor:
+    """The tensor that a format stores for an entry: a parameter with its padding, or query, key and value fused."""
+    values = [parameter(name) for name in entry.names]
+    if len(values) > 1:
+        heads = fused_heads(model, layout)
+        split = [value.view(heads, -1, *value.shape[1:]) for value in values]
+        return torch.stack(split, dim=1).view(shape)
+    (value,) = values
+    missing = stored_shape(model, layout, entry)[0] - value.shape[0]
+    if missing:
+        fill = layout.bias_padding(value.dtype) if value.ndim == 1 else 0.0
+        value = torch.cat((value, value.new_full((missing, *value.shape[1:]), fill)))
+    return value.view(shape)
 
 
 class StoredShapes:
@@ -146,13 +149,13 @@ class StoredShapes:
     def __getitem__(self, name: str) -> tuple[int, ...]:
         place = self._layout.place(name)
         key = name if place is None else place.key
-        if place is None or key not in self._tensors or len(self._tensors.shape(key)) != 2:
+        if key not in self._tensors or len(self._tensors.shape(key)) != 2:
             raise CheckpointError(f"no tensor {key} of two axes; the file is incomplete: fetch it again")
         return self._tensors.shape(key)
 
 
 def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
-    """The rows of a stored vocabulary: ``size``, or with the padding where training changed it, to lose no values."""
+    """The rows of a stored vocabulary: ``size``, or all rows where training changed the padding, to lose no values."""
     words, bias = (place.key for name in VOCABULARY if (place := layout.place(name)) is not None)
     stored, _ = StoredShapes(tensors, layout)[VOCABULARY[0]]
     if stored < size:

@@ -22,9 +22,9 @@ from protea.checkpoints.formats import NEMO_CONFIG
 from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region, folder_members, tar_members
+from protea.checkpoints.settings_files import count, number, read_yaml, shown
 from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
-from protea.checkpoints.yaml_files import count, number, read_yaml, shown
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -65,7 +65,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = _open_weights(path, members)
     if NEMO_CONFIG not in members:
         raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
-    settings = _read_config(members[NEMO_CONFIG])
+    settings = read_yaml(members[NEMO_CONFIG])
+    # NeMo writes the model's own section; the configuration of a whole run has it under ``model``.
+    if isinstance(settings, dict) and isinstance(settings.get("model"), dict) and "num_attention_heads" not in settings:
+        settings = settings["model"]
     try:
         family, config = _config(settings, tensors)
     except CheckpointError as error:
@@ -93,7 +96,7 @@ def _open_weights(path: Path, members: dict[str, Region]) -> Tensors:
 def _merged(path: Path, ranks: list[Tensors]) -> Tensors:
     """The parts of a tensor-parallel run as whole tensors."""
     tensors, first = Tensors([path]), ranks[0]
-    for key in sorted({key for rank in ranks for key in rank}):
+    for key in sorted(set().union(*ranks)):
         kinds = [f"{rank.stored[key].dtype}{list(rank.shape(key))}" if key in rank else "nothing" for rank in ranks]
         if len(set(kinds)) > 1:
             raise CheckpointError(f"{path}: {key} differs between ranks: {', '.join(kinds)}")
@@ -115,17 +118,9 @@ def _read_merged(path: Path, ranks: list[Tensors], key: str, axis: int | None) -
     return values[0]
 
 
-def _read_config(region: Region) -> dict[str, Any]:
-    settings = read_yaml(region)
-    # NeMo writes the model's own section; the configuration of a whole run has it under ``model``.
-    if isinstance(settings, dict) and isinstance(settings.get("model"), dict) and "num_attention_heads" not in settings:
-        settings = settings["model"]
+def _config(settings: Any, tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{region.name}: no mapping of options")
-    return settings
-
-
-def _config(settings: dict[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
+        raise CheckpointError("no mapping of options")
     for key, allowed in _ONLY.items():
         if settings.get(key) not in allowed:
             raise CheckpointError(f"{key} {shown(settings[key])} is not supported; expected {allowed[-1]!r}")

@@ -9,32 +9,20 @@ Sources: BioNeMo 2's converter from Hugging Face and megatron-core's ``dist_chec
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import yaml
-from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.distcp import DistributedTensors, Stack, write_distributed
+from protea.checkpoints.distcp import DistributedTensors, write_distributed
 from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
-from protea.checkpoints.json_files import read_json, write_json
-from protea.checkpoints.layout import (
-    Entry,
-    Layout,
-    Parameter,
-    StoredShapes,
-    entries,
-    join,
-    stored_shape,
-    true_vocabulary,
-)
+from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region
+from protea.checkpoints.settings_files import count, number, read_json, read_yaml, write_json
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
-from protea.checkpoints.yaml_files import count, number, read_yaml
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import stored_in
@@ -51,11 +39,8 @@ _LAYERS: Final = "encoder.layers."
 def _layout(family: type[Encoder], prefix: str = "module.", *, stacked: bool = True) -> Layout:
     layers = _LAYERS if stacked else f"{_LAYERS}{{}}."
     keys = {name: key.replace(_LAYERS, layers) for name, key in family.stored[NAME].keys.items()}
-    return Layout(keys=keys, prefix=prefix, padding=128, leftovers=_leftover)
-
-
-def _leftover(key: str) -> bool:
-    return key.startswith("optimizer.") or "_extra_state" in key or key.endswith("output_layer.weight")
+    leftovers = r"optimizer\..*|.*_extra_state.*|.*output_layer\.weight"
+    return Layout(keys=keys, prefix=prefix, padding=128, leftovers=leftovers)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -70,13 +55,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if len(words) != 1:
         raise CheckpointError(f"{weights}: no tensor module.{_WORDS}; this is no checkpoint of ESM-2")
     prefix = words[0].removesuffix(_WORDS)
-    stacked = f"{prefix}{_LAYERS}{_FC1}" in tensors
     settings = _read_settings(weights.parent / "context" / _MODEL)
     family = stored_in(NAME, settings)
     assert family is not None
-    layout = _layout(family, prefix, stacked=stacked)
+    layout = _layout(family, prefix, stacked=f"{prefix}{_LAYERS}{_FC1}" in tensors)
     try:
-        sizes = _sizes(family, settings, tensors, f"{prefix}{_LAYERS}", stacked=stacked)
+        sizes = _sizes(family, settings, tensors, f"{prefix}{_LAYERS}")
         sizes["vocab_size"] = true_vocabulary(tensors, layout, len(family.config_type.alphabet))
         rotary = {"rotary_base": float(number(settings, "rotary_base", 10_000.0))}
         config = family.stored[NAME].config(settings | rotary, sizes, StoredShapes(tensors, layout))
@@ -102,16 +86,15 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _sizes(
-    family: type[Encoder], settings: dict[str, Any], tensors: Tensors, layers: str, *, stacked: bool
-) -> dict[str, Any]:
-    fc1 = f"{layers}{'' if stacked else '0.'}{_FC1}"
-    if fc1 not in tensors or len(tensors.shape(fc1)) != 2 + stacked:
-        raise CheckpointError(f"no tensor {fc1} of {2 + stacked} axes; this is no checkpoint of ESM-2")
-    *stack, inner, width = tensors.shape(fc1)
+def _sizes(family: type[Encoder], settings: dict[str, Any], tensors: Tensors, layers: str) -> dict[str, Any]:
     number_of_layer = re.compile(rf"{re.escape(layers)}(\d{{1,6}})\.")
     numbers = [int(match[1]) for key in tensors if (match := number_of_layer.match(key))]
-    depth = stack[0] if stacked else 1 + max(numbers)
+    stacked = f"{layers}{_FC1}" in tensors
+    fc1, axes = (f"{layers}{_FC1}", 3) if stacked else (f"{layers}0.{_FC1}", 2)
+    if fc1 not in tensors or len(tensors.shape(fc1)) != axes:
+        raise CheckpointError(f"no tensor {fc1} of {axes} axes; this is no checkpoint of ESM-2")
+    *stack, inner, width = tensors.shape(fc1)
+    depth = stack[0] if stack else 1 + max(numbers)
     for key, stored in (("num_layers", depth), ("hidden_size", width), ("ffn_hidden_size", inner)):
         if isinstance(settings.get(key), int) and settings[key] != stored:
             raise CheckpointError(f"{key} is {settings[key]}, and the weights have {stored}; fetch both again")
@@ -142,28 +125,10 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     weights, context = path / "weights", path / "context"
     for folder in (path, weights, context):
         folder.mkdir(exist_ok=True)
-    write_distributed(weights, _stacks(model, parameter, dtype))
+    write_distributed(weights, plan_of(model, _layout(type(model)), parameter, dtype))
     (weights / "common.pt").write_bytes(to_bytes({"epoch": 0, "global_step": 0}))
     backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     write_json(weights / "metadata.json", backends | {"common_backend": "torch", "common_backend_version": 1})
     described = type(model).stored[NAME].describe(model.config)
     (context / _MODEL).write_text(yaml.safe_dump({"config": described}, sort_keys=False), encoding="utf-8")
     write_vocabulary(context / VOCABULARY, model)
-
-
-def _stacks(model: Encoder, parameter: Parameter, dtype: torch.dtype) -> Iterator[Stack]:
-    layout = _layout(type(model))
-    by_key: dict[str, list[Entry]] = {}
-    for entry in entries(model, layout):
-        by_key.setdefault(entry.place.key, []).append(entry)
-
-    def piece(entry: Entry) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            tensor = join(model, layout, entry, parameter).clone()
-            return tensor if entry.place.layer is None else tensor[None]
-
-        return make
-
-    for key, parts in by_key.items():
-        stack = () if parts[0].place.layer is None else (len(parts),)
-        yield Stack(key, (*stack, *stored_shape(model, layout, parts[0])), dtype, [piece(part) for part in parts])

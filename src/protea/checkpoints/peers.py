@@ -45,7 +45,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Peer(NamedTuple):
-    """Another library: what messages call it, what Python imports, and the format that it reads."""
+    """Another library: its title in messages, the name that Python imports, and the format that it reads."""
 
     title: str
     module: str
@@ -135,12 +135,7 @@ def peer_logits(form: str, path: Path, checkpoint: Checkpoint) -> tuple[str, lis
 
 
 def check_peer(name: str, model: Encoder | None = None) -> None:
-    """Check that a library is known and installed and, if a model is given, that it has the model's family.
-
-    Raises:
-        UsageError: there is no such library, or it has no such model.
-        MissingExtraError: it is not installed.
-    """
+    """Check that a library is known and installed and, if a model is given, that it has the model's family."""
     if name not in PEERS:
         raise UsageError(f"--against {name}: unknown; use {' or '.join(PEERS)}")
     if find_spec(PEERS[name].module) is None:
@@ -150,19 +145,11 @@ def check_peer(name: str, model: Encoder | None = None) -> None:
 
 
 def load_peer(name: str, path: Path) -> Run:
-    """A checkpoint of any format as the float32 model of a library, one of ``PEERS``.
-
-    Raises:
-        UsageError: there is no such library, or it has no such model.
-        MissingExtraError: it is not installed.
-        CheckpointError: the checkpoint is damaged, or the library's format cannot hold it.
-    """
-    check_peer(name)
+    """A checkpoint of any format as the float32 model of a library, for which ``check_peer`` has passed."""
     target = format_named(PEERS[name].format)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.pt"
         with open_checkpoint(path) as checkpoint:
-            check_peer(name, checkpoint.model)
             if reason := unsupported(checkpoint.model, target.NAME):
                 raise CheckpointError(f"{path}: {name} cannot compute it: {reason}")
             target.write(copy, checkpoint.model, lambda key: checkpoint.parameter(key).float(), torch.float32)

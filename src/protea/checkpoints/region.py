@@ -1,4 +1,4 @@
-"""Stretches of memory-mapped files: whole files, members of tar archives, the bytes of tensors. Nothing is unpacked."""
+"""Stretches of memory-mapped files: complete files, members of tar archives, the bytes of tensors; none unpacked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def hostile(where: str | Path, reason: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of a memory-mapped file: its place in the file, and what messages call it."""
+    """A stretch of a memory-mapped file: its place in the file, and its name in messages."""
 
     path: Path
     name: str
@@ -51,7 +51,7 @@ class Region:
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """A whole file."""
+        """A complete file."""
         try:
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -73,10 +73,9 @@ class Region:
         return bytes(self._data[self.start + start : self.start + end])
 
     def stream(self) -> _Stream:
-        """The bytes as a file, for libraries that read files.
+        """The bytes as a file, which raises ValueError when asked for more than any header, name or pickle has.
 
-        Asked for more bytes than there are, it reserves no memory for them; asked for more than any header, name or
-        pickle has, it raises ValueError: files with holes can have any size.
+        Files with holes can have any size.
         """
         return _Stream(self)
 
@@ -91,14 +90,7 @@ class Region:
 
 class _Stream(io.RawIOBase):
     def __init__(self, region: Region) -> None:
-        self._region = region
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        self._region, self._position = region, 0
 
     def tell(self) -> int:
         return self._position
@@ -119,14 +111,9 @@ class _Stream(io.RawIOBase):
         self._position += len(data)
         return data
 
-    def readline(self, size: int | None = -1, /) -> bytes:
+    def readline(self, _size: int | None = -1, /) -> bytes:
         # Python reads a line byte by byte; a long one is returned in parts.
-        return super().readline(_MAX_LINE if size is None or size < 0 else min(size, _MAX_LINE))
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        return super().readline(_MAX_LINE)
 
 
 def is_tar(region: Region) -> bool:
@@ -145,8 +132,15 @@ def tar_members(path: Path) -> dict[str, Region]:
         with tarfile.open(fileobj=file.stream(), mode="r:") as archive:
             for member in archive:
                 name = str(PurePosixPath(member.name))
-                if reason := _refusal(member, name, members):
-                    raise hostile(path, f"member {member.name[:200]!r} {reason}")
+                refusals = {
+                    "has too many headers": len(member.pax_headers) > _MAX_HEADERS,
+                    "is neither a file nor a folder": not (member.isdir() or member.isreg()) or member.issparse(),
+                    "leads out of the archive": name.startswith("/") or ".." in PurePosixPath(name).parts,
+                    "is there twice": name in members,
+                }
+                for reason, refused in refusals.items():
+                    if refused:
+                        raise hostile(path, f"member {member.name[:200]!r} {reason}")
                 if member.isfile():
                     members[name] = file.part(member.offset_data, member.size, f"{path}: {name}")
             # Zeros follow the last member; the library accepts anything as the end, and a missing end.
@@ -155,16 +149,6 @@ def tar_members(path: Path) -> dict[str, Region]:
     except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
         raise damaged(path, error) from error
     return members
-
-
-def _refusal(member: tarfile.TarInfo, name: str, members: dict[str, Region]) -> str | None:
-    if len(member.pax_headers) > _MAX_HEADERS:
-        return "has too many headers"
-    if not (member.isdir() or member.isreg()) or member.issparse():
-        return "is neither a file nor a folder"
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
-        return "leads out of the archive"
-    return "is there twice" if name in members else None
 
 
 def folder_members(folder: Path) -> dict[str, Region]:

@@ -17,9 +17,9 @@ import torch
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import RECIPE_MODEL_TYPE
 from protea.checkpoints.hf_config import VOCABULARY, config_from, config_json, write_vocabulary
-from protea.checkpoints.json_files import CONFIG, read_json, write_json
 from protea.checkpoints.layout import Layout, Parameter, plan_of, true_vocabulary
-from protea.checkpoints.safetensors_files import WEIGHTS, open_safetensors, shards, write_safetensors
+from protea.checkpoints.settings_files import CONFIG, read_json, write_json
+from protea.checkpoints.tensors import WEIGHTS, open_safetensors, shards, write_safetensors
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import family_of
@@ -34,7 +34,7 @@ def _layout(family: type[Encoder], *, interleaved: bool = True) -> Layout:
         interleaved=interleaved,
         padding=64,
         bias_padding=lambda dtype: torch.finfo(dtype).min,
-        leftovers=lambda key: key == "lm_head.decoder.weight",
+        leftovers=r"lm_head\.decoder\.weight",
     )
 
 

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.region import Region, damaged
-from protea.checkpoints.safetensors_files import check_expected
-from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, type_name
+from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, check_expected, type_name
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, TensorRef, unpickle
 from protea.errors import CheckpointError
 
@@ -39,15 +38,10 @@ def is_torch_file(region: Region) -> bool:
 
 
 class TorchFile:
-    """One file of ``torch.save``.
-
-    Attributes:
-        content: what was saved: dicts, lists, numbers, strings, ``Inert`` records, and a ``TensorRef`` for a tensor.
-    """
+    """One file of ``torch.save``, with its ``content`` as ``unpickle`` gives it."""
 
     def __init__(self, region: Region) -> None:
-        self._region = region
-        self._name = region.name
+        self._region, self._name = region, region.name
         self._storages: dict[str, Region] = {}
         start = region.read(0, len(_LEGACY))
         if start.startswith(_ZIP):
@@ -84,10 +78,8 @@ class TorchFile:
         try:
             members = {member.name: member for member in _members(self._region)}
         # zipfile has no common base class for its errors.
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, OverflowError, IndexError) as error:
+        except (zipfile.BadZipFile, ValueError, EOFError, OverflowError, IndexError, RuntimeError, OSError) as error:
             raise damaged(self._name, error) from error
-        except (NotImplementedError, RuntimeError, UnicodeDecodeError, OSError) as error:
-            raise damaged(self._name, f"not as torch.save writes: {error}") from error
         pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointError(f"{self._name}: a zip archive, but not of torch.save: {len(pickles)} data.pkl in it")
@@ -134,11 +126,7 @@ def _named_tensors(content: Any) -> Iterator[tuple[Any, TensorRef]]:
 
 
 def _members(region: Region) -> list[Region]:
-    """The members of a zip archive: stored without compression, and without overlaps, as torch.save writes them.
-
-    Raises:
-        ValueError: the archive is not like that, and could have been made to deceive readers.
-    """
+    """The members of a zip archive; ``ValueError`` if they are compressed or overlap, which torch.save never writes."""
     with zipfile.ZipFile(region.stream()) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     members: list[Region] = []

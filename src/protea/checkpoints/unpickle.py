@@ -1,8 +1,8 @@
 """Pickles read without running anything: what a checkpoint's pickle describes, never what it asks to call.
 
-Python's own unpickler calls whatever a file names. This one accepts only the operations and the names that
-checkpoints need. Tensors become descriptions of where their values are; configuration objects of other libraries
-become ``Inert`` records of their state; every other name and every other operation is an error.
+Python's own unpickler calls whatever a file names. This one accepts only the operations and names that checkpoints
+need. Tensors become descriptions of where their values are; configuration objects of other libraries become ``Inert``
+records of their state; every other name or operation is an error.
 """
 
 from __future__ import annotations
@@ -31,19 +31,9 @@ _DTYPES: Final = {
     name: getattr(torch, name)
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
-_STORAGES: Final = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
+_KINDS: Final = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_STORAGES: Final = {f"{kind}Storage": dtype for kind, dtype in zip(_KINDS, _DTYPES.values(), strict=True)}
+_STORAGES["UntypedStorage"] = torch.uint8
 _INERT: Final = re.compile(
     r"argparse\.Namespace|typing\.\w+|pathlib\.\w+|datetime\.\w+|_?io\.BytesIO|collections\.(Counter|deque)"
     r"|builtins\.(int|float|str|bool|bytes|bytearray|list|dict|tuple|set|frozenset|complex|object|slice|type|range)"
@@ -64,7 +54,7 @@ _OPERATIONS: Final = (
 
 
 class StorageRef(NamedTuple):
-    """A storage that a pickle names: the type of its elements, and its key in the file."""
+    """A storage that a pickle names: its type and its key in the file."""
 
     dtype: torch.dtype
     key: str
@@ -85,18 +75,14 @@ class Inert:
     def __init__(self, name: str) -> None:
         self.name = name
         self.state: Any = None
-        self.items: list[Any] = []
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
-    def append(self, item: Any) -> None:
-        """Add an item, as to a list."""
-        self.items.append(item)
+    def append(self, _: Any) -> None:
+        """Drop items that are added as to a list."""
 
-    def extend(self, items: list[Any]) -> None:
-        """Add items, as to a list."""
-        self.items += items
+    extend = append
 
 
 class _Name(NamedTuple):
@@ -106,20 +92,17 @@ class _Name(NamedTuple):
     call: Callable[..., Any]
 
 
-def unpickle(source: Region | io.RawIOBase, where: str) -> Any:
+def unpickle(source: Region | io.IOBase, where: str) -> Any:
     """What a pickle describes: dicts, lists, tuples, strings, numbers, types, ``TensorRef`` and ``Inert``.
 
     A stream is read from its position to the end of the pickle. Messages call the pickle ``where``.
     """
-    stream: io.IOBase
-    if not isinstance(source, Region):
-        stream = source
-    elif source.size <= MAX_PICKLE_BYTES:
-        stream = io.BytesIO(source.read())
-    else:
-        raise CheckpointError(f"{where}: {source.size:,} bytes, far beyond what describes a model; not read")
+    if isinstance(source, Region):
+        if source.size > MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{where}: {source.size:,} bytes, far beyond what describes a model; not read")
+        source = io.BytesIO(source.read())
     try:
-        return _Unpickler(stream, where).load()
+        return _Unpickler(source, where).load()
     except CheckpointError:
         raise
     # Damage raises almost any exception: missing bytes, wrong types, numbers that are too large.
@@ -191,17 +174,13 @@ class _Unpickler(pickle._Unpickler):
 
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if not isinstance(target, dict | Inert):
+            raise ValueError("items for an object that has none")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Nested tuples as keys would be hashed level by level, to any depth.
-            if not isinstance(key, str | int | float | Inert | None):
-                raise ValueError("a key that is no name")
-            if isinstance(target, Inert):
-                target.items.append((key, value))
-            elif not isinstance(target, dict):
-                raise ValueError("items for an object that has none")
-            elif key in target:
-                raise ValueError("one name for two things")
-            else:
+            _check_key(key)
+            if isinstance(target, dict):
+                if key in target:
+                    raise ValueError("one name for two things")
                 target[key] = value
 
 
@@ -228,15 +207,18 @@ _ALLOWED: Final[dict[int, Callable[[Any], None]]] = {
 _Unpickler.dispatch = {code: _guarded(code, _ALLOWED.get(code)) for code in range(256)}
 
 
+def _check_key(key: Any) -> None:
+    # Nested tuples as keys would be hashed level by level, to any depth.
+    if not isinstance(key, str | int | float | Inert | None):
+        raise ValueError("a key that is no name")
+
+
 def _mapping(*arguments: Any) -> dict[Any, Any]:
     """An ordered dictionary, whose items may be given as pairs, or a default dictionary, whose default is dropped."""
     pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
-    mapping: dict[Any, Any] = {}
-    for key, value in pairs:
-        if not isinstance(key, str | int):
-            raise ValueError("a key that is no name")
-        mapping[key] = value
-    return mapping
+    for key, _ in pairs:
+        _check_key(key)
+    return dict(pairs)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRef:
@@ -249,20 +231,6 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
     return TensorRef(storage, offset, tuple(shape), tuple(stride))
 
 
-def _old_style_object(kind: Any, *_: Any) -> Inert:
-    """A record for an object of ``copyreg``, which passes the class first."""
-    if not isinstance(kind, _Name):
-        raise ValueError("an object without a class")
-    return Inert(kind.name)
-
-
-def _encoded(text: Any, encoding: Any) -> bytes:
-    """Bytes, as protocol 2 writes them."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
-        raise ValueError("bytes from no text")
-    return text.encode(encoding)
-
-
 _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": _mapping,
@@ -270,6 +238,6 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "copyreg._reconstructor": _old_style_object,
-    "_codecs.encode": _encoded,
+    "copyreg._reconstructor": lambda kind, *_: Inert(kind.name),  # an object, as old protocols write it
+    "_codecs.encode": lambda text, _: str.encode(text, "latin1"),  # bytes, as protocol 2 writes them
 }

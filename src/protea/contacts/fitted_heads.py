@@ -18,10 +18,9 @@ from torch import Tensor
 import protea
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
-from protea.checkpoints.formats import open_checkpoint
+from protea.checkpoints.formats import HEAD_RECORD, open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.checkpoints.json_files import write_json
-from protea.checkpoints.sidecar import HEAD_RECORD
+from protea.checkpoints.settings_files import write_json
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
 from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures

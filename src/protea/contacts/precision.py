@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.checkpoints.json_files import read_json
+from protea.checkpoints.settings_files import read_json
 from protea.contacts.predict import contacts, too_long
 from protea.contacts.structures import Chain, pairs, read_structures
 from protea.errors import CheckpointError, UnknownResidueError, UsageError

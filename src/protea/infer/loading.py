@@ -10,9 +10,8 @@ import torch
 
 import protea
 from protea import bundled
-from protea.checkpoints.formats import files_of, open_checkpoint
+from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
-from protea.checkpoints.sidecar import head_record_path
 from protea.device import native_bfloat16, resolve_device, resolve_dtype
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
@@ -32,7 +31,7 @@ class LoadedModel:
     @property
     def head_record(self) -> Path:
         """Where the record of its contact head's fit is, if there is one."""
-        return head_record_path(self.path)
+        return companion(self.path, HEAD_RECORD)
 
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of the weight files by name."""
@@ -63,7 +62,7 @@ def load_model(
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
         module = checkpoint.load(dtype=kind, device=where)
-        files = files_of(path, checkpoint)
+        files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models contain a contact head with random weights.
         module.contact_head = None

@@ -1,58 +1,84 @@
-"""YAML files in checkpoints, read as plain data, and numbers in settings of any spelling."""
+"""JSON and YAML files in checkpoints, read as plain data, and the numbers among their settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from protea.checkpoints.region import Region
+from protea.checkpoints.region import Region, damaged
 from protea.errors import CheckpointError
 
+CONFIG: Final = "config.json"
+
+_MAX_JSON: Final = 16 << 20
+_MAX_YAML: Final = 256 << 10
+"""Both are far more than describe any model."""
+
 _LARGEST: Final = 1 << 60
-
-_MAX_BYTES: Final = 256 << 10
-"""Far more than describes any model."""
-
 _MAX_DIGITS: Final = 40
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped
-    """Reads what Python's tags mark as plain data.
+def read_text(region: Region, most: int = _MAX_JSON) -> str:
+    """The text of a file that describes a model."""
+    if region.size > most:
+        raise CheckpointError(f"{region.name}: {region.size:,} bytes, far beyond what describes a model; not read")
+    try:
+        return region.read().decode()
+    except UnicodeDecodeError as error:
+        raise damaged(region.name, "not UTF-8 text") from error
 
-    Aliases are harmless, since they give the same object again. Merges are refused: they copy a mapping as often as
-    the file asks.
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        content = json.loads(read_text(Region.of_file(path)))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write readable JSON with sorted keys."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped
+    """Reads values with Python's tags as plain data, and refuses what grows beyond the text.
+
+    Aliases are harmless, since they give the same object again; merges copy a mapping as often as the file asks.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.constructor.ConstructorError(None, None, "merges mappings (<<)", node.start_mark)
+            raise yaml.YAMLError("it merges mappings (<<)")
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > _MAX_DIGITS:
-            raise yaml.constructor.ConstructorError(None, None, "has a number of too many digits", node.start_mark)
+            raise yaml.YAMLError("a number has too many digits")
         return int(super().construct_yaml_int(node))
 
+    def construct_untagged(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return self.construct_sequence(node, deep=True)
+        return str(node.value)
 
-def _untagged(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return str(node.value)
 
-
-_Loader.add_constructor(None, _untagged)
+_Loader.add_constructor(None, _Loader.construct_untagged)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read_yaml(region: Region) -> Any:
-    """The content of a YAML text. Its tags run nothing, and it cannot grow larger than the text."""
-    if region.size > _MAX_BYTES:
-        raise CheckpointError(f"{region.name}: {region.size:,} bytes, far beyond what describes a model; not read")
+    """The content of a YAML text. Its tags run nothing."""
     try:
-        return yaml.load(region.read(), Loader=_Loader)  # a SafeLoader
+        return yaml.load(read_text(region, _MAX_YAML), Loader=_Loader)  # a SafeLoader
     # PyYAML checks little of what it converts: keys that cannot be hashed, impossible dates, malformed numbers.
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
