@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from protea.data.build_settings import BuildSettings
-from protea.data.uniref import build_uniref
+from protea.data.from_fasta import build_uniref
 from protea.progress import SILENT
 from protea.train.run_checkpoints import SavedCheckpoint, choose
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from protea.data.build_settings import BuildSettings
-from protea.data.uniref import build_uniref
+from protea.data.from_fasta import build_uniref
 from protea.output import sha256
 from protea.progress import SILENT
 from protea.settings_errors import validate

@@ -11,8 +11,8 @@ import pytest
 
 from protea.alphabet import ESM, Alphabet
 from protea.data.build_settings import BuildSettings
+from protea.data.from_fasta import build_uniref
 from protea.data.training_store import TrainingStore
-from protea.data.uniref import build_uniref
 from protea.progress import SILENT, Progress
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -11,11 +11,11 @@ import pytest
 from sources import build, make_sources, needs_mmseqs, settings
 
 from protea.alphabet import ESM, ESM1NV, Alphabet
+from protea.data.from_fasta import build_uniref
 from protea.data.loader import Loader, Packing
 from protea.data.manifest import alphabet_named, name_of
 from protea.data.sampler import Sampler
 from protea.data.training_store import TrainingStore
-from protea.data.uniref import build_uniref
 from protea.errors import StoreError, UsageError
 from protea.models import registry
 from protea.models.encoder import Encoder

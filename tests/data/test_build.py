@@ -18,10 +18,10 @@ from sources import SHARED, Sources, build, contents, make_sources, needs_shared
 
 from messages import check_message
 from protea.alphabet import ESM, ESM1NV
-from protea.data import assemble, mapping
+from protea.data import mapping, writer
+from protea.data.from_fasta import build_uniref
 from protea.data.importers import import_fasta
 from protea.data.training_store import TrainingStore
-from protea.data.uniref import build_uniref
 from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
 
@@ -46,13 +46,13 @@ def same(store: TrainingStore, sources: Sources) -> None:
 def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However its files are cut into batches and its members into buckets."""
     from protea import fasta
-    from protea.data import encoding, writer
+    from protea.data import encoding
 
     monkeypatch.setattr(fasta, "_BLOCK", rows * 40)
     monkeypatch.setattr(writer, "_SEQUENCE_ROWS", rows)
     monkeypatch.setattr(writer, "_CLUSTER_ROWS", rows + 3)
-    monkeypatch.setattr(assemble, "_BUCKET_BYTES", rows * 50)
-    monkeypatch.setattr(assemble, "_BLOCK_BITS", 1)
+    monkeypatch.setattr(writer, "_BUCKET_BYTES", rows * 50)
+    monkeypatch.setattr(writer, "_BLOCK_BITS", 1)
     monkeypatch.setattr(encoding, "_GROUP", rows)
     monkeypatch.setattr(mapping, "ENTRIES", rows)
     sources = make_sources(tmp_path, 40)

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protea.alphabet import ESM, ESM1NV, Alphabet
-from protea.data.encoding import Counts, Reader, RecordFilter, grouped
+from protea.data.build_settings import BuildSettings
+from protea.data.encoding import Counts, Reader, grouped
 from protea.data.token_table import Table
 from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.fasta import Record, read_blocks, read_fasta
@@ -22,7 +23,7 @@ def read(
 ) -> tuple[Counts, list[str], str]:
     """The counts, the sequences taken, and the report."""
     records = [Record(f"r{n}", description, text, f"f, line {n}, record 'r{n}'") for n, text in enumerate(sequences)]
-    reader = Reader(alphabet, RecordFilter(**policies), SILENT)  # type: ignore[arg-type]
+    reader = Reader(alphabet, BuildSettings(output=folder, **policies), SILENT)  # type: ignore[arg-type]
     counts = reader.table([records], folder)
     tokens = [row for _, batch in Table(folder).batches() for row in batch.column("tokens").to_pylist()]
     return (
@@ -125,7 +126,7 @@ def test_blocks_are_read_as_records_are(
     )
     outcomes = []
     for groups in (grouped(read_fasta([path])), read_blocks([path])):
-        policies = RecordFilter(unknown="skip", min_length=least, max_length=most)
+        policies = BuildSettings(output=tmp_path, unknown="skip", min_length=least, max_length=most)
         reader = Reader(ESM, policies, SILENT)
         try:
             counts = asdict(reader.table(groups, tmp_path))

@@ -12,11 +12,11 @@ import pytest
 from sources import contents, make_sources, needs_mmseqs, sequence, settings
 
 from protea.alphabet import ESM
-from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.build_settings import ClusterSettings
 from protea.data.draws import SPLIT, Permutation, key
+from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.mmseqs import SEARCH_FLAGS
 from protea.data.training_store import TrainingStore
-from protea.data.uniref import build_uniref
 from protea.errors import ProgramError
 from protea.progress import SILENT, Progress
 

@@ -107,7 +107,7 @@ def test_a_split_of_nothing_to_predict(tmp_path: Path) -> None:
     fasta = tmp_path / "in.fasta"
     fasta.write_text("".join(f">r{n}\n{LETTERS}\n" for n in range(20)) + ">last\nM\n")
     from protea.data.build_settings import BuildSettings
-    from protea.data.uniref import build_uniref
+    from protea.data.from_fasta import build_uniref
     from protea.progress import SILENT
 
     for seed in range(100):

@@ -16,8 +16,8 @@ from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
+    from protea.data.build import Numbers
     from protea.data.build_settings import BuildSettings
-    from protea.data.work import Numbers
 
 _SEARCH_FLAGS = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 --cov-mode 0"
 
@@ -132,7 +132,7 @@ def uniref(
         --max-length 512 --alphabet esm-1nv -o esm1nv-data/
     """
     from protea.data.build_settings import BuildSettings
-    from protea.data.uniref import build_uniref
+    from protea.data.from_fasta import build_uniref
 
     _run(build_uniref, BuildSettings(**settings), uniref50, uniref90 or [], members, overwrite=overwrite)
 
@@ -162,7 +162,8 @@ def fasta(
       protea data fasta proteins.fasta.gz -o store/
       protea data fasta a.fasta b.fasta --valid 1000 --search-from valid --max-length 1022 -o store/
     """
-    from protea.data.cluster import ClusterSettings, build_fasta
+    from protea.data.build_settings import ClusterSettings
+    from protea.data.from_fasta import build_fasta
 
     values = ClusterSettings(member_flags=member_flags, cluster_flags=cluster_flags, **settings)
     _run(build_fasta, values, inputs, overwrite=overwrite)

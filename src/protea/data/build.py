@@ -1,40 +1,85 @@
-"""The stages that all builds have in common, from records to a store."""
+"""The stages of a build, from records to a store. A build that is killed continues after its last finished stage.
+
+The work folder's journal holds the numbers of every finished stage and a key: a hash of its settings, the size and
+time of its inputs, and the key of the stage before. A stage whose key changed is done again, and so are all after it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Self
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from protea.data.assemble import REMOVED, TEST, TRAIN, VALID, Kinds, assemble, check_empty, count_members
 from protea.data.build_settings import BuildSettings, sample_size
 from protea.data.draws import SPLIT, Permutation, key
 from protea.data.encoding import REPORT, Reader
-from protea.data.manifest import LOG, alphabet_named, write_manifest
-from protea.data.mapping import ENTRIES, Members, Problems
+from protea.data.manifest import LOG, alphabet_named, is_store, write_manifest
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
-from protea.data.token_table import Table, map_file, take
-from protea.data.work import STORE, Numbers, Work, fingerprints, input_bytes
-from protea.errors import DataError
-from protea.fasta import Block, Record
-from protea.output import REPORT_HEADER, check_space
+from protea.data.token_table import ENTRIES, Table, map_file, new_file, take
+from protea.data.writer import REMOVED, TEST, TRAIN, VALID, Kinds, Members, write_splits
+from protea.errors import DataError, ResumeError
+from protea.fasta import Block, Record, flows
+from protea.journal import WorkFolder
+from protea.output import REPORT_HEADER, check_output, check_space, sync_folder
 from protea.progress import Progress
 
+Numbers = dict[str, Any]
+"""The results of a stage, as JSON can hold them."""
+
+_FORMAT: Final = 2
+_STORE: Final = "store"
+"""The last stage. Its folder becomes the output."""
 _REMOVED_LIST: Final = "removed.tsv"
-_REMOVED_COLUMNS: Final = ("cluster", "like", "identity", "cluster_coverage", "like_coverage")
+_REMOVED_COLUMNS: Final = "cluster\tlike\tidentity\tcluster_coverage\tlike_coverage\n"
 _KINDS: Final = "kinds"
 _SEARCH_PARTS: Final = 128
 """Batches of 4 MB in one search. A kill costs at most one search."""
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zst")
+_COMPRESSION: Final = 2.5
+"""Upper bound of residues in a byte of a compressed file; measured: 1.8 for zstd, 2.0 for gzip."""
+
+
+class Problems:
+    """A file of problems beside the output. Messages have the number of a kind of problems and the first one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+
+    def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
+        """Write problems of one kind, each with the id that it is about and what else belongs to it."""
+        if rows:
+            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+                stream.writelines("\t".join((*row, kind)) + "\n" for row in rows)
+            self._first.setdefault(kind, rows[0][0])
+            self._counts[kind] += len(rows)
+
+    def check(self, kind: str, what: str, fix: str) -> None:
+        """Raise a ``DataError`` if there are problems of a kind."""
+        if count := self._counts[kind]:
+            raise DataError(f"{what}: {count:,}, the first is {self._first[kind]!r}; {self._path} lists all; {fix}")
 
 
 class Build:
-    """One build. ``command`` and ``inputs``, the files by option, are noted in the manifest."""
+    """One build, in a locked work folder. The manifest names ``command`` and ``inputs``, the files by option."""
 
     def __init__(
         self, settings: BuildSettings, command: str, inputs: Mapping[str, Any], progress: Progress, *, overwrite: bool
@@ -43,40 +88,75 @@ class Build:
         self.settings, self.progress = settings, progress
         self.alphabet = alphabet_named(settings.alphabet)
         self._plan = settings.plan(command, inputs)
-        self._work = Work(settings.output, progress, overwrite=overwrite)
+        check_output(settings.output, overwrite=overwrite, ours=is_store)
+        self._work = WorkFolder(settings.output)
+        self._folder = self._work.path
         self.problems = Problems(settings.output.with_name(f"{settings.output.name}.problems.tsv"))
         self._steps: list[Numbers] = []
         self._reports: list[Path] = []
         self._mmseqs: MMseqs | None = None
+        self._key = ""
+        self._done: dict[str, Numbers] = {}
+        with suppress(ResumeError):  # without a readable journal, all stages are done again
+            stages = (self._work.read() or {}).get("done", {})
+            self._done = {name: entry for name, entry in stages.items() if (self._folder / name).is_dir()}
 
     def __enter__(self) -> Self:
-        self._work.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Release the lock; remove a folder without finished stages."""
+        if not self._done:
+            self._work.remove()
         self._work.__exit__(*exception)
+
+    def stage(self, name: str, make: Callable[[Path], Numbers], given: Any = None, title: str | None = None) -> Numbers:
+        """Do a stage, unless it is finished; return its numbers.
+
+        Args:
+            name: of the stage and of its folder.
+            make: does the work in that folder.
+            given: what the stage depends on besides the stages before it, as JSON can hold it.
+            title: what the progress bar shows; by default the name.
+        """
+        entry = json.dumps([_FORMAT, self._key, name, given], sort_keys=True)
+        self._key = hashlib.sha256(entry.encode()).hexdigest()
+        known = self._done.get(name)
+        if known is not None and known["key"] == self._key:
+            self.progress.note(f"{name}: done before")
+            return dict(known["numbers"])
+        folder = self._folder / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        self.progress.begin(title or name)
+        numbers = make(folder)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        sync_folder(folder)
+        self._done[name] = {"key": self._key, "numbers": numbers}
+        self._work.commit({"done": self._done})
+        return numbers
 
     def step(self, name: str, make: Callable[[Path], Numbers], given: Any = None) -> Path:
         """Do a stage whose numbers the manifest reports; return its folder."""
-
-        def begin(folder: Path) -> Numbers:
-            self.progress.begin(name)
-            return make(folder)
-
-        self._steps.append({"step": name, **self._work.stage(name, begin, given)})
-        return self._work.folder / name
+        self._steps.append({"step": name, **self.stage(name, make, given)})
+        return self._folder / name
 
     def check_space(self, sources: Iterable[str | Path], times: float = 2) -> None:
         """Refuse a build that does not fit on the disk; a byte of input takes at most ``times`` bytes, as measured."""
-        if not self._work.begun:
-            needed = {self.settings.output: int(input_bytes(sources) * times)}
+        if not self._done:
+            paths = [Path(source) for source in sources if os.path.isfile(source)]
+            sizes = [path.stat().st_size * (_COMPRESSION if path.suffix in _COMPRESSED else 1) for path in paths]
+            needed = {self.settings.output: int(sum(sizes) * times)}
             check_space(needed, "free some space, or name a folder on another disk")
 
     def mmseqs(self) -> MMseqs:
         """The program; builds that need it look for it before they read anything."""
         if self._mmseqs is None:
-            log = self._work.folder / LOG
-            self._mmseqs = MMseqs(self.settings.mmseqs, self.settings.threads, log, self.progress)
+            self._mmseqs = MMseqs(self.settings.mmseqs, self.settings.threads, self._folder / LOG, self.progress)
         return self._mmseqs
 
     def read(
@@ -87,16 +167,15 @@ class Build:
         note: Callable[[list[Record]], bytes] | None = None,
     ) -> Table:
         """Read the records of some files into a table; see ``Reader.table``."""
-        rules = self.settings.rules
+        settings = self.settings
 
         def make(folder: Path) -> Numbers:
-            reader = Reader(self.alphabet, rules, self.progress)
-            counts = reader.table(groups, folder, note)
+            counts = Reader(self.alphabet, settings, self.progress).table(groups, folder, note)
             self.check_ids(Table(folder))
             return asdict(counts)
 
-        given = [self.alphabet.name, asdict(rules), fingerprints(sources), note is not None]
-        folder = self.step(name, make, given)
+        rules = [settings.unknown, settings.min_length, settings.max_length, settings.leave_out]
+        folder = self.step(name, make, [self.alphabet.name, rules, fingerprints(sources), note is not None])
         self._reports.append(folder / REPORT)
         return Table(folder)
 
@@ -129,46 +208,42 @@ class Build:
             kinds.tofile(folder / _KINDS)
             return {"clusters": total, "valid": valid, "test": test, "train": total - valid - test}
 
-        return _kinds_in(self.step("draw", make, [valid, test, self.settings.seed]))
+        return np.fromfile(self.step("draw", make, [valid, test, self.settings.seed]) / _KINDS, np.uint8)
 
     def filter(self, representatives: Table, kinds: Kinds) -> Kinds:
         """Remove training clusters whose representative is similar to that of a validation cluster."""
         if not self.settings.filtered or not (kinds == VALID).any():
             return kinds
-        searches = [
-            self._search(representatives, kinds, start) for start in range(0, representatives.parts, _SEARCH_PARTS)
-        ]
+        starts = range(0, representatives.parts, _SEARCH_PARTS)
+        searches = [self._search(representatives, kinds, start) for start in starts]
 
         def make(folder: Path) -> Numbers:
             after = kinds.copy()
+            hits = np.concatenate([hits for _, hits in searches])
+            removed, similar = hits[:, :2].astype(np.int64).T
+            after[removed] = REMOVED
+            names = zip(representatives.names(removed), representatives.names(similar), strict=True)
             with (folder / _REMOVED_LIST).open("w", encoding="utf-8") as stream:
-                stream.write("\t".join(_REMOVED_COLUMNS) + "\n")
-                for _, hits in searches:
-                    removed, similar = hits[:, :2].astype(np.int64).T
-                    after[removed] = REMOVED
-                    names = zip(representatives.names(removed), representatives.names(similar), strict=True)
-                    for pair, figures in zip(names, hits[:, 2:].tolist(), strict=True):
-                        stream.write("\t".join([*pair, *(f"{figure:.3f}" for figure in figures)]) + "\n")
+                stream.write(_REMOVED_COLUMNS)
+                for pair, figures in zip(names, hits[:, 2:].tolist(), strict=True):
+                    stream.write("\t".join([*pair, *(f"{figure:.3f}" for figure in figures)]) + "\n")
             after.tofile(folder / _KINDS)
-            commands: list[str] = next((run["commands"] for run, _ in reversed(searches) if run["commands"]), [])
             return {
                 "searches": len(searches),
                 "mmseqs": searches[-1][0]["mmseqs"],
-                "commands": commands,
-                "removed": sum(len(hits) for _, hits in searches),
+                "commands": next((run["commands"] for run, _ in reversed(searches) if run["commands"]), []),
+                "removed": len(hits),
                 "kept": int((after == TRAIN).sum()),
             }
 
-        return _kinds_in(self.step("filter", make))
+        return np.fromfile(self.step("filter", make) / _KINDS, np.uint8)
 
     def _search(self, representatives: Table, kinds: Kinds, start: int) -> tuple[Numbers, NDArray[np.float64]]:
         """Compare some training clusters with all validation clusters: the numbers of the stage and the best hits."""
         flags, reverse = self.settings.flags, self.settings.search_from == "valid"
-        number, parts = start // _SEARCH_PARTS + 1, -(-representatives.parts // _SEARCH_PARTS)
-        name = f"search {number}"
+        name = f"search {start // _SEARCH_PARTS + 1}"
 
         def make(folder: Path) -> Numbers:
-            self.progress.begin(f"search {number} of {parts}")
             program = self.mmseqs()
             before = len(program.commands)
             train, valid = folder / "train.fasta", folder / "valid.fasta"
@@ -184,49 +259,69 @@ class Build:
             np.save(folder / "hits.npy", hits)
             return {"mmseqs": program.version, "commands": program.commands[before:]}
 
-        numbers = self._work.stage(name, make, [flags, reverse])
-        return numbers, np.load(self._work.folder / name / "hits.npy")
+        title = f"{name} of {-(-representatives.parts // _SEARCH_PARTS)}"
+        numbers = self.stage(name, make, [flags, reverse], title)
+        return numbers, np.load(self._folder / name / "hits.npy")
 
     def store(self, representatives: Table, kinds: Kinds, members: Members | None) -> Numbers:
         """Write the store and give it its name; return the numbers of its steps and splits."""
-        policy = self.settings.empty
-        counts = None
-        if members is not None:
-            counts = map_file(self._count(representatives, kinds, members) / "counts", np.uint32)
+        output, policy = self.settings.output, self.settings.empty
+        counts = None if members is None else self._count(representatives, kinds, members)
 
         def make(folder: Path) -> Numbers:
-            self.progress.begin("write")
-            splits = assemble(folder, self.alphabet, representatives, kinds, members, counts, policy, self.progress)
+            splits = write_splits(folder, self.alphabet, representatives, kinds, members, counts, policy, self.progress)
             with (folder / REPORT).open("wb") as report:
                 report.write("\t".join(REPORT_HEADER).encode() + b"\n")
                 for path in self._reports:
                     with path.open("rb") as stream:
                         shutil.copyfileobj(stream, report)
             if any(step["step"] == "filter" for step in self._steps):
-                shutil.copyfile(self._work.folder / "filter" / _REMOVED_LIST, folder / _REMOVED_LIST)
+                shutil.copyfile(self._folder / "filter" / _REMOVED_LIST, folder / _REMOVED_LIST)
             write_manifest(folder, self.alphabet, self._plan, self._steps, splits)
-            if (log := self._work.folder / LOG).exists():
+            if (log := self._folder / LOG).exists():
                 shutil.copyfile(log, folder / LOG)
             return splits
 
-        splits = self._work.stage(STORE, make, self._plan)
-        self._work.finish()
+        splits = self.stage(_STORE, make, self._plan, "write")
+        if output.exists():
+            replaced = self._folder / "replaced"
+            shutil.rmtree(replaced, ignore_errors=True)
+            output.rename(replaced)
+        (self._folder / _STORE).rename(output)
+        sync_folder(output.parent)
+        self._done.clear()
         self.problems.remove()
         return {"steps": self._steps, "splits": splits}
 
-    def _count(self, representatives: Table, kinds: Kinds, members: Members) -> Path:
+    def _count(self, representatives: Table, kinds: Kinds, members: Members) -> Any:
+        """The number of members of each cluster, in a file. Training clusters without members may be an error."""
         policy = self.settings.empty
 
         def make(folder: Path) -> Numbers:
-            counts = count_members(members, len(representatives), folder / "counts")
-            empty = check_empty(counts, kinds, representatives, policy, self.problems)
-            return {"empty": empty, "policy": policy}
+            counts = new_file(folder / "counts", np.uint32, len(representatives))
+            for start in range(0, len(members.cluster_of), ENTRIES):
+                clusters = members.cluster_of[start : start + ENTRIES]
+                np.add.at(counts, clusters[clusters >= 0], 1)
+            empty = np.flatnonzero((kinds == TRAIN) & (counts == 0))
+            if policy == "error":
+                self.problems.add("empty", [[name] for name in representatives.names(empty)])
+                fix = "add members, or pass --empty representative or --empty drop"
+                self.problems.check("empty", "training clusters without members", fix)
+            return {"empty": len(empty), "policy": policy}
 
-        return self.step("members of clusters", make, policy)
+        return map_file(self.step("members of clusters", make, policy) / "counts", np.uint32)
 
 
-def _kinds_in(folder: Path) -> Kinds:
-    return np.fromfile(folder / _KINDS, np.uint8)
+def fingerprints(sources: Iterable[str | Path]) -> list[Any]:
+    """Name, size and time of each input, by which a continued build recognises it."""
+    prints: list[Any] = []
+    for source in sources:
+        if flows(str(source)) or not os.path.isfile(source):
+            prints.append(uuid4().hex)  # a pipe can be read once; a missing file fails when it is read
+        else:
+            path = Path(source)
+            prints.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+    return prints
 
 
 def _of_kind(

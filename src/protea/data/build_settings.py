@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from protea.data.assemble import Empty
-from protea.data.encoding import RecordFilter
-from protea.data.manifest import alphabet_named
-from protea.data.mapping import Absent
-from protea.data.mmseqs import REVERSE_FLAGS, SEARCH_FLAGS, split_flags
+from protea.data.mmseqs import CLUSTER_FLAGS, MEMBER_FLAGS, REVERSE_FLAGS, SEARCH_FLAGS, split_flags
 from protea.errors import UsageError
 from protea.letters import Unknown
 
 Side = Literal["train", "valid"]
 """The split whose sequences are the queries of the filter's search."""
+
+Absent = Literal["error", "skip"]
+"""Policy for a member that the mapping names and the sequences lack: an error, or the member is skipped."""
+
+Empty = Literal["error", "representative", "drop"]
+"""Policy for a training cluster without members: an error, its representative becomes its member, or it is dropped."""
 
 _CHOICES = {"unknown": Unknown, "search_from": Side, "absent": Absent, "empty": Empty}
 
@@ -32,6 +34,7 @@ class BuildSettings:
         test: clusters held out for testing.
         filtered: whether training clusters similar to a validation cluster are removed.
         filter_flags: for ``mmseqs search``; the defaults depend on ``search_from``.
+        leave_out: regular expression; records whose header matches it are skipped.
         mmseqs: name or path of the program.
     """
 
@@ -53,13 +56,9 @@ class BuildSettings:
     threads: int | None = None
 
     def check(self) -> None:
-        """Check every value.
-
-        Raises:
-            UsageError: a value is not allowed.
-        """
-        alphabet_named(self.alphabet)
-        split_flags(self.flags)
+        """Raise a ``UsageError`` if a value is not allowed; the alphabet is checked where it is used."""
+        for name in ("filter_flags", "member_flags", "cluster_flags"):
+            split_flags(getattr(self, name, None) or "")
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in get_args(choices):
                 raise UsageError(f"--{name.replace('_', '-')} {value}: use {', '.join(get_args(choices))}")
@@ -81,13 +80,6 @@ class BuildSettings:
         """Flags for ``mmseqs search``."""
         return self.filter_flags or (SEARCH_FLAGS if self.search_from == "train" else REVERSE_FLAGS)
 
-    @property
-    def rules(self) -> RecordFilter:
-        """Which records are taken."""
-        return RecordFilter(
-            unknown=self.unknown, min_length=self.min_length, max_length=self.max_length, leave_out=self.leave_out
-        )
-
     def plan(self, command: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's description of the command."""
         values = asdict(self)
@@ -96,12 +88,21 @@ class BuildSettings:
         return {"command": command, **{name: _file_names(value) for name, value in inputs.items()}, **values}
 
 
-def sample_size(name: str, text: str, total: int) -> int:
-    """The number of clusters that ``5000`` or ``0.5%`` of ``total`` means.
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings(BuildSettings):
+    """The settings of a build that clusters its sequences.
 
-    Raises:
-        UsageError: the text is neither a number nor a percentage.
+    Attributes:
+        member_flags: of the first ``mmseqs linclust``, whose representatives are the members.
+        cluster_flags: of the second one, which clusters the members.
     """
+
+    member_flags: str = MEMBER_FLAGS
+    cluster_flags: str = CLUSTER_FLAGS
+
+
+def sample_size(name: str, text: str, total: int) -> int:
+    """The number of clusters that ``5000`` or ``0.5%`` of ``total`` means."""
     match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*%", text.strip())
     if match is None or (match[2] and float(match[2]) > 100):
         raise UsageError(f"--{name} {text}: give a number of clusters, or a percentage as in 0.5%")
@@ -110,6 +111,6 @@ def sample_size(name: str, text: str, total: int) -> int:
 
 def _file_names(value: Any) -> Any:
     """Paths without their folders, so that the manifest does not depend on where the inputs were."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_file_names(path) for path in value]
     return Path(value).name if isinstance(value, str | Path) else value

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from protea.alphabet import Alphabet
+from protea.data.build_settings import BuildSettings
 from protea.data.token_table import TableWriter, lengths_of, token_batch
 from protea.errors import DataError
 from protea.fasta import Block, Record
-from protea.letters import NO_RESIDUES, ReportRow, Unknown, clean
+from protea.letters import NO_RESIDUES, ReportRow, clean
 from protea.progress import Progress
 from protea.text import printable
 
@@ -29,16 +30,6 @@ NOTES: Final = "notes"
 _INVALID: Final = 255
 _END: Final = 254
 _GROUP: Final = 1 << 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordFilter:
-    """Which records are taken. Records whose header matches the regular expression ``leave_out`` are skipped."""
-
-    unknown: Unknown = "x"
-    min_length: int = 1
-    max_length: int | None = None
-    leave_out: str | None = None
 
 
 @dataclass
@@ -60,16 +51,16 @@ class Counts:
 class Reader:
     """Reads records into a table."""
 
-    def __init__(self, alphabet: Alphabet, rules: RecordFilter, progress: Progress) -> None:
+    def __init__(self, alphabet: Alphabet, settings: BuildSettings, progress: Progress) -> None:
         self.counts = Counts()
-        self._rules, self._alphabet, self._progress = rules, alphabet, progress
+        self._settings, self._alphabet, self._progress = settings, alphabet, progress
         table = bytearray([_INVALID] * 256)
         for letter in alphabet.residues:
             table[ord(letter)] = int(alphabet.encode(letter)[0])
         self._to_id = bytes(table)
         table[ord(">")] = _END
         self._with_ends = bytes(table)
-        self._pattern = re.compile(rules.leave_out) if rules.leave_out else None
+        self._pattern = re.compile(settings.leave_out) if settings.leave_out else None
         self._rows: list[ReportRow] = []
 
     def table(
@@ -126,8 +117,8 @@ class Reader:
             return None
         ends = np.append(np.flatnonzero(np.frombuffer(tokens, np.uint8) == _END), len(tokens))
         lengths = np.diff(ends, prepend=-1) - 1
-        longest = self._rules.max_length or lengths.max()
-        if len(lengths) != len(records) or lengths.min() < self._rules.min_length or lengths.max() > longest:
+        longest = self._settings.max_length or lengths.max()
+        if len(lengths) != len(records) or lengths.min() < self._settings.min_length or lengths.max() > longest:
             return None
         self.counts.records += len(records)
         self.counts.kept += len(records)
@@ -147,14 +138,14 @@ class Reader:
 
     def _kept(self, record: Record) -> Record | None:
         """The record with letters of the alphabet alone; ``None`` if it is skipped."""
-        counts, rules = self.counts, self._rules
+        counts, settings = self.counts, self._settings
         counts.records += 1
         if self._pattern is not None and self._pattern.search(f"{record.id} {record.description}"):
             counts.skipped_by_header += 1
-            self._rows.append(ReportRow(record.id, "skipped", f"header matches {rules.leave_out!r}"))
+            self._rows.append(ReportRow(record.id, "skipped", f"header matches {settings.leave_out!r}"))
             return None
         if not record.sequence or _INVALID in self._token_ids(record.sequence):
-            cleaned = clean(record, self._alphabet, rules.unknown)
+            cleaned = clean(record, self._alphabet, settings.unknown)
             if cleaned.row is not None:
                 self._rows.append(cleaned.row)
             if cleaned.sequence is None:
@@ -167,12 +158,12 @@ class Reader:
             counts.altered_letters += cleaned.letters
             record = record._replace(sequence=cleaned.sequence)
         length = len(record.sequence)
-        if length < rules.min_length:
+        if length < settings.min_length:
             counts.skipped_short += 1
-            reason = f"{length} residues, below {rules.min_length}"
-        elif rules.max_length is not None and length > rules.max_length:
+            reason = f"{length} residues, below {settings.min_length}"
+        elif settings.max_length is not None and length > settings.max_length:
             counts.skipped_long += 1
-            reason = f"{length} residues, over {rules.max_length}"
+            reason = f"{length} residues, over {settings.max_length}"
         else:
             return record
         self._rows.append(ReportRow(record.id, "skipped", reason))

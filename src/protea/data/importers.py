@@ -17,14 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xopen import xopen
 
-from protea.data.assemble import TEST, TRAIN, VALID
-from protea.data.build import Build
+from protea.data.build import Build, Numbers, fingerprints
 from protea.data.build_settings import BuildSettings
 from protea.data.encoding import NOTES, grouped
-from protea.data.mapping import ABSENT, ENTRIES, Entries, Members, read_mapping
-from protea.data.token_table import Table, TableWriter, map_file, token_batch
-from protea.data.uniref import assign_by_mapping
-from protea.data.work import Numbers, fingerprints
+from protea.data.mapping import ABSENT, Entries, attach_by_mapping, read_mapping
+from protea.data.token_table import ENTRIES, Table, TableWriter, map_file, token_batch
+from protea.data.writer import TEST, TRAIN, VALID, Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
 from protea.progress import Progress
@@ -56,7 +54,7 @@ def import_fasta(
         groups = _with_splits({name: read_fasta([path]) for name, path in files.items()})
         clusters = build.read("read representatives", groups, files.values(), _kinds)
         table = build.read("read members", read_blocks([uniref90]), [uniref90])
-        members = assign_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
+        members = attach_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
         return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
@@ -136,7 +134,7 @@ def import_parquet(
 
         clusters = Table(build.step("read clusters", make, fingerprints([train])))
         table = build.read("read members", grouped(_database_records(database)), [database])
-        members = assign_by_mapping(build, clusters, table, _parquet_entries(train), train)
+        members = attach_by_mapping(build, clusters, table, _parquet_entries(train), train)
         return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 

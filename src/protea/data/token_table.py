@@ -23,6 +23,9 @@ probability of 1e-21."""
 BATCH_BYTES: Final = 4 << 20
 """Approximate residues in a batch. The memory of every step is a multiple of it."""
 
+ENTRIES: Final = 1 << 16
+"""Numbers or lines processed at a time."""
+
 _SEQUENCES: Final = "sequences.arrow"
 _INDEX: Final = "ids.index"
 _LEFT_OUT: Final = "ids.left_out"

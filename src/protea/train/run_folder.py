@@ -23,7 +23,8 @@ import yaml
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
-from protea.data.cluster import ClusterSettings, build_fasta
+from protea.data.build_settings import ClusterSettings
+from protea.data.from_fasta import build_fasta
 from protea.data.loader import Position
 from protea.data.manifest import is_store, name_of
 from protea.data.training_store import TrainingStore
