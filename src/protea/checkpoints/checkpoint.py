@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-from protea.checkpoints.layout import APART, Layout, entries, fused_heads, stored_shape
+from protea.checkpoints.layout import APART, Layout, encoder_roots, entries, fused_heads, stored_shape
 from protea.checkpoints.region import damaged
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
@@ -19,9 +19,21 @@ from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
 from protea.models.registry import build
+from protea.text import counted
 
-_NO_PARAMETERS: Final = r".*(inv_freq|_extra_state)"
+_NO_PARAMETERS: Final = r".*(inv_freq|_extra_state|position_ids)"
 """Pattern of the keys of tensors that are not parameters, and need no warning."""
+
+_ADAPTER: Final = re.compile(
+    r"(.*\.)?(lora_|base_layer\.|original_module\.|modules_to_save\.|to_wrap\.|ia3_l|hada_|lokr_|oft_|boft_|vera_).*"
+)
+"""Keys of adapters of peft, loralib and NeMo, and of the weights that belong to them."""
+
+_TASK_HEAD: Final = re.compile(r"(pooler|contact_head)\.")
+"""Heads that formats keep inside the encoder."""
+
+_NAMED: Final = 5
+"""So many tensors are named in a message."""
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
@@ -51,6 +63,17 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
     return None
 
 
+def refuse_adapters(tensors: Tensors, keys: Iterable[str]) -> None:
+    """Refuse adapters among the tensors with these keys: the model gives other numbers without them."""
+    if adapters := [key for key in keys if _ADAPTER.fullmatch(key)]:
+        raise CheckpointError(
+            f"{tensors.stored[adapters[0]].path}: holds {counted(len(adapters), 'tensor')} of adapters (first: "
+            f"{adapters[0]}), and without them the model gives other numbers; merge them before you save: with peft "
+            "`model.merge_and_unload().save_pretrained(FOLDER)`; with loralib `model.eval()`, then save without the lora_ "
+            "tensors"
+        )
+
+
 class Checkpoint:
     """An opened checkpoint, whose parameters are read when asked for.
 
@@ -70,6 +93,15 @@ class Checkpoint:
         set_heads(self.model, {name: () for name, place in places.items() if place and place.key in tensors})
         self.entries = entries(self.model, layout)
         self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
+        unplaced = self._unplaced()
+        roots = encoder_roots(self.entries, layout)
+        # A head inside the encoder changes nothing of what the encoder computes.
+        inside = [
+            key
+            for key in unplaced
+            if (root := next(filter(key.startswith, roots), None)) and not _TASK_HEAD.match(key, len(root))
+        ]
+        refuse_adapters(tensors, inside)
         if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise self._misfit(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}")
@@ -78,7 +110,8 @@ class Checkpoint:
             self._check_tensor(entry.place.key, (*stack, *stored_shape(self.model, layout, entry)))
         for name, exact in self.model.stored_buffers.items():
             self.model.set_buffer(name, self._stored_buffer(name, exact))
-        self._warn_of_unused()
+        self._refuse(inside)
+        self._warn_of([key for key in unplaced if key not in inside])
 
     @property
     def stored_types(self) -> list[str]:
@@ -198,13 +231,28 @@ class Checkpoint:
             return stored
         return sorted(key for key in self.tensors if key.rpartition(".")[2] == name)
 
-    def _warn_of_unused(self) -> None:
+    def _unplaced(self) -> list[str]:
+        """The keys of tensors that have no place in the model, without those that files are known to carry unused."""
         used = {entry.place.key for entry in self.entries}
         used.update(key for name in self.model.stored_buffers for key in self._buffer_keys(name))
         known = re.compile(f"{self.layout.leftovers}|{_NO_PARAMETERS}")
-        if unused := [key for key in sorted(self.tensors.keys() - used) if not known.fullmatch(key)]:
-            roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in unused}))
+        return [key for key in sorted(self.tensors.keys() - used) if not known.fullmatch(key)]
+
+    def _refuse(self, keys: list[str]) -> None:
+        """Refuse tensors of the encoder without a place: without them the model would give other numbers."""
+        if keys:
+            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+            raise CheckpointError(
+                f"{self.tensors.stored[keys[0]].path}: {counted(len(keys), 'tensor')} of the encoder without a place "
+                f"in {self.model.config.family}: {', '.join(keys[:_NAMED])}{more}; without them the model gives other "
+                f"numbers: correct {self._source}, or, where the encoder was changed, use the program that changed it"
+            )
+
+    def _warn_of(self, keys: list[str]) -> None:
+        if keys:
+            roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in keys}))
             message = (
-                f"{len(unused)} tensors have no place in the model and were left out: {roots} (first: {unused[0]})"
+                f"{counted(len(keys), 'tensor')} outside the encoder left out, since the model has no place for "
+                f"them: {roots} (first: {keys[0]})"
             )
             warnings.warn(f"{self.tensors.paths[0]}: {message}", ProteaWarning, stacklevel=2)

@@ -23,20 +23,43 @@ from protea.checkpoints.settings_files import count, shown
 from protea.checkpoints.tensors import Planned, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
 from protea.checkpoints.unpickle import Inert
+from protea.checkpoints.wrappers import unwrap
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
-from protea.models.registry import families, stored_in
+from protea.models.registry import families, family_of, stored_in
 
 NAME: Final = "fair-esm"
 TITLE: Final = "a file of Meta's esm package"
 
-_PREFIX: Final = re.compile(r"^(encoder\.)?(sentence_encoder\.)?")
+WORDS: Final = "embed_tokens.weight"
+"""How the key of the word embeddings ends, whatever is before it."""
+
+_PREFIX: Final = r"(?:encoder\.)?(?:sentence_encoder\.)?"
 _MAX_WRAPPINGS: Final = 4
 
 
-def _layout(family: type[Encoder]) -> Layout:
+def layout(family: type[Encoder]) -> Layout:
+    """How the format keeps a family's parameters."""
     return Layout(keys=family.stored[NAME].keys, leftovers=r".*(lm_head\.weight|\.version|_float_tensor)")
+
+
+def normalize(tensors: Tensors) -> None:
+    """Give tensors the names of the layout: without what a wrapper, or Meta's training, put before them."""
+    unwrap(tensors, WORDS, _PREFIX)
+    tensors.rename(lambda key: re.sub(f"^{_PREFIX}", "", key))
+
+
+def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:
+    """The checkpoint of tensors with the names of the layout (see ``Checkpoint``)."""
+    checkpoint = Checkpoint(config, tensors, layout(family_of(config)), source)
+    checkpoint.check_tied(("lm_head.weight", WORDS))
+    return checkpoint
+
+
+def is_described(content: Any) -> bool:
+    """Whether the content of a file says, as Meta's files do, what its model is."""
+    return isinstance(content, dict) and isinstance(content.get("model"), dict) and bool({"args", "cfg"} & set(content))
 
 
 def regression_path(path: Path) -> Path:
@@ -48,11 +71,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a ``.pt`` file, and its contact regression if that is beside it (see ``Format``)."""
     file = TorchFile(Region.of_file(path))
     content = file.content
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(
-            f"{path}: holds {held}, not 'model' with 'args' or 'cfg', as files of Meta's esm package do"
-        )
     states: dict[Path, tuple[TorchFile, Any]] = {path: (file, content["model"])}
     regression = regression_path(path)
     if regression.exists():
@@ -61,13 +79,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or "contact_head.regression.weight" not in state:
             raise CheckpointError(f"{regression}: holds no contact regression; remove it, or fetch it again")
         states[regression] = (head, state)
-    tensors = open_state_dicts(states, lambda key: _PREFIX.sub("", key))
+    tensors = open_state_dicts(states)
+    normalize(tensors)
     try:
         family, config = _config(_settings(content), tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    checkpoint = Checkpoint(config, tensors, _layout(family), "args or cfg")
-    checkpoint.check_tied(("lm_head.weight", "embed_tokens.weight"))
+    checkpoint = checkpoint_of(config, tensors, "args or cfg")
     for name, row in family.stored[NAME].zeroed(config).items():
         values = checkpoint.parameter(name).clone()
         values[row] = 0
@@ -91,7 +109,7 @@ def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder
     if family is None:
         arch = shown(settings.get("arch"))
         raise CheckpointError(f"architecture {arch} is not supported; ESM-1b and ESM-1v (roberta_large) and ESM-2 are")
-    shapes, alphabet = StoredShapes(tensors, _layout(family)), family.config_type.alphabet
+    shapes, alphabet = StoredShapes(tensors, layout(family)), family.config_type.alphabet
     rows, width = shapes["word_embeddings.weight"]
     if rows != len(alphabet):
         raise CheckpointError(f"{rows} tokens, the alphabet has {len(alphabet)}; other alphabets are not supported")
@@ -134,7 +152,7 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     rows = {name: len(value) for name, value in trimmed.named_parameters()}
     head: list[Planned] = []
     body: list[Planned] = []
-    for planned in plan_of(trimmed, _layout(type(model)), lambda name: parameter(name)[: rows[name]], dtype):
+    for planned in plan_of(trimmed, layout(type(model)), lambda name: parameter(name)[: rows[name]], dtype):
         if planned.key.startswith("contact_head."):
             head.append(planned)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -17,18 +18,43 @@ from protea.checkpoints.hf_config import config_from, config_json
 from protea.checkpoints.layout import Parameter
 from protea.checkpoints.region import Region, is_tar
 from protea.checkpoints.settings_files import CONFIG, read_json
-from protea.checkpoints.tensors import FLOATS, INDEX, Planned, open_safetensors, raw_bytes, write_safetensors
+from protea.checkpoints.tensors import (
+    FLOATS,
+    Planned,
+    is_safetensors,
+    open_safetensors,
+    raw_bytes,
+    write_safetensors,
+)
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 
 _MODULES: Final = {"te": "te", "hf": "hf", "nemo2": "nemo2", "nemo": "nemo", "fair-esm": "fair_esm"}
 """The module of each format, by the format's name."""
 
+_READERS: Final = {**_MODULES, "state-dict": "state_dict"}
+
+_WITHOUT_CONFIG: Final = "weights without {config}: put {config} of the model they were trained from beside them, or "
+_PARTS: Final = {
+    "*/.metadata": "parts of FSDP, which `accelerate merge-weights` makes one of: give it the folder with .metadata",
+    "zero_to_fp32.py": "parts of DeepSpeed, which `python {folder}/zero_to_fp32.py {folder} OUTPUT` makes one of",
+    "global_step*": "parts of DeepSpeed, which its zero_to_fp32.py makes one of",
+    "*mp_rank_*": "parts of DeepSpeed, which its zero_to_fp32.py makes one of",
+    "adapter_config.json": "an adapter of peft without its model: load both with peft, and save them as one "
+    "(`model.merge_and_unload().save_pretrained(FOLDER)`)",
+    "*.safetensors": f"{_WITHOUT_CONFIG}name the file, to have its model recognised by shapes",
+    "pytorch_model*.bin": f"{_WITHOUT_CONFIG}name the file, to have its model recognised by shapes",
+}
+"""What shows that a folder holds no whole model, and how to make one."""
+
 RECIPE_MODEL_TYPE: Final = "nv_esm"
 """The ``model_type`` of NVIDIA's recipe, which distinguishes its folders from Hugging Face's."""
 
 NEMO_CONFIG: Final = "model_config.yaml"
 """The file that identifies an unpacked .nemo."""
+
+_OF_FOLDER: Final = re.compile(r"config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+"""Files that are read as a folder; any other weight file there is another model."""
 
 EXTRAS: Final = "extras.safetensors"
 """Parameters, rotary frequencies and settings that a format cannot hold."""
@@ -41,16 +67,21 @@ _OWNER_KEY: Final = "protea_written_for"
 _FINGERPRINTED = ["word_embeddings.weight", "layers.0.self_attn.out_proj.weight", "emb_layer_norm_after.weight"]
 
 
-class Format(Protocol):
-    """A module of a format: its name for ``--to``, its title in messages, its reader and its writer.
+class Reader(Protocol):
+    """A module that reads a kind of files: its name, its title in messages, and its reader."""
+
+    NAME: str
+    TITLE: str
+    open_checkpoint: Callable[[Path], Checkpoint]
+
+
+class Format(Reader, Protocol):
+    """A module of a format: a reader whose name is that of ``--to``, and a writer.
 
     The writer gets the file or folder, a model that says which parameters there are (its own may be on the meta
     device), a function that gives their values, and the type of these values.
     """
 
-    NAME: str
-    TITLE: str
-    open_checkpoint: Callable[[Path], Checkpoint]
     write: Callable[[Path, Encoder, Parameter, torch.dtype], None]
 
 
@@ -76,13 +107,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return complete(recognised(path).open_checkpoint(path), path)
 
 
-def recognised(path: Path) -> Format:
+def recognised(path: Path) -> Reader:
     """The format of a checkpoint, by its content."""
-    return format_named(_folder_format(path) if path.is_dir() else _file_format(path))
+    name = _folder_format(path) if path.is_dir() else _file_format(path)
+    return cast("Reader", import_module(f"protea.checkpoints.{_READERS[name]}"))
 
 
 def _folder_format(path: Path) -> str:
-    if (path / CONFIG).exists():
+    if (path / CONFIG).exists() and (has_weights(path) or not _parts(path)):
         # A recipe's folder contains everything that a Hugging Face folder contains.
         recipe = (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == RECIPE_MODEL_TYPE
         return "te" if recipe else "hf"
@@ -93,31 +125,48 @@ def _folder_format(path: Path) -> str:
         return "nemo"
     if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
+    if parts := _parts(path):
+        raise CheckpointError(f"{path}: {parts}")
     raise CheckpointError(
         f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
         f"weights/.metadata (BioNeMo 2) and {NEMO_CONFIG} (an unpacked .nemo)"
     )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights as transformers names them."""
+    return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+
+
+def _parts(folder: Path) -> str | None:
+    """What a folder holds in place of a whole model, and what to do; ``None`` if that is unknown."""
+    advice = (advice for pattern, advice in _PARTS.items() if any(folder.glob(pattern)))
+    return next((text.format(folder=folder, config=CONFIG) for text in advice), None)
+
+
 def _file_format(path: Path) -> str:
-    from protea.checkpoints.torch_file import is_torch_file
+    from protea.checkpoints.fair_esm import is_described
+    from protea.checkpoints.torch_file import TorchFile, is_torch_file
 
     region = Region.of_file(path)
     if is_tar(region):
         return "nemo"
     if is_torch_file(region):
-        return "fair-esm"
+        return "fair-esm" if is_described(TorchFile(region).content) else "state-dict"
+    if is_safetensors(region):
+        return "state-dict"
     if region.read(0, 2) == b"\x1f\x8b":
         raise CheckpointError(f"{path}: compressed; unpack it (tar xzf {path.name}) and name the unpacked folder")
     raise CheckpointError(
-        f"{path}: no checkpoint; looked for a file of torch.save (Meta's esm package) and a tar archive (.nemo)"
+        f"{path}: no checkpoint; looked for a file of torch.save (Meta's esm package, a state dict), safetensors and a "
+        "tar archive (.nemo)"
     )
 
 
 def checkpoint_path(path: Path) -> Path:
     """The checkpoint that a path belongs to: itself, or the folder of a weight file or configuration."""
-    inside = path.suffix in (".safetensors", ".bin") or path.name in (CONFIG, INDEX, "pytorch_model.bin.index.json")
-    return path.parent if inside and path.is_file() and not path.name.endswith(EXTRAS) else path
+    whole = _OF_FOLDER.fullmatch(path.name) and path.is_file() and (path.parent / CONFIG).exists()
+    return path.parent if whole else path
 
 
 def companion(path: Path, name: str) -> Path:

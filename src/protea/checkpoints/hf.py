@@ -21,7 +21,9 @@ from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG, write_json
 from protea.checkpoints.tensors import INDEX, WEIGHTS, Tensors, open_safetensors, shards, write_safetensors
+from protea.checkpoints.wrappers import unwrap
 from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
 from protea.models.registry import family_of, initial_value
 from protea.output import staged
 from protea.transforms.cpu import unpacked
@@ -32,10 +34,13 @@ TITLE: Final = "a Hugging Face folder"
 MAX_SHARD_BYTES: Final = 5 << 30
 """A larger checkpoint is split, as ``transformers`` does."""
 
+WORDS: Final = "embeddings.word_embeddings.weight"
+"""How the key of the word embeddings ends, whatever is before it."""
+
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 
-# The tied head again, position ids, and position embeddings, which rotary models' files carry unused.
-_LEFTOVERS: Final = r".*\.position_ids|lm_head\.decoder\..*|esm\.embeddings\.position_embeddings.*"
+# The tied head again, and position embeddings, which rotary models' files carry unused.
+_LEFTOVERS: Final = r"lm_head\.decoder\..*|esm\.embeddings\.position_embeddings.*"
 
 
 def _normalized(key: str) -> str:
@@ -45,21 +50,34 @@ def _normalized(key: str) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
-def _layout(family: type[Encoder]) -> Layout:
+def layout(family: type[Encoder]) -> Layout:
+    """How the format keeps a family's parameters."""
     return Layout(keys=family.stored[NAME].keys, leftovers=_LEFTOVERS)
+
+
+def normalize(tensors: Tensors) -> None:
+    """Give tensors, whichever class, version and wrapper wrote them, the names of the layout."""
+    unwrap(tensors, WORDS, r"(?:esm\.)?")
+    tensors.rename(_normalized)
+
+
+def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:
+    """The checkpoint of tensors with the names of the layout (see ``Checkpoint``)."""
+    names = layout(family_of(config))
+    checkpoint = Checkpoint(config, tensors, names, source)
+    tied = (("weight", "word_embeddings.weight"), ("bias", "lm_head.bias"))
+    places = ((f"lm_head.decoder.{kind}", names.place(name)) for kind, name in tied)
+    checkpoint.check_tied(*((repeat, place.key) for repeat, place in places if place is not None))
+    return checkpoint
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder: ``config.json`` and ``model.safetensors``, its shards, or ``pytorch_model.bin``."""
     config = read_config(folder)
-    layout = _layout(family_of(config))
     legacy = not any((folder / name).exists() for name in (WEIGHTS, INDEX)) and any(folder.glob("pytorch_model*.bin*"))
-    tensors = _open_bin(folder) if legacy else open_safetensors(shards(folder), _normalized)
-    checkpoint = Checkpoint(config, tensors, layout, CONFIG)
-    tied = (("weight", "word_embeddings.weight"), ("bias", "lm_head.bias"))
-    places = ((f"lm_head.decoder.{kind}", layout.place(name)) for kind, name in tied)
-    checkpoint.check_tied(*((repeat, place.key) for repeat, place in places if place is not None))
-    return checkpoint
+    tensors = _open_bin(folder) if legacy else open_safetensors(shards(folder))
+    normalize(tensors)
+    return checkpoint_of(config, tensors, CONFIG)
 
 
 def _open_bin(folder: Path) -> Tensors:
@@ -67,7 +85,7 @@ def _open_bin(folder: Path) -> Tensors:
 
     expected = shards(folder, "pytorch_model.bin", "pytorch_model.bin.index.json")
     files = {path: TorchFile(Region.of_file(path)) for path in expected}
-    return open_state_dicts({path: (file, file.content) for path, file in files.items()}, _normalized, expected)
+    return open_state_dicts({path: (file, file.content) for path, file in files.items()}, expected)
 
 
 def save(model: Encoder, folder: Path) -> None:
@@ -98,7 +116,7 @@ def write(
     from huggingface_hub import split_state_dict_into_shards_factory
 
     folder.mkdir(exist_ok=True)
-    plan = {planned.key: planned for planned in plan_of(model, _layout(type(model)), parameter, dtype)}
+    plan = {planned.key: planned for planned in plan_of(model, layout(type(model)), parameter, dtype)}
     split = split_state_dict_into_shards_factory(
         plan,
         get_storage_size=lambda planned: planned.size,

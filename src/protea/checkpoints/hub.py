@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from protea import bundled
-from protea.checkpoints.formats import checkpoint_path
+from protea.checkpoints.formats import checkpoint_path, has_weights
+from protea.checkpoints.near_names import near_models, near_paths
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
@@ -19,6 +20,12 @@ from protea.models.registry import build, families
 
 _ORDER: Final = ("Protea", "Meta", "NVIDIA ESM-1nv", "NVIDIA")
 """Publishers, or one of their families, in the order of the list of models; others follow."""
+
+
+_PATH: Final = re.compile(
+    r"[./~].*|.*[/\\]|.*[/\\].*[/\\].*|.*\.(pt|pth|ckpt|bin|safetensors|nemo|json|h5|tar|gz)", re.IGNORECASE
+)
+"""Names that can only be paths; a repository has one slash, and no suffix of a file."""
 
 
 @cache
@@ -51,11 +58,8 @@ def published(name: str) -> Published:
     short, names = short_name(name), published_models()
     if short in names:
         return names[short]
-    lower = {known.lower(): known for known in names}
-    longer = [known for known in lower if known.startswith(short.lower())]
-    close = difflib.get_close_matches(short.lower(), lower, n=3, cutoff=0.5)
-    near = list(dict.fromkeys(longer + close))[:3]
-    guess = f"did you mean {', '.join(lower[known] for known in near)}? " if near else ""
+    near = near_models(short, names.values())
+    guess = f"did you mean {', '.join(near)}? " if near else ""
     raise UnknownModelError(f"unknown model {name!r}; {guess}`protea info --list` shows all names")
 
 
@@ -89,13 +93,15 @@ def find_local(model: str) -> Path | None:
         return None
     try:
         folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
-        if _has_weights(folder):
+        if has_weights(folder):
             return folder
     except OSError:
         pass  # it is not in the cache
     if short_name(model) in published_models():
         return None
-    raise CheckpointError(f"{model}: neither a folder nor a repository in Hugging Face's cache")
+    near = near_paths(Path(model))
+    here = f" ({near})" if near else ""
+    raise CheckpointError(f"{model}: neither a folder here{here} nor a repository in Hugging Face's cache")
 
 
 def _repository(name: str) -> str | None:
@@ -105,15 +111,27 @@ def _repository(name: str) -> str | None:
 
     if known := published_models().get(short_name(name)):
         return known.repository
+    if _PATH.fullmatch(name):
+        raise _no_path(name)
     if "/" not in name or name.startswith(f"{META}esm"):  # a misspelt name: the list has all of Meta's models
         return None
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise CheckpointError(
-            f"{name}: no such folder; `protea info --list` shows the names of published models"
-        ) from error
+        raise _no_path(name) from error
     return name
+
+
+def _no_path(name: str) -> CheckpointError:
+    """The error for a path that leads nowhere."""
+    path = Path(name)
+    near = [text for text in (near_paths(path),) if text]
+    if path.stem in published_models():
+        near.append(f"{path.stem}, without {path.suffix}, is the published model")
+    reason = "".join(f"; {text}" for text in near)
+    return CheckpointError(
+        f"{name}: no such file or folder{reason}; `protea info --list` shows the names of published models"
+    )
 
 
 def _on_disk(model: str | Path) -> Path | None:
@@ -139,17 +157,13 @@ def _on_disk(model: str | Path) -> Path | None:
     return None
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-
-
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = [CONFIG, "model*.safetensors", INDEX, "vocab.txt"]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        if not _has_weights(folder):  # Meta published its largest models as pickles only
+        if not has_weights(folder):  # Meta published its largest models as pickles only
             folder = Path(snapshot_download(repository, allow_patterns=[*patterns, "pytorch_model*.bin*"]))
         return folder
     # Networks fail with exceptions of the HTTP client, of the JSON parser and of the system. None is our mistake.
@@ -158,8 +172,10 @@ def _download(repository: str) -> Path:
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         short = short_name(repository)
         place = short if short in published_models() else repository
+        near = near_paths(Path(repository))
+        here = f" ({near})" if near else ""
         raise CheckpointError(
-            f"{repository} is no folder here, is not in the cache and cannot be downloaded ({reason}); fetch {CONFIG} "
-            f"and {WEIGHTS} (for split weights {INDEX} and every shard) from {HUB}/{repository}/tree/main, put them "
+            f"{repository} is no folder here{here}, is not in the cache and cannot be downloaded ({reason}); fetch "
+            f"{CONFIG} and {WEIGHTS} (for split weights {INDEX} and every shard) from {HUB}/{repository}/tree/main, put them "
             f"into a folder {place}/ here, and run the same command again"
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 import torch
@@ -90,6 +91,18 @@ def entries(model: Encoder, layout: Layout) -> list[Entry]:
         if place is not None:
             names.setdefault(place, []).append(name)
     return [Entry(place, tuple(parts)) for place, parts in names.items()]
+
+
+def encoder_roots(stored: list[Entry], layout: Layout) -> tuple[str, ...]:
+    """How the keys of an encoder begin in a format: all alike, or by module where the head's keys begin so too."""
+    keys = [entry.place.key for entry in stored if not entry.names[0].startswith(("lm_head.", "contact_head."))]
+    columns = zip(*(key.split(".") for key in keys), strict=False)
+    start = "".join(f"{names[0]}." for names in takewhile(lambda names: len(set(names)) == 1, columns))
+    head = layout.place("lm_head.dense.weight")
+    if start and not (head and head.key.startswith(start)):
+        return (start,)
+    modules = {key.removeprefix(start).partition(".")[0] for key in keys}
+    return tuple(sorted(f"{start}{module}." for module in modules))
 
 
 def stored_shape(model: Encoder, layout: Layout, entry: Entry) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from protea.checkpoints.region import Region, folder_members, tar_members
 from protea.checkpoints.settings_files import count, number, read_yaml, shown
 from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
+from protea.checkpoints.wrappers import unwrap
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -39,7 +40,7 @@ _LAYER: Final = re.compile(r"model\.language_model\.encoder\.layers\.(\d{1,6})\.
 _PADDING: Final = 128
 
 _COLUMN_PARALLEL: Final = re.compile(
-    r".*(query_key_value|dense_h_to_4h)\.(weight|bias)|.*word_embeddings\.weight|model\.lm_head\.bias"
+    r".*(query_key_value|dense_h_to_4h)\.(weight|bias)|.*word_embeddings\.weight|.*\.lm_head\.bias"
 )
 _ROW_PARALLEL: Final = re.compile(r".*(self_attention\.dense|dense_4h_to_h)\.weight")
 
@@ -61,8 +62,9 @@ def _layout(family: type[Encoder]) -> Layout:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a ``.nemo`` file, or the folder that it was unpacked into (see ``Format``)."""
-    members = folder_members(path) if path.is_dir() else tar_members(path)
+    members = folder_members(path, {NEMO_CONFIG, _WEIGHTS}) if path.is_dir() else tar_members(path)
     tensors = _open_weights(path, members)
+    unwrap(tensors, "model.language_model.embedding.word_embeddings.weight")
     if NEMO_CONFIG not in members:
         raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
     settings = read_yaml(members[NEMO_CONFIG])

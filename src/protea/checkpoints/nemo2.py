@@ -53,7 +53,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = DistributedTensors(weights)
     words = [key for key in tensors if key.endswith(_WORDS) and not key.startswith("optimizer.")]
     if len(words) != 1:
-        raise CheckpointError(f"{weights}: no tensor module.{_WORDS}; this is no checkpoint of ESM-2")
+        raise CheckpointError(
+            f"{weights}: no tensor module.{_WORDS}, so this is no checkpoint of BioNeMo 2; if FSDP wrote it, make one "
+            f"file of it (`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {weights} FILE`) and name "
+            "that"
+        )
     prefix = words[0].removesuffix(_WORDS)
     settings = _read_settings(weights.parent / "context" / _MODEL)
     family = stored_in(NAME, settings)

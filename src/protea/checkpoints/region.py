@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -24,6 +25,15 @@ _PROTECTION: Final = mmap.PROT_READ | mmap.PROT_WRITE
 _MAX_READ: Final = 32 << 20
 _MAX_LINE: Final = 4096
 _MAX_HEADERS: Final = 100
+
+_MISTAKES: Final = {
+    re.compile(rb"\Z"): "is empty: the download or the copy failed; fetch it again",
+    re.compile(rb"version https://git-lfs"): "is a pointer of Git LFS in place of the file; fetch the file with "
+    "`git lfs install` and `git lfs pull` in the folder that was cloned",
+    re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|error)", re.IGNORECASE): "is a web page, saved in place of "
+    "the file: the server answered with an error or a login; open its address in a browser, and fetch the file again",
+}
+"""How files begin that no checkpoint consists of, and what they are."""
 
 _ALIGNMENT: Final = 16
 """Kernels expect tensors at multiples of this many bytes; a tensor elsewhere is copied."""
@@ -59,6 +69,9 @@ class Region:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise CheckpointError(f"{path}: cannot be read: {reason}; check the file and its permissions") from error
+        for beginning, mistake in _MISTAKES.items():
+            if beginning.match(data[:_MAX_LINE]):
+                raise CheckpointError(f"{path}: {mistake}")
         return cls(path, str(path), 0, size, data)
 
     def part(self, start: int, size: int, name: str | None = None) -> Region:
@@ -151,7 +164,7 @@ def tar_members(path: Path) -> dict[str, Region]:
     return members
 
 
-def folder_members(folder: Path) -> dict[str, Region]:
-    """The files of an unpacked archive, those in folders of the folder included."""
-    paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
+def folder_members(folder: Path, names: set[str]) -> dict[str, Region]:
+    """The files of an unpacked archive that have one of some names, those in folders of the folder included."""
+    paths = [path for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if path.name in names]
     return {str(path.relative_to(folder)): Region.of_file(path) for path in paths if path.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,14 @@ def read_text(region: Region, most: int = _MAX_JSON) -> str:
     """The text of a file that describes a model."""
     if region.size > most:
         raise CheckpointError(f"{region.name}: {region.size:,} bytes, far beyond what describes a model; not read")
+    content = region.read()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CheckpointError(
+            f"{region.name}: is UTF-16 text, as PowerShell's > and Out-File write it; save it as UTF-8 (Set-Content "
+            "-Encoding utf8)"
+        )
     try:
-        return region.read().decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise damaged(region.name, "not UTF-8 text") from error
 

@@ -20,6 +20,7 @@ from protea.checkpoints.hf_config import VOCABULARY, config_from, config_json, w
 from protea.checkpoints.layout import Layout, Parameter, plan_of, true_vocabulary
 from protea.checkpoints.settings_files import CONFIG, read_json, write_json
 from protea.checkpoints.tensors import WEIGHTS, open_safetensors, shards, write_safetensors
+from protea.checkpoints.wrappers import unwrap
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import family_of
@@ -41,7 +42,9 @@ def _layout(family: type[Encoder], *, interleaved: bool = True) -> Layout:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a folder of the recipe (see ``Format``)."""
     described = read_json(folder / CONFIG)
-    tensors = open_safetensors(shards(folder), lambda key: re.sub(r"^esm\.", "model.", key))
+    tensors = open_safetensors(shards(folder))
+    unwrap(tensors, "embeddings.word_embeddings.weight", r"(?:model|esm)\.")
+    tensors.rename(lambda key: re.sub(r"^esm\.", "model.", key))
     try:
         config = config_from(described | {"model_type": "esm"})
         family = family_of(config)

@@ -59,6 +59,12 @@ class Tensors(Mapping[str, Tensor]):
             raise CheckpointError(f"{stored.path}: two tensors are called {key}; fetch the file again")
         self.stored[key] = stored
 
+    def rename(self, renamed: Callable[[str], str]) -> None:
+        """Look all tensors up by other names from now on."""
+        before, self.stored = self.stored, {}
+        for key, stored in before.items():
+            self.add(renamed(key), stored)
+
     def __getitem__(self, key: str) -> Tensor:
         return self.stored[key].read()
 
@@ -111,11 +117,14 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and raw_bytes(a) == raw_bytes(b)
 
 
-def open_safetensors(files: dict[Path, set[str]], normalize: Callable[[str], str] = str) -> Tensors:
-    """The tensors of safetensors files, each given with the keys that its index expects in it.
+def is_safetensors(region: Region) -> bool:
+    """Whether a file begins like safetensors files: with the length of a JSON header, and the header."""
+    length = int.from_bytes(region.read(0, 8), "little")
+    return length <= min(_MAX_HEADER, region.size - 8) and region.read(8, 1) == b"{"
 
-    ``normalize`` turns a stored key into the key to look it up by.
-    """
+
+def open_safetensors(files: dict[Path, set[str]]) -> Tensors:
+    """The tensors of safetensors files, each given with the keys that its index expects in it."""
     tensors = Tensors(list(files))
     for path, expected in files.items():
         # safetensors says "no such file" of every file that it cannot open, and keeps the last of two equal names.
@@ -132,7 +141,7 @@ def open_safetensors(files: dict[Path, set[str]], normalize: Callable[[str], str
         check_expected(path, expected, set(header))
         for key in sorted(header):
             shape, dtype = tuple(header[key]["shape"]), header[key]["dtype"]
-            tensors.add(normalize(key), StoredTensor(path, shape, dtype, partial(handle.get_tensor, key)))
+            tensors.add(key, StoredTensor(path, shape, dtype, partial(handle.get_tensor, key)))
     return tensors
 
 

@@ -150,14 +150,9 @@ def _members(region: Region) -> list[Region]:
 
 
 def open_state_dicts(
-    states: Mapping[Path, tuple[TorchFile, Any]],
-    normalize: Callable[[str], str] = str,
-    expected: Mapping[Path, set[str]] | None = None,
+    states: Mapping[Path, tuple[TorchFile, Any]], expected: Mapping[Path, set[str]] | None = None
 ) -> Tensors:
-    """The tensors of dictionaries in files of ``torch.save``, which must hold the keys that an index expects in them.
-
-    ``normalize`` turns a stored key into the key to look it up by.
-    """
+    """The tensors of dictionaries in files of ``torch.save``, which must hold the keys that an index expects there."""
     tensors = Tensors(list(states))
     for path, (file, state) in states.items():
         if not isinstance(state, dict):
@@ -167,7 +162,7 @@ def open_state_dicts(
         for key, ref in refs.items():
             file.storage(ref)  # finds a truncated file before any work
             stored = StoredTensor(path, ref.shape, type_name(ref.storage.dtype), partial(file.tensor, ref))
-            tensors.add(normalize(key), stored)
+            tensors.add(key, stored)
     return tensors
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -135,6 +136,12 @@ class _Unpickler(pickle._Unpickler):
             return _STORAGES[name]
         if _INERT.fullmatch(full):
             return _Name(full, lambda *_: Inert(full))
+        if module.partition(".")[0] not in sys.stdlib_module_names:
+            raise CheckpointError(
+                f"{self.where}: holds an object of {full[:200]!r}; reading it would run code, which may be hostile, so "
+                "it was not loaded: save a state dict (`torch.save(model.state_dict(), FILE)`), not the model "
+                "(`torch.save(model, FILE)`), or use `model.save_pretrained(FOLDER)`"
+            )
         raise hostile(self.where, f"asks for {full[:200]!r}, which no checkpoint needs")
 
     def persistent_load(self, pid: Any) -> StorageRef:

@@ -1,0 +1,106 @@
+"""State dicts that training programs save: a file of tensors that says nothing of its model.
+
+Reads ``torch.save(model.state_dict(), ...)``, the same under a usual name, checkpoints of Lightning, and safetensors,
+with the tensor names of transformers or of Meta's ``esm`` package. The model is that of a ``config.json`` in the same
+folder, or the published one whose shapes the tensors have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from protea.checkpoints import fair_esm, hf
+from protea.checkpoints.checkpoint import Checkpoint, refuse_adapters
+from protea.checkpoints.hf_config import read_config
+from protea.checkpoints.layout import Layout, entries, stored_shape
+from protea.checkpoints.region import Region
+from protea.checkpoints.settings_files import CONFIG
+from protea.checkpoints.tensors import Tensors, is_safetensors, open_safetensors
+from protea.checkpoints.torch_file import TorchFile, open_state_dicts
+from protea.checkpoints.unpickle import TensorRef
+from protea.errors import CheckpointError, ProteaWarning
+from protea.models.family import EncoderConfig
+from protea.models.registry import build, families
+
+NAME: Final = "state-dict"
+TITLE: Final = "a state dict"
+
+_NAMES: Final = ("model_state_dict", "state_dict", "model")
+"""What training programs call the state dict, beside their own state."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a file of tensors."""
+    tensors = _tensors(path)
+    form = next((form for form in (hf, fair_esm) if any(key.endswith(form.WORDS) for key in tensors)), None)
+    if form is None:
+        refuse_adapters(tensors, list(tensors))
+        raise CheckpointError(
+            f"{path}: none of its {len(tensors)} tensors is called {hf.WORDS} (transformers) or {fair_esm.WORDS} "
+            "(Meta's esm package); save the complete model"
+        )
+    form.normalize(tensors)
+    if (path.parent / CONFIG).exists():
+        return form.checkpoint_of(read_config(path.parent), tensors, CONFIG)
+    config, name = _recognised(path, form, tensors)
+    checkpoint = form.checkpoint_of(config, tensors, name)
+    message = f"{path}: read as {name}, whose shapes it has; if it is another model, put its {CONFIG} beside the file"
+    warnings.warn(message, ProteaWarning, stacklevel=2)
+    return checkpoint
+
+
+def _tensors(path: Path) -> Tensors:
+    region = Region.of_file(path)
+    if is_safetensors(region):
+        return open_safetensors({path: set()})
+    file = TorchFile(region)
+    content = file.content
+    if isinstance(content, dict):
+        for state in (content, *(content.get(name) for name in _NAMES)):
+            if isinstance(state, dict) and any(isinstance(value, TensorRef) for value in state.values()):
+                return open_state_dicts({path: (file, state)})
+    held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+    raise CheckpointError(
+        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(_NAMES)}; save one: "
+        "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
+    )
+
+
+def _recognised(path: Path, form: ModuleType, tensors: Tensors) -> tuple[EncoderConfig, str]:
+    """The published model whose encoder has the shapes of the tensors: its configuration and its name."""
+    names: dict[EncoderConfig, str] = {}
+    for family in families():
+        if form.NAME in family.stored:
+            layout = form.layout(family)
+            for known in family.published:
+                if known.config not in names and _fits(known.config, layout, tensors):
+                    names[known.config] = known.name
+    if not names:
+        refuse_adapters(tensors, tensors)
+    if len(names) != 1:
+        several = f"the shapes of {' and of '.join(names.values())}" if names else "the shapes of no published model"
+        raise CheckpointError(
+            f"{path}: has {several}; put the {CONFIG} of its model into the same folder, or save the model with "
+            "`save_pretrained`"
+        )
+    return next(iter(names.items()))
+
+
+def _fits(config: EncoderConfig, layout: Layout, tensors: Tensors) -> bool:
+    """Whether tensors have a model's shapes; its heads may be absent, and the file may have more."""
+    words = layout.place("word_embeddings.weight")
+    if words is None or tensors.shape(words.key) != (config.vocab_size, config.hidden_size):
+        return False  # most published models, and building them takes long
+    model = build(config)
+    for entry in entries(model, layout):
+        if entry.place.key in tensors:
+            if tensors.shape(entry.place.key) != stored_shape(model, layout, entry):
+                return False
+        elif not entry.names[0].startswith(("lm_head.", "contact_head.")):
+            return False
+    # Positions alone do not tell ESM-2 from ESM-1v: rotary models' files carry unused position embeddings.
+    rotary = {tensors.shape(key) for key in tensors if key.endswith("inv_freq")}
+    return not rotary or rotary == {tuple(value.shape) for value in model.stored_buffers.values()}
