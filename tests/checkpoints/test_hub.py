@@ -62,7 +62,6 @@ def test_the_table() -> None:
     ("name", "near"),
     [
         ("esm2_t6_8M", "esm2_t6_8M_UR50D"),
-        ("esm2_650M", "esm2nv_650M"),
         ("ESM1NV", "esm1nv"),
         ("facebook/esm2_t30_150M", "esm2_t30_150M_UR50D"),
         ("facebook/esm2_t6_8M_UR50", "esm2_t6_8M_UR50D"),
@@ -73,6 +72,38 @@ def test_near_names_are_offered(name: str, near: str) -> None:
     for find in (published, locate, describe):
         with pytest.raises(UnknownModelError, match=f"'{name}'.*{near}.*info --list"):
             find(name)
+
+
+MEANT = {
+    "esm2_650M": "esm2_t33_650M_UR50D, nvidia/esm2_t33_650M_UR50D",
+    "esm2-8m": "esm2_t6_8M_UR50D, nvidia/esm2_t6_8M_UR50D",
+    "ESM-2 8M": "esm2_t6_8M_UR50D, nvidia/esm2_t6_8M_UR50D",
+    "esm28m": "esm2_t6_8M_UR50D, nvidia/esm2_t6_8M_UR50D",
+    "esm_2_35M": "esm2_t12_35M_UR50D, nvidia/esm2_t12_35M_UR50D",
+    "esm_150m": "esm2_t30_150M_UR50D, nvidia/esm2_t30_150M_UR50D",
+    "esm2_t33": "esm2_t33_650M_UR50D, nvidia/esm2_t33_650M_UR50D",
+    "t30": "esm2_t30_150M_UR50D, nvidia/esm2_t30_150M_UR50D",
+    "650M": "esm2_t33_650M_UR50D, esm1b_t33_650M_UR50S, esm1v_t33_650M_UR90S_1",
+    "15b": "esm2_t48_15B_UR50D, esm2nv_15B, nvidia/esm2_t48_15B_UR50D",
+    "esm2_t36_3B": "esm2_t36_3B_UR50D, nvidia/esm2_t36_3B_UR50D",
+    "esm2_t33_650M_UR50S": "esm2_t33_650M_UR50D, nvidia/esm2_t33_650M_UR50D",
+    "esm2_t33_630M_UR50D": "esm2_t33_650M_UR50D, nvidia/esm2_t33_650M_UR50D",
+    "ems2_t33_650M_UR50D": "esm2_t33_650M_UR50D, esm1b_t33_650M_UR50S, esm1v_t33_650M_UR90S_1",
+    "esm1v": "esm1v_t33_650M_UR90S_1, esm1v_t33_650M_UR90S_2, esm1v_t33_650M_UR90S_3",
+    "ESM-1v": "esm1v_t33_650M_UR90S_1, esm1v_t33_650M_UR90S_2, esm1v_t33_650M_UR90S_3",
+    "esm1v_t33_650M_UR90S": "esm1v_t33_650M_UR90S_1, esm1v_t33_650M_UR90S_2, esm1v_t33_650M_UR90S_3",
+    "esm-1b": "esm1b_t33_650M_UR50S",
+    "esm1b_t33_650M_UR50D": "esm1b_t33_650M_UR50S",
+    "ESM1NV": "esm1nv",
+    "esm2nv-3b": "esm2nv_3B, esm2nv3b:2.0, esm2nv3b:2.1",
+    "protea_mini": "protea-mini",
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_near_names_have_the_size_and_the_family_that_were_meant(name: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"did you mean {re.escape(MEANT[name])}\\?"):
+        published(name)
 
 
 def test_a_name_like_no_other() -> None:
@@ -248,7 +279,7 @@ def test_a_file_stands_for_its_folder(model_folders: dict[str, Path], name: str)
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "esm1nv.nemo"
-    path.write_bytes(b"")
+    path.write_bytes(b"nothing of a model")
     assert locate(path) == path
     with pytest.raises(CheckpointError) as caught:
         protea.load(path)
@@ -259,6 +290,38 @@ def test_a_path_that_is_not_there() -> None:
     with pytest.raises(CheckpointError) as caught:
         locate("./models/absent")
     check_message("checkpoints.no-folder", caught.value)
+
+
+@pytest.mark.parametrize("find", [locate, describe])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("models/esm2_finetune.pt", "models has esm2_finetuned.pt"),
+        ("models/esm2_finetune", "models has esm2_finetuned.pt"),
+        ("modles/esm2_finetuned.pt", "this folder has models"),
+        ("esm2_finetuned.pt", "this folder has esm2_finetuned.ckpt"),
+        ("./models/run/", "models has runs"),
+        ("models/runs/one/best.ckpt", "models/runs has one.d"),
+        ("MODELS/x.safetensors", "this folder has models"),
+        ("esm2_t6_8M_UR50D.pt", "esm2_t6_8M_UR50D is the published model"),
+    ],
+)
+def test_mistyped_paths(tmp_path: Path, find: Callable[[str], object], name: str, near: str) -> None:
+    (tmp_path / "models" / "runs" / "one.d").mkdir(parents=True)
+    for path in ("models/esm2_finetuned.pt", "models/other.txt", "esm2_finetuned.ckpt"):
+        (tmp_path / path).write_text("")
+    with pytest.raises(CheckpointError, match=re.escape(near)) as caught:
+        find(name)
+    assert str(caught.value).startswith(name)
+    assert Path(name).suffix == "" or "no such file or folder" in str(caught.value)
+
+
+def test_the_message_for_a_mistyped_path(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "best.pt").write_text("")
+    with pytest.raises(CheckpointError) as caught:
+        locate("models/bets.pt")
+    check_message("checkpoints.mistyped-path", caught.value)
 
 
 @pytest.mark.parametrize("name", ["a/b--c", "a..b/c", "a/b.", "a/b.git", "a/b/c", f"a/{'b' * 120}", "ä/b"])

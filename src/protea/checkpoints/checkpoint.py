@@ -68,9 +68,9 @@ def refuse_adapters(tensors: Tensors, keys: Iterable[str]) -> None:
     if adapters := [key for key in keys if _ADAPTER.fullmatch(key)]:
         raise CheckpointError(
             f"{tensors.stored[adapters[0]].path}: holds {counted(len(adapters), 'tensor')} of adapters (first: "
-            f"{adapters[0]}), and without them the model gives other numbers; merge them before you save: with peft "
-            "`model.merge_and_unload().save_pretrained(FOLDER)`; with loralib `model.eval()`, then save without the lora_ "
-            "tensors"
+            f"{adapters[0]}), and without them the model gives other numbers; merge them before you save: in peft with "
+            "`model.merge_and_unload().save_pretrained(FOLDER)`; in loralib with `model.eval()`, and save without the "
+            "lora_ tensors"
         )
 
 

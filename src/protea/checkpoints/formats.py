@@ -34,16 +34,21 @@ _MODULES: Final = {"te": "te", "hf": "hf", "nemo2": "nemo2", "nemo": "nemo", "fa
 
 _READERS: Final = {**_MODULES, "state-dict": "state_dict"}
 
-_WITHOUT_CONFIG: Final = "weights without {config}: put {config} of the model they were trained from beside them, or "
+_JOIN: Final = "; then put {config} of the model beside the result"
 _PARTS: Final = {
-    "*/.metadata": "parts of FSDP, which `accelerate merge-weights` makes one of: give it the folder with .metadata",
-    "zero_to_fp32.py": "parts of DeepSpeed, which `python {folder}/zero_to_fp32.py {folder} OUTPUT` makes one of",
-    "global_step*": "parts of DeepSpeed, which its zero_to_fp32.py makes one of",
-    "*mp_rank_*": "parts of DeepSpeed, which its zero_to_fp32.py makes one of",
-    "adapter_config.json": "an adapter of peft without its model: load both with peft, and save them as one "
-    "(`model.merge_and_unload().save_pretrained(FOLDER)`)",
-    "*.safetensors": f"{_WITHOUT_CONFIG}name the file, to have its model recognised by shapes",
-    "pytorch_model*.bin": f"{_WITHOUT_CONFIG}name the file, to have its model recognised by shapes",
+    "*/.metadata": "parts of a model, written by FSDP: join them with `accelerate merge-weights FOLDER OUTPUT`, where "
+    f"FOLDER is the one with .metadata{_JOIN}",
+    "zero_to_fp32.py": "parts of a model, written by DeepSpeed: join them with `python {folder}/zero_to_fp32.py {folder} "
+    f"OUTPUT`{_JOIN}",
+    "global_step*": f"parts of a model, written by DeepSpeed: join them with its zero_to_fp32.py{_JOIN}",
+    "*mp_rank_*": "parts of a model, written by DeepSpeed: join them with zero_to_fp32.py, which is in the folder above"
+    f"{_JOIN}",
+    "adapter_config.json": "an adapter of peft without its model: load both with peft, and save them as one with "
+    "`model.merge_and_unload().save_pretrained(FOLDER)`",
+    "*.safetensors": "weights without {config}: put {config} of the model they were trained from beside them, or name "
+    "the file, to have its model recognised by shapes",
+    "pytorch_model*.bin": "weights without {config}: put {config} of the model they were trained from beside them, or "
+    "name the file, to have its model recognised by shapes",
 }
 """What shows that a folder holds no whole model, and how to make one."""
 
@@ -126,7 +131,7 @@ def _folder_format(path: Path) -> str:
     if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
     if parts := _parts(path):
-        raise CheckpointError(f"{path}: {parts}")
+        raise CheckpointError(f"{path}: holds {parts}")
     raise CheckpointError(
         f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
         f"weights/.metadata (BioNeMo 2) and {NEMO_CONFIG} (an unpacked .nemo)"

@@ -99,9 +99,7 @@ def find_local(model: str) -> Path | None:
         pass  # it is not in the cache
     if short_name(model) in published_models():
         return None
-    near = near_paths(Path(model))
-    here = f" ({near})" if near else ""
-    raise CheckpointError(f"{model}: neither a folder here{here} nor a repository in Hugging Face's cache")
+    raise CheckpointError(f"{model}: neither a folder here{_near(model)} nor a repository in Hugging Face's cache")
 
 
 def _repository(name: str) -> str | None:
@@ -124,14 +122,15 @@ def _repository(name: str) -> str | None:
 
 def _no_path(name: str) -> CheckpointError:
     """The error for a path that leads nowhere."""
-    path = Path(name)
-    near = [text for text in (near_paths(path),) if text]
-    if path.stem in published_models():
-        near.append(f"{path.stem}, without {path.suffix}, is the published model")
-    reason = "".join(f"; {text}" for text in near)
-    return CheckpointError(
-        f"{name}: no such file or folder{reason}; `protea info --list` shows the names of published models"
-    )
+    stem = Path(name).stem
+    advice = f"{stem} is the published model" if stem in published_models() else "`protea info --list` shows all models"
+    return CheckpointError(f"{name}: no such file or folder{_near(name)}; {advice}")
+
+
+def _near(name: str) -> str:
+    """What is here in place of a path, in parentheses; empty where nothing is like it."""
+    near = near_paths(Path(name))
+    return f" ({near})" if near else ""
 
 
 def _on_disk(model: str | Path) -> Path | None:
@@ -172,10 +171,8 @@ def _download(repository: str) -> Path:
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         short = short_name(repository)
         place = short if short in published_models() else repository
-        near = near_paths(Path(repository))
-        here = f" ({near})" if near else ""
         raise CheckpointError(
-            f"{repository} is no folder here{here}, is not in the cache and cannot be downloaded ({reason}); fetch "
-            f"{CONFIG} and {WEIGHTS} (for split weights {INDEX} and every shard) from {HUB}/{repository}/tree/main, put them "
-            f"into a folder {place}/ here, and run the same command again"
+            f"{repository} is no folder here{_near(repository)}, is not in the cache and cannot be downloaded "
+            f"({reason}); fetch {CONFIG} and {WEIGHTS} (for split weights {INDEX} and every shard) from "
+            f"{HUB}/{repository}/tree/main, put them into a folder {place}/ here, and run the same command again"
         ) from error

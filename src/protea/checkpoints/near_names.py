@@ -55,5 +55,5 @@ def near_paths(path: Path) -> str:
         names = {entry.name.lower(): entry.name for entry in sorted(folder.iterdir()) if entry.name != wanted}
     except OSError:
         return ""
-    near = [names[name] for name in get_close_matches(wanted.lower(), names, _MOST, _ALIKE)]
+    near = [names[name] for name in get_close_matches(wanted.lower(), names, _MOST)]
     return f"{'this folder' if folder == Path() else folder} has {', '.join(near)}" if near else ""

@@ -37,7 +37,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = _tensors(path)
     form = next((form for form in (hf, fair_esm) if any(key.endswith(form.WORDS) for key in tensors)), None)
     if form is None:
-        refuse_adapters(tensors, list(tensors))
+        refuse_adapters(tensors, tensors)
         raise CheckpointError(
             f"{path}: none of its {len(tensors)} tensors is called {hf.WORDS} (transformers) or {fair_esm.WORDS} "
             "(Meta's esm package); save the complete model"
@@ -59,7 +59,7 @@ def _tensors(path: Path) -> Tensors:
     file = TorchFile(region)
     content = file.content
     if isinstance(content, dict):
-        for state in (content, *(content.get(name) for name in _NAMES)):
+        for state in (*(content.get(name) for name in _NAMES), content):
             if isinstance(state, dict) and any(isinstance(value, TensorRef) for value in state.values()):
                 return open_state_dicts({path: (file, state)})
     held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
