@@ -13,16 +13,19 @@ from typing import Any
 import layouts
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import CONFIGS
 from hostile import copied, refused
 from messages import check_message
+from protea.checkpoints import hf
 from protea.checkpoints.distcp import DistributedTensors, write_distributed
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.checkpoints.tensors import Planned
+from protea.checkpoints.tensors import Planned, StoredTensor, Tensors
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.encoder import Encoder
 from protea.models.esm2 import SIZES
@@ -120,6 +123,26 @@ def test_names_of_wrappers(tmp_path: Path, folder: Path, name: str, place: str) 
     same(loaded, model.state_dict())
     assert len(notes) == 1
     assert all(repr(part) in notes[0] for part in removed)
+
+
+SEGMENTS = st.lists(st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True), max_size=3)
+WRAPPED = st.sampled_from(["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+
+
+@given(SEGMENTS, st.lists(WRAPPED, max_size=2), st.integers(0, 4))
+def test_any_beginning_and_any_wrapper_inside(start: list[str], inside: list[str], at: int) -> None:
+    keys = ["esm.embeddings.word_embeddings.weight", "esm.encoder.layer.0.LayerNorm.weight", "lm_head.dense.weight"]
+    tensors = Tensors([Path("m.pt")])
+    for key in keys:
+        parts = key.split(".")
+        place = min(at, len(parts) - 1)
+        wrapped = ".".join([*start, *parts[:place], *inside, *parts[place:]])
+        tensors.add(wrapped, StoredTensor(Path("m.pt"), (1,), "F32", lambda: torch.zeros(1)))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        hf.normalize(tensors)
+    assert list(tensors) == keys
+    assert bool(notes) == bool(start or inside)
 
 
 def test_the_note_about_wrappers(tmp_path: Path, folder: Path) -> None:

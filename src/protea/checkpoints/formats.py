@@ -38,8 +38,8 @@ _JOIN: Final = "; then put {config} of the model beside the result"
 _PARTS: Final = {
     "*/.metadata": "parts of a model, written by FSDP: join them with `accelerate merge-weights FOLDER OUTPUT`, where "
     f"FOLDER is the one with .metadata{_JOIN}",
-    "zero_to_fp32.py": "parts of a model, written by DeepSpeed: join them with `python {folder}/zero_to_fp32.py {folder} "
-    f"OUTPUT`{_JOIN}",
+    "zero_to_fp32.py": "parts of a model, written by DeepSpeed: join them with `python {folder}/zero_to_fp32.py "
+    f"{{folder}} OUTPUT`{_JOIN}",
     "global_step*": f"parts of a model, written by DeepSpeed: join them with its zero_to_fp32.py{_JOIN}",
     "*mp_rank_*": "parts of a model, written by DeepSpeed: join them with zero_to_fp32.py, which is in the folder above"
     f"{_JOIN}",

@@ -43,10 +43,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "(Meta's esm package); save the complete model"
         )
     form.normalize(tensors)
-    if (path.parent / CONFIG).exists():
-        return form.checkpoint_of(read_config(path.parent), tensors, CONFIG)
-    config, name = _recognised(path, form, tensors)
-    checkpoint = form.checkpoint_of(config, tensors, name)
+    beside = (path.parent / CONFIG).exists()
+    config, name = (read_config(path.parent), CONFIG) if beside else _recognised(path, form, tensors)
+    checkpoint: Checkpoint = form.checkpoint_of(config, tensors, name)
+    if beside:
+        return checkpoint
     message = f"{path}: read as {name}, whose shapes it has; if it is another model, put its {CONFIG} beside the file"
     warnings.warn(message, ProteaWarning, stacklevel=2)
     return checkpoint
