@@ -72,7 +72,7 @@ _OWNER_KEY: Final = "protea_written_for"
 _FINGERPRINTED = ["word_embeddings.weight", "layers.0.self_attn.out_proj.weight", "emb_layer_norm_after.weight"]
 
 
-class Reader(Protocol):
+class FormatReader(Protocol):
     """A module that reads a kind of files: its name, its title in messages, and its reader."""
 
     NAME: str
@@ -80,7 +80,7 @@ class Reader(Protocol):
     open_checkpoint: Callable[[Path], Checkpoint]
 
 
-class Format(Reader, Protocol):
+class Format(FormatReader, Protocol):
     """A module of a format: a reader whose name is that of ``--to``, and a writer.
 
     The writer gets the file or folder, a model that says which parameters there are (its own may be on the meta
@@ -112,10 +112,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return complete(recognised(path).open_checkpoint(path), path)
 
 
-def recognised(path: Path) -> Reader:
+def recognised(path: Path) -> FormatReader:
     """The format of a checkpoint, by its content."""
     name = _folder_format(path) if path.is_dir() else _file_format(path)
-    return cast("Reader", import_module(f"protea.checkpoints.{_READERS[name]}"))
+    return cast("FormatReader", import_module(f"protea.checkpoints.{_READERS[name]}"))
 
 
 def _folder_format(path: Path) -> str:
