@@ -207,7 +207,7 @@ def means(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str
 def write_precisions(
     path: Path, chains: Sequence[ChainPrecision], rows: Sequence[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write a table with a row a chain, the report and the settings."""
+    """Write a table with one row for each chain, the report and the settings."""
     import pyarrow as pa
 
     columns = {

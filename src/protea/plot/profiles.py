@@ -103,7 +103,7 @@ def profile(
         path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
         sequence: ``L`` letters; one that is not in ``letters`` has no perplexity.
         log_probabilities: ``[L, V]`` natural logarithms; a residue with NaN among them is drawn as a gap.
-        letters: of the columns, in their order.
+        letters: the letters of the columns, in order.
         title: at most three lines of it are shown.
         offset: number of the first residue.
     """

@@ -103,7 +103,7 @@ def single_site_scan(
         path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
         scores: ``[L, V]``, negative where the model prefers the wild type; NaN is drawn as not scored.
         sequence: the wild type, ``L`` letters.
-        letters: of the columns, in their order.
+        letters: the letters of the columns, in order.
         title: at most three lines of it are shown.
         offset: number of the first residue.
     """

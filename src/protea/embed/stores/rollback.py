@@ -24,11 +24,11 @@ class RollbackFile(io.FileIO):
     later writes.
 
     Args:
-        path: of the file.
+        path: the file.
         commit: number and size of the commit to return to; ``None`` starts an empty file.
 
     Attributes:
-        number: of the last commit.
+        number: the number of the last commit.
         deaf: ignore further writes, so that HDF5, which flushes when it closes, can close.
     """
 
