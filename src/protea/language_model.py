@@ -273,7 +273,7 @@ class LanguageModel:
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
     ) -> list[ChainPrecision]:
-        """Precision of contacts against structures, one row per chain; ``protea.contacts.precision.means`` averages them.
+        """Precision of contacts against structures, one row per chain, for ``protea.contacts.precision.means``.
 
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.
