@@ -21,6 +21,7 @@ from protea.alphabet import ESM, ESM1NV
 from protea.data import mapping, writer
 from protea.data.from_fasta import build_uniref
 from protea.data.importers import import_fasta
+from protea.data.manifest import verify
 from protea.data.training_store import TrainingStore
 from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
@@ -58,7 +59,7 @@ def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.M
     sources = make_sources(tmp_path, 40)
     store = build(sources, tmp_path / "store")
     same(store, sources)
-    store.verify()
+    verify(store.folder, store.manifest, SILENT)
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -360,7 +361,7 @@ def test_damaged_stores(tmp_path: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(StoreError, match=f"{name}: .*SHA-256"):
-        TrainingStore(store.folder, ESM).verify()
+        verify(store.folder, store.manifest, SILENT)
     path.write_bytes(data[:-1])
     with pytest.raises(StoreError, match=rf"{name}: has [\d,]+ bytes"):
         TrainingStore(store.folder, ESM)

@@ -71,7 +71,7 @@ def test_batches_hold_what_was_drawn(split: Split) -> None:
         differs = batch.inputs.input_ids != batch.targets
         assert set(differs.nonzero().flatten().tolist()) <= set(batch.rows.tolist())
         assert (batch.rows.diff() > 0).all()
-        assert batch.inputs.max_length == max(end - start for start, end in spans)
+        assert batch.inputs.cu_seqlens.max_length == max(end - start for start, end in spans)
         assert (batch.inputs.input_ids.dtype, batch.rows.dtype) == (torch.int64, torch.int64)
         seen += batch.index.tolist()
     assert sorted(seen) == list(range(split.clusters))

@@ -249,21 +249,20 @@ def info(
     import json
 
     from protea.data import manifest as manifests
-    from protea.data.store_summary import describe, draw, lines
 
     manifest = manifests.read_manifest(folder)
     if verify:
         with interruptible(), bars("bytes") as progress:
             manifests.verify(folder, manifest, progress)
     if plot is not None:
-        draw(manifest, plot)
-    description = describe(folder, manifest, verified=verify)
-    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(lines(description)))
+        manifests.draw_splits(manifest, plot)
+    description = manifests.describe(folder, manifest, verified=verify)
+    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(manifests.description_lines(description)))
 
 
 def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, overwrite: bool) -> None:
     """Build a store, and print what it holds and how many records were changed."""
-    from protea.data.store_summary import split_line, step_line
+    from protea.data.manifest import split_line, step_line
 
     with interruptible(), bars("residues") as progress:
         numbers = build(settings, *inputs, progress, overwrite=overwrite)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from protea.data.build import Build, Numbers
 from protea.data.build_settings import BuildSettings, ClusterSettings
 from protea.data.mapping import attach_by_headers, attach_by_mapping, read_mapping
-from protea.data.mmseqs import read_pairs, write_fasta
+from protea.data.mmseqs import read_rows, write_fasta
 from protea.data.token_table import Table, TableWriter, map_file, new_file, take
 from protea.data.writer import Members
 from protea.errors import DataError, UsageError
@@ -107,7 +107,7 @@ def _cluster(build: Build, name: str, table: Table, before: Any, flags: str) -> 
         representative = new_file(folder / _REPRESENTATIVE, np.int64, len(table))
         representative[:] = -1
         clustered = own = 0
-        for pairs in read_pairs(pairs_file):
+        for pairs in read_rows(pairs_file, np.int64):
             representative[pairs[:, 1]] = pairs[:, 0]
             clustered += len(pairs)
             own += int((pairs[:, 0] == pairs[:, 1]).sum())

@@ -89,11 +89,7 @@ class Packing:
 
 
 def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
-    """Put numbered items, in order, into packs, of which at most ``window`` are open. The fullest is closed first.
-
-    Raises:
-        ValueError: an item is larger than a pack.
-    """
+    """Put numbered items, in order, into packs, of which at most ``window`` are open. The fullest is closed first."""
     done: list[list[int]] = []
     packs: list[list[int]] = []
     room: list[int] = []
@@ -126,9 +122,6 @@ class Loader:
         workers: threads that make batches; with 0, they are made when they are asked for.
         ahead: most batches made in advance.
         pin: whether batches are in page-locked memory; by default if there is CUDA.
-
-    Raises:
-        UsageError: a value is not allowed.
 
     Attributes:
         packs: packs planned so far, of all ranks.
@@ -175,11 +168,7 @@ class Loader:
         return -(-len(self.sampler) // self.packing.block)
 
     def plan(self, epoch: int, block: int) -> list[Draws]:
-        """The draws in each pack of a block.
-
-        Raises:
-            IndexError: the epoch has no such block.
-        """
+        """The draws in each pack of a block."""
         if not 0 <= block < self.blocks:
             raise IndexError(f"an epoch has {self.blocks} blocks, not {block + 1}")
         start = block * self.packing.block

@@ -18,10 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.manifest import Manifest, check_alphabet, read_manifest, verify
+from protea.data.manifest import Manifest, name_of, read_manifest
 from protea.data.writer import CLUSTERS, ROWS, SEQUENCES
 from protea.errors import StoreError
-from protea.progress import SILENT, Progress
 
 Rows = NDArray[np.integer[Any]]
 
@@ -123,16 +122,16 @@ class Split:
 
 
 class TrainingStore:
-    """A store of training data, for a model with the same alphabet.
-
-    Raises:
-        StoreError: the store is missing, incomplete, or has another alphabet.
-    """
+    """A store of training data, for a model with the same alphabet."""
 
     def __init__(self, folder: str | Path, alphabet: Alphabet) -> None:
         self.folder, self.alphabet = Path(folder), alphabet
         self.manifest: Manifest = read_manifest(self.folder)
-        check_alphabet(self.folder, self.manifest, alphabet)
+        if tuple(self.manifest["alphabet"]["tokens"]) != alphabet.tokens:
+            raise StoreError(
+                f"{folder}: has the {self.manifest['alphabet']['name']} alphabet, the model has {alphabet.name}; build "
+                f"the store again with --alphabet {name_of(alphabet)}"
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -150,7 +149,3 @@ class TrainingStore:
         if name not in self.splits:
             raise StoreError(f"{self.folder}: has no split {name!r}, only {', '.join(self.splits)}")
         return Split(self.folder, name, self.alphabet)
-
-    def verify(self, progress: Progress = SILENT) -> None:
-        """Compare every file with its hash in the manifest."""
-        verify(self.folder, self.manifest, progress)

@@ -107,25 +107,22 @@ class _File:
         self._count = 0
 
     def write(self, columns: list[pa.Array]) -> None:
-        batch = pa.record_batch(columns, schema=self._schema)
-        while self._count + len(batch) >= self._rows:
-            room = self._rows - self._count
-            self._waiting.append(batch.slice(0, room))
-            self._flush()
-            batch = batch.slice(room)
-        if len(batch):
-            self._waiting.append(batch)
-            self._count += len(batch)
+        self._waiting.append(pa.record_batch(columns, schema=self._schema))
+        self._count += len(self._waiting[-1])
+        if self._count >= self._rows:
+            self._write_rows(self._count // self._rows * self._rows)
 
     def close(self) -> None:
-        if self._waiting:
-            self._flush()
+        if self._count:
+            self._write_rows(self._count)
         self._writer.close()
         self._sink.close()
 
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_batches(self._waiting).combine_chunks())
-        self._waiting, self._count = [], 0
+    def _write_rows(self, count: int) -> None:
+        table = pa.Table.from_batches(self._waiting)
+        for start in range(0, count, self._rows):
+            self._writer.write_table(table.slice(start, self._rows).combine_chunks())
+        self._waiting, self._count = table.slice(count).to_batches(), self._count - count
 
 
 class _SplitWriter:
