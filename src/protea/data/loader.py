@@ -60,12 +60,9 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            rows=self.rows.to(device, non_blocking=non_blocking),
-        )
+        parts = (self.inputs, self.targets, self.rows)
+        inputs, targets, rows = (part.to(device, non_blocking=non_blocking) for part in parts)
+        return replace(self, inputs=inputs, targets=targets, rows=rows)
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
@@ -95,18 +92,16 @@ def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
     room: list[int] = []
     for number, size in enumerate(sizes):
         place = next((place for place, free in enumerate(room) if size <= free), None)
-        if place is not None:
-            packs[place].append(number)
-            room[place] -= size
-            continue
-        if size > packing.tokens:
-            raise ValueError(f"item {number} has {size} tokens, a pack {packing.tokens}")
-        if len(packs) == packing.window:
-            fullest = room.index(min(room))
-            done.append(packs.pop(fullest))
-            room.pop(fullest)
-        packs.append([number])
-        room.append(packing.tokens - size)
+        if place is None:
+            if len(packs) == packing.window:
+                fullest = room.index(min(room))
+                done.append(packs.pop(fullest))
+                room.pop(fullest)
+            place = len(packs)
+            packs.append([])
+            room.append(packing.tokens)
+        packs[place].append(number)
+        room[place] -= size
     return done + packs
 
 
@@ -194,18 +189,15 @@ class Loader:
         planner = ThreadPoolExecutor(1, thread_name_prefix="plans")
         try:
             # The next block is planned while the batches of this one are made.
-            following: Future[tuple[Draws, int, Position] | None] = planner.submit(next, plans, None)
-            while True:
-                while len(waiting) < self._ahead:
-                    planned = following.result()
-                    if planned is None:
-                        break
-                    pack, epoch, position = planned
-                    waiting.append(pool.submit(self.batch, epoch, pack, position))
-                    following = planner.submit(next, plans, None)
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
+            planned: Future[tuple[Draws, int, Position] | None] = planner.submit(next, plans, None)
+            while plan := planned.result():
+                pack, epoch, position = plan
+                waiting.append(pool.submit(self.batch, epoch, pack, position))
+                planned = planner.submit(next, plans, None)
+                if len(waiting) == self._ahead:
+                    yield waiting.popleft().result()
+            for batch in waiting:
+                yield batch.result()
         finally:
             for executor in (planner, pool):
                 executor.shutdown(wait=True, cancel_futures=True)

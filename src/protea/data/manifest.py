@@ -1,4 +1,4 @@
-"""``manifest.json``: what a store holds, how it was made, and the hash of each file; shown as JSON, text or a picture."""
+"""``manifest.json``: what a store holds, how it was made, and the hash of each file. Shown as text or a picture."""
 
 from __future__ import annotations
 

@@ -98,7 +98,6 @@ class Sampler:
             names = ["BOS"] * (frame.bos is not None) + ["a residue"] + ["EOS"] * (frame.eos is not None)
             raise UsageError(f"max_tokens must be at least {len(names)} ({', '.join(names)}), got {max_tokens}")
         self.split, self.seed, self.max_tokens, self.crop, self.shuffle = split, seed, max_tokens, crop, shuffle
-        self._frame = frame
         self.max_length = max_length
         self._clusters = None if max_length is None else self._with_short_members(max_length)
         self._size = split.clusters if self._clusters is None else len(self._clusters)
@@ -123,7 +122,7 @@ class Sampler:
         start, length = self.split.spans(sequences)
 
         # "random" and "head" take a window of the residues, the others one of the tokens, with BOS and EOS.
-        frame, of_residues = self._frame, self.crop in {"random", "head"}
+        frame, of_residues = self.split.alphabet.frame, self.crop in {"random", "head"}
         available = length if of_residues else frame.tokens(length)
         size = np.minimum(available, frame.residues(self.max_tokens) if of_residues else self.max_tokens)
         first = np.zeros_like(length)
