@@ -60,8 +60,8 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
-        parts = (self.inputs, self.targets, self.rows)
-        inputs, targets, rows = (part.to(device, non_blocking=non_blocking) for part in parts)
+        inputs = self.inputs.to(device, non_blocking=non_blocking)
+        targets, rows = (part.to(device, non_blocking=non_blocking) for part in (self.targets, self.rows))
         return replace(self, inputs=inputs, targets=targets, rows=rows)
 
     def pin_memory(self) -> TrainingBatch:
@@ -148,7 +148,6 @@ class Loader:
         self._rank, self._world, self._workers, self._ahead = rank, world, workers, ahead
         self._pin = torch.cuda.is_available() if pin is None else pin
         alphabet = sampler.split.alphabet
-        self._frame = alphabet.frame
         self._masker = Masker(masking_named(masking) if isinstance(masking, str) else masking, alphabet)
         self.packs = self.packed = 0
 
@@ -209,7 +208,8 @@ class Loader:
         # Where each token is in the store. BOS and EOS get a neighbouring token, which is then overwritten.
         places = np.arange(starts[-1]) + np.repeat(draws.start - starts[:-1] - draws.bos, lengths)
         tokens = self.sampler.split.tokens.take(places, mode="clip")
-        for special, ends in ((self._frame.bos, starts[:-1][draws.bos]), (self._frame.eos, starts[1:][draws.eos] - 1)):
+        frame = self.sampler.split.alphabet.frame
+        for special, ends in ((frame.bos, starts[:-1][draws.bos]), (frame.eos, starts[1:][draws.eos] - 1)):
             if special is not None:
                 tokens[ends] = special
         keys = fold(self.sampler.seed, epoch, MASK, draws.index.astype(np.uint64))

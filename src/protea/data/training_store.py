@@ -46,7 +46,8 @@ class _MappedFile:
         size = self._batch_rows
 
         def look_up(rows: Rows) -> NDArray[np.int64]:
-            return words[starts[rows // size] + rows % size].astype(np.int64)
+            values: NDArray[np.int64] = words[starts[rows // size] + rows % size].astype(np.int64)
+            return values
 
         return look_up
 
