@@ -1,7 +1,8 @@
 """What all pictures share: files, colours, titles, legends, frames of pages, the order of letters, checks of arrays.
 
 The same drawing gives the same bytes: files hold no dates and no random ids, and ignore the user's matplotlib settings.
-An ``.html`` file holds all that it needs, plotly.js included, and loads nothing.
+An ``.html`` file holds all that it needs, plotly.js included, and loads nothing. An existing picture is replaced. At
+most three lines of a title are shown. ``offset`` is the number of the first residue.
 
 People who confuse red and green can tell the colours apart: they are ColorBrewer's Blues and RdBu, which both
 libraries know by these names, and colours from Okabe and Ito's palette.
