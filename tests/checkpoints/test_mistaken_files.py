@@ -159,3 +159,10 @@ def test_the_files_of_a_training_stay_readable(tmp_path: Path, paths: Paths) -> 
     (tmp_path / "m" / "global_step500").mkdir()
     (tmp_path / "m" / "training_args.bin").write_bytes(pickle.dumps({}))
     open_checkpoint(tmp_path / "m")
+
+
+def test_weights_of_another_name_beside_the_configuration(tmp_path: Path, paths: Paths) -> None:
+    path = copied(paths["hf"], tmp_path)
+    (path / "model.safetensors").rename(path / "best.safetensors")
+    assert "no model.safetensors" in str(error_of(path))
+    open_checkpoint(path / "best.safetensors")

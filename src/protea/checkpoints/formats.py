@@ -45,10 +45,6 @@ _PARTS: Final = {
     f"{_JOIN}",
     "adapter_config.json": "an adapter of peft without its model: load both with peft, and save them as one with "
     "`model.merge_and_unload().save_pretrained(FOLDER)`",
-    "*.safetensors": "weights without {config}: put {config} of the model they were trained from beside them, or name "
-    "the file, to have its model recognised by shapes",
-    "pytorch_model*.bin": "weights without {config}: put {config} of the model they were trained from beside them, or "
-    "name the file, to have its model recognised by shapes",
 }
 """What shows that a folder holds no whole model, and how to make one."""
 
@@ -132,6 +128,11 @@ def _folder_format(path: Path) -> str:
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
     if parts := _parts(path):
         raise CheckpointError(f"{path}: holds {parts}")
+    if has_weights(path):
+        raise CheckpointError(
+            f"{path}: holds weights without {CONFIG}: put {CONFIG} of the model they were trained from beside them, or "
+            "name the file, to have its model recognised by shapes"
+        )
     raise CheckpointError(
         f"{path}: no checkpoint in this folder; looked for {CONFIG} (Hugging Face, TransformerEngine), "
         f"weights/.metadata (BioNeMo 2) and {NEMO_CONFIG} (an unpacked .nemo)"

@@ -21,7 +21,6 @@ from protea.models.registry import build, families
 _ORDER: Final = ("Protea", "Meta", "NVIDIA ESM-1nv", "NVIDIA")
 """Publishers, or one of their families, in the order of the list of models; others follow."""
 
-
 _PATH: Final = re.compile(
     r"[./~].*|.*[/\\]|.*[/\\].*[/\\].*|.*\.(pt|pth|ckpt|bin|safetensors|nemo|json|h5|tar|gz)", re.IGNORECASE
 )

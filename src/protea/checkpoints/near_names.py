@@ -47,13 +47,11 @@ def _features(name: str) -> dict[str, str]:
 
 def near_paths(path: Path) -> str:
     """What is where a path leads nowhere, in words: names like the first part of the path that does not exist."""
-    folder = path.parent
-    while not folder.is_dir():
-        folder = folder.parent
-    wanted = path.relative_to(folder).parts[0] if path.is_relative_to(folder) else path.name
     try:
+        folder = next(folder for folder in path.parents if folder.is_dir())
+        wanted = path.relative_to(folder).parts[0]
         names = {entry.name.lower(): entry.name for entry in sorted(folder.iterdir()) if entry.name != wanted}
-    except OSError:
-        return ""
+    except (OSError, StopIteration):
+        return ""  # nothing can be looked at
     near = [names[name] for name in get_close_matches(wanted.lower(), names, _MOST)]
     return f"{'this folder' if folder == Path() else folder} has {', '.join(near)}" if near else ""
