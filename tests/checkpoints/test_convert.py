@@ -397,7 +397,7 @@ def test_the_command(run: Run, sources: dict[tuple[str, str], Path]) -> None:
     fails(run("convert", "again", "esm2_8M.pt"), 1, "esm2_8M.pt: exists already")
     fails(run("convert", "again", "b", "--to", "zip"), 2, "unknown format 'zip'")
     fails(run("convert", "again", "b", "--dtype", "int8"), 2, "unknown dtype 'int8'")
-    fails(run("convert", "absent.pt", "b"), 2, "unknown model 'absent.pt'")
+    fails(run("convert", "absent.pt", "b"), 1, "absent.pt: no such folder or file")
 
 
 def test_check(run: Run, sources: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

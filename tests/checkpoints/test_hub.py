@@ -313,7 +313,7 @@ def test_mistyped_paths(tmp_path: Path, find: Callable[[str], object], name: str
     with pytest.raises(CheckpointError, match=re.escape(near)) as caught:
         find(name)
     assert str(caught.value).startswith(name)
-    assert Path(name).suffix == "" or "no such file or folder" in str(caught.value)
+    assert Path(name).suffix == "" or "no such folder or file" in str(caught.value)
 
 
 def test_the_message_for_a_mistyped_path(tmp_path: Path) -> None:

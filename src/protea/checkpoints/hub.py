@@ -98,7 +98,7 @@ def find_local(model: str) -> Path | None:
         pass  # it is not in the cache
     if short_name(model) in published_models():
         return None
-    raise CheckpointError(f"{model}: neither a folder here{_near(model)} nor a repository in Hugging Face's cache")
+    raise CheckpointError(f"{model}: neither a folder{_near(model)} nor a repository in Hugging Face's cache")
 
 
 def _repository(name: str) -> str | None:
@@ -123,7 +123,7 @@ def _no_path(name: str) -> CheckpointError:
     """The error for a path that leads nowhere."""
     stem = Path(name).stem
     advice = f"{stem} is the published model" if stem in published_models() else "`protea info --list` shows all models"
-    return CheckpointError(f"{name}: no such file or folder{_near(name)}; {advice}")
+    return CheckpointError(f"{name}: no such folder or file{_near(name)}; {advice}")
 
 
 def _near(name: str) -> str:
