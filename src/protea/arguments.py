@@ -92,6 +92,12 @@ def check(name: str, value: object, hint: Any) -> None:
         raise UsageError(f"{name}={shown(value)}: use {_words(hint)}")
 
 
+def check_fields(settings: Any) -> None:
+    """``check`` each field of a dataclass; messages begin with the name of its class."""
+    for field, hint in get_type_hints(type(settings), include_extras=True).items():
+        check(f"{type(settings).__name__}.{field}", getattr(settings, field), hint)
+
+
 def _accepts(hint: Any, value: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
@@ -118,7 +124,7 @@ def _items(value: Any) -> list[Any]:
 def _words(hint: Any, *, several: bool = False) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
-        return " or ".join(_words(part, several=several) for part in parts)
+        return ", or ".join(_words(part, several=several) for part in parts)
     if origin is Annotated and isinstance(parts[1], str):
         return parts[1]
     if origin is Literal or origin is Annotated:

@@ -48,6 +48,7 @@ Dtype = Annotated[str, DTYPES]
 Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as in [0, -1]"]
 Masks = Annotated[str | Masking, f"a Masking, or one of {', '.join(VARIANTS)}"]
 Method = Annotated[str, effects.METHODS]
+ModelName = Annotated[Path, "the name of a model, or the path of a checkpoint"]
 Pooling = Annotated[str | Sequence[str], f"{', '.join(POOLINGS)}, or a list of these"]
 
 
@@ -64,7 +65,7 @@ def load(
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
     """
-    check("model", model, Path)
+    check("model", model, ModelName)
     return LanguageModel(load_model(model, device=str(device), dtype=dtype, trainable=trainable))
 
 
@@ -277,7 +278,9 @@ class LanguageModel:
         """
         wild, _ = door.read_one(sequence, self.alphabet, masks=False)
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-        known = parse_all(door.listed("variants", variants), wild.sequence, self.alphabet, offset)
+        known = parse_all(
+            door.listed("variants", variants, "a list, as in ['A24V']"), wild.sequence, self.alphabet, offset
+        )
         return next(effects.score(self.module, [effects.Protein(wild.place, wild.sequence, known)], how))
 
     @checked
@@ -410,7 +413,7 @@ def _axis(values: Any) -> tuple[tuple[Any, ...], int | slice]:
 
 
 def _paths(structures: Iterable[str | Path]) -> list[Path]:
-    paths = door.listed("structures", structures)
+    paths = door.listed("structures", structures, "a list of paths")
     for number, path in enumerate(paths):
         check(f"structures[{number}]", path, Path)
     if not paths:

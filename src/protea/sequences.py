@@ -47,7 +47,7 @@ _LETTERS_SHOWN: Final = 5
 
 _MISSING: Final = "a value is missing; leave it out, as dropna() does"
 _BYTES: Final = "decode bytes, as in data.decode()"
-_NESTED: Final = "give one string for each protein"
+_NESTED: Final = "give each protein as one string"
 _NOT_ONE: Final = {
     "NoneType": _MISSING,
     "float": _MISSING,
@@ -61,6 +61,7 @@ _NOT_ONE: Final = {
     "list": _NESTED,
     "ndarray": _NESTED,
     "Series": _NESTED,
+    "Scalar": "convert the column, as in column.to_pylist()",
 }
 """What to do about a value that is no sequence, by the name of its class or of a class that it inherits from."""
 _NOT_SEVERAL: Final = {
@@ -100,7 +101,7 @@ def read(sequences: object, alphabet: Alphabet, *, masks: bool = True) -> Given:
         names = list(sequences)
         records = [_record(value, f"sequence {shown(name)}") for name, value in sequences.items()]
     else:
-        items = listed("sequences", sequences)
+        items = listed("sequences", sequences, "a string, a list of strings, or a mapping of names to strings")
         _refuse_letters(items)
         records = [_record(item, f"sequence {number}", str(number)) for number, item in enumerate(items)]
     return Given([(record, _encoded(record, alphabet, masks)) for record in records], names, single)
@@ -108,21 +109,25 @@ def read(sequences: object, alphabet: Alphabet, *, masks: bool = True) -> Given:
 
 def read_one(sequence: object, alphabet: Alphabet, *, masks: bool = True) -> tuple[Record, NDArray[np.uint8]]:
     """The only sequence, for what computes one at a time."""
+    if not _is_one(sequence):
+        raise UsageError(
+            f"sequence: got {_described(sequence)}; give one protein, as a string; for several call the method for each"
+        )
     record = _record(sequence, "the sequence")
     return record, _encoded(record, alphabet, masks)
 
 
-def listed(argument: str, values: object) -> list[Any]:
-    """The items of what gives them in order, once or many times."""
+def listed(argument: str, values: Any, expected: str) -> list[Any]:
+    """The items of what gives them in order, once or many times; ``expected`` is for the error if it does not."""
     remedy = _remedy(values, _NOT_SEVERAL)
     if remedy is None and not isinstance(values, str | Mapping):
         try:
-            items = iter(values)  # type: ignore[call-overload]  # whether it can be iterated is the question
+            items = iter(values)
         except TypeError:
             pass
         else:
             return list(items)
-    raise UsageError(f"{argument}: got {_described(values)}; {remedy or 'give a list of strings'}")
+    raise UsageError(f"{argument}: got {_described(values)}; {remedy or f'give {expected}'}")
 
 
 def _is_one(value: object) -> bool:
