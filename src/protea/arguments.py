@@ -1,7 +1,7 @@
-"""Arguments of the Python interface, checked against their annotations before anything computes.
+"""Options of the Python interface, checked against their annotations before anything computes.
 
-An annotation says what an argument accepts: a class, a ``Literal``, a list of such values, or one of several of these.
-``Annotated[str, NAMES]`` accepts the names of a table; ``Annotated[hint, "..."]`` says in words what a hint accepts.
+An annotation says what an option accepts: a class, a ``Literal``, a list of such values, or any of several of these.
+``Annotated[str, NAMES]`` accepts the names of a table; ``Annotated[hint, "..."]`` puts a hint into words.
 """
 
 from __future__ import annotations
@@ -13,56 +13,15 @@ from inspect import signature
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from protea.errors import UsageError
 from protea.text import shown
 
-_UNIONS: Final = (Union, UnionType)
-_LISTS: Final = (Sequence, Collection)  # an annotation with Collection accepts sets too
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class _Kind(NamedTuple):
-    """Values of one class: which they are, and the words for one and for several."""
-
-    accepts: Callable[[Any], bool]
-    one: str
-    several: str
-
-
-def _is_path(value: object) -> bool:
-    """Whether the system could have a file of that name."""
-    try:
-        return isinstance(value, str | Path) and b"\0" not in os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-
-
-_KINDS: Final[Mapping[Any, _Kind]] = {
-    bool: _Kind(lambda value: isinstance(value, bool | np.bool_), "True or False", "booleans"),
-    int: _Kind(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number", "numbers"),
-    float: _Kind(lambda value: isinstance(value, Real) and not isinstance(value, bool), "a number", "numbers"),
-    str: _Kind(lambda value: isinstance(value, str), "a string", "strings"),
-    Path: _Kind(_is_path, "a path", "paths"),
-    NoneType: _Kind(lambda value: value is None, "None", ""),
-}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -87,50 +46,62 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check(name: str, value: object, hint: Any) -> None:
-    """Raise a ``UsageError`` with the argument's name, its value and the accepted values if the hint does not fit."""
-    if not _accepts(hint, value):
+    """Raise a ``UsageError`` that says what the argument accepts if its value does not fit the hint."""
+    if not _fits(hint, value):
         raise UsageError(f"{name}={shown(value)}: use {_words(hint)}")
 
 
 def check_fields(settings: Any) -> None:
-    """``check`` each field of a dataclass; messages begin with the name of its class."""
-    for field, hint in get_type_hints(type(settings), include_extras=True).items():
-        check(f"{type(settings).__name__}.{field}", getattr(settings, field), hint)
+    """``check`` each field of a dataclass."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        check(f"{type(settings).__name__}.{name}", getattr(settings, name), hint)
 
 
-def _accepts(hint: Any, value: Any) -> bool:
+def _is_path(value: object) -> bool:
+    """Whether the system could have a file of that name."""
+    try:
+        return isinstance(value, str | Path) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+_KINDS: Final[Mapping[Any, tuple[str, Callable[[Any], bool]]]] = {
+    bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    float: ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    str: ("a string", lambda value: isinstance(value, str)),
+    Path: ("a path", _is_path),
+    NoneType: ("None", lambda value: value is None),
+}
+"""What a class is in words, and whether a value is one."""
+
+_UNIONS: Final = (Union, UnionType)
+_NO_LISTS: Final = {Sequence: (str, bytes, Mapping, Set), Collection: (str, bytes, Mapping)}
+"""What is iterable, but no list; a ``Collection`` may be a set."""
+
+
+def _fits(hint: Any, value: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
-        return any(_accepts(part, value) for part in parts)
+        return any(_fits(part, value) for part in parts)
     if origin is Literal:
         return isinstance(value, str) and value in parts
     if origin is Annotated:
-        return _accepts(parts[0], value) and (isinstance(parts[1], str) or value in parts[1])
-    if origin in _LISTS:
-        no_list = (str, bytes, Mapping) if origin is Collection else (str, bytes, Mapping, Set)
-        return not isinstance(value, no_list) and all(_accepts(parts[0], item) for item in _items(value))
-    return _KINDS[hint].accepts(value) if hint in _KINDS else isinstance(value, hint)
+        return _fits(parts[0], value) and (isinstance(parts[1], str) or value in parts[1])
+    if origin in _NO_LISTS:
+        try:
+            return not isinstance(value, _NO_LISTS[origin]) and len(value) == sum(_fits(parts[0], v) for v in value)
+        except TypeError:  # it has no length, or no items
+            return False
+    return _KINDS[hint][1](value) if hint in _KINDS else isinstance(value, hint)
 
 
-def _items(value: Any) -> list[Any]:
-    """The items of what can be read many times; of anything else, one that no hint accepts."""
-    try:
-        len(value)
-        return list(value)
-    except TypeError:
-        return [object()]
-
-
-def _words(hint: Any, *, several: bool = False) -> str:
+def _words(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in _UNIONS:
-        return ", or ".join(_words(part, several=several) for part in parts)
+        return ", or ".join(map(_words, parts))
     if origin is Annotated and isinstance(parts[1], str):
         return parts[1]
-    if origin is Literal or origin is Annotated:
+    if origin in (Literal, Annotated):
         return ", ".join(parts if origin is Literal else parts[1])
-    if origin in _LISTS:
-        return f"a list of {_words(parts[0], several=True)}"
-    if hint in _KINDS:
-        return _KINDS[hint].several if several else _KINDS[hint].one
-    return f"a {hint.__name__}"
+    return _KINDS[hint][0] if hint in _KINDS else f"a {hint.__name__}"

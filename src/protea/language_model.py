@@ -43,6 +43,7 @@ from protea.sequences import Given, Name, OneSequence
 from protea.text import counted
 
 # What the arguments accept; ``checked`` reads these annotations.
+ChainNames = Annotated[Collection[str], "a list of names"]
 Device = Annotated[str | torch.device, "auto, cpu, cuda, or cuda:N"]
 Dtype = Annotated[str, DTYPES]
 Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as in [0, -1]"]
@@ -252,7 +253,7 @@ class LanguageModel:
     def pseudo_perplexity(
         self, sequences: Any, *, long: LongProtein = "window", token_budget: int | None = None
     ) -> Any:
-        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), a pass a residue."""
+        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), one pass per residue."""
         given = door.read(sequences, self.alphabet, masks=False)
         named = [(record.place, record.sequence) for record, _ in given.sequences]
         values = effects.pseudo_log_likelihoods(runner_for(self.module, token_budget), named, long=long)
@@ -311,7 +312,7 @@ class LanguageModel:
     ) -> list[proteingym.Measured]:
         """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
 
-        A row an assay; ``protea.evaluate.proteingym.means`` averages them.
+        One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """
         check("folder", folder, Path)
         how = effects.Scoring(method=method, long=long)
@@ -354,9 +355,9 @@ class LanguageModel:
 
     @checked
     def evaluate_contacts(
-        self, structures: Iterable[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
+        self, structures: Iterable[str | Path], *, exclude: ChainNames = (), include_fitted: bool = False
     ) -> list[ChainPrecision]:
-        """Precision of contacts against structures, a row a chain; ``protea.contacts.precision.means`` averages them.
+        """Precision of contacts against structures, one row per chain, for ``protea.contacts.precision.means``.
 
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.

@@ -40,7 +40,7 @@ class SequenceRecord(Protocol):
 
 OneSequence = str | SequenceRecord
 
-_SEQ_MODULES: Final = ("Bio.Seq", "biotite.sequence")  # their classes spell out their residues as str()
+_SEQ_CLASSES: Final = {("Bio", "Seq"), ("Bio", "MutableSeq"), ("biotite", "Sequence")}  # str() gives their residues
 _SEQUENCE: Final = ("seq", "sequence")
 _NAME: Final = ("id", "name")
 _LETTERS_SHOWN: Final = 5
@@ -141,7 +141,7 @@ def _is_one(value: object) -> bool:
 
 
 def _is_seq(value: object) -> bool:
-    return any(kind.__module__ in _SEQ_MODULES for kind in type(value).__mro__)
+    return any((kind.__module__.partition(".")[0], kind.__name__) in _SEQ_CLASSES for kind in type(value).__mro__)
 
 
 def _record(value: object, place: str, number: str = "0") -> Record:
