@@ -38,7 +38,7 @@ class SequenceRecord(Protocol):
         """The sequence: a string or a ``Seq``."""
 
 
-OneSequence = str | SequenceRecord
+OneSequence = str | SequenceRecord | Record
 
 _SEQ_CLASSES: Final = {("Bio", "Seq"), ("Bio", "MutableSeq"), ("biotite", "Sequence")}  # str() gives their residues
 _SEQUENCE: Final = ("seq", "sequence")
