@@ -99,7 +99,7 @@ def test_numbers_equal_a_plain_computation(folder: Path) -> None:
             attention = model.attention(sequence, layers=[1, 3])
             np.testing.assert_allclose(attention, torch.stack(maps), rtol=1e-4, atol=1e-6)
             assert (attention.sum(-1) < 1).all(), "the added key takes a part"
-        with pytest.raises(protea.ProteaError, match="one of the layers \\[2\\] does not attend"):
+        with pytest.raises(protea.ProteaError, match="one of the layers \\[2\\] has no attention"):
             model.attention("MKT", layers=[2])
 
 

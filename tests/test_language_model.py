@@ -105,15 +105,9 @@ def test_wrong_arguments(load_small: LoadModel) -> None:
     with pytest.raises(UnknownResidueError, match=r"^sequence 1: .*'J' at position 2") as unknown:
         model.embed(["MK", "MJ"])
     check_message("language_model.residue", unknown.value)
-    with pytest.raises(UsageError) as text:
-        model.embed("MKT")
-    check_message("language_model.not_a_list", text.value)
     with pytest.raises(UsageError) as empty:
         model.embed(["M", ""])
     check_message("language_model.empty", empty.value)
-    with pytest.raises(UsageError) as number:
-        model.contacts(5)
-    check_message("language_model.not_text", number.value)
     with pytest.raises(UsageError, match=r"'median'.*mean, max, std, bos"):
         model.embed(["M"], pool="median")
     with pytest.raises(UsageError, match=r" 4 .*0 to 3.*-4 to -1"):

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
-    {"fasta", "packing"},
+    {"arguments", "fasta", "packing"},
     {"letters"},
     {"output"},
     {"journal", "tables"},
@@ -38,7 +38,7 @@ LAYERS = [
     {"embed", "data"},
     {"score"},
     {"contacts"},
-    {"evaluate", "plot", "train"},
+    {"evaluate", "plot", "sequences", "train"},
     {"language_model"},
     {"cli"},
 ]

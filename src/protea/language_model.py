@@ -1,47 +1,61 @@
 """The Python interface: a model with its alphabet, which takes sequences and gives arrays."""
 
+# A string and a mapping are iterables too, so the overloads of the methods overlap; the first that fits counts.
+# mypy: disable-error-code="overload-overlap"
+
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Annotated, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from protea import bundled
+from protea import sequences as door
 from protea.alphabet import Alphabet
+from protea.arguments import check, checked
 from protea.checkpoints import hf
 from protea.contacts import fit as fitting
 from protea.contacts import fitted_heads as heads
 from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
-from protea.data.masking import Masking, masking_named
+from protea.data.masking import VARIANTS, Masking, masking_named
+from protea.device import DTYPES
 from protea.embed import embeddings
-from protea.embed.embeddings import Asked, check_poolings, resolve_layers
+from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long, fit
-from protea.errors import ProteaWarning, UnknownResidueError, UsageError
+from protea.errors import ProteaWarning, UsageError
 from protea.evaluate import proteingym
-from protea.fasta import Record
 from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.family import EncoderConfig
 from protea.score import effects, perplexity
-from protea.score.expected import runner_for
-from protea.score.proteins import check_no_masks, choice
+from protea.score.expected import LongProtein, runner_for
 from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
+from protea.sequences import Given, Name, OneSequence
 from protea.text import counted
 
-Text = TypeVar("Text")
+# What the arguments accept; ``checked`` reads these annotations.
+ChainNames = Annotated[Collection[str], "a list of names"]
+Device = Annotated[str | torch.device, "auto, cpu, cuda, or cuda:N"]
+Dtype = Annotated[str, DTYPES]
+Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as in [0, -1]"]
+Masks = Annotated[str | Masking, f"a Masking, or one of {', '.join(VARIANTS)}"]
+Method = Annotated[str, effects.METHODS]
+ModelName = Annotated[Path, "the name of a model, or the path of a checkpoint"]
+Pooling = Annotated[str | Sequence[str], f"{', '.join(POOLINGS)}, or a list of these"]
 
 
+@checked
 def load(
-    model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
+    model: str | Path = bundled.NAME, *, device: Device = "auto", dtype: Dtype = "float32", trainable: bool = False
 ) -> LanguageModel:
     """Load a model, by default Protea-mini, which comes with the package.
 
@@ -52,24 +66,38 @@ def load(
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
     """
-    return LanguageModel(load_model(model, device=device, dtype=dtype, trainable=trainable))
+    check("model", model, ModelName)
+    return LanguageModel(load_model(model, device=str(device), dtype=dtype, trainable=trainable))
 
 
-class EmbedOptions(TypedDict, total=False):
+class LogitsOptions(TypedDict, total=False):
+    """Options of ``LanguageModel.logits``."""
+
+    long: Long
+    token_budget: int | None
+
+
+class EmbedOptions(LogitsOptions, total=False):
     """Options of ``LanguageModel.embed`` that do not change the type of its result."""
 
-    layers: Sequence[int] | None
-    long: Long
+    layers: Layers | None
+
+
+class PseudoOptions(TypedDict, total=False):
+    """Options of ``LanguageModel.pseudo_perplexity``."""
+
+    long: LongProtein
     token_budget: int | None
 
 
 class LanguageModel:
     """A protein language model: the ``torch.nn.Module`` as ``module``, its ``name``, and the ``files`` of its weights.
 
-    Sequences are residues in upper case, and get the same numbers, to float32 rounding, whatever sequences are computed
-    with them. ``long`` is the policy for a sequence over the model's limit: ``truncate``, ``window``, ``full`` or
-    ``error`` (``docs/embedding.md``); scores take ``window`` (ProteinGym's windows), ``full`` and ``error``.
-    ``token_budget`` is the number of tokens computed at a time, which bounds memory.
+    ``sequences`` are one sequence, a list, or a mapping of names to sequences, and results come back in the same form;
+    ``docs/python.md`` says what can be a sequence or a list. Residues are in upper case, and get the same numbers, to
+    float32 rounding, whatever sequences are computed with them. ``long`` is the policy for a sequence over the model's
+    limit: ``truncate``, ``window``, ``full`` or ``error`` (``docs/embedding.md``); scores take ``window`` (ProteinGym's
+    windows), ``full`` and ``error``. ``token_budget`` is the number of tokens computed at a time, which bounds memory.
 
     Methods raise ``UnknownResidueError`` for a letter outside the alphabet, ``SequenceTooLongError`` for a sequence too
     long for the policy, ``CapabilityError`` for what the checkpoint lacks (see ``capabilities``), ``NonFiniteError`` if
@@ -121,51 +149,80 @@ class LanguageModel:
 
     @overload
     def embed(
-        self, sequences: Sequence[str], *, pool: None = None, **options: Unpack[EmbedOptions]
+        self, sequences: OneSequence, *, pool: Pooling | None = None, **options: Unpack[EmbedOptions]
+    ) -> FloatArray: ...
+
+    @overload
+    def embed(
+        self, sequences: Mapping[Name, OneSequence], *, pool: Pooling | None = None, **options: Unpack[EmbedOptions]
+    ) -> dict[Name, FloatArray]: ...
+
+    @overload
+    def embed(
+        self, sequences: Iterable[OneSequence], *, pool: None = None, **options: Unpack[EmbedOptions]
     ) -> list[FloatArray]: ...
 
     @overload
-    def embed(self, sequences: Sequence[str], *, pool: str, **options: Unpack[EmbedOptions]) -> FloatArray: ...
+    def embed(
+        self, sequences: Iterable[OneSequence], *, pool: Pooling, **options: Unpack[EmbedOptions]
+    ) -> FloatArray: ...
 
+    @checked
     def embed(
         self,
-        sequences: Sequence[str],
+        sequences: Any,
         *,
-        pool: str | None = None,
-        layers: Sequence[int] | None = None,
+        pool: Pooling | None = None,
+        layers: Layers | None = None,
         long: Long = "truncate",
         token_budget: int | None = None,
-    ) -> list[FloatArray] | FloatArray:
+    ) -> Any:
         """Hidden states of each residue, or one vector a sequence; ``<mask>`` stands for a masked position.
 
-        Without ``pool``, gives a list of float32 arrays ``[L, D]``; with ``mean``, ``max``, ``std`` (over residues) or
-        ``bos`` one array ``[N, D]``. Layer 0 is the embedding, -1 the last after its norm, which is the default. If
-        ``layers`` are given, an axis is added for them: ``[n_layers, L, D]`` or ``[N, n_layers, D]``.
+        Without ``pool``, a sequence gives a float32 array ``[L, D]``, and with ``mean``, ``max``, ``std`` (over
+        residues) or ``bos`` a vector ``[D]``; the vectors of a list are one array ``[N, D]``. Layer 0 is the embedding,
+        -1 the last after its norm, which is the default. A list of poolings or of layers adds an axis in its order:
+        ``[n_layers, L, D]``, ``[N, n_pools, n_layers, D]``.
         """
-        poolings = () if pool is None else check_poolings([pool], self.alphabet.frame)
-        numbers = resolve_layers((-1,) if layers is None else layers, self.module)
-        asked = Asked(layers=numbers, poolings=poolings, residues=pool is None)
-        records = embeddings.embed(runner_for(self.module, token_budget), self._encode(sequences, long), asked)
-        states = [record.residues if pool is None else record.pooled[pool] for record in records]
-        arrays = [state if layers is not None else state[0] for state in states if state is not None]
+        pools, pool_axis = _axis(() if pool is None else pool)
+        numbers, layer_axis = _axis(-1 if layers is None else layers)
+        poolings = check_poolings(pools, self.alphabet.frame)
+        if pool is not None and not poolings:
+            raise UsageError(f"pool={pool}: name at least one pooling")
+        asked = Asked(layers=resolve_layers(numbers, self.module), poolings=poolings, residues=pool is None)
+        given = door.read(sequences, self.alphabet)
+        records = embeddings.embed(runner_for(self.module, token_budget), self._fit(given, long), asked)
         if pool is None:
-            return arrays
-        shape = (0, *(() if layers is None else (len(layers),)), self.config.hidden_size)
-        return np.stack(arrays) if arrays else np.empty(shape, dtype=np.float32)
+            return given.in_form([record.residues[layer_axis] for record in records if record.residues is not None])
+        vectors = [np.stack([record.pooled[name] for name in poolings])[pool_axis, layer_axis] for record in records]
+        shape = np.empty((0, len(poolings), len(numbers), self.config.hidden_size), np.float32)
+        return given.in_form(np.stack(vectors) if vectors else shape[:, pool_axis, layer_axis])
 
+    @overload
+    def logits(self, sequences: OneSequence, **options: Unpack[LogitsOptions]) -> FloatArray: ...
+
+    @overload
     def logits(
-        self, sequences: Sequence[str], *, long: Long = "truncate", token_budget: int | None = None
-    ) -> list[FloatArray]:
-        """Language-model logits of each residue: ``[L, V]`` float32, V in the order of ``alphabet.tokens``."""
-        return list(embeddings.logits(runner_for(self.module, token_budget), self._encode(sequences, long)))
+        self, sequences: Mapping[Name, OneSequence], **options: Unpack[LogitsOptions]
+    ) -> dict[Name, FloatArray]: ...
 
+    @overload
+    def logits(self, sequences: Iterable[OneSequence], **options: Unpack[LogitsOptions]) -> list[FloatArray]: ...
+
+    @checked
+    def logits(self, sequences: Any, *, long: Long = "truncate", token_budget: int | None = None) -> Any:
+        """Language-model logits of each residue: ``[L, V]`` float32, V in the order of ``alphabet.tokens``."""
+        given = door.read(sequences, self.alphabet)
+        return given.in_form(list(embeddings.logits(runner_for(self.module, token_budget), self._fit(given, long))))
+
+    @checked
     def perplexity(
         self,
-        sequences: Sequence[str],
+        sequences: OneSequence | Iterable[OneSequence] | Mapping[Name, OneSequence],
         *,
-        masking: str | Masking = "standard",
+        masking: Masks = "standard",
         seed: int = 42,
-        long: Long = "truncate",
+        long: Literal["truncate", "full", "error"] = "truncate",  # the losses of windows are not one number
         token_budget: int | None = None,
     ) -> float:
         """Perplexity of masked residues: exp of the mean loss over those of all sequences together.
@@ -174,29 +231,44 @@ class LanguageModel:
         Masks depend only on ``seed`` and the sequence's number.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        choice("policy for long sequences", long, Literal["truncate", "full", "error"])  # windows have no one loss
-        sequences = [sequence for _, sequence in _without_masks(sequences)]
-        ids = ((encoded.record.place, encoded.ids) for encoded in self._encode(sequences, long))
+        encoded = self._fit(door.read(sequences, self.alphabet, masks=False), long)
+        ids = [(record.record.place, record.ids) for record in encoded]
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
         return perplexity.of_all(perplexity.losses(runner_for(self.module, token_budget), masked))
 
-    def pseudo_perplexity(
-        self, sequences: Sequence[str], *, long: str = "window", token_budget: int | None = None
-    ) -> NDArray[np.float64]:
-        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), one pass per residue."""
-        values = effects.pseudo_log_likelihoods(
-            runner_for(self.module, token_budget), _without_masks(sequences), long=long
-        )
-        return np.array([perplexity.of_loss(-float(residues.mean(dtype=np.float64))) for residues, _ in values])
+    @overload
+    def pseudo_perplexity(self, sequences: OneSequence, **options: Unpack[PseudoOptions]) -> float: ...
 
+    @overload
+    def pseudo_perplexity(
+        self, sequences: Mapping[Name, OneSequence], **options: Unpack[PseudoOptions]
+    ) -> dict[Name, float]: ...
+
+    @overload
+    def pseudo_perplexity(
+        self, sequences: Iterable[OneSequence], **options: Unpack[PseudoOptions]
+    ) -> NDArray[np.float64]: ...
+
+    @checked
+    def pseudo_perplexity(
+        self, sequences: Any, *, long: LongProtein = "window", token_budget: int | None = None
+    ) -> Any:
+        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), one pass per residue."""
+        given = door.read(sequences, self.alphabet, masks=False)
+        named = [(record.place, record.sequence) for record, _ in given.sequences]
+        values = effects.pseudo_log_likelihoods(runner_for(self.module, token_budget), named, long=long)
+        losses = [-float(residues.mean(dtype=np.float64)) for residues, _ in values]
+        return given.in_form(np.array([perplexity.of_loss(loss) for loss in losses]))
+
+    @checked
     def score(
         self,
-        sequence: str,
-        variants: Sequence[str],
+        sequence: OneSequence,
+        variants: Iterable[str],
         *,
-        method: str = "masked-marginals",
+        method: Method = "masked-marginals",
         offset: int = 1,
-        long: str = "window",
+        long: LongProtein = "window",
         token_budget: int | None = None,
     ) -> NDArray[np.float64]:
         """Effects of variants, ``[n]``: log-likelihood ratios in nats, negative where the wild type is preferred.
@@ -205,48 +277,59 @@ class LanguageModel:
         ``A24V`` or several at once ``A24V:G30S``; the last also ``A24del``, ``A24_G25insKL`` and ``A24_G30delinsKL``.
         ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
-        check_no_masks(_text(sequence), "the sequence")
-        self.alphabet.encode(sequence)  # an unknown letter is an error before any variant is read
+        wild, _ = door.read_one(sequence, self.alphabet, masks=False)
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-        known = parse_all(_list(variants), sequence, self.alphabet, offset)
-        protein = effects.Protein("the sequence", sequence, known)
-        return next(effects.score(self.module, [protein], how))
+        known = parse_all(
+            door.listed("variants", variants, "a list, as in ['A24V']"), wild.sequence, self.alphabet, offset
+        )
+        return next(effects.score(self.module, [effects.Protein(wild.place, wild.sequence, known)], how))
 
+    @checked
     def scan(
-        self, sequence: str, *, method: str = "masked-marginals", long: str = "window", token_budget: int | None = None
+        self,
+        sequence: OneSequence,
+        *,
+        method: Method = "masked-marginals",
+        long: LongProtein = "window",
+        token_budget: int | None = None,
     ) -> NDArray[np.float64]:
         """Effects of every substitution, ``[L, 20]``, columns as in ``protea.score.variants.CANONICAL``; see ``score``.
 
         The wild type's own letter scores 0; the row of a gap is NaN.
         """
-        variants = [f"{sequence[place]}{place + 1}{new}" for place, new in single_substitutions(_text(sequence))]
+        letters = door.read_one(sequence, self.alphabet, masks=False)[0].sequence
+        variants = [f"{letters[place]}{place + 1}{new}" for place, new in single_substitutions(letters)]
         scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
-        cells = scan_cells(sequence, scores)
-        for row, letter in zip(cells, sequence, strict=True):
+        cells = scan_cells(letters, scores)
+        for row, letter in zip(cells, letters, strict=True):
             if letter in CANONICAL:
                 row[CANONICAL.index(letter)] = 0
         return cells
 
+    @checked
     def evaluate_proteingym(
-        self, folder: str | Path, *, method: str = "masked-marginals", long: str = "window"
+        self, folder: str | Path, *, method: Method = "masked-marginals", long: LongProtein = "window"
     ) -> list[proteingym.Measured]:
         """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
 
         One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """
+        check("folder", folder, Path)
         how = effects.Scoring(method=method, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
             scan.add(self.module)
         return [scan.measured() for scan in scans]
 
-    def contacts(self, sequence: str) -> FloatArray:
+    def contacts(self, sequence: OneSequence) -> FloatArray:
         """Probability ``[L, L]`` that two residues are in contact (Cβ closer than 8 Å)."""
-        return predict.contacts(self.module, self.alphabet.encode(_text(sequence)))
+        record, ids = door.read_one(sequence, self.alphabet)
+        return predict.contacts(self.module, ids, record.place)
 
+    @checked
     def fit_contacts(
         self,
-        structures: Sequence[str | Path],
+        structures: Iterable[str | Path],
         *,
         count: int = 20,
         seed: int = 0,
@@ -270,8 +353,9 @@ class LanguageModel:
         self._fitted = frozenset(text for chain in fitted for text in (chain.name, chain.sequence))
         return [chain.name for chain in fitted]
 
+    @checked
     def evaluate_contacts(
-        self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
+        self, structures: Iterable[str | Path], *, exclude: ChainNames = (), include_fitted: bool = False
     ) -> list[ChainPrecision]:
         """Precision of contacts against structures, one row per chain, for ``protea.contacts.precision.means``.
 
@@ -286,44 +370,56 @@ class LanguageModel:
             self.module,
             _paths(structures),
             rows,
-            exclude=_list(exclude),
+            exclude=exclude,
             fitted=() if include_fitted or fitted is None else fitted,
             reason="the contact head was fitted on them; include_fitted=True keeps them",
         )
         _warn_of(rows)
         return precision.measure(self.module, chains)
 
-    def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
+    @checked
+    def attention(self, sequence: OneSequence, *, layers: Layers, heads: Layers | None = None) -> FloatArray:
         """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
 
-        Layers count from 1, negative ones from the last; heads count from 0, all by default.
+        Layers count from 1, negative ones from the last; heads count from 0, all by default. A number instead of a list
+        gives no axis.
         """
-        return predict.attention(self.module, self.alphabet.encode(_text(sequence)), layers, heads)
+        numbers, layer_axis = _axis(layers)
+        chosen, head_axis = (None, slice(None)) if heads is None else _axis(heads)
+        _, ids = door.read_one(sequence, self.alphabet)
+        maps: FloatArray = predict.attention(self.module, ids, numbers, chosen)[layer_axis, head_axis]
+        return maps
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder, which Protea and ``transformers`` load; it must not exist yet."""
+        check("folder", folder, Path)
         hf.save(self.module, Path(folder))
 
-    def _encode(self, sequences: Sequence[str], long: Long) -> Iterator[EncodedRecord]:
-        choice("policy for long sequences", long, Long)
-        for number, sequence in enumerate(_list(sequences)):
-            place = f"sequence {number}"
-            record = Record(str(number), "", _text(sequence, place), place)
-            rows: list[ReportRow] = []
-            try:
-                ids = self.alphabet.encode(sequence)
-            except UnknownResidueError as error:
-                raise UnknownResidueError(f"{place}: {error}") from error
-            encoded = fit(record, ids, self.module, long, rows)
-            if encoded.truncated_from is not None:
-                warnings.warn(f"{place} truncated: {rows[-1].detail}", ProteaWarning, stacklevel=4)
-            yield encoded
+    def _fit(self, given: Given, long: Long) -> list[EncodedRecord]:
+        """Sequences under the policy for length, with a warning for each that is cut."""
+        rows: list[ReportRow] = []
+        encoded = [fit(record, ids, self.module, long, rows) for record, ids in given.sequences]
+        details = (row.detail for row in rows if row.what == "truncated")
+        for cut in encoded:
+            if cut.truncated_from is not None:
+                warnings.warn(f"{cut.record.place} truncated: {next(details)}", ProteaWarning, stacklevel=4)
+        return encoded
 
 
-def _paths(structures: Sequence[str | Path]) -> list[Path]:
-    if not _list(structures):
+def _axis(values: Any) -> tuple[tuple[Any, ...], int | slice]:
+    """Values as a tuple, and the index of the results' axis for them: only a list keeps it."""
+    if isinstance(values, str | int):
+        return (values,), 0
+    return tuple(values), slice(None)
+
+
+def _paths(structures: Iterable[str | Path]) -> list[Path]:
+    paths = door.listed("structures", structures, "a list of paths")
+    for number, path in enumerate(paths):
+        check(f"structures[{number}]", path, Path)
+    if not paths:
         raise UsageError("name at least one structure, a file or a folder")
-    return [Path(path) for path in structures]
+    return [Path(path) for path in paths]
 
 
 def _warn_of(rows: Sequence[ReportRow]) -> None:
@@ -332,26 +428,4 @@ def _warn_of(rows: Sequence[ReportRow]) -> None:
     left_out = Counter(row.detail for row in rows if row.what == "left out" and row.detail != "--exclude")
     messages += [f"left out {counted(count, 'chain')}: {reason}" for reason, count in left_out.items()]
     for message in messages:
-        warnings.warn(message, ProteaWarning, stacklevel=3)
-
-
-def _list(texts: Iterable[Text]) -> list[Text]:
-    if isinstance(texts, str):
-        raise UsageError("expected a list, got one string; write [string]")
-    return list(texts)
-
-
-def _text(sequence: str, name: str = "the sequence") -> str:
-    if not isinstance(sequence, str):
-        raise UsageError(f"{name} must be a string, got {type(sequence).__name__}")
-    if not sequence:
-        raise UsageError(f"{name} is empty; give at least one residue")
-    return sequence
-
-
-def _without_masks(sequences: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and letters of each sequence."""
-    named = [(f"sequence {number}", sequence) for number, sequence in enumerate(_list(sequences))]
-    for name, sequence in named:
-        check_no_masks(_text(sequence, name), name)
-    return named
+        warnings.warn(message, ProteaWarning, stacklevel=4)

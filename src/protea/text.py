@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
+from typing import Final
+
+_short: Final = Repr()
+_short.maxstring = _short.maxother = 60
+
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, as in ``1 chain`` and ``2,400 chains``; the plural ends in s."""
@@ -17,3 +23,8 @@ def printable(text: str) -> str:
     """The text in one line. Control characters, which a terminal would obey, become escapes."""
     line = " ".join(text.splitlines())
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, in one line and shortened."""
+    return printable(_short.repr(value))

@@ -146,9 +146,6 @@ def test_what_is_wrong_is_said(load: Callable[[str], protea.LanguageModel]) -> N
             model.attention("MKT", layers=layers, heads=heads)
     with pytest.raises(UsageError, match=r"or -3 to -1; got \[-4\]"):
         model.attention("MKT", layers=[-4])
-    for layers, heads in (([1.0], None), (["1"], None), (1, None), ([1], [1.5])):
-        with pytest.raises(UsageError, match="layers and heads are lists of whole numbers"):
-            model.attention("MKT", layers=layers, heads=heads)  # type: ignore[arg-type]
     with pytest.raises(UnknownResidueError):
         model.contacts("MJ")
     with pytest.raises(UsageError, match="at least one residue"):

@@ -148,7 +148,7 @@ def test_invalid_values() -> None:
         Masking(select=1.5)
     with pytest.raises(UsageError, match=r"mask 0\.8 and random 0\.3"):
         Masking(mask=0.8, random=0.3)
-    with pytest.raises(UsageError, match="unknown pool 'some'"):
+    with pytest.raises(UsageError, match="'some'"):
         Masking(pool="some")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown masking 'bert'; use standard, bionemo2"):
         masking_named("bert")

@@ -15,7 +15,6 @@ Shapes: L residues, T tokens, H heads of a layer, M maps of all layers, P pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import index
 from typing import Final
 
 import numpy as np
@@ -133,16 +132,15 @@ def attention(
     model.require("attention")
     head_counts = model.config.attention_heads
     last = len(head_counts)
-    chosen_heads = list(range(max(head_counts))) if heads is None else _whole_numbers(heads)
-    chosen = _whole_numbers(layers)
-    if not chosen or not all(1 <= abs(layer) <= last for layer in chosen):
-        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {layers}")
-    numbers = [layer + last + 1 if layer < 0 else layer for layer in chosen]
+    chosen_heads = range(max(head_counts)) if heads is None else heads
+    if not layers or not all(1 <= abs(layer) <= last for layer in layers):
+        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {list(layers)}")
+    numbers = [layer + last + 1 if layer < 0 else layer for layer in layers]
     fewest = min(head_counts[number - 1] for number in numbers)
     if not fewest:
         raise UsageError(f"one of the layers {list(layers)} has no attention")
     if not chosen_heads or not all(0 <= head < fewest for head in chosen_heads):
-        raise UsageError(f"heads are 0 to {fewest - 1}; got {heads}")
+        raise UsageError(f"heads are 0 to {fewest - 1}; got {list(chosen_heads)}")
     size = model.alphabet.frame.tokens(len(sequence))
     result = np.empty((len(numbers), len(chosen_heads), size, size), np.float32)
 
@@ -154,13 +152,6 @@ def attention(
     _run(model, sequence, Wanted(watch=lambda: keep))
     check_finite(result, _NAME, model.compute_dtype)
     return result
-
-
-def _whole_numbers(values: Sequence[int]) -> list[int]:
-    try:
-        return [index(value) for value in values]
-    except TypeError as error:
-        raise UsageError(f"layers and heads are lists of whole numbers, as in [1, -1]; got {values!r}") from error
 
 
 def _last_states(

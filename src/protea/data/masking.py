@@ -8,12 +8,13 @@ depend on the pack, the worker or the rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
+from protea.arguments import check_fields
 from protea.data.draws import Words, below, mix, stream, threshold
 from protea.errors import UsageError
 
@@ -49,13 +50,12 @@ class Masking:
     at_least_one: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("select", "mask", "random"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"masking: {name} must be from 0 to 1, got {getattr(self, name)}")
         if self.mask + self.random > 1 + 1e-9:
             raise UsageError(f"masking: mask {self.mask} and random {self.random} add up to more than 1")
-        if self.pool not in get_args(Pool):
-            raise UsageError(f"masking: unknown pool {self.pool!r}; use {', '.join(get_args(Pool))}")
 
 
 VARIANTS: Final = {
