@@ -33,8 +33,9 @@ from protea.letters import ReportRow
 from protea.models.family import EncoderConfig
 from protea.score import effects, perplexity
 from protea.score.expected import runner_for
+from protea.score.notation import parse_all
 from protea.score.proteins import check_no_masks, choice
-from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
+from protea.score.variants import CANONICAL, chosen_places, scan_cells, single_substitutions
 from protea.text import counted
 
 Text = TypeVar("Text")
@@ -201,8 +202,9 @@ class LanguageModel:
     ) -> NDArray[np.float64]:
         """Effects of variants, ``[n]``: log-likelihood ratios in nats, negative where the wild type is preferred.
 
-        ``method`` is ``masked-marginals``, ``wildtype-marginals`` or ``pseudo-likelihood``. All score substitutions,
-        ``A24V`` or several at once ``A24V:G30S``; the last also ``A24del``, ``A24_G25insKL`` and ``A24_G30delinsKL``.
+        ``method`` is one of ``protea.score.effects.METHODS``. All score substitutions, ``A24V`` or several at once
+        ``A24V:G30S``; ``pseudo-likelihood`` also insertions and deletions, by means over residues, and
+        ``pseudo-likelihood-sum`` by sums. ``protea.score.notation`` lists what may be written, HGVS's names included.
         ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
         check_no_masks(_text(sequence), "the sequence")
@@ -213,18 +215,27 @@ class LanguageModel:
         return next(effects.score(self.module, [protein], how))
 
     def scan(
-        self, sequence: str, *, method: str = "masked-marginals", long: str = "window", token_budget: int | None = None
+        self,
+        sequence: str,
+        *,
+        positions: str | Sequence[int] | None = None,
+        method: str = "masked-marginals",
+        offset: int = 1,
+        long: str = "window",
+        token_budget: int | None = None,
     ) -> NDArray[np.float64]:
         """Effects of every substitution, ``[L, 20]``, columns as in ``protea.score.variants.CANONICAL``; see ``score``.
 
-        The wild type's own letter scores 0; the row of a gap is NaN.
+        ``positions``, such as ``"10-40,55"``, limits the scan; ``offset`` is the number of the first residue. The wild
+        type's own letter scores 0; rows of gaps and of other positions are NaN.
         """
-        variants = [f"{sequence[place]}{place + 1}{new}" for place, new in single_substitutions(_text(sequence))]
-        scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
-        cells = scan_cells(sequence, scores)
-        for row, letter in zip(cells, sequence, strict=True):
-            if letter in CANONICAL:
-                row[CANONICAL.index(letter)] = 0
+        places = chosen_places("the sequence", _text(sequence), positions, offset)
+        variants = [f"{sequence[place]}{place + offset}{new}" for place, new in single_substitutions(sequence, places)]
+        scores = self.score(sequence, variants, method=method, offset=offset, long=long, token_budget=token_budget)
+        cells = scan_cells(sequence, places, scores)
+        for place in places:
+            if sequence[place] in CANONICAL:
+                cells[place, CANONICAL.index(sequence[place])] = 0
         return cells
 
     def evaluate_proteingym(
