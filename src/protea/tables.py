@@ -86,9 +86,8 @@ def read_table(path: Path, notes: list[str] | None = None) -> pa.Table:
             delimiter = _delimiter(content, _DELIMITERS[kind])
             content, comments = _without_comments(content, delimiter.encode())
             if comments and notes is not None:
-                notes.append(
-                    f"{path}: left out {counted(comments, 'comment')}, lines below the header that begin with #"
-                )
+                left_out = counted(comments, "comment")
+                notes.append(f"{path}: left out {left_out} below the header (lines that begin with #)")
             return _read_text(content, delimiter)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

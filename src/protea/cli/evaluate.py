@@ -214,6 +214,7 @@ def _show_results(results: list[Measured], published: list[str]) -> None:
         averages.append(means(computed, "spearman", by_assay))
     numbers, of_all = counts(computed), counts(results)
     for over in averages[0]:
-        number = f"{numbers[over]:,}" if numbers[over] == of_all[over] else f"{numbers[over]:,} of {of_all[over]:,}"
-        rows.append([f"mean over {number} {over}", "", *(decimals(average[over]) for average in averages)])
+        of = "" if numbers[over] == of_all[over] else f"{numbers[over]:,} of "
+        label = f"mean over {of}{counted(of_all[over], over.removesuffix('s'))}"
+        rows.append([label, "", *(decimals(average[over]) for average in averages)])
     show_table(["assay", "variants", *MEASURES, *published], rows)

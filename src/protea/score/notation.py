@@ -94,7 +94,7 @@ def _parts(text: str) -> list[str]:
 
 def _inside(brackets: str, text: str) -> str:
     """The text without one pair of brackets around all of it."""
-    inner = text[1:-1]
+    inner = text.removeprefix(brackets[0]).removesuffix(brackets[1])
     return inner if text == f"{brackets[0]}{inner}{brackets[1]}" and not set(brackets) & set(inner) else text
 
 

@@ -183,10 +183,13 @@ def read_variants(path: Path, columns: Columns = _USUAL, notes: list[str] | None
     table = read_table(path, notes)
     names = table.column_names
     used = columns.of(table)
-    lacking = [name for name in used if name is not None and name not in names]
-    if lacking or used == (None, None):
-        wanted = " and ".join(lacking) or f"{', '.join(_VARIANT)} or {_SEQUENCE}"
-        raise DataError(f"{path}: has no column {wanted}; its columns: {', '.join(names)}; name one by --mutant-column")
+    if lacking := [name for name in used if name is not None and name not in names]:
+        raise DataError(f"{path}: has no column {' and '.join(lacking)}; its columns: {', '.join(names)}")
+    if used == (None, None):
+        raise DataError(
+            f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}; name one by "
+            "--mutant-column"
+        )
     counts = Counter(name for name in names if name in {*used, *PROTEIN_COLUMNS})
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{path}: two columns are named {repeated[0]}; rename one")
