@@ -307,22 +307,16 @@ def test_real_scans_are_read_whole() -> None:
 @pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.long)])
 def test_real_variants_mean_the_same_in_hgvs(every: int) -> None:
     """Names of three letters are biotite's; what a variant changes is read by two lines of our own."""
-    how = Scoring()
     for assay in read_assays(SHARED):
         names = read_scan(assay)[0]["mutant"].to_pylist()[::every]
         changes = [[(part[0], int(part[1:-1]), part[-1]) for part in name.split(":")] for name in names]
         expected = [
-            tuple(
-                (place - 1, place, new, ((place - 1, wild),)) for wild, place, new in sorted(parts, key=itemgetter(1))
-            )
+            tuple((at - 1, at, new, ((at - 1, wild),)) for wild, at, new in sorted(parts, key=itemgetter(1)))
             for parts in changes
         ]
-        hgvs = [
-            "p.[" + ";".join(f"{three(wild)}{place}{three(new)}" for wild, place, new in parts) + "]"
-            for parts in changes
-        ]
-        for texts in (names, hgvs):
-            found = rows_of(variant_table(texts), {"p": assay.sequence}, ESM, how)
+        hgvs = [";".join(f"{three(wild)}{place}{three(new)}" for wild, place, new in parts) for parts in changes]
+        for texts in (names, [f"p.[{text}]" for text in hgvs]):
+            found = rows_of(variant_table(texts), {"p": assay.sequence}, ESM, Scoring())
             assert not found.problems
             assert [variant.edits for variant in found.proteins[0].variants] == expected
 
