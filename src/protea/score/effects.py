@@ -34,7 +34,7 @@ from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood", "pseudo-likelihood-sum")
 _MARGINALS: Final = METHODS[:2]
-_LARGEST_OFFSET: Final = 999_999_999  # residue numbers of variants have nine digits
+_LARGEST_OFFSET: Final = 999_999_999  # residue numbers in variants have at most nine digits
 
 
 class Protein(NamedTuple):
