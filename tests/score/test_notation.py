@@ -40,7 +40,12 @@ def mutant(text: str, wild: str = SEQUENCE) -> str:
         ("p.[(Lys2Cys;Thr3Asp)]", "MCDAYIAKQR"),
         ("p.[Lys2=;Thr3Asp]", "MKDAYIAKQR"),
         ("p.Lys2Cys:p.Thr3Asp", "MCDAYIAKQR"),
-        ("K2C:p.Thr3Asp", "MCDAYIAKQR"),  # K2C is no name of a reference sequence
+        ("p.(Lys2Cys):p.(Thr3Asp)", "MCDAYIAKQR"),
+        ("K2C:p.Thr3Asp", "MCDAYIAKQR"),  # K2C is no name of a reference sequence, but these are:
+        ("F9:p.Thr3Asp", "MKDAYIAKQR"),
+        ("P04637:p.Thr3Asp", "MKDAYIAKQR"),
+        ("Q9Y6K9:p.Thr3Asp", "MKDAYIAKQR"),
+        ("sp|P04637|P53_HUMAN:p.Thr3Asp", "MKDAYIAKQR"),
         ("p.Lys2_Ala4del", "MYIAKQR"),
         ("p.(Lys2_Ala4del)", "MYIAKQR"),
         ("p.Lys2del", "MTAYIAKQR"),
@@ -99,6 +104,9 @@ def test_what_can_be_scored(text: str, changed: str) -> None:
         ("p.Lys2[10]", "not a variant"),
         ("p.Lys2_Thr3insX[34]", "not a variant"),
         ("p.Lys2_Thr3Cys", "not a variant"),
+        ("K2C_T3D:p.Ala4Gly", "not a variant"),
+        ("K2C(x):p.Thr3Asp", "not a variant"),
+        ("K2C,T3D:p.Ala4Gly", "not a variant"),
         ("p.Foo2Bar", "not a variant"),
         ("LYS2CYS", "not a variant"),
         ("p.", "not a variant"),

@@ -34,6 +34,7 @@ _CHANGE: Final = re.compile(
     rf"(?P<kind>delins|del|ins|dup|=|)(?P<new>{_RESIDUE}*)((?P<why>fs|ext|\?).*)?",
     re.ASCII,
 )
+_BETWEEN: Final = re.compile(r"[^\w=*?]|_")
 _PROTEIN: Final = "p."
 _NOT_PROTEIN: Final = re.compile(r"([^:\s]+:)?[cgmnor]\.", re.ASCII)
 _UNCHANGED: Final = frozenset(("=", "_wt", "_sy"))
@@ -80,8 +81,8 @@ def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: i
 def _parts(text: str) -> list[str]:
     """The single changes in a name, without the reference sequence, ``p.``, brackets and parentheses."""
     pieces = text.split(":")
-    if len(pieces) > 1 and pieces[1].startswith(_PROTEIN) and not _CHANGE.fullmatch(pieces[0].removeprefix(_PROTEIN)):
-        del pieces[0]
+    if len(pieces) > 1 and pieces[1].startswith(_PROTEIN) and not any(map(_is_change, _BETWEEN.split(pieces[0]))):
+        del pieces[0]  # a reference sequence, which holds no change that would be lost
     parts = []
     for piece in pieces:
         body = _inside("()", piece.removeprefix(_PROTEIN))
@@ -90,6 +91,11 @@ def _parts(text: str) -> list[str]:
         listed = _inside("[]", body)
         parts += [body] if listed == body else [_inside("()", part) for part in _inside("()", listed).split(";")]
     return parts
+
+
+def _is_change(text: str) -> bool:
+    match = _CHANGE.fullmatch(text)
+    return match is not None and any(match.group("kind", "new", "why"))  # P04637 and F9 are no changes
 
 
 def _inside(brackets: str, text: str) -> str:
