@@ -38,7 +38,8 @@ from protea.letters import ReportRow
 from protea.models.family import EncoderConfig
 from protea.score import effects, perplexity
 from protea.score.expected import LongProtein, runner_for
-from protea.score.variants import CANONICAL, parse_all, scan_cells, single_substitutions
+from protea.score.notation import parse_all
+from protea.score.variants import CANONICAL, chosen_places, scan_cells, single_substitutions
 from protea.sequences import Given, Name, OneSequence
 from protea.text import counted
 
@@ -50,6 +51,7 @@ Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as i
 Masks = Annotated[str | Masking, f"a Masking, or one of {', '.join(VARIANTS)}"]
 Method = Annotated[str, effects.METHODS]
 ModelName = Annotated[Path, "the name of a model, or the path of a checkpoint"]
+Positions = Annotated[str | Sequence[int] | None, "a list of residue numbers, or text as in 10-40,55"]
 Pooling = Annotated[str | Sequence[str], f"{', '.join(POOLINGS)}, or a list of these"]
 
 
@@ -273,8 +275,9 @@ class LanguageModel:
     ) -> NDArray[np.float64]:
         """Effects of variants, ``[n]``: log-likelihood ratios in nats, negative where the wild type is preferred.
 
-        ``method`` is ``masked-marginals``, ``wildtype-marginals`` or ``pseudo-likelihood``. All score substitutions,
-        ``A24V`` or several at once ``A24V:G30S``; the last also ``A24del``, ``A24_G25insKL`` and ``A24_G30delinsKL``.
+        ``method`` is one of ``protea.score.effects.METHODS``. All score substitutions, ``A24V`` or several at once
+        ``A24V:G30S``; ``pseudo-likelihood`` also insertions and deletions, by means over residues, and
+        ``pseudo-likelihood-sum`` by sums. ``protea.score.notation`` lists what may be written, HGVS's names included.
         ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
         wild, _ = door.read_one(sequence, self.alphabet, masks=False)
@@ -289,21 +292,25 @@ class LanguageModel:
         self,
         sequence: OneSequence,
         *,
+        positions: Positions = None,
         method: Method = "masked-marginals",
+        offset: int = 1,
         long: LongProtein = "window",
         token_budget: int | None = None,
     ) -> NDArray[np.float64]:
         """Effects of every substitution, ``[L, 20]``, columns as in ``protea.score.variants.CANONICAL``; see ``score``.
 
-        The wild type's own letter scores 0; the row of a gap is NaN.
+        ``positions``, such as ``"10-40,55"``, limits the scan; ``offset`` is the number of the first residue. The wild
+        type's own letter scores 0; rows of gaps and of other positions are NaN.
         """
         letters = door.read_one(sequence, self.alphabet, masks=False)[0].sequence
-        variants = [f"{letters[place]}{place + 1}{new}" for place, new in single_substitutions(letters)]
-        scores = self.score(sequence, variants, method=method, long=long, token_budget=token_budget)
-        cells = scan_cells(letters, scores)
-        for row, letter in zip(cells, letters, strict=True):
-            if letter in CANONICAL:
-                row[CANONICAL.index(letter)] = 0
+        places = chosen_places("the sequence", letters, positions, offset)
+        variants = [f"{letters[place]}{place + offset}{new}" for place, new in single_substitutions(letters, places)]
+        scores = self.score(sequence, variants, method=method, offset=offset, long=long, token_budget=token_budget)
+        cells = scan_cells(letters, places, scores)
+        for place in places:
+            if letters[place] in CANONICAL:
+                cells[place, CANONICAL.index(letters[place])] = 0
         return cells
 
     @checked

@@ -163,6 +163,50 @@ def test_a_scan_in_python_is_the_commands(run: Run, fasta: str, folder: Path) ->
     assert np.isnan(protea.load(folder).scan("MK-A")[2]).all()
 
 
+def test_positions_limit_a_scan(run: Run, fasta: str, folder: Path) -> None:
+    scan = ("score", fasta, "--scan", "-m", folder)
+    assert run(*scan, "-o", "all.csv", "--offset", 101).code == 0
+    result = run(*scan, "-o", "some.csv", "--offset", 101, "--positions", "103-104,133", "--plot", "some.svg")
+    assert result.code == 0, result.err
+    every, part = (csv.read_csv(name).to_pylist() for name in ("all.csv", "some.csv"))
+    wanted = [row for row in every if row["position"] in (103, 104, 133)]
+    assert [row["mutant"] for row in part] == [row["mutant"] for row in wanted]
+    np.testing.assert_allclose([row["model_score"] for row in part], [row["model_score"] for row in wanted], atol=2e-5)
+    assert yaml.safe_load(Path("some.csv.run.yaml").read_text())["variants"] == "scan 103-104,133"
+    found = protea.load(folder).scan(SEQUENCE, positions="103-104,133", offset=101)
+    assert np.flatnonzero(np.isfinite(found).all(1)).tolist() == [2, 3, 32]
+    for row in part:
+        place, column = row["position"] - 101, CANONICAL.index(row["letter"])
+        assert found[place, column] == pytest.approx(row["model_score"], abs=2e-5)
+    fails(run(*scan, "-o", "x.csv", "--positions", "30-34"), 2, "34 is outside residues 1 to 33 of p")
+    fails(run(*scan, "-o", "x.csv", "--positions", "some"), 2, "'some'")
+    fails(run("score", fasta, "-v", "M1V", "-m", folder, "--positions", "1"), 2, "--positions", "--scan")
+    fails(run("score", fasta, "-v", "M1V", "-m", folder, "--mutant-column", "x"), 2, "--mutant-column")
+
+
+def test_a_table_in_hgvs_is_scored_like_a_plain_one(run: Run, fasta: str, folder: Path) -> None:
+    Path("plain.csv").write_text("mutant\nM1V\nK2R:T3S\nR10*\n")
+    Path("hgvs.tsv").write_text("# from elsewhere\nchange,x\np.(Met1Val),1\np.[Lys2Arg;Thr3Ser],2\np.Arg10Ter,3\n")
+    plain = run("score", fasta, "plain.csv", "-m", folder, "-o", "plain.out.csv")
+    hgvs = run("score", fasta, "hgvs.tsv", "--mutant-column", "change", "-m", folder, "-o", "hgvs.out.csv")
+    assert (plain.code, hgvs.code) == (1, 1)
+    scores = [csv.read_csv(f"{name}.out.csv")["model_score"].to_pylist() for name in ("plain", "hgvs")]
+    assert scores[0] == scores[1]
+    assert "\tp.Arg10Ter\tp.Arg10Ter: adds a stop codon" in Path("hgvs.out.csv.report.tsv").read_text()
+    assert yaml.safe_load(Path("hgvs.out.csv.run.yaml").read_text())["mutant_column"] == "change"
+
+
+def test_lengths_are_told(run: Run, fasta: str, folder: Path) -> None:
+    command = ("score", fasta, "-v", "K2del,M1V", "-m", folder, "--method")
+    means, sums = (run(*command, method) for method in ("pseudo-likelihood", "pseudo-likelihood-sum"))
+    assert (means.code, sums.code) == (0, 0)
+    assert "1 variant of another length than the wild type: scored by means" in means.err
+    assert "1 variant of another length than the wild type: scored by sums" in sums.err
+    rows = [result.out.splitlines() for result in (means, sums)]
+    assert rows[0][1] != rows[1][1]
+    assert rows[0][2] == rows[1][2]
+
+
 def test_an_ensemble_sees_what_its_narrowest_alphabet_has(
     run: Run, model_folders: dict[str, Path], one_thread: None
 ) -> None:

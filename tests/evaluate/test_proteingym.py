@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from biotite.sequence import ProteinSequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import csv
@@ -20,7 +22,7 @@ from protea.alphabet import ESM
 from protea.errors import DataError
 from protea.evaluate.proteingym import Assay, Measured, means, measure, read_assays, read_scan
 from protea.score.effects import Scoring
-from protea.score.variant_table import rows_of
+from protea.score.variant_table import rows_of, variant_table
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "proteingym"
@@ -125,7 +127,8 @@ def test_the_command(run: Run, short: Path, model_folders: dict[str, Path], one_
     assert lines[0].split()[:3] == ["assay", "variants", "spearman"]
     assert lines[1].split()[-1] == "0.250"
     assert lines[2].split()[-1] == "-"
-    assert lines[3].startswith("mean over assays")
+    assert lines[3].startswith("mean over 2 assays")
+    assert lines[4].startswith("mean over 1 protein ")
     table = csv.read_csv("out.csv").to_pydict()
     assert table["variants"] == [20, 20]
     assert table["left_out"] == [0, 2]
@@ -157,7 +160,7 @@ def test_proteingyms_own_layout(run: Run, tmp_path: Path, model_folders: dict[st
         )
     result = run("evaluate", "proteingym", folder, "-m", model_folders["esm2"], "--method", "wildtype-marginals")
     assert result.code == 0, result.err
-    assert result.out.splitlines()[-1].startswith("mean over functions")
+    assert result.out.splitlines()[-1].startswith("mean over 2 functions")
 
 
 def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -177,10 +180,51 @@ def test_what_is_wrong_is_said(run: Run, short: Path, model_folders: dict[str, P
     fails(run(*command), 1, "DMS_score_bin: row 2: '2' is neither 0 nor 1")
     (short / "P1_X_A_2020.csv").write_text("mutant,fitness\nM1A,1\n")
     fails(run(*command), 1, "no column is named DMS_score or score; it has mutant, fitness")
-    (short / "P1_X_A_2020.csv").unlink()
+    for name in ("P1_X_A_2020.csv", "P1_X_B_2021.csv.gz"):
+        (short / name).unlink()
     with pytest.raises(DataError, match="P1_X_A_2020") as caught:
         read_assays(short)
     check_message("proteingym.no_scan", caught.value, folder=short)
+
+
+def test_an_absent_scan_is_told_and_skipped(
+    run: Run, short: Path, model_folders: dict[str, Path], one_thread: None
+) -> None:
+    assays = short / "assays.csv"
+    assays.write_text(f"{assays.read_text()}P2_X_C_2022,{WILD},0.75\n")
+    command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--beside", "Some (8M)")
+    result = run(*command, "-o", "out.csv")
+    assert result.code == 1
+    told = next(line for line in result.err.splitlines() if "P2_X_C_2022" in line)
+    check_message("proteingym.absent_scan", told, folder=short)
+    lines = {line.split("  ")[0]: line.split() for line in result.out.splitlines()}
+    assert lines["P2_X_C_2022"][1:4] == ["0", "-", "-"]
+    assert lines["mean over 2 of 3 assays"][-1] == "0.250"  # without the skipped assay's 0.75
+    assert "mean over 1 of 2 proteins" in lines
+    table = csv.read_csv("out.csv").to_pydict()
+    assert table["variants"] == [20, 20, 0]
+    assert "P2_X_C_2022" in Path("out.csv.report.tsv").read_text()
+    in_python = protea.load(model_folders["esm2"]).evaluate_proteingym(short)
+    assert [one.count for one in in_python] == [20, 20, 0]
+    assert math.isnan(in_python[2].measures["spearman"])
+    assert means(in_python, "spearman")["assays"] == pytest.approx(in_python[0].measures["spearman"])
+    assert "P2_X_C_2022.csv" in in_python[2].advice[0]
+    present = run(*command, "--assays", "P1_X_A_2020")
+    assert present.code == 0, present.err
+
+
+def test_scans_with_semicolons_and_columns_of_proteins(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
+    """The assay says which protein it is, so that a column of proteins is of no use."""
+    assays = short / "assays.csv"
+    assays.write_text("# comment\n" + assays.read_text().replace(",", ";"))
+    scan = short / "P1_X_A_2020.csv"
+    rows = [line.split(",") for line in scan.read_text().splitlines()[1:]]
+    lines = [f"P53_HUMAN;p.{mutant};{score}" for mutant, score in rows]
+    scan.write_text("\n".join(["# MaveDB", "protein;hgvs_pro;score", *lines, "# end"]) + "\n")
+    result = run("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--assays", "P1_X_A_2020", "-o", "o.csv")
+    assert result.code == 0, result.err
+    assert "left out 1 comment" in result.err
+    assert csv.read_csv("o.csv")["variants"].to_pylist() == [20]
 
 
 def test_a_table_of_assays_that_is_odd(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
@@ -257,3 +301,25 @@ def test_real_scans_are_read_whole() -> None:
         assert not rows_of(read_scan(assay)[0], {assay.name: assay.sequence}, ESM, Scoring()).problems
     assert len({assay.protein for assay in assays}) == 15
     assert next(one for one in assays if one.name.startswith("AMIE")).published["ESM2 (8M)"] == 0.326
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the scans are not here")
+@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.long)])
+def test_real_variants_mean_the_same_in_hgvs(every: int) -> None:
+    """Names of three letters are biotite's; what a variant changes is read by two lines of our own."""
+    for assay in read_assays(SHARED):
+        names = read_scan(assay)[0]["mutant"].to_pylist()[::every]
+        changes = [[(part[0], int(part[1:-1]), part[-1]) for part in name.split(":")] for name in names]
+        expected = [
+            tuple((at - 1, at, new, ((at - 1, wild),)) for wild, at, new in sorted(parts, key=itemgetter(1)))
+            for parts in changes
+        ]
+        hgvs = [";".join(f"{three(wild)}{place}{three(new)}" for wild, place, new in parts) for parts in changes]
+        for texts in (names, [f"p.[{text}]" for text in hgvs]):
+            found = rows_of(variant_table(texts), {"p": assay.sequence}, ESM, Scoring())
+            assert not found.problems
+            assert [variant.edits for variant in found.proteins[0].variants] == expected
+
+
+def three(letter: str) -> str:
+    return str(ProteinSequence.convert_letter_1to3(letter)).title()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 import protea
@@ -17,7 +18,8 @@ from protea.errors import CapabilityError, SequenceTooLongError, UnknownResidueE
 from protea.models.esm2 import ESM2
 from protea.progress import Progress
 from protea.score import effects
-from protea.score.variants import CANONICAL, parse_all
+from protea.score.notation import parse_all
+from protea.score.variants import CANONICAL
 from references import load_transformers
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQX"
@@ -109,9 +111,34 @@ def test_pseudo_likelihoods(model: protea.LanguageModel, theirs: LogProbs) -> No
         "K2_A4delinsG:R10Q": sequence[0] + "G" + sequence[4:9] + "Q",
     }
     wild = log_likelihood(model, theirs, sequence)
-    expected = [log_likelihood(model, theirs, mutant) - wild for mutant in changed.values()]
-    found = model.score(sequence, list(changed), method="pseudo-likelihood")
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    sums = [log_likelihood(model, theirs, mutant) for mutant in changed.values()]
+    found = model.score(sequence, list(changed), method="pseudo-likelihood-sum")
+    np.testing.assert_allclose(found, np.array(sums) - wild, rtol=0, atol=1e-4)
+    # As ProteinGym's Tranception, which divides each likelihood by the length of its own sequence.
+    means = [value / len(mutant) - wild / len(sequence) for value, mutant in zip(sums, changed.values(), strict=True)]
+    by_means = model.score(sequence, list(changed), method="pseudo-likelihood")
+    np.testing.assert_allclose(by_means / len(sequence), means, rtol=0, atol=1e-5)
+    assert by_means[0] == found[0]  # the same length, the same number
+
+
+def test_scores_of_deletions_do_not_follow_their_length(model: protea.LanguageModel) -> None:
+    seed = 5
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    ranks: dict[str, list[float]] = {"pseudo-likelihood": [], "pseudo-likelihood-sum": []}
+    for _ in range(12):
+        sequence = "".join(rng.choice(list(CANONICAL), 16))
+        lengths = rng.integers(1, 13, 10)
+        starts = [int(rng.integers(0, 16 - length)) for length in lengths]
+        variants = [
+            f"{sequence[start]}{start + 1}_{sequence[start + length - 1]}{start + length}del"
+            for start, length in zip(starts, lengths.tolist(), strict=True)
+        ]
+        for method, values in ranks.items():
+            values.append(spearmanr(lengths, model.score(sequence, variants, method=method)).statistic)
+    print(ranks)
+    assert np.mean(ranks["pseudo-likelihood-sum"]) > 0.9
+    assert abs(np.mean(ranks["pseudo-likelihood"])) < 0.3
 
 
 def test_pseudo_perplexity(model: protea.LanguageModel, theirs: LogProbs) -> None:
@@ -216,7 +243,7 @@ def test_wrong_arguments(model: protea.LanguageModel) -> None:
     check_message("score.method_of_deletions", caught.value)
     with pytest.raises(VariantError, match=r"^M1_X34del: "):
         model.score(SEQUENCE, ["M1_X34del"], method="pseudo-likelihood")
-    with pytest.raises(UsageError, match=r"'masked'.*masked-marginals, wildtype-marginals, pseudo-likelihood"):
+    with pytest.raises(UsageError, match=r"'masked'.*wildtype-marginals, pseudo-likelihood, pseudo-likelihood-sum"):
         model.score(SEQUENCE, ["M1V"], method="masked")
     with pytest.raises(UsageError, match=r"'cut'.*window, full, error"):
         model.score(SEQUENCE, ["M1V"], long="cut")

@@ -14,6 +14,7 @@ from protea.alphabet import ESM
 from protea.errors import DataError, OutputError, UsageError
 from protea.score.effects import Scoring
 from protea.score.variant_table import (
+    Columns,
     Rows,
     check_columns,
     read_variants,
@@ -64,9 +65,108 @@ def test_good_rows_are_scored_and_the_others_told() -> None:
         (7, "K2del"),
     ]
     reasons = [problem.reason for problem in found.problems]
-    for number, part in enumerate(("1 holds M, not K", "M1*", "99", "", "'J'", "masked-marginals")):
+    for number, part in enumerate(("1 holds M, not K", "M1*", "99", "", "J stands for", "masked-marginals")):
         assert part in reasons[number]
     check_message("variant_table.no_variant", reasons[3])
+
+
+def test_letters_that_are_no_residues_are_told_by_row() -> None:
+    found = rows("mutant,x\nM1V,1\nR10X,2\nR10*,3\nM1B,4\nM1U,5\n")
+    assert named(found) == {"a": ["M1V", "M1U"]}
+    assert [problem.row for problem in found.problems] == [2, 3, 4]
+    assert "old notation, a stop" in found.problems[0].reason
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_the_delimiter_is_what_the_file_has(suffix: str, delimiter: str) -> None:
+    lines = (["mutant", "score", "note"], ["M1V", "0.5", "a"], ["p.(Met1Val)", '"1,5;2\t"', ""])
+    text = "\n".join(delimiter.join(line) for line in lines) + "\n"
+    path = Path(f"in{suffix}")
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith(".gz") else text.encode())
+    assert read_variants(path).to_pydict() == {
+        "mutant": ["M1V", "p.(Met1Val)"],
+        "score": ["0.5", "1,5;2\t"],
+        "note": ["a", ""],
+    }
+
+
+def test_a_delimiter_in_texts_changes_nothing() -> None:
+    """The delimiter of the suffix counts if the first lines agree on it; HGVS's names hold semicolons."""
+    Path("in.csv").write_text("hgvs_pro\np.[Met1Val;Lys2Arg]\n")
+    assert named(rows(Path("in.csv").read_text())) == {"a": ["p.[Met1Val;Lys2Arg]"]}
+    for name, header, row in (
+        ("in.csv", "mutant,score;x;y", "M1V,1;2;3"),
+        ("in.tsv", "mutant\tscore, a, b", "M1V\t1"),
+        ("in.csv", 'mutant,"a;b;c"', "M1V,1"),
+    ):
+        Path(name).write_text(f"{header}\n{row}\n")
+        assert read_variants(Path(name)).column_names[0] == "mutant"
+    Path("in.csv").write_text("mutant;score, a, b\nM1V;0,5\n")  # a decimal comma
+    assert read_variants(Path("in.csv"))["score, a, b"].to_pylist() == ["0,5"]
+
+
+def test_comments_are_left_out_and_told() -> None:
+    above = "# Accession: urn:mavedb:00000001-a-1\r\n#\n\n"
+    text = f'{above}mutant,note\nM1V,"two\n# lines"\n# K2R, was repeated, see text\n#NAME?,x\n"#",y\nK2R,z\n'
+    Path("in.csv").write_text(text, newline="")
+    notes: list[str] = []
+    table = read_variants(Path("in.csv"), notes=notes)
+    assert table["mutant"].to_pylist() == ["M1V", "#NAME?", "#", "K2R"]
+    assert table["note"].to_pylist()[0] == "two\n# lines"
+    check_message("tables.comments", notes[0])
+    Path("in.csv").write_text(f"{above}mutant\nM1V\n")
+    read_variants(Path("in.csv"), notes=notes)
+    assert len(notes) == 1
+    Path("in.csv").write_text("# nothing else")
+    with pytest.raises(DataError, match=r"^in.csv: "):
+        read_variants(Path("in.csv"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+def test_marks_of_byte_order(encoding: str) -> None:
+    text = "mutant\tna\u00efve\nM1V\t\u0394G\n"
+    name = encoding.removesuffix("-bom")
+    Path("in.tsv").write_bytes((f"\ufeff{text}" if name != encoding else text).encode(name))
+    assert read_variants(Path("in.tsv")).to_pydict() == {"mutant": ["M1V"], "na\u00efve": ["\u0394G"]}
+
+
+def test_columns_that_are_named() -> None:
+    Path("in.csv").write_text("mutant,change,whole\nnonsense,M1V,VKTAYIAKQR\nM1V,K2R,MKTAYIAKQR\n")
+
+    def found(columns: Columns) -> Rows:
+        return rows_of(read_variants(Path("in.csv"), columns), WILD, ESM, Scoring(), columns)
+
+    assert [problem.row for problem in found(Columns()).problems] == [1]
+    assert named(found(Columns("change"))) == {"a": ["M1V", "K2R"]}
+    both = found(Columns("change", "whole"))
+    assert named(both) == {"a": ["M1V"]}
+    assert both.problems[0].reason.startswith("K2R: the mutated sequence ")
+    with pytest.raises(DataError) as caught:
+        found(Columns("chnage", "hole"))
+    check_message("variant_table.named_columns", caught.value)
+    Path("in.csv").write_text("whole\nVKTAYIAKQR\n")
+    assert named(found(Columns(sequence="whole"))) == {"a": ["M1V"]}
+
+
+def test_mavedbs_layout() -> None:
+    table = (
+        "# Accession: urn:mavedb:00000001-a-1\naccession,hgvs_nt,hgvs_splice,hgvs_pro,score\n"
+        "urn:mavedb:00000001-a-1#1,c.[1A>G;2T>A],NA,p.Met1Val,0.5\nurn:mavedb:00000001-a-1#2,NA,NA,p.Lys2_Thr3del,1\n"
+        "urn:mavedb:00000001-a-1#3,NA,NA,p.Lys2Ter,0\nurn:mavedb:00000001-a-1#4,NA,NA,_wt,1\n"
+        "urn:mavedb:00000001-a-1#5,NA,NA,p.[Met1Val;Lys2=],0.1\nurn:mavedb:00000001-a-1#6,NA,NA,NA,0.1\n"
+    )
+    found = rows(table, how=Scoring(method="pseudo-likelihood"))
+    assert named(found) == {"a": ["p.Met1Val", "p.Lys2_Thr3del", "_wt", "p.[Met1Val;Lys2=]"]}
+    assert [problem.row for problem in found.problems] == [3, 6]
+
+
+def test_variants_of_another_length_are_told() -> None:
+    table = "mutant\nM1V\nK2del\nK2_T3delinsW\nK2_T3delinsWW\n"
+    advice = rows(table, how=Scoring(method="pseudo-likelihood")).advice
+    check_message("variant_table.means", advice[0])
+    check_message("variant_table.sums", rows(table, how=Scoring(method="pseudo-likelihood-sum")).advice[0])
+    assert not rows("mutant\nM1V\nK2_T3delinsWW\n", how=Scoring(method="pseudo-likelihood")).advice
 
 
 def test_an_offset_that_explains_the_table_is_advised() -> None:
@@ -92,7 +192,7 @@ def test_whole_sequences_are_compared_with_the_wild_type() -> None:
     assert by_likelihood.proteins[0].variants[0].apply(WILD["a"]) == "MKTYIAKQR"
     both = rows("mutant,mutated_sequence\nM1V,VKTAYIAKQR\nM1V,MKTAYIAKQR\n")
     assert len(both.problems) == 1
-    assert both.problems[0].reason.startswith("M1V: mutated_sequence ")
+    assert both.problems[0].reason.startswith("M1V: the mutated sequence ")
 
 
 def test_labels_and_alignments_are_no_variants() -> None:
@@ -135,8 +235,12 @@ def test_several_proteins_are_told_apart_by_id() -> None:
     check_message("variant_table.which_protein", caught.value)
     by_protein = rows("id,protein,mutant\n1,a,M1V\n2,b/2,W1A\n", TWO)
     assert named(by_protein) == {"a": ["M1V"], "b/2": ["W1A"]}
-    # For a single protein the column may hold anything, unless it names that protein.
-    assert named(rows("id,mutant\nsomething,M1V\n")) == {"a": ["M1V"]}
+    # For a single protein too: another name is another protein.
+    told = rows("id,mutant\nother,M1V\nother,K2R\n")
+    assert not told.proteins
+    assert [problem.row for problem in told.problems] == [1, 2]
+    check_message("variant_table.another_protein", told.problems[0].reason)
+    assert named(rows("id,mutant\n,M1V\n,K2R\n")) == {"a": ["M1V", "K2R"]}  # names nothing
     told = rows("id,mutant\nsomething,M1V\na,K2R\n")
     assert named(told) == {"a": ["K2R"]}
     assert told.problems[0].reason.startswith("'something' ")
@@ -241,7 +345,7 @@ def test_a_scan_is_every_other_letter_at_every_place() -> None:
     [
         ("x.csv", b"", DataError, "^x.csv: "),
         ("x.csv", b"mutant\n", DataError, "^x.csv: "),
-        ("x.csv", b"a,b\n1,2\n", DataError, "^x.csv: .*mutant, .* a, b$"),
+        ("x.csv", b"a,b\n1,2\n", DataError, "^x.csv: .*mutant, .* a, b; .*--mutant-column"),
         ("x.csv", b"mutant,mutant\nM1V,M1V\n", DataError, "^x.csv: .* mutant;"),
         ("x.csv", b"mutant,b\nM1V\n", DataError, "^x.csv: "),
         ("x.csv.gz", b"mutant\nM1V\n", DataError, "^x.csv.gz: "),

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from messages import check_message
 from protea.alphabet import ESM
-from protea.errors import VariantError
-from protea.score.variants import CANONICAL, check, difference, explaining_offset, parse, parse_all
+from protea.errors import UsageError, VariantError
+from protea.score import notation
+from protea.score.notation import parse_all
+from protea.score.variants import (
+    CANONICAL,
+    Variant,
+    check,
+    chosen_places,
+    difference,
+    explaining_offset,
+    scan_cells,
+    single_substitutions,
+)
 
 SEQUENCE = "MKTAYIAKQR"
+
+
+def parse(text: str, offset: int = 1) -> Variant:
+    return notation.parse(text, SEQUENCE, offset)
+
+
 sequences = st.text(st.sampled_from(CANONICAL), min_size=1, max_size=30)
 
 
@@ -28,7 +46,8 @@ sequences = st.text(st.sampled_from(CANONICAL), min_size=1, max_size=30)
         ("K2_A4delinsGGGG", "MGGGGYIAKQR"),
         ("K2delinsGG", "MGGTAYIAKQR"),
         ("K2del:Y5F", "MTAFIAKQR"),
-        ("M1X", "XKTAYIAKQR"),
+        ("M1U", "UKTAYIAKQR"),
+        ("M1O", "OKTAYIAKQR"),
         (" M1V ", "VKTAYIAKQR"),
     ],
 )
@@ -46,7 +65,6 @@ def test_variants_change_a_sequence(text: str, changed: str) -> None:
         ("M1", "^'M1': "),
         ("m1v", "^'m1v': "),
         ("M1V,K2R", "^'M1V,K2R': "),
-        ("p.Met1Val", "^'p.Met1Val': "),
         ("M\uff11V", "^'M\uff11V': "),
         ("M1*", r"^M1\*: "),
         ("M1V:M1K", "^M1V:M1K: .* 1 "),
@@ -58,7 +76,12 @@ def test_variants_change_a_sequence(text: str, changed: str) -> None:
         ("K2delins", "^K2delins: "),
         ("K2delGG", "^K2delGG: .* GG"),
         ("A4_K2del", "^A4_K2del: "),
-        ("M1J", "^M1J: 'J' .* ESM"),
+        ("M1J", "^M1J: J .* I or L"),
+        ("M1B", "^M1B: B .* D or N"),
+        ("M1Z", "^M1Z: Z .* E or Q"),
+        ("R10X", "^R10X: X .* stop"),
+        ("K2_T3insX", "^K2_T3insX: X "),
+        ("K2_T3insA*", r"^K2_T3insA\*: adds a stop"),
         ("M11V", "^M11V: .* 11 .* 1 to 10"),
         ("M0V", "^M0V: .* 0 "),
         ("M-3V", "^M-3V: .* -3 "),
@@ -86,13 +109,49 @@ def test_texts_that_are_not_variants(text: str, message: str) -> None:
         ("insertion", "K2insGG"),
         ("outside", "M11V"),
         ("residue", "K1V"),
-        ("letter", "M1J"),
+        ("letter", "M1B"),
+        ("old_stop", "R10X"),
     ],
 )
 def test_wording(key: str, text: str) -> None:
     with pytest.raises(VariantError) as caught:
         check(parse(text), SEQUENCE, ESM)
     check_message(f"variants.{key}", caught.value)
+
+
+def test_unknown_residues_of_the_wild_type_stay() -> None:
+    """They may be replaced, and whole sequences with another length contain them, but none may be added."""
+    for wild, mutated in (("MAXKAL", "MAGKAL"), ("MAXKAL", "CAXKALL"), ("MAXKAL", "MAXKAL")):
+        check(difference(wild, mutated), wild, ESM)
+    for wild, mutated in (("MAGKAL", "MAXKAL"), ("MAXKAL", "CAXXKALL")):
+        with pytest.raises(VariantError, match="X stands for"):
+            check(difference(wild, mutated), wild, ESM)
+
+
+def test_positions_of_a_scan() -> None:
+    assert list(chosen_places("p", SEQUENCE, None)) == list(range(10))
+    assert chosen_places("p", SEQUENCE, "2-4, 9,3") == [1, 2, 3, 8]
+    assert chosen_places("p", SEQUENCE, [9, 2]) == [1, 8]
+    assert chosen_places("p", SEQUENCE, "101-102,110", 101) == [0, 1, 9]
+    assert chosen_places("p", SEQUENCE, "-4--2,0", -4) == [0, 1, 2, 4]
+    for positions, message in (
+        ("2-11", "11 is outside residues 1 to 10 of p"),
+        ("0", "0 is outside"),
+        ("1-999999999", "999999999 is outside"),
+        ("4-2", "4-2 ends before it begins"),
+        ("2,", "'' is neither"),
+        ("", "'' is neither"),
+        ("A2", "'A2' is neither"),
+        ("1e3", "'1e3' is neither"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            chosen_places("p", SEQUENCE, positions)
+    with pytest.raises(UsageError) as caught:
+        chosen_places("p", SEQUENCE, "2-11")
+    check_message("variants.positions", caught.value)
+    cells = scan_cells("MK-", [1, 2], range(19))
+    assert np.isfinite(cells).sum(1).tolist() == [0, 19, 0]
+    assert [new for _, new in single_substitutions("MK-", [1])] == [letter for letter in CANONICAL if letter != "K"]
 
 
 def test_residues_are_counted_from_an_offset() -> None:
@@ -122,7 +181,7 @@ def test_substitutions_there_and_back(sequence: str, data: st.DataObject) -> Non
     offset = data.draw(st.integers(-50, 500))
     new = {place: data.draw(st.sampled_from(CANONICAL)) for place in places}
     text = ":".join(f"{sequence[place]}{place + offset}{letter}" for place, letter in new.items())
-    variant = parse(text, offset)
+    variant = notation.parse(text, sequence, offset)
     check(variant, sequence, ESM, offset)
     assert variant.is_substitution
     assert variant.apply(sequence) == "".join(new.get(i, letter) for i, letter in enumerate(sequence))
@@ -137,7 +196,7 @@ def test_a_difference_leads_from_one_to_the_other(wild: str, mutated: str) -> No
     assert variant.apply(wild) == mutated
     assert variant.is_substitution == (len(wild) == len(mutated))
     if variant.is_substitution:
-        assert parse(variant.name).edits == variant.edits
+        assert notation.parse(variant.name, wild).edits == variant.edits
 
 
 @settings(max_examples=40)

@@ -153,7 +153,8 @@ def evaluate_proteingym(
 
     Prints Spearman's correlation, AUC, MCC, NDCG and top recall of each assay, their means over assays and over
     proteins, and published correlations of other models where the table of assays has them (columns `spearman NAME`).
-    Variants that cannot be scored are left out and counted; the exit code is then 1.
+    Variants that cannot be scored are left out and counted, and assays whose scan is not in DIR are skipped; the exit
+    code is then 1.
 
     \b
     Examples:
@@ -186,7 +187,7 @@ def evaluate_proteingym(
             tell(f"{result.assay.name}: {left_out} could not be scored: {result.problems[0].reason}")
         for advice in result.advice:
             tell(advice)
-    if any(result.problems for result in results):
+    if any(result.problems or not result.count for result in results):
         raise typer.Exit(1)
 
 
@@ -199,16 +200,21 @@ def _names(option: str, value: str, known: Collection[str]) -> list[str]:
 
 
 def _show_results(results: list[Measured], published: list[str]) -> None:
-    from protea.evaluate.proteingym import MEASURES, means
+    from protea.evaluate.proteingym import MEASURES, counts, means
 
     rows = []
     for result in results:
         values = [result.measures[name] for name in MEASURES]
         values += [result.assay.published.get(name, float("nan")) for name in published]
         rows.append([result.assay.name, f"{result.count:,}", *(decimals(value) for value in values)])
-    averages = [means(results, name) for name in MEASURES]
+    computed = [result for result in results if result.count]
+    averages = [means(computed, name) for name in MEASURES]
     for name in published:
-        by_assay = {result.assay.name: result.assay.published.get(name, float("nan")) for result in results}
-        averages.append(means(results, "spearman", by_assay))
-    rows += [[f"mean over {over}", "", *(decimals(average[over]) for average in averages)] for over in averages[0]]
+        by_assay = {result.assay.name: result.assay.published.get(name, float("nan")) for result in computed}
+        averages.append(means(computed, "spearman", by_assay))
+    numbers, of_all = counts(computed), counts(results)
+    for over in averages[0]:
+        of = "" if numbers[over] == of_all[over] else f"{numbers[over]:,} of "
+        label = f"mean over {of}{counted(of_all[over], over.removesuffix('s'))}"
+        rows.append([label, "", *(decimals(average[over]) for average in averages)])
     show_table(["assay", "variants", *MEASURES, *published], rows)

@@ -53,7 +53,11 @@ Unknown = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 Method = Annotated[
-    str, typer.Option(metavar="NAME", help="Scoring method: masked-marginals, wildtype-marginals or pseudo-likelihood.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Scoring method: masked-marginals, wildtype-marginals, pseudo-likelihood or pseudo-likelihood-sum.",
+    ),
 ]
 Offset = Annotated[int, typer.Option(metavar="N", help="Number of the protein's first residue.")]
 Windows = Annotated[

@@ -38,6 +38,15 @@ def score(
         typer.Option("-o", "--output", metavar="OUT", help="OUT.csv, .tsv or .parquet: the table with the scores."),
     ] = None,
     models: options.Models = options.BUNDLED,
+    positions: Annotated[
+        str | None, typer.Option(metavar="LIST", help="With --scan: positions and ranges to scan: 10-40,55.")
+    ] = None,
+    mutant_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the table's column of variants.")
+    ] = None,
+    sequence_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the table's column of whole mutated sequences.")
+    ] = None,
     method: options.Method = "masked-marginals",
     offset: options.Offset = 1,
     column: Annotated[
@@ -57,22 +66,25 @@ def score(
     """Score variants of proteins: log-likelihood ratios, negative where the model prefers the wild type.
 
     All methods score substitutions (A24V, several at once A24V:G30S); pseudo-likelihood also scores insertions
-    (A24_G25insKL), deletions (A24del) and replacements (A24_G30delinsKL). A table keeps its rows and gets a column of
-    scores; its column `mutant` or `mutated_sequence` names the variant, `id` the protein. Rows that cannot be scored
-    stay empty and are listed in OUT.report.tsv; the exit code is then 1.
+    (A24_G25insKL), deletions (A24del) and replacements (A24_G30delinsKL), by means over residues, and
+    pseudo-likelihood-sum by sums. HGVS's names (p.Ala24Val) are read too. A table keeps its rows and gets a column of
+    scores; its column `mutant`, `hgvs_pro` or `mutated_sequence` names the variant, `id` the protein. Rows that cannot
+    be scored stay empty and are listed in OUT.report.tsv; the exit code is then 1.
 
     \b
     Examples:
       protea score protein.fasta variants.csv -o scored.csv
       protea score protein.fasta -v A24V,A24V:G30S
       protea score protein.fasta --scan -o scan.csv --plot scan.html --fast
+      protea score protein.fasta --scan --positions 10-40,55 -o scan.csv
+      protea score protein.fasta mavedb.csv --mutant-column hgvs_pro -o scored.csv
       protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
     from protea.plot import check_place, single_site_scan
     from protea.score.effects import Scoring
-    from protea.score.variant_table import score_variants
-    from protea.score.variants import CANONICAL, scan_cells
+    from protea.score.variant_table import Columns, score_variants
+    from protea.score.variants import CANONICAL, chosen_places, scan_cells
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants or --scan")
@@ -91,6 +103,8 @@ def score(
                 variants.split(",") if variants is not None else table,
                 how,
                 models=models,
+                columns=Columns(mutant_column, sequence_column),
+                positions=positions,
                 column=column,
                 unknown=unknown,
                 one_protein=plot is not None,
@@ -102,7 +116,8 @@ def score(
         _show(scored, output)
         if plot is not None:
             name, sequence, _ = scored.proteins[0]
-            cells = scan_cells(sequence, scored.table.column(column).to_pylist())
+            places = chosen_places(name, sequence, positions, offset)
+            cells = scan_cells(sequence, places, scored.table.column(column).to_pylist())
             single_site_scan(plot, cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
             typer.echo(f"{plot}: the scan of {name}")
     if scored.problems:

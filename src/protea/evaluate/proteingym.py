@@ -14,7 +14,7 @@ correlations of other models.
 
 from __future__ import annotations
 
-import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,15 @@ from protea.models.encoder import Encoder
 from protea.optional import extra
 from protea.progress import SILENT, Progress
 from protea.score.effects import Scoring
-from protea.score.variant_table import Problem, check_lengths, open_ensemble, read_variants, rows_of, scores_of
+from protea.score.variant_table import (
+    PROTEIN_COLUMNS,
+    Problem,
+    check_lengths,
+    open_ensemble,
+    read_variants,
+    rows_of,
+    scores_of,
+)
 from protea.tables import Beside, read_table, write_table
 
 if TYPE_CHECKING:
@@ -49,7 +57,10 @@ _HIGH, _LOW = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false"))
 
 
 class Assay(NamedTuple):
-    """A deep mutational scan; ``kind`` is the function selected for, ``published`` other models' correlations."""
+    """A deep mutational scan; ``kind`` is the function selected for, ``published`` other models' correlations.
+
+    The file at ``path`` may be absent: an assay without a scan is left out of means.
+    """
 
     name: str
     protein: str
@@ -61,7 +72,7 @@ class Assay(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """How well an assay was predicted; ``nan`` for measures that are not defined."""
+    """How well an assay was predicted; ``nan`` for measures that are not defined, all of them without a scan."""
 
     assay: Assay
     count: int
@@ -84,8 +95,11 @@ class AssayScores:
             alphabet.encode(assay.sequence)
         except UnknownResidueError as error:
             raise DataError(f"{assay.name}: target_seq: {error}") from error
-        table, self._scores, self._high = read_scan(assay)
-        self.rows = rows_of(table, {assay.name: assay.sequence}, alphabet, how)
+        notes: list[str] = []
+        table, self._scores, self._high = read_scan(assay, notes)
+        named = [name for name in table.column_names if name not in PROTEIN_COLUMNS]
+        self.rows = rows_of(table.select(named), {assay.name: assay.sequence}, alphabet, how)
+        self.rows.advice += notes if assay.path.exists() else [f"{assay.name}: skipped: {assay.path} is absent"]
         self._sums = np.zeros(table.num_rows)
         reported = {problem.row for problem in self.rows.problems}
         missing = np.flatnonzero(np.isnan(self._scores)) + 1
@@ -146,12 +160,22 @@ def read_assays(folder: Path) -> list[Assay]:
     if not assays:
         raise DataError(f"{reference}: has no rows")
     _check_unique(reference, "assays", (assay.name for assay in assays))
+    if not any(assay.path.exists() for assay in assays):
+        raise DataError(f"{reference}: none of its scans is in the folder, such as {assays[0].path.name}")
     return assays
 
 
-def read_scan(assay: Assay) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-    """The table of variants, their measured scores, NaN where there is none, and which of them are high."""
-    table, path = read_variants(assay.path), assay.path
+def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
+    """The table of variants, their measured scores, NaN where there is none, and which of them are high.
+
+    Without a file, the table is empty. ``notes`` receives what ``read_table`` left out.
+    """
+    import pyarrow as pa
+
+    path = assay.path
+    if not path.exists():
+        return pa.table({"mutant": pa.array([], pa.string())}), np.empty(0), np.empty(0, bool)
+    table = read_variants(path, notes=notes)
     _check_unique(path, "columns", [name for name in table.column_names if name in (*_SCORE, _CLASS)])
     column = next((name for name in _SCORE if name in table.column_names), None)
     if column is None:
@@ -211,6 +235,13 @@ def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | 
     return averages
 
 
+def counts(results: Sequence[Measured]) -> dict[str, int]:
+    """The numbers of assays, of proteins and of kinds of function that ``means`` are taken over."""
+    assays = [result.assay for result in results]
+    kinds = {assay.kind for assay in assays}
+    return {"assays": len(assays), "proteins": len({assay.protein for assay in assays}), "functions": len(kinds)}
+
+
 def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
     """Write a table with one row for each assay, a report of the variants that were left out, and the settings."""
     import pyarrow as pa
@@ -267,12 +298,12 @@ def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> As
 
 
 def _scan_file(files: Sequence[Path], file: str, assay: str, reference: Path) -> Path:
-    """The file of that name nearest to the top of the folder, compressed or not."""
+    """The file of that name nearest to the top of the folder, compressed or not; its place there if it is absent."""
     matches = [path for path in files if path.name in (file, f"{file}.gz")]
     depth = min((len(path.parts) for path in matches), default=0)
     nearest = sorted(path for path in matches if len(path.parts) == depth)
     if not nearest:
-        raise DataError(f"{reference}: {file}, the scan of {assay}, is not in the folder")
+        return reference.parent / file
     if len(nearest) > 1:
         raise DataError(f"{reference}: {assay} has several scans, {' and '.join(map(str, nearest))}; remove one")
     return nearest[0]
@@ -295,7 +326,8 @@ def _check_unique(path: Path, what: str, names: Iterable[str]) -> None:
 
 def _has_assays(path: Path) -> bool:
     try:
-        with xopen(path, "rt", encoding="utf-8-sig", newline="", threads=0) as file:
-            return "target_seq" in next(csv.reader(file), [])
-    except (*DAMAGED, UnicodeDecodeError, csv.Error):
+        with xopen(path, "rt", encoding="utf-8-sig", threads=0) as file:
+            header = next((line for line in file if line.strip() and not line.startswith("#")), "")
+    except (*DAMAGED, UnicodeDecodeError):
         return False
+    return "target_seq" in (name.strip('"') for name in re.split(r"[,;\t]", header.rstrip("\n")))

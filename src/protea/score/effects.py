@@ -2,10 +2,15 @@
 
     masked-marginals    Σ over sites of log p(mutant) - log p(wild type), each site masked by itself
     wildtype-marginals  the same with nothing masked: one pass a protein
-    pseudo-likelihood   Σ over all residues of log p(residue | the others), of the mutant minus that of the wild type
+    pseudo-likelihood   the mean over all residues of log p(residue | the others), of the mutant minus that of the wild
+                        type, times the length of the wild type
+    pseudo-likelihood-sum  the sum over all residues instead; the two differ where the lengths do
 
-The first two (Meier et al. 2021) score substitutions only. The third (Salazar et al. 2020) also scores insertions and
-deletions; it costs a pass for every residue of every mutant.
+The first two (Meier et al. 2021) score substitutions only. The others (Salazar et al. 2020) also score insertions and
+deletions; they cost a pass for every residue of every mutant. A sum rises with every residue that is deleted, so
+ProteinGym ranks insertions and deletions by means (Notin et al. 2022; ``get_tranception_scores_mutated_sequences`` of
+its Tranception, and ProGen2, RITA and ProtGPT2). Times the length of the wild type, a mean has the scale of the sums of
+substitutions, and equals them where the lengths agree.
 
 Shapes: L residues, V tokens of the alphabet.
 """
@@ -27,7 +32,8 @@ from protea.score.expected import LongProtein, Sites, masked, runner_for, unmask
 from protea.score.proteins import choice
 from protea.score.variants import Variant
 
-METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
+METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood", "pseudo-likelihood-sum")
+_MARGINALS: Final = METHODS[:2]
 _LARGEST_OFFSET: Final = 999_999_999  # residue numbers in variants have at most nine digits
 
 
@@ -65,11 +71,18 @@ class Scoring:
 
     def check(self, variant: Variant) -> None:
         """Refuse a variant that the method cannot score, by a ``VariantError``."""
-        if self.method != "pseudo-likelihood" and not variant.is_substitution:
+        if self.method in _MARGINALS and not variant.is_substitution:
             raise VariantError(
                 f"{variant.name}: {self.method} scores substitutions only; use pseudo-likelihood for insertions and "
                 "deletions"
             )
+
+    @property
+    def of_lengths(self) -> str:
+        """What the scores of variants are that change the length of a protein."""
+        if self.method == "pseudo-likelihood":
+            return "scored by means over residues, times the wild type's length; pseudo-likelihood-sum gives sums"
+        return "scored by sums, which are higher for fewer residues; pseudo-likelihood compares means"
 
     def passes(self, proteins: Iterable[Protein]) -> int:
         """The number of passes to compute; all windows of an unmasked protein count as one."""
@@ -88,7 +101,7 @@ def score(
         for variant in protein.variants:
             how.check(variant)
     runner = runner_for(model, how.token_budget)
-    score_all = _by_pseudo_likelihood if how.method == "pseudo-likelihood" else _by_marginals
+    score_all = _by_marginals if how.method in _MARGINALS else _by_pseudo_likelihood
     return score_all(runner, proteins, how, progress)
 
 
@@ -130,8 +143,14 @@ def _by_pseudo_likelihood(
     values = pseudo_log_likelihoods(runner, _sequences(proteins), long=how.long, progress=progress)
     likelihoods = (residues.sum(dtype=np.float64) for residues, _ in values)
     for protein in proteins:
-        wild = next(likelihoods)
-        yield np.array([next(likelihoods) - wild for _ in protein.variants])
+        wild, length = next(likelihoods), len(protein.sequence)
+        scores = np.empty(len(protein.variants))
+        for number, variant in enumerate(protein.variants):
+            mutant = next(likelihoods)
+            if variant.lengthens_by and how.method == "pseudo-likelihood":
+                mutant *= length / (length + variant.lengthens_by)
+            scores[number] = mutant - wild
+        yield scores
 
 
 def _sequences(proteins: Iterable[Protein]) -> Iterator[tuple[str, str]]:

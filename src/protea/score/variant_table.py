@@ -3,10 +3,11 @@
 Errors in any model, protein or variant are found before the first model computes. Columns have ProteinGym's names; all
 columns are kept as they are:
 
-    mutant            a variant as ``variants.py`` reads it or, of letters only, the whole sequence, as in ProteinGym's
-                      insertions and deletions; also ``mutants``, ``mutation``, ``mutations``, ``variant``
+    mutant            a variant as ``notation.py`` reads it or, of letters only, the whole sequence, as in ProteinGym's
+                      insertions and deletions; also ``mutants``, ``mutation``, ``mutations``, ``variant``, and MaveDB's
+                      ``hgvs_pro``
     mutated_sequence  the whole sequence; alone, it is compared with the wild type, beside ``mutant`` it is checked
-    id                the protein, where there are several; also ``protein``
+    id                the protein; also ``protein``. Without it, there is only one
 """
 
 from __future__ import annotations
@@ -28,16 +29,34 @@ from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import tokens_seen_at_once
+from protea.score.notation import parse
 from protea.score.proteins import GAPS, wild_types
-from protea.score.variants import Variant, check, difference, explaining_offset, parse, single_substitutions
+from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
 from protea.tables import Beside, check_output, read_table, write_table
+from protea.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_VARIANT: Final = ("mutant", "mutants", "mutation", "mutations", "variant")
-_PROTEIN: Final = ("id", "protein")
+_VARIANT: Final = ("mutant", "mutants", "mutation", "mutations", "variant", "hgvs_pro")
+PROTEIN_COLUMNS: Final = ("id", "protein")
 _SEQUENCE: Final = "mutated_sequence"
+
+
+class Columns(NamedTuple):
+    """Names of the columns of variants and of mutated sequences; ``None`` stands for the first of the usual names."""
+
+    mutant: str | None = None
+    sequence: str | None = None
+
+    def of(self, table: pa.Table) -> tuple[str | None, str | None]:
+        """Both names; ``None`` for a column that the table lacks."""
+        names = table.column_names
+        mutant = self.mutant or next((name for name in _VARIANT if name in names), None)
+        return mutant, self.sequence or (_SEQUENCE if _SEQUENCE in names else None)
+
+
+_USUAL: Final = Columns()
 
 
 class Problem(NamedTuple):
@@ -69,6 +88,8 @@ def score_variants(
     how: Scoring,
     *,
     models: Sequence[str] = (bundled.NAME,),
+    columns: Columns = _USUAL,
+    positions: str | None = None,
     column: str = "model_score",
     unknown: str = "x",
     one_protein: bool = False,
@@ -79,21 +100,28 @@ def score_variants(
 ) -> Rows:
     """Score variants of the proteins in a FASTA file, and write the output.
 
-    Arguments are the options of the command; ``variants`` are a table, the variants themselves, or ``None`` for a
-    single-site scan. ``one_protein`` refuses several proteins, which a picture cannot show. ``progress`` counts passes.
+    Arguments are the options of the command; ``variants`` are a table, in which ``columns`` are read, the variants
+    themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
+    ``one_protein`` refuses several proteins, which a picture cannot show. ``progress`` counts passes.
     """
+    if columns != _USUAL and not isinstance(variants, Path):
+        raise UsageError("--mutant-column and --sequence-column name columns of a table; name a table")
+    if positions is not None and variants is not None:
+        raise UsageError("--positions limits a scan; add --scan, and name no variants")
     if output is not None:
         check_output(output, overwrite=overwrite)
     ensemble, alphabet = open_ensemble(models)
     changes: list[ReportRow] = []
+    notes: list[str] = []
     wild = wild_types([proteins], alphabet, unknown, changes)
     if variants is None:
-        table, source = scan_table(wild, how.offset), "scan"
+        table, source = scan_table(wild, how.offset, positions), "scan" if positions is None else f"scan {positions}"
     elif isinstance(variants, Path):
-        table, source = read_variants(variants), str(variants)
+        table, source = read_variants(variants, columns, notes), str(variants)
     else:
         table, source = variant_table(variants), ",".join(variants)
-    rows = rows_of(table, wild, alphabet, how)
+    rows = rows_of(table, wild, alphabet, how, columns)
+    rows.advice += notes
     check_columns(table, column, models)
     if not table.num_rows:
         raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
@@ -112,6 +140,7 @@ def score_variants(
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
         run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), "unknown": unknown}
+        run |= {f"{name}_column": value for name, value in columns._asdict().items() if value is not None}
         write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
     return scored
 
@@ -146,13 +175,22 @@ def check_lengths(models: Iterable[Encoder], proteins: Sequence[Protein], long: 
             tokens_seen_at_once(model, protein.name, model.alphabet.frame.tokens(longest), long)
 
 
-def read_variants(path: Path) -> pa.Table:
-    """A table of variants; a ``DataError`` if it cannot be read, is empty, or has no column of variants."""
-    table = read_table(path)
+def read_variants(path: Path, columns: Columns = _USUAL, notes: list[str] | None = None) -> pa.Table:
+    """A table of variants; a ``DataError`` if it cannot be read, is empty, or lacks a column.
+
+    ``notes`` receives what ``read_table`` left out.
+    """
+    table = read_table(path, notes)
     names = table.column_names
-    if not {*_VARIANT, _SEQUENCE} & set(names):
-        raise DataError(f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}")
-    counts = Counter(name for name in names if name in {*_VARIANT, *_PROTEIN, _SEQUENCE})
+    used = columns.of(table)
+    if lacking := [name for name in used if name is not None and name not in names]:
+        raise DataError(f"{path}: has no column {' and '.join(lacking)}; its columns: {', '.join(names)}")
+    if used == (None, None):
+        raise DataError(
+            f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}; name one by "
+            "--mutant-column"
+        )
+    counts = Counter(name for name in names if name in {*used, *PROTEIN_COLUMNS})
     if repeated := [name for name, count in counts.items() if count > 1]:
         raise DataError(f"{path}: two columns are named {repeated[0]}; rename one")
     if not table.num_rows:
@@ -169,20 +207,22 @@ def variant_table(variants: Sequence[str]) -> pa.Table:
     return pa.table({"mutant": list(variants)})
 
 
-def scan_table(wild_types: Mapping[str, str], offset: int) -> pa.Table:
-    """A single-site scan of each protein: ``id, position, wild_type, letter, mutant``."""
+def scan_table(wild_types: Mapping[str, str], offset: int, positions: str | None = None) -> pa.Table:
+    """A single-site scan of each protein, or of some positions: ``id, position, wild_type, letter, mutant``."""
     import pyarrow as pa
 
     rows = [
         (name, place + offset, sequence[place], new, f"{sequence[place]}{place + offset}{new}")
         for name, sequence in wild_types.items()
-        for place, new in single_substitutions(sequence)
+        for place, new in single_substitutions(sequence, chosen_places(name, sequence, positions, offset))
     ]
     names = ("id", "position", "wild_type", "letter", "mutant")
     return pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 
-def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, how: Scoring) -> Rows:
+def rows_of(
+    table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, how: Scoring, columns: Columns = _USUAL
+) -> Rows:
     """The variants of a table with the columns of ``read_variants``, by protein.
 
     Raises:
@@ -191,23 +231,24 @@ def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, 
     rows = Rows(table)
     parsed: dict[str, list[Variant]] = {name: [] for name in wild_types}
     good: dict[str, list[tuple[int, Variant]]] = {name: [] for name in wild_types}
-    text_column = next((name for name in _VARIANT if name in table.column_names), None)
-    sequence_column = _SEQUENCE if _SEQUENCE in table.column_names else None
     protein_column = _protein_column(table, wild_types)
     only_protein = next(iter(wild_types)) if protein_column is None else None
-    columns = (_cells(table, name) for name in (text_column, sequence_column, protein_column))
-    for row, (text, sequence, cell) in enumerate(zip(*columns, strict=True)):
+    cells = (_cells(table, name) for name in (*columns.of(table), protein_column))
+    for row, (text, sequence, cell) in enumerate(zip(*cells, strict=True)):
         protein = only_protein or str(cell)
         try:
             if protein not in wild_types:
-                raise VariantError(f"{protein!r} is not one of the proteins")
+                raise VariantError(
+                    f"{protein!r} is not one of the proteins; correct it, or rename the column {protein_column} if it "
+                    "does not name proteins"
+                )
             wild = wild_types[protein]
             variant = _variant(text, sequence, wild, how.offset)
             parsed[protein].append(variant)
             check(variant, wild, alphabet, how.offset)
             how.check(variant)
             if text and sequence and variant.apply(wild) != sequence:
-                raise VariantError(f"{text}: {_SEQUENCE} is not the wild type with that change")
+                raise VariantError(f"{text}: the mutated sequence is not the wild type with that change")
             good[protein].append((row, variant))
         except VariantError as error:
             rows.problems.append(Problem(row + 1, str(text or sequence or ""), str(error)))
@@ -219,23 +260,23 @@ def rows_of(table: pa.Table, wild_types: Mapping[str, str], alphabet: Alphabet, 
             better = explaining_offset(parsed[name], wild_types[name], how.offset)
             if better is not None:
                 rows.advice.append(f"{name}: with --offset {better}, all {len(parsed[name]):,} variants would fit")
+    if number := sum(variant.lengthens_by != 0 for protein in rows.proteins for variant in protein.variants):
+        rows.advice.append(f"{counted(number, 'variant')} of another length than the wild type: {how.of_lengths}")
     return rows
 
 
 def _protein_column(table: pa.Table, wild_types: Mapping[str, str]) -> str | None:
-    """The column that names the protein of a row; ``None`` for a single protein that no column names."""
-    columns = [name for name in _PROTEIN if name in table.column_names]
+    """The column that names the protein of a row; ``None`` for a single protein and no such column."""
+    columns = [name for name in PROTEIN_COLUMNS if name in table.column_names and any(_cells(table, name))]
+    if not columns and len(wild_types) > 1:
+        raise DataError(
+            f"there are {len(wild_types)} proteins, and no column names the protein of a row; add a column "
+            f"{' or '.join(PROTEIN_COLUMNS)}, or give one protein"
+        )
     for name in columns:
         if not wild_types.keys().isdisjoint(map(str, _cells(table, name))):
             return name
-    if len(wild_types) == 1:
-        return None
-    if not columns:
-        raise DataError(
-            f"there are {len(wild_types)} proteins, and no column names the protein of a row; add a column "
-            f"{' or '.join(_PROTEIN)}, or give one protein"
-        )
-    return columns[0]
+    return columns[0] if columns else None
 
 
 def _cells(table: pa.Table, column: str | None) -> list[Any]:
@@ -245,7 +286,7 @@ def _cells(table: pa.Table, column: str | None) -> list[Any]:
 def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
     """The variant of a row; letters only are a whole sequence."""
     if text and not str(text).isalpha():
-        return parse(str(text), offset)
+        return parse(str(text), wild, offset)
     sequence = str(text or mutated or "")
     if not sequence:
         raise VariantError("the row names no variant")
