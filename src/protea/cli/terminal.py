@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from protea.letters import Doubts, ReportRow
 from protea.progress import Progress
 from protea.text import printable
 
@@ -81,6 +82,15 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return cell == "-"
     return True
+
+
+def tell_doubts(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """Tell, in a line a kind, of records that are hardly meant; return the other rows."""
+    doubts = Doubts()
+    doubts.add(rows)
+    for line in doubts.lines():
+        tell(line)
+    return [row for row in rows if row.what not in doubts.kinds]
 
 
 def tell(message: str) -> None:
