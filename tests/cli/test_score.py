@@ -175,7 +175,9 @@ def test_an_ensemble_sees_what_its_narrowest_alphabet_has(
     assert dict(zip(header.split("\t"), row.split("\t"), strict=True)) == other
     assert "g: altered: replaced by X: - at 3; . at 5" in found[0].err
     alone = run("score", "g.fasta", "-v", "M1V", *models[:2])
-    assert "g: odd: 2 gaps, which count as residues" in alone.err
+    assert "note: gaps, which count as residues: 1 record, the first is 'g'" in alone.err
+    ungapped = run("score", "g.fasta", "-v", "T3A", "--gaps", "drop", *models[:2])
+    assert (ungapped.code, "g: altered: 2 gaps removed" in ungapped.err) == (0, True)
 
 
 def test_ids_reach_no_terminal_as_they_are(run: Run, folder: Path) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from protea.letters import Doubts, ReportRow
 from protea.progress import Progress
 from protea.text import printable
 
 if TYPE_CHECKING:
     import rich.progress
+
+    from protea.letters import ReportRow
 
 
 class Bars(Progress):
@@ -86,6 +87,8 @@ def _is_number(cell: str) -> bool:
 
 def tell_doubts(rows: Sequence[ReportRow]) -> list[ReportRow]:
     """Tell, in a line a kind, of records that are hardly meant; return the other rows."""
+    from protea.letters import Doubts
+
     doubts = Doubts()
     doubts.add(rows)
     for line in doubts.lines():
