@@ -60,7 +60,10 @@ def test_gaps_and_nucleotides_are_reported_and_told(tmp_path: Path) -> None:
     path.write_text("".join(f">r{n} x\n{text[:9]}\n{text[9:]}\n" for n, text in enumerate(sequences)))
     Reader(ESM, BuildSettings(output=tmp_path), Told()).table(read_blocks([path]), tmp_path)
     assert (tmp_path / "report.tsv").read_text() == report
-    assert [note.split(":")[0] for note in notes] == ["DNA or RNA, read as amino acids", "gaps, which count as residues"]
+    assert [note.split(":")[0] for note in notes] == [
+        "DNA or RNA, read as amino acids",
+        "gaps, which count as residues",
+    ]
 
 
 def test_a_table_is_read_as_fasta_is(tmp_path: Path) -> None:
