@@ -19,7 +19,7 @@ from protea.embed.prepare import RecordPolicies, SeenIds, prepare
 from protea.errors import DamagedFileError, FastaError, ProteaError
 from protea.fasta import Record
 from protea.models.registry import build
-from protea.records import Columns, is_table, read_groups, read_records
+from protea.records import InputColumns, is_table, read_groups, read_records
 from test_fasta import COMPRESSORS
 
 MODEL = build(CONFIGS["esm2"])
@@ -67,14 +67,14 @@ def test_tables_and_fasta_files_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "columns", "expected"),
     [
-        ("Entry,Entry Name,Protein names,Sequence", Columns(), ("0", "3")),  # UniProt's export
-        ("seq_id,protein_sequence,pH", Columns(), ("0", "1")),
-        ("name,AA Seq", Columns(), ("0", "1")),
-        ("id,name,sequence", Columns(id="name"), ("1", "2")),
-        ("id,light,heavy", Columns(sequence="heavy"), ("0", "2")),
+        ("Entry,Entry Name,Protein names,Sequence", InputColumns(), ("0", "3")),  # UniProt's export
+        ("seq_id,protein_sequence,pH", InputColumns(), ("0", "1")),
+        ("name,AA Seq", InputColumns(), ("0", "1")),
+        ("id,name,sequence", InputColumns(id="name"), ("1", "2")),
+        ("id,light,heavy", InputColumns(sequence="heavy"), ("0", "2")),
     ],
 )
-def test_columns(tmp_path: Path, header: str, columns: Columns, expected: tuple[str, str]) -> None:
+def test_columns(tmp_path: Path, header: str, columns: InputColumns, expected: tuple[str, str]) -> None:
     path = tmp_path / "in.csv"
     path.write_text(f"{header}\n{','.join(map(str, range(header.count(',') + 1)))}\n")
     assert cells(list(read_records([path], columns))) == [expected]
@@ -83,20 +83,28 @@ def test_columns(tmp_path: Path, header: str, columns: Columns, expected: tuple[
 @pytest.mark.parametrize(
     ("header", "columns", "named"),
     [
-        ("id,name,sequence", Columns(), ["2 columns", "--id-column", "id, name, sequence"]),
-        ("id,seq,sequence", Columns(), ["2 columns", "--sequence-column", "id, seq, sequence"]),
-        ("id,sequence,sequence", Columns(sequence="sequence"), ["two columns have this name"]),
-        ("id,light", Columns(), ["--sequence-column", "id, light"]),
-        ("id,light", Columns(sequence="heavy"), ["--sequence-column heavy", "id, light"]),
-        ("id;sequence", Columns(), ["--id-column", "id;sequence"]),
+        ("id,name,sequence", InputColumns(), ["2 columns", "--id-column", "id, name, sequence"]),
+        ("id,seq,sequence", InputColumns(), ["2 columns", "--sequence-column", "id, seq, sequence"]),
+        ("id,sequence,sequence", InputColumns(sequence="sequence"), ["two columns have this name"]),
+        ("id,light", InputColumns(), ["--sequence-column", "id, light"]),
+        ("id,light", InputColumns(sequence="heavy"), ["--sequence-column heavy", "id, light"]),
+        ("# exported", InputColumns(), ["--id-column", "# exported"]),
     ],
 )
-def test_columns_that_are_in_doubt(tmp_path: Path, header: str, columns: Columns, named: list[str]) -> None:
+def test_columns_that_are_in_doubt(tmp_path: Path, header: str, columns: InputColumns, named: list[str]) -> None:
     path = tmp_path / "in.csv"
     path.write_text(f"{header}\n1,2,3\n")
     with pytest.raises(FastaError, match=r"in\.csv") as caught:
         list(read_records([path], columns))
     assert all(text in str(caught.value) for text in named)
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv"])
+@pytest.mark.parametrize("sign", [",", "\t", ";"])
+def test_delimiters(tmp_path: Path, name: str, sign: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"id{sign}sequence{sign}note\na{sign}MKT{sign}'1'\n")
+    assert cells(list(read_records([path]))) == [("a", "MKT")]
 
 
 def test_a_table_without_a_known_column(tmp_path: Path) -> None:

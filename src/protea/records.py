@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,17 +43,17 @@ _UNCLEAR: Final = frozenset(("NA", "NAN", "NULL", "NONE"))
 
 
 @dataclass(frozen=True)
-class Columns:
+class InputColumns:
     """The columns of ids and of sequences in tables; ``None`` for one that is recognised by its name."""
 
     id: str | None = None
     sequence: str | None = None
 
 
-RECOGNISED: Final = Columns()
+RECOGNISED: Final = InputColumns()
 
 
-def read_records(paths: Iterable[str | Path], columns: Columns = RECOGNISED) -> Iterator[Record]:
+def read_records(paths: Iterable[str | Path], columns: InputColumns = RECOGNISED) -> Iterator[Record]:
     """Yield the records of several inputs in order: tables by their suffix, all others as FASTA.
 
     A ``DamagedFileError`` comes after the records before the damage.
@@ -62,7 +62,7 @@ def read_records(paths: Iterable[str | Path], columns: Columns = RECOGNISED) -> 
         yield from _table(str(path), columns) if is_table(path) else read_fasta([path])
 
 
-def read_groups(paths: Iterable[str | Path], columns: Columns = RECOGNISED) -> Iterator[Block | list[Record]]:
+def read_groups(paths: Iterable[str | Path], columns: InputColumns = RECOGNISED) -> Iterator[Block | list[Record]]:
     """The records thousands at a time: those of a FASTA file as blocks."""
     for path in paths:
         if not is_table(path):
@@ -78,7 +78,7 @@ def is_table(path: str | Path) -> bool:
     return _TABLE.search(str(path).lower()) is not None
 
 
-def _table(name: str, columns: Columns) -> Iterator[Record]:
+def _table(name: str, columns: InputColumns) -> Iterator[Record]:
     match = _TABLE.search(name.lower())
     assert match is not None
     rows = _parquet_rows(name, columns) if match[2] else _text_rows(name, columns, _DELIMITERS[match[1]])
@@ -105,13 +105,16 @@ def _record(place: str, name: str, sequence: str) -> Record:
     return Record(name, "", "" if letters in _MISSING else letters, place)
 
 
-def _text_rows(name: str, columns: Columns, delimiter: str) -> Iterator[tuple[str, str]]:
-    """Id and sequence of the rows of a CSV or TSV file; blank lines are no rows."""
+def _text_rows(name: str, columns: InputColumns, delimiter: str) -> Iterator[tuple[str, str]]:
+    """Id and sequence of the rows of a CSV or TSV file, with the delimiter of its header; blank lines are no rows."""
     # Latin-1 keeps every byte. As in FASTA, the encoding of ids is found later.
     with opened(name) as stream, TextIOWrapper(stream, encoding="latin-1", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        rows = filter(None, reader)
+        reader = csv.reader(text)
         try:
+            first = text.readline()
+            delimiter = next((sign for sign in (delimiter, *_DELIMITERS.values(), ";") if sign in first), delimiter)
+            reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
+            rows = filter(None, reader)
             header = [_decoded(cell).removeprefix("\ufeff") for cell in next(rows, [])]
             if not header:
                 raise FastaError(f"{name}: no records; the file is empty")
@@ -128,7 +131,7 @@ def _text_rows(name: str, columns: Columns, delimiter: str) -> Iterator[tuple[st
             raise FastaError(f"{name}, line {reader.line_num}: not a table of this kind: {error}") from error
 
 
-def _parquet_rows(name: str, columns: Columns) -> Iterator[tuple[str, str]]:
+def _parquet_rows(name: str, columns: InputColumns) -> Iterator[tuple[str, str]]:
     """Id and sequence of the rows of a Parquet file, read in pieces of a row group."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -148,7 +151,7 @@ def _parquet_rows(name: str, columns: Columns) -> Iterator[tuple[str, str]]:
         raise damaged(name, error) from error
 
 
-def _places(name: str, header: Sequence[str], columns: Columns) -> tuple[int, int]:
+def _places(name: str, header: Sequence[str], columns: InputColumns) -> tuple[int, int]:
     return (
         _place(name, header, columns.id, _IDS, "ids", "--id-column"),
         _place(name, header, columns.sequence, _SEQUENCES, "sequences", "--sequence-column"),

@@ -31,7 +31,7 @@ Structures = Annotated[
 ]
 
 
-@options.options_of(options.reading)
+@options.options_of(options.columns, options.letters)
 def contacts(
     inputs: Fasta,
     output: Annotated[

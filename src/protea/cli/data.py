@@ -144,10 +144,10 @@ def fasta(
     """
     from protea.data.build_settings import ClusterSettings
     from protea.data.from_fasta import build_fasta
-    from protea.records import Columns
+    from protea.records import InputColumns
 
     values = ClusterSettings(member_flags=member_flags, cluster_flags=cluster_flags, **settings)
-    _run(partial(build_fasta, columns=Columns(id_column, sequence_column)), values, inputs, overwrite=overwrite)
+    _run(partial(build_fasta, columns=InputColumns(id_column, sequence_column)), values, inputs, overwrite=overwrite)
 
 
 _Source = Path | None

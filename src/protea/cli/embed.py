@@ -22,7 +22,7 @@ _REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "nucleotid
 """Counts of records that the report lists."""
 
 
-@options.options_of(options.reading)
+@options.options_of(options.columns, options.letters)
 def embed(
     ctx: typer.Context,
     inputs: Annotated[list[str] | None, FASTA] = None,

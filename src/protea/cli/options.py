@@ -86,14 +86,12 @@ MapPlot = Annotated[
 ]
 
 
-def reading(
-    *,
-    id_column: IdColumn = None,
-    sequence_column: SequenceColumn = None,
-    unknown: Unknown = "x",
-    gaps: Gaps = "keep",
-) -> None:
-    """The options of all commands that read sequences; their names are those of ``Reading``."""
+def letters(*, unknown: Unknown = "x", gaps: Gaps = "keep") -> None:
+    """The policies for letters. Their names, and those of ``columns``, are the ones of ``Reading``."""
+
+
+def columns(*, id_column: IdColumn = None, sequence_column: SequenceColumn = None) -> None:
+    """The columns of input tables."""
 
 
 def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:

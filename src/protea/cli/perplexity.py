@@ -20,7 +20,7 @@ from protea.text import counted
 _CHANGES_SHOWN = 10  # on standard error; a report lists them all
 
 
-@options.options_of(options.reading)
+@options.options_of(options.columns, options.letters)
 def perplexity(
     inputs: Fasta,
     model: Model = bundled.NAME,

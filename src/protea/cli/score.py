@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
 
 
-@options.options_of(options.reading)
+@options.options_of(options.letters)
 def score(
     proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
     table: Annotated[

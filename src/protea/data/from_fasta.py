@@ -26,7 +26,7 @@ from protea.data.writer import Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
-from protea.records import RECOGNISED, Columns, read_groups
+from protea.records import RECOGNISED, InputColumns, read_groups
 
 _DISK_FACTOR: Final = 4.0
 """Bytes of disk for each byte of input if MMseqs2 clusters it."""
@@ -86,7 +86,7 @@ def build_fasta(
     inputs: Sequence[str | Path],
     progress: Progress,
     *,
-    columns: Columns = RECOGNISED,
+    columns: InputColumns = RECOGNISED,
     overwrite: bool = False,
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""

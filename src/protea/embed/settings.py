@@ -15,7 +15,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Gaps, Unknown
-from protea.records import Columns
+from protea.records import InputColumns
 from protea.settings_errors import Section, read_yaml, validate
 
 PROVENANCE: Final = "provenance"
@@ -93,9 +93,9 @@ class EmbedSettings(Section):
         return RecordPolicies(long=self.long, unknown=self.unknown, gaps=self.gaps, duplicates=self.duplicates)
 
     @property
-    def columns(self) -> Columns:
+    def columns(self) -> InputColumns:
         """The columns of input tables."""
-        return Columns(self.id_column, self.sequence_column)
+        return InputColumns(self.id_column, self.sequence_column)
 
     @property
     def outputs(self) -> list[Path]:

@@ -12,7 +12,7 @@ from protea.embed.stores import store_name
 from protea.errors import FastaError, UnknownResidueError, UsageError
 from protea.fasta import Record
 from protea.letters import Gaps, ReportRow, Unknown, clean
-from protea.records import Columns, read_records
+from protea.records import InputColumns, read_records
 
 _MASK: Final = "<mask>"
 
@@ -36,7 +36,7 @@ def read_proteins(
 ) -> list[Record]:
     """Records whose sequences are letters of the alphabet; ids may repeat. ``rows`` receives what was changed."""
     records = []
-    for record in read_records(paths, Columns(reading.id_column, reading.sequence_column)):
+    for record in read_records(paths, InputColumns(reading.id_column, reading.sequence_column)):
         check_no_masks(record.sequence, record.place)
         cleaned = clean(record, alphabet, reading.unknown, reading.gaps)
         rows.extend(cleaned.rows)
