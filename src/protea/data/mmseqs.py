@@ -167,7 +167,7 @@ def read_rows(path: Path, dtype: type[Any]) -> Iterator[NDArray[Any]]:
 def best_hits(path: Path, *, reverse: bool) -> NDArray[np.float64]:
     """The hit of highest identity of each training sequence: ``[K, 5]``.
 
-    InputColumns: the training sequence, the validation sequence, identity, and the coverage of each.
+    Columns: the training sequence, the validation sequence, identity, and the coverage of each.
     """
     order = [1, 0, 2, 4, 3] if reverse else [0, 1, 2, 3, 4]
     best = np.zeros((0, 5))

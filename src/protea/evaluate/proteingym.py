@@ -2,7 +2,7 @@
 
 A folder holds a table of assays with their wild types (a CSV with a column ``target_seq``) and a table of variants for
 each assay, in ProteinGym's own layout (``DMS_id, DMS_filename, UniProt_ID, coarse_selection_type``; ``mutant,
-DMS_score, DMS_score_bin``) or a short one (``assay``; ``mutant, score``). InputColumns ``spearman NAME`` hold the published
+DMS_score, DMS_score_bin``) or a short one (``assay``; ``mutant, score``). Columns ``spearman NAME`` hold the published
 correlations of other models.
 
     spearman    rank correlation of predicted and measured scores

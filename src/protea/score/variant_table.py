@@ -1,6 +1,6 @@
 """The run behind ``protea score``: from tables of variants to tables of scores, by one model or several.
 
-Errors in any model, protein or variant are found before the first model computes. InputColumns have ProteinGym's names; all
+Errors in any model, protein or variant are found before the first model computes. Columns have ProteinGym's names; all
 columns are kept as they are:
 
     mutant            a variant as ``variants.py`` reads it or, of letters only, the whole sequence, as in ProteinGym's
