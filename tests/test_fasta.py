@@ -7,15 +7,18 @@ import gzip
 import lzma
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from messages import check_message
 from protea import fasta
 from protea.errors import DamagedFileError, FastaError
 from protea.fasta import Record, read_fasta
+from protea.records import read_records
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -96,6 +99,76 @@ def test_standard_input(
         (record,) = read_fasta(["-"])
     assert record.sequence == "MKT"
     assert record.place == "standard input, line 1, record 'a'"
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_compressed_files_cut_at_every_byte(tmp_path: Path, suffix: str) -> None:
+    """No record survives most of the cuts."""
+    whole = COMPRESSORS[suffix](b">a\nMKT\n>b\nAAA\n")
+    for size in range(len(whole)):
+        path = tmp_path / f"a.fasta.{suffix}"
+        path.write_bytes(whole[:size])
+        seen: list[str] = []
+        with pytest.raises(FastaError, match=rf"a\.fasta\.{suffix}") as caught:
+            seen.extend(record.id for record in read_fasta([path]))
+        assert size == 0 or isinstance(caught.value, DamagedFileError)
+        assert seen in ([], ["a"])
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@given(st.data())
+def test_compressed_files_with_a_wrong_bit(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject
+) -> None:
+    """A file whose decoder notices the damage, in whatever way, ends in an error of ours."""
+    whole = bytearray(COMPRESSORS[suffix](b"".join(b">r%d\n%s\n" % (n, b"MKTAYIAKQR"[n:]) for n in range(9)) * 9))
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / f"wrong.fasta.{suffix}"
+    path.write_bytes(whole)
+    with suppress(FastaError):
+        list(read_fasta([path]))
+
+
+def test_a_gzip_file_whose_decoder_has_its_own_exception(tmp_path: Path) -> None:
+    """The faster decoders of gzip raise exceptions that are no OSError and no zlib.error."""
+    pytest.importorskip("isal")
+    whole = bytearray(gzip.compress(b">a\nMKT\n" * 99))
+    whole[10] |= 0b110  # a block of a type that does not exist
+    with pytest.raises(DamagedFileError, match=r"a\.fasta\.gz"):
+        read(tmp_path / "a.fasta.gz", bytes(whole))
+
+
+DISGUISES = {
+    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "page": b"\n<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n",
+    "utf-16": ">a\r\nMKT\r\n".encode("utf-16"),
+    "utf-16-be": b"\xfe\xff" + ">a\r\nMKT\r\n".encode("utf-16-be"),
+    "utf-16-le-bare": ">a\r\nMKT\r\n".encode("utf-16-le"),
+    "utf-16-be-bare": ">a\r\nMKT\r\n".encode("utf-16-be"),
+    "zip": b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0",
+}
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_files_in_disguise_are_called_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    content = DISGUISES[name]
+    for path in (tmp_path / "a.fasta", tmp_path / "a.fasta.gz", tmp_path / "a.csv", tmp_path / "a.parquet"):
+        path.write_bytes(content)
+        with pytest.raises(FastaError) as caught:
+            list(read_records([path]))
+        check_message(f"fasta.disguise.{name}", caught.value, path=path)
+    path = tmp_path / "a.fasta.xz"
+    path.write_bytes(lzma.compress(content))
+    with pytest.raises(FastaError) as caught:
+        list(read_records([path]))
+    check_message(f"fasta.disguise.{name}", caught.value, path=path)
+    with (tmp_path / "a.fasta").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(FastaError) as caught:
+            list(read_fasta(["-"]))
+    check_message(f"fasta.disguise.{name}", str(caught.value).replace("standard input", "{path}"))
 
 
 def test_several_files_in_order(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from messages import check_message
-from protea.alphabet import ESM, ESM1NV
+from protea.alphabet import ESM, ESM1NV, Alphabet
 from protea.errors import FastaError, UnknownResidueError
 from protea.fasta import Record
-from protea.letters import ReportRow, clean
+from protea.letters import Doubts, Gaps, ReportRow, clean, doubtful
 
 
 def record(sequence: str) -> Record:
@@ -25,16 +25,20 @@ def record(sequence: str) -> Record:
         ("MK T\tA", "MKTA", 2, "2 blanks removed"),
         ("MKT**", "MKT", 2, "stops removed at the end"),
         ("MJ*T", "MXXT", 2, "replaced by X: * at 3; J at 2"),
-        ("mk j*", "MKX", 6, None),
+        (
+            "mk j*",
+            "MKX",
+            6,
+            "1 blanks removed; 3 lower-case letters changed to upper case; stop removed at the end; "
+            "replaced by X: J at 3",
+        ),
     ],
 )
 def test_changes_are_counted_and_reported(sequence: str, cleaned: str, letters: int, detail: str | None) -> None:
     result = clean(record(sequence), ESM, "x")
     assert result.sequence == cleaned
     assert result.letters == letters
-    if detail is not None:
-        assert result.row == ReportRow("p1", "altered", detail)
-    assert (result.row is None) == (letters == 0)
+    assert result.rows == (() if detail is None else (ReportRow("p1", "altered", detail),))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,8 @@ def test_changes_are_counted_and_reported(sequence: str, cleaned: str, letters: 
         ("MK1T", "x", "letters.damage"),
         ("MK1T", "error", "letters.damage"),
         ("MK<mask>T", "x", "letters.mask"),
+        ("MKTA:MKT:AY", "x", "letters.chains"),
+        ("MKTA/MKT", "error", "letters.chains-slash"),
     ],
 )
 def test_refused_letters(sequence: str, unknown: str, key: str) -> None:
@@ -54,7 +60,7 @@ def test_refused_letters(sequence: str, unknown: str, key: str) -> None:
 
 @pytest.mark.parametrize("sequence", ["", "*", " "])
 def test_no_residues(sequence: str) -> None:
-    assert clean(record(sequence), ESM, "x") == (None, ReportRow("p1", "skipped", "no residues"), 0)
+    assert clean(record(sequence), ESM, "x") == (None, (ReportRow("p1", "skipped", "no residues"),), 0)
     with pytest.raises(FastaError, match="p1") as caught:
         clean(record(sequence), ESM, "error")
     check_message("letters.no-residues", caught.value)
@@ -62,19 +68,87 @@ def test_no_residues(sequence: str) -> None:
 
 def test_masks_are_positions_where_they_are_allowed() -> None:
     assert clean(record("mk<mask>t"), ESM, "x", masks=True).sequence == "MK<mask>T"
-    assert clean(record("MK<mask>1"), ESM, "skip", masks=True).row == ReportRow(
-        "p1", "skipped", "not in the alphabet: 1 at 4"
+    assert clean(record("MK<mask>1"), ESM, "skip", masks=True).rows == (
+        ReportRow("p1", "skipped", "not in the alphabet: 1 at 4"),
     )
 
 
-@given(
-    st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=40), st.sampled_from([ESM, ESM1NV])
+def kinds(sequence: str, gaps: Gaps = "keep", alphabet: Alphabet = ESM) -> tuple[str | None, dict[str, str]]:
+    """The cleaned sequence, and the details by the kind of row."""
+    cleaned = clean(record(sequence), alphabet, "x", gaps)
+    return cleaned.sequence, {row.what: row.detail for row in cleaned.rows}
+
+
+DNA = "ATGGCCAAGCTTACGATAGC"
+
+
+def test_gaps_are_kept_or_dropped_and_reported() -> None:
+    aligned = "M-Kt.A*-"
+    assert kinds(aligned) == (
+        "M-KT.AX-",
+        {
+            "altered": "1 lower-case letters changed to upper case; replaced by X: * at 7",
+            "gapped": "3 gaps, which count as residues",
+        },
+    )
+    detail = "3 gaps removed; 1 lower-case letters changed to upper case; stop removed at the end"
+    assert kinds(aligned, "drop") == ("MKTA", {"altered": detail})
+    assert kinds("--.", "drop") == (None, {"skipped": "no residues"})
+    assert kinds("M-K") == ("M-K", {"gapped": "1 gap, which count as residues"})
+    assert kinds("M-K", alphabet=ESM1NV)[1].keys() == {"altered", "gapped"}
+    assert kinds("M-K", "drop", ESM1NV) == ("MK", {"altered": "1 gap removed"})
+
+
+@pytest.mark.parametrize(
+    ("sequence", "is_said"),
+    [
+        (DNA, True),
+        (DNA.lower(), True),
+        (DNA.replace("T", "U"), True),
+        (f"{DNA}NNNN", True),
+        (f"{DNA[:9]}---{DNA[9:]}", True),
+        (f"{DNA[:9]} {DNA[9:]}", True),
+        (DNA[:-1], False),  # peptides of such letters exist
+        (f"{DNA[:-1]}---", False),
+        (f"{DNA}L", False),
+        (f"{DNA}M", False),
+        ("A" * 40, False),  # poly-alanine
+        ("GAGAGA" * 9, False),  # silk
+        ("AAT" * 20 + "G", True),
+    ],
 )
-def test_every_change_has_a_row_and_the_result_fits(sequence: str, alphabet: object) -> None:
-    result = clean(record(sequence), alphabet, "skip")  # type: ignore[arg-type]
+def test_nucleotides_are_said(sequence: str, is_said: bool) -> None:
+    cleaned, rows = kinds(sequence)
+    assert ("nucleotides" in rows) == is_said
+    # Else the alphabet would take it without a report.
+    assert doubtful(sequence) or not is_said or not set(sequence) <= set(ESM.residues)
+    if is_said:
+        assert cleaned is not None
+        assert len(cleaned) == len(sequence.replace(" ", ""))
+
+
+def test_doubts_are_a_line_a_kind() -> None:
+    doubts = Doubts()
+    assert doubts.lines() == []
+    for name, sequence in (("p1", "MKT"), ("p2", "M-K"), ("p3", DNA), ("p4", "M.K"), ("p5", f"{DNA}-")):
+        doubts.add(clean(Record(name, "", sequence, name), ESM, "x").rows)
+    nucleotides, gapped = doubts.lines()
+    check_message("letters.nucleotides", nucleotides)
+    check_message("letters.gapped", gapped)
+
+
+@given(
+    st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=40)
+    | st.text(st.sampled_from("MK-.*a")),
+    st.sampled_from([ESM, ESM1NV]),
+    st.sampled_from(["keep", "drop"]),
+)
+def test_every_change_has_a_row_and_the_result_fits(sequence: str, alphabet: object, gaps: str) -> None:
+    result = clean(record(sequence), alphabet, "skip", gaps)  # type: ignore[arg-type]
+    whats = [row.what for row in result.rows]
     if result.sequence is None:
-        assert result.row is not None
-        assert result.row.what == "skipped"
+        assert whats == ["skipped"]
     else:
         assert set(result.sequence) <= set(alphabet.residues)  # type: ignore[attr-defined]
-        assert (result.row is None) == (result.sequence == sequence) == (result.letters == 0)
+        assert ("altered" not in whats) == (result.sequence == sequence) == (result.letters == 0)
+        assert ("gapped" in whats) == ("-" in result.sequence or "." in result.sequence)

@@ -30,7 +30,7 @@ LAYERS = [
     {"arguments", "fasta", "packing"},
     {"letters"},
     {"output"},
-    {"journal", "tables"},
+    {"journal", "records", "tables"},
     {"models"},
     {"transforms"},
     {"checkpoints"},

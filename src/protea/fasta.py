@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -36,7 +38,32 @@ _REASONS: Final[dict[type[OSError], str]] = {
     IsADirectoryError: "is a folder; name the FASTA files in it",
     PermissionError: "permission denied; make the file readable",
 }
-DAMAGED: Final = (EOFError, OSError, zlib.error, lzma.LZMAError, ZstdError)
+_HEAD: Final = 64
+_UTF16: Final = "text, as PowerShell's > writes it; convert it: iconv -f {0} -t UTF-8 IN > OUT"
+_DISGUISES: Final = {
+    rb"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch the file: git lfs pull",
+    rb"\s*<[!?a-zA-Z]": "is a web page (HTML or XML), not the file itself; download the file behind the page",
+    rb"\xff\xfe|\xfe\xff": f"is UTF-16 {_UTF16.format('UTF-16')}",
+    rb".\0[^\0]\0": f"is UTF-16 {_UTF16.format('UTF-16LE')}",
+    rb"\0[^\0]\0.": f"is UTF-16 {_UTF16.format('UTF-16BE')}",
+    rb"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV",
+}
+"""What a file is instead of what its name says, by its first bytes, and what to do."""
+
+
+def _decoder_error(module: str) -> type[Exception]:
+    """The exception of a decoder that xopen prefers for gzip where it is installed."""
+    try:
+        error: type[Exception] = import_module(module).error
+    except ImportError:
+        return zlib.error
+    return error
+
+
+DAMAGED: Final = (
+    *(EOFError, OSError, lzma.LZMAError, ZstdError),
+    *(zlib.error, _decoder_error("isal.isal_zlib"), _decoder_error("zlib_ng.zlib_ng")),
+)
 """Exceptions that decompressors raise for data that are cut short or damaged."""
 
 
@@ -117,8 +144,34 @@ def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iter
     """
     least = 1 if streaming else _BLOCK
     for path in paths:
-        with _opened(path) as stream:
+        with opened(path) as stream:
             yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
+
+
+def opened(path: str | Path) -> BinaryIO:
+    """An input, decompressed by its suffix or else its content; ``FastaError`` if it cannot be opened."""
+    if str(path) == STDIN and sys.stdin is None:
+        raise FastaError("standard input is closed; name a file, or pipe the records in")
+    try:
+        if os.path.isfile(path):
+            with Path(path).open("rb") as file:
+                if reason := disguise(file.read(_HEAD)):
+                    raise FastaError(f"{path}: {reason}")
+        return xopen(path, "rb", threads=0)
+    except OSError as error:
+        reason = _REASONS.get(type(error), f"cannot be opened: {error.strerror or error}")
+        raise FastaError(f"{path}: {reason}") from error
+
+
+def disguise(data: bytes) -> str | None:
+    """What a file with these first bytes is instead of sequences, and what to do; ``None`` if that is unknown."""
+    return next((reason for head, reason in _DISGUISES.items() if re.match(head, data[:_HEAD], re.DOTALL)), None)
+
+
+def damaged(name: str, error: Exception) -> DamagedFileError:
+    """The error for an input whose decompressor raised one of ``DAMAGED``."""
+    reason = "it is cut short, damaged, or not compressed as its name says"
+    return DamagedFileError(f"{name}: cannot be read to its end; {reason} ({error})")
 
 
 def flows(path: str) -> bool:
@@ -140,12 +193,13 @@ def _blocks(stream: BinaryIO, name: str, least: int) -> Iterator[Block]:
                 parts.append(chunk)
                 size += len(chunk)
         except DAMAGED as error:
-            reason = "it is cut short, damaged, or not compressed as its name says"
-            damage = DamagedFileError(f"{name}: cannot be read to its end; {reason} ({error})")
+            damage = damaged(name, error)
             damage.__cause__ = error
         data = b"".join(parts)
         if line == 1:
             data = data.removeprefix(_BOM)
+            if reason := disguise(data):
+                raise FastaError(f"{name}: {reason}")
         cut = data.rfind(b"\n>") if size or damage else len(data)
         if cut > 0 and (not size or data[:cut].strip()):
             block, rest = data[:cut], data[cut + 1 :]
@@ -182,16 +236,6 @@ def _lines(data: bytes) -> Iterator[bytes]:
             yield line
 
 
-def _opened(path: str | Path) -> BinaryIO:
-    if str(path) == STDIN and sys.stdin is None:
-        raise FastaError("standard input is closed; name a file, or pipe the records in")
-    try:
-        return xopen(path, "rb", threads=0)
-    except OSError as error:
-        reason = _REASONS.get(type(error), f"cannot be opened: {error.strerror or error}")
-        raise FastaError(f"{path}: {reason}") from error
-
-
 def _decode(header: bytes) -> str:
     try:
         return header.decode("utf-8")
@@ -202,4 +246,6 @@ def _decode(header: bytes) -> str:
 def _excerpt(line: bytes) -> str:
     text = _decode(line)
     shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
-    return shown + (" (FASTQ? convert it to FASTA first)" if text.startswith("@") else "")
+    if text.startswith("@"):
+        return f"{shown} (FASTQ? convert it to FASTA first)"
+    return f"{shown} (a table? name it .csv or .tsv)" if "," in text or "\t" in text else shown

@@ -6,15 +6,24 @@ Nothing is changed or dropped without a ``ReportRow``. ``OUT.report.tsv``, besid
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from protea.alphabet import Alphabet
 from protea.errors import FastaError, UnknownResidueError
 from protea.fasta import Record
+from protea.text import counted
 
 Unknown = Literal["x", "error", "skip"]
 """Policy for a residue outside the alphabet: replace it by X, raise an error, or skip its record."""
+
+Gaps = Literal["keep", "drop"]
+"""Policy for the gaps of an alignment: they count as residues, or they are removed."""
+
+GAPS: Final = "-."
+NUCLEOTIDES: Final = 20
+"""Letters from which on a sequence can look like DNA or RNA; real peptides of A, C, G, T, U and N are shorter."""
 
 NO_RESIDUES: Final = "no residues"
 """Why a record without a sequence is skipped."""
@@ -25,6 +34,18 @@ _BLANK: Final = re.compile(r"[ \t\v\f]+")
 _REPLACEABLE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.")
 """Letters that stand for a residue, a stop or a gap. Any other character is damage, which X must not hide."""
 _POSITIONS_SHOWN: Final = 5
+_LETTERS_SHOWN: Final = 15
+_NO_GAPS: Final = dict.fromkeys(map(ord, GAPS))
+_NUCLEOTIDES: Final = "ACGTUN"
+_CHAIN_BREAKS: Final = frozenset(":/")
+_DOUBTS: Final = {
+    "nucleotides": "DNA or RNA, read as amino acids: {}, the first is {!r}; translate them first",
+    "gapped": (
+        "gaps, which count as residues: {}, the first is {!r}; --gaps drop removes them (lower-case letters, an A3M's "
+        "insertions, are residues and stay)"
+    ),
+}
+"""Kinds of report rows about records that can be computed but are hardly what the user means."""
 
 
 class ReportRow(NamedTuple):
@@ -36,39 +57,81 @@ class ReportRow(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """A record after the policy; its sequence is ``None`` if it is skipped. ``letters`` were changed or removed."""
+    """A record after the policies; its sequence is ``None`` if it is skipped. ``letters`` were changed or removed."""
 
     sequence: str | None
-    row: ReportRow | None
+    rows: tuple[ReportRow, ...]
     letters: int
 
 
-def clean(record: Record, alphabet: Alphabet, unknown: Unknown, *, masks: bool = False) -> Cleaned:
-    """Apply the policy to one record.
+class Doubts:
+    """Counts records that can be computed but are hardly what the user means, for one line a kind."""
 
-    Lower case becomes upper case; blanks and stops at the end are removed; the policy decides on every other letter
-    outside the alphabet. With ``masks``, ``<mask>`` stands for a masked position.
+    kinds: Final = frozenset(_DOUBTS)
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, rows: Iterable[Sequence[str]]) -> None:
+        """Count the report rows that ``clean`` made, given as id, kind and details."""
+        for name, what, _ in rows:
+            if what in _DOUBTS:
+                self._counts[what] += 1
+                self._first.setdefault(what, name)
+
+    def lines(self) -> list[str]:
+        """What to tell the user: the number of records, the first one, and the way out."""
+        return [
+            text.format(counted(self._counts[what], "record"), self._first[what])
+            for what, text in _DOUBTS.items()
+            if self._counts[what]
+        ]
+
+
+def doubtful(sequence: str) -> bool:
+    """Whether a sequence has gaps or looks like DNA or RNA, and needs ``clean`` even if all letters fit.
+
+    Line breaks may be left in the sequence.
+    """
+    return "-" in sequence or "." in sequence or _looks_like_nucleotides(sequence)
+
+
+def clean(record: Record, alphabet: Alphabet, unknown: Unknown, gaps: Gaps = "keep", *, masks: bool = False) -> Cleaned:
+    """Apply the policies to one record.
+
+    Lower case becomes upper case; blanks and stops at the end are removed; the policies decide on gaps and on every
+    other letter outside the alphabet. With ``masks``, ``<mask>`` stands for a masked position.
     """
     details: list[str] = []
-    sequence, letters = _tidied(record.sequence, masks, details)
+    sequence, letters = _tidied(record.sequence, gaps, masks, details)
+    kept, nucleotides = _gaps_in(sequence), _looks_like_nucleotides(sequence)
     bad = set(sequence.replace(_MASK, "") if masks else sequence) - set(alphabet.residues)
     damage = bad - _REPLACEABLE
     if not sequence:
         if unknown == "error":
             raise FastaError(f"{record.place}: {NO_RESIDUES}; remove the record or add its sequence")
-        return Cleaned(None, ReportRow(record.id, "skipped", NO_RESIDUES), 0)
+        return Cleaned(None, (ReportRow(record.id, "skipped", NO_RESIDUES),), 0)
     if bad and (damage or unknown != "x"):
         listed = listing(sequence, sorted(damage or bad))
         if unknown != "skip":
             why = "not a residue" if damage else f"not in the {alphabet.name} alphabet ({alphabet.residues})"
             fix = "correct the record" if damage else "correct the record, replace them with --unknown x"
+            if damage and damage <= _CHAIN_BREAKS:
+                why = "not a residue but the joint of two chains"
+                fix = "write each chain as a record of its own (a linker of G between them would change the result)"
             raise UnknownResidueError(f"{record.place}: {why}: {listed}; {fix}, or skip such records: --unknown skip")
-        return Cleaned(None, ReportRow(record.id, "skipped", f"not in the alphabet: {listed}"), 0)
+        return Cleaned(None, (ReportRow(record.id, "skipped", f"not in the alphabet: {listed}"),), 0)
     if bad:
         details.append(f"replaced by X: {listing(sequence, sorted(bad))}")
         letters += sum(sequence.count(letter) for letter in bad)
         sequence = _translated(sequence, {ord(letter): "X" for letter in bad}, masks)
-    return Cleaned(sequence, ReportRow(record.id, "altered", "; ".join(details)) if details else None, letters)
+    rows = [("altered", "; ".join(details))] if details else []
+    if kept:
+        rows.append(("gapped", f"{counted(kept, 'gap')}, which count as residues"))
+    if nucleotides:
+        rows.append(("nucleotides", f"looks like DNA or RNA, is read as amino acids: {sequence[:_LETTERS_SHOWN]}..."))
+    return Cleaned(sequence, tuple(ReportRow(record.id, what, detail) for what, detail in rows), letters)
 
 
 def listing(sequence: str, letters: Iterable[str]) -> str:
@@ -84,8 +147,25 @@ def listing(sequence: str, letters: Iterable[str]) -> str:
     return "; ".join(parts)
 
 
-def _tidied(sequence: str, masks: bool, details: list[str]) -> tuple[str, int]:
+def _gaps_in(sequence: str) -> int:
+    return sum(map(sequence.count, GAPS))
+
+
+def _looks_like_nucleotides(sequence: str) -> bool:
+    """Three or more of A, C, G and T or U, perhaps N, and nothing else but gaps, in ``NUCLEOTIDES`` letters or more."""
+    # Proteins have an L. Without one, strip() stops at the first letter that is no nucleotide.
+    if "L" in sequence or sequence.strip(f"{_NUCLEOTIDES}{GAPS}\n"):
+        return False
+    counts = list(map(sequence.count, _NUCLEOTIDES))
+    return sum(counts) >= NUCLEOTIDES and sum(map(bool, counts[:-1])) >= 3
+
+
+def _tidied(sequence: str, gaps: Gaps, masks: bool, details: list[str]) -> tuple[str, int]:
     """Make the changes that leave no doubt about the residues, and count the letters."""
+    dropped = _gaps_in(sequence) if gaps == "drop" else 0
+    if dropped:
+        details.append(f"{counted(dropped, 'gap')} removed")
+        sequence = sequence.translate(_NO_GAPS)
     closed = _BLANK.sub("", sequence)
     upper = _translated(closed, _TO_UPPER, masks)
     bare = upper.rstrip("*")
@@ -97,7 +177,7 @@ def _tidied(sequence: str, masks: bool, details: list[str]) -> tuple[str, int]:
         details.append(f"{raised} lower-case letters changed to upper case")
     if stops:
         details.append("stop removed at the end" if stops == 1 else "stops removed at the end")
-    return bare, blanks + raised + stops
+    return bare, dropped + blanks + raised + stops
 
 
 def _translated(sequence: str, table: dict[int, str], masks: bool) -> str:

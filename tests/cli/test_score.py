@@ -219,7 +219,9 @@ def test_an_ensemble_sees_what_its_narrowest_alphabet_has(
     assert dict(zip(header.split("\t"), row.split("\t"), strict=True)) == other
     assert "g: altered: replaced by X: - at 3; . at 5" in found[0].err
     alone = run("score", "g.fasta", "-v", "M1V", *models[:2])
-    assert "g: odd: 2 gaps, which count as residues" in alone.err
+    assert "note: gaps, which count as residues: 1 record, the first is 'g'" in alone.err
+    ungapped = run("score", "g.fasta", "-v", "T3A", "--gaps", "drop", *models[:2])
+    assert (ungapped.code, "g: altered: 2 gaps removed" in ungapped.err) == (0, True)
 
 
 def test_ids_reach_no_terminal_as_they_are(run: Run, folder: Path) -> None:
@@ -440,3 +442,22 @@ def test_wrong_usage_of_pictures(run: Run, fasta: str, with_contacts: Path) -> N
     for command in (("score", "pair.fasta", "--scan", "-o", "x.csv"), ("perplexity", "pair.fasta", "--pseudo")):
         fails(run(*command, "--plot", "x.png", *options), 2, "--plot", "2")
     assert not Path("x.csv").exists()
+
+
+def test_proteins_from_tables(run: Run, folder: Path) -> None:
+    """Perplexity and scores of a table's proteins are those of the same FASTA file."""
+    Path("in.fasta").write_text(">a\nMKTAYIAKQR\n>b\nMKLV-\n")
+    Path("in.tsv").write_text("Entry\tName of it\theavy\na\t1\tMKTAYIAKQR\nb\t2\tMKLV-\n")
+    Path("known.csv").write_text("Entry,Sequence\na,MKTAYIAKQR\nb,MKLV-\n")
+    Path("variants.csv").write_text("id,mutant\na,M1V\nb,K2A\n")
+    model = ("-m", folder)
+    given = run("perplexity", "in.fasta", *model), run("perplexity", "in.tsv", *model, "--sequence-column", "heavy")
+    assert given[0].code == 0
+    assert given[0] == given[1]
+    assert "note: gaps, which count as residues: 1 record, the first is 'b'" in given[0].err
+    for name in ("in.fasta", "known.csv"):
+        assert run("score", name, "variants.csv", *model, "-o", f"{name}.out.csv").code == 0
+    assert Path("in.fasta.out.csv").read_text() == Path("known.csv.out.csv").read_text()
+    assert "b,gapped: 1 gap" in Path("known.csv.out.csv.report.tsv").read_text().replace("\t", ",")
+    fails(run("perplexity", "in.tsv", *model), 1, "in.tsv", "--sequence-column", "Entry, Name of it, heavy")
+    fails(run("perplexity", "in.fasta", *model, "--gaps", "remove"), 2, "--gaps", "'remove'", "keep, drop")

@@ -15,7 +15,8 @@ from protea.data.encoding import Counts, Reader, grouped
 from protea.data.token_table import Table
 from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.fasta import Record, read_blocks, read_fasta
-from protea.progress import SILENT
+from protea.progress import SILENT, Progress
+from protea.records import read_groups
 
 
 def read(
@@ -34,10 +35,42 @@ def read(
 
 
 def test_plain_sequences_are_taken_as_they_are(tmp_path: Path) -> None:
-    counts, taken, report = read(tmp_path, "MKTAYIAK", "GDGTQDNLSGAEKAXBUZO.-")
-    assert taken == ["MKTAYIAK", "GDGTQDNLSGAEKAXBUZO.-"]
-    assert (counts.records, counts.kept, counts.residues, counts.altered_records) == (2, 2, 29, 0)
+    counts, taken, report = read(tmp_path, "MKTAYIAK", "GDGTQDNLSGAEKAXBUZO")
+    assert taken == ["MKTAYIAK", "GDGTQDNLSGAEKAXBUZO"]
+    assert (counts.records, counts.kept, counts.residues, counts.altered_records) == (2, 2, 27, 0)
     assert report == ""
+
+
+def test_gaps_and_nucleotides_are_reported_and_told(tmp_path: Path) -> None:
+    """As records, and as the blocks of a file, which are taken as they are where nothing is to be said."""
+    dna = "ATGGCCAAGCTTACGATAGC"
+    sequences = ["MKTAYIAK", "M-K.", dna, "MKT"]
+    counts, taken, report = read(tmp_path, *sequences)
+    assert taken == sequences
+    assert counts.altered_records == 0
+    assert [line.split("\t")[:2] for line in report.splitlines()] == [["r1", "gapped"], ["r2", "nucleotides"]]
+    assert read(tmp_path, *sequences, gaps="drop")[1] == ["MKTAYIAK", "MK", dna, "MKT"]
+    notes: list[str] = []
+
+    class Told(Progress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    path = tmp_path / "in.fasta"
+    path.write_text("".join(f">r{n} x\n{text[:9]}\n{text[9:]}\n" for n, text in enumerate(sequences)))
+    Reader(ESM, BuildSettings(output=tmp_path), Told()).table(read_blocks([path]), tmp_path)
+    assert (tmp_path / "report.tsv").read_text() == report
+    assert [note.split(":")[0] for note in notes] == [
+        "DNA or RNA, read as amino acids",
+        "gaps, which count as residues",
+    ]
+
+
+def test_a_table_is_read_as_fasta_is(tmp_path: Path) -> None:
+    path = tmp_path / "in.tsv"
+    path.write_text("Entry\tSequence\na\tMKTA\nb\tmk\n")
+    counts = Reader(ESM, BuildSettings(output=tmp_path), SILENT).table(read_groups([path]), tmp_path)
+    assert (counts.kept, counts.residues, counts.altered_records) == (2, 6, 1)
 
 
 def test_odd_letters_are_corrected_and_reported(tmp_path: Path) -> None:

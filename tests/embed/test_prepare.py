@@ -54,7 +54,7 @@ def test_changes_are_reported(sequence: str, becomes: str, detail: str) -> None:
     assert notes == (ReportRow("r", "altered", detail),)
 
 
-@pytest.mark.parametrize("sequence", ["MKT", "XBUZO", "M-K.T", "M<mask>K"])
+@pytest.mark.parametrize("sequence", ["MKT", "XBUZO", "M<mask>K"])
 def test_what_the_alphabet_has_stays_as_it_is(sequence: str) -> None:
     encoded, notes = one(sequence)
     assert text(encoded) == sequence
@@ -64,7 +64,22 @@ def test_what_the_alphabet_has_stays_as_it_is(sequence: str) -> None:
 def test_an_alphabet_without_gaps() -> None:
     encoded, notes = one("M-K.T", "esm1nv")
     assert text(encoded, MODELS["esm1nv"]) == "MXKXT"
-    assert notes == (ReportRow("r", "altered", "replaced by X: - at 2; . at 4"),)
+    assert notes == (
+        ReportRow("r", "altered", "replaced by X: - at 2; . at 4"),
+        ReportRow("r", "gapped", "2 gaps, which count as residues"),
+    )
+
+
+def test_gaps_and_nucleotides_are_reported_though_the_alphabet_has_them() -> None:
+    encoded, notes = one("M-K.T")
+    assert text(encoded) == "M-K.T"
+    assert notes == (ReportRow("r", "gapped", "2 gaps, which count as residues"),)
+    encoded, notes = one("M-K.T", gaps="drop")
+    assert text(encoded) == "MKT"
+    assert notes == (ReportRow("r", "altered", "2 gaps removed"),)
+    encoded, notes = one("ATGGCCAAGCTTACGATAGCA")
+    assert text(encoded) == "ATGGCCAAGCTTACGATAGCA"
+    assert [(row.id, row.what) for row in notes] == [("r", "nucleotides")]
 
 
 @pytest.mark.parametrize("sequence", ["", " ", "*", "**", "\t*"])
@@ -163,7 +178,7 @@ def test_against_a_slow_reading(sequence: str, unknown: str) -> None:
         assert expected == "error"
         return
     assert text(encoded) == expected
-    assert bool(notes) == (expected != sequence)
+    assert bool(notes) == (expected != sequence or bool({"-", "."} & set(sequence)))
 
 
 def test_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from protea import bundled
+from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, Unknown, load_to_compute
-from protea.cli.terminal import bars, show_table, tell
+from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, load_to_compute
+from protea.cli.terminal import bars, show_table, tell, tell_doubts
 from protea.errors import DataError, UsageError
 from protea.text import counted
 
@@ -29,6 +31,7 @@ Structures = Annotated[
 ]
 
 
+@options.options_of(options.columns, options.letters)
 def contacts(
     inputs: Fasta,
     output: Annotated[
@@ -48,11 +51,11 @@ def contacts(
         int, typer.Option("--min-separation", metavar="N", help="Least distance of a pair, in residues.", min=1)
     ] = 6,
     plot: MapPlot = None,
-    unknown: Unknown = "x",
     dtype: Dtype = "float32",
     fast: Fast = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    **given: Any,
 ) -> None:
     """Predict contacts: the probability that the Cβ atoms of two residues are closer than 8 Å.
 
@@ -66,17 +69,18 @@ def contacts(
     """
     from protea.contacts.maps import check_maps, predict_maps, without_too_long, write_maps
     from protea.plot import contact_map
-    from protea.score.proteins import wild_types
+    from protea.score.proteins import Reading, wild_types
 
     if output is None and plot is None:
         raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")
     if output is not None:
         check_maps(output, overwrite=overwrite)
+    reading = Reading(**given)
     rows: list[ReportRow] = []
     with interruptible():
         loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
         loaded.module.require("contacts")
-        proteins = wild_types(inputs, loaded.module.alphabet, unknown, rows)
+        proteins = wild_types(inputs, loaded.module.alphabet, reading, rows)
         proteins = without_too_long(loaded.module, proteins, rows)
         pictures = {} if plot is None else picture_paths(plot, list(proteins), overwrite=overwrite)
 
@@ -84,12 +88,12 @@ def contacts(
             if name in pictures:
                 contact_map(pictures[name], probabilities, title=name)
 
-        settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, "unknown": unknown}
+        settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, **asdict(reading)}
         settings |= {"min_probability": least, "min_separation": separation, "models": {model: loaded.circumstances()}}
         with bars("residues") as bar:
             maps = predict_maps(loaded.module, proteins, draw, bar)
             write_maps(output, maps, rows, settings)
-    for row in rows:
+    for row in tell_doubts(rows):
         tell(f"{row.id}: {row.what}: {row.detail}")
     for path in filter(None, (output, plot)):
         typer.echo(f"{path}: contacts of {counted(len(proteins), 'protein')}")

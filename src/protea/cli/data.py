@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Unknown
+from protea.cli.options import FASTA, Gaps, IdColumn, SequenceColumn, Unknown, options_of
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -67,6 +67,7 @@ def _common(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
     alphabet: Annotated[str, typer.Option(metavar="NAME", help="esm (for ESM-1b, 1v and 2) or esm-1nv.")] = "esm",
     unknown: Unknown = "x",
+    gaps: Gaps = "keep",
     min_length: Annotated[int, typer.Option(metavar="N", help="Skip shorter sequences.")] = 1,
     max_length: Annotated[
         int | None, typer.Option(metavar="N", help="Skip longer sequences; ESM-1nv's data have at most 512 residues.")
@@ -85,24 +86,8 @@ def _members(
 ) -> None: ...
 
 
-def _options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some groups; it receives their values as keyword arguments."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = {
-            parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for function in (command, *groups)
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        }
-        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-        return command
-
-    return add
-
-
 @data.command("uniref")
-@_options_of(_common, _sampling, _members)
+@options_of(_common, _sampling, _members)
 def uniref(
     uniref50: Annotated[list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; repeatable.")],
     uniref90: Annotated[
@@ -133,11 +118,11 @@ def uniref(
 
 
 @data.command("fasta")
-@_options_of(_common, _sampling)
+@options_of(_common, _sampling)
 def fasta(
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.")
-    ],
+    inputs: Annotated[list[str], FASTA],
+    id_column: IdColumn = None,
+    sequence_column: SequenceColumn = None,
     member_flags: Annotated[
         str, typer.Option(metavar="FLAGS", help="Flags for the mmseqs linclust that finds the members.")
     ] = "--min-seq-id 0.9 -c 0.8 --cov-mode 1",
@@ -159,9 +144,10 @@ def fasta(
     """
     from protea.data.build_settings import ClusterSettings
     from protea.data.from_fasta import build_fasta
+    from protea.records import InputColumns
 
     values = ClusterSettings(member_flags=member_flags, cluster_flags=cluster_flags, **settings)
-    _run(build_fasta, values, inputs, overwrite=overwrite)
+    _run(partial(build_fasta, columns=InputColumns(id_column, sequence_column)), values, inputs, overwrite=overwrite)
 
 
 _Source = Path | None
@@ -172,7 +158,7 @@ def _option(metavar: str, text: str) -> Any:
 
 
 @data.command("import")
-@_options_of(_common, _members)
+@options_of(_common, _members)
 def import_(
     mapping: Annotated[_Source, _option("TSV", "BioNeMo 1: mapping.tsv")] = None,
     uniref50: Annotated[_Source, _option("FASTA", "BioNeMo 1: uniref50_train_filt.fasta")] = None,

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea import bundled
+from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, Unknown, load_to_compute
-from protea.cli.terminal import bars, tell
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, load_to_compute
+from protea.cli.terminal import bars, tell, tell_doubts
 from protea.text import counted
 
 if TYPE_CHECKING:
     from protea.embed.settings import EmbedSettings
 
-_REPORTED = ("truncated", "windowed", "altered", "renamed", "skipped")
+_REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "nucleotides", "skipped")
 """Counts of records that the report lists."""
 
 
+@options.options_of(options.columns, options.letters)
 def embed(
     ctx: typer.Context,
     inputs: Annotated[list[str] | None, FASTA] = None,
@@ -54,7 +56,6 @@ def embed(
             help="What to do with a sequence over 1,022 residues (510 for ESM-1nv): truncate, window, full, error.",
         ),
     ] = "truncate",
-    unknown: Unknown = "x",
     duplicates: Annotated[
         str, typer.Option(metavar="POLICY", help="What to do with a repeated id: error, rename, skip.")
     ] = "error",
@@ -72,6 +73,7 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs and drop unfinished ones.")
     ] = False,
+    **_reading: Any,
 ) -> None:
     """Embed protein sequences: one vector a sequence (-o), one a residue (-r), or both in one pass.
 
@@ -127,11 +129,15 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
 
 def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
     from protea.embed.shards import run_on_devices
+    from protea.letters import ReportRow
+    from protea.output import report_path
 
     with bars("residues") as progress:
         totals = run_on_devices(settings, progress, overwrite=overwrite)
     for output in settings.outputs:
         typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
+    report = report_path(settings.outputs[0]).read_text(encoding="utf-8").splitlines()[1:]
+    tell_doubts([ReportRow(*line.split("\t")) for line in report])
 
 
 def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:

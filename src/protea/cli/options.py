@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from protea.infer.loading import LoadedModel
 
 FASTA: Final[Any] = typer.Argument(
-    metavar="IN.fasta...", help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input.", show_default=False
+    metavar="IN.fasta...",
+    help="FASTA files, also .gz, .bz2, .xz, .zst; - is standard input; or tables: .csv, .tsv, .parquet.",
+    show_default=False,
 )
 Fasta = Annotated[list[str], FASTA]
 Model = Annotated[
@@ -50,6 +54,16 @@ Unknown = Annotated[
         metavar="POLICY", help="What to do with a letter outside the alphabet: x (replace by X), error, skip."
     ),
 ]
+Gaps = Annotated[
+    str,
+    typer.Option(metavar="POLICY", help="What to do with gaps (- and .) of an alignment: keep (as residues), drop."),
+]
+IdColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of ids in input tables; by default known by its name.")
+]
+SequenceColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of sequences in input tables; by default known by its name.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 Method = Annotated[
@@ -74,6 +88,30 @@ MapPlot = Annotated[
         "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one a protein."
     ),
 ]
+
+
+def letters(*, unknown: Unknown = "x", gaps: Gaps = "keep") -> None:
+    """The policies for letters. Their names, and those of ``columns``, are the ones of ``Reading``."""
+
+
+def columns(*, id_column: IdColumn = None, sequence_column: SequenceColumn = None) -> None:
+    """The columns of input tables."""
+
+
+def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some groups; it receives their values as keyword arguments."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = {
+            parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for function in (command, *groups)
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        return command
+
+    return add
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LoadedModel:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from protea import bundled
+from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, Unknown, load_to_compute
-from protea.cli.terminal import bars, tell
+from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, load_to_compute
+from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.output import check_output
 from protea.text import counted
@@ -19,6 +20,7 @@ from protea.text import counted
 _CHANGES_SHOWN = 10  # on standard error; a report lists them all
 
 
+@options.options_of(options.columns, options.letters)
 def perplexity(
     inputs: Fasta,
     model: Model = bundled.NAME,
@@ -44,7 +46,6 @@ def perplexity(
             metavar="POLICY", help="A sequence over 1,022 residues: truncate (--pseudo: window), full, error."
         ),
     ] = None,
-    unknown: Unknown = "x",
     dtype: Dtype = "float32",
     fast: Fast = False,
     device: Device = "auto",
@@ -57,6 +58,7 @@ def perplexity(
         typer.Option(metavar="PICTURE", help="With --pseudo: entropy and perplexity along a protein; .png .svg .html."),
     ] = None,
     overwrite: Overwrite = False,
+    **reading: Any,
 ) -> None:
     """Perplexity of masked residues over all sequences, or pseudo-perplexity of each.
 
@@ -74,6 +76,7 @@ def perplexity(
     from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
     from protea.score.perplexity import TOLERANCE, measure_perplexity
+    from protea.score.proteins import Reading
 
     if against is not None:
         check_peer(against)
@@ -96,7 +99,7 @@ def perplexity(
                 select=select,
                 seed=42 if seed is None else seed,
                 long=long,
-                unknown=unknown,
+                reading=Reading(**reading),
                 token_budget=token_budget,
                 against=against,
                 one_protein=plot is not None,
@@ -113,10 +116,11 @@ def perplexity(
     sequences = counted(len(predicted.records), "sequence")
     kind = "pseudo-perplexity" if pseudo else "perplexity"
     typer.echo(f"{kind} {predicted.perplexity:.4f}: {count:,} of {total:,} residues predicted, {sequences}")
-    for change in predicted.changes[:_CHANGES_SHOWN]:
+    changes = tell_doubts(predicted.changes)
+    for change in changes[:_CHANGES_SHOWN]:
         tell(f"{change.id}: {change.what}: {change.detail}")
-    if len(predicted.changes) > _CHANGES_SHOWN:
-        tell(f"{len(predicted.changes):,} records were truncated, altered or skipped")
+    if len(changes) > _CHANGES_SHOWN:
+        tell(f"{len(changes):,} records were truncated, altered or skipped")
     if output is not None:
         typer.echo(f"{output}: {sequences}")
     if predicted.peer is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.terminal import bars, tell
+from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.output import check_output
 from protea.text import counted
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
 
 
+@options.options_of(options.letters)
 def score(
     proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
     table: Annotated[
@@ -53,7 +54,6 @@ def score(
         str, typer.Option(metavar="NAME", help="Name of the column that receives the scores.")
     ] = "model_score",
     long: options.Windows = "window",
-    unknown: options.Unknown = "x",
     dtype: options.Dtype = "float32",
     fast: options.Fast = False,
     device: options.Device = "auto",
@@ -62,6 +62,7 @@ def score(
     plot: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="With --scan: a heat map, .png, .svg or .html.")
     ] = None,
+    **reading: Any,
 ) -> None:
     """Score variants of proteins: log-likelihood ratios, negative where the model prefers the wild type.
 
@@ -83,6 +84,7 @@ def score(
     """
     from protea.plot import check_place, single_site_scan
     from protea.score.effects import Scoring
+    from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
     from protea.score.variants import CANONICAL, chosen_places, scan_cells
 
@@ -106,7 +108,7 @@ def score(
                 columns=Columns(mutant_column, sequence_column),
                 positions=positions,
                 column=column,
-                unknown=unknown,
+                reading=Reading(**reading),
                 one_protein=plot is not None,
                 output=output,
                 overwrite=overwrite,
@@ -132,7 +134,7 @@ def _show(rows: Rows, output: Path | None) -> None:
     else:
         number = counted(rows.table.num_rows - len(rows.problems), "variant")
         typer.echo(f"{output}: {number} of {counted(len(rows.proteins), 'protein')} scored")
-    for change in rows.changes:
+    for change in tell_doubts(rows.changes):
         tell(f"{change.id}: {change.what}: {change.detail}")
     shown = rows.problems if output is None else rows.problems[:_PROBLEMS_SHOWN]
     for problem in shown:

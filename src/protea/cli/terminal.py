@@ -14,6 +14,8 @@ from protea.text import printable
 if TYPE_CHECKING:
     import rich.progress
 
+    from protea.letters import ReportRow
+
 
 class Bars(Progress):
     """Draws the current task of a run as a bar with rate, amount and time; notes appear above it."""
@@ -81,6 +83,17 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return cell == "-"
     return True
+
+
+def tell_doubts(rows: Sequence[ReportRow]) -> list[ReportRow]:
+    """Tell, in a line a kind, of records that are hardly meant; return the other rows."""
+    from protea.letters import Doubts
+
+    doubts = Doubts()
+    doubts.add(rows)
+    for line in doubts.lines():
+        tell(line)
+    return [row for row in rows if row.what not in doubts.kinds]
 
 
 def tell(message: str) -> None:

@@ -158,8 +158,9 @@ class Build:
         groups: Iterable[list[Record] | Block],
         sources: Iterable[str | Path],
         note: Callable[[list[Record]], bytes] | None = None,
+        given: Any = None,
     ) -> Table:
-        """Read the records of some files into a table; see ``Reader.table``."""
+        """Read the records of some files into a table; see ``Reader.table``, and ``stage`` for what is ``given``."""
         settings = self.settings
 
         def make(folder: Path) -> Numbers:
@@ -167,8 +168,8 @@ class Build:
             self.check_ids(Table(folder))
             return asdict(counts)
 
-        rules = [settings.unknown, settings.min_length, settings.max_length, settings.leave_out]
-        folder = self.step(name, make, [self.alphabet.name, rules, fingerprints(sources), note is not None])
+        rules = [settings.unknown, settings.gaps, settings.min_length, settings.max_length, settings.leave_out]
+        folder = self.step(name, make, [self.alphabet.name, rules, fingerprints(sources), note is not None, given])
         self._reports.append(folder / REPORT)
         return Table(folder)
 

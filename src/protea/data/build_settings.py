@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from protea.data.mmseqs import CLUSTER_FLAGS, MEMBER_FLAGS, REVERSE_FLAGS, SEARCH_FLAGS, split_flags
 from protea.errors import UsageError
-from protea.letters import Unknown
+from protea.letters import Gaps, Unknown
 
 Side = Literal["train", "valid"]
 """The split whose sequences are the queries of the filter's search."""
@@ -21,7 +21,7 @@ Absent = Literal["error", "skip"]
 Empty = Literal["error", "representative", "drop"]
 """Policy for a training cluster without members: an error, its representative becomes its member, or it is dropped."""
 
-_CHOICES = {"unknown": Unknown, "search_from": Side, "absent": Absent, "empty": Empty}
+_CHOICES = {"unknown": Unknown, "gaps": Gaps, "search_from": Side, "absent": Absent, "empty": Empty}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class BuildSettings:
     search_from: Side = "train"
     filter_flags: str | None = None
     unknown: Unknown = "x"
+    gaps: Gaps = "keep"
     min_length: int = 1
     max_length: int | None = None
     leave_out: str | None = None

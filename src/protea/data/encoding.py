@@ -20,7 +20,7 @@ from protea.data.build_settings import BuildSettings
 from protea.data.token_table import TableWriter, lengths_of, token_batch
 from protea.errors import DataError
 from protea.fasta import Block, Record
-from protea.letters import NO_RESIDUES, ReportRow, clean
+from protea.letters import NO_RESIDUES, Doubts, ReportRow, clean, doubtful
 from protea.progress import Progress
 from protea.text import printable
 
@@ -62,6 +62,7 @@ class Reader:
         self._with_ends = bytes(table)
         self._pattern = re.compile(settings.leave_out) if settings.leave_out else None
         self._rows: list[ReportRow] = []
+        self._doubts = Doubts()
 
     def table(
         self,
@@ -90,11 +91,14 @@ class Reader:
                     writer.write(batch)
                 writer.leave_out([row.id.encode() for row in self._rows if row.what == "skipped"])
                 report.writelines("\t".join(map(printable, row)) + "\n" for row in self._rows)
+                self._doubts.add(self._rows)
                 self._rows.clear()
                 residues = int(lengths_of(batch).sum())
                 self.counts.kept += len(batch)
                 self.counts.residues += residues
                 self._progress.advance(residues)
+        for line in self._doubts.lines():
+            self._progress.note(line)
         if not self.counts.kept:
             skipped = {name[8:]: count for name, count in vars(self.counts).items() if name.startswith("skipped")}
             reasons = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in skipped.items() if count)
@@ -111,7 +115,7 @@ class Reader:
             return None
         # ">" separates the sequences: no alphabet has it. A ">" within a record changes the number of sequences.
         tokens = b">".join([residues for _, _, residues in records]).translate(self._with_ends, b"\n")
-        if _INVALID in tokens:
+        if _INVALID in tokens or any(doubtful(residues.decode("ascii")) for _, _, residues in records):
             return None
         ends = np.append(np.flatnonzero(np.frombuffer(tokens, np.uint8) == _END), len(tokens))
         lengths = np.diff(ends, prepend=-1) - 1
@@ -138,17 +142,16 @@ class Reader:
             counts.skipped_by_header += 1
             self._rows.append(ReportRow(record.id, "skipped", f"header matches {settings.leave_out!r}"))
             return None
-        if not record.sequence or _INVALID in self._token_ids(record.sequence):
-            cleaned = clean(record, self._alphabet, settings.unknown)
-            if cleaned.row is not None:
-                self._rows.append(cleaned.row)
+        if not record.sequence or _INVALID in self._token_ids(record.sequence) or doubtful(record.sequence):
+            cleaned = clean(record, self._alphabet, settings.unknown, settings.gaps)
+            self._rows.extend(cleaned.rows)
             if cleaned.sequence is None:
-                if cleaned.row is not None and cleaned.row.detail == NO_RESIDUES:
+                if cleaned.rows[0].detail == NO_RESIDUES:
                     counts.skipped_empty += 1
                 else:
                     counts.skipped_unknown += 1
                 return None
-            counts.altered_records += 1
+            counts.altered_records += bool(cleaned.letters)
             counts.altered_letters += cleaned.letters
             record = record._replace(sequence=cleaned.sequence)
         length = len(record.sequence)

@@ -26,6 +26,7 @@ from protea.data.writer import Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
+from protea.records import RECOGNISED, InputColumns, read_groups
 
 _DISK_FACTOR: Final = 4.0
 """Bytes of disk for each byte of input if MMseqs2 clusters it."""
@@ -81,13 +82,18 @@ def build_uniref(
 
 
 def build_fasta(
-    settings: ClusterSettings, inputs: Sequence[str | Path], progress: Progress, *, overwrite: bool = False
+    settings: ClusterSettings,
+    inputs: Sequence[str | Path],
+    progress: Progress,
+    *,
+    columns: InputColumns = RECOGNISED,
+    overwrite: bool = False,
 ) -> Numbers:
-    """Build a store from any FASTA files; return the numbers of its steps and splits."""
+    """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
     with Build(settings, "fasta", {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
-        table = build.read("read sequences", read_blocks(inputs), inputs)
+        table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])
         representative = _cluster(build, "cluster members", table, None, settings.member_flags)
         representative = _cluster(build, "cluster", table, representative, settings.cluster_flags)
         folder = _number_clusters(build, table, representative)

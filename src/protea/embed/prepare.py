@@ -18,7 +18,7 @@ from protea.embed.stores import store_name
 from protea.errors import FastaError, SequenceTooLongError, UnknownResidueError
 from protea.fasta import Record
 from protea.infer.windows import spans
-from protea.letters import ReportRow, Unknown, clean
+from protea.letters import Gaps, ReportRow, Unknown, clean, doubtful
 from protea.models.encoder import Encoder
 
 Long = Literal["truncate", "window", "full", "error"]
@@ -38,6 +38,7 @@ class RecordPolicies:
 
     long: Long = "truncate"
     unknown: Unknown = "x"
+    gaps: Gaps = "keep"
     duplicates: Duplicates = "error"
 
 
@@ -97,24 +98,25 @@ def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies,
         ).digest()
         rows: list[ReportRow] = []
         named = _with_own_id(record, policies.duplicates, ids, last_numbers, rows)
-        residues = None if named is None else encode(named, model.alphabet, policies.unknown, rows)
+        residues = None if named is None else encode(named, model.alphabet, policies, rows)
         encoded = None if named is None or residues is None else fit(named, residues, model, policies.long, rows)
         yield Prepared(encoded, tuple(rows), fingerprint)
 
 
-def encode(record: Record, alphabet: Alphabet, unknown: Unknown, rows: list[ReportRow]) -> NDArray[np.uint8] | None:
+def encode(
+    record: Record, alphabet: Alphabet, policies: RecordPolicies, rows: list[ReportRow]
+) -> NDArray[np.uint8] | None:
     """Token ids ``[L]`` of a record's residues; ``None`` if the record is skipped.
 
-    ``<mask>`` stands for a masked position. ``rows`` receives a row if the record is altered or skipped.
+    ``<mask>`` stands for a masked position. ``rows`` receives what ``clean`` reports.
     """
-    if record.sequence:
+    if record.sequence and not doubtful(record.sequence):
         try:
             return alphabet.encode(record.sequence)
         except UnknownResidueError:
             pass  # ``clean`` decides whether the policy allows it
-    cleaned = clean(record, alphabet, unknown, masks=True)
-    if cleaned.row is not None:
-        rows.append(cleaned.row)
+    cleaned = clean(record, alphabet, policies.unknown, policies.gaps, masks=True)
+    rows.extend(cleaned.rows)
     return None if cleaned.sequence is None else alphabet.encode(cleaned.sequence)
 
 

@@ -29,12 +29,14 @@ from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import RESIDUES, EmbeddingStore, StoredRecord, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
-from protea.fasta import flows, read_fasta
+from protea.fasta import flows
 from protea.infer.runner import Runner, default_budget
 from protea.journal import differences, work_path
+from protea.letters import Doubts
 from protea.models.encoder import Encoder
 from protea.output import check_space
 from protea.progress import SILENT, Progress
+from protea.records import read_records
 
 _COMMIT_SECONDS: Final = 10.0
 """Time between two commits; a killed run loses this work, and the packs that are not written yet."""
@@ -109,6 +111,8 @@ class EmbedRun:
             complete = folder / stored["complete"]
             if complete.exists():  # else an interrupted run has moved it already
                 publish(complete, output.path, journal.rows(), self._provenance(state.totals))
+        if surveyed is UNKNOWN:
+            self._tell_doubts(journal)
         journal.remove()
         return state.totals
 
@@ -120,13 +124,21 @@ class EmbedRun:
                 raise UsageError(f"--shard needs files that can be read twice; {once[0]} cannot")
             return UNKNOWN
         self.progress.begin("checking")
-        read = partial(read_fasta, self.settings.inputs)
+        read = partial(read_records, self.settings.inputs, self.settings.columns)
         surveyed = survey(read, self.model, self.settings.policies, budget, self.progress)
+        for line in surveyed.doubts:
+            self.progress.note(line)
         if surveyed.damage is not None:
             if self.settings.shard is not None:
                 raise surveyed.damage
             self.progress.note(f"{surveyed.damage}; the records before the damage are embedded first")
         return surveyed
+
+    def _tell_doubts(self, journal: RunJournal) -> None:
+        doubts = Doubts()
+        doubts.add(journal.rows())
+        for line in doubts.lines():
+            self.progress.note(line)
 
     def _circumstances(self) -> dict[str, Any]:
         """What the numbers depend on, apart from the settings."""
@@ -225,7 +237,8 @@ class EmbedRun:
 
     def _groups(self, surveyed: Survey, budget: int, state: RunState, share: range | None) -> Iterator[Group]:
         """The groups still to compute. Records before them are read again and must be the same."""
-        items = prepare(read_fasta(self.settings.inputs), self.model, self.settings.policies, surveyed.new_ids())
+        records = read_records(self.settings.inputs, self.settings.columns)
+        items = prepare(records, self.model, self.settings.policies, surveyed.new_ids())
         if state.records:
             last_finished = next(islice(items, state.records - 1, None), None)
             if last_finished is None or last_finished.fingerprint.hex() != state.fingerprint:

@@ -14,7 +14,8 @@ from protea.embed.embeddings import check_poolings
 from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
-from protea.letters import Unknown
+from protea.letters import Gaps, Unknown
+from protea.records import InputColumns
 from protea.settings_errors import Section, read_yaml, validate
 
 PROVENANCE: Final = "provenance"
@@ -79,6 +80,9 @@ class EmbedSettings(Section):
     devices: Annotated[int, Field(ge=1)] = 1
     long: Long = "truncate"
     unknown: Unknown = "x"
+    gaps: Gaps = "keep"
+    id_column: str | None = None
+    sequence_column: str | None = None
     duplicates: Duplicates = "error"
     token_budget: Annotated[int, Field(ge=1)] | None = None
     shard: Annotated[Shard | None, BeforeValidator(_shard)] = None
@@ -86,7 +90,12 @@ class EmbedSettings(Section):
     @property
     def policies(self) -> RecordPolicies:
         """The policies for records that cannot be embedded as they are."""
-        return RecordPolicies(long=self.long, unknown=self.unknown, duplicates=self.duplicates)
+        return RecordPolicies(long=self.long, unknown=self.unknown, gaps=self.gaps, duplicates=self.duplicates)
+
+    @property
+    def columns(self) -> InputColumns:
+        """The columns of input tables."""
+        return InputColumns(self.id_column, self.sequence_column)
 
     @property
     def outputs(self) -> list[Path]:

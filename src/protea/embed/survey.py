@@ -20,6 +20,7 @@ from protea.embed.prepare import Prepared, RecordPolicies, SeenIds, prepare
 from protea.embed.stores import store_name
 from protea.errors import DamagedFileError
 from protea.fasta import Record
+from protea.letters import Doubts
 from protea.models.encoder import Encoder
 from protea.packing import pack_by_budget
 from protea.progress import Progress
@@ -83,6 +84,8 @@ class Totals:
     windowed: int = 0
     altered: int = 0
     renamed: int = 0
+    gapped: int = 0
+    nucleotides: int = 0
     residues: int = 0
 
     def plus(self, items: Iterable[Prepared]) -> Totals:
@@ -108,6 +111,7 @@ class Survey:
         fingerprint: of all records, in hexadecimal; ``None`` if unknown.
         new_ids: makes the ids that ``prepare`` needs.
         damage: the error of a compressed file that is cut short; the totals then count the records before it.
+        doubts: what to tell the user about records that are hardly meant.
     """
 
     totals: Totals | None
@@ -115,6 +119,7 @@ class Survey:
     fingerprint: str | None
     new_ids: Callable[[], SeenIds]
     damage: DamagedFileError | None = None
+    doubts: tuple[str, ...] = ()
 
 
 UNKNOWN: Final = Survey(None, 0, None, SeenIds)
@@ -147,16 +152,18 @@ def survey(
 
 def _count(items: Iterable[Prepared], budget: int, progress: Progress) -> Survey:
     totals, number, fingerprint = Totals(), 0, b""
-    damage = None
+    damage, doubts = None, Doubts()
     try:
         for group in groups(items, budget):
             before = totals.residues
             totals = totals.plus(group.items)
+            for item in group.items:
+                doubts.add(item.rows)
             progress.advance(totals.residues - before)
             number, fingerprint = group.number + 1, group.fingerprint
     except DamagedFileError as error:
         damage = error
-    return Survey(totals, number, None if damage else fingerprint.hex(), SeenIds, damage)
+    return Survey(totals, number, None if damage else fingerprint.hex(), SeenIds, damage, tuple(doubts.lines()))
 
 
 def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: int = 0) -> Iterator[Group]:

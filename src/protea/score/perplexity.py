@@ -32,7 +32,7 @@ from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
 from protea.score.effects import pseudo_log_likelihoods
 from protea.score.expected import LongProtein, runner_for
-from protea.score.proteins import choice, read_proteins
+from protea.score.proteins import AS_USUAL, Reading, choice, read_proteins
 from protea.tables import Beside, check_output, write_table
 
 TOLERANCE: Final = 0.0005
@@ -116,7 +116,7 @@ def measure_perplexity(
     select: float | None = None,
     seed: int = 42,
     long: str | None = None,
-    unknown: str = "x",
+    reading: Reading = AS_USUAL,
     token_budget: int | None = None,
     against: str | None = None,
     one_protein: bool = False,
@@ -131,7 +131,7 @@ def measure_perplexity(
     ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``one_protein`` refuses
     several sequences, which a picture cannot show. ``progress`` counts residues.
     """
-    run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, "unknown": unknown}
+    run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, **asdict(reading)}
     masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
     if pseudo:
         policy = choice("--long", long or "window", LongProtein)
@@ -146,7 +146,7 @@ def measure_perplexity(
     if against is not None:
         check_peer(against, module)
     changes: list[ReportRow] = []
-    records = read_proteins(inputs, alphabet, unknown, changes)
+    records = read_proteins(inputs, alphabet, reading, changes)
     if one_protein and len(records) != 1:
         raise UsageError(f"--plot draws one protein, but there are {len(records)}; give a file of one protein")
     runner = runner_for(module, token_budget)

@@ -24,13 +24,13 @@ from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.errors import DataError, FastaError, UsageError, VariantError
 from protea.infer.loading import LoadedModel, load_model
-from protea.letters import ReportRow
+from protea.letters import GAPS, ReportRow
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import tokens_seen_at_once
 from protea.score.notation import parse
-from protea.score.proteins import GAPS, wild_types
+from protea.score.proteins import AS_USUAL, Reading, wild_types
 from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
 from protea.tables import Beside, check_output, read_table, write_table
 from protea.text import counted
@@ -91,7 +91,7 @@ def score_variants(
     columns: Columns = _USUAL,
     positions: str | None = None,
     column: str = "model_score",
-    unknown: str = "x",
+    reading: Reading = AS_USUAL,
     one_protein: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
@@ -113,7 +113,7 @@ def score_variants(
     ensemble, alphabet = open_ensemble(models)
     changes: list[ReportRow] = []
     notes: list[str] = []
-    wild = wild_types([proteins], alphabet, unknown, changes)
+    wild = wild_types([proteins], alphabet, reading, changes)
     if variants is None:
         table, source = scan_table(wild, how.offset, positions), "scan" if positions is None else f"scan {positions}"
     elif isinstance(variants, Path):
@@ -139,7 +139,7 @@ def score_variants(
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
-        run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), "unknown": unknown}
+        run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), **asdict(reading)}
         run |= {f"{name}_column": value for name, value in columns._asdict().items() if value is not None}
         write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
     return scored
