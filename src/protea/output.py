@@ -129,6 +129,15 @@ def write_run(path: Path, settings: Mapping[str, Any]) -> None:
     run_path(path).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """The contents of ``OUT.run.yaml``; ``OutputError`` if there is none, or if it is damaged."""
+    place = run_path(path)
+    try:
+        return dict(yaml.safe_load(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise OutputError(f"{path}: its run file {place} is missing or damaged") from error
+
+
 def write_durably(path: Path, text: str) -> None:
     """Write or replace a small file; after a crash of the machine it holds the old text or the new one."""
     aside = path.with_name(f".{path.name}.unfinished")
