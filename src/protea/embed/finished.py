@@ -72,7 +72,10 @@ def opened(path: Path, kind: str) -> Contents:
 
 
 class Former:
-    """The finished outputs that an update replaces, open for reading; keeps about a kilobyte a record in memory."""
+    """The finished outputs that an update replaces, open for reading.
+
+    Keeps about a kilobyte a record in memory; CSV and NPZ are read whole.
+    """
 
     def __init__(self, outputs: Sequence[EmbeddingOutput]) -> None:
         self._stored: list[dict[str, tuple[StoredRecord, Callable[[], Arrays]]]] = []

@@ -78,7 +78,7 @@ def _entries(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, Ca
         next(rows)
         for row in rows:
             record = record_of(dict(zip(fields, row, strict=False)))
-            yield record, partial(_arrays, row[len(fields) :], layout)
+            yield record, partial(dict, _arrays(row[len(fields) :], layout))
 
 
 def _arrays(cells: list[str], layout: ArrayLayout) -> Arrays:
