@@ -138,12 +138,12 @@ def _check_paths(settings: EmbedSettings) -> None:
             if Path(given).is_relative_to(place):
                 raise UsageError(f"{option} {path}: this folder holds the input {given}; name another output")
     by_option = {"-o": settings.sequences, "-r": settings.residues, "--logits": settings.logits}
-    for (one, path), (other, second) in combinations(by_option.items(), 2):
-        if path is None or second is None or os.path.realpath(path) != os.path.realpath(second):
+    for (one, first), (other, second) in combinations(by_option.items(), 2):
+        if first is None or second is None or os.path.realpath(first) != os.path.realpath(second):
             continue
         if other == "--logits":
             raise UsageError(f"{one} and --logits both name {second}; give each its own output")
-        if path != second or path.suffix:
+        if first != second or first.suffix:
             raise UsageError(f"-o and -r both name {second}; give each its own file, or name a folder for both")
 
 
