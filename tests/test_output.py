@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from messages import check_message
-from protea.errors import OutputError
+from protea.errors import OutputError, ProteaWarning
 from protea.letters import ReportRow
 from protea.output import check_output, check_space, report_path, run_path, staged, write_report, write_run
 
@@ -131,3 +133,39 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
             (place / text).touch()
     assert names(target) == {"new"}
     assert names(tmp_path) == {"model"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from protea.output import staged
+with staged(Path(sys.argv[1])) as place:
+    place.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_run_left_aside_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "out.tsv"
+    command = [sys.executable, "-c", HOLD, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        (aside,) = tmp_path.iterdir()
+        write_all(target)  # beside a living process; nothing of it is removed
+        assert (aside / "out.tsv").read_text() == "half"
+        writer.kill()
+    assert aside.exists()
+    with pytest.warns(ProteaWarning, match=aside.name) as caught:
+        write_all(target, "again", overwrite=True)
+    check_message("output.removed-aside", str(caught[0].message), tmp=tmp_path)
+    assert names(tmp_path) == {"out.tsv", "out.tsv.report.tsv", "out.tsv.run.yaml"}
+
+
+def test_a_hidden_folder_of_the_users_is_never_removed(tmp_path: Path) -> None:
+    own = tmp_path / ".out.tsv.1"
+    own.mkdir()
+    (own / "thesis.txt").touch()
+    write_all(tmp_path / "out.tsv")
+    assert names(own) == {"thesis.txt"}

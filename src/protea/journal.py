@@ -1,4 +1,4 @@
-"""Records of an unfinished run, from which the same command continues where the run stopped.
+"""Records of runs: those of an unfinished one, from which the same command continues, and those of a finished one.
 
 Until an output ``OUT`` is complete, the folder ``.OUT.partial`` lies beside it. It is locked, so that one process at a
 time works on an output. Its ``journal.json`` says how far the work is; it is replaced in one step.
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
-from protea.errors import ResumeError
-from protea.output import write_durably, write_failure
+from protea.errors import OutputError, ResumeError
+from protea.output import read_run, report_path, run_path, write_durably, write_failure
 
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
@@ -95,6 +95,24 @@ def damaged_journal(output: Path, error: Exception) -> ResumeError:
         f"{output}: the journal of an unfinished run, {work_path(output) / JOURNAL}, cannot be read ({error}); "
         "pass --overwrite to start again"
     )
+
+
+def check_finished(output: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The run file of a finished output, if the output is what a run with the ``wanted`` settings would write.
+
+    ``wanted`` names what the contents depend on: options, the SHA-256 of weights, a fingerprint of the input. The run
+    file holds them at its top or under ``provenance``. An ``OutputError`` says what differs, or which file is missing.
+    """
+    refused = "choose another name or pass --overwrite"
+    for path in (report_path(output), run_path(output)):
+        if not path.is_file():
+            raise OutputError(f"{output}: exists already, without {path.name} beside it; {refused}")
+    recorded = read_run(output)
+    inner = recorded.get("provenance")
+    old = {**(inner if isinstance(inner, dict) else {}), **recorded}
+    if changed := differences({name: old[name] for name in wanted if name in old}, wanted):
+        raise OutputError(f"{output}: exists already, of another run ({changed}); {refused}")
+    return recorded
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -6,19 +6,21 @@ At whatever moment a process is killed, an output is absent, or complete: the ol
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
-import secrets
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from protea.errors import OutputError
+from protea.errors import OutputError, ProteaWarning
 from protea.letters import ReportRow
 from protea.text import bytes_text, printable
 
@@ -77,18 +79,17 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Yields the path to write at. Files written beside that path move with it, and before it: an output is never without
     them. Missing parent folders are created, and removed again if the work fails. With ``overwrite``, an existing
-    output and the files beside it are replaced; an empty folder always is.
+    output and the files beside it are replaced; an empty folder always is. What a killed process has left aside is
+    removed, with a warning.
     """
     made: list[Path] = []
-    # The name is chosen before the folder is made: an interrupt may come between any two lines.
-    stem = os.fsencode(target.name)[:200].decode(errors="ignore")
-    aside = target.parent / f".{stem}.{secrets.token_hex(4)}"
+    aside, lock = None, None
     try:
         if not overwrite:
             _refuse_existing(target)
         made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir(mode=0o700)
+        aside, lock = _folder_aside(target)
         yield aside / target.name
         written = sorted(aside.iterdir(), key=lambda path: path.name == target.name)
         for path in written:
@@ -99,10 +100,52 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise write_failure(error, target) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside is not None and lock is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.close(lock)
         with suppress(OSError):  # a folder that is not empty stays
             for folder in made:
                 folder.rmdir()
+
+
+def _folder_aside(target: Path) -> tuple[Path, int]:
+    """A new folder beside the target, locked while the descriptor is open; removes those that killed runs have left.
+
+    An interrupt before the return leaves a folder that nobody holds, which the next run removes.
+    """
+    stem = os.fsencode(target.name)[:200].decode(errors="ignore")
+    for number in count(1):
+        folder = target.parent / f".{stem}.{number}"
+        if folder.exists() and not _removed_dead(folder, target):
+            continue
+        with suppress(FileExistsError):  # another process has just made it
+            folder.mkdir(mode=0o700)
+            descriptor = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # some network disks know no locks; there, nobody removes the folder of another
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)  # another process has taken it, before it was locked, for one left behind
+    raise AssertionError("numbers do not end")
+
+
+def _removed_dead(folder: Path, target: Path) -> bool:
+    """Remove a folder aside, if no process holds it and it has nothing in it but an output of that name."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not all(path.name.startswith(target.name) for path in folder.iterdir()):
+            return False
+        shutil.rmtree(folder)
+    except OSError:  # a living process holds it
+        return False
+    finally:
+        os.close(descriptor)
+    warnings.warn(f"{folder}: removed; a killed run had left it", ProteaWarning, stacklevel=5)
+    return True
 
 
 def put_in_place(complete: Path, path: Path) -> None:
@@ -127,6 +170,15 @@ def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[
 def write_run(path: Path, settings: Mapping[str, Any]) -> None:
     """Write ``OUT.run.yaml``: the settings and circumstances of the run, as plain values."""
     run_path(path).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The contents of ``OUT.run.yaml``; ``OutputError`` if there is none, or if it is damaged."""
+    place = run_path(path)
+    try:
+        return dict(yaml.safe_load(place.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise OutputError(f"{path}: its run file {place} is missing or damaged") from error
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ from protea.contacts import fitted_heads as heads
 from protea.contacts.precision import means, score
 from protea.contacts.predict import contacts
 from protea.contacts.structures import pairs, read_chains
-from protea.errors import ProteaWarning, UsageError
+from protea.errors import ProteaError, ProteaWarning, UsageError
 from protea.models.layers import BilinearContactHead, ContactHead
 from protea.models.registry import build
 
@@ -228,6 +228,14 @@ def test_pictures_show_predictions_and_the_structure(
     result = run("evaluate", "contacts", files[0], *esm2, "--plot", "one.svg")
     assert "one.svg: 1 contact map" in result.out.splitlines()
     assert "<svg" in Path("one.svg").read_text()
+
+    def fail(*_: object) -> None:
+        raise ProteaError("cannot measure")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("protea.contacts.precision.measure", fail)
+        fails(run("evaluate", "contacts", *files, *esm2, "--plot", "maps"), 1, "cannot measure")
+    assert not Path("maps").exists(), "the folder comes with its first picture"
     monkeypatch.setattr("protea.plot.contact_map", draw)
     result = run("evaluate", "contacts", *files, *esm2, "--plot", "maps", "-o", "out.csv", "--dtype", "bfloat16")
     assert result.code == 0, result

@@ -120,8 +120,14 @@ def test_bad_input_is_one_line(run: Run, files: list[object], tmp_path: Path) ->
     Path("map.tsv").write_text(MAPPING.replace("UniRef90_4_0", "UniRef90_gone"))
     result = run("data", "uniref", *plain, "-o", "s")
     check_message("data.absent", result.err.splitlines()[-1])
-    assert Path("s.problems.tsv").read_text() == "UniRef90_gone\tUniRef50_4\tabsent\n"
+    listed = "UniRef90_gone\tUniRef50_4\tabsent\n"
+    assert Path("s.problems.tsv").read_text() == listed
+    assert run("data", "uniref", *files, "--mmseqs", "nosuch", "--valid", "2", "-o", "s").code == 1
+    assert Path("s.problems.tsv").read_text() == listed, "a build without such problems keeps the list"
+    assert run("data", "uniref", *plain, "-o", "s").code == 1
+    assert Path("s.problems.tsv").read_text() == listed, "the same problems take its place"
     assert run("data", "uniref", *plain, "--absent", "skip", "-o", "s").code == 0
+    assert not Path("s.problems.tsv").exists()
     fails(run("data", "uniref", *plain, "-o", "s"), 1, "s: exists already; choose another name or pass --overwrite")
     assert not list(tmp_path.glob(".*.partial"))
 

@@ -137,7 +137,7 @@ def test_a_long_sequence_and_learned_positions(run: Run, model_folders: dict[str
         ("compression", ["in.fasta", "-o", "s.h5", "--compression", "10"]),
         ("config", ["in.fasta", "-o", "s.h5", "--config", "absent.yaml"]),
         ("option", ["in.fasta", "--nope"]),
-        ("suffix-o", ["in.fasta", "-o", "s.csv"]),
+        ("suffix-o", ["in.fasta", "-o", "s.txt"]),
         ("suffix-r", ["in.fasta", "-r", "r.txt"]),
         ("same-file", ["in.fasta", "-o", "s.h5", "-r", "s.h5"]),
         ("pooling", ["in.fasta", "-o", "s.h5", "--pool", "median"]),

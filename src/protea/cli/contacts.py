@@ -68,7 +68,6 @@ def contacts(
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
     from protea.contacts.maps import check_maps, predict_maps, without_too_long, write_maps
-    from protea.plot import contact_map
     from protea.score.proteins import Reading, wild_types
 
     if output is None and plot is None:
@@ -86,7 +85,7 @@ def contacts(
 
         def draw(name: str, probabilities: FloatArray) -> None:
             if name in pictures:
-                contact_map(pictures[name], probabilities, title=name)
+                draw_map(pictures[name], probabilities, title=name)
 
         settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, **asdict(reading)}
         settings |= {"min_probability": least, "min_separation": separation, "models": {model: loaded.circumstances()}}
@@ -184,9 +183,9 @@ def decimals(value: float) -> str:
 
 
 def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Where each protein's picture goes: the named file, or a PNG in a folder, which is created."""
+    """Where each protein's picture goes: the named file, or a PNG in a folder, which ``draw_map`` creates."""
     from protea.embed.stores import file_name
-    from protea.output import check_output, write_failure
+    from protea.output import check_output
     from protea.plot import check_place
 
     if not names:
@@ -197,12 +196,23 @@ def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[
         check_place(plot)
         paths = {names[0]: plot}
     else:
-        check_place(Path("any.png"))  # before the folder is made
-        try:
-            plot.mkdir(exist_ok=True)
-        except OSError as error:
-            raise write_failure(error, plot) from error
+        check_place(Path("any.png"))
         paths = {name: plot / f"{file_name(name)}.png" for name in names}
+        if not plot.is_dir():
+            check_output(plot)
+            return paths
     for path in paths.values():
         check_output(path, overwrite=overwrite)
     return paths
+
+
+def draw_map(path: Path, probabilities: FloatArray, **options: Any) -> None:
+    """Draw a contact map where ``picture_paths`` says; its folder is made with its first picture."""
+    from protea.output import write_failure
+    from protea.plot import contact_map
+
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise write_failure(error, path.parent) from error
+    contact_map(path, probabilities, **options)

@@ -13,6 +13,7 @@ from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, load_to_compute
 from protea.cli.terminal import bars, tell, tell_doubts
+from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -28,11 +29,17 @@ def embed(
     inputs: Annotated[list[str] | None, FASTA] = None,
     sequences: Annotated[
         Path | None,
-        typer.Option("-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, or a folder."),
+        typer.Option(
+            "-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, .csv, .npz, or a folder."
+        ),
     ] = None,
     residues: Annotated[
         Path | None,
         typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: .h5, .parquet, or a folder."),
+    ] = None,
+    logits: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Log-probabilities and entropy of each residue: .h5, .parquet, or a folder."),
     ] = None,
     model: Model = bundled.NAME,
     pool: Annotated[
@@ -70,15 +77,18 @@ def embed(
         Path | None,
         typer.Option(metavar="RUN.yaml", help="Read options from a file, such as OUT.run.yaml; flags override it."),
     ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Compute only new and changed sequences; keep the others of the output.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace existing outputs and drop unfinished ones.")
     ] = False,
     **_reading: Any,
 ) -> None:
-    """Embed protein sequences: one vector a sequence (-o), one a residue (-r), or both in one pass.
+    """Embed protein sequences: one vector a sequence (-o), one a residue (-r), predictions (--logits), in one pass.
 
-    After an interruption the same command continues. OUT.report.tsv lists every record that was truncated, altered,
-    renamed or skipped.
+    After an interruption the same command continues; after the end it finds nothing to do. OUT.report.tsv lists every
+    record that was truncated, altered, renamed or skipped.
 
     \b
     Examples:
@@ -87,17 +97,20 @@ def embed(
       zcat big.fasta.gz | protea embed - -m my-model/ -o big.h5 --pool mean,max
       protea embed big.fasta -m my-model/ -o big.h5 --shard $SLURM_ARRAY_TASK_ID/16
       protea embed --config proteins.parquet.run.yaml -o again.parquet
+      protea embed grown.fasta -m my-model/ -o proteins.parquet --update
     """
     from protea.embed.settings import parse, read_config
 
     values: dict[str, Any] = {} if config is None else read_config(config)
     values |= _given(ctx)
     settings = parse(values, "protea embed" if config is None else f"--config {config}")
+    if update and (overwrite or settings.devices > 1 or settings.shard is not None):
+        raise UsageError("--update works alone, in one process; leave out --overwrite, --devices and --shard")
     with interruptible():
         if settings.devices > 1:
             _embed_on_devices(settings, overwrite=overwrite)
         else:
-            _embed(settings, overwrite=overwrite)
+            _embed(settings, overwrite=overwrite, update=update)
 
 
 def merge(
@@ -116,14 +129,15 @@ def merge(
     from protea.embed.shards import merge as merge_shards
 
     for output in outputs:
-        totals = merge_shards(output, overwrite=overwrite)
+        with bars() as progress:
+            totals = merge_shards(output, overwrite=overwrite, progress=progress)
         typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
 
 
 def _given(ctx: typer.Context) -> dict[str, Any]:
     """The options on the command line, without defaults."""
     source = ctx.get_parameter_source
-    options = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
+    options = {name: value for name, value in ctx.params.items() if name not in ("config", "update", "overwrite")}
     return {name: value for name, value in options.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
 
 
@@ -140,7 +154,7 @@ def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
     tell_doubts([ReportRow(*line.split("\t")) for line in report])
 
 
-def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
+def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     from protea.device import native_bfloat16
     from protea.embed.run import EmbedRun
 
@@ -148,13 +162,16 @@ def _embed(settings: EmbedSettings, *, overwrite: bool) -> None:
     loaded = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
     model = loaded.module
     with bars("residues") as progress:
-        run = EmbedRun(settings, model, loaded.weights_sha256(), overwrite=overwrite, progress=progress)
+        files = loaded.weights_sha256()
+        run = EmbedRun(settings, model, files, overwrite=overwrite, update=update, progress=progress)
         totals = run()
     for output in run.outputs:
         typer.echo(
             f"{output.path}: {totals.embedded:,} sequences, {totals.residues:,} residues, "
             f"{output.layout.width} values each ({', '.join(output.layout.kinds)})"
         )
+    if run.was_complete:
+        return
     reported = [f"{count:,} {what}" for what in _REPORTED if (count := getattr(totals, what))]
     if reported:
         tell(f"{', '.join(reported)}: see {run.outputs[0].path}.report.tsv")

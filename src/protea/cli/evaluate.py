@@ -12,7 +12,7 @@ import typer
 
 from protea import bundled
 from protea.cli import options
-from protea.cli.contacts import Structures, decimals, picture_paths, show_means, tell_rows
+from protea.cli.contacts import Structures, decimals, draw_map, picture_paths, show_means, tell_rows
 from protea.cli.interrupt import interruptible
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
@@ -72,7 +72,6 @@ def evaluate_contacts(
     from protea.contacts.precision import fitted_on, measure, select_chains, write_precisions
     from protea.contacts.structures import contact_map
     from protea.letters import ReportRow
-    from protea.plot import contact_map as draw_map
     from protea.tables import check_output
 
     if output is not None:

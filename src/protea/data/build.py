@@ -52,18 +52,21 @@ _COMPRESSION: Final = 2.5
 
 
 class Problems:
-    """A file of problems beside the output. Messages have the number of a kind of problems and the first one."""
+    """A file of problems beside the output. Messages have the number of a kind of problems and the first one.
+
+    The file of an earlier build stays until this one has problems too, or is finished.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._first: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
-        path.unlink(missing_ok=True)
 
     def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
         """Write problems of one kind, each with the id that it is about and what else belongs to it."""
         if rows:
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+            mode = "a" if self._counts else "w"
+            with self.path.open(mode, encoding="utf-8", errors="surrogateescape") as stream:
                 stream.writelines("\t".join((*row, kind)) + "\n" for row in rows)
             self._first.setdefault(kind, rows[0][0])
             self._counts[kind] += len(rows)

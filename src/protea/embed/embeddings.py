@@ -8,10 +8,10 @@ Shapes: N requested layers, L residues, T tokens, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -54,20 +54,29 @@ _TOKENS = "tokens"
 
 @dataclass(frozen=True)
 class Embedding:
-    """The embedding of one record: for each pooling ``[N, D]`` float32, and ``[N, L, D]`` float32 if requested."""
+    """The embedding of one record: for each pooling ``[N, D]`` float32, and ``[N, L, D]`` float32 if requested.
+
+    ``log_probabilities`` are natural logarithms ``[L, P]`` float32 of the P predicted tokens that were asked for.
+    """
 
     encoded: EncodedRecord
     pooled: dict[str, FloatArray]
     residues: FloatArray | None
+    log_probabilities: FloatArray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What an embedding consists of: layers from ``resolve_layers``, poolings, and whether one vector a residue."""
+    """What an embedding consists of.
+
+    ``layers`` come from ``resolve_layers``; ``residues`` asks for one vector a residue. ``predicted`` are the tokens
+    whose log-probabilities, among those of all tokens, are asked for.
+    """
 
     layers: tuple[int, ...]
     poolings: tuple[str, ...] = ()
     residues: bool = False
+    predicted: tuple[int, ...] = ()
 
 
 def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
@@ -94,6 +103,8 @@ def jobs_of(record: EncodedRecord, asked: Asked, frame: Frame) -> Iterator[Job[E
     reduce: Callable[[Tensor], dict[str, Tensor]] = partial(_reduce, asked=asked, frame=frame)
     wanted = Wanted(layers=asked.layers, reduce=reduce) if len(record.windows) == 1 else Wanted(layers=asked.layers)
     for start, end in record.windows:
+        if asked.predicted:
+            wanted = replace(wanted, places=frame.before + np.arange(end - start))
         yield Job(frame.around(record.ids[start:end]), wanted, record, record.record.place)
 
 
@@ -107,6 +118,9 @@ def assembled(results: Iterable[Result[EncodedRecord]], asked: Asked, frame: Fra
 def assemble(record: EncodedRecord, results: Sequence[Result[EncodedRecord]], asked: Asked, frame: Frame) -> Embedding:
     """The embedding of a record from the results of its passes."""
     states = [result.checked().states for result in results]
+    log_probabilities = None
+    if asked.predicted:
+        log_probabilities = _joined_logits(record, results).log_softmax(-1)[:, list(asked.predicted)].numpy()
     if len(states) == 1:
         (parts,) = states
     else:
@@ -118,7 +132,7 @@ def assemble(record: EncodedRecord, results: Sequence[Result[EncodedRecord]], as
         }
     residues = _stack([parts[layer, _RESIDUES] for layer in asked.layers]) if asked.residues else None
     vectors = {name: _stack([parts[layer, name] for layer in asked.layers]) for name in asked.poolings}
-    return Embedding(record, vectors, residues)
+    return Embedding(record, vectors, residues, log_probabilities)
 
 
 def _reduce(tokens: Tensor, asked: Asked, frame: Frame) -> dict[str, Tensor]:
@@ -139,6 +153,22 @@ def _stack(tensors: list[Tensor]) -> FloatArray:
     return array
 
 
+def _joined_logits(record: EncodedRecord, results: Sequence[Result[Any]]) -> Tensor:
+    windows = [logits for result in results if (logits := result.checked().logits) is not None]
+    return join(windows, record.windows)
+
+
+def entropy(log_probabilities: FloatArray) -> FloatArray:
+    """Entropy ``[L]`` in bits of log-probabilities ``[L, P]``, whose probabilities are scaled to sum to 1.
+
+    It is 0 where the model is certain and log2 P where it knows nothing.
+    """
+    logs = log_probabilities.astype(np.float64)
+    logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+    bits: FloatArray = (-(np.exp(logs) * logs).sum(1) / np.log(2)).astype(np.float32)
+    return bits
+
+
 def logits(runner: Runner, records: Iterable[EncodedRecord]) -> Iterator[FloatArray]:
     """Language-model logits ``[L, V]`` float32 of each record's residues, V in the alphabet's order.
 
@@ -153,5 +183,4 @@ def logits(runner: Runner, records: Iterable[EncodedRecord]) -> Iterator[FloatAr
             yield Job(frame.around(record.ids[start:end]), Wanted(places=places), None, record.record.place)
 
     for record, results in runner.each((record, jobs(record)) for record in records):
-        windows = [logits for result in results if (logits := result.checked().logits) is not None]
-        yield join(windows, record.windows).numpy().copy()
+        yield _joined_logits(record, results).numpy().copy()

@@ -14,16 +14,34 @@ from uuid import uuid4
 
 import numpy as np
 
+from protea.embed.embeddings import Embedding, entropy
 from protea.embed.prepare import EncodedRecord
 from protea.embed.settings import EmbedSettings
-from protea.embed.stores import RESIDUES, Array, ArrayLayout, is_output_folder, kind_of
+from protea.embed.stores import (
+    ENTROPY,
+    LOG_PROBABILITIES,
+    PREDICTIONS,
+    RESIDUES,
+    Array,
+    ArrayLayout,
+    Arrays,
+    StoredRecord,
+    is_output_folder,
+    kind_of,
+    sequence_hash,
+)
 from protea.embed.survey import Totals
 from protea.errors import NonFiniteError, OutputError, ResumeError
 from protea.infer.runner import FloatArray
 from protea.journal import JOURNAL, WorkFolder, damaged_journal
 from protea.letters import ReportRow
+from protea.models.encoder import Encoder
 from protea.output import check_output, put_in_place, report_path, run_path, write_report, write_run
+from protea.progress import Progress
 from protea.text import bytes_text, printable
+
+_TIMES: Final = {"parquet": 2, "npz": 2, "csv": 3}
+"""Bytes of disk for a byte of arrays; 1 for the other formats."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REPORT: Final = "report.tsv"
@@ -40,10 +58,20 @@ class EmbeddingOutput:
     layout: ArrayLayout
 
     def bytes_for(self, totals: Totals) -> int:
-        """Bytes of disk, at least. Parquet needs the space twice while its parts are joined."""
-        return self.layout.bytes(totals.embedded, totals.residues) * (2 if self.kind == "parquet" else 1)
+        """Bytes of disk, at least. Parquet and NPZ need the space twice while their parts are joined."""
+        return self.layout.bytes(totals.embedded, totals.residues) * _TIMES.get(self.kind, 1)
 
-    def converted(self, array: FloatArray, encoded: EncodedRecord) -> Array:
+    def arrays(self, embedding: Embedding) -> Arrays:
+        """The arrays of a record that this output stores."""
+        computed = dict(embedding.pooled)
+        if embedding.residues is not None:
+            computed[RESIDUES] = embedding.residues
+        if embedding.log_probabilities is not None:
+            computed[LOG_PROBABILITIES] = embedding.log_probabilities[None]
+            computed[ENTROPY] = entropy(embedding.log_probabilities)[None]
+        return {kind: self._converted(computed[kind], embedding.encoded) for kind in self.layout.kinds}
+
+    def _converted(self, array: FloatArray, encoded: EncodedRecord) -> Array:
         """An array in the stored type; ``NonFiniteError`` if a value is too large for that type."""
         if self.layout.dtype == "float32":
             return array
@@ -57,18 +85,38 @@ class EmbeddingOutput:
         return narrow
 
 
-def outputs_of(settings: EmbedSettings, layers: tuple[int, ...], width: int) -> list[EmbeddingOutput]:
-    """The outputs that the settings name, the sequences' output first; one folder may serve both."""
+def outputs_of(settings: EmbedSettings, layers: tuple[int, ...], model: Encoder) -> list[EmbeddingOutput]:
+    """The outputs that the settings name, the sequences' output first; one folder may serve ``-o`` and ``-r``."""
     outputs = []
     for path in settings.outputs:
-        kind = kind_of(path, "-o" if path == settings.sequences else "-r")
+        kind = kind_of(path, settings.option(path))
+        compression = settings.compression if kind == "h5" else None
         kinds = settings.pool if path == settings.sequences else ()
         if path == settings.residues:
             kinds = (*kinds, RESIDUES)
-        compression = settings.compression if kind == "h5" else None
+        layout = ArrayLayout(kinds, layers, model.config.hidden_size, settings.store, compression)
+        if path == settings.logits:
+            model.require("logits")
+            letters, last = model.alphabet.residues, model.config.num_hidden_layers
+            layout = ArrayLayout(PREDICTIONS, (last,), len(letters), "float32", compression, letters)
         place = path if settings.shard is None else settings.shard.output(path)
-        outputs.append(EmbeddingOutput(place, kind, ArrayLayout(kinds, layers, width, settings.store, compression)))
+        outputs.append(EmbeddingOutput(place, kind, layout))
     return outputs
+
+
+def stored_record(encoded: EncodedRecord) -> StoredRecord:
+    """What the outputs keep of a record beside its arrays."""
+    record = encoded.record
+    sha = sequence_hash(record.sequence)
+    return StoredRecord(record.id, record.description, len(encoded.ids), encoded.truncated_from, sha)
+
+
+def note_what_is_replaced(outputs: Iterable[EmbeddingOutput], progress: Progress) -> None:
+    """Tell of reports and run files beside outputs that do not exist; the new outputs bring their own."""
+    for output in outputs:
+        for place in (report_path(output.path), run_path(output.path)):
+            if os.path.lexists(place):
+                progress.note(f"{place} is of an output that is gone; it will be replaced")
 
 
 def check_place(path: Path, kind: str, *, overwrite: bool) -> None:

@@ -93,14 +93,18 @@ def prepare(records: Iterable[Record], model: Encoder, policies: RecordPolicies,
     fingerprint = b""
     last_numbers: dict[str, int] = {}
     for record in records:
-        fingerprint = blake2b(
-            fingerprint + "\0".join((record.id, record.description, record.sequence)).encode(), digest_size=16
-        ).digest()
+        fingerprint = fingerprint_after(fingerprint, record)
         rows: list[ReportRow] = []
         named = _with_own_id(record, policies.duplicates, ids, last_numbers, rows)
         residues = None if named is None else encode(named, model.alphabet, policies, rows)
         encoded = None if named is None or residues is None else fit(named, residues, model, policies.long, rows)
         yield Prepared(encoded, tuple(rows), fingerprint)
+
+
+def fingerprint_after(before: bytes, record: Record) -> bytes:
+    """The fingerprint of an input up to a record, from that of the records before; empty bytes for none."""
+    text = "\0".join((record.id, record.description, record.sequence))
+    return blake2b(before + text.encode(), digest_size=16).digest()
 
 
 def encode(

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,16 +22,27 @@ import torch
 import protea
 from protea.device import native_bfloat16
 from protea.embed.embeddings import Asked, Embedding, assembled, check_poolings, jobs_of, resolve_layers
-from protea.embed.outputs import RunJournal, RunState, check_place, outputs_of, publish, run_error
+from protea.embed.finished import Former, check_complete, complete, identity, input_fingerprint
+from protea.embed.outputs import (
+    EmbeddingOutput,
+    RunJournal,
+    RunState,
+    check_place,
+    note_what_is_replaced,
+    outputs_of,
+    publish,
+    run_error,
+    stored_record,
+)
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import prepare
 from protea.embed.settings import PROVENANCE, EmbedSettings
-from protea.embed.stores import RESIDUES, EmbeddingStore, StoredRecord, open_store
+from protea.embed.stores import LOG_PROBABILITIES, RESIDUES, EmbeddingStore, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
 from protea.fasta import flows
 from protea.infer.runner import Runner, default_budget
-from protea.journal import differences, work_path
+from protea.journal import differences
 from protea.letters import Doubts
 from protea.models.encoder import Encoder
 from protea.output import check_space
@@ -50,33 +61,37 @@ class EmbedRun:
     """One run over the input, from checks to outputs in place.
 
     ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
-    ones. Progress counts residues.
+    ones; ``update`` replaces finished outputs of the same settings and computes only the sequences that they lack.
+    Progress counts residues. ``was_complete`` says afterwards that there was nothing to do.
     """
 
     settings: EmbedSettings
     model: Encoder
     model_files: Mapping[str, str]
     overwrite: bool = False
+    update: bool = False
     progress: Progress = SILENT
+    was_complete: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.layers = resolve_layers(self.settings.layers, self.model)
         check_poolings(self.settings.pool, self.model.alphabet.frame)
-        self.outputs = outputs_of(self.settings, self.layers, self.model.config.hidden_size)
+        self.outputs = outputs_of(self.settings, self.layers, self.model)
+        self._former: Former | None = None
         self._recorded: dict[str, Any] = {}
         self._kept = False
         self._total: Totals | None = None
         self._done = Totals()
 
     def __call__(self) -> Totals:
-        """Run; returns the counts of the whole run, those of an unfinished earlier run included.
+        """Run; returns the counts of the whole run, those of an earlier run that it continues included.
 
-        After an error, finished work is kept, and the same command continues from it.
+        After an error, finished work is kept, and the same command continues from it. If all outputs are complete and
+        of the same settings, weights and input, there is nothing to do.
         """
         try:
             for output in self.outputs:
-                unfinished = os.path.exists(work_path(output.path))  # a name that is too long is reported below
-                check_place(output.path, output.kind, overwrite=self.overwrite or unfinished)
+                check_place(output.path, output.kind, overwrite=True)  # under the lock, existing outputs are compared
             with RunJournal([output.path for output in self.outputs], restart=self.overwrite) as journal:
                 return self._run_locked(journal)
         except OSError as error:
@@ -85,9 +100,12 @@ class EmbedRun:
     def _run_locked(self, journal: RunJournal) -> Totals:
         state = journal.state
         self._kept = state is not None
-        for output in self.outputs if state is None else ():
-            # A work folder without a journal, left by a killed run, is no permission to replace an output.
-            check_place(output.path, output.kind, overwrite=self.overwrite)
+        if state is None and not self.overwrite and (counts := self._compare()) is not None:
+            journal.remove()
+            self.was_complete = True
+            return counts
+        if state is not None and not state.finished and self.update and self._present():
+            self._former = self._opened()
         old_plan = journal.plan or {}
         budget = (
             self.settings.token_budget
@@ -97,26 +115,70 @@ class EmbedRun:
         torch.set_num_threads(old_plan.get("threads", torch.get_num_threads()))
         surveyed = self._survey(budget)
         # What the packs depend on; it is the same for all shards of one input.
-        identity = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
-        self._recorded = {"token_budget": budget} | self._circumstances() | identity
-        plan = self.settings.shown() | self._recorded
+        read = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
+        self._recorded = {"token_budget": budget} | self._circumstances() | read | self._earlier(old_plan)
+        plan = self.settings.shown() | self._recorded | {"update": self.update}
         if journal.plan is not None:
             self._check_plan(journal.plan, plan)
             if journal.plan.get("input") is None:
-                journal.plan |= identity
+                journal.plan |= read
         if state is None or not state.finished:
             journal.begin(plan)
             state = self._work(journal, surveyed, budget)
         for output, folder, stored in zip(self.outputs, journal.folders, state.stores, strict=True):
-            complete = folder / stored["complete"]
-            if complete.exists():  # else an interrupted run has moved it already
-                publish(complete, output.path, journal.rows(), self._provenance(state.totals))
+            path = folder / stored["complete"]
+            if path.exists():  # else an interrupted run has moved it already
+                publish(path, output.path, journal.rows(), self._provenance(state))
         if surveyed is UNKNOWN:
             self._tell_doubts(journal)
         journal.remove()
         return state.totals
 
     # --- before the work -----------------------------------------------------------------------------------------
+
+    def _present(self) -> list[EmbeddingOutput]:
+        return [output for output in self.outputs if os.path.lexists(output.path)]
+
+    def _compare(self) -> Totals | None:
+        """The counts of outputs that are complete already, or ``None`` for new ones and for those to update."""
+        present = self._present()
+        if not present:
+            note_what_is_replaced(self.outputs, self.progress)
+            return None
+        if len(present) < len(self.outputs):
+            check_place(present[0].path, present[0].kind, overwrite=False)
+        wanted = self._identity()
+        provenance = check_complete(self.outputs, wanted)
+        if self.update and any(map(flows, self.settings.inputs)):
+            self._former = Former(self.outputs)
+            return None
+        current = input_fingerprint(self.settings.inputs, self.settings.columns)
+        if self.update and provenance["input"] != current:
+            self._former = Former(self.outputs)
+            return None
+        check_complete(self.outputs, wanted | {"input": current})
+        for output in self.outputs:
+            self.progress.note(complete(output.path))
+        return Totals(**provenance["counts"])
+
+    def _opened(self) -> Former:
+        """The outputs that an unfinished update replaces."""
+        check_complete(self.outputs, self._identity())
+        return Former(self.outputs)
+
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.settings, self.model_files, self._circumstances()["computed_in"])
+
+    def _earlier(self, old_plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Circumstances in which the arrays that an update keeps were computed, if they are not those of this run."""
+        if self._former is None or "earlier" in old_plan:
+            return {"earlier": old_plan["earlier"]} if "earlier" in old_plan else {}
+        now = self._circumstances()
+        earlier: list[Any] = []
+        for recorded in self._former.provenances:
+            then = {name: recorded[name] for name in now}
+            earlier += [entry for entry in (*recorded.get("earlier", ()), then) if entry not in (now, *earlier)]
+        return {"earlier": earlier} if earlier else {}
 
     def _survey(self, budget: int) -> Survey:
         if once := [path for path in self.settings.inputs if flows(path)]:
@@ -198,7 +260,7 @@ class EmbedRun:
             damage: DamagedFileError | None = None
             try:
                 for group, embeddings in results:
-                    state = self._write(group, embeddings, stores, journal, state)
+                    state = self._write(group, iter(embeddings), stores, journal, state)
                     if time.monotonic() - committed >= _COMMIT_SECONDS:
                         state = self._commit(journal, stores, state)
                         committed = time.monotonic()
@@ -218,7 +280,11 @@ class EmbedRun:
                     f"{damage}; the {state.totals.embedded} sequences before the damage are embedded and kept: correct "
                     "the file and run the same command again"
                 )
-            names = [store.finish(self._provenance(state.totals)).name for store in stores]
+            if self._former is not None:
+                # After the last commit, so that a run that continues from it adds them once.
+                journal.add_rows(self._former.removed())
+                self.progress.note(self._former.summary())
+            names = [store.finish(self._provenance(state)).name for store in stores]
         state = replace(state, finished=True, stores=tuple({"complete": name} for name in names))
         journal.commit(state)
         return state
@@ -239,6 +305,8 @@ class EmbedRun:
         """The groups still to compute. Records before them are read again and must be the same."""
         records = read_records(self.settings.inputs, self.settings.columns)
         items = prepare(records, self.model, self.settings.policies, surveyed.new_ids())
+        if self._former is not None:
+            items = self._former.marked(items)
         if state.records:
             last_finished = next(islice(items, state.records - 1, None), None)
             if last_finished is None or last_finished.fingerprint.hex() != state.fingerprint:
@@ -257,7 +325,13 @@ class EmbedRun:
     def _compute(self, ready: Iterable[Group], budget: int) -> Generator[tuple[Group, list[Embedding]]]:
         kinds = {kind for output in self.outputs for kind in output.layout.kinds}
         poolings = tuple(kind for kind in self.settings.pool if kind in kinds)
-        asked = Asked(layers=self.layers, poolings=poolings, residues=RESIDUES in kinds)
+        alphabet = self.model.alphabet
+        asked = Asked(
+            layers=self.layers if poolings or RESIDUES in kinds else (),
+            poolings=poolings,
+            residues=RESIDUES in kinds,
+            predicted=tuple(map(alphabet.tokens.index, alphabet.residues)) if LOG_PROBABILITIES in kinds else (),
+        )
         frame = self.model.alphabet.frame
         runner: Runner = Runner(self.model, budget)
         groups_and_jobs = (
@@ -270,22 +344,26 @@ class EmbedRun:
     def _write(
         self,
         group: Group,
-        embeddings: list[Embedding],
+        computed: Iterator[Embedding],
         stores: list[EmbeddingStore],
         journal: RunJournal,
         state: RunState,
     ) -> RunState:
-        for embedding in embeddings:
-            encoded = embedding.encoded
-            header = encoded.record
-            record = StoredRecord(header.id, header.description, len(encoded.ids), encoded.truncated_from)
-            arrays = dict(embedding.pooled)
-            if embedding.residues is not None:
-                arrays[RESIDUES] = embedding.residues
-            for output, store in zip(self.outputs, stores, strict=True):
-                store.write(record, {kind: output.converted(arrays[kind], encoded) for kind in output.layout.kinds})
+        former = self._former
         for item in group.items:
             journal.add_rows(item.rows)
+            if item.encoded is None:
+                continue
+            kept = not item.encoded.windows
+            # What is kept belongs to the former output, whose arrays are of the stored type already.
+            if former is not None and kept:
+                arrays = former.arrays(item.encoded.record.id)
+            else:
+                embedding = next(computed)
+                arrays = [output.arrays(embedding) for output in self.outputs]
+                journal.add_rows(() if former is None else former.change(item.encoded))
+            for store, of_store in zip(stores, arrays, strict=True):
+                store.write(stored_record(item.encoded), of_store)
         self._done = state.totals.plus(group.items)
         self.progress.advance(self._done.residues - state.totals.residues)
         return replace(
@@ -308,6 +386,9 @@ class EmbedRun:
             return {}
         return {output.path: output.bytes_for(self._total) - output.bytes_for(self._done) for output in self.outputs}
 
-    def _provenance(self, totals: Totals) -> dict[str, Any]:
+    def _provenance(self, state: RunState) -> dict[str, Any]:
         """Settings, circumstances and counts; no times, so that equal runs have equal outputs."""
-        return self.settings.shown() | {PROVENANCE: self._recorded | {"counts": asdict(totals)}}
+        recorded = self._recorded
+        if recorded["input"] is None:  # input that can be read only once is known at the end
+            recorded = recorded | {"input": state.fingerprint, "groups": state.groups}
+        return self.settings.shown() | {PROVENANCE: recorded | {"counts": asdict(state.totals)}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -69,6 +70,7 @@ class EmbedSettings(Section):
     inputs: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
     sequences: Path | None = None
     residues: Path | None = None
+    logits: Path | None = None
     model: str = bundled.NAME
     pool: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("mean",)
     layers: Annotated[tuple[int, ...], BeforeValidator(_split), Field(min_length=1)] = (-1,)
@@ -99,8 +101,13 @@ class EmbedSettings(Section):
 
     @property
     def outputs(self) -> list[Path]:
-        """The outputs, the one of ``-o`` first; a folder that serves both appears once."""
-        return list(dict.fromkeys(path for path in (self.sequences, self.residues) if path is not None))
+        """The outputs, the one of ``-o`` first; a folder that serves ``-o`` and ``-r`` appears once."""
+        paths = (self.sequences, self.residues, self.logits)
+        return list(dict.fromkeys(path for path in paths if path is not None))
+
+    def option(self, path: Path) -> str:
+        """The option that names an output; of two options, the one of sequences."""
+        return {self.logits: "--logits", self.residues: "-r", self.sequences: "-o"}[path]
 
     def shown(self) -> dict[str, Any]:
         """The settings as plain values for YAML and JSON."""
@@ -115,7 +122,9 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
     if not settings.outputs:
-        raise UsageError("no output: name one with -o (one vector a sequence) or -r (one vector a residue)")
+        raise UsageError(
+            "no output: name one with -o (one vector a sequence), -r (one vector a residue) or --logits (predictions)"
+        )
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
         raise UsageError("--shard and --devices exclude each other: --devices makes one shard a GPU")
@@ -128,7 +137,7 @@ def _check_paths(settings: EmbedSettings) -> None:
         raise UsageError("a path holds a NUL byte")
     inputs = [os.path.realpath(path) for path in settings.inputs if path != STDIN]
     for path in settings.outputs:
-        option = "-o" if path == settings.sequences else "-r"
+        option = settings.option(path)
         if path.name in ("", ".."):
             raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
         place = os.path.realpath(path)
@@ -137,12 +146,14 @@ def _check_paths(settings: EmbedSettings) -> None:
         for given in inputs:
             if Path(given).is_relative_to(place):
                 raise UsageError(f"{option} {path}: this folder holds the input {given}; name another output")
-    if settings.sequences is not None and settings.residues is not None:
-        one_folder = settings.sequences == settings.residues and not settings.residues.suffix
-        if not one_folder and os.path.realpath(settings.sequences) == os.path.realpath(settings.residues):
-            raise UsageError(
-                f"-o and -r both name {settings.residues}; give each its own file, or name a folder for both"
-            )
+    by_option = {"-o": settings.sequences, "-r": settings.residues, "--logits": settings.logits}
+    for (one, first), (other, second) in combinations(by_option.items(), 2):
+        if first is None or second is None or os.path.realpath(first) != os.path.realpath(second):
+            continue
+        if other == "--logits":
+            raise UsageError(f"{one} and --logits both name {second}; give each its own output")
+        if first != second or first.suffix:
+            raise UsageError(f"-o and -r both name {second}; give each its own file, or name a folder for both")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,14 +18,27 @@ from typing import Any, Final
 import torch
 import yaml
 
-from protea.embed.outputs import RunJournal, check_place, publish, run_error
+from protea.checkpoints.formats import open_checkpoint
+from protea.checkpoints.hub import locate
+from protea.embed.embeddings import resolve_layers
+from protea.embed.finished import check_complete, complete, identity, input_fingerprint
+from protea.embed.outputs import (
+    EmbeddingOutput,
+    RunJournal,
+    check_place,
+    note_what_is_replaced,
+    outputs_of,
+    publish,
+    run_error,
+)
 from protea.embed.settings import PROVENANCE, EmbedSettings, Shard
 from protea.embed.stores import kind_of, open_store, read_store
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, OutputError, ProteaError, ResumeError
+from protea.infer.loading import computing_dtype
 from protea.journal import JOURNAL, differences, work_path
-from protea.output import report_path
-from protea.progress import Progress
+from protea.output import report_path, sha256
+from protea.progress import SILENT, Progress
 
 _POLL_SECONDS: Final = 0.5
 _PLAN: Final = "plan.json"
@@ -53,8 +67,10 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
     folder = first.with_name(f".{first.name}.devices")
     try:
         resuming = folder.exists() and not overwrite
+        if not (resuming or overwrite) and all(map(os.path.lexists, settings.outputs)):
+            return _check_complete(settings, progress)
         for output in settings.outputs:
-            check_place(output, kind_of(output, "--devices"), overwrite=overwrite or resuming)
+            check_place(output, kind_of(output, settings.option(output)), overwrite=overwrite or resuming)
         _claim(folder, settings, resuming=resuming)
         shards = [Shard(number=number, of=count) for number in range(1, count + 1)]
         inner = settings.model_copy(update=_inside(settings, folder))
@@ -63,11 +79,24 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
         for output, hidden in zip(settings.outputs, inner.outputs, strict=True):
             # An earlier attempt may have stopped between two outputs; its first output is merged again.
             parts = [shard.output(hidden) for shard in shards]
-            totals = merge(output, parts, overwrite=overwrite or resuming, settings=settings.shown())
+            again = overwrite or resuming
+            totals = merge(output, parts, overwrite=again, settings=settings.shown(), progress=progress)
         shutil.rmtree(folder)
     except OSError as error:
         raise run_error(error, first) from error
     return totals
+
+
+def _check_complete(settings: EmbedSettings, progress: Progress) -> Totals:
+    """The counts of outputs that this run would write again; an ``OutputError`` if it would write others."""
+    with open_checkpoint(locate(settings.model)) as checkpoint:
+        model, files = checkpoint.model, {path.name: sha256(path) for path in checkpoint.tensors.paths}
+    computed_in = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
+    wanted = identity(settings, files, computed_in) | {"input": input_fingerprint(settings.inputs, settings.columns)}
+    provenance = check_complete(outputs_of(settings, resolve_layers(settings.layers, model), model), wanted)
+    for output in settings.outputs:
+        progress.note(complete(output))
+    return Totals(**provenance["counts"])
 
 
 def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
@@ -89,7 +118,7 @@ def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
 def _inside(settings: EmbedSettings, folder: Path) -> dict[str, Any]:
     """The outputs under their own names in the folder; ``-o`` and ``-r`` cannot collide."""
     hidden = {path: folder / f"{number}-{path.name}" for number, path in enumerate(settings.outputs)}
-    places = {"sequences": settings.sequences, "residues": settings.residues}
+    places = {"sequences": settings.sequences, "residues": settings.residues, "logits": settings.logits}
     return {name: hidden[path] for name, path in places.items() if path is not None}
 
 
@@ -172,15 +201,16 @@ def merge(
     *,
     overwrite: bool = False,
     settings: Mapping[str, Any] | None = None,
+    progress: Progress = SILENT,
 ) -> Totals:
     """Write an output from its shards, which stay, and return the counts of the whole output.
 
+    If the output exists and is of these shards already, there is nothing to do.
     The shards are in order; by default they are those beside the output. ``settings`` replace theirs in the output.
     """
     kind = kind_of(output, "merge")
     try:
-        check_place(output, kind, overwrite=overwrite)
-        shards = find_shards(output) if shards is None else shards
+        shards = _shards_of(output, kind, overwrite=overwrite) if shards is None else shards
         contents, rows = [], []
         for shard in shards:
             with _reading(shard):
@@ -188,23 +218,42 @@ def merge(
                 report = report_path(shard).read_text(encoding="utf-8")
                 rows += [line.split("\t") for line in report.splitlines()[1:]]
         provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})
+        merged = EmbeddingOutput(output, kind, contents[0].layout)
+        counts = Totals(**provenance[PROVENANCE]["counts"])
+        if not os.path.lexists(output):
+            note_what_is_replaced([merged], progress)
+        elif not overwrite:
+            wanted = {**provenance[PROVENANCE], **provenance}
+            del wanted[PROVENANCE]
+            check_complete([merged], wanted)
+            progress.note(complete(output))
+            return counts
         with RunJournal([output]) as journal:
             if journal.state is not None:
                 raise ResumeError(f"{output}: an unfinished run is writing it; finish that run first")
-            store = open_store(kind, journal.folders[0], contents[0].layout, None)
+            store = open_store(kind, journal.folders[0], merged.layout, None)
             try:
                 for shard, content in zip(shards, contents, strict=True):
                     with _reading(shard):
                         for record, arrays in content.records:
                             store.write(record, arrays)
-                complete = store.finish(provenance)
+                path = store.finish(provenance)
             finally:
                 store.abandon()
-            publish(complete, output, rows, provenance)
+            publish(path, output, rows, provenance)
             journal.remove()
     except OSError as error:
         raise run_error(error, output) from error
-    return Totals(**provenance[PROVENANCE]["counts"])
+    return counts
+
+
+def _shards_of(output: Path, kind: str, *, overwrite: bool) -> list[Path]:
+    check_place(output, kind, overwrite=True)
+    try:
+        return find_shards(output)
+    except OutputError:
+        check_place(output, kind, overwrite=overwrite)  # without its shards, what exists cannot be compared
+        raise
 
 
 @contextmanager

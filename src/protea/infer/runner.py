@@ -168,9 +168,12 @@ class Runner:
             raise failure
 
     def _computed(self, packs: Iterable[list[Job[Tag]]]) -> Iterator[list[Result[Tag]]]:
-        """The results of each pack; an accelerator computes one pack ahead."""
+        """The results of each pack, none for an empty one; an accelerator computes one pack ahead."""
         launched: deque[list[Launched[Tag]]] = deque()
-        for jobs in filter(None, packs):
+        for jobs in packs:
+            if not jobs:
+                yield []  # items without jobs must not wait for the next pack
+                continue
             launched.append(self._launch(jobs))
             return_freed_memory(between_packs=True)
             if len(launched) > int(self._on_gpu):

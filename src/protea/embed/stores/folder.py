@@ -1,7 +1,8 @@
 """A folder with one ``.pt`` file a record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
 
 ``torch.load(file)`` gives ``label``, and for each kind asked for a dictionary by layer: ``representations`` ``[L, D]``,
-``mean_representations`` ``[D]``, ``bos_representations``, ``max_representations``, ``std_representations``.
+``mean_representations`` ``[D]``, ``bos_representations``, ``max_representations``, ``std_representations``. Predictions
+are tensors: ``log_probabilities`` ``[L, letters]`` and ``entropy`` ``[L]``, and ``letters`` names the columns.
 """
 
 from __future__ import annotations
@@ -9,19 +10,31 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from protea.embed.stores import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord, file_name
+from protea.embed.stores import (
+    PREDICTIONS,
+    RESIDUES,
+    Array,
+    ArrayLayout,
+    Arrays,
+    Contents,
+    State,
+    StoredRecord,
+    file_name,
+    record_of,
+)
 
 _INDEX: Final = "index.csv"
 _SETTINGS: Final = "protea.json"
-_COLUMNS: Final = ("id", "file", "length", "truncated_from", "description")
+_COLUMNS: Final = ("id", "file", "length", "truncated_from", "description", "sequence_sha256")
 
 
 class FolderStore:
@@ -47,14 +60,16 @@ class FolderStore:
         contents: dict[str, Any] = {"label": record.id}
         for kind, array in arrays.items():
             # A view would be saved with its whole pack; so copy.
-            contents[_key(kind)] = {
-                layer: torch.from_numpy(np.array(values))
-                for layer, values in zip(self._layout.layers, array, strict=True)
-            }
+            tensors = [torch.from_numpy(np.array(values)) for values in array]
+            by_layer = dict(zip(self._layout.layers, tensors, strict=True))
+            contents[_key(kind)] = tensors[0] if kind in PREDICTIONS else by_layer
+        if self._layout.letters:
+            contents["letters"] = self._layout.letters
         name = f"{file_name(record.id)}.pt"
         with (self._folder / name).open("xb") as stream:
             torch.save(contents, stream)
-        self._rows.writerow([record.id, name, record.length, record.truncated_from, record.description])
+        row = record._asdict() | {"file": name}
+        self._rows.writerow([row[column] for column in _COLUMNS])
 
     def commit(self) -> State:
         """Flush the index."""
@@ -79,19 +94,23 @@ def read(path: Path) -> Contents:
     """Read a finished folder."""
     described = json.loads((path / _SETTINGS).read_text())
     layout = ArrayLayout.from_json(described["layout"])
-    return Contents(described["protea"], layout, _records(path, layout.kinds))
+    return Contents(described["protea"], layout, _entries(path, layout.kinds))
 
 
-def _records(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
+def _entries(path: Path, kinds: tuple[str, ...]) -> Iterator[tuple[StoredRecord, Callable[[], Arrays]]]:
     with (path / _INDEX).open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            truncated_from = int(row["truncated_from"]) if row["truncated_from"] else None
-            record = StoredRecord(row["id"], row["description"], int(row["length"]), truncated_from)
-            contents = torch.load(path / row["file"], weights_only=True)
-            layers = {kind: contents[_key(kind)].values() for kind in kinds}
-            arrays = {kind: np.stack([values.numpy() for values in layers[kind]]) for kind in kinds}
-            yield record, arrays
+            yield record_of(row), partial(_arrays, path / row["file"], kinds)
+
+
+def _arrays(path: Path, kinds: tuple[str, ...]) -> Arrays:
+    contents = torch.load(path, weights_only=True)
+    stored = {kind: contents[_key(kind)] for kind in kinds}
+    tensors = {kind: [value] if kind in PREDICTIONS else list(value.values()) for kind, value in stored.items()}
+    return {kind: np.stack([tensor.numpy() for tensor in values]) for kind, values in tensors.items()}
 
 
 def _key(kind: str) -> str:
+    if kind in PREDICTIONS:
+        return kind
     return "representations" if kind == RESIDUES else f"{kind}_representations"

@@ -1,22 +1,24 @@
 """HDF5: one dataset a record at the root, as UniProt distributes its embeddings.
 
-The dataset's name is the record's id with ``/`` as ``%2F``; further poolings are ``id@max`` and so on. Arrays of
-several layers have the layers as first axis, and the file's attribute ``layers`` lists them. Iteration gives the order
-of the input.
+The dataset's name is the record's id with ``/`` as ``%2F``; further kinds are ``id@max`` and so on. Arrays of several
+layers have the layers as first axis, and the file's attribute ``layers`` lists them; ``letters`` lists the columns of
+log-probabilities. Iteration gives the order of the input. ``model_name`` and ``original_id`` are the attributes that
+ProtSpace and biotrainer read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import h5py
 
-from protea.embed.stores import Array, ArrayLayout, Contents, State, StoredRecord, store_name
+from protea.embed.stores import Array, ArrayLayout, Arrays, Contents, State, StoredRecord, store_name
 from protea.embed.stores.rollback import RollbackFile
 from protea.errors import ResumeError
 
@@ -35,6 +37,8 @@ class H5Store:
             self._file = h5py.File(self._raw, "w", libver=_FORMAT, track_order=True)
             self._file.attrs["layers"] = layout.layers
             self._file.attrs["layout"] = layout.to_json()
+            if layout.letters:
+                self._file.attrs["letters"] = layout.letters
         else:
             self._file = h5py.File(self._raw, "r+", libver=_FORMAT)
 
@@ -48,7 +52,8 @@ class H5Store:
                 raise ResumeError(f"record {record.id!r} is already in the output: the input changed during the run")
             data = array if len(self._layout.layers) > 1 else array[0]
             dataset = self._file.create_dataset(name, data=data, **options)
-            dataset.attrs.update(record._asdict() | {"truncated_from": record.truncated_from or 0})
+            attributes = {"truncated_from": record.truncated_from or 0, "original_id": record.id}
+            dataset.attrs.update(record._asdict() | attributes)
         self._raw.check()
 
     def commit(self) -> State:
@@ -62,6 +67,7 @@ class H5Store:
     def finish(self, provenance: Mapping[str, Any]) -> Path:
         """Write the provenance and close."""
         self._file.attrs["protea"] = json.dumps(dict(provenance))
+        self._file.attrs["model_name"] = str(provenance.get("model", ""))
         self._file.close()
         self._raw.check()
         self._raw.close()
@@ -79,21 +85,25 @@ def read(path: Path) -> Contents:
     """Read a finished file."""
     with h5py.File(path) as file:
         layout = ArrayLayout.from_json(file.attrs["layout"])
-        return Contents(json.loads(file.attrs["protea"]), layout, _records(path, layout))
+        return Contents(json.loads(file.attrs["protea"]), layout, _entries(path, layout))
 
 
-def _records(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
-    several = len(layout.layers) > 1
-    with h5py.File(path) as file:
-        names = iter(file)
-        for name in names:
-            datasets = [file[key] for key in (name, *islice(names, len(layout.kinds) - 1))]
-            attributes = datasets[0].attrs
-            record = StoredRecord(
-                str(attributes["id"]),
-                str(attributes["description"]),
-                int(attributes["length"]),
-                int(attributes["truncated_from"]) or None,
-            )
-            arrays = [dataset[()] if several else dataset[()][None] for dataset in datasets]
-            yield record, dict(zip(layout.kinds, arrays, strict=True))
+def _entries(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, Callable[[], Arrays]]]:
+    file = h5py.File(path)  # closed when nothing refers to it, arrays still to be read included
+    names = iter(file)
+    for name in names:
+        keys = (name, *islice(names, len(layout.kinds) - 1))
+        attributes = file[name].attrs
+        record = StoredRecord(
+            str(attributes["id"]),
+            str(attributes["description"]),
+            int(attributes["length"]),
+            int(attributes["truncated_from"]) or None,
+            str(attributes.get("sequence_sha256", "")),
+        )
+        yield record, partial(_arrays, file, keys, layout)
+
+
+def _arrays(file: h5py.File, keys: Sequence[str], layout: ArrayLayout) -> Arrays:
+    arrays = [file[key][()] for key in keys]
+    return dict(zip(layout.kinds, arrays if len(layout.layers) > 1 else [array[None] for array in arrays], strict=True))

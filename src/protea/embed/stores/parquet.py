@@ -1,8 +1,9 @@
-"""Parquet: a row for each sequence, a column for each pooling and layer.
+"""Parquet: a row for each sequence, a column for each kind of array and layer.
 
 A single column is named ``embedding``; with several poolings ``embedding_mean``, with several layers
-``embedding_layer6``, with both ``embedding_mean_layer6``. A vector is a ``fixed_size_list``; the vectors of residues
-are a list of those. ``truncated_from`` is null for a record that is not truncated.
+``embedding_layer6``, with both ``embedding_mean_layer6``; predictions are ``log_probabilities`` and ``entropy``. A
+vector is a ``fixed_size_list``; the vectors of residues are a list of those, their entropies a list of numbers.
+``truncated_from`` is null for a record that is not truncated.
 
 A Parquet file cannot be read before its last byte is written. So the store writes parts, each a complete file, and
 joins them at the end. The end of a row group depends on the rows alone, not on interruptions.
@@ -11,7 +12,8 @@ joins them at the end. The end of a row group depends on the rows alone, not on 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.stores import RESIDUES, Array, ArrayLayout, Contents, State, StoredRecord
+from protea.embed.stores import ENTROPY, Array, ArrayLayout, Arrays, Contents, State, StoredRecord, by_residue
 
 _RECORD_COLUMNS: Final = [
     ("id", pa.string()),
     ("description", pa.string()),
     ("length", pa.int64()),
     ("truncated_from", pa.int64()),
+    ("sequence_sha256", pa.string()),
 ]
 """The fields of ``StoredRecord``."""
 
@@ -51,8 +54,8 @@ class ParquetStore:
         for path in work.glob("*.parquet"):  # files written after the commit
             if path.name not in kept:
                 path.unlink()
-        for record, arrays in _rows(work / tail, layout) if tail else ():
-            self._hold(record, arrays)
+        for record, arrays in _entries(work / tail, layout) if tail else ():
+            self._hold(record, arrays())
 
     def write(self, record: StoredRecord, arrays: Mapping[str, Array]) -> None:
         """Add a row."""
@@ -105,60 +108,57 @@ class ParquetStore:
 
 
 def _schema(layout: ArrayLayout) -> pa.Schema:
-    vector = pa.list_(pa.from_numpy_dtype(np.dtype(layout.dtype)), layout.width)
-    arrays = [
-        (_name(layout, kind, layer), pa.list_(vector) if kind == RESIDUES else vector)
-        for kind, layer in product(layout.kinds, layout.layers)
-    ]
-    return pa.schema(_RECORD_COLUMNS + arrays, metadata={"layout": layout.to_json()})
-
-
-def _name(layout: ArrayLayout, kind: str, layer: int) -> str:
-    name = "embedding"
-    if len(layout.kinds) > 1:
-        name += f"_{kind}"
-    if len(layout.layers) > 1:
-        name += f"_layer{layer}"
-    return name
+    number = pa.from_numpy_dtype(np.dtype(layout.dtype))
+    metadata = {"layout": layout.to_json()} | ({"letters": layout.letters} if layout.letters else {})
+    arrays = []
+    for kind, layer in product(layout.kinds, layout.layers):
+        of_one = number if kind == ENTROPY else pa.list_(number, layout.width)
+        arrays.append((layout.name(kind, layer), pa.list_(of_one) if by_residue(kind) else of_one))
+    return pa.schema(_RECORD_COLUMNS + arrays, metadata=metadata)
 
 
 def _column(arrays: list[Array], kind: str, width: int) -> pa.Array:
-    """Arrays ``[D]`` as fixed-size lists, arrays ``[L, D]`` as lists of those."""
-    rows = np.concatenate([array.reshape(-1, width) for array in arrays])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), width)
-    if kind != RESIDUES:
-        return vectors
+    """Arrays ``[D]`` as fixed-size lists, arrays ``[L, D]`` as lists of those, arrays ``[L]`` as lists of numbers."""
+    flat = pa.array(np.concatenate([array.reshape(-1) for array in arrays]))
+    values = flat if kind == ENTROPY else pa.FixedSizeListArray.from_arrays(flat, width)
+    if not by_residue(kind):
+        return values
     offsets = np.cumsum([0, *(len(array) for array in arrays)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), vectors)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def read(path: Path) -> Contents:
     """Read a finished file."""
     metadata = pq.read_metadata(path).metadata
     layout = ArrayLayout.from_json(metadata[b"layout"])
-    return Contents(json.loads(metadata[b"protea"]), layout, _rows(path, layout))
+    return Contents(json.loads(metadata[b"protea"]), layout, _entries(path, layout))
 
 
-def _rows(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, dict[str, Array]]]:
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
-            records = [StoredRecord(**row) for row in table.select(StoredRecord._fields).to_pylist()]
-            columns = {
-                kind: [table.column(_name(layout, kind, layer)).combine_chunks() for layer in layout.layers]
-                for kind in layout.kinds
-            }
-            for row, record in enumerate(records):
-                arrays = {
-                    kind: np.stack([_values(layer, row, kind, layout.width) for layer in layers])
-                    for kind, layers in columns.items()
-                }
-                yield record, arrays
+def _entries(path: Path, layout: ArrayLayout) -> Iterator[tuple[StoredRecord, Callable[[], Arrays]]]:
+    file = pq.ParquetFile(path)  # closed when nothing refers to it, arrays still to be read included
+    columns = [column for column in StoredRecord._fields if column in file.schema_arrow.names]
+    names = {kind: [layout.name(kind, layer) for layer in layout.layers] for kind in layout.kinds}
+
+    @lru_cache(maxsize=1)
+    def group(number: int) -> Any:
+        table = file.read_row_group(number, [name for several in names.values() for name in several])
+        return table.combine_chunks()
+
+    def arrays(number: int, row: int) -> Arrays:
+        table = group(number)
+        return {
+            kind: np.stack([_values(table.column(name)[row], kind, layout.width) for name in several])
+            for kind, several in names.items()
+        }
+
+    for number in range(file.num_row_groups):
+        for row, entry in enumerate(file.read_row_group(number, columns).to_pylist()):
+            yield StoredRecord(**{"sequence_sha256": "", **entry}), partial(arrays, number, row)
 
 
-def _values(column: Any, row: int, kind: str, width: int) -> Array:
-    inner = column[row].values
-    if kind == RESIDUES:
+def _values(cell: Any, kind: str, width: int) -> Array:
+    inner = cell.values
+    if kind != ENTROPY and by_residue(kind):
         inner = inner.flatten()
     array: Array = inner.to_numpy(zero_copy_only=False)
-    return array.reshape(-1, width) if kind == RESIDUES else array
+    return array.reshape(-1, width) if kind != ENTROPY and by_residue(kind) else array
