@@ -60,11 +60,10 @@ def pretrain(
     if dry_run:
         import yaml
 
-        from protea.train.model import architecture, estimate
+        from protea.train.loop import dry_run as costs_of
 
         typer.echo(yaml.safe_dump(settings.shown(), sort_keys=False).rstrip())
-        # The training data are not needed: every sequence counts as one of the full length.
-        for line in estimate(architecture(settings), settings, settings.data.max_tokens).lines(settings):
+        for line in costs_of(settings):
             typer.echo(f"# {line}")
         return
     if output is None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
+from protea.device import native_bfloat16
 from protea.errors import OutputError, ProteaWarning
 from protea.output import write_durably
 from protea.progress import Progress
@@ -59,11 +60,18 @@ class Sink(NamedTuple):
 class Logbook:
     """Computes the metrics of a run, and passes them to the sinks, which are closed with it, and to the progress."""
 
-    def __init__(self, sinks: Sequence[Sink], recipe: Recipe, trainable: Trainable, progress: TrainingProgress) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        recipe: Recipe,
+        trainable: Trainable,
+        progress: TrainingProgress,
+        peak: float | None,
+    ) -> None:
         self._sinks, self._recipe, self._progress = sinks, recipe, progress
         self._config, self._device = trainable.model.config, trainable.model.device
         self._scaler = trainable.precision.scaler
-        self._peak = peak_flops(recipe.log, self._device, trainable.precision.dtype)
+        self._peak = peak
         self._failing = False
         self._padding = 0.0
         self._reset()
@@ -141,17 +149,21 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
-def peak_flops(log: LogSettings, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Operations per second of the device's matrix products; ``None`` for an unknown GPU.
+def peak_flops(log: LogSettings, device: torch.device | None, dtype: torch.dtype) -> float | None:
+    """Operations per second of a device's matrix products in the type that computes; ``None`` if unknown.
 
-    A GPU's number is looked up by name, for bfloat16. A CPU's is measured for half a second on large square matrices.
+    A GPU's number is looked up by name, for narrow types. A CPU's is measured for half a second on large square
+    matrices, in float32 if the processor does not multiply ``dtype`` natively.
     """
     if log.peak_tflops is not None:
         return log.peak_tflops * 1e12
+    if device is None or (device.type == "cuda" and dtype == torch.float32):
+        return None
     if device.type == "cuda":
         words = torch.cuda.get_device_name(device).replace("-", " ").split()
         return next((tflops * 1e12 for name, tflops in _PEAKS.items() if name in words), None)
-    a, b = (torch.ones(_SIDE, _SIDE, dtype=dtype, device=device) for _ in range(2))
+    native = dtype if dtype == torch.bfloat16 and native_bfloat16(device) else torch.float32
+    a, b = (torch.ones(_SIDE, _SIDE, dtype=native, device=device) for _ in range(2))
     best = math.inf
     end = time.perf_counter() + _MEASURED_SECONDS
     while (began := time.perf_counter()) < end:

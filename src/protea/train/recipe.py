@@ -92,7 +92,7 @@ class RunSettings(Section):
 
     steps: Count = 500_000
     seed: Seed = 0  # of weights, order, crops, masks and dropout
-    precision: Literal["bf16-mixed", "fp16-mixed", "float32"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "fp16-mixed", "float32"] = "auto"
     device: str = "auto"
     compile: bool = False
     recompute: bool = False

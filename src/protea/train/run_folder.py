@@ -33,7 +33,7 @@ from protea.journal import differences, lock
 from protea.output import write_durably
 from protea.progress import Progress
 from protea.settings_errors import read_yaml
-from protea.train.model import Trainable
+from protea.train.model import TYPES, Trainable, settle_precision
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
@@ -52,19 +52,30 @@ STORE: Final = "store"
 _SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
+_PRECISION: Final = "run.precision"
+_REASONS: Final = {
+    "bf16-mixed": "which this device multiplies natively",
+    "float32": "since this device does not multiply bfloat16 natively",
+}
 
 
 class RunFolder(NamedTuple):
-    """A run's folder, and what differs from the recipe that the run began with."""
+    """A run's folder, its recipe with the precision settled, and what differs from how the run began."""
 
     path: Path
-    changes: str  # in words; empty if nothing differs
+    recipe: Recipe
+    notes: list[str]  # on the precision and the differences, in words
     changed: set[str]  # keys
 
 
 @contextmanager
-def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False) -> Iterator[RunFolder]:
-    """Lock a run's folder, which is new, empty, or belongs to this run; anything else is an error."""
+def open_run_folder(
+    path: Path, recipe: Recipe, device: torch.device, *, accept_changes: bool = False
+) -> Iterator[RunFolder]:
+    """Lock a run's folder, which is new, empty, or belongs to this run; anything else is an error.
+
+    ``run.precision=auto`` becomes what the run began with, or what the device computes natively.
+    """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; name a folder")
     begun = bool(step_folders(path / CHECKPOINTS))
@@ -75,8 +86,10 @@ def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False)
         raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
     path.mkdir(parents=True, exist_ok=True)
     with lock(path / _LOCK, path):
+        recorded = _recorded(path / RECIPE) if is_run else {}
+        recipe, notes = _settle(recipe, device, recorded.get(_PRECISION) if begun else None)
         now = flatten(recipe.shown())
-        before = _recorded(path / RECIPE) if is_run else now
+        before = recorded if is_run else now
         changes = differences(before, now)
         if changes and begun and not accept_changes:
             raise ResumeError(
@@ -85,7 +98,22 @@ def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False)
             )
         if not begun:
             write_recipe(path, recipe)
-        yield RunFolder(path, changes, {key for key in before | now if before.get(key) != now.get(key)})
+        if changes:
+            notes.append(f"the recipe changed: {changes}")
+        yield RunFolder(path, recipe, notes, {key for key in before | now if before.get(key) != now.get(key)})
+
+
+def _settle(recipe: Recipe, device: torch.device, recorded: object) -> tuple[Recipe, list[str]]:
+    """The recipe with its precision settled, and what to say of it; ``recorded`` is that of a run that continues."""
+    settled = settle_precision(recipe, device)
+    chosen = settled.run.precision
+    if settled == recipe:
+        return recipe, []
+    if recorded == chosen or recorded not in TYPES:
+        return settled, [f"run.precision=auto: computes in {chosen}, {_REASONS[chosen]}"]
+    kept = recipe.model_copy(update={"run": recipe.run.model_copy(update={"precision": recorded})})
+    note = f"run.precision=auto: continues in {recorded}, as the run began"
+    return kept, [f"{note}; for a new run on this device it would choose {chosen}, {_REASONS[chosen]}"]
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -1,0 +1,184 @@
+"""Every option and every key of a recipe that a text names exists, in the command that shows the text."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from protea import cli
+from protea.train.recipe import Recipe
+from test_structure import MODULES, ROOT, imported, parse
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*(?![\w-])")
+COMMAND = re.compile(r"\bprotea ((?:data|evaluate) [a-z]+|[a-z][a-z-]+)")
+KEY = re.compile(r"(?<![\w./`-])`?([a-z]+)\.([a-z_]+)(?==|`| (?:and|or|to)\b|[,;)]|$)")
+
+FOREIGN = {
+    *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
+    *("--index-url", "--python"),  # pip
+    *("--array", "--wrap"),  # sbatch
+    "--logdir",  # tensorboard
+    "--version",  # of compilers, and of protea itself
+}
+"""Options of other programs."""
+
+NEVER_SHOWN = {
+    ("protea.data.build", "--empty"): "pretrain, data fasta",  # a cluster of theirs has a member
+    ("protea.data.build", "--valid"): "pretrain, data import",  # the default leaves clusters, or there is no draw
+    ("protea.data.build", "--test"): "pretrain, data import",
+    ("protea.data.mapping", "--absent"): "pretrain, data fasta",  # no mapping
+    ("protea.data.mapping", "--members"): "pretrain, data fasta, data import",
+    ("protea.embed.outputs", "--store"): "merge",  # vectors are in their type already
+    ("protea.embed.prepare", "--duplicates"): "merge, perplexity",  # no outputs by id
+    ("protea.journal", "--overwrite"): "pretrain",  # uses differences and lock alone
+}
+"""Commands that import a module, but never show its message with an option."""
+
+
+def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The commands below a command, each with what is typed after ``protea``."""
+    if not hasattr(command, "commands"):
+        yield name, command
+    for part, below in getattr(command, "commands", {}).items():
+        yield from leaves(below, f"{name} {part}".strip())
+
+
+LEAVES = dict(leaves(typer.main.get_command(cli.application(None)), ""))
+OPTIONS = {
+    name: {
+        "--help",
+        *(option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)),
+    }
+    for name, command in LEAVES.items()
+}
+SECTIONS = {
+    name: set(field.annotation.model_fields)  # type: ignore[union-attr]
+    for name, field in Recipe.model_fields.items()
+    if hasattr(field.annotation, "model_fields")
+}
+FUNCTIONS = {
+    node.name: (module, node)
+    for module, path in MODULES.items()
+    if module.startswith("protea.cli")
+    for node in ast.walk(parse(path.read_text()))
+    if isinstance(node, ast.FunctionDef)
+}
+IMPORTS = {name: imported(path.read_text(), name.rpartition(".")[0]) for name, path in MODULES.items()}
+
+
+@cache
+def reached(command: str) -> set[str]:
+    """The modules whose code a command may run: those that its functions import, and what these import."""
+    todo, functions = [LEAVES[command].callback.__name__], set()
+    modules: list[str] = []
+    while todo:
+        name = todo.pop()
+        if name in functions:
+            continue
+        functions.add(name)
+        module, node = FUNCTIONS[name]
+        modules += imported(ast.unparse(node), "protea.cli")
+        used = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node)}
+        todo += used & FUNCTIONS.keys()
+    everything: set[str] = set()
+    while modules:
+        name = modules.pop()
+        if name not in everything and not name.startswith("protea.cli"):
+            everything.add(name)
+            modules += IMPORTS[name]
+    return everything
+
+
+def texts(source: str, *, docstrings: bool) -> Iterator[str]:
+    """The strings in a file, f-strings with ``{}`` for values; docstrings are shown by commands alone."""
+    tree = ast.parse(source)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    if not docstrings:
+        bodies = [node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        statements = [statement for body in bodies for statement in body if isinstance(statement, ast.Expr)]
+        parts |= {id(statement.value) for statement in statements}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+
+
+def without(text: str, shown_by: set[str], never: dict[str, set[str]] | None = None) -> set[str]:
+    """The options in a text that do not exist where it is shown, each with a command that lacks it.
+
+    A command that the line names before the option is meant. A message that begins with an option is for a user who
+    gave it: one command must have it. Any other option must be in all commands that show the text.
+    """
+    wrong = set()
+    for line in text.splitlines():
+        for match in OPTION.finditer(line):
+            option, named = match.group(), COMMAND.findall(line[: match.start()])
+            meant = {name for name in OPTIONS if named and (name == named[-1] or name.startswith(f"{named[-1]} "))}
+            if option in FOREIGN or any(option in OPTIONS[name] for name in meant):
+                continue
+            commands = meant or shown_by - (never or {}).get(option, set())
+            lacking = {name for name in commands if option not in OPTIONS[name]}
+            begins = text.lstrip().startswith("--") and not meant
+            if lacking == commands or (lacking and not begins):
+                wrong.add(f"{option}: {', '.join(sorted(lacking)) or 'no command'}")
+    return wrong
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND_MODULES = sorted({f"protea.cli.{module}" for module in cli.COMMANDS.values()})
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_options_in_pages(path: Path) -> None:
+    everywhere = set().union(*OPTIONS.values())
+    scripts = "".join(script.read_text() for script in sorted((ROOT / "benchmarks").glob("*.py")))
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for match in OPTION.finditer(line):
+            named = [name for name in COMMAND.findall(line[: match.start()]) if name in OPTIONS]
+            known = set(OPTION.findall(scripts)) if "benchmarks/" in line else FOREIGN
+            known = known | (OPTIONS[named[-1]] if named and line.startswith("$") else everywhere)
+            assert match.group() in known, line
+
+
+@pytest.mark.parametrize("module", COMMAND_MODULES)
+def test_options_in_commands(module: str) -> None:
+    """A command's help and messages name its own options, or those of its module."""
+    commands = {name for name, command in LEAVES.items() if command.callback.__module__ == module}
+    assert commands
+    own = set().union(*(OPTIONS[name] for name in commands))
+    for text in texts(MODULES[module].read_text(), docstrings=True):
+        assert not {problem for problem in without(text, commands) if problem.partition(":")[0] not in own}, text
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("protea.cli")])
+def test_options_in_messages(module: str) -> None:
+    """Below the command line, an option in a message exists in every command that may show the message."""
+    commands = {name for name in OPTIONS if module in reached(name)}
+    never = {option: set(names.split(", ")) for (place, option), names in NEVER_SHOWN.items() if place == module}
+    for text in texts(MODULES[module].read_text(), docstrings=False):
+        assert not without(text, commands, never), text
+
+
+@pytest.mark.parametrize("text", ["use --device cpu", "pass --overwrite", "`protea data fasta --valdi 3`"])
+def test_a_wrong_option_is_seen(text: str) -> None:
+    assert without(text, {"pretrain"})
+    assert not without("use `protea embed --device cpu`, or run.device=cpu; --accept-changes", {"pretrain"})
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MODULES.values()], ids=lambda path: str(path.relative_to(ROOT)))
+def test_keys_of_recipes(path: Path) -> None:
+    """``section.key`` in a message or on a page is a key of recipes."""
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines() if path.suffix == ".md" else texts(source, docstrings=path.parent.name == "cli")
+    for line in lines:
+        for section, key in KEY.findall(line):
+            if section in SECTIONS:
+                assert key in SECTIONS[section], line
