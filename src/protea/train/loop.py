@@ -91,7 +91,7 @@ def dry_run(recipe: Recipe) -> list[str]:
 
 
 class _Trainer:
-    """A run that is under way: the step, and what is due between two steps."""
+    """A run in progress: its step, and the work that is due between two steps."""
 
     def __init__(self, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress) -> None:
         self.recipe = recipe = folder.recipe
