@@ -45,6 +45,7 @@ class DataSettings(Section):
 
     store: Path | None = None
     fasta: Paths | None = None
+    cluster: bool = True  # the sequences of ``fasta``, with MMseqs2
     masking: str = "standard"
     crop: Crop = "random"
     max_tokens: Annotated[int, Field(ge=3)] = 1024  # of a sequence, BOS and EOS included

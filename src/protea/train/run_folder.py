@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,20 @@ import yaml
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
-from protea.data.build_settings import ClusterSettings
-from protea.data.from_fasta import build_fasta
+from protea.data.build_settings import BuildSettings, ClusterSettings
+from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.loader import Position
 from protea.data.manifest import is_store, name_of
 from protea.data.training_store import TrainingStore
-from protea.errors import CheckpointError, OutputError, ResumeError, StoreError, UsageError
+from protea.errors import (
+    CheckpointError,
+    OutputError,
+    ProgramError,
+    ResumeError,
+    StoreError,
+    UnknownResidueError,
+    UsageError,
+)
 from protea.journal import differences, lock
 from protea.output import write_durably
 from protea.progress import Progress
@@ -122,10 +130,16 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _recorded(path: Path) -> dict[str, object]:
+    """The values of a run's recipe by dotted key; a key that an earlier version did not know has its default."""
     try:
-        return flatten(read_yaml(path))
+        values = read_yaml(path)
     except UsageError as error:
         raise ResumeError(f"{error}; correct it, or name a new folder") from error
+    for name, default in Recipe.model_construct().shown().items():
+        given = values.setdefault(name, default)
+        if isinstance(default, dict) and isinstance(given, dict):
+            values[name] = default | given
+    return flatten(values)
 
 
 def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progress) -> TrainingStore:
@@ -136,19 +150,42 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
     if data.fasta is None:
         raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
     output, record = folder / STORE, folder / _SOURCES
-    sources = {"alphabet": name_of(alphabet), "files": [_describe(path) for path in data.fasta]}
+    sources = {
+        "alphabet": name_of(alphabet),
+        "files": [_describe(path) for path in data.fasta],
+        "cluster": data.cluster,
+    }
     if is_store(output):
         try:
             if _same(record, sources):
                 return TrainingStore(output, alphabet)
-            reason = "the FASTA files changed since the store was made"
+            reason = "the FASTA files or data.cluster changed since the store was made"
         except StoreError as error:
             reason = str(error)
         progress.note(f"training data: {reason}; makes the store again")
-    settings = ClusterSettings(output=output, alphabet=name_of(alphabet))
-    build_fasta(settings, data.fasta, progress, overwrite=True)  # type: ignore[arg-type,unused-ignore]
+    _build(output, data.fasta, alphabet, progress, cluster=data.cluster)
     write_durably(record, json.dumps(sources))
     return TrainingStore(output, alphabet)
+
+
+def _build(output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress, *, cluster: bool) -> None:
+    """Make a store; without ``cluster``, each sequence is a cluster of its own, and nothing is filtered."""
+    name = name_of(alphabet)
+    try:
+        if cluster:
+            build_fasta(ClusterSettings(output=output, alphabet=name), files, progress, overwrite=True)
+            return
+        progress.note("data.cluster=false: validation sequences may resemble training sequences")
+        settings = BuildSettings(output=output, alphabet=name, filtered=False)
+        build_uniref(settings, files, [], None, progress, overwrite=True)
+    except ProgramError as error:
+        raise ProgramError(
+            f"data.fasta: {error}; or set data.cluster=false, which trains without clusters and needs no MMseqs2"
+        ) from error
+    except UnknownResidueError as error:
+        raise UnknownResidueError(
+            f"data.fasta: {error}; this is an option of `protea data fasta`, whose store is for data.store"
+        ) from error
 
 
 def _describe(path: Path) -> list[Any]:
@@ -165,7 +202,8 @@ def _same(record: Path, sources: dict[str, Any]) -> bool:
         known = json.loads(record.read_text(encoding="utf-8"))
         pairs = zip(known["files"], sources["files"], strict=True)
         same = all(now in (before, [before[0]]) for before, now in pairs)
-        return same and bool(known["alphabet"] == sources["alphabet"])
+        alike = known["alphabet"] == sources["alphabet"] and known.get("cluster", True) == sources["cluster"]
+        return same and bool(alike)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
 
