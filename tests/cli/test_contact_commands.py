@@ -278,13 +278,12 @@ def test_a_failed_fit_gives_no_advice_that_does_not_help(
     run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path
 ) -> None:
     """It has -o already, and no report is written."""
-    first = sorted(structures.iterdir())[0]
-    (tmp_path / "copy.pdb").write_bytes(first.read_bytes())
-    failed = run("fit-contacts", first, "copy.pdb", "-m", model_folders["esm2"], "-o", "out")
+    written(tmp_path / "mse.pdb", pdb(change(snake("A" + letters(39)), 1, name="MSE", hetero=True)))
+    failed = run("fit-contacts", structures, "mse.pdb", "-m", model_folders["esm2"], "-o", "out")
     assert failed.code == 1
-    assert "protea: error: --count 20" in failed.err
-    assert "structures: 1 odd\n" in failed.err
-    assert "-o" not in failed.err
+    assert "error: --count 20" in failed.err
+    assert "structures: 1 altered\n" in failed.err
+    assert " -o" not in failed.err
 
 
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def pretrain(
       protea pretrain esm2_8M data.store=store/ -o run/
       protea pretrain esm2_8M data.fasta=proteins.fasta.gz batch.tokens=65536 run.steps=2000 -o run/
       protea pretrain domain-adaptation init=esm2_t6_8M_UR50D data.fasta=antibodies.fasta -o run/
+      protea pretrain domain-adaptation data.fasta=family.fasta data.cluster=false -o run/    # without MMseqs2
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """

@@ -61,6 +61,7 @@ _SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
 _PRECISION: Final = "run.precision"
+_VALID: Final = "5%"  # of sequences without clusters: a family is small
 _REASONS: Final = {
     "bf16-mixed": "which this device multiplies natively",
     "float32": "since this device does not multiply bfloat16 natively",
@@ -176,7 +177,7 @@ def _build(output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Pr
             build_fasta(ClusterSettings(output=output, alphabet=name), files, progress, overwrite=True)
             return
         progress.note("data.cluster=false: validation sequences may resemble training sequences")
-        settings = BuildSettings(output=output, alphabet=name, filtered=False)
+        settings = BuildSettings(output=output, alphabet=name, valid=_VALID, filtered=False)
         build_uniref(settings, files, [], None, progress, overwrite=True)
     except ProgramError as error:
         raise ProgramError(
