@@ -65,7 +65,7 @@ def test_a_run_keeps_the_precision_that_auto_chose(
         train(recipe(store, run={"precision": instead}), run)
     witness = Witness()
     assert pretrain(told, run, witness).finished
-    (note,) = [note for note in witness.notes if "run.precision" in note]
+    (note,) = [note for note in witness.notes if note.startswith("run.precision=auto")]
     assert note.startswith(f"run.precision=auto: continues in {chosen}, as the run began")
     assert f"would choose {instead}" in note
     assert choose(run, "newest").values["recipe"]["run"]["precision"] == chosen

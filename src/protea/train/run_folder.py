@@ -160,7 +160,7 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
         try:
             if _same(record, sources):
                 return TrainingStore(output, alphabet)
-            reason = "the FASTA files or data.cluster changed since the store was made"
+            reason = "the FASTA files changed since the store was made, or data.cluster did"
         except StoreError as error:
             reason = str(error)
         progress.note(f"training data: {reason}; makes the store again")
