@@ -29,7 +29,9 @@ from protea.train.run_folder import TrainingState
 _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
 """TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""
 
-_SIDE: Final = 1024
+_SIDES: Final = (256, 1024)
+"""Of matrices. Large ones reach the highest rate; small ones are done before another process interrupts."""
+
 _MEASURED_SECONDS: Final = 0.5
 _BUFFER: Final = 16 << 20
 """Bytes of metrics that wait in memory while a disk is full. Python keeps what it could not write for the next time."""
@@ -152,7 +154,7 @@ def _exp(nats: float) -> float:
 def peak_flops(log: LogSettings, device: torch.device | None, dtype: torch.dtype) -> float | None:
     """Operations per second of a device's matrix products in the type that computes; ``None`` if unknown.
 
-    A GPU's number is looked up by name, for narrow types. A CPU's is measured for half a second on large square
+    A GPU's number is looked up by name, for narrow types. A CPU's is the best measured in half a second on square
     matrices, in float32 if the processor does not multiply ``dtype`` natively.
     """
     if log.peak_tflops is not None:
@@ -163,13 +165,14 @@ def peak_flops(log: LogSettings, device: torch.device | None, dtype: torch.dtype
         words = torch.cuda.get_device_name(device).replace("-", " ").split()
         return next((tflops * 1e12 for name, tflops in _PEAKS.items() if name in words), None)
     native = dtype if dtype == torch.bfloat16 and native_bfloat16(device) else torch.float32
-    a, b = (torch.ones(_SIDE, _SIDE, dtype=native, device=device) for _ in range(2))
-    best = math.inf
-    end = time.perf_counter() + _MEASURED_SECONDS
-    while (began := time.perf_counter()) < end:
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - began)
-    return 2 * _SIDE**3 / best
+    rate = 0.0
+    for side in _SIDES:
+        a, b = (torch.ones(side, side, dtype=native, device=device) for _ in range(2))
+        end = time.perf_counter() + _MEASURED_SECONDS / len(_SIDES)
+        while (began := time.perf_counter()) < end:
+            torch.mm(a, b)
+            rate = max(rate, 2 * side**3 / max(time.perf_counter() - began, 1e-9))
+    return rate
 
 
 def peak_memory(device: torch.device) -> int:
