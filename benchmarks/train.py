@@ -7,7 +7,8 @@ groups of 8; ``pure`` is a model held entirely in bfloat16, without master weigh
 every round all programs run in turn, so that changes in the machine's speed affect all of them.
 
 The table also shows the loss of the last step, which confirms that all programs did the same work, utilisation
-(``docs/pretraining.md``) and peak memory.
+(``docs/pretraining.md``) of the peak of the type that computes, and peak memory. A processor without bfloat16 products
+computes in float32 in every program.
 
 Usage: python benchmarks/train.py [--model 8M] [--rounds 5] [--step-tokens 16384] [--only NAME ...]
        python benchmarks/train.py --device cuda --model 650M --step-tokens 131072 --pack 32768
@@ -241,11 +242,14 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
     from protea.train.metrics import peak_flops
     from protea.train.recipe import LogSettings
 
-    peak = peak_flops(LogSettings(), torch.device(arguments.device), torch.bfloat16)
+    device, log = torch.device(arguments.device), LogSettings()
+    peaks = {name: peak_flops(log, device, torch.float32 if "float32" in name else torch.bfloat16) for name in names}
     print(f"ESM-2 {arguments.model}, {arguments.step_tokens:,} tokens a step, packs of {arguments.pack:,}; ", end="")
-    print(f"median of {arguments.rounds} rounds (slowest, fastest); bfloat16 peak {(peak or 0) / 1e12:.3f} TFLOP/s\n")
-    print("| | tokens/s | of transformers' fastest, round by round | utilisation | peak memory | last loss |")
-    print("|---|---|---|---|---|---|")
+    print(f"median of {arguments.rounds} rounds (slowest, fastest)\n")
+    print(
+        "| | tokens/s | of transformers' fastest, round by round | utilisation | of TFLOP/s | peak memory | last loss |"
+    )
+    print("|---|---|---|---|---|---|---|")
     rivals = [name for name in names if name.startswith("transformers")]
     best = max(rivals, key=lambda name: statistics.median(_rates(told[name]))) if rivals else None
     for name in names:
@@ -257,7 +261,8 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         last = told[name][-1]
         flops = 3 * SIZES[arguments.model].forward_flops(last["length"], last["masked"])
-        used = f"{middle * flops / peak:.1%}" if peak else ""
+        peak = peaks[name]
+        used = f"{middle * flops / peak:.1%} | {peak / 1e12:.3f}" if peak else " | "
         print(
             f"| {name} | {middle:,.0f} ({min(rates):,.0f}, {max(rates):,.0f}) | {ratio} | {used} | "
             f"{last['memory'] / 1e9:.2f} GB | {last['loss']:.4f} |"

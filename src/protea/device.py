@@ -27,12 +27,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             why = "this PyTorch is a CPU build" if torch.version.cuda is None else "no GPU or driver was found"
-            raise DeviceError(f"device {name!r} is not available: {why}; use --device cpu, or install PyTorch for CUDA")
+            raise DeviceError(f"device {name!r} is not available: {why}; use cpu, or install PyTorch for CUDA")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise DeviceError(f"device {name!r} is not available: this machine has {torch.cuda.device_count()} GPUs")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise DeviceError(f"device {name!r} is not available on this machine; use --device cpu")
+            raise DeviceError(f"device {name!r} is not available on this machine; use cpu")
     elif device.type != "cpu":
         raise UsageError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     return device

@@ -1,4 +1,4 @@
-"""Words for messages: counts with their noun, sizes in bytes, text without control characters."""
+"""Words for messages: counts with their noun, sizes in bytes, times, text without control characters."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def counted(number: int, noun: str) -> str:
 def bytes_text(count: int) -> str:
     """A number of bytes, as in ``3.2 MB`` and ``1.5 GB``."""
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+
+
+def duration_text(seconds: float) -> str:
+    """A time, as in ``40 seconds``, ``3.5 minutes``, ``12 hours`` and ``2,000 days``."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}s" if seconds >= 10 * size else f"{seconds / size:.2g} {unit}s"
+    return counted(max(1, round(seconds)), "second")
 
 
 def printable(text: str) -> str:

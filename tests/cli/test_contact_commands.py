@@ -282,6 +282,18 @@ def test_one_sequence_twice_is_told(run: Run, model_folders: dict[str, Path], st
     assert "left out 1 chain: --exclude" in alone.err
 
 
+def test_a_failed_fit_gives_no_advice_that_does_not_help(
+    run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path
+) -> None:
+    """It has -o already, and no report is written."""
+    written(tmp_path / "mse.pdb", pdb(change(snake("A" + letters(39)), 1, name="MSE", hetero=True)))
+    failed = run("fit-contacts", structures, "mse.pdb", "-m", model_folders["esm2"], "-o", "out")
+    assert failed.code == 1
+    assert "error: --count 20" in failed.err
+    assert "structures: 1 altered\n" in failed.err
+    assert " -o" not in failed.err
+
+
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
     esm2 = ("-m", model_folders["esm2"])
     fit = ("fit-contacts", structures, *esm2, "-o", "out")

@@ -409,6 +409,19 @@ def test_pictures_of_scores(run: Run, fasta: str, folder: Path) -> None:
     fails(run(*commands["profile.svg"], "--plot", "profile.svg"), 1, "profile.svg", "--overwrite")
 
 
+def test_a_folder_of_scans(run: Run, two: str, folder: Path) -> None:
+    command = ("score", two, "--scan", "-m", folder, "--method", "wildtype-marginals", "-o")
+    result = run(*command, "scan.csv", "--plot", "scans")
+    assert result.code == 0, result.err
+    assert result.out.endswith("scans: 2 scans\n")
+    assert sorted(path.name for path in Path("scans").iterdir()) == ["p.html", "plotly.min.js", "q%2F2.html"]
+    page = Path("scans/q%2F2.html").read_text()
+    assert 'src="plotly.min.js"' in page
+    assert len(page) < 100_000
+    fails(run(*command, "other.csv", "--plot", "scans"), 1, "scans/p.html", "exists already")
+    assert not Path("other.csv").exists()
+
+
 @pytest.mark.long
 def test_pictures(run: Run, fasta: str, two: str, with_contacts: Path) -> None:
     options = ("-m", with_contacts)

@@ -70,10 +70,10 @@ def test_a_family_that_is_added_brings_its_alphabet(tmp_path: Path) -> None:
     for start, end in batch.inputs.cu_seqlens.spans():
         assert batch.targets[start] == MINE.bos
         assert set(batch.targets[start + 1 : end].tolist()) <= set(range(4, 25))
-    with pytest.raises(StoreError, match=r"Mine .* ESM; .*--alphabet esm$"):
+    with pytest.raises(StoreError, match=r"Mine .* ESM; .* alphabet esm$"):
         TrainingStore(tmp_path / "store", ESM)
     build(sources, tmp_path / "other")
-    with pytest.raises(StoreError, match=r"ESM .* Mine; .*--alphabet mine$"):
+    with pytest.raises(StoreError, match=r"ESM .* Mine; .* alphabet mine$"):
         TrainingStore(tmp_path / "other", MINE)
 
 

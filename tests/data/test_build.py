@@ -192,7 +192,7 @@ def test_without_members_clusters_are_their_representatives(tmp_path: Path) -> N
     short = [name for name in sources.clusters if len(sources.sequences[name]) <= 512]
     assert sorted(name for split in store.splits for name in members(store, split)) == sorted(short)
     assert store.manifest["steps"][0]["skipped_long"] == 30 - len(short)
-    with pytest.raises(StoreError, match=r"ESM-1nv .* ESM; .* --alphabet esm$"):
+    with pytest.raises(StoreError, match=r"ESM-1nv .* ESM; .* alphabet esm$"):
         TrainingStore(tmp_path / "s", ESM)
 
 

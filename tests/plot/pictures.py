@@ -72,8 +72,12 @@ class _Parser(HTMLParser):
         super().__init__()
         self.texts: dict[str, list[str]] = {}
         self.inside = ""
+        self.scripts: list[str | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "script":
+            self.scripts += [value for name, value in attrs if name == "src"]
+            attrs = [(name, value) for name, value in attrs if name != "src"]
         assert tag not in {"link", "iframe", "img", "object", "embed", "base"}, tag
         for name, value in attrs:
             assert name not in {"src", "href", "srcset", "data", "poster", "action"}, (tag, name, value)
@@ -84,13 +88,16 @@ class _Parser(HTMLParser):
         self.texts.setdefault(self.inside, []).append(data)
 
 
-def read_page(path: Path) -> Page:
+def read_page(path: Path, script: str | None = None) -> Page:
+    """The content of a page, which has its own plotly.js, or that of the file ``script`` beside it."""
     text = path.read_text(encoding="utf-8")
     parser = _Parser()
     parser.feed(text)
     assert not any("@import" in style or "http" in style for style in parser.texts.get("style", ()))
-    assert any("plotly.js v" in script for script in parser.texts["script"])
-    call = [script for script in parser.texts["script"] if script.strip()][-1]
+    assert parser.scripts == ([] if script is None else [script])
+    code = parser.texts["script"] if script is None else [(path.parent / script).read_text(encoding="utf-8")]
+    assert any("plotly.js v" in part for part in code)
+    call = [part for part in parser.texts["script"] if part.strip()][-1]
     decoder, place, found = json.JSONDecoder(), call.index("Plotly.newPlot(") + len("Plotly.newPlot("), []
     for _ in range(3):
         while call[place] in " \n,":

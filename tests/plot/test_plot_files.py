@@ -18,7 +18,7 @@ from pictures import AMINO_ACIDS, png_size, read_page, read_svg
 
 from messages import check_message
 from protea.errors import MissingExtraError, OutputError, UsageError
-from protea.plot import check_place, contact_map, profile, single_site_scan
+from protea.plot import check_place, contact_map, profile, share_script, single_site_scan
 from protea.plot.pictures import clean_title, grouped, title_lines
 
 Draw = Callable[..., None]
@@ -63,6 +63,23 @@ def test_kinds(draw: Draw, tmp_path: Path) -> None:
     page = read_page(tmp_path / "p.html")
     assert page.title == page.layout["title"]["text"] == "a protein"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "p.png", "p.svg"]
+
+
+def test_pages_share_a_script(tmp_path: Path) -> None:
+    """One copy of plotly.js for a folder; pages elsewhere, and beside another version of it, have their own."""
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    for folder in (shared, other):
+        folder.mkdir()
+    share_script(shared)
+    (other / "plotly.min.js").write_text("/* plotly.js v1.0 */")
+    for number, draw in enumerate(makers()):
+        draw(shared / f"{number}.html")
+        draw(other / f"{number}.html")
+        page, whole = read_page(shared / f"{number}.html", "plotly.min.js"), read_page(other / f"{number}.html")
+        assert page == whole
+    sizes = {path.name: path.stat().st_size for path in shared.iterdir()}
+    script = sizes.pop("plotly.min.js")
+    assert sum(sizes.values()) < script / 10
 
 
 @draws

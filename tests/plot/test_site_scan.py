@@ -130,6 +130,28 @@ def test_colours_are_symmetric(tmp_path: Path) -> None:
     assert axis["cmax"] == -axis["cmin"] == pytest.approx(0.99, abs=0.01)
 
 
+@pytest.mark.parametrize("length", [20, 76, 400])
+def test_one_extreme_residue_leaves_the_others_their_colours(length: int, tmp_path: Path) -> None:
+    """As the methionine at the start, whose scores are several times those of the rest."""
+    sequence, scores = some(length)
+    sequence = "M" + sequence[1:]
+    scores[0] = -40
+    scores[0, AMINO_ACIDS.index("M")] = 0
+    for kind in ("html", "svg"):
+        single_site_scan(tmp_path / f"p.{kind}", scores, sequence=sequence, letters=AMINO_ACIDS, title="")
+    page = read_page(tmp_path / "p.html")
+    limit = page.layout["coloraxis"]["cmax"]
+    sizes = np.sort(np.abs(scores[scores != 0]))
+    assert np.abs(scores[1:]).max() / 2 < limit <= np.abs(scores[1:]).max()
+    beyond = int((sizes > limit).sum())
+    assert 19 <= beyond <= max(19, len(sizes) // 100)
+    # The values themselves stay, and the legend tells.
+    assert array(page.of_type("heatmap")[0]["z"]).min() == -40
+    told = f"beyond ±{limit:.3g}: {beyond:,} of {19 * length:,} scores"
+    assert told in {trace.get("name") for trace in page.traces}
+    assert told in read_svg(tmp_path / "p.svg").texts
+
+
 def test_very_long_proteins_have_longer_rows(tmp_path: Path) -> None:
     scores = np.zeros((3300, 2), np.float32)
     single_site_scan(tmp_path / "p.html", scores, sequence="AC" * 1650, letters="AC", title="")

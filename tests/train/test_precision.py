@@ -15,8 +15,10 @@ from torch import Tensor
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.errors import DeviceError
-from protea.train.model import Precision, Trainable
-from protea.train.recipe import Recipe
+from protea.text import duration_text
+from protea.train import metrics
+from protea.train.model import TYPES, Precision, Trainable, architecture, estimate
+from protea.train.recipe import LogSettings, Recipe
 from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,3 +207,49 @@ def test_the_first_scale_is_in_proportion_to_the_packs() -> None:
     """Each pack's gradient is as large as that of a step of one."""
     for packs, doublings in ((1, 0), (2, 1), (3, 2), (1008, 10)):
         assert Precision("fp16-mixed", CPU, packs).scaler.get_scale() == 2.0 ** (16 + doublings)
+
+
+@pytest.mark.parametrize(
+    ("name", "native", "measured"),
+    [
+        ("float32", True, torch.float32),
+        ("bf16-mixed", True, torch.bfloat16),
+        ("bf16-mixed", False, torch.float32),
+        ("fp16-mixed", False, torch.float32),
+    ],
+)
+def test_the_peak_is_that_of_the_type_that_computes(
+    name: str, native: bool, measured: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products in a type that the processor only emulates are not the measure of what it can do."""
+    seen = set()
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        seen.add(a.dtype)
+        return a
+
+    monkeypatch.setattr(metrics, "native_bfloat16", lambda device: native)
+    monkeypatch.setattr(torch, "mm", product)
+    peak = metrics.peak_flops(LogSettings(), CPU, TYPES[name])
+    assert peak is not None
+    assert peak > 0
+    assert seen == {measured}
+    assert metrics.peak_flops(LogSettings(peak_tflops=2), None, TYPES[name]) == 2e12
+    assert metrics.peak_flops(LogSettings(), None, TYPES[name]) is None
+
+
+def test_what_a_run_takes_is_told_at_the_rate_of_the_device() -> None:
+    told = recipe(run={"steps": 1000})
+    costs = estimate(architecture(told), told, 50.0)
+    total = costs.flops * told.run.steps * told.batch.packs * told.batch.pack
+    lines = "\n".join(costs.lines(told, total / 150))
+    assert f"in all: 2.5 minutes of matrix products at {total / 150e12:.3g} TFLOP/s" in lines
+    assert "TFLOP/s" not in "\n".join(costs.lines(told, None))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "1 second"), (99.4, "99 seconds"), (150, "2.5 minutes"), (3e4, "8.3 hours"), (9e8, "10,417 days")],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

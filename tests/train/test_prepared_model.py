@@ -148,7 +148,8 @@ def test_parameters_keep_their_names() -> None:
 
 @pytest.mark.parametrize(("precision", "asked"), [("bf16-mixed", 1), ("fp16-mixed", 0), ("float32", 0)])
 def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiled attention is wanted and cannot be had."""
+    """Where the compiled attention is wanted and cannot be had, or the processor has no bfloat16 at all."""
+    from protea.train import model
     from protea.train.model import prepare
 
     class Notes(TrainingProgress):
@@ -159,10 +160,13 @@ def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.Mo
             self.notes.append(message)
 
     monkeypatch.setattr(native, "enable", lambda: "this processor is an abacus")
-    told, notes = recipe(run={"precision": precision}), Notes()
-    prepare(initialise(told, CPU), told, notes)
-    assert len(notes.notes) == asked
-    assert all("this processor is an abacus" in note for note in notes.notes)
+    told = recipe(run={"precision": precision})
+    for multiplies, reason in ((True, "this processor is an abacus"), (False, "run.precision=float32 ")):
+        monkeypatch.setattr(model, "native_bfloat16", lambda device, answer=multiplies: answer)
+        notes = Notes()
+        prepare(initialise(told, CPU), told, notes)
+        assert len(notes.notes) == asked
+        assert all(reason in note for note in notes.notes)
 
 
 # --- the step -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from protea.packing import CuSeqlens, PackedBatch
 from protea.settings_errors import validate
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, check_memory, estimate, mean_length
+from protea.train.model import Trainable, architecture, check_memory, estimate, mean_length, settle_precision
 from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, read_recipe, recipe_names
 from protea.transforms import native
@@ -42,7 +42,7 @@ META = {
     "masking": "standard",
     "crop": "random",
     "length": 1024,
-    "precision": "bf16-mixed",
+    "precision": "auto",
 }
 META_15B = META | {"tokens": 3.2e6, "rate": 1.6e-4, "steps": 270_000, "final": 1.6e-5}
 BIONEMO2 = {"schedule": "anneal-hold", "masking": "bionemo2", "crop": "random-tokens"}
@@ -177,7 +177,10 @@ def test_dry_run(run: Run, model_folders: dict[str, Path], name: str) -> None:
     assert result.code == 0
     assert yaml.safe_load(result.out) == read_recipe(name, changes).shown()
     remarks = [line for line in result.out.splitlines() if line.startswith("# ")]
-    assert len(remarks) == 3
+    assert len(remarks) == 4
+    told = settle_precision(read_recipe(name, changes), CPU)
+    assert remarks.pop(0) == f"# computes in {told.run.precision}"
+    assert " of matrix products at " in remarks[1]
     told = read_recipe(name, changes)
     assert f" parameters; {told.run.steps:,} steps of {told.batch.packs * told.batch.pack:,} tokens" in remarks[0]
     assert not list(Path().iterdir())

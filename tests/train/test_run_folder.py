@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from protea.errors import OutputError, ResumeError
+from protea.train import model
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
 from protea.train.run_checkpoints import choose
@@ -41,6 +43,42 @@ def test_other_packs_begin_the_block_again(stopped: tuple[Recipe, Path], store: 
     witness = Witness()
     pretrain(recipe(store, batch={"tokens": 288, "pack": 48}, run={"steps": 3}), run, witness, accept_changes=True)
     assert not any("block" in note for note in witness.notes)
+
+
+@pytest.mark.parametrize(
+    ("native", "chosen", "instead"), [(True, "bf16-mixed", "float32"), (False, "float32", "bf16-mixed")]
+)
+def test_a_run_keeps_the_precision_that_auto_chose(
+    native: bool, chosen: str, instead: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a machine where it would choose another; a run that is begun there does."""
+    told, run = recipe(store, run={"precision": "auto"}), tmp_path / "run"
+    monkeypatch.setattr(model, "native_bfloat16", lambda device: native)
+    witness = Witness(9)
+    assert not pretrain(told, run, witness).finished
+    assert any(f"run.precision=auto: computes in {chosen}, " in note for note in witness.notes)
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["run"]["precision"] == chosen
+    assert choose(run, "newest").values["recipe"]["run"]["precision"] == chosen
+
+    monkeypatch.setattr(model, "native_bfloat16", lambda device: not native)
+    with pytest.raises(ResumeError, match=f"run.precision {chosen} -> {instead}"):
+        train(recipe(store, run={"precision": instead}), run)
+    witness = Witness()
+    assert pretrain(told, run, witness).finished
+    (note,) = [note for note in witness.notes if note.startswith("run.precision=auto")]
+    assert note.startswith(f"run.precision=auto: continues in {chosen}, as the run began")
+    assert f"would choose {instead}" in note
+    assert choose(run, "newest").values["recipe"]["run"]["precision"] == chosen
+    train(told, tmp_path / "other")
+    assert choose(tmp_path / "other", "newest").values["recipe"]["run"]["precision"] == instead
+
+
+def test_a_run_of_a_version_with_fewer_keys_continues(stopped: tuple[Recipe, Path]) -> None:
+    told, run = stopped
+    recorded = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recorded["data"]["cluster"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recorded))
+    assert train(told, run).finished
 
 
 def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) -> None:
@@ -138,7 +176,7 @@ def test_other_surroundings_are_noted(stopped: tuple[Recipe, Path]) -> None:
 
 def test_one_process_at_a_time(stopped: tuple[Recipe, Path], store: Path) -> None:
     told, run = stopped
-    with open_run_folder(run, told):
+    with open_run_folder(run, told, torch.device("cpu")):
         for changed in (told, recipe(store, run={"steps": 9})):
             with pytest.raises(ResumeError, match=r"run: another process"):
                 train(changed, run, accept_changes=True)

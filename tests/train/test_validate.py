@@ -158,7 +158,7 @@ def test_stopping(folder: Path) -> None:
 
 def test_no_validation_split(tmp_path: Path) -> None:
     store = make_store(tmp_path / "data", sequences=20)
-    with pytest.raises(UsageError, match=r"valid split; .*--valid.* validation\.every=null"):
+    with pytest.raises(UsageError, match=r"valid split: .*--valid.* validation\.every=null"):
         pretrain(told(store), tmp_path / "run", TrainingProgress())
     without = recipe(data={"store": str(store)}, run={"steps": 1})
     assert pretrain(without, tmp_path / "run", TrainingProgress()).finished

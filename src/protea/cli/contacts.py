@@ -134,7 +134,7 @@ def fit_contacts(
         try:
             record, precisions = write_fitted(model, structures, output, settings, rows, device=device, progress=bar)
         except DataError:
-            tell_rows(rows, "-o writes a report of them")
+            tell_rows(rows)
             raise
     typer.echo(
         f"{output}: {head} head, fitted on {counted(count, 'chain')}: {record['pairs']:,} pairs, "
@@ -148,15 +148,19 @@ def fit_contacts(
         raise typer.Exit(1)
 
 
-def tell_rows(rows: Sequence[ReportRow], report: str) -> bool:
-    """Tell which files and chains were skipped, and count the other rows; return whether anything was skipped."""
+def tell_rows(rows: Sequence[ReportRow], report: str | None = None) -> bool:
+    """Tell which files and chains were skipped, and count the other rows; return whether anything was skipped.
+
+    ``report`` says where the other rows are listed, or how to have them listed, if there is a way.
+    """
     for row in rows:
         if row.what == "skipped":
             tell(f"{row.id}: skipped: {row.detail}")
     for reason, count in Counter(row.detail for row in rows if row.what == "left out").items():
         tell(f"left out {counted(count, 'chain')}: {reason}")
     if odd := Counter(row.what for row in rows if row.what not in ("skipped", "left out")):
-        tell(f"structures: {', '.join(f'{count} {what}' for what, count in sorted(odd.items()))}; {report}")
+        where = "" if report is None else f"; {report}"
+        tell(f"structures: {', '.join(f'{count} {what}' for what, count in sorted(odd.items()))}{where}")
     return any(row.what == "skipped" for row in rows)
 
 
@@ -182,8 +186,8 @@ def decimals(value: float) -> str:
     return "-" if isnan(value) else f"{value:.3f}"
 
 
-def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Where each protein's picture goes: the named file, or a PNG in a folder, which ``draw_map`` creates."""
+def picture_paths(plot: Path, names: Sequence[str], *, kind: str = ".png", overwrite: bool) -> dict[str, Path]:
+    """Where each protein's picture goes: the named file, or one of a kind in a folder, which drawing creates."""
     from protea.embed.stores import file_name
     from protea.output import check_output
     from protea.plot import check_place
@@ -192,12 +196,12 @@ def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[
         return {}
     if plot.suffix and not plot.is_dir():
         if len(names) > 1:
-            raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their maps")
+            raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their pictures")
         check_place(plot)
         paths = {names[0]: plot}
     else:
-        check_place(Path("any.png"))
-        paths = {name: plot / f"{file_name(name)}.png" for name in names}
+        check_place(Path(f"any{kind}"))
+        paths = {name: plot / f"{file_name(name)}{kind}" for name in names}
         if not plot.is_dir():
             check_output(plot)
             return paths

@@ -45,6 +45,7 @@ def pretrain(
       protea pretrain esm2_8M data.store=store/ -o run/
       protea pretrain esm2_8M data.fasta=proteins.fasta.gz batch.tokens=65536 run.steps=2000 -o run/
       protea pretrain domain-adaptation init=esm2_t6_8M_UR50D data.fasta=antibodies.fasta -o run/
+      protea pretrain domain-adaptation data.fasta=family.fasta data.cluster=false -o run/    # without MMseqs2
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
@@ -60,11 +61,10 @@ def pretrain(
     if dry_run:
         import yaml
 
-        from protea.train.model import architecture, estimate
+        from protea.train.loop import dry_run as costs_of
 
         typer.echo(yaml.safe_dump(settings.shown(), sort_keys=False).rstrip())
-        # The training data are not needed: every sequence counts as one of the full length.
-        for line in estimate(architecture(settings), settings, settings.data.max_tokens).lines(settings):
+        for line in costs_of(settings):
             typer.echo(f"# {line}")
         return
     if output is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli import options
+from protea.cli.contacts import picture_paths
 from protea.cli.interrupt import interruptible
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
@@ -60,7 +61,8 @@ def score(
     token_budget: options.TokenBudget = None,
     overwrite: options.Overwrite = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="With --scan: a heat map, .png, .svg or .html.")
+        Path | None,
+        typer.Option(metavar="PICTURE", help="With --scan: a heat map, .png, .svg, .html, or a folder of pages."),
     ] = None,
     **reading: Any,
 ) -> None:
@@ -82,11 +84,10 @@ def score(
       protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
-    from protea.plot import check_place, single_site_scan
+    from protea.plot import check_place
     from protea.score.effects import Scoring
     from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
-    from protea.score.variants import CANONICAL, chosen_places, scan_cells
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants or --scan")
@@ -95,8 +96,10 @@ def score(
     if plot is not None:
         if not scan:
             raise UsageError("--plot draws a scan; add --scan")
-        check_place(plot)
-        check_output(plot, overwrite=overwrite)
+        check_place(plot if _is_file(plot) else Path("any.html"))
+        # The proteins, which name the pages of a folder, are not read yet.
+        for path in [plot] if _is_file(plot) else sorted(plot.glob("*.html")):
+            check_output(path, overwrite=overwrite)
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
         with bars("passes") as progress:
@@ -109,7 +112,7 @@ def score(
                 positions=positions,
                 column=column,
                 reading=Reading(**reading),
-                one_protein=plot is not None,
+                one_protein=plot is not None and _is_file(plot),
                 output=output,
                 overwrite=overwrite,
                 load=partial(options.load_to_compute, device=device, dtype=dtype, fast=fast),
@@ -117,13 +120,29 @@ def score(
             )
         _show(scored, output)
         if plot is not None:
-            name, sequence, _ = scored.proteins[0]
-            places = chosen_places(name, sequence, positions, offset)
-            cells = scan_cells(sequence, places, scored.table.column(column).to_pylist())
-            single_site_scan(plot, cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
-            typer.echo(f"{plot}: the scan of {name}")
+            _draw(plot, scored, column, positions, offset)
     if scored.problems:
         raise typer.Exit(1)
+
+
+def _is_file(plot: Path) -> bool:
+    return bool(plot.suffix) and not plot.is_dir()
+
+
+def _draw(plot: Path, scored: Rows, column: str, positions: str | None, offset: int) -> None:
+    from protea.plot import share_script, single_site_scan
+    from protea.score.variants import CANONICAL, chosen_places, scan_cells
+
+    names = [name for name, *_ in scored.proteins]
+    paths = picture_paths(plot, names, kind=".html", overwrite=True)
+    if not _is_file(plot):
+        share_script(plot)
+    scores = scored.table.column(column).to_pylist()
+    for (name, sequence, _), rows in zip(scored.proteins, scored.places, strict=True):
+        places = chosen_places(name, sequence, positions, offset)
+        cells = scan_cells(sequence, places, [scores[row] for row in rows])
+        single_site_scan(paths[name], cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
+    typer.echo(f"{plot}: the scan of {names[0]}" if len(names) == 1 else f"{plot}: {counted(len(names), 'scan')}")
 
 
 def _show(rows: Rows, output: Path | None) -> None:

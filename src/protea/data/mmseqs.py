@@ -52,7 +52,7 @@ _LINES_SHOWN: Final = 3
 _NOISE: Final = re.compile(r"^\s*$|^\[=|^Time for|^mmseqs |^\S.*\t\S")
 _INSTALL: Final = (
     "install it with `apt-get install mmseqs2`, `brew install mmseqs2`, or "
-    "`conda install -c conda-forge -c bioconda mmseqs2`, or name it with --mmseqs"
+    "`conda install -c conda-forge -c bioconda mmseqs2`, or give its path (`protea data fasta --mmseqs PATH`)"
 )
 
 

@@ -126,7 +126,7 @@ class TrainingStore:
         if tuple(self.manifest["alphabet"]["tokens"]) != alphabet.tokens:
             raise StoreError(
                 f"{folder}: has the {self.manifest['alphabet']['name']} alphabet, the model has {alphabet.name}; build "
-                f"the store again with --alphabet {name_of(alphabet)}"
+                f"the store again for the alphabet {name_of(alphabet)}"
             )
 
     @property

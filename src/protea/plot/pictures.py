@@ -1,8 +1,9 @@
 """What all pictures share: files, colours, titles, legends, frames of pages, the order of letters, checks of arrays.
 
 The same drawing gives the same bytes: files hold no dates and no random ids, and ignore the user's matplotlib settings.
-An ``.html`` file holds all that it needs, plotly.js included, and loads nothing. An existing picture is replaced. At
-most three lines of a title are shown. ``offset`` is the number of the first residue.
+An ``.html`` file holds all that it needs, plotly.js included, and loads nothing, unless ``share_script`` prepared its
+folder. An existing picture is replaced. At most three lines of a title are shown. ``offset`` is the number of the first
+residue.
 
 People who confuse red and green can tell the colours apart: they are ColorBrewer's Blues and RdBu, which both
 libraries know by these names, and colours from Okabe and Ito's palette.
@@ -59,6 +60,8 @@ _NO_CLICKS: Final = {"itemclick": False, "itemdoubleclick": False}
 PAGE_LEGEND: Final = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"} | _NO_CLICKS  # above the plot
 PAGE_RESIDUES: Final = {"title": {"text": "residue"}, "tickformat": "d", "zeroline": False}  # an axis of residues
 
+SCRIPT: Final = "plotly.min.js"  # the name that plotly gives it
+
 _PAGE_LINE: Final = 22  # height of a title line of a page, in pixels
 _PAGE_BELOW: Final = 60
 _TITLE_LINES: Final = 3
@@ -111,7 +114,9 @@ def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable
 
     The title also names the window of a page, and describes an ``.svg`` to people who cannot see it.
     """
-    content = _page_bytes(page(), title) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
+    content = (
+        _page_bytes(page(), title, path.parent) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
+    )
     with staged(path, overwrite=True) as aside:
         aside.write_bytes(content)
 
@@ -132,14 +137,26 @@ def _figure_bytes(draw: Callable[[], Figure], kind: str, title: str) -> bytes:
     return stream.getvalue()
 
 
-def _page_bytes(described: dict[str, Any], title: str) -> bytes:
+def share_script(folder: Path) -> None:
+    """Write plotly.js into a folder; pages drawn there from now on refer to this file instead of holding a copy."""
+    with extra("plot", f"{folder}: drawing pages needs plotly"):
+        from plotly.offline import get_plotlyjs
+    with staged(folder / SCRIPT, overwrite=True) as aside:
+        aside.write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _page_bytes(described: dict[str, Any], title: str, folder: Path) -> bytes:
     import plotly.graph_objects
     import plotly.io
+    from plotly.offline import get_plotlyjs
 
+    script = folder / SCRIPT
+    # A script of another version might not draw this page.
+    shared = script.is_file() and script.read_bytes() == get_plotlyjs().encode()
     picture = plotly.io.to_html(
         plotly.graph_objects.Figure(described),
         config={"displaylogo": False, "responsive": False},
-        include_plotlyjs=True,
+        include_plotlyjs="directory" if shared else True,
         include_mathjax=False,
         full_html=False,
         div_id="picture",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _SCALE: Final = "log-likelihood ratio to the wild type"
 
-_FEW: Final = 1000  # up to this number of scores, none counts as an outlier
+_FEW: Final = 20  # up to this number of residues, no score counts as an outlier
+_STRONGEST: Final = ("#67001F", "#053061")  # the ends of ``EFFECTS``
 _RESIDUES_A_PANEL: Final = 80
 _MOST_PANELS: Final = 40  # a protein that would need more panels gets longer ones
 
@@ -62,7 +63,7 @@ class _Scan(NamedTuple):
     """What is drawn: scores ``[L, V]`` in the order of ``letters``, NaN where nothing was scored.
 
     ``groups`` have a name, the index of their first letter, and the index after their last. Scores of ``limit`` and
-    beyond, above and below 0, get the strongest colour.
+    beyond, above and below 0, get the strongest colour; ``sizes`` are those of all scores but the wild type's.
     """
 
     scores: FloatArray
@@ -70,6 +71,7 @@ class _Scan(NamedTuple):
     letters: list[str]
     groups: list[tuple[str, int, int]]
     limit: float
+    sizes: FloatArray
     offset: int
 
     @property
@@ -88,8 +90,14 @@ class _Scan(NamedTuple):
 
     @property
     def legend(self) -> dict[str, str]:
-        """Colours other than those of scores, by their labels."""
-        return {"wild type": pictures.INK} | ({"not scored": pictures.MISSING} if np.isnan(self.scores).any() else {})
+        """Colours by their labels, besides the scale: of what has no score, and of scores beyond the scale."""
+        colours = {"wild type": pictures.INK}
+        if np.isnan(self.scores).any():
+            colours["not scored"] = pictures.MISSING
+        if beyond := int((self.sizes > self.limit).sum()):
+            sign = int(self.scores[np.abs(self.scores) > self.limit].sum() > 0)
+            colours[f"beyond ±{self.limit:.3g}: {beyond:,} of {self.sizes.size:,} scores"] = _STRONGEST[sign]
+        return colours
 
 
 def single_site_scan(
@@ -98,8 +106,8 @@ def single_site_scan(
     """Draw the effects of all substitutions.
 
     ``scores`` are ``[L, V]``, a column for each of the ``letters``, negative where the model prefers the wild type, NaN
-    where nothing was scored. Colours are symmetric about 0. Of more than 1,000 scores, the largest hundredth share the
-    strongest colour.
+    where nothing was scored. Colours are symmetric about 0. From 20 residues on, the largest hundredth of the scores,
+    and at least as many as one residue has, share the strongest colour; the legend says beyond which score.
     """
     pictures.check_place(path)
     scan = _scan(scores, sequence, letters, offset)
@@ -119,9 +127,11 @@ def _scan(scores: FloatArray, sequence: str, letters: Sequence[str], offset: int
     ordered = scores[:, order].astype(np.float32)
     wild = np.array(list(sequence))[:, None] == np.array(names)
     ordered[wild & np.isnan(ordered)] = 0
-    sizes = np.abs(ordered[~wild & np.isfinite(ordered)])
-    limit = float(np.percentile(sizes, 99 if len(sizes) > _FEW else 100)) if sizes.size else 0.0
-    return _Scan(ordered, sequence, names, groups, limit or 1.0, offset)
+    sizes = np.sort(np.abs(ordered[~wild & np.isfinite(ordered)]))
+    # One residue, such as the first methionine, may matter far more than all others.
+    outliers = max(len(sizes) // 100, len(letters) - 1) if len(sizes) >= _FEW * (len(letters) - 1) else 0
+    limit = float(sizes[-1 - outliers]) if sizes.size else 0.0
+    return _Scan(ordered, sequence, names, groups, limit or 1.0, sizes, offset)
 
 
 def _figure(scan: _Scan, title: str) -> Figure:
@@ -146,12 +156,12 @@ def _figure(scan: _Scan, title: str) -> Figure:
         axes = pictures.add_axes(figure, _LEFT, bottom, cell * len(panel.sequence), panel_height)
         _draw_panel(axes, scan, panel, colours.to_rgba(panel.scores.T, bytes=True)[..., :3])
     scale = figure.add_axes((_LEFT / width, 1 - (top - 0.6) / height, 2.6 / width, 0.12 / height))
-    clipped = bool((np.abs(scan.scores) > scan.limit).any())
+    clipped = bool((scan.sizes > scan.limit).any())
     bar = figure.colorbar(colours, cax=scale, orientation="horizontal", extend="both" if clipped else "neither")
     bar.set_label(_SCALE)
     handles = []
     for label, colour in scan.legend.items():
-        marker = "s" if colour == pictures.MISSING else "."
+        marker = "." if colour == pictures.INK else "s"
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=label))
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": ((_LEFT + 2.9) / width, 1 - (top - 0.72) / height)}
     figure.legend(handles=handles, ncols=2, borderaxespad=0, handlelength=1, handletextpad=0.4, **place)
@@ -192,7 +202,7 @@ def _page(scan: _Scan, title: str) -> dict[str, Any]:
         "annotations": [],
     }
     traces = [
-        pictures.page_key(label, colour, mark="square" if colour == pictures.MISSING else "dot")
+        pictures.page_key(label, colour, mark="dot" if colour == pictures.INK else "square")
         for label, colour in scan.legend.items()
     ]
     for number, panel in enumerate(panels):

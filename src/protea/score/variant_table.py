@@ -126,7 +126,7 @@ def score_variants(
     if not table.num_rows:
         raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
     if one_protein and len(rows.proteins) != 1:
-        raise UsageError(f"--plot draws one protein, but there are {len(rows.proteins)}; give a file of one protein")
+        raise UsageError(f"--plot draws one protein, but there are {len(rows.proteins)}; name a folder for them")
     check_lengths(ensemble.values(), rows.proteins, how.long)
     scores, provenance = {}, {}
     for name in models:

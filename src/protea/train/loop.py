@@ -26,8 +26,19 @@ from protea.data.loader import TrainingBatch
 from protea.device import resolve_device, return_freed_memory
 from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
 from protea.models.encoder import Encoder
-from protea.train.metrics import Logbook, TrainingProgress, open_sinks
-from protea.train.model import Trainable, architecture, check_memory, estimate, initialise, mean_length, prepare
+from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
+from protea.train.model import (
+    TYPES,
+    Trainable,
+    architecture,
+    check_memory,
+    estimate,
+    initialise,
+    mean_length,
+    planned_device,
+    prepare,
+    settle_precision,
+)
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
 from protea.train.recipe import Recipe
@@ -65,20 +76,28 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
             f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
             f"{model.config.family}; lower it"
         )
-    opened = open_run_folder(output, recipe, accept_changes=accept_changes)
+    opened = open_run_folder(output, recipe, device, accept_changes=accept_changes)
     with _explaining_failures(recipe, output, device), opened as folder:
-        return _Trainer(recipe, folder, model, device, progress).run()
+        return _Trainer(folder, model, device, progress).run()
+
+
+def dry_run(recipe: Recipe) -> list[str]:
+    """What a recipe takes, in lines of text, without its training data: every sequence has the full length."""
+    device = planned_device(recipe)
+    told = settle_precision(recipe, device)
+    peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
+    costs = estimate(architecture(told), told, told.data.max_tokens)
+    return [f"computes in {told.run.precision}", *costs.lines(told, peak)]
 
 
 class _Trainer:
     """A run in progress: its step, and the work that is due between two steps."""
 
-    def __init__(
-        self, recipe: Recipe, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress
-    ) -> None:
-        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
-        if folder.changes:
-            progress.note(f"the recipe changed: {folder.changes}")
+    def __init__(self, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress) -> None:
+        self.recipe = recipe = folder.recipe
+        self.folder, self.device, self.progress = folder, device, progress
+        for note in folder.notes:
+            progress.note(note)
         store = open_store(recipe, folder.path, model.alphabet, progress)
         run, self.data, pin = recipe.run, store.fingerprint, device.type == "cuda"
         self.loader = make_loader(store, "train", recipe, seed=run.seed, workers=run.workers, pin=pin)
@@ -93,8 +112,9 @@ class _Trainer:
         if self._validation_due():
             # The run was stopped during validation; write the checkpoint again, with the result.
             self.checkpoints.last = None
-        progress.start(list(costs.lines(recipe)), run.steps, self.state.step)
-        self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress)
+        peak = peak_flops(recipe.log, device, self.trainable.precision.dtype)
+        progress.start(list(costs.lines(recipe, peak)), run.steps, self.state.step)
+        self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress, peak)
 
     def run(self) -> Outcome:
         """Train to the last step, or until asked to stop."""
@@ -124,7 +144,7 @@ class _Trainer:
         if state.position.pack and folder.changed & _REPACKING:
             state.position = state.position._replace(pack=0)  # the number counts packs of the earlier recipe
             self.progress.note("the changes affect packing: the current block of the epoch begins again")
-        if folder.changes:
+        if folder.changed:
             write_recipe(folder.path, self.recipe)
 
     def _repeat(self) -> None:

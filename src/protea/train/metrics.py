@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from protea.data.loader import TrainingBatch
+from protea.device import native_bfloat16
 from protea.errors import OutputError, ProteaWarning
 from protea.output import write_durably
 from protea.progress import Progress
@@ -28,7 +29,9 @@ from protea.train.run_folder import TrainingState
 _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
 """TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""
 
-_SIDE: Final = 1024
+_SIDES: Final = (256, 1024)
+"""Of matrices. Large ones reach the highest rate; small ones are done before another process interrupts."""
+
 _MEASURED_SECONDS: Final = 0.5
 _BUFFER: Final = 16 << 20
 """Bytes of metrics that wait in memory while a disk is full. Python keeps what it could not write for the next time."""
@@ -59,11 +62,18 @@ class Sink(NamedTuple):
 class Logbook:
     """Computes the metrics of a run, and passes them to the sinks, which are closed with it, and to the progress."""
 
-    def __init__(self, sinks: Sequence[Sink], recipe: Recipe, trainable: Trainable, progress: TrainingProgress) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        recipe: Recipe,
+        trainable: Trainable,
+        progress: TrainingProgress,
+        peak: float | None,
+    ) -> None:
         self._sinks, self._recipe, self._progress = sinks, recipe, progress
         self._config, self._device = trainable.model.config, trainable.model.device
         self._scaler = trainable.precision.scaler
-        self._peak = peak_flops(recipe.log, self._device, trainable.precision.dtype)
+        self._peak = peak
         self._failing = False
         self._padding = 0.0
         self._reset()
@@ -141,23 +151,28 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < math.log(sys.float_info.max) else math.inf
 
 
-def peak_flops(log: LogSettings, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Operations per second of the device's matrix products; ``None`` for an unknown GPU.
+def peak_flops(log: LogSettings, device: torch.device | None, dtype: torch.dtype) -> float | None:
+    """Operations per second of a device's matrix products in the type that computes; ``None`` if unknown.
 
-    A GPU's number is looked up by name, for bfloat16. A CPU's is measured for half a second on large square matrices.
+    A GPU's number is looked up by name, for narrow types. A CPU's is the best measured in half a second on square
+    matrices, in float32 if the processor does not multiply ``dtype`` natively.
     """
     if log.peak_tflops is not None:
         return log.peak_tflops * 1e12
+    if device is None or (device.type == "cuda" and dtype == torch.float32):
+        return None
     if device.type == "cuda":
         words = torch.cuda.get_device_name(device).replace("-", " ").split()
         return next((tflops * 1e12 for name, tflops in _PEAKS.items() if name in words), None)
-    a, b = (torch.ones(_SIDE, _SIDE, dtype=dtype, device=device) for _ in range(2))
-    best = math.inf
-    end = time.perf_counter() + _MEASURED_SECONDS
-    while (began := time.perf_counter()) < end:
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - began)
-    return 2 * _SIDE**3 / best
+    native = dtype if dtype == torch.bfloat16 and native_bfloat16(device) else torch.float32
+    rate = 0.0
+    for side in _SIDES:
+        a, b = (torch.ones(side, side, dtype=native, device=device) for _ in range(2))
+        end = time.perf_counter() + _MEASURED_SECONDS / len(_SIDES)
+        while (began := time.perf_counter()) < end:
+            torch.mm(a, b)
+            rate = max(rate, 2 * side**3 / max(time.perf_counter() - began, 1e-9))
+    return rate
 
 
 def peak_memory(device: torch.device) -> int:

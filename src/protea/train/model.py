@@ -22,17 +22,20 @@ import torch
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.data.sampler import Sampler
-from protea.device import available_memory
+from protea.device import available_memory, native_bfloat16, resolve_device
 from protea.errors import DeviceError, TrainingError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.progress import Progress
+from protea.text import duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
 from protea.train.recipe import Recipe
 from protea.transforms import native
 from protea.transforms.training import compile_layers, recompute_layers
 
-_TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "float32": torch.float32}
+"""The type that products are computed in, by the name of a precision."""
+
 _SAMPLE: Final = 4096
 _MASKED: Final = 0.15
 """Share of the tokens that the language-model head is computed for."""
@@ -75,6 +78,25 @@ def _freeze_contact_head(model: Encoder) -> Encoder:
     return model
 
 
+def settle_precision(recipe: Recipe, device: torch.device | None) -> Recipe:
+    """The recipe with what ``run.precision=auto`` chooses: bfloat16 if the device multiplies it natively, else float32.
+
+    ``None`` is a GPU that this machine lacks; it is taken for one that multiplies bfloat16.
+    """
+    if recipe.run.precision != "auto":
+        return recipe
+    precision = "bf16-mixed" if device is None or native_bfloat16(device) else "float32"
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"precision": precision})})
+
+
+def planned_device(recipe: Recipe) -> torch.device | None:
+    """The device that a recipe names; ``None`` if this machine lacks it."""
+    try:
+        return resolve_device(recipe.run.device)
+    except DeviceError:
+        return None
+
+
 class Precision:
     """The type that matrix products are computed in, by the name that a recipe gives.
 
@@ -82,7 +104,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device, packs: int = 1) -> None:
-        self.dtype = _TYPES.get(name, torch.float32)
+        self.dtype = TYPES[name]
         self._device = device
         # A pack's gradient is a small share of its step's: it must not vanish before the scale has grown.
         scale = 2.0 ** (16 + (packs - 1).bit_length())
@@ -106,7 +128,7 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
     """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen."""
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
     # FSDP2. Each must see the modules that those before it leave.
-    run = recipe.run
+    run = settle_precision(recipe, model.device).run
     if run.recompute:
         recompute_layers(model)
     if run.compile:
@@ -114,9 +136,12 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
             compile_layers(model)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
-    narrow = run.precision == "bf16-mixed"
-    if narrow and model.device.type == "cpu" and (reason := native.enable()) is not None:
-        progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
+    if run.precision == "bf16-mixed" and model.device.type == "cpu":
+        reason = native.enable()
+        if not native_bfloat16(model.device):
+            progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
+        elif reason is not None:
+            progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
     return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs))
 
@@ -131,8 +156,8 @@ class Costs:
     copies: int  # main memory for saving
     activations: int  # kept for the backward pass of a pack
 
-    def lines(self, recipe: Recipe) -> Iterator[str]:
-        """The costs in words."""
+    def lines(self, recipe: Recipe, peak: float | None) -> Iterator[str]:
+        """The costs in words; ``peak`` is the device's operations per second, if they are known."""
         steps, packs, pack = recipe.run.steps, recipe.batch.packs, recipe.batch.pack
         tokens = packs * pack
         yield (
@@ -140,9 +165,10 @@ class Costs:
             f"{steps * tokens:.3g} tokens in all"
         )
         total = self.flops * tokens * steps
-        seconds = total / 4e14
-        time = f"{seconds / 3600:,.1f} hours" if seconds >= 360 else f"{seconds:,.0f} seconds"
-        yield f"{self.flops:.3g} FLOP per token, {total:.3g} in all: {time} at 400 TFLOP/s"
+        time = (
+            "" if peak is None else f": {duration_text(total / peak)} of matrix products at {peak / 1e12:.3g} TFLOP/s"
+        )
+        yield f"{self.flops:.3g} FLOP per token, {total:.3g} in all{time}"
         yield (
             f"memory: {self.state / 1e9:,.1f} GB weights, gradients, moments; {self.activations / 1e9:,.1f} GB "
             f"activations of a pack; {self.copies / 1e9:,.1f} GB main memory for checkpoints"
@@ -156,9 +182,9 @@ def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
     count = sum(parameter.numel() for parameter in trained.values())
     matrices = sum(parameter.numel() for name, parameter in trained.items() if is_matrix_of_layer(name, parameter))
     moments = 8 * count - (4 * matrices if recipe.optimizer.name == "muon" else 0)
-    run = recipe.run
-    mixed = run.precision != "float32"
-    on_cpu = run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available())
+    device = planned_device(recipe)
+    run = settle_precision(recipe, device).run
+    mixed, on_cpu = run.precision != "float32", device is not None and device.type == "cpu"
     kept = model.config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
     return Costs(
         parameters=count,

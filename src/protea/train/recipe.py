@@ -45,6 +45,7 @@ class DataSettings(Section):
 
     store: Path | None = None
     fasta: Paths | None = None
+    cluster: bool = True  # the sequences of ``fasta``, with MMseqs2
     masking: str = "standard"
     crop: Crop = "random"
     max_tokens: Annotated[int, Field(ge=3)] = 1024  # of a sequence, BOS and EOS included
@@ -92,7 +93,7 @@ class RunSettings(Section):
 
     steps: Count = 500_000
     seed: Seed = 0  # of weights, order, crops, masks and dropout
-    precision: Literal["bf16-mixed", "fp16-mixed", "float32"] = "bf16-mixed"
+    precision: Literal["auto", "bf16-mixed", "fp16-mixed", "float32"] = "auto"
     device: str = "auto"
     compile: bool = False
     recompute: bool = False

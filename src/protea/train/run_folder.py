@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +23,25 @@ import yaml
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
-from protea.data.build_settings import ClusterSettings
-from protea.data.from_fasta import build_fasta
+from protea.data.build_settings import BuildSettings, ClusterSettings
+from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.loader import Position
 from protea.data.manifest import is_store, name_of
 from protea.data.training_store import TrainingStore
-from protea.errors import CheckpointError, OutputError, ResumeError, StoreError, UsageError
+from protea.errors import (
+    CheckpointError,
+    OutputError,
+    ProgramError,
+    ResumeError,
+    StoreError,
+    UnknownResidueError,
+    UsageError,
+)
 from protea.journal import differences, lock
 from protea.output import write_durably
 from protea.progress import Progress
 from protea.settings_errors import read_yaml
-from protea.train.model import Trainable
+from protea.train.model import TYPES, Trainable, settle_precision
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
@@ -52,19 +60,31 @@ STORE: Final = "store"
 _SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
+_PRECISION: Final = "run.precision"
+_VALID: Final = "5%"  # of sequences without clusters: a family is small
+_REASONS: Final = {
+    "bf16-mixed": "which this device multiplies natively",
+    "float32": "since this device does not multiply bfloat16 natively",
+}
 
 
 class RunFolder(NamedTuple):
-    """A run's folder, and what differs from the recipe that the run began with."""
+    """A run's folder, its recipe with the precision settled, and what differs from how the run began."""
 
     path: Path
-    changes: str  # in words; empty if nothing differs
+    recipe: Recipe
+    notes: list[str]  # on the precision and the differences, in words
     changed: set[str]  # keys
 
 
 @contextmanager
-def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False) -> Iterator[RunFolder]:
-    """Lock a run's folder, which is new, empty, or belongs to this run; anything else is an error."""
+def open_run_folder(
+    path: Path, recipe: Recipe, device: torch.device, *, accept_changes: bool = False
+) -> Iterator[RunFolder]:
+    """Lock a run's folder, which is new, empty, or belongs to this run; anything else is an error.
+
+    ``run.precision=auto`` becomes what the run began with, or what the device computes natively.
+    """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: is a file; name a folder")
     begun = bool(step_folders(path / CHECKPOINTS))
@@ -75,8 +95,10 @@ def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False)
         raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
     path.mkdir(parents=True, exist_ok=True)
     with lock(path / _LOCK, path):
+        recorded = _recorded(path / RECIPE) if is_run else {}
+        recipe, notes = _settle(recipe, device, recorded.get(_PRECISION) if begun else None)
         now = flatten(recipe.shown())
-        before = _recorded(path / RECIPE) if is_run else now
+        before = recorded if is_run else now
         changes = differences(before, now)
         if changes and begun and not accept_changes:
             raise ResumeError(
@@ -85,7 +107,22 @@ def open_run_folder(path: Path, recipe: Recipe, *, accept_changes: bool = False)
             )
         if not begun:
             write_recipe(path, recipe)
-        yield RunFolder(path, changes, {key for key in before | now if before.get(key) != now.get(key)})
+        if changes:
+            notes.append(f"the recipe changed: {changes}")
+        yield RunFolder(path, recipe, notes, {key for key in before | now if before.get(key) != now.get(key)})
+
+
+def _settle(recipe: Recipe, device: torch.device, recorded: object) -> tuple[Recipe, list[str]]:
+    """The recipe with its precision settled, and what to say of it; ``recorded`` is that of a run that continues."""
+    settled = settle_precision(recipe, device)
+    chosen = settled.run.precision
+    if settled == recipe:
+        return recipe, []
+    if recorded == chosen or recorded not in TYPES:
+        return settled, [f"run.precision=auto: computes in {chosen}, {_REASONS[chosen]}"]
+    kept = recipe.model_copy(update={"run": recipe.run.model_copy(update={"precision": recorded})})
+    note = f"run.precision=auto: continues in {recorded}, as the run began"
+    return kept, [f"{note}; for a new run on this device it would choose {chosen}, {_REASONS[chosen]}"]
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -94,10 +131,16 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _recorded(path: Path) -> dict[str, object]:
+    """The values of a run's recipe by dotted key; a key that an earlier version did not know has its default."""
     try:
-        return flatten(read_yaml(path))
+        values = read_yaml(path)
     except UsageError as error:
         raise ResumeError(f"{error}; correct it, or name a new folder") from error
+    for name, default in Recipe.model_construct().shown().items():
+        given = values.setdefault(name, default)
+        if isinstance(default, dict) and isinstance(given, dict):
+            values[name] = default | given
+    return flatten(values)
 
 
 def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progress) -> TrainingStore:
@@ -108,19 +151,42 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
     if data.fasta is None:
         raise UsageError("the recipe names no data: give data.store=DIR (see `protea data`), or data.fasta=FILE")
     output, record = folder / STORE, folder / _SOURCES
-    sources = {"alphabet": name_of(alphabet), "files": [_describe(path) for path in data.fasta]}
+    sources = {
+        "alphabet": name_of(alphabet),
+        "files": [_describe(path) for path in data.fasta],
+        "cluster": data.cluster,
+    }
     if is_store(output):
         try:
             if _same(record, sources):
                 return TrainingStore(output, alphabet)
-            reason = "the FASTA files changed since the store was made"
+            reason = "the FASTA files changed since the store was made, or data.cluster did"
         except StoreError as error:
             reason = str(error)
         progress.note(f"training data: {reason}; makes the store again")
-    settings = ClusterSettings(output=output, alphabet=name_of(alphabet))
-    build_fasta(settings, data.fasta, progress, overwrite=True)  # type: ignore[arg-type,unused-ignore]
+    _build(output, data.fasta, alphabet, progress, cluster=data.cluster)
     write_durably(record, json.dumps(sources))
     return TrainingStore(output, alphabet)
+
+
+def _build(output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress, *, cluster: bool) -> None:
+    """Make a store; without ``cluster``, each sequence is a cluster of its own, and nothing is filtered."""
+    name = name_of(alphabet)
+    try:
+        if cluster:
+            build_fasta(ClusterSettings(output=output, alphabet=name), files, progress, overwrite=True)
+            return
+        progress.note("data.cluster=false: validation sequences may resemble training sequences")
+        settings = BuildSettings(output=output, alphabet=name, valid=_VALID, filtered=False)
+        build_uniref(settings, files, [], None, progress, overwrite=True)
+    except ProgramError as error:
+        raise ProgramError(
+            f"data.fasta: {error}; or set data.cluster=false, which trains without clusters and needs no MMseqs2"
+        ) from error
+    except UnknownResidueError as error:
+        raise UnknownResidueError(
+            f"data.fasta: {error}; this is an option of `protea data fasta`, whose store is for data.store"
+        ) from error
 
 
 def _describe(path: Path) -> list[Any]:
@@ -137,7 +203,8 @@ def _same(record: Path, sources: dict[str, Any]) -> bool:
         known = json.loads(record.read_text(encoding="utf-8"))
         pairs = zip(known["files"], sources["files"], strict=True)
         same = all(now in (before, [before[0]]) for before, now in pairs)
-        return same and bool(known["alphabet"] == sources["alphabet"])
+        alike = known["alphabet"] == sources["alphabet"] and known.get("cluster", True) == sources["cluster"]
+        return same and bool(alike)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return False
 

@@ -1,0 +1,50 @@
+"""Training on FASTA files in one command, with and without MMseqs2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import Run, fails
+from messages import check_message
+from trials import write_fasta
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = ("batch.tokens=128", "batch.pack=64", "data.max_tokens=64", "run.steps=2", "run.precision=float32")
+
+
+@pytest.fixture
+def command(model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
+    """Continue from a small model on a family of 250 sequences, on a machine without MMseqs2."""
+    write_fasta(tmp_path / "family.fasta", 250)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    init, more = f"init={model_folders['esm2']}", ("schedule.warmup=1", "log.tensorboard=false", "validation.tokens=64")
+    return ("pretrain", "domain-adaptation", init, "data.fasta=family.fasta", *SMALL, *more)
+
+
+def test_one_command_without_mmseqs(run: Run, command: tuple[object, ...]) -> None:
+    done = run(*command, "data.cluster=false", "-o", "run")
+    assert done.code == 0, done.err
+    assert "data.cluster=false: validation sequences may resemble training sequences" in done.err
+    manifest = json.loads(Path("run/store/manifest.json").read_text())
+    assert {name: split["clusters"] for name, split in manifest["splits"].items()} == {"train": 238, "valid": 12}
+    assert run("export", "run", "-o", "model", "--checkpoint", "best").code == 0
+    assert run("embed", "family.fasta", "-m", "model", "-o", "out.parquet").code == 0
+    # With clusters it would be another store.
+    changed = run(*command, "-o", "run", "--accept-changes")
+    assert changed.code == 1
+    assert "MMseqs2 is not installed" in changed.err
+
+
+def test_the_way_out_is_told(run: Run, command: tuple[object, ...]) -> None:
+    refused = run(*command, "-o", "run")
+    fails(refused, 1, "data.fasta: mmseqs: MMseqs2 is not installed", "data.cluster=false")
+    check_message("train.no_mmseqs", refused.err)
+    Path("family.fasta").write_text(">a\nMKT\n>b\nM1T\n")
+    odd = run(*command, "data.cluster=false", "-o", "run")
+    assert odd.code == 1
+    assert "1 at 2" in odd.err
+    assert "`protea data fasta`" in odd.err.splitlines()[-1]
