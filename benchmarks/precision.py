@@ -60,6 +60,7 @@ class RoundedSelfAttention(MixedSelfAttention):
     """What a GPU computes, on a CPU."""
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]`` to queries, keys and values ``[T, H, K]``, rounded to bfloat16."""
         q, k, v = super().project(x, rotary)
         return q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)
 
@@ -84,7 +85,9 @@ def measured(model: protea.LanguageModel, sequences: list[str], structures: list
     return Measured(model.embed(sequences), logits, contacts)
 
 
-def variants(folder: Path, sequences: list[str], structures: list[Path]) -> Iterator[tuple[str, Callable[[], Measured]]]:
+def variants(
+    folder: Path, sequences: list[str], structures: list[Path]
+) -> Iterator[tuple[str, Callable[[], Measured]]]:
     """The rows of the table, and functions that compute them."""
 
     def ours(dtype: str, *chosen: Kernel, rounded: bool = False) -> Measured:

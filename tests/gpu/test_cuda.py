@@ -14,7 +14,8 @@ import protea
 from conftest import CONFIGS, LoadModel
 from protea.infer.runner import Job, Runner, Wanted
 from protea.models.attention import SDPA, VARLEN, AttentionCall, pick_kernel
-from protea.packing import CuSeqlens
+from protea.packing import CuSeqlens, pack
+from protea.transforms.mixed import mix
 from reference_attention import REFERENCE
 
 pytestmark = [

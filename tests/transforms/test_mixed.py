@@ -1,4 +1,4 @@
-"""``bf16-mixed``: products of the layers in bfloat16, everything else in float32, near float32 on trained weights too."""
+"""``bf16-mixed``: products of the layers in bfloat16, all else in float32, and near float32 on trained weights too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from protea.transforms.mixed import MixedSelfAttention, NarrowLinear, WideLinear
 REAL = Path(__file__).parents[3] / "shared" / "data" / "real_weights" / "esm2_8M_finetuned"
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "G", "ACDEFGHIKLMNPQRSTVWY" * 4, "MK<mask>TXBUZO"]
 LYSOZYME = (
-    "KVFGRCELAAAMKRHGLDNYRGYSLGNWVCAAKFESNFNTQATNRNTDGSTDYGILQINSRWWCNDGRTPGSRNLCNIPCSALLSSDITASVNCAKKIVSDGNGMNAWVAWRNRCKGTDVQAWIRGCRL"
+    "KVFGRCELAAAMKRHGLDNYRGYSLGNWVCAAKFESNFNTQATNRNTDGSTDYGILQINSRWWCNDGRTPGSRNLCNIPCSALLSSDITASVNCAKKIVSD"
+    "GNGMNAWVAWRNRCKGTDVQAWIRGCRL"
 )
 UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
 
@@ -157,7 +158,9 @@ def test_only_products_are_narrow(tmp_path: Path) -> None:
     if not is_packed(model):
         narrow = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.bfloat16}
         parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")
-        assert narrow == {f"layers.{n}.{part}.{kind}" for n in range(6) for part in parts for kind in ("weight", "bias")}
+        assert narrow == {
+            f"layers.{n}.{part}.{kind}" for n in range(6) for part in parts for kind in ("weight", "bias")
+        }
     states: list[Tensor] = []
     calls: list[AttentionCall] = []
     with torch.inference_mode():

@@ -117,7 +117,7 @@ class PackedLinear(nn.Module):
 
     def wide(self, x: Tensor) -> Tensor:
         """The same in float32, from two products: a second one returns what rounding took from the first."""
-        rounded = self(x)
+        rounded: Tensor = self(x)
         x = x.to(self.bias.dtype)
         rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, rounded, self.weight, self.bias, "sub")
         return rounded.float() + rest

@@ -43,7 +43,7 @@ class WideLinear(nn.Linear):
         """``[T, D]`` to ``[T, D']`` float32."""
         x, weight = x.to(self.weight.dtype), self.weight.T
         # PyTorch has such products for GPUs only; on a CPU, float32 gives the same to rounding.
-        y = torch.mm(x, weight, out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float()  # type: ignore[call-overload]
+        y = torch.mm(x, weight, out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float()
         return y if self.bias is None else y + self.bias
 
 
