@@ -183,7 +183,7 @@ class LanguageModel:
     def pseudo_perplexity(
         self, sequences: Sequence[str], *, long: str = "window", token_budget: int | None = None
     ) -> NDArray[np.float64]:
-        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), a pass a residue."""
+        """Pseudo-perplexity ``[N]`` of each sequence: exp(-1/L Σ log p(residue | all others)), one pass per residue."""
         values = effects.pseudo_log_likelihoods(
             runner_for(self.module, token_budget), _without_masks(sequences), long=long
         )
@@ -232,7 +232,7 @@ class LanguageModel:
     ) -> list[proteingym.Measured]:
         """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
 
-        A row an assay; ``protea.evaluate.proteingym.means`` averages them.
+        One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """
         how = effects.Scoring(method=method, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
@@ -273,7 +273,7 @@ class LanguageModel:
     def evaluate_contacts(
         self, structures: Sequence[str | Path], *, exclude: Collection[str] = (), include_fitted: bool = False
     ) -> list[ChainPrecision]:
-        """Precision of contacts against structures, a row a chain; ``protea.contacts.precision.means`` averages them.
+        """Precision of contacts against structures, one row per chain, for ``protea.contacts.precision.means``.
 
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.

@@ -77,7 +77,7 @@ def make_sources(
         name = f"UniRef50_C{number}"
         members = [f"UniRef90_M{number}_{n}" for n in range(rng.randint(1, most))]
         sources.clusters[name] = members
-        sources.sequences |= {each: sequence(rng, low, high) for each in (name, *members)}
+        sources.sequences |= {sequence_id: sequence(rng, low, high) for sequence_id in (name, *members)}
     sources.write()
     return sources
 

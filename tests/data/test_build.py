@@ -18,9 +18,10 @@ from sources import SHARED, Sources, build, contents, make_sources, needs_shared
 
 from messages import check_message
 from protea.alphabet import ESM, ESM1NV
-from protea.data import mapping, writer
+from protea.data import from_fasta, writer
 from protea.data.from_fasta import build_uniref
 from protea.data.importers import import_fasta
+from protea.data.manifest import verify
 from protea.data.training_store import TrainingStore
 from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
@@ -54,11 +55,11 @@ def test_a_store_is_its_sources(tmp_path: Path, rows: int, monkeypatch: pytest.M
     monkeypatch.setattr(writer, "_BUCKET_BYTES", rows * 50)
     monkeypatch.setattr(writer, "_BLOCK_BITS", 1)
     monkeypatch.setattr(encoding, "_GROUP", rows)
-    monkeypatch.setattr(mapping, "ENTRIES", rows)
+    monkeypatch.setattr(from_fasta, "ENTRIES", rows)
     sources = make_sources(tmp_path, 40)
     store = build(sources, tmp_path / "store")
     same(store, sources)
-    store.verify()
+    verify(store.folder, store.manifest, SILENT)
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -108,8 +109,8 @@ def test_samples_depend_on_the_seed(tmp_path: Path) -> None:
 def test_the_same_bytes_wherever_it_is_made(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     (tmp_path / "elsewhere").mkdir()
-    one, other = (build(sources, folder, valid="5").folder for folder in (tmp_path / "a", tmp_path / "elsewhere/b"))
-    assert contents(one) == contents(other)
+    first, second = (build(sources, folder, valid="5").folder for folder in (tmp_path / "a", tmp_path / "elsewhere/b"))
+    assert contents(first) == contents(second)
 
 
 @needs_shared
@@ -132,9 +133,9 @@ def test_the_sample_of_uniref_is_reproduced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("examples", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_mappings_of_every_kind(tmp_path: Path, examples: int) -> None:
     """Comma lists, a member a line in any order, and UniProt's table give the same clusters."""
-    some = hypothesis_settings(max_examples=examples)
+    limited = hypothesis_settings(max_examples=examples)
     sizes = st.lists(st.integers(1, 4), min_size=1, max_size=15)
-    some(given(sizes, st.randoms(use_true_random=False))(lambda sizes, rng: same_clusters(tmp_path, sizes, rng)))()
+    limited(given(sizes, st.randoms(use_true_random=False))(lambda sizes, rng: same_clusters(tmp_path, sizes, rng)))()
 
 
 def same_clusters(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
@@ -142,7 +143,7 @@ def same_clusters(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
     sources.clusters = {f"UniRef50_C{n}": [f"UniRef90_M{n}_{k}" for k in range(size)] for n, size in enumerate(sizes)}
     sources.sequences = {name: "MKTAYIAK" for pair in sources.clusters.items() for name in (pair[0], *pair[1])}
     sources.write()
-    expected = {name: sorted(found) for name, found in sources.clusters.items()}
+    expected = {name: sorted(ids) for name, ids in sources.clusters.items()}
     pairs = [(cluster, name) for cluster, names in sources.clusters.items() for name in names]
     rng.shuffle(pairs)
     columns = ("\t".join(["P", *[""] * 7, name, cluster, *[""] * 12]) for cluster, name in [*pairs, pairs[0]])
@@ -153,8 +154,8 @@ def same_clusters(tmp_path: Path, sizes: list[int], rng: random.Random) -> None:
     ]
     for text in texts:
         sources.mapping.write_text(text)
-        found = members(build(sources, tmp_path / "store"))
-        assert {name: sorted(names) for name, names in found.items()} == expected
+        by_cluster = members(build(sources, tmp_path / "store"))
+        assert {name: sorted(names) for name, names in by_cluster.items()} == expected
         shutil.rmtree(tmp_path / "store")
 
 
@@ -202,8 +203,8 @@ def test_members_left_out_by_length_are_not_absent(tmp_path: Path) -> None:
     assert step["left_out"] > 0
     assert step["absent"] == 0
     assert step["unknown_clusters"] > 0
-    found = members(store)
-    assert all(len(sources.sequences[name]) <= 60 for names in found.values() for name in names)
+    by_cluster = members(store)
+    assert all(len(sources.sequences[name]) <= 60 for names in by_cluster.values() for name in names)
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -360,7 +361,7 @@ def test_damaged_stores(tmp_path: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(StoreError, match=f"{name}: .*SHA-256"):
-        TrainingStore(store.folder, ESM).verify()
+        verify(store.folder, store.manifest, SILENT)
     path.write_bytes(data[:-1])
     with pytest.raises(StoreError, match=rf"{name}: has [\d,]+ bytes"):
         TrainingStore(store.folder, ESM)

@@ -110,17 +110,17 @@ def appears(path: Callable[[], bool], seconds: float = 60) -> bool:
 
 def prefiltering(folder: Path) -> list[int]:
     """Those processes that run the prefilter; one may end before its command line is read."""
-    found = []
+    processes = []
     for number in at_work(folder):
         with suppress(OSError):
             if b"prefilter" in Path(f"/proc/{number}/cmdline").read_bytes():
-                found.append(number)
-    return found
+                processes.append(number)
+    return processes
 
 
 def at_work(folder: Path) -> list[int]:
     """Processes of MMseqs2 whose command line names a folder."""
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes()
@@ -128,8 +128,8 @@ def at_work(folder: Path) -> list[int]:
         except OSError:
             continue
         if b"mmseqs" in line and str(folder).encode() in line and state != "Z" and b"-m\0protea" not in line:
-            found.append(int(entry.name))
-    return found
+            processes.append(int(entry.name))
+    return processes
 
 
 @pytest.mark.long

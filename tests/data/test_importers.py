@@ -67,9 +67,9 @@ def shards(tmp_path: Path) -> Sources:
     write_csv(tmp_path / "uf50/train", {name: sources.sequences[name] for name in sources.clusters}, 3)
     write_csv(tmp_path / "uf50/val", {"V1": "MKTAYIAK"}, 1)
     write_csv(tmp_path / "uf50/test", {"T1": "GDGTQDNL", "T2": "MK"}, 1)
-    names = [name for found in sources.clusters.values() for name in found]
+    names = [name for ids in sources.clusters.values() for name in ids]
     write_csv(tmp_path / "uf90", {name: sources.sequences[name] for name in names}, 4)
-    counts = np.array([len(found) for found in sources.clusters.values()], np.uint64)
+    counts = np.array([len(ids) for ids in sources.clusters.values()], np.uint64)
     counts.tofile(tmp_path / "counts.mmap")
     (np.cumsum(counts) - counts).astype(np.uint64).tofile(tmp_path / "starts.mmap")
     return sources
@@ -91,7 +91,7 @@ def test_csv_with_members(tmp_path: Path, shards: Sources) -> None:
 def test_csv_alone(tmp_path: Path, shards: Sources) -> None:
     store = from_csv(tmp_path, "store", attach=False)
     assert texts(store) == {name: shards.sequences[name] for name in shards.clusters}
-    assert all(found == [name] for name, found in members(store).items())
+    assert all(ids == [name] for name, ids in members(store).items())
 
 
 def test_csv_files_that_contradict_each_other(tmp_path: Path, shards: Sources) -> None:

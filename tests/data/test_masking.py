@@ -140,7 +140,7 @@ def test_masks_do_not_depend_on_other_sequences(lengths: list[int], name: str, s
     together = masker(np.concatenate(parts), keys, starts)
     alone = [masker(part, keys[n : n + 1], np.array([0, len(part)])) for n, part in enumerate(parts)]
     for number in (0, 1):
-        assert (together[number] == np.concatenate([each[number] for each in alone])).all()
+        assert (together[number] == np.concatenate([masked[number] for masked in alone])).all()
 
 
 def test_invalid_values() -> None:

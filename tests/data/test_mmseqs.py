@@ -37,13 +37,13 @@ def relative(rng: random.Random, text: str, identity: float, extra: float = 0.0)
     return "".join(changed) + "".join(rng.choices(LETTERS, k=int(extra * len(text))))
 
 
-def aligned(one: str, other: str) -> tuple[float, float]:
+def aligned(query: str, target: str) -> tuple[float, float]:
     """Identity over the columns of a local alignment, and the smaller of both coverages."""
-    result = parasail.sw_trace_striped_16(one, other, 11, 1, parasail.blosum62)
+    result = parasail.sw_trace_striped_16(query, target, 11, 1, parasail.blosum62)
     trace = result.traceback
     same = sum(a == b for a, b in zip(trace.query, trace.ref, strict=True))
     lengths = [len(text.replace("-", "")) for text in (trace.query, trace.ref)]
-    return same / max(1, len(trace.query)), min(lengths[0] / len(one), lengths[1] / len(other))
+    return same / max(1, len(trace.query)), min(lengths[0] / len(query), lengths[1] / len(target))
 
 
 @needs_mmseqs
@@ -101,7 +101,7 @@ def test_the_filter_removes_what_an_alignment_finds_and_nothing_else(tmp_path: P
     for text in records.values():
         if text in valid:
             continue
-        pairs = [aligned(text, other) for other in valid]
+        pairs = [aligned(text, reference) for reference in valid]
         # Two programs may differ by a few columns at an alignment's ends: 3 points either way are left to them.
         if any(identity >= 0.53 and cover >= 0.83 for identity, cover in pairs):
             assert text not in kept
@@ -132,13 +132,13 @@ def test_a_search_in_parts_is_the_same_search(tmp_path: Path, monkeypatch: pytes
         split = TrainingStore(tmp_path / name, ESM).split("train")
         return split.ids(np.arange(split.sequences))
 
-    whole = train("whole")
+    in_one_search = train("whole")
     monkeypatch.setattr(fasta, "_BLOCK", 1200)
     monkeypatch.setattr(build, "_SEARCH_PARTS", 2)
-    assert train("parts") == whole
+    assert train("parts") == in_one_search
     steps = TrainingStore(tmp_path / "parts", ESM).manifest["steps"]
     assert next(step for step in steps if step["step"] == "filter")["searches"] >= 2
-    assert 0 < len(whole) < 37
+    assert 0 < len(in_one_search) < 37
 
 
 @needs_mmseqs
@@ -148,8 +148,8 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     records = {}
     for number, text in enumerate(families):
         near = text[: len(text) // 2] + relative(rng, text[len(text) // 2 :], 0.5)
-        for step, each in enumerate((text, text[:-2], near, near[1:])):
-            records[f"f{number}_{step}"] = each
+        for step, member in enumerate((text, text[:-2], near, near[1:])):
+            records[f"f{number}_{step}"] = member
     names = list(records)
     rng.shuffle(names)
     (tmp_path / "a.fasta").write_text("".join(f">{name}\n{records[name]}\n" for name in names))
@@ -158,12 +158,12 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     store = TrainingStore(tmp_path / "store", ESM)
     split = store.split("train")
     clusters = np.arange(split.clusters)
-    found = [
+    clusters_members = [
         sorted(split.ids(np.arange(start, start + count)))
         for start, count in zip(split.starts(clusters), split.counts(clusters), strict=True)
     ]
     # The longer of each pair at 90 % represents it; both pairs of a family are one cluster at 50 %.
-    assert sorted(found) == [[f"f{n}_0", f"f{n}_2"] for n in range(6)]
+    assert sorted(clusters_members) == [[f"f{n}_0", f"f{n}_2"] for n in range(6)]
     assert all(split.text(n) == records[name] for n, name in enumerate(split.ids(np.arange(split.sequences))))
     steps = {step["step"]: step for step in store.manifest["steps"]}
     assert (steps["cluster members"]["representatives"], steps["cluster"]["representatives"]) == (12, 6)

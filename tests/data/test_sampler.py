@@ -32,9 +32,9 @@ def test_an_epoch_visits_every_cluster_once(split: Split, shuffle: bool) -> None
     orders = []
     for epoch in range(5):
         draws = Sampler(split, seed=3, shuffle=shuffle).draw(epoch, np.arange(split.clusters))
-        found = owner[draws.sequence]
-        assert sorted(found.tolist()) == list(range(split.clusters))
-        orders.append(found.tolist())
+        clusters = owner[draws.sequence]
+        assert sorted(clusters.tolist()) == list(range(split.clusters))
+        orders.append(clusters.tolist())
     assert (len({tuple(order) for order in orders}) == 5) == shuffle
 
 
@@ -66,9 +66,9 @@ def test_every_window_is_drawn_as_often(split: Split, crop: str, frame: str) -> 
     for epoch in range(30 * windows):
         draws = sampler.draw(epoch, np.array([cluster]))
         starts.append(int(draws.offset[0]) + (crop == "random-tokens" and around.bos is not None and not draws.bos[0]))
-    found = np.bincount(starts, minlength=windows)
-    assert len(found) == windows
-    assert chisquare(found).pvalue > 1e-4
+    drawn = np.bincount(starts, minlength=windows)
+    assert len(drawn) == windows
+    assert chisquare(drawn).pvalue > 1e-4
 
 
 @settings(slow_setup, max_examples=50)
@@ -92,10 +92,10 @@ def test_windows_are_of_their_sequence(split: Split, frame: str, crop: str, most
     assert (draws.residues >= 1).all()
     assert (draws.offset + draws.residues <= length).all()
     assert (draws.tokens == np.minimum(length + has_bos + has_eos, most)).all()
-    whole = length + has_bos + has_eos <= most
-    assert (draws.residues[whole] == length[whole]).all()
-    assert (draws.bos[whole] == has_bos).all()
-    assert (draws.eos[whole] == has_eos).all()
+    fits = length + has_bos + has_eos <= most
+    assert (draws.residues[fits] == length[fits]).all()
+    assert (draws.bos[fits] == has_bos).all()
+    assert (draws.eos[fits] == has_eos).all()
     if crop in {"random", "head"}:
         assert (draws.bos == has_bos).all()
         assert (draws.eos == has_eos).all()
@@ -105,7 +105,7 @@ def test_windows_are_of_their_sequence(split: Split, frame: str, crop: str, most
     if crop.startswith("head"):
         assert (draws.offset == 0).all()
         assert (draws.bos == has_bos).all()
-        assert crop == "head" or not draws.eos[~whole].any()
+        assert crop == "head" or not draws.eos[~fits].any()
 
 
 @slow_setup
@@ -115,17 +115,17 @@ def test_alphabets_without_frames_see_the_same_windows(
 ) -> None:
     """Of as many residues, where the tokens of the frame do not count."""
     places = np.arange(split.clusters)
-    found = {}
+    by_frame = {}
     for frame, alphabet in FRAMES.items():
         split.alphabet = alphabet
         tokens = alphabet.frame.tokens(most)
         draws = Sampler(split, seed=seed, max_tokens=tokens, crop=crop).draw(epoch, places)  # type: ignore[arg-type]
-        whole = split.spans(draws.sequence)[1] <= most
-        found[frame] = draws, whole
-    for draws, whole in found.values():
-        first, _ = found["both"]
+        fits = split.spans(draws.sequence)[1] <= most
+        by_frame[frame] = draws, fits
+    for draws, fits in by_frame.values():
+        first, _ = by_frame["both"]
         assert (draws.sequence == first.sequence).all()
-        kept = whole if crop.endswith("tokens") else slice(None)
+        kept = fits if crop.endswith("tokens") else slice(None)
         for name in ("start", "residues", "offset"):
             assert (getattr(draws, name)[kept] == getattr(first, name)[kept]).all()
 
@@ -135,10 +135,10 @@ def test_alphabets_without_frames_see_the_same_windows(
 def test_draws_do_not_depend_on_other_places(split: Split, seed: int, epoch: int, data: st.DataObject) -> None:
     places = np.array(data.draw(st.lists(st.integers(0, split.clusters - 1), min_size=1, max_size=10)))
     sampler = Sampler(split, seed=seed, max_tokens=20)
-    whole = sampler.draw(epoch, np.arange(split.clusters))
-    some = sampler.draw(epoch, places)
+    epoch_draws = sampler.draw(epoch, np.arange(split.clusters))
+    place_draws = sampler.draw(epoch, places)
     for name in ("sequence", "start", "residues", "offset", "bos", "eos"):
-        assert (getattr(some, name) == getattr(whole, name)[places]).all()
+        assert (getattr(place_draws, name) == getattr(epoch_draws, name)[places]).all()
 
 
 def test_long_members_and_clusters_are_left_out(split: Split) -> None:

@@ -25,7 +25,7 @@ _NO_PARAMETERS: Final = r".*(inv_freq|_extra_state)"
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A model on the meta device with the heads, buffers and, unless another is given, configuration of a model."""
+    """A copy of a model on the meta device: its heads, its buffers and, unless another is given, its configuration."""
     twin = build(config or model.config)
     set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     for name, buffer in model.stored_buffers.items():
@@ -41,7 +41,7 @@ def set_heads(model: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> AnyContactHead | None:
-    """The contact head, on the meta device, that parameters of these names and shapes belong to, if they have one."""
+    """The contact head for parameters of these names and shapes, on the meta device; ``None`` if none is among them."""
     rank, *_ = shapes.get(APART[0]) or (1,)
     with torch.device("meta"):
         if any(name in shapes for name in APART):
@@ -197,7 +197,7 @@ class Checkpoint:
         return exact
 
     def _buffer_keys(self, name: str) -> list[str]:
-        """Where a buffer is stored: where the format keeps it or, since files differ, under its own name elsewhere."""
+        """Keys of a buffer: those of the format or, if a file lacks them, all keys that end in the buffer's name."""
         keys = self.layout.buffer_keys(name, self.model.config.num_hidden_layers)
         stored = sorted(key for key in keys if key in self.tensors)
         if stored or "." in name:

@@ -121,7 +121,7 @@ def _read(
 
 
 def _within(box: Iterable[tuple[int, int]], outer: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
-    """Where a box is, counted from the beginning of a box around it."""
+    """The place of a box, counted from the beginning of the box that contains it."""
     return tuple(slice(start - first, stop - first) for (start, stop), (first, _) in zip(box, outer, strict=True))
 
 

@@ -109,7 +109,7 @@ def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder
 def _plain(value: Any) -> Any:
     """The content of a configuration object of any class: Namespace, or OmegaConf's containers and nodes.
 
-    Values inside are left as they are, to be unwrapped in their turn: objects may contain each other in a circle.
+    Values inside are not converted, because objects may contain each other in a circle.
     """
     for _ in range(_MAX_WRAPPINGS):
         if not isinstance(value, Inert):

@@ -129,7 +129,7 @@ def peer_logits(form: str, path: Path, checkpoint: Checkpoint) -> tuple[str, lis
     try:
         run = _load(form, path, checkpoint)
         return peer.title, [run(batch.input_ids[start:end]) for start, end in batch.cu_seqlens.spans()]
-    # Whatever exception a library raises over our file, it means that the file is wrong.
+    # Any exception that the library raises for our file means that the file is wrong.
     except Exception as error:
         raise CheckpointError(f"{path}: {peer.title} does not load it: {' '.join(str(error).split())[:300]}") from error
 

@@ -75,7 +75,7 @@ class Region:
     def stream(self) -> _Stream:
         """The bytes as a file, which raises ValueError when asked for more than any header, name or pickle has.
 
-        Files with holes can have any size.
+        A sparse file can have any size.
         """
         return _Stream(self)
 

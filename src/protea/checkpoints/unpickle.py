@@ -80,7 +80,7 @@ class Inert:
         return f"<{self.name}>"
 
     def append(self, _: Any) -> None:
-        """Drop items that are added as to a list."""
+        """Ignore items that the pickle appends."""
 
     extend = append
 

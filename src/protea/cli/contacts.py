@@ -34,7 +34,10 @@ def contacts(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="OUT", help="OUT.h5: a map a record; OUT.csv, .tsv or .parquet: a row a pair."
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="OUT.h5: one map per record; OUT.csv, .tsv or .parquet: one row per pair.",
         ),
     ] = None,
     model: Model = bundled.NAME,
@@ -155,7 +158,7 @@ def tell_rows(rows: Sequence[ReportRow], report: str) -> bool:
 
 
 def show_means(chains: Sequence[ChainPrecision], seed: int = 0) -> None:
-    """Print mean precisions with their intervals, a line a range."""
+    """Print mean precisions with their intervals, one line per range."""
     from protea.contacts.precision import means
 
     by_range = means(chains, seed)

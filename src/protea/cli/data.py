@@ -39,13 +39,6 @@ def _help(context: typer.Context) -> None:
 # Options that several commands share. Their names are those of BuildSettings.
 
 
-def _output(
-    *,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
-) -> None: ...
-
-
 def _sampling(
     *,
     valid: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for validation.")] = "0.5%",
@@ -68,8 +61,10 @@ def _sampling(
 ) -> None: ...
 
 
-def _records(
+def _common(
     *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
     alphabet: Annotated[str, typer.Option(metavar="NAME", help="esm (for ESM-1b, 1v and 2) or esm-1nv.")] = "esm",
     unknown: Unknown = "x",
     min_length: Annotated[int, typer.Option(metavar="N", help="Skip shorter sequences.")] = 1,
@@ -107,7 +102,7 @@ def _options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]],
 
 
 @data.command("uniref")
-@_options_of(_output, _sampling, _records, _members)
+@_options_of(_common, _sampling, _members)
 def uniref(
     uniref50: Annotated[list[Path], typer.Option("--uniref50", metavar="FASTA", help="Representatives; repeatable.")],
     uniref90: Annotated[
@@ -138,7 +133,7 @@ def uniref(
 
 
 @data.command("fasta")
-@_options_of(_output, _sampling, _records)
+@_options_of(_common, _sampling)
 def fasta(
     inputs: Annotated[
         list[str], typer.Argument(metavar="IN.fasta...", help="FASTA, also .gz .bz2 .xz .zst; - is standard input.")
@@ -169,34 +164,27 @@ def fasta(
     _run(build_fasta, values, inputs, overwrite=overwrite)
 
 
-def _option(name: str, metavar: str, text: str) -> Any:
-    return typer.Option(name, metavar=metavar, help=f"{text}.")
+_Source = Path | None
+
+
+def _option(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=f"{text}.")
 
 
 @data.command("import")
-@_options_of(_output, _records, _members)
+@_options_of(_common, _members)
 def import_(
-    mapping: Annotated[Path | None, _option("--mapping", "TSV", "BioNeMo 1: mapping.tsv")] = None,
-    uniref50: Annotated[Path | None, _option("--uniref50", "FASTA", "BioNeMo 1: uniref50_train_filt.fasta")] = None,
-    uniref90: Annotated[
-        Path | None, _option("--uniref90", "FASTA", "BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta")
-    ] = None,
-    uniref50_valid: Annotated[
-        Path | None, _option("--uniref50-valid", "FASTA", "BioNeMo 1: uniref50_valid.fasta")
-    ] = None,
-    shards: Annotated[Path | None, _option("--csv", "DIR", "BioNeMo 1: uf50, with folders train, val and test")] = None,
-    members_csv: Annotated[Path | None, _option("--members-csv", "DIR", "BioNeMo 1: uf90/uf90_csvs")] = None,
-    starts: Annotated[Path | None, _option("--starts", "FILE", "BioNeMo 1: starts.mmap")] = None,
-    counts: Annotated[Path | None, _option("--counts", "FILE", "BioNeMo 1: counts.mmap")] = None,
-    train_clusters: Annotated[
-        Path | None, _option("--train-clusters", "PARQUET", "BioNeMo 2: ur90_id has the members of a cluster")
-    ] = None,
-    valid_clusters: Annotated[
-        Path | None, _option("--valid-clusters", "PARQUET", "BioNeMo 2: ur50_id has a sequence's id")
-    ] = None,
-    database: Annotated[
-        Path | None, _option("--database", "SQLITE", "BioNeMo 2: a table protein(id, sequence)")
-    ] = None,
+    mapping: Annotated[_Source, _option("TSV", "BioNeMo 1: mapping.tsv")] = None,
+    uniref50: Annotated[_Source, _option("FASTA", "BioNeMo 1: uniref50_train_filt.fasta")] = None,
+    uniref90: Annotated[_Source, _option("FASTA", "BioNeMo 1: uniref90membersandreps_ur50trainfiltreps.fasta")] = None,
+    uniref50_valid: Annotated[_Source, _option("FASTA", "BioNeMo 1: uniref50_valid.fasta")] = None,
+    csv: Annotated[_Source, _option("DIR", "BioNeMo 1: uf50, with folders train, val and test")] = None,
+    members_csv: Annotated[_Source, _option("DIR", "BioNeMo 1: uf90/uf90_csvs")] = None,
+    starts: Annotated[_Source, _option("FILE", "BioNeMo 1: starts.mmap")] = None,
+    counts: Annotated[_Source, _option("FILE", "BioNeMo 1: counts.mmap")] = None,
+    train_clusters: Annotated[_Source, _option("PARQUET", "BioNeMo 2: ur90_id has the members of a cluster")] = None,
+    valid_clusters: Annotated[_Source, _option("PARQUET", "BioNeMo 2: ur50_id has a sequence's id")] = None,
+    database: Annotated[_Source, _option("SQLITE", "BioNeMo 2: a table protein(id, sequence)")] = None,
     *,
     overwrite: bool,
     **settings: Any,
@@ -213,7 +201,7 @@ def import_(
     from protea.data import importers
     from protea.data.build_settings import BuildSettings
 
-    sources = {"--mapping": mapping, "--csv": shards, "--train-clusters": train_clusters}
+    sources = {"--mapping": mapping, "--csv": csv, "--train-clusters": train_clusters}
     if sum(source is not None for source in sources.values()) != 1:
         raise UsageError(f"name what to import with one of {', '.join(sources)}")
     values = BuildSettings(valid="0", filtered=False, **settings)
@@ -221,8 +209,8 @@ def import_(
         if uniref50 is None or uniref90 is None:
             raise UsageError("--mapping needs --uniref50 and --uniref90")
         _run(importers.import_fasta, values, mapping, uniref50, uniref90, uniref50_valid, overwrite=overwrite)
-    elif shards is not None:
-        _run(importers.import_csv, values, shards, members_csv, starts, counts, overwrite=overwrite)
+    elif csv is not None:
+        _run(importers.import_csv, values, csv, members_csv, starts, counts, overwrite=overwrite)
     elif database is None:
         raise UsageError("--train-clusters needs --database")
     else:
@@ -249,21 +237,20 @@ def info(
     import json
 
     from protea.data import manifest as manifests
-    from protea.data.store_summary import describe, draw, lines
 
     manifest = manifests.read_manifest(folder)
     if verify:
         with interruptible(), bars("bytes") as progress:
             manifests.verify(folder, manifest, progress)
     if plot is not None:
-        draw(manifest, plot)
-    description = describe(folder, manifest, verified=verify)
-    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(lines(description)))
+        manifests.draw_splits(manifest, plot)
+    description = manifests.describe(folder, manifest, verified=verify)
+    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(manifests.description_lines(description)))
 
 
 def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, overwrite: bool) -> None:
     """Build a store, and print what it holds and how many records were changed."""
-    from protea.data.store_summary import split_line, step_line
+    from protea.data.manifest import split_line, step_line
 
     with interruptible(), bars("residues") as progress:
         numbers = build(settings, *inputs, progress, overwrite=overwrite)

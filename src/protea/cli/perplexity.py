@@ -23,10 +23,10 @@ def perplexity(
     inputs: Fasta,
     model: Model = bundled.NAME,
     pseudo: Annotated[
-        bool, typer.Option("--pseudo", help="Pseudo-perplexity: mask each residue by itself, a pass a residue.")
+        bool, typer.Option("--pseudo", help="Pseudo-perplexity: mask each residue by itself, one pass per residue.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="A row a sequence: .csv, .tsv or .parquet.")
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="One row per sequence: .csv, .tsv or .parquet.")
     ] = None,
     masking: Annotated[
         str | None,

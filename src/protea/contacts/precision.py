@@ -129,16 +129,10 @@ def select_chains(
     reason: str = "",
     progress: Progress = SILENT,
 ) -> list[Chain]:
-    """The chains of structures that a model is measured on.
+    """The chains of files and folders that a model is measured on; ``rows`` receives what was skipped or is odd.
 
-    Args:
-        model: with a contact head.
-        structures: files and folders.
-        rows: receives what was skipped, left out or odd.
-        exclude: names of chains or files, and paths of ``contact-head.json``.
-        fitted: names and sequences of chains to leave out, as ``fitted_on`` gives them.
-        reason: why ``fitted`` chains are left out, for ``rows``.
-        progress: one step a file.
+    ``exclude`` holds names of chains or files, and paths of ``contact-head.json``. ``fitted``, from ``fitted_on``, are
+    left out too, for the ``reason`` that the rows state.
     """
     model.require("contacts")
     chains, notes = read_structures(structures, progress)
@@ -207,7 +201,7 @@ def means(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str
 def write_precisions(
     path: Path, chains: Sequence[ChainPrecision], rows: Sequence[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write a table with a row a chain, the report and the settings."""
+    """Write a table with one row for each chain, the report and the settings."""
     import pyarrow as pa
 
     columns = {

@@ -140,7 +140,7 @@ def attention(
     numbers = [layer + last + 1 if layer < 0 else layer for layer in chosen]
     fewest = min(head_counts[number - 1] for number in numbers)
     if not fewest:
-        raise UsageError(f"one of the layers {list(layers)} does not attend")
+        raise UsageError(f"one of the layers {list(layers)} has no attention")
     if not chosen_heads or not all(0 <= head < fewest for head in chosen_heads):
         raise UsageError(f"heads are 0 to {fewest - 1}; got {heads}")
     size = model.alphabet.frame.tokens(len(sequence))
@@ -166,7 +166,7 @@ def _whole_numbers(values: Sequence[int]) -> list[int]:
 def _last_states(
     model: Encoder, sequence: NDArray[np.uint8], reduce: Callable[[Tensor], Tensor], name: str = _NAME
 ) -> Tensor:
-    """What ``reduce`` makes of the last hidden states ``[L, D]`` float32 of residues, in main memory."""
+    """The result of ``reduce`` on the last hidden states ``[L, D]`` float32 of residues, in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
     wanted = Wanted(layers=(last,), reduce=lambda tokens: {"kept": reduce(tokens[rows])})
     return _run(model, sequence, wanted, name).states[last, "kept"]

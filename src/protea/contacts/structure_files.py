@@ -1,4 +1,4 @@
-"""Chains and residues from PDB and mmCIF files, as they stand there. Knows nothing of gaps or contacts.
+"""Chains and residues from PDB and mmCIF files, as the file states them. Knows nothing of gaps or contacts.
 
 The content of a file tells its format. The first model counts, the alternate location with the highest occupancy, and
 the first of residues that share a number.

@@ -262,10 +262,10 @@ def breaks(residues: Sequence[Residue]) -> list[int | None]:
 def fit_into(stated: str, letters: str, broken: Sequence[int | None]) -> NDArray[np.int64] | None:
     """Places of residues in a stated sequence that contains them; ``None`` if they do not fit.
 
-    Stretches without a break keep together and in order. Of several possible places, those nearest to what the numbers
-    say count, and the first among equals. ``broken`` is what ``breaks`` gives.
+    Stretches without a break keep together and in order. If several places are possible, the nearest to the numbers is
+    chosen, and the first among equals. ``broken`` is the result of ``breaks``.
     """
-    # By the end of the last stretch: the least deviation from the numbers, and the starts of all stretches so far.
+    # Key: the end of the last stretch. Value: the least deviation from the numbers, and the starts of all stretches.
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
     stretches = list(_stretches(letters, broken))
     for number, (stretch, missing) in enumerate(stretches):

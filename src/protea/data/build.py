@@ -55,19 +55,15 @@ class Problems:
     """A file of problems beside the output. Messages have the number of a kind of problems and the first one."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._first: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
-        self.remove()
-
-    def remove(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
         """Write problems of one kind, each with the id that it is about and what else belongs to it."""
         if rows:
-            with self._path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as stream:
                 stream.writelines("\t".join((*row, kind)) + "\n" for row in rows)
             self._first.setdefault(kind, rows[0][0])
             self._counts[kind] += len(rows)
@@ -75,7 +71,7 @@ class Problems:
     def check(self, kind: str, what: str, fix: str) -> None:
         """Raise a ``DataError`` if there are problems of a kind."""
         if count := self._counts[kind]:
-            raise DataError(f"{what}: {count:,}, the first is {self._first[kind]!r}; {self._path} lists all; {fix}")
+            raise DataError(f"{what}: {count:,}, the first is {self._first[kind]!r}; {self.path} lists all; {fix}")
 
 
 class Build:
@@ -111,13 +107,10 @@ class Build:
         self._work.__exit__(*exception)
 
     def stage(self, name: str, make: Callable[[Path], Numbers], given: Any = None, title: str | None = None) -> Numbers:
-        """Do a stage, unless it is finished; return its numbers.
+        """Do a stage in the folder with its name, unless it is finished; return its numbers.
 
-        Args:
-            name: of the stage and of its folder.
-            make: does the work in that folder.
-            given: what the stage depends on besides the stages before it, as JSON can hold it.
-            title: what the progress bar shows; by default the name.
+        ``given`` is what it depends on besides the stages before it, as JSON can hold it; the progress bar shows
+        ``title``, by default the name.
         """
         entry = json.dumps([_FORMAT, self._key, name, given], sort_keys=True)
         self._key = hashlib.sha256(entry.encode()).hexdigest()
@@ -187,6 +180,11 @@ class Build:
             first, second = repeated[0].tolist()
             what = f"repeated ids (sequences {first + 1:,} and {second + 1:,} of those taken have the same)"
             self.problems.check("duplicate", what, "give each sequence its own id")
+
+    def check_absent(self, ids: str) -> None:
+        """Refuse ids without a sequence, unless the settings skip them."""
+        if self.settings.absent == "error":
+            self.problems.check("absent", f"{ids} without a sequence", "add them, or pass --absent skip")
 
     def draw(self, representatives: Table) -> Kinds:
         """Draw the validation and test clusters: the first ones of a seeded order."""
@@ -290,7 +288,7 @@ class Build:
         (self._folder / _STORE).rename(output)
         sync_folder(output.parent)
         self._done.clear()
-        self.problems.remove()
+        self.problems.path.unlink(missing_ok=True)
         return {"steps": self._steps, "splits": splits}
 
     def _count(self, representatives: Table, kinds: Kinds, members: Members) -> Any:

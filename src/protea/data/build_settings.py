@@ -26,17 +26,7 @@ _CHOICES = {"unknown": Unknown, "search_from": Side, "absent": Absent, "empty": 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What all builds have in common. ``docs/data.md`` describes the options of the same names.
-
-    Attributes:
-        output: the store's folder.
-        valid: clusters held out for validation: a number or a percentage.
-        test: clusters held out for testing.
-        filtered: whether training clusters similar to a validation cluster are removed.
-        filter_flags: for ``mmseqs search``; the defaults depend on ``search_from``.
-        leave_out: regular expression; records whose header matches it are skipped.
-        mmseqs: name or path of the program.
-    """
+    """What all builds have in common. ``docs/data.md`` describes the options of the same names."""
 
     output: Path
     alphabet: str = "esm"
@@ -90,12 +80,7 @@ class BuildSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings(BuildSettings):
-    """The settings of a build that clusters its sequences.
-
-    Attributes:
-        member_flags: of the first ``mmseqs linclust``, whose representatives are the members.
-        cluster_flags: of the second one, which clusters the members.
-    """
+    """Settings of a build that clusters twice: the representatives of the first clustering are the members."""
 
     member_flags: str = MEMBER_FLAGS
     cluster_flags: str = CLUSTER_FLAGS

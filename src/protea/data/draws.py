@@ -65,11 +65,11 @@ def stream(keys: Words, positions: Words) -> Words:
     return mix(keys + positions * np.uint64(_GOLDEN))
 
 
-def below(words: Words, sizes: Words | int) -> Words:
+def below(words: Words, sizes: NDArray[np.integer] | int) -> NDArray[np.int64]:
     """Scale each word into ``0 .. size-1``; sizes are below 2**32."""
     size = np.asarray(sizes, dtype=np.uint64)
     high, low = words >> _S32, words & _LOW
-    return (high * size + ((low * size) >> _S32)) >> _S32
+    return ((high * size + ((low * size) >> _S32)) >> _S32).astype(np.int64)
 
 
 def threshold(probability: float) -> np.uint64:
@@ -85,8 +85,6 @@ class Permutation:
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        if size < 0:
-            raise ValueError(f"a permutation needs a size of at least 0, got {size}")
         self.size = size
         bits = max(0, size - 1).bit_length()
         self._low_bits = np.uint64((bits + 1) // 2)
@@ -94,19 +92,11 @@ class Permutation:
         self._high = np.uint64((1 << (bits // 2)) - 1)
         self._keys = [np.uint64(key(seed, number)) for number in range(_ROUNDS)]
 
-    def __len__(self) -> int:
-        return self.size
-
     def __getitem__(self, places: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The numbers at some places of the order.
-
-        Raises:
-            IndexError: a place is outside ``0 .. size-1``.
-        """
-        given = np.asarray(places)
-        if given.size and (given.min() < 0 or given.max() >= self.size):
-            raise IndexError(f"places must be in [0, {self.size}), got {given.min()} to {given.max()}")
-        values = self._scramble(given.astype(np.uint64))
+        """The numbers at some places of the order; an ``IndexError`` if a place is outside it."""
+        if places.size and (places.min() < 0 or places.max() >= self.size):
+            raise IndexError(f"places must be in [0, {self.size}), got {places.min()} to {places.max()}")
+        values = self._scramble(places.astype(np.uint64))
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             values[outside] = again = self._scramble(values[outside])

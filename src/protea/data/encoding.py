@@ -69,14 +69,9 @@ class Reader:
         folder: Path,
         note: Callable[[list[Record]], bytes] | None = None,
     ) -> Counts:
-        """Write a table of the records that are taken.
+        """Write a table of the records that are taken, and a report with a line for each altered or skipped record.
 
-        Args:
-            groups: of records.
-            folder: of the table.
-            note: gives what to write to the file of notes about the records of a batch.
-
-        The folder also gets a report, with one line for each record that is altered or skipped.
+        ``note`` gives what to write to the file of notes about the records of a batch.
         """
         with (
             TableWriter(folder) as writer,
@@ -96,7 +91,10 @@ class Reader:
                 writer.leave_out([row.id.encode() for row in self._rows if row.what == "skipped"])
                 report.writelines("\t".join(map(printable, row)) + "\n" for row in self._rows)
                 self._rows.clear()
-                self._progress.advance(int(lengths_of(batch).sum()))
+                residues = int(lengths_of(batch).sum())
+                self.counts.kept += len(batch)
+                self.counts.residues += residues
+                self._progress.advance(residues)
         if not self.counts.kept:
             skipped = {name[8:]: count for name, count in vars(self.counts).items() if name.startswith("skipped")}
             reasons = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in skipped.items() if count)
@@ -121,15 +119,11 @@ class Reader:
         if len(lengths) != len(records) or lengths.min() < self._settings.min_length or lengths.max() > longest:
             return None
         self.counts.records += len(records)
-        self.counts.kept += len(records)
-        self.counts.residues += int(lengths.sum())
         return token_batch([word[0] for word in words], lengths, tokens.translate(None, bytes([_END])))
 
     def _encode(self, records: list[Record]) -> pa.RecordBatch:
         lengths = np.fromiter((len(record.sequence) for record in records), np.int64, len(records))
         tokens = self._token_ids("".join([record.sequence for record in records]))
-        self.counts.kept += len(records)
-        self.counts.residues += len(tokens)
         return token_batch([record.id.encode() for record in records], lengths, tokens)
 
     def _token_ids(self, sequence: str) -> bytes:

@@ -20,9 +20,9 @@ from xopen import xopen
 from protea.data.build import Build, Numbers, fingerprints
 from protea.data.build_settings import BuildSettings
 from protea.data.encoding import NOTES, grouped
-from protea.data.mapping import ABSENT, Entries, attach_by_mapping, read_mapping
+from protea.data.from_fasta import Entries, attach_by_mapping, read_mapping
 from protea.data.token_table import ENTRIES, Table, TableWriter, map_file, token_batch
-from protea.data.writer import TEST, TRAIN, VALID, Members
+from protea.data.writer import TEST, TRAIN, VALID, Kinds, Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
 from protea.progress import Progress
@@ -51,11 +51,11 @@ def import_fasta(
     files = {"train": uniref50} | ({"valid": valid} if valid is not None else {})
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*files.values(), uniref90])
-        groups = _with_splits({name: read_fasta([path]) for name, path in files.items()})
-        clusters = build.read("read representatives", groups, files.values(), _kinds)
+        sources = {name: read_fasta([path]) for name, path in files.items()}
+        clusters, kinds = _read_clusters(build, "read representatives", sources, files.values())
         table = build.read("read members", read_blocks([uniref90]), [uniref90])
         members = attach_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
-        return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
+        return build.store(clusters, kinds, members)
 
 
 def import_csv(
@@ -84,9 +84,8 @@ def import_csv(
     inputs = {**shards, "members": member_files, "starts": starts, "counts": counts}
     with Build(settings, "import", inputs, progress, overwrite=overwrite) as build:
         build.check_space([*cluster_files, *member_files])
-        groups = _with_splits({name: _csv_records(paths) for name, paths in shards.items()})
-        clusters = build.read("read clusters", groups, cluster_files, _kinds)
-        kinds = np.fromfile(clusters.folder / NOTES, np.uint8)
+        sources = {name: _csv_records(paths) for name, paths in shards.items()}
+        clusters, kinds = _read_clusters(build, "read clusters", sources, cluster_files)
         assigned = None
         if starts is not None and counts is not None and member_files:
             table = build.read("read members", grouped(_csv_records(member_files)), member_files)
@@ -115,9 +114,8 @@ def import_parquet(
         build.check_space([database])
         validation = None
         if valid is not None:
-            validation = build.read(
-                "read validation", grouped(_valid_records(build, database, valid)), [database, valid]
-            )
+            groups = grouped(_valid_records(build, database, valid))
+            validation = build.read("read validation", groups, [database, valid])
 
         def make(folder: Path) -> Numbers:
             # Training clusters have names and members, but no representatives.
@@ -138,15 +136,13 @@ def import_parquet(
         return build.store(clusters, np.fromfile(clusters.folder / NOTES, np.uint8), members)
 
 
-def _with_splits(sources: Mapping[str, Iterable[Record]]) -> Iterator[list[Record]]:
-    """Groups of records with the name of their split as description."""
-    for name, records in sources.items():
-        yield from grouped(record._replace(description=name) for record in records)
-
-
-def _kinds(records: list[Record]) -> bytes:
-    """What the clusters of some records are for; notes for ``Reader.table``."""
-    return bytes(_KIND_OF[record.description] for record in records)
+def _read_clusters(
+    build: Build, stage: str, sources: Mapping[str, Iterable[Record]], files: Iterable[Path]
+) -> tuple[Table, Kinds]:
+    """The clusters of all splits, each with its representative, and what they are for."""
+    records = (record._replace(description=name) for name, split in sources.items() for record in split)
+    clusters = build.read(stage, grouped(records), files, lambda kept: bytes(_KIND_OF[r.description] for r in kept))
+    return clusters, np.fromfile(clusters.folder / NOTES, np.uint8)
 
 
 def _csv_files(folder: Path) -> list[Path]:
@@ -260,6 +256,5 @@ def _valid_records(build: Build, database: Path, valid: Path) -> Iterator[Record
                 if name in sequences:
                     yield Record(name, "valid", sequences[name], f"{database}, record {name!r}")
                 else:
-                    build.problems.add(ABSENT, [(name, str(valid))])
-    if build.settings.absent == "error":
-        build.problems.check(ABSENT, f"ids in {valid} without a sequence", "add them, or pass --absent skip")
+                    build.problems.add("absent", [(name, str(valid))])
+    build.check_absent(f"ids in {valid}")

@@ -60,12 +60,9 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            rows=self.rows.to(device, non_blocking=non_blocking),
-        )
+        inputs = self.inputs.to(device, non_blocking=non_blocking)
+        targets, rows = (part.to(device, non_blocking=non_blocking) for part in (self.targets, self.rows))
+        return replace(self, inputs=inputs, targets=targets, rows=rows)
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
@@ -89,28 +86,22 @@ class Packing:
 
 
 def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
-    """Put numbered items, in order, into packs, of which at most ``window`` are open. The fullest is closed first.
-
-    Raises:
-        ValueError: an item is larger than a pack.
-    """
+    """Put numbered items, in order, into packs, of which at most ``window`` are open. The fullest is closed first."""
     done: list[list[int]] = []
     packs: list[list[int]] = []
     room: list[int] = []
     for number, size in enumerate(sizes):
         place = next((place for place, free in enumerate(room) if size <= free), None)
-        if place is not None:
-            packs[place].append(number)
-            room[place] -= size
-            continue
-        if size > packing.tokens:
-            raise ValueError(f"item {number} has {size} tokens, a pack {packing.tokens}")
-        if len(packs) == packing.window:
-            fullest = room.index(min(room))
-            done.append(packs.pop(fullest))
-            room.pop(fullest)
-        packs.append([number])
-        room.append(packing.tokens - size)
+        if place is None:
+            if len(packs) == packing.window:
+                fullest = room.index(min(room))
+                done.append(packs.pop(fullest))
+                room.pop(fullest)
+            place = len(packs)
+            packs.append([])
+            room.append(packing.tokens)
+        packs[place].append(number)
+        room[place] -= size
     return done + packs
 
 
@@ -126,9 +117,6 @@ class Loader:
         workers: threads that make batches; with 0, they are made when they are asked for.
         ahead: most batches made in advance.
         pin: whether batches are in page-locked memory; by default if there is CUDA.
-
-    Raises:
-        UsageError: a value is not allowed.
 
     Attributes:
         packs: packs planned so far, of all ranks.
@@ -160,7 +148,6 @@ class Loader:
         self._rank, self._world, self._workers, self._ahead = rank, world, workers, ahead
         self._pin = torch.cuda.is_available() if pin is None else pin
         alphabet = sampler.split.alphabet
-        self._frame = alphabet.frame
         self._masker = Masker(masking_named(masking) if isinstance(masking, str) else masking, alphabet)
         self.packs = self.packed = 0
 
@@ -175,11 +162,7 @@ class Loader:
         return -(-len(self.sampler) // self.packing.block)
 
     def plan(self, epoch: int, block: int) -> list[Draws]:
-        """The draws in each pack of a block.
-
-        Raises:
-            IndexError: the epoch has no such block.
-        """
+        """The draws in each pack of a block."""
         if not 0 <= block < self.blocks:
             raise IndexError(f"an epoch has {self.blocks} blocks, not {block + 1}")
         start = block * self.packing.block
@@ -205,18 +188,15 @@ class Loader:
         planner = ThreadPoolExecutor(1, thread_name_prefix="plans")
         try:
             # The next block is planned while the batches of this one are made.
-            following: Future[tuple[Draws, int, Position] | None] = planner.submit(next, plans, None)
-            while True:
-                while len(waiting) < self._ahead:
-                    planned = following.result()
-                    if planned is None:
-                        break
-                    pack, epoch, position = planned
-                    waiting.append(pool.submit(self.batch, epoch, pack, position))
-                    following = planner.submit(next, plans, None)
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
+            planned: Future[tuple[Draws, int, Position] | None] = planner.submit(next, plans, None)
+            while plan := planned.result():
+                pack, epoch, position = plan
+                waiting.append(pool.submit(self.batch, epoch, pack, position))
+                planned = planner.submit(next, plans, None)
+                if len(waiting) == self._ahead:
+                    yield waiting.popleft().result()
+            for batch in waiting:
+                yield batch.result()
         finally:
             for executor in (planner, pool):
                 executor.shutdown(wait=True, cancel_futures=True)
@@ -228,7 +208,8 @@ class Loader:
         # Where each token is in the store. BOS and EOS get a neighbouring token, which is then overwritten.
         places = np.arange(starts[-1]) + np.repeat(draws.start - starts[:-1] - draws.bos, lengths)
         tokens = self.sampler.split.tokens.take(places, mode="clip")
-        for special, ends in ((self._frame.bos, starts[:-1][draws.bos]), (self._frame.eos, starts[1:][draws.eos] - 1)):
+        frame = self.sampler.split.alphabet.frame
+        for special, ends in ((frame.bos, starts[:-1][draws.bos]), (frame.eos, starts[1:][draws.eos] - 1)):
             if special is not None:
                 tokens[ends] = special
         keys = fold(self.sampler.seed, epoch, MASK, draws.index.astype(np.uint64))

@@ -77,11 +77,7 @@ were trained so. ``bionemo1-80-2-18`` is a mistake that its notes describe.
 
 
 def masking_named(name: str) -> Masking:
-    """The variant with a name.
-
-    Raises:
-        UsageError: there is no such variant.
-    """
+    """The variant with a name."""
     if name not in VARIANTS:
         raise UsageError(f"unknown masking {name!r}; use {', '.join(VARIANTS)}")
     return VARIANTS[name]
@@ -124,7 +120,9 @@ class Masker:
         if self.masking.at_least_one:
             if not self.masking.specials:
                 words = np.where(allowed, words, ~np.uint64(0))
-            self._force(hidden, words, starts[:-1])
+            for number in np.flatnonzero(~np.logical_or.reduceat(hidden, starts[:-1])):
+                # The draws hide no token of this sequence: hide that with the smallest word.
+                hidden[starts[number] + np.argmin(words[starts[number] : starts[number + 1]])] = True
         places = np.flatnonzero(hidden)
         action = mix(words[places])
         original = tokens[places]
@@ -137,17 +135,7 @@ class Masker:
 
     def _replacement(self, original: NDArray[np.uint8], words: Words) -> NDArray[np.uint8]:
         if self.masking.pool != "other-residues":
-            return self.pool[below(words, len(self.pool)).astype(np.int64)]
+            return self.pool[below(words, len(self.pool))]
         rank = self._rank[original].astype(np.int64)
-        drawn = below(words, (len(self.pool) - (rank != _NONE)).astype(np.uint64)).astype(np.int64)
+        drawn = below(words, len(self.pool) - (rank != _NONE))
         return self.pool[drawn + (drawn >= rank)]
-
-    @staticmethod
-    def _force(hidden: NDArray[np.bool_], words: Words, starts: NDArray[np.int64]) -> None:
-        """Hide one token of each sequence without a hidden one: that with the smallest word."""
-        bare = ~np.logical_or.reduceat(hidden, starts)
-        least = np.minimum.reduceat(words, starts)
-        ends = np.append(starts[1:], len(words))
-        for number in np.flatnonzero(bare):
-            part = words[starts[number] : ends[number]]
-            hidden[starts[number] + int(np.flatnonzero(part == least[number])[0])] = True

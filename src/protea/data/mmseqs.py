@@ -13,7 +13,7 @@ import signal
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -157,11 +157,11 @@ def write_fasta(path: Path, batches: Iterable[tuple[pa.RecordBatch, NDArray[np.i
     return total
 
 
-def read_pairs(path: Path) -> Iterator[NDArray[np.int64]]:
-    """The first two columns of a table of numbers, thousands of rows at a time: ``[N, 2]``."""
+def read_rows(path: Path, dtype: type[Any]) -> Iterator[NDArray[Any]]:
+    """The rows of a table of numbers, thousands at a time: ``[N, columns]``."""
     with path.open("rb") as stream:
         while lines := stream.readlines(BATCH_BYTES):
-            yield np.array([line.split(b"\t", 2)[:2] for line in lines]).astype(np.int64)
+            yield np.loadtxt(lines, dtype, ndmin=2)
 
 
 def best_hits(path: Path, *, reverse: bool) -> NDArray[np.float64]:
@@ -171,9 +171,8 @@ def best_hits(path: Path, *, reverse: bool) -> NDArray[np.float64]:
     """
     order = [1, 0, 2, 4, 3] if reverse else [0, 1, 2, 3, 4]
     best = np.zeros((0, 5))
-    with path.open("rb") as stream:
-        while lines := stream.readlines(BATCH_BYTES):
-            hits = np.concatenate([best, np.array([line.split() for line in lines]).astype(np.float64)[:, order]])
-            hits = hits[np.lexsort((hits[:, 1], -hits[:, 2], hits[:, 0]))]
-            best = hits[np.unique(hits[:, 0], return_index=True)[1]]
+    for rows in read_rows(path, np.float64):
+        hits = np.concatenate([best, rows[:, order]])
+        hits = hits[np.lexsort((hits[:, 1], -hits[:, 2], hits[:, 0]))]
+        best = hits[np.unique(hits[:, 0], return_index=True)[1]]
     return best

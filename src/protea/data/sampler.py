@@ -79,10 +79,6 @@ class Sampler:
         crop: how longer sequences are cropped.
         max_length: if given, longer sequences are never shown; costs 8 bytes of memory for each cluster.
         shuffle: whether the order of the clusters is drawn; else it is that of the store.
-
-    Raises:
-        UsageError: a value is not allowed.
-        DataError: no sequence is left.
     """
 
     def __init__(
@@ -102,9 +98,8 @@ class Sampler:
             names = ["BOS"] * (frame.bos is not None) + ["a residue"] + ["EOS"] * (frame.eos is not None)
             raise UsageError(f"max_tokens must be at least {len(names)} ({', '.join(names)}), got {max_tokens}")
         self.split, self.seed, self.max_tokens, self.crop, self.shuffle = split, seed, max_tokens, crop, shuffle
-        self._frame = frame
         self.max_length = max_length
-        self._clusters = None if max_length is None else self._with_short_members()
+        self._clusters = None if max_length is None else self._with_short_members(max_length)
         self._size = split.clusters if self._clusters is None else len(self._clusters)
         if not self._size:
             raise DataError(f"split {split.name}: no cluster has a sequence of at most {max_length} residues")
@@ -114,74 +109,46 @@ class Sampler:
         return self._size
 
     def draw(self, epoch: int, index: NDArray[np.integer]) -> Draws:
-        """What some places of an epoch show.
-
-        Raises:
-            IndexError: a place is outside the epoch.
-        """
+        """What some places of an epoch show; an ``IndexError`` if a place is outside it."""
         places = np.asarray(index, np.int64)
         words = places.astype(np.uint64)
-        clusters = places
-        if self.shuffle:
-            clusters = Permutation(self._size, key(self.seed, epoch, EPOCH_ORDER))[places]
-        if self._clusters is not None:
-            clusters = self._clusters[clusters]
-        draws = fold(self.seed, epoch, MEMBER, words)
-        sequences = self._members(clusters, draws)
+        clusters = Permutation(self._size, key(self.seed, epoch, EPOCH_ORDER))[places] if self.shuffle else places
+        member_words = fold(self.seed, epoch, MEMBER, words)
+        if self._clusters is None or self.max_length is None:
+            sequences = self.split.starts(clusters) + below(member_words, self.split.counts(clusters))
+        else:
+            rows, counts = self._short_members(self._clusters[clusters], self.max_length)
+            sequences = rows[np.cumsum(counts) - counts + below(member_words, counts)]
         start, length = self.split.spans(sequences)
-        return self._window(epoch, places, sequences, start, length)
 
-    def _members(self, clusters: NDArray[np.int64], draws: NDArray[np.uint64]) -> NDArray[np.int64]:
-        starts, counts = self.split.starts(clusters), self.split.counts(clusters)
-        if self.max_length is None:
-            return starts + below(draws, counts.astype(np.uint64)).astype(np.int64)
-        rows, fits, begins = self._short_members(starts, counts)
-        before = np.cumsum(fits) - fits
-        chosen = before[begins] + below(draws, np.add.reduceat(fits, begins).astype(np.uint64)).astype(np.int64)
-        sequences: NDArray[np.int64] = rows[np.flatnonzero(fits)[chosen]]
-        return sequences
+        # "random" and "head" take a window of the residues, the others one of the tokens, with BOS and EOS.
+        frame, of_residues = self.split.alphabet.frame, self.crop in {"random", "head"}
+        available = length if of_residues else frame.tokens(length)
+        size = np.minimum(available, frame.residues(self.max_tokens) if of_residues else self.max_tokens)
+        first = np.zeros_like(length)
+        if self.crop.startswith("random"):
+            first = below(fold(self.seed, epoch, CROP, words), available - size + 1)
+        if of_residues:
+            bos, eos = (np.full(len(places), special is not None) for special in frame)
+            return Draws(places, sequences, start + first, size, first, bos, eos)
+        bos, eos = (first == 0) & (frame.bos is not None), (first + size == available) & (frame.eos is not None)
+        offset = first - frame.before + bos
+        return Draws(places, sequences, start + offset, size - bos - eos, offset, bos, eos)
 
     def _short_members(
-        self, starts: NDArray[np.int64], counts: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """All members of some clusters, whether each is short enough (0 or 1), and where each cluster begins."""
+        self, clusters: NDArray[np.int64], max_length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The members of some clusters that are short enough, and how many each cluster has."""
+        starts, counts = self.split.starts(clusters), self.split.counts(clusters)
         begins = np.cumsum(counts) - counts
         rows = np.arange(counts.sum()) + np.repeat(starts - begins, counts)
-        assert self.max_length is not None
-        return rows, (self.split.spans(rows)[1] <= self.max_length).astype(np.int64), begins
+        fits = self.split.spans(rows)[1] <= max_length
+        return rows[fits], np.add.reduceat(fits, begins, dtype=np.int64)
 
-    def _with_short_members(self) -> NDArray[np.int64]:
-        chosen = [np.zeros(0, np.int64)]
+    def _with_short_members(self, max_length: int) -> NDArray[np.int64]:
+        """The clusters that have a member that is short enough."""
+        clusters = [np.zeros(0, np.int64)]
         for first in range(0, self.split.clusters, _CHUNK):
-            clusters = np.arange(first, min(first + _CHUNK, self.split.clusters))
-            _, fits, begins = self._short_members(self.split.starts(clusters), self.split.counts(clusters))
-            chosen.append(clusters[np.add.reduceat(fits, begins) > 0])
-        return np.concatenate(chosen)
-
-    def _window(
-        self,
-        epoch: int,
-        places: NDArray[np.int64],
-        sequences: NDArray[np.int64],
-        start: NDArray[np.int64],
-        length: NDArray[np.int64],
-    ) -> Draws:
-        frame = self._frame
-        if self.crop in {"random", "head"}:
-            residues = np.minimum(length, frame.residues(self.max_tokens))
-            offset = self._offset(epoch, places, length - residues) if self.crop == "random" else np.zeros_like(length)
-            bos, eos = (np.full(len(places), special is not None) for special in frame)
-            return Draws(places, sequences, start + offset, residues, offset, bos, eos)
-        # A window of tokens: the sequence's BOS is at 0, its EOS at the end.
-        available = frame.tokens(length)
-        tokens = np.minimum(available, self.max_tokens)
-        first = (
-            self._offset(epoch, places, available - tokens) if self.crop == "random-tokens" else np.zeros_like(length)
-        )
-        bos, eos = (first == 0) & (frame.bos is not None), (first + tokens == available) & (frame.eos is not None)
-        offset = first - frame.before + bos
-        return Draws(places, sequences, start + offset, tokens - bos - eos, offset, bos, eos)
-
-    def _offset(self, epoch: int, places: NDArray[np.int64], room: NDArray[np.int64]) -> NDArray[np.int64]:
-        draws = fold(self.seed, epoch, CROP, places.astype(np.uint64))
-        return below(draws, (room + 1).astype(np.uint64)).astype(np.int64)
+            chunk = np.arange(first, min(first + _CHUNK, self.split.clusters))
+            clusters.append(chunk[self._short_members(chunk, max_length)[1] > 0])
+        return np.concatenate(clusters)

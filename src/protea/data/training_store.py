@@ -18,10 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.data.manifest import Manifest, check_alphabet, read_manifest, verify
+from protea.data.manifest import Manifest, name_of, read_manifest
 from protea.data.writer import CLUSTERS, ROWS, SEQUENCES
 from protea.errors import StoreError
-from protea.progress import SILENT, Progress
 
 Rows = NDArray[np.integer[Any]]
 
@@ -43,7 +42,7 @@ class _MappedFile:
 
     def numbers(self, name: str, dtype: Any) -> Callable[[Rows], NDArray[np.int64]]:
         """A function that gives the values of a column of numbers in some rows."""
-        words, starts = self._words(dtype), self._starts([batch.column(name) for batch in self._batches], dtype)
+        words, starts = self._located([batch.column(name) for batch in self._batches], dtype)
         size = self._batch_rows
 
         def look_up(rows: Rows) -> NDArray[np.int64]:
@@ -55,8 +54,8 @@ class _MappedFile:
     def spans(self, name: str) -> Callable[[Rows], tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """A function that gives, for a column of lists, where in ``bytes`` each begins and how long it is."""
         columns = [batch.column(name) for batch in self._batches]
-        words, offsets = self._words(np.int32), self._starts(columns, np.int32)
-        values = self._starts([column.values for column in columns], np.uint8)
+        words, offsets = self._located(columns, np.int32)
+        _, values = self._located([column.values for column in columns], np.uint8)
         size = self._batch_rows
 
         def look_up(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -72,17 +71,12 @@ class _MappedFile:
         places = [divmod(int(row), self._batch_rows) for row in rows]
         return [self._batches[batch].column(name)[row].as_py() for batch, row in places]
 
-    def _starts(self, arrays: list[pa.Array], dtype: Any) -> NDArray[np.int64]:
-        """Where in the file, in units of ``dtype``, the first numbers of some arrays are."""
+    def _located(self, arrays: list[pa.Array], dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The file as numbers, and where among them the first number of each array is."""
+        width = np.dtype(dtype).itemsize
         buffers = [array.buffers()[1] for array in arrays]
         begins = [0 if buffer is None else buffer.address - self._buffer.address for buffer in buffers]
-        starts: NDArray[np.int64] = np.array(begins, np.int64) // np.dtype(dtype).itemsize
-        return starts
-
-    def _words(self, dtype: Any) -> NDArray[Any]:
-        width = np.dtype(dtype).itemsize
-        words: NDArray[Any] = self.bytes[: len(self.bytes) // width * width].view(dtype)
-        return words
+        return self.bytes[: len(self.bytes) // width * width].view(dtype), np.array(begins, np.int64) // width
 
 
 class Split:
@@ -123,21 +117,17 @@ class Split:
 
 
 class TrainingStore:
-    """A store of training data, for a model with the same alphabet.
-
-    Raises:
-        StoreError: the store is missing, incomplete, or has another alphabet.
-    """
+    """A store of training data, for a model with the same alphabet."""
 
     def __init__(self, folder: str | Path, alphabet: Alphabet) -> None:
         self.folder, self.alphabet = Path(folder), alphabet
         self.manifest: Manifest = read_manifest(self.folder)
-        check_alphabet(self.folder, self.manifest, alphabet)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The names of its splits."""
-        return tuple(self.manifest["splits"])
+        self.splits: tuple[str, ...] = tuple(self.manifest["splits"])
+        if tuple(self.manifest["alphabet"]["tokens"]) != alphabet.tokens:
+            raise StoreError(
+                f"{folder}: has the {self.manifest['alphabet']['name']} alphabet, the model has {alphabet.name}; build "
+                f"the store again with --alphabet {name_of(alphabet)}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -150,7 +140,3 @@ class TrainingStore:
         if name not in self.splits:
             raise StoreError(f"{self.folder}: has no split {name!r}, only {', '.join(self.splits)}")
         return Split(self.folder, name, self.alphabet)
-
-    def verify(self, progress: Progress = SILENT) -> None:
-        """Compare every file with its hash in the manifest."""
-        verify(self.folder, self.manifest, progress)

@@ -20,17 +20,7 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.data.build_settings import Empty
 from protea.data.manifest import SPLITS, Manifest
-from protea.data.token_table import (
-    Table,
-    flat_of,
-    integers,
-    lengths_of,
-    map_file,
-    new_file,
-    numbers_of,
-    offsets_of,
-    take,
-)
+from protea.data.token_table import Table, flat_of, integers, lengths_of, map_file, new_file, numbers_of, take
 from protea.progress import Progress
 
 SEQUENCES: Final = "sequences.arrow"
@@ -107,25 +97,22 @@ class _File:
         self._count = 0
 
     def write(self, columns: list[pa.Array]) -> None:
-        batch = pa.record_batch(columns, schema=self._schema)
-        while self._count + len(batch) >= self._rows:
-            room = self._rows - self._count
-            self._waiting.append(batch.slice(0, room))
-            self._flush()
-            batch = batch.slice(room)
-        if len(batch):
-            self._waiting.append(batch)
-            self._count += len(batch)
+        self._waiting.append(pa.record_batch(columns, schema=self._schema))
+        self._count += len(self._waiting[-1])
+        if self._count >= self._rows:
+            self._write_rows(self._count // self._rows * self._rows)
 
     def close(self) -> None:
-        if self._waiting:
-            self._flush()
+        if self._count:
+            self._write_rows(self._count)
         self._writer.close()
         self._sink.close()
 
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_batches(self._waiting).combine_chunks())
-        self._waiting, self._count = [], 0
+    def _write_rows(self, count: int) -> None:
+        table = pa.Table.from_batches(self._waiting)
+        for start in range(0, count, self._rows):
+            self._writer.write_table(table.slice(start, self._rows).combine_chunks())
+        self._waiting, self._count = table.slice(count).to_batches(), self._count - count
 
 
 class _SplitWriter:
@@ -139,7 +126,7 @@ class _SplitWriter:
         self._alphabet = alphabet
         self._letters = np.zeros(len(alphabet), np.int64)
         self._lengths = np.zeros(_BINS + 1, np.int64)
-        self._sequence_count = self._cluster_count = self._members = 0
+        self._cluster_count = self._members = 0
         self._longest = self._largest = self._singles = 0
 
     def close(self) -> None:
@@ -151,14 +138,13 @@ class _SplitWriter:
         if not len(batch):
             return
         ids, tokens = batch.columns
-        offsets, letters = offsets_of(tokens), flat_of(tokens)
-        lists = pa.ListArray.from_arrays(integers(offsets - offsets[0]), integers(letters), type=_TOKENS)
+        lengths, letters = lengths_of(batch), flat_of(tokens)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(integers(offsets), integers(letters), type=_TOKENS)
         self._sequences.write([ids, lists])
-        lengths = lengths_of(batch)
         self._letters += np.bincount(letters, minlength=len(self._letters))
         self._lengths += np.bincount(np.minimum(lengths // _BIN, _BINS), minlength=_BINS + 1)
         self._longest = max(self._longest, int(lengths.max()))
-        self._sequence_count += len(batch)
 
     def clusters(self, ids: pa.StringArray, counts: NDArray[np.uint32]) -> None:
         """Append clusters, each with its number of sequences."""
@@ -173,11 +159,11 @@ class _SplitWriter:
 
     def numbers(self) -> Manifest:
         """The manifest's entry for this split."""
-        assert self._members == self._sequence_count, "clusters and sequences disagree"
+        assert self._members == self._lengths.sum(), "clusters and sequences disagree"
         tokens = self._alphabet.tokens
         return {
             "clusters": self._cluster_count,
-            "sequences": self._sequence_count,
+            "sequences": self._members,
             "residues": int(self._letters.sum()),
             "longest": self._longest,
             "largest_cluster": self._largest,

@@ -37,7 +37,7 @@ POOLINGS: Final[dict[str, Callable[[Tensor, Frame], Tensor]]] = {
 
 
 def check_poolings(names: Sequence[str], frame: Frame | None = None) -> tuple[str, ...]:
-    """The names, after a check that they are known and not repeated, and that the frame of a given model has BOS."""
+    """Check that names are known and given once, and that ``bos`` has a BOS token to read; returns the names."""
     for name in names:
         if name not in POOLINGS:
             raise UsageError(f"unknown pooling {name!r}; use {', '.join(POOLINGS)}")

@@ -175,11 +175,7 @@ def merge(
 ) -> Totals:
     """Write an output from its shards, which stay, and return the counts of the whole output.
 
-    Args:
-        output: the path that was given to the ``--shard`` runs.
-        shards: in order; by default those beside the output.
-        overwrite: replace the output if it exists.
-        settings: stored in the output instead of the shards' own.
+    The shards are in order; by default they are those beside the output. ``settings`` replace theirs in the output.
     """
     kind = kind_of(output, "merge")
     try:

@@ -212,7 +212,7 @@ def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | 
 
 
 def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
-    """Write a table with a row an assay, a report of the variants that were left out, and the settings."""
+    """Write a table with one row for each assay, a report of the variants that were left out, and the settings."""
     import pyarrow as pa
 
     published = dict.fromkeys(name for result in results for name in result.assay.published)

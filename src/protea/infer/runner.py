@@ -216,7 +216,7 @@ class Runner:
             return results, _copied_to_host(results)
 
     def _unfit(self, job: Job[Tag]) -> ProteaError | None:
-        """Why a job cannot be computed, if so."""
+        """The reason why a job cannot be computed; ``None`` if it can."""
         try:
             self.model.check_length(len(job.tokens))
             if job.wanted.places is not None:
@@ -275,7 +275,7 @@ def _observers(
 
 @contextmanager
 def _errors_of(result: Result[Any]) -> Iterator[None]:
-    """Give the first error inside to a job."""
+    """Keep the first error that is raised inside as the job's error."""
     try:
         yield
     except ProteaError as error:

@@ -67,7 +67,7 @@ SIZES: Final = {
     "650M": _size(33, 1280, 20),
     "3B": _size(36, 2560, 40),
     "15B": _size(48, 5120, 40),
-    # Nobody published a 20B model. This has the width of 15B and so many layers that 12·layers·width² is 20·10⁹.
+    # Nobody published a 20B model. This one has the width of 15B, and enough layers for 12·layers·width² = 20·10⁹.
     "20B": _size(64, 5120, 40),
 }
 

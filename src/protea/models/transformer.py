@@ -67,7 +67,7 @@ class TransformerConfig(EncoderConfig):
 
     @property
     def activation(self) -> str:
-        """Of the blocks, a name in ``ACTIVATIONS``."""
+        """The activation of the blocks, a name in ``ACTIVATIONS``."""
         return "gelu"
 
     @property

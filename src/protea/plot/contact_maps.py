@@ -72,13 +72,8 @@ def contact_map(
 ) -> None:
     """Draw predicted contacts above the diagonal and true ones below; without true ones, predictions on both sides.
 
-    Args:
-        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
-        probabilities: ``[L, L]``; NaN is drawn as not predicted.
-        truth: ``[L, L]``, the pairs in contact; symmetric.
-        missing: ``[L]``, residues that the structure lacks.
-        title: at most three lines of it are shown.
-        offset: number of the first residue.
+    ``probabilities`` are ``[L, L]``, NaN where nothing was predicted; ``truth`` is ``[L, L]``, symmetric; ``missing``
+    ``[L]`` are residues that the structure lacks.
     """
     pictures.check_place(path)
     _check(probabilities, truth, missing)

@@ -1,7 +1,8 @@
 """What all pictures share: files, colours, titles, legends, frames of pages, the order of letters, checks of arrays.
 
 The same drawing gives the same bytes: files hold no dates and no random ids, and ignore the user's matplotlib settings.
-An ``.html`` file holds all that it needs, plotly.js included, and loads nothing.
+An ``.html`` file holds all that it needs, plotly.js included, and loads nothing. An existing picture is replaced. At
+most three lines of a title are shown. ``offset`` is the number of the first residue.
 
 People who confuse red and green can tell the colours apart: they are ColorBrewer's Blues and RdBu, which both
 libraries know by these names, and colours from Okabe and Ito's palette.
@@ -108,7 +109,7 @@ def check_place(path: Path) -> None:
 def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable[[], dict[str, Any]]) -> None:
     """Write a picture, in one step; ``page`` describes a plotly figure by ``data`` and ``layout``.
 
-    The title is that of the page's window, and of an ``.svg`` for people who cannot see it.
+    The title also names the window of a page, and describes an ``.svg`` to people who cannot see it.
     """
     content = _page_bytes(page(), title) if is_page(path) else _figure_bytes(figure, path.suffix[1:], title)
     with staged(path, overwrite=True) as aside:
@@ -228,7 +229,7 @@ def page_layout(title: str, width: float, height: float, *, left: int, right: in
 
 
 def page_key(label: str, colour: str, mark: str = "square") -> dict[str, Any]:
-    """An entry of a page's legend, with a ``square`` or a ``dot``: a trace without points."""
+    """A legend entry of a page, with a ``square`` or a ``dot``; plotly makes it from a trace without points."""
     symbol, size = ("circle", 6) if mark == "dot" else ("square", 12)
     marker = {"symbol": symbol, "color": colour, "size": size}
     return {"type": "scatter", "x": [None], "y": [None], "mode": "markers", "marker": marker, "name": label}

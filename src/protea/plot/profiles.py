@@ -99,13 +99,8 @@ def profile(
 ) -> None:
     """Draw entropy and perplexity along a protein, one below the other.
 
-    Args:
-        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
-        sequence: ``L`` letters; one that is not in ``letters`` has no perplexity.
-        log_probabilities: ``[L, V]`` natural logarithms; a residue with NaN among them is drawn as a gap.
-        letters: of the columns, in their order.
-        title: at most three lines of it are shown.
-        offset: number of the first residue.
+    ``log_probabilities`` are ``[L, V]`` natural logarithms, a column for each of the ``letters``; a residue with NaN
+    among them is drawn as a gap. A residue that is not one of the letters has no perplexity.
     """
     pictures.check_place(path)
     shown = _profile(sequence, log_probabilities, letters, offset)

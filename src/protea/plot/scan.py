@@ -97,15 +97,9 @@ def single_site_scan(
 ) -> None:
     """Draw the effects of all substitutions.
 
-    Colours are symmetric about 0. Of more than 1,000 scores, the largest hundredth share the strongest colour.
-
-    Args:
-        path: ``.png``, ``.svg`` or ``.html``; an existing picture is replaced.
-        scores: ``[L, V]``, negative where the model prefers the wild type; NaN is drawn as not scored.
-        sequence: the wild type, ``L`` letters.
-        letters: of the columns, in their order.
-        title: at most three lines of it are shown.
-        offset: number of the first residue.
+    ``scores`` are ``[L, V]``, a column for each of the ``letters``, negative where the model prefers the wild type, NaN
+    where nothing was scored. Colours are symmetric about 0. Of more than 1,000 scores, the largest hundredth share the
+    strongest colour.
     """
     pictures.check_place(path)
     scan = _scan(scores, sequence, letters, offset)

@@ -28,7 +28,7 @@ from protea.score.proteins import choice
 from protea.score.variants import Variant
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood")
-_LARGEST_OFFSET: Final = 999_999_999  # residue numbers of variants have nine digits
+_LARGEST_OFFSET: Final = 999_999_999  # residue numbers in variants have at most nine digits
 
 
 class Protein(NamedTuple):

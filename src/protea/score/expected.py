@@ -70,7 +70,7 @@ def masked(
 def unmasked(
     runner: Runner, proteins: Iterable[Sites], *, long: str, progress: Progress = SILENT
 ) -> Iterator[tuple[Sites, FloatArray]]:
-    """The same with nothing masked: a pass a protein, or a window of it; ``progress`` advances by one a protein.
+    """The same with nothing masked: one pass per protein or window of it; ``progress`` advances by one per protein.
 
     Where windows overlap, the result is a weighted mean.
     """

@@ -2,7 +2,7 @@
 
     perplexity          exp(Σ -log p(token) / masked tokens); 15 % of all residues are masked at once, one pass a
                         sequence: BioNeMo 2's protocol (80/10/10, over all tokens, not a mean of means)
-    pseudo-perplexity   exp(-1/L Σ log p(residue | all others)) of each sequence, a pass a residue
+    pseudo-perplexity   exp(-1/L Σ log p(residue | all others)) of each sequence, one pass per residue
 
 Masks depend only on the seed and the number of the sequence, not on the sequences that share its pack.
 """
@@ -125,7 +125,7 @@ def measure_perplexity(
     load: Callable[[str], LoadedModel] = load_model,
     progress: Progress = SILENT,
 ) -> Predicted:
-    """Predict the residues of FASTA files, and write the output, a row a sequence, if all is well.
+    """Predict the residues of FASTA files, and write the output, one row per sequence, if all is well.
 
     Arguments are the options of the command. ``pseudo`` masks each residue by itself and ignores ``masking``,
     ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``one_protein`` refuses

@@ -71,7 +71,7 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
 
 
 class _Trainer:
-    """A run that is under way: the step, and what is due between two steps."""
+    """A run in progress: its step, and the work that is due between two steps."""
 
     def __init__(
         self, recipe: Recipe, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress

@@ -150,7 +150,7 @@ class Costs:
 
 
 def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
-    """What a recipe takes; ``length`` is the mean over tokens of the length of each token's sequence."""
+    """What a recipe takes; ``length`` is the mean length of sequences, weighted by tokens."""
     trained = parameters_to_train(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     count = sum(parameter.numel() for parameter in trained.values())
@@ -170,7 +170,7 @@ def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
 
 
 def mean_length(sampler: Sampler) -> float:
-    """Mean over tokens of the length of each token's sequence, from a sample of the first epoch."""
+    """Mean length of sequences, weighted by tokens, from a sample of the first epoch."""
     lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
     return float((lengths**2).sum() / lengths.sum())
 

@@ -23,13 +23,8 @@ class RollbackFile(io.FileIO):
     HDF5 crashes if a write fails inside it. So this file keeps the failure, which ``check`` raises, and ignores all
     later writes.
 
-    Args:
-        path: of the file.
-        commit: number and size of the commit to return to; ``None`` starts an empty file.
-
-    Attributes:
-        number: of the last commit.
-        deaf: ignore further writes, so that HDF5, which flushes when it closes, can close.
+    It opens at the ``commit`` with this number and size; ``None`` starts an empty file. ``number`` is that of the last
+    commit. With ``deaf`` it ignores further writes, so that HDF5, which flushes when it closes, can close.
     """
 
     def __init__(self, path: Path, commit: tuple[int, int] | None) -> None:
