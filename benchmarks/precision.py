@@ -7,8 +7,7 @@ Random weights say little about this: their residual stream does not grow and th
 trained model, by its name, folder or file; ``--random`` takes its architecture with random weights, to show the
 difference. Rows of the table:
 
-    bfloat16, product    the whole model in bfloat16 (``--dtype bfloat16``), with the kernel for CPUs that multiply it
-    bfloat16, sdpa       the same with the kernel for all other CPUs, which adds up scores in float32
+    bfloat16, float16    the whole model (``--dtype bfloat16``, ``--dtype float16``)
     bf16-mixed           ``--dtype bf16-mixed``, which ``--fast`` takes where hardware multiplies bfloat16
     bf16-mixed, GPU      the same with queries, keys and values rounded for attention in bfloat16, as on GPUs
     transformers ...     ``EsmModel`` with SDPA on the same weights, if transformers is installed
@@ -24,8 +23,6 @@ import argparse
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +36,6 @@ import protea
 from protea.checkpoints import hf
 from protea.contacts.precision import means
 from protea.fasta import read_fasta
-from protea.models import attention
-from protea.models.attention import PRODUCT, SDPA, Kernel
 from protea.models.layers import Rotary
 from protea.models.registry import build
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention
@@ -65,17 +60,6 @@ class RoundedSelfAttention(MixedSelfAttention):
         return q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)
 
 
-@contextmanager
-def kernels(*chosen: Kernel) -> Iterator[None]:
-    """Let attention choose among these kernels alone."""
-    before = attention.KERNELS[:]
-    attention.KERNELS[:] = chosen
-    try:
-        yield
-    finally:
-        attention.KERNELS[:] = before
-
-
 def measured(model: protea.LanguageModel, sequences: list[str], structures: list[Path]) -> Measured:
     logits = model.logits(sequences) if "logits" in model.capabilities else []
     contacts = ""
@@ -90,20 +74,18 @@ def variants(
 ) -> Iterator[tuple[str, Callable[[], Measured]]]:
     """The rows of the table, and functions that compute them."""
 
-    def ours(dtype: str, *chosen: Kernel, rounded: bool = False) -> Measured:
+    def ours(dtype: str, *, rounded: bool = False) -> Measured:
         # Plain models, but for float32 and bf16-mixed, which are loaded as every command loads them.
         plain = dtype in ("bfloat16", "float16")
         model = protea.load(folder, device="cpu", dtype=dtype, trainable=plain)
         for layer in model.module.layers if rounded else ():
             layer.self_attn.__class__ = RoundedSelfAttention
-        with kernels(*(chosen or attention.KERNELS)):
-            return measured(model, sequences, structures)
+        return measured(model, sequences, structures)
 
     yield "float32", lambda: ours("float32")
-    yield "bfloat16, product", lambda: ours("bfloat16", replace(PRODUCT, available=lambda _: True), SDPA)
-    yield "bfloat16, sdpa", lambda: ours("bfloat16", SDPA)
+    yield "bfloat16", lambda: ours("bfloat16")
     yield "bf16-mixed", lambda: ours("bf16-mixed")
-    yield "bf16-mixed, GPU", lambda: ours("bf16-mixed", SDPA, rounded=True)
+    yield "bf16-mixed, GPU", lambda: ours("bf16-mixed", rounded=True)
     yield "float16", lambda: ours("float16")
     try:
         from transformers import EsmModel, logging
