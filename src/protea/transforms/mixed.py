@@ -58,11 +58,7 @@ class MixedSelfAttention(SelfAttention):
 
 def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
     """The parameters that ``mix`` keeps in bfloat16, by name; ``UsageError`` if the layers have none."""
-    names = {
-        f"{name}.{kind}": PRODUCTS
-        for name, linear, _ in _linears(model)
-        for kind, _ in linear.named_parameters(recurse=False)
-    }
+    names = {f"{name}.{kind}": PRODUCTS for name, linear in _linears(model) for kind, _ in linear.named_parameters()}
     if not names:
         raise UsageError(f"{model.config.family} models cannot compute in {MIXED}; use --dtype bfloat16, or float32")
     return names
@@ -71,21 +67,17 @@ def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
 def mix(model: Encoder) -> None:
     """Let the transformer layers of a model in float32 multiply in bfloat16, in place."""
     narrow_weights(model)
-    for _, linear, kind in _linears(model):
-        linear.to(PRODUCTS)
-        linear.__class__ = kind
-    for layer in model.layers:
-        if isinstance(layer, TransformerLayer):
-            layer.self_attn.__class__ = MixedSelfAttention
+    for name, linear in _linears(model):
+        linear.to(PRODUCTS).__class__ = WideLinear if name.endswith(("q_proj", "k_proj", "v_proj")) else NarrowLinear
+    for part in model.layers.modules():
+        if type(part) is SelfAttention:
+            part.__class__ = MixedSelfAttention
     model.mixed = True
 
 
-def _linears(model: Encoder) -> Iterator[tuple[str, nn.Linear, type[nn.Linear]]]:
-    """The linear layers of the blocks, their names, and what they become."""
+def _linears(model: Encoder) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the blocks and their names."""
     for number, layer in enumerate(model.layers):
         if isinstance(layer, TransformerLayer):
-            for name in ("q_proj", "k_proj", "v_proj"):
-                yield f"layers.{number}.self_attn.{name}", getattr(layer.self_attn, name), WideLinear
-            yield f"layers.{number}.self_attn.out_proj", layer.self_attn.out_proj, NarrowLinear
-            for name in ("fc1", "fc2"):
-                yield f"layers.{number}.{name}", getattr(layer, name), NarrowLinear
+            parts = layer.named_modules(prefix=f"layers.{number}")
+            yield from ((name, part) for name, part in parts if isinstance(part, nn.Linear))
