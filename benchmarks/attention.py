@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from protea.models.attention import PRODUCT, SDPA, AttentionCall, Kernel
+from protea.models.attention import SDPA, AttentionCall, Kernel
 from protea.packing import CuSeqlens
 
 HEADS = 20
@@ -59,9 +59,6 @@ def main() -> None:
         "sdpa, a call a sequence": (one_by_one, SDPA),
         "sdpa, equal lengths together": (together, SDPA),
     }
-    if dtype == torch.bfloat16:
-        ways["product, a call a sequence"] = (one_by_one, PRODUCT)
-        ways["product, equal lengths together"] = (together, PRODUCT)
     print(f"| head width | lengths | {' | '.join(ways)} |")
     print("|---" * (len(ways) + 2) + "|")
     for width in WIDTHS:

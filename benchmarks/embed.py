@@ -9,7 +9,8 @@ turn, so that changes in the machine's speed affect all of them. The other progr
     fair-esm       its own batches of at most 4,096 tokens
     esm-cpp        one sequence at a time, its only way; int8 weights; its outputs are logits
 
-On a GPU (``--device cuda``) the programs are ``protea --fast`` and transformers in bfloat16 with SDPA. Model FLOP
+On a GPU (``--device cuda``) the programs are Protea in bf16-mixed (``--fast``) and in bfloat16, and transformers in
+bfloat16 with SDPA. Model FLOP
 utilisation is printed too: residues/s · (2 · parameters + 4 · layers · L · width) / peak. L is the sequence length,
 averaged over residues, and the peak is ``--peak-tflops`` (989 for H100 and H200).
 
@@ -36,13 +37,14 @@ from pathlib import Path
 
 CONTESTANTS = (
     "protea float32",
-    "protea --fast",
+    "protea bf16-mixed",
+    "protea bfloat16",
     "transformers float32",
     "transformers bfloat16",
     "fair-esm float32",
     "esm-cpp int8",
 )
-ON_GPU = ("protea --fast", "transformers bfloat16")
+ON_GPU = ("protea bf16-mixed", "protea bfloat16", "transformers bfloat16")
 CEILINGS = ("ceiling float32", "ceiling bfloat16")
 CEILING_SIDE = 1024
 
@@ -170,7 +172,7 @@ JOBS = {
 def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
     """Warm up, then run once for every line on standard input; each program does this in its own process."""
     peer, dtype = name.split()
-    job = JOBS[peer](model, fasta, out, {"--fast": "bfloat16"}.get(dtype, dtype), device)
+    job = JOBS[peer](model, fasta, out, dtype, device)
     job()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -4,10 +4,10 @@ Usage: python benchmarks/score.py scan [--model 150M] [--length 300] [--sites 48
        python benchmarks/score.py contacts [--model 650M --length 1000]
 
 ``scan`` masks some sites of a protein, each in its own copy. Protea runs them through ``LanguageModel.score``, with the
-model prepared as in ``protea score``, in float32 and bfloat16. transformers runs them with its fastest attention, one
-copy per forward pass, as fair-esm's ``predict.py`` does, and in batches of 16. All use the same random weights, have
-their own process, and run in turn in every round. The table also shows the largest difference to Protea's float32
-numbers.
+model prepared as in ``protea score``, in float32 and, where the hardware multiplies bfloat16, with ``--fast``.
+transformers runs them with its fastest attention, one copy per forward pass, as fair-esm's ``predict.py`` does, and in
+batches of 16. All use the same random weights, have their own process, and run in turn in every round. The table also
+shows the largest difference to Protea's float32 numbers.
 
 ``contacts`` measures the peak of anonymous memory for one contact map in float32, in addition to the loaded model, and
 shows for comparison the memory that all attention maps together would take.

@@ -128,7 +128,7 @@ def test_wrong_arguments(load_small: LoadModel) -> None:
 
 def test_it_tells_what_it_is(load_small: LoadModel) -> None:
     model = load_small("esm1b", dtype="bfloat16")
-    assert "ESM-1b, 3 layers, width 40, torch.bfloat16, cpu" in repr(model)
+    assert "ESM-1b, 3 layers, width 40, bfloat16, cpu" in repr(model)
     assert model.device == torch.device("cpu")
     assert model.dtype == torch.bfloat16
     assert model.capabilities == {"attention", "contacts", "logits"}

@@ -4,7 +4,7 @@ The computation alone is ``LanguageModel.embed`` from sequences in memory to mea
 computation runs twice and the faster run counts. File to file is the command ``protea embed IN.fasta -m MODEL -o
 OUT.parquet``, run in this process, which saves the start of Python. Its time is that for all sequences minus that for
 one sequence, which is the time to load the model and hash its file; ``overhead_seconds`` reports the latter. Both run
-in bfloat16 (``--fast``), and in float32 on fewer sequences, with random weights and random sequences of UniRef50's
+in bf16-mixed (``--fast``), and in float32 on fewer sequences, with random weights and random sequences of UniRef50's
 lengths.
 
 Usage: python benchmarks/gpu/embedding.py OUT WORK SIZE [--dry-run]
@@ -136,7 +136,7 @@ def measure(given: argparse.Namespace, dtype: str, found: list[str]) -> None:
     for path, some in zip(inputs, (found[:1], found), strict=True):
         write_fasta(path, some)
     rest = ["-m", folder, "-o", given.work / f"out-{given.size}.parquet", "--device", device, "--overwrite"]
-    rest += ["--fast"] if dtype == "bfloat16" else []
+    rest += ["--dtype", dtype]
     overhead, whole = (command("embed", path, *rest) for path in inputs)
     # For a very small input the difference is only noise.
     files = whole - overhead if whole > overhead else None
@@ -153,7 +153,7 @@ def main() -> None:
     write_fasta(first.with_suffix(".fasta"), drawn(size, 1))
     # Run the smallest model first, so that later commands have nothing to import.
     command("embed", first.with_suffix(".fasta"), "-o", first.with_suffix(".parquet"), "--device", "cpu")
-    for dtype, count in (("bfloat16", size.embedded), ("float32", size.exact)):
+    for dtype, count in (("bf16-mixed", size.embedded), ("float32", size.exact)):
         measure(given, dtype, drawn(size, count))
 
 

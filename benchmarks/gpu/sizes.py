@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PEAK_FLOPS = {"bfloat16": 989e12, "float32": 67e12}
+PEAK_FLOPS = {"bf16-mixed": 989e12, "bfloat16": 989e12, "float32": 67e12}
 HOPPER = ("H100", "H200")
 DONE = "prepare.done"
 

@@ -64,7 +64,7 @@ def load(
     Args:
         model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``; ``bf16-mixed``, which ``--fast`` takes; ``bfloat16`` or ``float16`` for the whole model.
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
     """
@@ -117,7 +117,7 @@ class LanguageModel:
         config = self.config
         return (
             f"<LanguageModel {self.name!r}: {config.family}, {config.num_hidden_layers} layers, width "
-            f"{config.hidden_size}, {self.dtype}, {self.device}>"
+            f"{config.hidden_size}, {self.module.precision}, {self.device}>"
         )
 
     @property
@@ -142,7 +142,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the model computes in."""
+        """The type of the weights; in ``bf16-mixed`` float32, but bfloat16 in the products of the layers."""
         return self.module.compute_dtype
 
     def weights_sha256(self) -> dict[str, str]:

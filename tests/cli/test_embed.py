@@ -218,7 +218,7 @@ def test_fast(run: Run, fasta: Path, model_folders: dict[str, Path], monkeypatch
         result = run(*arguments, "--fast")
         assert result.code == 0, result
         used = yaml.safe_load(Path("r.h5.run.yaml").read_text())["provenance"]["computed_in"]
-        assert used == ("bfloat16" if native else "float32")
+        assert used == ("bf16-mixed" if native else "float32")
         assert ("no native bfloat16; computing in float32" in result.err) is not native
         assert ("--fast is " in run(*arguments).err) is native
 

@@ -14,7 +14,8 @@ import protea
 from conftest import CONFIGS, LoadModel
 from protea.infer.runner import Job, Runner, Wanted
 from protea.models.attention import SDPA, VARLEN, AttentionCall, pick_kernel
-from protea.packing import CuSeqlens
+from protea.packing import CuSeqlens, pack
+from protea.transforms.mixed import mix
 from reference_attention import REFERENCE
 
 pytestmark = [
@@ -84,6 +85,23 @@ def test_half_precision_points_the_same_way(load_small: LoadModel, name: str, dt
     for a, b in zip(exact, rough, strict=True):
         cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
         assert cosine.min() >= 0.999
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_narrow_products_stay_near_float32(load_small: LoadModel, name: str) -> None:
+    exact, mixed = load_small(name).embed(SEQUENCES), load_small(name, device="cuda")
+    mix(mixed.module)
+    states: list[torch.Tensor] = []
+    calls: list[AttentionCall] = []
+    alphabet = mixed.alphabet
+    batch = pack([alphabet.frame.around(alphabet.encode(sequence)) for sequence in SEQUENCES]).to("cuda")
+    with torch.inference_mode():
+        mixed.module(batch, on_hidden=lambda _, x: states.append(x), on_attention=lambda _, call: calls.append(call))
+    assert {state.dtype for state in states} == {torch.float32}
+    assert {x.dtype for call in calls for x in (call.q, call.k, call.v)} == {torch.bfloat16}
+    for a, b in zip(exact, mixed.embed(SEQUENCES), strict=True):
+        cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        assert cosine.min() >= 0.9999
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protea import device
 from protea.models import attention
-from protea.models.attention import KERNELS, PRODUCT, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
+from protea.models.attention import KERNELS, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
 from protea.packing import CuSeqlens
 from reference_attention import REFERENCE
 
@@ -40,7 +37,7 @@ def random_qkv(
     return q, k, v
 
 
-CPU_KERNELS = [(SDPA, torch.float32, 1e-5), (SDPA, torch.bfloat16, 2e-2), (PRODUCT, torch.bfloat16, 2e-2)]
+CPU_KERNELS = [(SDPA, torch.float32, 1e-5), (SDPA, torch.bfloat16, 2e-2)]
 CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-12), (SDPA, torch.float16, 3e-3)]
 
 
@@ -51,24 +48,22 @@ CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 7, 50, 51, 64]), min_size=1, max_size=8),
     width=st.sampled_from([8, 16, 24, 64]),
-    block=st.sampled_from([1 << 10, 1 << 14, 4 << 20]),
 )
 def test_kernel_equals_the_definition(
-    kernel: Kernel, dtype: torch.dtype, tolerance: float, lengths: list[int], width: int, block: int
+    kernel: Kernel, dtype: torch.dtype, tolerance: float, lengths: list[int], width: int
 ) -> None:
-    """Any lengths: different, repeated, and long enough to be cut into blocks of rows."""
+    """Any lengths: different and repeated."""
     q, k, v = random_qkv(lengths, lengths, width, dtype)
     cu = CuSeqlens.from_lengths(lengths)
     scale = width**-0.5
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(attention, "_SCORE_BLOCK_BYTES", block)
+    with torch.no_grad():
         out = kernel.run(AttentionCall(q, k, v, cu, cu, scale))
     assert out.dtype == dtype
     expected = definition(q, k, v, cu, cu, scale)
     assert (out.double() - expected).abs().max() <= tolerance * max(1.0, expected.abs().max().item())
 
 
-@pytest.mark.parametrize("kernel", [SDPA, PRODUCT, REFERENCE], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [SDPA, REFERENCE], ids=lambda kernel: kernel.name)
 def test_queries_and_keys_of_different_lengths(kernel: Kernel) -> None:
     lengths_q, lengths_k = [3, 3, 60], [5, 5, 70]
     q, k, v = random_qkv(lengths_q, lengths_k, 16, torch.bfloat16)
@@ -174,6 +169,7 @@ def zeros(dtype: torch.dtype, *, bias: bool = False, dropout: float = 0.0) -> At
         zeros(torch.float32),
         zeros(torch.float16),
         zeros(torch.float64),
+        zeros(torch.bfloat16),
         zeros(torch.bfloat16, dropout=0.1),
         zeros(torch.bfloat16, bias=True),
     ],
@@ -182,33 +178,18 @@ def test_choice(call: AttentionCall) -> None:
     assert pick_kernel(call) is SDPA
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, PRODUCT), (False, SDPA)])
-def test_bfloat16_products_only_on_cpus_that_multiply_it(
-    monkeypatch: pytest.MonkeyPatch, native: bool, expected: Kernel
-) -> None:
-    device.native_bfloat16.cache_clear()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native}, raising=False)
-    call = zeros(torch.bfloat16)
-    assert pick_kernel(call) is expected
-    trained = replace(call, q=call.q.clone().requires_grad_())
-    assert pick_kernel(trained) is SDPA
-    with torch.no_grad():
-        assert pick_kernel(trained) is expected
-    device.native_bfloat16.cache_clear()
-
-
 def test_a_kernel_is_added_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the product kernel, once; other kernels get the calls that it does not support."""
+    """Before SDPA, once; other kernels get the calls that it does not support."""
     monkeypatch.setattr(attention, "KERNELS", [*KERNELS])
     mine = Kernel("mine", REFERENCE.run, dtypes=frozenset({torch.float64}))
     for _ in range(2):
         attention.add_kernel(mine)
-        assert [VARLEN, mine, PRODUCT, SDPA] == attention.KERNELS
+        assert [VARLEN, mine, SDPA] == attention.KERNELS
         assert pick_kernel(zeros(torch.float64)) is mine
         assert pick_kernel(zeros(torch.float32)) is SDPA
     for _ in range(2):
         attention.remove_kernel(mine)
-        assert attention.KERNELS == [VARLEN, PRODUCT, SDPA]
+        assert attention.KERNELS == [VARLEN, SDPA]
         assert pick_kernel(zeros(torch.float64)) is SDPA
 
 
@@ -218,20 +199,3 @@ def test_varlen_declares_its_limits() -> None:
     assert VARLEN.device == "cuda"
     assert VARLEN.dtypes == {torch.float16, torch.bfloat16}
     assert not any((VARLEN.bias, VARLEN.dropout))
-
-
-@pytest.mark.skipif(not device.native_bfloat16(torch.device("cpu")), reason="this CPU does not multiply bfloat16")
-@pytest.mark.parametrize("shift", [0.0, 30.0, 60.0, 120.0, -60.0, -120.0])
-def test_product_with_scores_of_any_size(shift: float) -> None:
-    """Exponentials of such scores overflow or vanish in bfloat16 unless the largest is subtracted first."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(150, HEADS, 16) for _ in range(3))
-    q[..., 0], k[..., 0] = 16.0, shift / 16.0
-    q, k, v = (x.bfloat16() for x in (q, k, v))
-    cu = CuSeqlens.from_lengths([100, 50])
-    ours = PRODUCT.run(AttentionCall(q, k, v, cu, cu, 1.0))
-    exact = REFERENCE.run(AttentionCall(q.double(), k.double(), v.double(), cu, cu, 1.0))
-    # Scores are rounded to bfloat16, so their error grows with their size.
-    assert ours.isfinite().all()
-    tolerance = 0.02 + 2**-8 * abs(shift)
-    assert (ours.double() - exact).norm() / exact.norm() <= tolerance

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from messages import check_message
 from protea.alphabet import ESM
 from protea.models import attention
-from protea.models.attention import PRODUCT, SDPA, AttentionCall, attend, pick_kernel
+from protea.models.attention import SDPA, AttentionCall, attend, pick_kernel
 from protea.packing import CuSeqlens, pack
 from protea.transforms import native
 from protea.transforms.native import NATIVE
@@ -209,9 +209,9 @@ def test_choice(cache: Path) -> None:
     assert len(attention.KERNELS) == len(always) + 1
     assert pick_kernel(trained) is NATIVE
     assert pick_kernel(replace(call, v=trained.v)) is NATIVE
-    assert pick_kernel(call) is PRODUCT
+    assert pick_kernel(call) is SDPA
     with torch.no_grad():
-        assert pick_kernel(trained) is PRODUCT
+        assert pick_kernel(trained) is SDPA
     assert pick_kernel(replace(trained, bias=torch.zeros(2, 4, 4))) is SDPA
     assert pick_kernel(replace(trained, dropout=0.1)) is SDPA
     assert pick_kernel(zeros(dtype=torch.float32, requires_grad=True)) is SDPA
@@ -223,7 +223,7 @@ def test_choice(cache: Path) -> None:
 
 @off
 def test_enabled_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a library, the kernel is before the product kernel, once, until it is disabled."""
+    """With a library, the kernel is before PyTorch's, once, until it is disabled."""
     library_, always = ctypes.CDLL(None), list(attention.KERNELS)
     monkeypatch.setattr(native, "load", lambda: library_)
     monkeypatch.setattr(native, "parallel", lambda: None)
@@ -231,11 +231,11 @@ def test_enabled_on_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert native.enable() is None
         assert native.compiled() is library_
-        place = always.index(PRODUCT)
+        place = always.index(SDPA)
         assert [*always[:place], NATIVE, *always[place:]] == attention.KERNELS
         assert pick_kernel(trained) is NATIVE
         with torch.no_grad():
-            assert pick_kernel(trained) in {PRODUCT, SDPA}
+            assert pick_kernel(trained) is SDPA
     for _ in range(2):
         native.disable()
         assert always == attention.KERNELS

@@ -163,9 +163,15 @@ class Checkpoint:
         self.model = model
         self._replaced |= parameters
 
-    def load(self, *, dtype: torch.dtype, device: torch.device) -> Encoder:
-        """The model with its weights in a type; buffers keep theirs. Weights that have the type stay in their file."""
-        state = {name: self.parameter(name).to(device=device, dtype=dtype) for name, _ in self.model.named_parameters()}
+    def load(
+        self, *, dtype: torch.dtype, device: torch.device, others: Mapping[str, torch.dtype] | None = None
+    ) -> Encoder:
+        """The model with its weights in a type; buffers keep theirs. Weights that have the type stay in their file.
+
+        ``others`` are the types of parameters that get another one.
+        """
+        types = {name: dtype for name, _ in self.model.named_parameters()} | dict(others or {})
+        state = {name: self.parameter(name).to(device=device, dtype=kind) for name, kind in types.items()}
         model = like(self.model)
         for name, buffer in model.named_buffers():
             model.set_buffer(name, buffer.to(device))

@@ -22,6 +22,8 @@ from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG, write_json
 from protea.checkpoints.tensors import INDEX, WEIGHTS, Tensors, open_safetensors, shards, write_safetensors
 from protea.checkpoints.wrappers import unwrap
+from protea.device import MIXED
+from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.models.registry import family_of, initial_value
@@ -90,6 +92,8 @@ def _open_bin(folder: Path) -> Tensors:
 
 def save(model: Encoder, folder: Path) -> None:
     """Write a model to a new or empty folder that Protea and ``transformers`` load unchanged."""
+    if model.mixed:
+        raise UsageError(f"a model in {MIXED} has lost bits of its weights; load it in float32 to save it")
     with staged(folder) as place:
         # The parameters of a model that is packed for the CPU are elsewhere; an unpacked model lists them.
         write(place, like(model), unpacked(model), model.compute_dtype)

@@ -175,12 +175,7 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     reported = [f"{count:,} {what}" for what in _REPORTED if (count := getattr(totals, what))]
     if reported:
         tell(f"{', '.join(reported)}: see {run.outputs[0].path}.report.tsv")
-    computed = str(model.compute_dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
-    typer.echo(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {computed}, {model.device}", err=True)
-    if model.compute_dtype.itemsize == 4 and native_bfloat16(model.device):
-        measured = " (1.3 to 2 times on the CPU it was measured on)" if model.device.type == "cpu" else ""
-        tell(
-            f"this hardware computes bfloat16 natively: --fast is faster{measured}; its embeddings have a cosine of at "
-            "least 0.999 to these"
-        )
+    typer.echo(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {model.precision}, {model.device}", err=True)
+    if model.precision == "float32" and native_bfloat16(model.device):
+        tell("this hardware multiplies bfloat16 natively: --fast is faster; docs/embedding.md says how near it comes")

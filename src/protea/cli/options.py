@@ -41,9 +41,9 @@ Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bfloat16 or float16.")
+    str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bf16-mixed, bfloat16 or float16.")
 ]
-Fast = Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 if the hardware does so natively.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Multiply in bfloat16 (--dtype bf16-mixed) if the hardware can.")]
 TokenBudget = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Number of tokens computed at a time; by default as memory allows."),

@@ -210,7 +210,7 @@ class EmbedRun:
             "version": protea.__version__,
             "torch": str(torch.__version__),
             "model_files": dict(self.model_files),
-            "computed_in": str(self.model.compute_dtype).removeprefix("torch."),
+            "computed_in": self.model.precision,
             "computed_on": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "kernels": f"{torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16",
             "threads": torch.get_num_threads(),

@@ -12,11 +12,12 @@ import protea
 from protea import bundled
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
-from protea.device import native_bfloat16, resolve_device, resolve_dtype
+from protea.device import DTYPES, MIXED, native_bfloat16, resolve_device
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.transforms.cpu import pack_for_cpu
+from protea.transforms.mixed import mix, narrow_weights
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LoadedModel:
             "version": protea.__version__,
             "torch": str(torch.__version__),
             "files": self.weights_sha256(),
-            "computed_in": str(module.compute_dtype).removeprefix("torch."),
+            "computed_in": module.precision,
             "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
             "threads": torch.get_num_threads(),
         }
@@ -56,23 +57,30 @@ def load_model(
 ) -> LoadedModel:
     """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
-    On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
+    ``dtype`` is a name in ``DTYPES``, or ``MIXED``. On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
     """
-    where, kind = resolve_device(device), resolve_dtype(dtype)
+    where, mixed = resolve_device(device), dtype == MIXED
+    if not mixed and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; use {', '.join(DTYPES)} or {MIXED}")
+    if mixed and trainable:
+        raise UsageError(f"a model in {MIXED} cannot be trained; load it in float32 and train it within torch.autocast")
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
-        module = checkpoint.load(dtype=kind, device=where)
+        others = narrow_weights(checkpoint.model) if mixed else None
+        module = checkpoint.load(dtype=torch.float32 if mixed else DTYPES[dtype], device=where, others=others)
         files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models contain a contact head with random weights.
         module.contact_head = None
+    if mixed:
+        mix(module)
     if not trainable:
         pack_for_cpu(module)
     return LoadedModel(module, str(model), path, files)
 
 
 def computing_dtype(device: str, dtype: str, *, fast: bool) -> str:
-    """The dtype to compute in: with ``fast``, bfloat16 if the hardware multiplies it natively."""
+    """What to compute in: with ``fast``, ``MIXED`` if the hardware multiplies bfloat16 natively."""
     if fast and dtype != "float32":
         raise UsageError(f"--fast chooses the type itself; leave out --dtype {dtype}")
-    return "bfloat16" if fast and native_bfloat16(resolve_device(device)) else dtype
+    return MIXED if fast and native_bfloat16(resolve_device(device)) else dtype

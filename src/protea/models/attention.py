@@ -51,11 +51,6 @@ class HeadMaps:
         return (self[head] for head in range(len(self)))
 
 
-_SCORE_BLOCK_BYTES: Final = 4 << 20  # scores of a block of the product kernel; they fit the caches of current CPUs
-_MIN_BLOCK_ROWS: Final = 32  # query rows of a block; fewer make matrix products slow
-_MIN_TOTAL, _MAX_TOTAL = 1e-30, 1e35  # sums of exponentials within which bfloat16 neither overflows nor loses terms
-
-
 @dataclass(frozen=True)
 class AttentionCall:
     """The arguments of one call of attention: ``q`` ``[Tq, H, K]``, ``k`` and ``v`` ``[Tk, H, K]``.
@@ -173,78 +168,6 @@ def _fused(
     return y.transpose(1, 2).flatten(0, 1)
 
 
-def _product(call: AttentionCall) -> Tensor:
-    """Two batched products with a softmax between, in blocks whose scores stay in cache.
-
-    On CPUs that multiply bfloat16 this is faster than the fused kernel. Short sequences of equal length share a block;
-    long ones are cut into blocks of query rows.
-    """
-    q = call.q * call.scale if call.scale != 1.0 else call.q
-    heads, width = q.shape[1:]
-    out = torch.empty_like(q)
-    limit = _SCORE_BLOCK_BYTES // q.element_size()
-    # All blocks share one buffer: new memory for each block would cost page faults.
-    buffer = torch.empty(max(limit, heads * call.cu_k.max_length * _MIN_BLOCK_ROWS), dtype=q.dtype)
-    for rows_q, rows_k, n in call.runs():
-        length_q, length_k = (rows_q.stop - rows_q.start) // n, (rows_k.stop - rows_k.start) // n
-        if _fused_is_faster(n, length_k, width):
-            out[rows_q] = _fused(q[rows_q], call.k[rows_k], call.v[rows_k], n, 1.0)
-            continue
-        # Sequences that share a block are copied; a quarter of the limit keeps the copies in cache too.
-        together = max(1, min(n, limit // (4 * heads * length_q * max(length_k, width))))
-        step = min(length_q, max(_MIN_BLOCK_ROWS, limit // (heads * length_k)))
-        for first in range(0, n, together):
-            last = min(first + together, n)
-            part_q = slice(rows_q.start + first * length_q, rows_q.start + last * length_q)
-            part_k = slice(rows_k.start + first * length_k, rows_k.start + last * length_k)
-            _product_of_equals(q[part_q], call.k[part_k], call.v[part_k], out[part_q], last - first, step, buffer)
-    return out
-
-
-def _product_of_equals(q: Tensor, k: Tensor, v: Tensor, out: Tensor, count: int, step: int, buffer: Tensor) -> None:
-    """Write ``count`` sequences of equal length to ``out``, ``step`` query rows of each at a time."""
-    queries, keys, values = _heads_first(q, count), _heads_first(k, count), _heads_first(v, count)
-    if step < queries.shape[1]:
-        keys, values = keys.contiguous(), values.contiguous()
-    keys = keys.transpose(1, 2)
-    target = out.view(count, -1, *out.shape[1:]).transpose(1, 2)
-    for row in range(0, queries.shape[1], step):
-        part = queries[:, row : row + step]
-        shape = (len(part), part.shape[1], keys.shape[2])
-        scores = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-        mean = _weighted_mean(torch.bmm(part, keys, out=scores), values)
-        if mean is None:
-            mean = torch.bmm(torch.bmm(part, keys, out=scores).softmax(-1), values)
-        target[:, :, row : row + step] = mean.view(count, -1, *part.shape[1:])
-
-
-def _weighted_mean(scores: Tensor, values: Tensor) -> Tensor | None:
-    """Softmax of the scores times the values; ``None`` if scores are too large or too small. Overwrites the scores.
-
-    This neither subtracts the largest score first nor normalises the probabilities, which doubles the speed. It loses
-    no precision: bfloat16 has the range of float32, and scores of trained models stay far within it.
-    """
-    weights = scores.exp_()
-    total = weights.sum(-1, keepdim=True)
-    smallest, largest = total.aminmax()
-    if not _MIN_TOTAL < smallest.item() <= largest.item() < _MAX_TOTAL:
-        return None
-    return torch.bmm(weights, values).div_(total)
-
-
-def _fused_is_faster(count: int, length: int, width: int) -> bool:
-    """Measured cases: one short sequence by itself, or narrow heads with many keys."""
-    lone_and_short = count == 1 and length < (64 if width <= 32 else 32)
-    return lone_and_short or (width < 32 and length >= 2048)
-
-
-def _heads_first(x: Tensor, count: int) -> Tensor:
-    """``[count * L, H, K]`` to ``[count * H, L, K]``; a view when ``count`` is 1."""
-    if count == 1:
-        return x.transpose(0, 1)
-    return x.view(count, -1, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
-
-
 def _varlen(call: AttentionCall) -> Tensor:
     """PyTorch's FlashAttention for packed sequences."""
     cu_q, cu_k = call.cu_q, call.cu_k
@@ -263,29 +186,25 @@ def _varlen_attention() -> Any:
     return partial(varlen_attn, **option)
 
 
-_BFLOAT16: Final = frozenset({torch.bfloat16})
-_HALF: Final = _BFLOAT16 | {torch.float16}
-
 VARLEN: Final = Kernel(
     "varlen",
     _varlen,
     device="cuda",
-    dtypes=_HALF,
+    dtypes=frozenset({torch.bfloat16, torch.float16}),
     head_widths=range(8, 257, 8),
     gradients=True,
     available=native_bfloat16,
 )
-PRODUCT: Final = Kernel("product", _product, device="cpu", dtypes=_BFLOAT16, available=native_bfloat16)
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 
-KERNELS: Final = [VARLEN, PRODUCT, SDPA]
+KERNELS: Final = [VARLEN, SDPA]
 """In order of preference; the last supports every call."""
 
 
 def add_kernel(kernel: Kernel) -> None:
-    """Consider one more kernel in this process, before ``PRODUCT``. Adding it twice has no further effect."""
+    """Consider one more kernel in this process, before ``SDPA``. Adding it twice has no further effect."""
     if kernel not in KERNELS:
-        KERNELS.insert(KERNELS.index(PRODUCT), kernel)
+        KERNELS.insert(KERNELS.index(SDPA), kernel)
 
 
 def remove_kernel(kernel: Kernel) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
+from protea.device import MIXED
 from protea.errors import CapabilityError, SequenceTooLongError
 from protea.models.attention import AttentionCall
 from protea.models.family import EncoderConfig, Published, StoredAs
@@ -45,6 +46,8 @@ class Encoder(nn.Module, ABC):
     config_type: ClassVar[type[EncoderConfig]]
     stored: ClassVar[Mapping[str, StoredAs]]
     published: ClassVar[tuple[Published, ...]] = ()
+    mixed = False
+    """Whether the layers multiply in bfloat16, and the rest is float32 (``protea.transforms.mixed``)."""
 
     layers: nn.ModuleList
     lm_head: nn.Module | None
@@ -129,8 +132,13 @@ class Encoder(nn.Module, ABC):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The type of the parameters, in which the model computes outside autocast."""
+        """The type of the parameters and of hidden states, outside autocast."""
         return next(self.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in, as ``--dtype`` spells it."""
+        return MIXED if self.mixed else str(self.compute_dtype).removeprefix("torch.")
 
     @property
     def stored_buffers(self) -> dict[str, Tensor]:

@@ -21,11 +21,13 @@ from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.models.layers import Rotary
 from protea.models.transformer import SelfAttention, TransformerLayer
+from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
 # oneDNN's names for operations on the output of a product.
 _POINTWISE: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 _TYPICAL_ROWS: Final = 4096  # oneDNN chooses the order of weights for this batch size; other sizes also run
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
+_LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 
 
 def pack_for_cpu(model: Encoder) -> None:
@@ -36,7 +38,7 @@ def pack_for_cpu(model: Encoder) -> None:
     if model.device.type != "cpu":
         return
     keep_freed_memory()
-    dtype = model.compute_dtype
+    dtype = PRODUCTS if model.mixed else model.compute_dtype
     multiplied = dtype == torch.float32 or (dtype == torch.bfloat16 and native_bfloat16(model.device))
     if not multiplied or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
@@ -109,8 +111,16 @@ class PackedLinear(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             _refusing("trained: it has no gradients")()
         name, algorithm = _POINTWISE[self.activation]
+        x = x.to(self.bias.dtype)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
         return y
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same in float32, from two products: a second one returns what rounding took from the first."""
+        rounded: Tensor = self(x)
+        x = x.to(self.bias.dtype)
+        rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, rounded, self.weight, self.bias, "sub")
+        return rounded.float() + rest
 
     def unpacked(self, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` in its original order."""
@@ -123,7 +133,7 @@ class FusedSelfAttention(nn.Module):
 
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
-        self.head_width = attention.head_width
+        self.head_width, self.mixed = attention.head_width, isinstance(attention, MixedSelfAttention)
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         order = _pairs_together(q.out_features, self.head_width)
         weight = torch.cat((q.weight[order], k.weight[order], v.weight))
@@ -133,7 +143,8 @@ class FusedSelfAttention(nn.Module):
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
-        q, k, v = self.qkv(x).view(len(x), 3, -1, self.head_width).unbind(1)
+        projected = self.qkv.wide(x) if self.mixed else self.qkv(x)
+        q, k, v = projected.view(len(x), 3, -1, self.head_width).unbind(1)
         scale = self.head_width**-0.5
         if rotary is None:
             return q * scale, k, v
@@ -152,11 +163,11 @@ class FusedSelfAttention(nn.Module):
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if type(layer) is not TransformerLayer or type(layer.self_attn) is not SelfAttention:
+    if type(layer) is not TransformerLayer or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
         return False
     attention = layer.self_attn
     linears = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
-    return layer.activation in _POINTWISE and all(type(x) is nn.Linear and x.bias is not None for x in linears)
+    return layer.activation in _POINTWISE and all(type(x) in _LINEARS and x.bias is not None for x in linears)
 
 
 def _pack(layer: Any) -> None:

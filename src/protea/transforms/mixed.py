@@ -1,0 +1,83 @@
+"""Lets the layers of a finished model multiply in bfloat16; all else, such as the residual stream, stays in float32.
+
+The linear layers of the blocks keep weights and biases in bfloat16, which halves a model's memory, and round their
+inputs to it; processors sum in float32. Like autocast, most return bfloat16: the next product would round its input
+anyway, and what is added to the residual stream is small. Queries and keys come in float32, because the softmax
+magnifies their errors: on published weights, rounding them costs more than all else together. A GPU's attention takes
+them rounded once, after their rotation; a CPU's is in float32, as PyTorch's CPU kernel gains nothing from bfloat16.
+
+Shapes: T tokens, D model width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from protea.device import MIXED
+from protea.errors import UsageError
+from protea.models.encoder import Encoder
+from protea.models.layers import Rotary
+from protea.models.transformer import SelfAttention, TransformerLayer
+
+PRODUCTS: Final = torch.bfloat16
+"""The type that the layers multiply in."""
+
+
+class NarrowLinear(nn.Linear):
+    """A linear layer from any type to that of its weights, in which it multiplies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, D']``."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class WideLinear(nn.Linear):
+    """A linear layer that multiplies in the type of its weights, and returns the sums in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, D']`` float32."""
+        x, weight = x.to(self.weight.dtype), self.weight.T
+        # PyTorch has such products for GPUs only; on a CPU, float32 gives the same to rounding.
+        y = torch.mm(x, weight, out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float()
+        return y if self.bias is None else y + self.bias
+
+
+class MixedSelfAttention(SelfAttention):
+    """``SelfAttention`` whose queries, keys and values come from products that return float32."""
+
+    def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated, in the type of the attention."""
+        q, k, v = super().project(x, rotary)
+        return (q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)) if x.is_cuda else (q, k, v)
+
+
+def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
+    """The parameters that ``mix`` keeps in bfloat16, by name; ``UsageError`` if the layers have none."""
+    names = {f"{name}.{kind}": PRODUCTS for name, linear in _linears(model) for kind, _ in linear.named_parameters()}
+    if not names:
+        raise UsageError(f"{model.config.family} models cannot compute in {MIXED}; use --dtype bfloat16, or float32")
+    return names
+
+
+def mix(model: Encoder) -> None:
+    """Let the transformer layers of a model in float32 multiply in bfloat16, in place."""
+    narrow_weights(model)
+    for name, linear in _linears(model):
+        linear.to(PRODUCTS).__class__ = WideLinear if name.endswith(("q_proj", "k_proj", "v_proj")) else NarrowLinear
+    for part in model.layers.modules():
+        if type(part) is SelfAttention:
+            part.__class__ = MixedSelfAttention
+    model.mixed = True
+
+
+def _linears(model: Encoder) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the blocks and their names."""
+    for number, layer in enumerate(model.layers):
+        if isinstance(layer, TransformerLayer):
+            parts = layer.named_modules(prefix=f"layers.{number}")
+            yield from ((name, part) for name, part in parts if isinstance(part, nn.Linear))
