@@ -34,7 +34,7 @@ MAX_SHARD_BYTES: Final = 5 << 30
 
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 
-# The tied head again, position ids, and position embeddings, which rotary models' files carry unused.
+# Copies of the tied head, position ids, and the unused position embeddings in files of rotary models.
 _LEFTOVERS: Final = r".*\.position_ids|lm_head\.decoder\..*|esm\.embeddings\.position_embeddings.*"
 
 
@@ -73,12 +73,12 @@ def _open_bin(folder: Path) -> Tensors:
 def save(model: Encoder, folder: Path) -> None:
     """Write a model to a new or empty folder that Protea and ``transformers`` load unchanged."""
     with staged(folder) as place:
-        # The parameters of a model that is packed for the CPU are elsewhere; an unpacked model lists them.
+        # A model that is packed for the CPU does not list its parameters; its copy on the meta device does.
         write(place, like(model), unpacked(model), model.compute_dtype)
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
-    """Write a model with random weights, by its family's published initialisation; a seed always gives the same ones.
+    """Write a model with random weights, by its family's published initialisation; equal seeds give equal weights.
 
     The model may be on the meta device.
     """

@@ -52,7 +52,7 @@ _ONLY: Final = {
     "activation": (None, "gelu"),
     "transformer_block_type": (None, "pre_ln"),
 }
-"""Values that are supported of settings that change the architecture."""
+"""Supported values of settings that change the architecture."""
 
 
 def _layout(family: type[Encoder]) -> Layout:
@@ -147,7 +147,7 @@ def _config(settings: Any, tensors: Tensors) -> tuple[type[Encoder], EncoderConf
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
     """Write a ``.nemo`` file of one part (see ``Format``).
 
-    The weights are written beside it and then copied into it, so they need twice their space for a moment.
+    The weights are first written to a file beside it and then copied into it, so they need twice their space.
     """
     parts = {name: path.with_name(f".{path.name}.{name}") for name in (NEMO_CONFIG, _WEIGHTS, VOCABULARY)}
     parts[NEMO_CONFIG].write_text(yaml.safe_dump(_described(model), sort_keys=False), encoding="utf-8")
@@ -156,7 +156,7 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     write_vocabulary(parts[VOCABULARY], model)
     with tarfile.open(path, "w") as archive:
         for name, part in parts.items():
-            member = tarfile.TarInfo(f"./{name}")  # without owner and time
+            member = tarfile.TarInfo(f"./{name}")  # no owner and no time, so that equal models give equal files
             member.size = part.stat().st_size
             with part.open("rb") as stream:
                 archive.addfile(member, stream)

@@ -1,6 +1,6 @@
 """BioNeMo 2's checkpoint directories for ESM-2: ``context/`` beside ``weights/`` in Megatron's distributed format.
 
-Megatron stacks like layers: the key has no number, and the tensor's first axis is that of layers. Other runs keep
+Megatron stacks equal layers: the key has no number, and the tensor's first axis counts the layers. Other runs keep
 ``layers.N.`` in the key; both are read. Query, key and value are fused and interleaved head by head, norms belong to
 the projection after them, the vocabulary is padded to a multiple of 128. Rotary frequencies are computed, not stored.
 Sources: BioNeMo 2's converter from Hugging Face and megatron-core's ``dist_checkpointing``.

@@ -1,4 +1,4 @@
-"""Stretches of memory-mapped files: complete files, members of tar archives, the bytes of tensors; none unpacked."""
+"""Parts of memory-mapped files: complete files, members of tar archives, the bytes of tensors. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class Region:
         return Region(self.path, name or self.name, self.start + start, size, self._data)
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """A copy of at most ``size`` bytes from ``start``, or of all bytes from there."""
+        """A copy of the bytes from ``start`` on: at most ``size`` bytes, or all of them."""
         end = self.size if size is None else min(self.size, start + size)
         return bytes(self._data[self.start + start : self.start + end])
 
     def stream(self) -> _Stream:
         """The bytes as a file, which raises ValueError when asked for more than any header, name or pickle has.
 
-        A sparse file can have any size.
+        The limit is needed because a sparse file can have any size.
         """
         return _Stream(self)
 
@@ -152,6 +152,6 @@ def tar_members(path: Path) -> dict[str, Region]:
 
 
 def folder_members(folder: Path) -> dict[str, Region]:
-    """The files of an unpacked archive, those in folders of the folder included."""
+    """The files of an unpacked archive, including those in its subfolders."""
     paths = sorted([*folder.glob("*"), *folder.glob("*/*")])
     return {str(path.relative_to(folder)): Region.of_file(path) for path in paths if path.is_file()}

@@ -102,7 +102,7 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values as bytes, in the machine's order, which all formats here take to be little-endian."""
+    """A tensor's values as bytes, in the machine's byte order; all formats here expect little-endian bytes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
@@ -112,9 +112,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def open_safetensors(files: dict[Path, set[str]], normalize: Callable[[str], str] = str) -> Tensors:
-    """The tensors of safetensors files, each given with the keys that its index expects in it.
+    """The tensors of safetensors files. Each file comes with the keys that the index expects in it.
 
-    ``normalize`` turns a stored key into the key to look it up by.
+    ``normalize`` turns a stored key into the key that callers use.
     """
     tensors = Tensors(list(files))
     for path, expected in files.items():
@@ -150,8 +150,8 @@ def check_expected(path: Path, expected: set[str], stored: set[str]) -> None:
 
 
 def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Path, set[str]]:
-    """A folder's weight files, each with the keys that its index expects in it (none without an index)."""
-    # lexists: a link that leads nowhere is a file that cannot be read, and opening it says why.
+    """A folder's weight files, each with the keys that the index expects in it (none without an index)."""
+    # lexists, because a broken link counts as an unreadable file; opening it reports the reason.
     if not os.path.lexists(folder / index):
         if os.path.lexists(folder / weights):
             return {folder / weights: set()}
@@ -183,7 +183,7 @@ def write_safetensors(path: Path, plan: list[Planned], metadata: dict[str, str] 
         offsets = [start, end]
         header[planned.key] = {"dtype": type_name(planned.dtype), "shape": planned.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the tensors in place
+    text += b" " * (-len(text) % 8)  # aligned, because readers map the tensors in place
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for planned in plan:

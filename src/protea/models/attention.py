@@ -30,7 +30,7 @@ class HeadMaps:
     """The maps ``[L, L]`` of one sequence in one layer, computed head by head on access, in float32 or better.
 
     Rows attend to columns. Keys that a layer adds behind a sequence take part in the softmax but are not in the map, so
-    rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, ``k`` ``[>=L, H, K]``, ``bias`` as long as both.
+    rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, and ``k`` is ``[>=L, H, K]``; ``bias`` covers both.
     """
 
     q: Tensor
@@ -233,7 +233,7 @@ def _weighted_mean(scores: Tensor, values: Tensor) -> Tensor | None:
 
 
 def _fused_is_faster(count: int, length: int, width: int) -> bool:
-    """Measured cases: one short sequence by itself, or narrow heads with many keys."""
+    """Whether it was faster when measured: for one short sequence by itself, or narrow heads with many keys."""
     lone_and_short = count == 1 and length < (64 if width <= 32 else 32)
     return lone_and_short or (width < 32 and length >= 2048)
 

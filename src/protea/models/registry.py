@@ -1,4 +1,4 @@
-"""The families that Protea knows, one line for each, and what is looked up among them."""
+"""The families that Protea knows, one line for each, and functions that look something up in them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ FLAGS: Final = (
     *(f"-m{flag.replace('_', '')}" for flag in CPU_FLAGS),
 )
 COMPILERS: Final = ("c++", "g++", "clang++")
-_SECONDS: Final = 300.0  # the compiler usually takes three
+_SECONDS: Final = 300.0  # limit for the compiler, which usually takes three seconds
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
