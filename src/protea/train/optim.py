@@ -29,7 +29,7 @@ from protea.train.recipe import OptimizerSettings, ScheduleSettings
 
 PREFIX: Final = "optimizer."
 _STATE_OF: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
-"""What each optimizer stores for a parameter."""
+"""The kinds of state that each optimizer stores for a parameter."""
 
 
 def parameters_to_train(model: nn.Module) -> dict[str, nn.Parameter]:
