@@ -136,7 +136,7 @@ class LanguageModel:
         long: Long = "truncate",
         token_budget: int | None = None,
     ) -> list[FloatArray] | FloatArray:
-        """Hidden states of each residue, or one vector a sequence; ``<mask>`` stands for a masked position.
+        """Hidden states of each residue, or one vector per sequence; ``<mask>`` stands for a masked position.
 
         Without ``pool``, gives a list of float32 arrays ``[L, D]``; with ``mean``, ``max``, ``std`` (over residues) or
         ``bos`` one array ``[N, D]``. Layer 0 is the embedding, -1 the last after its norm, which is the default. If
@@ -168,13 +168,13 @@ class LanguageModel:
         long: Long = "truncate",
         token_budget: int | None = None,
     ) -> float:
-        """Perplexity of masked residues: exp of the mean loss over those of all sequences together.
+        """Perplexity of masked residues: exp of the mean loss over the masked residues of all sequences.
 
         ``masking`` is a variant of ``docs/data.md``, or settings of your own; ``standard`` is BioNeMo 2's protocol.
         Masks depend only on ``seed`` and the sequence's number.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        choice("policy for long sequences", long, Literal["truncate", "full", "error"])  # windows have no one loss
+        choice("policy for long sequences", long, Literal["truncate", "full", "error"])  # windows have several losses
         sequences = [sequence for _, sequence in _without_masks(sequences)]
         ids = ((encoded.record.place, encoded.ids) for encoded in self._encode(sequences, long))
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
@@ -206,7 +206,7 @@ class LanguageModel:
         ``offset`` is the number of the first residue. A variant that does not fit is a ``VariantError``.
         """
         check_no_masks(_text(sequence), "the sequence")
-        self.alphabet.encode(sequence)  # an unknown letter is an error before any variant is read
+        self.alphabet.encode(sequence)  # reports an unknown letter before any variant is read
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
         known = parse_all(_list(variants), sequence, self.alphabet, offset)
         protein = effects.Protein("the sequence", sequence, known)
@@ -230,7 +230,7 @@ class LanguageModel:
     def evaluate_proteingym(
         self, folder: str | Path, *, method: str = "masked-marginals", long: str = "window"
     ) -> list[proteingym.Measured]:
-        """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
+        """Effects of variants compared with deep mutational scans, in a folder as for ``protea evaluate proteingym``.
 
         One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """

@@ -1,4 +1,4 @@
-"""The command line: one module a command, each thin: parse, call, print."""
+"""The command line: one thin module per command, which only parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMANDS: Final = {
 
 
 def application(named: str | None) -> typer.Typer:
-    """The command line with the command ``named`` alone, which starts fast; any other name gives all commands."""
+    """The command line with only the command ``named``, so that it starts fast; an unknown name gives all commands."""
     app = typer.Typer(
         name="protea",
         help="Protein language models of the ESM family.",
@@ -104,7 +104,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _drop_unwritten_output() -> None:
-    """Keep Python from reporting at its end, a second time, that standard output cannot be written."""
+    """Stop Python from reporting again, at its exit, that standard output cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -101,7 +101,7 @@ def fit_contacts(
     structures: Structures,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")],
     model: Model = bundled.NAME,
-    count: Annotated[int, typer.Option(metavar="N", help="Chains to fit on; the others measure the head.")] = 20,
+    count: Annotated[int, typer.Option(metavar="N", help="Chains to fit on; the head is measured on the others.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed for the choice of chains and for the fit.")] = 0,
     head: Annotated[
         str, typer.Option(metavar="KIND", help="regression on attention maps, or bilinear on the last hidden states.")
@@ -180,7 +180,7 @@ def decimals(value: float) -> str:
 
 
 def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Where each protein's picture goes: the named file, or a PNG in a folder, which is created."""
+    """The path of each protein's picture: the named file, or a PNG in a folder, which is created."""
     from protea.embed.stores import file_name
     from protea.output import check_output, write_failure
     from protea.plot import check_place
@@ -193,7 +193,7 @@ def picture_paths(plot: Path, names: Sequence[str], *, overwrite: bool) -> dict[
         check_place(plot)
         paths = {names[0]: plot}
     else:
-        check_place(Path("any.png"))  # before the folder is made
+        check_place(Path("any.png"))  # checks the libraries before the folder is made
         try:
             plot.mkdir(exist_ok=True)
         except OSError as error:

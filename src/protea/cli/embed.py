@@ -26,11 +26,11 @@ def embed(
     inputs: Annotated[list[str] | None, FASTA] = None,
     sequences: Annotated[
         Path | None,
-        typer.Option("-o", "--sequences", metavar="OUT", help="One vector a sequence: .parquet, .h5, or a folder."),
+        typer.Option("-o", "--sequences", metavar="OUT", help="One vector per sequence: .parquet, .h5, or a folder."),
     ] = None,
     residues: Annotated[
         Path | None,
-        typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: .h5, .parquet, or a folder."),
+        typer.Option("-r", "--residues", metavar="OUT", help="One vector per residue: .h5, .parquet, or a folder."),
     ] = None,
     model: Model = bundled.NAME,
     pool: Annotated[
@@ -73,7 +73,7 @@ def embed(
         bool, typer.Option("--overwrite", help="Replace existing outputs and drop unfinished ones.")
     ] = False,
 ) -> None:
-    """Embed protein sequences: one vector a sequence (-o), one a residue (-r), or both in one pass.
+    """Embed protein sequences: one vector per sequence (-o), one per residue (-r), or both in one pass.
 
     After an interruption the same command continues. OUT.report.tsv lists every record that was truncated, altered,
     renamed or skipped.

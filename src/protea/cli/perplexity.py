@@ -61,7 +61,7 @@ def perplexity(
     """Perplexity of masked residues over all sequences, or pseudo-perplexity of each.
 
     Without --pseudo, 15 % of all residues are selected at once, of which 80 % are hidden, 10 % replaced and 10 % left,
-    in one pass a sequence; the result is the exponential of the mean loss over all of them. Compare perplexities only
+    in one pass per sequence; the result is the exponential of the mean loss over all of them. Compare perplexities only
     for the same sequences, masks and cuts.
 
     \b

@@ -63,7 +63,7 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What an embedding consists of: layers from ``resolve_layers``, poolings, and whether one vector a residue."""
+    """The parts of an embedding: layers from ``resolve_layers``, poolings, and whether one vector per residue."""
 
     layers: tuple[int, ...]
     poolings: tuple[str, ...] = ()

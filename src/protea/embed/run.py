@@ -84,7 +84,7 @@ class EmbedRun:
         state = journal.state
         self._kept = state is not None
         for output in self.outputs if state is None else ():
-            # A work folder without a journal, left by a killed run, is no permission to replace an output.
+            # A killed run may leave a work folder without a journal. That does not permit to replace an output.
             check_place(output.path, output.kind, overwrite=self.overwrite)
         old_plan = journal.plan or {}
         budget = (
@@ -107,7 +107,7 @@ class EmbedRun:
             state = self._work(journal, surveyed, budget)
         for output, folder, stored in zip(self.outputs, journal.folders, state.stores, strict=True):
             complete = folder / stored["complete"]
-            if complete.exists():  # else an interrupted run has moved it already
+            if complete.exists():  # otherwise an interrupted run has already moved it
                 publish(complete, output.path, journal.rows(), self._provenance(state.totals))
         journal.remove()
         return state.totals
@@ -224,7 +224,7 @@ class EmbedRun:
             )
 
     def _groups(self, surveyed: Survey, budget: int, state: RunState, share: range | None) -> Iterator[Group]:
-        """The groups still to compute. Records before them are read again and must be the same."""
+        """The groups still to compute. The records before them are read again and must not have changed."""
         items = prepare(read_fasta(self.settings.inputs), self.model, self.settings.policies, surveyed.new_ids())
         if state.records:
             last_finished = next(islice(items, state.records - 1, None), None)

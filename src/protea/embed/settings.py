@@ -106,10 +106,10 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
     if not settings.outputs:
-        raise UsageError("no output: name one with -o (one vector a sequence) or -r (one vector a residue)")
+        raise UsageError("no output: name one with -o (one vector per sequence) or -r (one vector per residue)")
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
-        raise UsageError("--shard and --devices exclude each other: --devices makes one shard a GPU")
+        raise UsageError("--shard and --devices exclude each other: --devices makes one shard per GPU")
     return settings
 
 
@@ -121,7 +121,7 @@ def _check_paths(settings: EmbedSettings) -> None:
     for path in settings.outputs:
         option = "-o" if path == settings.sequences else "-r"
         if path.name in ("", ".."):
-            raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
+            raise UsageError(f"{option} {str(path)!r}: does not end in the name of a file or folder; add one")
         place = os.path.realpath(path)
         if place in inputs:
             raise UsageError(f"{path}: is both input and output; name another output")

@@ -42,9 +42,9 @@ main()
 def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
-    On a CPU (``device="cpu"``) the processes share the cores and give the numbers of one process with as many threads
+    On a CPU (``device="cpu"``) the processes share the cores. The numbers are those of one process with as many threads
     as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output. If a process
-    fails, the others are stopped, and the same command continues where each of them was.
+    fails, the others are stopped, and the same command continues each of them.
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
@@ -175,7 +175,8 @@ def merge(
 ) -> Totals:
     """Write an output from its shards, which stay, and return the counts of the whole output.
 
-    The shards are in order; by default they are those beside the output. ``settings`` replace theirs in the output.
+    The shards are in order; by default they are those beside the output. The output states ``settings``, if given,
+    instead of the shards' settings.
     """
     kind = kind_of(output, "merge")
     try:
@@ -209,7 +210,7 @@ def merge(
 
 @contextmanager
 def _reading(shard: Path) -> Iterator[None]:
-    """Name the shard in whatever its reader raises; each format has its own exceptions for damaged files."""
+    """Name the shard in any error of its reader; each format has its own exceptions for damaged files."""
     try:
         yield
     except ProteaError:

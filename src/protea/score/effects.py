@@ -1,7 +1,7 @@
 """Effects of variants: how much more or less a model expects the mutant than the wild type.
 
     masked-marginals    Σ over sites of log p(mutant) - log p(wild type), each site masked by itself
-    wildtype-marginals  the same with nothing masked: one pass a protein
+    wildtype-marginals  the same with nothing masked: one pass per protein
     pseudo-likelihood   Σ over all residues of log p(residue | the others), of the mutant minus that of the wild type
 
 The first two (Meier et al. 2021) score substitutions only. The third (Salazar et al. 2020) also scores insertions and
@@ -40,7 +40,7 @@ class Protein(NamedTuple):
 
     @property
     def sites(self) -> list[int]:
-        """Places, from 0, that any variant changes."""
+        """The places, from 0, that at least one variant changes."""
         return sorted({edit.start for variant in self.variants for edit in variant.edits})
 
 

@@ -35,7 +35,7 @@ def read_proteins(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str,
 
 
 def wild_types(paths: Iterable[str | Path], alphabet: Alphabet, unknown: str, rows: list[ReportRow]) -> dict[str, str]:
-    """Sequences by id, as ``read_proteins`` reads them; a ``UsageError`` if outputs would name two of them alike."""
+    """Sequences by id, as ``read_proteins`` reads them; a ``UsageError`` if two would have the same name in outputs."""
     sequences: dict[str, str] = {}
     names: set[str] = set()
     for record in read_proteins(paths, alphabet, unknown, rows):

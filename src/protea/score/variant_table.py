@@ -3,7 +3,7 @@
 Errors in any model, protein or variant are found before the first model computes. Columns have ProteinGym's names; all
 columns are kept as they are:
 
-    mutant            a variant as ``variants.py`` reads it or, of letters only, the whole sequence, as in ProteinGym's
+    mutant            a variant as ``variants.py`` reads it, or only letters: the whole sequence, as in ProteinGym's
                       insertions and deletions; also ``mutants``, ``mutation``, ``mutations``, ``variant``
     mutated_sequence  the whole sequence; alone, it is compared with the wild type, beside ``mutant`` it is checked
     id                the protein, where there are several; also ``protein``
@@ -106,7 +106,7 @@ def score_variants(
         progress.begin("scoring", how.passes(rows.proteins))
         scores[name] = scores_of(model.module, rows, how, progress)
         provenance[name] = model.circumstances()
-        del model  # free its memory before the next model is loaded
+        del model  # free this model's memory before the next one is loaded
     scored = replace(rows, table=with_scores(table, column, scores), changes=changes)
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
@@ -117,7 +117,7 @@ def score_variants(
 
 
 def open_ensemble(names: Sequence[str]) -> tuple[dict[str, Encoder], Alphabet]:
-    """Models by name, without their weights, and the smallest of their alphabets, which all must be able to read."""
+    """Models by name, without their weights, and their smallest alphabet, which every model must be able to read."""
     models: dict[str, Encoder] = {}
     places: set[Path] = set()
     for name in names:
@@ -243,7 +243,7 @@ def _cells(table: pa.Table, column: str | None) -> list[Any]:
 
 
 def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
-    """The variant of a row; letters only are a whole sequence."""
+    """The variant of a row; a text of letters only is a whole sequence."""
     if text and not str(text).isalpha():
         return parse(str(text), offset)
     sequence = str(text or mutated or "")

@@ -1,7 +1,7 @@
 """Formats of embedding files, one module each, chosen by the suffix of the path; and the names of records in them.
 
-A store writes in a folder of its own beside the output's final place. After ``commit``, everything written so far
-survives a kill of the process. ``finish`` completes the output; only then does it move to its place.
+A store writes in its own folder beside the output's final place. After ``commit``, everything written so far
+survives a kill of the process. ``finish`` completes the output, which is then moved to its place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ State = dict[str, Any]
 """What a store needs to continue from a commit, as plain values for JSON."""
 
 RESIDUES: Final = "residues"
-"""The kind of an array with one vector a residue; the other kinds are names of poolings."""
+"""The kind of an array with one vector per residue; the other kinds are names of poolings."""
 
 _SUFFIXES: Final = {".h5": "h5", ".hdf5": "h5", ".parquet": "parquet", "": "folder"}
 _CLASSES: Final = {"h5": "H5Store", "parquet": "ParquetStore", "folder": "FolderStore"}
@@ -49,7 +49,7 @@ class StoredRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """The form of every record's arrays, whose first axis is the layers and whose last has the model's width.
+    """The form of every record's arrays: their first axis is the layers, their last axis has the model's width.
 
     ``kinds`` are names of poolings and ``RESIDUES``, in order; ``compression`` is the gzip level of HDF5 datasets.
     """

@@ -1,6 +1,6 @@
-"""A folder with one ``.pt`` file a record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
+"""A folder with one ``.pt`` file per record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
 
-``torch.load(file)`` gives ``label``, and for each kind asked for a dictionary by layer: ``representations`` ``[L, D]``,
+``torch.load(file)`` gives ``label``, and a dictionary by layer for each requested kind: ``representations`` ``[L, D]``,
 ``mean_representations`` ``[D]``, ``bos_representations``, ``max_representations``, ``std_representations``.
 """
 
@@ -46,7 +46,7 @@ class FolderStore:
         """Add a file and a line of the index."""
         contents: dict[str, Any] = {"label": record.id}
         for kind, array in arrays.items():
-            # A view would be saved with its whole pack; so copy.
+            # Copy, because a view would be saved with its whole pack.
             contents[_key(kind)] = {
                 layer: torch.from_numpy(np.array(values))
                 for layer, values in zip(self._layout.layers, array, strict=True)
