@@ -85,7 +85,7 @@ def _read_text(file: BinaryIO, delimiter: str, compression: str | None) -> pa.Ta
     from pyarrow import csv as arrow_csv
 
     content = pa.input_stream(file, compression=compression).read()
-    # If an error ends the program while Arrow's threads are at work, they abort it.
+    # If an error ends the program while Arrow's threads work, the threads abort the program.
     reading = arrow_csv.ReadOptions(use_threads=False)
     parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     # This pass only reads the names. Faster ways in Arrow start threads, or fail on tables without rows.

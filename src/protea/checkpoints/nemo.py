@@ -64,7 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     members = folder_members(path) if path.is_dir() else tar_members(path)
     tensors = _open_weights(path, members)
     if NEMO_CONFIG not in members:
-        raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
+        raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is not a complete .nemo file")
     settings = read_yaml(members[NEMO_CONFIG])
     # NeMo writes the model's own section; the configuration of a whole run has it under ``model``.
     if isinstance(settings, dict) and isinstance(settings.get("model"), dict) and "num_attention_heads" not in settings:
@@ -79,7 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_weights(path: Path, members: dict[str, Region]) -> Tensors:
     names = sorted(name for name in members if name.rsplit("/", 1)[-1] == _WEIGHTS)
     if not names:
-        raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is no .nemo file, or part of one")
+        raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is not a complete .nemo file")
     if names != [_WEIGHTS] and not all(_RANK.fullmatch(name) for name in names):
         parts = f"weights in {', '.join(names[:4])}; pipeline-parallel parts are not supported"
         raise CheckpointError(f"{path}: {parts}: merge them with NeMo's megatron_change_num_partitions.py")

@@ -53,7 +53,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = DistributedTensors(weights)
     words = [key for key in tensors if key.endswith(_WORDS) and not key.startswith("optimizer.")]
     if len(words) != 1:
-        raise CheckpointError(f"{weights}: no tensor module.{_WORDS}; this is no checkpoint of ESM-2")
+        raise CheckpointError(f"{weights}: no tensor module.{_WORDS}; this is not a checkpoint of ESM-2")
     prefix = words[0].removesuffix(_WORDS)
     settings = _read_settings(weights.parent / "context" / _MODEL)
     family = stored_in(NAME, settings)
@@ -92,7 +92,7 @@ def _sizes(family: type[Encoder], settings: dict[str, Any], tensors: Tensors, la
     stacked = f"{layers}{_FC1}" in tensors
     fc1, axes = (f"{layers}{_FC1}", 3) if stacked else (f"{layers}0.{_FC1}", 2)
     if fc1 not in tensors or len(tensors.shape(fc1)) != axes:
-        raise CheckpointError(f"no tensor {fc1} of {axes} axes; this is no checkpoint of ESM-2")
+        raise CheckpointError(f"no tensor {fc1} of {axes} axes; this is not a checkpoint of ESM-2")
     *stack, inner, width = tensors.shape(fc1)
     depth = stack[0] if stack else 1 + max(numbers)
     for key, stored in (("num_layers", depth), ("hidden_size", width), ("ffn_hidden_size", inner)):

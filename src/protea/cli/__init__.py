@@ -86,7 +86,7 @@ def main() -> NoReturn:
     except ProteaError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        # Commands report the files they know of. This is standard output on a full disk, or a file that vanished.
+        # Commands report the files they know of. What remains is standard output on a full disk, or a vanished file.
         _drop_unwritten_output()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:

@@ -62,7 +62,7 @@ def embed(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them by protea merge."
+            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them with protea merge."
         ),
     ] = None,
     config: Annotated[

@@ -16,7 +16,7 @@ from protea.errors import UsageError
 from protea.output import check_output
 from protea.text import counted
 
-_CHANGES_SHOWN = 10  # on standard error; a report lists them all
+_CHANGES_SHOWN = 10  # most records that standard error shows; a report lists all
 
 
 def perplexity(

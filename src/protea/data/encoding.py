@@ -1,4 +1,4 @@
-"""Records into tables of token ids, thousands at a time. Everything that changes is counted and reported.
+"""Turns records into tables of token ids, thousands at a time. Every change is counted and reported.
 
 ``protea.letters`` decides on letters outside the alphabet, as it does for ``protea embed``.
 """

@@ -45,7 +45,7 @@ _COUNTERS: Final = (
     "without_cluster",
     "header_line",
 )
-"""What is counted of a mapping's entries, each a cluster with one member."""
+"""Counters of a mapping's entries; an entry is a cluster with one member."""
 
 
 def build_uniref(

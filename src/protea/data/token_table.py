@@ -1,6 +1,6 @@
 """Sequences on their way into a store: a table on disk, which is read in batches, and an index of its ids.
 
-Both are made for more records than memory holds.
+Both can hold more records than fit into memory.
 """
 
 from __future__ import annotations

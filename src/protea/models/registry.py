@@ -20,7 +20,7 @@ FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm1b:ESM1b",
     "protea.models.esm1nv:ESM1nv",
 ]
-"""The class of each family, or where it is. Every command knows a family that is added here."""
+"""The class of each family, or its import path. Every command knows a family that is added here."""
 
 
 def families() -> Iterator[type[Encoder]]:

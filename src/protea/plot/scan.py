@@ -61,8 +61,8 @@ class _Panel(NamedTuple):
 class _Scan(NamedTuple):
     """What is drawn: scores ``[L, V]`` in the order of ``letters``, NaN where nothing was scored.
 
-    ``groups`` have a name, the index of their first letter, and the index after their last. Scores of ``limit`` and
-    beyond, above and below 0, get the strongest colour.
+    ``groups`` have a name, the index of their first letter, and the index after their last. Scores that are
+    ``limit`` or more away from 0 get the strongest colour.
     """
 
     scores: FloatArray

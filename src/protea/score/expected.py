@@ -102,7 +102,7 @@ def tokens_seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> in
     residues = model.alphabet.frame.residues
     limit = {"error": model.trained_tokens, "full": model.max_tokens}.get(long)
     if limit is not None and tokens > limit:
-        full = ", or whole: full" if model.max_tokens is None else ""
+        full = " or full (the whole protein)" if model.max_tokens is None else ""
         raise SequenceTooLongError(
             f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; score it in "
             f"windows: window{full}"

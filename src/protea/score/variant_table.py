@@ -254,7 +254,7 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
         raise VariantError(f"the mutated sequence has a gap, {gaps[0]!r} at {position}; leave gaps out")
     if sequence != sequence.upper():
         raise VariantError("the mutated sequence is in lower case; write it in upper case")
-    # Some tables have labels such as WT, NA or DEL. A deletion of half a protein is written in numbers.
+    # A short text may be a label such as WT, NA or DEL; so large deletions must be written with numbers.
     if 2 * len(sequence) < len(wild):
         raise VariantError(
             f"{sequence}: not a variant, and {len(sequence)} residues are too few for a protein of {len(wild)}; write "

@@ -57,7 +57,7 @@ class Sink(NamedTuple):
 
 
 class Logbook:
-    """Computes the metrics of a run, and passes them to the sinks, which are closed with it, and to the progress."""
+    """Computes the metrics of a run, and passes them to the progress and the sinks. Closing it closes the sinks."""
 
     def __init__(self, sinks: Sequence[Sink], recipe: Recipe, trainable: Trainable, progress: TrainingProgress) -> None:
         self._sinks, self._recipe, self._progress = sinks, recipe, progress
