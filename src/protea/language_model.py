@@ -294,7 +294,7 @@ class LanguageModel:
         return precision.measure(self.module, chains)
 
     def attention(self, sequence: str, *, layers: Sequence[int], heads: Sequence[int] | None = None) -> FloatArray:
-        """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; rows attend and sum to 1.
+        """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included; each row sums to 1.
 
         Layers count from 1, negative ones from the last; heads count from 0, all by default.
         """

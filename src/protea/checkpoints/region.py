@@ -41,7 +41,7 @@ def hostile(where: str | Path, reason: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of a memory-mapped file: its place in the file, and its name in messages."""
+    """A part of a memory-mapped file: its place in the file, and its name in messages."""
 
     path: Path
     name: str
@@ -62,7 +62,7 @@ class Region:
         return cls(path, str(path), 0, size, data)
 
     def part(self, start: int, size: int, name: str | None = None) -> Region:
-        """A stretch within this one."""
+        """A part of this part."""
         if start < 0 or size < 0 or start + size > self.size:
             raise damaged(name or self.name, f"bytes {start} to {start + size} of {self.size}")
         return Region(self.path, name or self.name, self.start + start, size, self._data)

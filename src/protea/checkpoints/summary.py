@@ -145,7 +145,7 @@ class Findings:
 
     @property
     def passed(self) -> bool | None:
-        """Whether all differences are allowed; ``None`` where there was nothing to compare with."""
+        """Whether all differences are within the tolerance; ``None`` if there was nothing to compare with."""
         if not self.differences:
             return None if self.recognised_as is None else True
         return all(difference <= TOLERANCE for _, difference in self.differences)

@@ -73,7 +73,7 @@ class Members:
 
     @classmethod
     def create(cls, table: Table, folder: Path, *, ordered: bool = False) -> Self:
-        """New files in a folder, in which no sequence has a cluster yet."""
+        """Create the files in a folder; no sequence has a cluster yet."""
         cluster_of = new_file(folder / _CLUSTER_OF, np.int64, len(table))
         cluster_of[:] = -1
         return cls(table, cluster_of, new_file(folder / _PLACE_OF, np.int64, len(table)) if ordered else None)

@@ -61,7 +61,7 @@ def initial_value(model: Encoder, name: str, seed: int) -> Tensor:
 
 
 def stored_in(form: str, described: Any) -> type[Encoder] | None:
-    """The family that the settings of a file mean; ``CheckpointError`` if it lacks one of them."""
+    """The family that the settings of a file mean; ``CheckpointError`` if the family does not support one of them."""
     stored = (family for family in families() if form in family.stored)
     return next((family for family in stored if family.stored[form].accepts(described)), None)
 

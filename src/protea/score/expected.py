@@ -104,8 +104,8 @@ def tokens_seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> in
     if limit is not None and tokens > limit:
         full = " or full (the whole protein)" if model.max_tokens is None else ""
         raise SequenceTooLongError(
-            f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; score it in "
-            f"windows: window{full}"
+            f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; use the "
+            f"policy window (overlapping windows){full}"
         )
     return tokens if long == "full" else model.trained_tokens
 

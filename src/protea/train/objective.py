@@ -137,7 +137,7 @@ class _Step(NamedTuple):
 class DivergenceGuard:
     """Stops a run at the first loss, gradient or weight that is not finite, and lists the records of that step.
 
-    Nothing is saved before it is checked. ``folder`` is the run's; the sampler knows the records of a pack.
+    Nothing is saved before it is checked. ``folder`` is the run's folder; ``sampler`` gives the records of a pack.
     """
 
     def __init__(self, run: RunSettings, folder: Path, sampler: Sampler) -> None:

@@ -83,7 +83,7 @@ class EmbeddingStore(Protocol):
         """Add a record; each kind has an array ``[N, ...]`` whose first axis is the layers."""
 
     def commit(self) -> State:
-        """Make all records so far survive a kill."""
+        """Make all records so far safe if the process is killed."""
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
         """Complete the output, with the provenance inside as JSON; return the file or folder to move into place."""
