@@ -25,7 +25,7 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 class Frame(NamedTuple):
-    """The special tokens around a sequence: the id of BOS or ``None`` before it, of EOS or ``None`` after it."""
+    """The special tokens around a sequence: the ids of BOS and EOS, or ``None`` for a token that is not added."""
 
     bos: int | None
     eos: int | None
@@ -121,7 +121,7 @@ class Alphabet:
         )
 
     def decode(self, ids: NDArray[np.integer]) -> str:
-        """The text of ids, with special tokens as in ``<mask>``; ``IndexError`` for an id outside the alphabet."""
+        """The text of ids, where special tokens look like ``<mask>``; ``IndexError`` for an id outside the alphabet."""
         return "".join([self.tokens[number] for number in ids.tolist()])
 
 

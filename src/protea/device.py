@@ -84,7 +84,7 @@ _last_returned = 0.0
 
 
 def return_freed_memory(*, between_packs: bool = False) -> None:
-    """Return freed memory to the system, also from holes in the heap between small blocks that live long.
+    """Return freed memory to the system, also the memory between small blocks of the heap that are still in use.
 
     With ``between_packs``, do it at most every ten seconds: if memory is never returned, it grows for hours; returned
     after each pack, it costs page faults.

@@ -227,7 +227,7 @@ class LanguageModel:
         long: Literal["truncate", "full", "error"] = "truncate",  # the losses of windows are not one number
         token_budget: int | None = None,
     ) -> float:
-        """Perplexity of masked residues: exp of the mean loss over those of all sequences together.
+        """Perplexity of masked residues: exp of the mean loss over the masked residues of all sequences.
 
         ``masking`` is a variant of ``docs/data.md``, or settings of your own; ``standard`` is BioNeMo 2's protocol.
         Masks depend only on ``seed`` and the sequence's number.
@@ -317,7 +317,7 @@ class LanguageModel:
     def evaluate_proteingym(
         self, folder: str | Path, *, method: Method = "masked-marginals", long: LongProtein = "window"
     ) -> list[proteingym.Measured]:
-        """Effects of variants beside deep mutational scans, in a folder as ``protea evaluate proteingym`` takes it.
+        """Effects of variants compared with deep mutational scans, in a folder as for ``protea evaluate proteingym``.
 
         One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """

@@ -10,7 +10,7 @@ from protea.errors import MissingExtraError
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Explain a failed import inside: ``what``, as in ``--plot needs matplotlib``, and how to install part ``name``."""
+    """Explain a failed import: say ``what``, as in ``--plot needs matplotlib``, and how to install part ``name``."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Outputs: refused early, written aside, then renamed, with a report and a run file beside them.
+"""Outputs: checked early, written under another name, then renamed, with a report and a run file beside them.
 
 At whatever moment a process is killed, an output is absent, or complete: the old one or the new one.
 """
@@ -30,12 +30,12 @@ _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def report_path(path: Path) -> Path:
-    """Where an output's report is: ``OUT.report.tsv``."""
+    """The path of an output's report: ``OUT.report.tsv``."""
     return path.with_name(f"{path.name}.report.tsv")
 
 
 def run_path(path: Path) -> Path:
-    """Where the settings of an output's run are: ``OUT.run.yaml``."""
+    """The path of the settings of an output's run: ``OUT.run.yaml``."""
     return path.with_name(f"{path.name}.run.yaml")
 
 
@@ -48,7 +48,7 @@ def check_output(
     report and the run file are checked too.
     """
     if path.name in ("", ".."):
-        raise OutputError(f"{path}: names no file or folder of its own; give it a name")
+        raise OutputError(f"{path}: does not end in the name of a file or folder; add one")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -75,9 +75,9 @@ def check_space(needed: Mapping[Path, int], advice: str) -> None:
 
 @contextmanager
 def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Write an output aside. It gets its name only when it is complete.
+    """Write an output under another name. It gets its own name only when it is complete.
 
-    Yields the path to write at. Files written beside that path move with it, and before it: an output is never without
+    Yields the path to write at. Files beside that path are moved just before it, so that an output always has
     them. Missing parent folders are created, and removed again if the work fails. With ``overwrite``, an existing
     output and the files beside it are replaced; an empty folder always is. What a killed process has left aside is
     removed, with a warning.
@@ -162,7 +162,7 @@ def put_in_place(complete: Path, path: Path) -> None:
 
 
 def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = REPORT_HEADER) -> None:
-    """Write ``OUT.report.tsv``: one line a row, cells without tabs or control characters."""
+    """Write ``OUT.report.tsv``: one line per row, cells without tabs or control characters."""
     lines = ("\t".join(printable(str(cell)) for cell in row) for row in rows)
     report_path(path).write_text("\n".join(["\t".join(header), *lines, ""]), encoding="utf-8")
 

@@ -72,7 +72,7 @@ class PackedBatch:
         return PackedBatch(ids, self.cu_seqlens.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory, which is copied to an accelerator while that computes."""
+        """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
         pinned = self.cu_seqlens.host_offsets.pin_memory()
         return PackedBatch(self.input_ids.pin_memory(), CuSeqlens(pinned, pinned, self.cu_seqlens.max_length))
 

@@ -69,7 +69,7 @@ def validate(kind: type[Settings], values: Mapping[str, Any], source: str, *, no
 
 def _explain(error: ValidationError, section: type[BaseModel], noun: str) -> str:
     first = error.errors()[0]
-    name = ".".join(part for part in first["loc"] if isinstance(part, str))  # not the place in a list
+    name = ".".join(part for part in first["loc"] if isinstance(part, str))  # leaves out the place in a list
     if first["type"] == "extra_forbidden":
         *sections, last = first["loc"]
         for part in sections:
@@ -82,7 +82,7 @@ def _explain(error: ValidationError, section: type[BaseModel], noun: str) -> str
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a message says after an unknown name: the most similar known name, or all known names."""
+    """The end of a message about an unknown name: the most similar known name, or all known names."""
     known = list(known)
     similar = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {similar[0]!r}?" if similar else f"; known are {', '.join(known)}"

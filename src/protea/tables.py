@@ -142,7 +142,7 @@ def _read_text(content: bytes, delimiter: str) -> pa.Table:
     # If an error ends the program while Arrow's threads are at work, they abort it.
     reading = arrow_csv.ReadOptions(use_threads=False)
     parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    # This pass only reads the names. Arrow's ways to read less start threads, or fail on tables without rows.
+    # This pass only reads the names. Faster ways in Arrow start threads, or fail on tables without rows.
     names = arrow_csv.read_csv(pa.BufferReader(content), read_options=reading, parse_options=parsing).column_names
     if len(names) == 1:
         # In a table of one column, an empty line is a row, except at the end.
@@ -168,11 +168,11 @@ def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compression: st
 
 
 def _as_text_holds(column: pa.Array) -> pa.Array:
-    """Times as text: Python's end at microseconds and the year 9999, Arrow's do not."""
+    """Times as text, because Python's times end at microseconds and the year 9999, and Arrow's do not."""
     import pyarrow as pa
 
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-        # The moment stays the same, and this machine may not know the time zone.
+        # UTC is the same moment, and this machine may not know the other time zone.
         column = column.cast(pa.timestamp(column.type.unit, "UTC"))
     if pa.types.is_duration(column.type):
         counts = column.cast(pa.int64()).to_pylist()

@@ -37,7 +37,7 @@ _NAMED: Final = 5
 
 
 def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
-    """A copy of a model on the meta device: its heads, its buffers and, unless another is given, its configuration."""
+    """A copy of a model on the meta device, with its heads, its buffers, and its configuration unless one is given."""
     twin = build(config or model.config)
     set_heads(twin, {name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     for name, buffer in model.stored_buffers.items():
@@ -46,7 +46,7 @@ def like(model: Encoder, config: EncoderConfig | None = None) -> Encoder:
 
 
 def set_heads(model: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give a new model on the meta device only the heads that parameters of these names and shapes belong to."""
+    """Give a new model on the meta device only those heads whose parameters have these names and shapes."""
     if not any(name.startswith("lm_head.") for name in shapes):
         model.lm_head = None
     model.contact_head = contact_head(model.config, shapes)
@@ -77,8 +77,8 @@ def refuse_adapters(tensors: Tensors, keys: Iterable[str]) -> None:
 class Checkpoint:
     """An opened checkpoint, whose parameters are read when asked for.
 
-    ``model`` is on the meta device, with the stored heads and the stored values of buffers; messages call the file of
-    the configuration ``source``.
+    ``model`` is on the meta device, with the stored heads and the stored values of buffers; ``source`` is the name of
+    the configuration's file in messages.
     """
 
     def __init__(self, config: EncoderConfig, tensors: Tensors, layout: Layout, source: str) -> None:
@@ -143,7 +143,7 @@ class Checkpoint:
         return value[: self.model.get_parameter(name).shape[0]]
 
     def complete(self, values: Mapping[str, Tensor], config: EncoderConfig | None = None) -> None:
-        """Add or replace parameters and buffers, by our names, and the configuration, which must fit what is stored."""
+        """Add or replace the configuration, and parameters and buffers by our names; they must fit the stored ones."""
         model = build(config or self.model.config)
         if type(model) is not type(self.model):
             raise CheckpointError(f"describe {model.config.family}, and the checkpoint is {self.model.config.family}")
@@ -203,7 +203,7 @@ class Checkpoint:
             )
 
     def _stored_buffer(self, name: str, exact: Tensor) -> Tensor:
-        """A buffer as stored, or its exact values if the file has none, or has them in a type that is too coarse.
+        """A buffer as stored, or its exact values if the file lacks them or stores them in a type that is too coarse.
 
         For example, Meta's models have rotary frequencies that are rounded to float16.
         """

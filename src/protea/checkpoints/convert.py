@@ -1,7 +1,7 @@
 """Convert a checkpoint to another format, one tensor at a time, and prove that the copy is equal.
 
-What was written is read again: every tensor is compared with the source's bit for bit, logits of fixed sequences with
-the source's and with those of the library that reads the format, if it is installed. Only then does the copy appear.
+The copy is read again. Every tensor must equal the source's bit for bit. Logits of fixed sequences are compared with
+the source's, and with those of the library that reads the format, if it is installed. Then the copy appears.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from protea.progress import SILENT, Progress
 
 @dataclass
 class Conversion:
-    """What was read and written, and what was checked.
+    """The result of a conversion and its checks.
 
     Attributes:
         path: the checkpoint that was read.
@@ -116,7 +116,7 @@ def convert(
             _compare_parameters(checkpoint, copy, place, kind, progress)
             ours = _compare_logits(checkpoint, copy, place, report, progress)
             if peers:
-                # A library that sets a token's row to zero cannot agree on the token's column.
+                # A library that sets a token's row to 0 gives other logits for it: compare the columns before that.
                 columns = min(zeroed, default=len(model.alphabet))
                 _compare_with_peer(copy, ours, place, to, columns, report)
         if model.contact_head is not None and companion(path, HEAD_RECORD).is_file():

@@ -108,7 +108,7 @@ def _read(
     if len(parts) == 1 and parts[0][1].shape == size:
         values = parts[0][1]
     else:
-        # The count of values comes first: a damaged shape can be too large to reserve memory for.
+        # Count the values first: a damaged shape may be too large to reserve memory for.
         if sum(part.numel() for _, part in parts) != prod(size):
             raise damaged(name, "its pieces do not fill it")
         values, filled = torch.empty(size, dtype=dtype), torch.zeros(size, dtype=torch.bool)
@@ -144,7 +144,7 @@ def _lengths(values: Any) -> tuple[int, ...]:
 
 
 def _dtype(properties: Any) -> torch.dtype:
-    """A type from ``TensorProperties``, whose state is a tuple that begins with it."""
+    """A type from ``TensorProperties``, whose state is a tuple with the type in the first place."""
     state = properties.state
     dtype = state[0] if isinstance(state, tuple) else state["dtype"]
     if not isinstance(dtype, torch.dtype):
@@ -155,7 +155,7 @@ def _dtype(properties: Any) -> torch.dtype:
 def write_distributed(folder: Path, plan: Iterable[Planned]) -> None:
     """Write a checkpoint of one file into a folder, with one tensor of the plan in memory at a time.
 
-    Tensors with the same key are pieces of one, which follow each other along its first axis.
+    Tensors with the same key are pieces of one tensor, in order along its first axis.
     """
     # The format consists of these classes, pickled. One of them is private.
     from torch.distributed.checkpoint import metadata as dcp
@@ -172,7 +172,7 @@ def write_distributed(folder: Path, plan: Iterable[Planned]) -> None:
             chunks: list[dcp.ChunkStorageMetadata] = []
             row = 0
             for number, piece in enumerate(pieces):
-                data = to_bytes(piece.make().clone())  # torch.save writes all that a view is part of
+                data = to_bytes(piece.make().clone())  # torch.save writes the whole storage of a view
                 stream.write(bytes(-stream.tell() % _ALIGNMENT))
                 offsets = torch.Size((row, *[0] * (len(piece.shape) - 1)))
                 places[dcp.MetadataIndex(key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))

@@ -63,7 +63,7 @@ def is_described(content: Any) -> bool:
 
 
 def regression_path(path: Path) -> Path:
-    """Where the contact head of a file is."""
+    """The path of the contact head that belongs to a file."""
     return path.with_name(f"{path.with_suffix('').name}-contact-regression.pt")
 
 
@@ -94,14 +94,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the model, from ``cfg`` or ``args``, and which of the two it was."""
+    """The settings of the model, from ``cfg`` or ``args``; ``said_by`` names which of the two."""
     cfg = _plain(content.get("cfg"))
     model = _plain(cfg.get("model")) if isinstance(cfg, dict) else None
     for said_by, settings in (("cfg", model), ("args", _plain(content.get("args")))):
         if isinstance(settings, dict):
             values = {key: _plain(value) for key, value in settings.items() if isinstance(key, str)}
             return values | {"said_by": said_by}
-    raise CheckpointError("holds neither 'args' nor 'cfg' to say what its model is")
+    raise CheckpointError("holds neither 'args' nor 'cfg' to describe its model")
 
 
 def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
@@ -143,7 +143,7 @@ def check_target(path: Path, model: Encoder) -> None:
     others = {family.stored[NAME].prefix for family in families() if NAME in family.stored} - {prefix, ""}
     if path.suffix != ".pt" or not path.name.startswith(prefix) or path.name.startswith(tuple(others)):
         wanted = f"{prefix}NAME.pt" if prefix else f"NAME.pt with another beginning than {' or '.join(sorted(others))}"
-        raise UsageError(f"{path.name}: Meta's esm package goes by the file's name; call it {wanted}")
+        raise UsageError(f"{path.name}: Meta's esm package recognises models by the file's name; call it {wanted}")
 
 
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
@@ -167,7 +167,7 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
 
 
 def described(model: Encoder) -> dict[str, Any]:
-    """What a file says about a model beside its tensors."""
+    """The description of a model that a file holds beside its tensors."""
     settings = type(model).stored[NAME].describe(model.config)
     said_by = settings.pop("said_by")
     return {"args": Namespace(**settings)} if said_by == "args" else {"cfg": {"model": Namespace(**settings)}}

@@ -1,4 +1,4 @@
-"""All formats: which one a path holds, the module that reads and writes it, and files for what it cannot hold."""
+"""All formats: the format of a path, the module of each format, and extra files for what a format cannot hold."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class FormatReader(Protocol):
 class Format(FormatReader, Protocol):
     """A module of a format: a reader whose name is that of ``--to``, and a writer.
 
-    The writer gets the file or folder, a model that says which parameters there are (its own may be on the meta
+    The writer gets the file or folder, a model that lists the parameters (its own may be on the meta
     device), a function that gives their values, and the type of these values.
     """
 
@@ -176,7 +176,7 @@ def checkpoint_path(path: Path) -> Path:
 
 
 def companion(path: Path, name: str) -> Path:
-    """Where ``EXTRAS`` or ``HEAD_RECORD`` of a checkpoint is: inside a folder, or beside a file."""
+    """The path of a checkpoint's ``EXTRAS`` or ``HEAD_RECORD``: inside a folder, or beside a file."""
     return path / name if path.is_dir() else path.with_name(f"{path.name}.{name}")
 
 

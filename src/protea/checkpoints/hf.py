@@ -95,12 +95,12 @@ def save(model: Encoder, folder: Path) -> None:
     if model.mixed:
         raise UsageError(f"a model in {MIXED} has lost bits of its weights; load it in float32 to save it")
     with staged(folder) as place:
-        # The parameters of a model that is packed for the CPU are elsewhere; an unpacked model lists them.
+        # A model that is packed for the CPU does not list its parameters; its copy on the meta device does.
         write(place, like(model), unpacked(model), model.compute_dtype)
 
 
 def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
-    """Write a model with random weights, by its family's published initialisation; a seed always gives the same ones.
+    """Write a model with random weights, by its family's published initialisation; equal seeds give equal weights.
 
     The model may be on the meta device.
     """

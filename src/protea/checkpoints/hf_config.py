@@ -19,7 +19,7 @@ from protea.models.family import EncoderConfig
 from protea.models.registry import families
 
 NAME: Final = "hf"
-"""What ``--to`` calls the format."""
+"""The name of the format for ``--to``."""
 
 VOCABULARY: Final = "vocab.txt"
 
@@ -104,7 +104,7 @@ def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
 
 
 def write_vocabulary(path: Path, model: Encoder) -> None:
-    """Write a model's tokens, one a line."""
+    """Write a model's tokens, one per line."""
     path.write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
 
 

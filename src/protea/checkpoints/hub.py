@@ -1,4 +1,4 @@
-"""Where models are found: published ones by name, others by folder or Hugging Face repository."""
+"""Finds models: published ones by name, others by folder or Hugging Face repository."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def published(name: str) -> Published:
 
 
 def locate(model: str | Path) -> Path:
-    """Where a model's files are: a folder, or a checkpoint file. Downloads them if necessary.
+    """The folder or the checkpoint file of a model. Downloads the files if necessary.
 
     ``model`` is a folder, a checkpoint file, a weight file in a folder, a published name, or a Hugging Face repository.
     """
@@ -82,7 +82,7 @@ def locate(model: str | Path) -> Path:
 
 
 def find_local(model: str) -> Path | None:
-    """Where a model is if it is on this machine; ``None`` for a name whose files are not here."""
+    """The path of a model on this machine; ``None`` for a name whose files are not here."""
     from huggingface_hub import snapshot_download
 
     if (path := _on_disk(model)) is not None:
@@ -102,7 +102,7 @@ def find_local(model: str) -> Path | None:
 
 
 def _repository(name: str) -> str | None:
-    """The repository that a name stands for, if it stands for one."""
+    """The Hugging Face repository that a name means; ``None`` if it means none."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
 

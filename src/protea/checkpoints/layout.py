@@ -1,4 +1,4 @@
-"""How a format keeps our parameters, for reading and for writing: under which keys, fused, padded or stacked.
+"""How a format keeps our parameters, for reading and for writing: their keys, and what is fused, padded or stacked.
 
 Nothing here knows a particular format, family or file; a family says under which key of a format a parameter is kept.
 """
@@ -65,7 +65,7 @@ class Layout:
         return None if key is None else Place(f"{self.prefix}{key[0]}", key[1])
 
     def buffer_keys(self, name: str, layers: int) -> list[str]:
-        """Where a buffer is kept, once for each layer where the format repeats it; empty where it is computed."""
+        """The keys of a buffer: one per layer if the format repeats it, none if the format does not store it."""
         place = self.place(name)
         if place is None or place.layer is not None:
             return []
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Encoder, layout: Layout) -> list[Entry]:
-    """What a format stores of a model, in the model's order, without parameters that it has no place for."""
+    """The entries that a format stores of a model, in the model's order; parameters without a place are left out."""
     names: dict[Place, list[str]] = {}
     for name, _ in model.named_parameters():
         place = layout.place(name)
@@ -120,7 +120,7 @@ def fused_heads(model: Encoder, layout: Layout) -> int:
 def plan_of(model: Encoder, layout: Layout, parameter: Parameter, dtype: torch.dtype) -> list[Planned]:
     """The tensors that a format stores of a model; ``parameter`` gives values of ``dtype``.
 
-    The layers of a stack are separate tensors with the same key, which follow each other along a first axis of 1.
+    The layers of a stack are separate tensors with the same key and a first axis of 1, along which they are joined.
     """
     plan: list[Planned] = []
     for name, buffer in model.stored_buffers.items():
@@ -168,7 +168,7 @@ class StoredShapes:
 
 
 def true_vocabulary(tensors: Tensors, layout: Layout, size: int) -> int:
-    """The rows of a stored vocabulary: ``size``, or all rows where training changed the padding, to lose no values."""
+    """The rows of a stored vocabulary: ``size``, or all rows if training changed the padding, so that none is lost."""
     words, bias = (place.key for name in VOCABULARY if (place := layout.place(name)) is not None)
     stored, _ = StoredShapes(tensors, layout)[VOCABULARY[0]]
     if stored < size:

@@ -53,7 +53,7 @@ _ONLY: Final = {
     "activation": (None, "gelu"),
     "transformer_block_type": (None, "pre_ln"),
 }
-"""Values that are supported of settings that change the architecture."""
+"""Supported values of settings that change the architecture."""
 
 
 def _layout(family: type[Encoder]) -> Layout:
@@ -66,7 +66,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = _open_weights(path, members)
     unwrap(tensors, "model.language_model.embedding.word_embeddings.weight")
     if NEMO_CONFIG not in members:
-        raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is no .nemo file, or part of one")
+        raise CheckpointError(f"{path}: no {NEMO_CONFIG} in it; this is not a complete .nemo file")
     settings = read_yaml(members[NEMO_CONFIG])
     # NeMo writes the model's own section; the configuration of a whole run has it under ``model``.
     if isinstance(settings, dict) and isinstance(settings.get("model"), dict) and "num_attention_heads" not in settings:
@@ -81,7 +81,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_weights(path: Path, members: dict[str, Region]) -> Tensors:
     names = sorted(name for name in members if name.rsplit("/", 1)[-1] == _WEIGHTS)
     if not names:
-        raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is no .nemo file, or part of one")
+        raise CheckpointError(f"{path}: no {_WEIGHTS} in it; this is not a complete .nemo file")
     if names != [_WEIGHTS] and not all(_RANK.fullmatch(name) for name in names):
         parts = f"weights in {', '.join(names[:4])}; pipeline-parallel parts are not supported"
         raise CheckpointError(f"{path}: {parts}: merge them with NeMo's megatron_change_num_partitions.py")
@@ -149,7 +149,7 @@ def _config(settings: Any, tensors: Tensors) -> tuple[type[Encoder], EncoderConf
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
     """Write a ``.nemo`` file of one part (see ``Format``).
 
-    The weights are written beside it and then copied into it, so they need twice their space for a moment.
+    The weights are first written to a file beside it and then copied into it, so they need twice their space.
     """
     parts = {name: path.with_name(f".{path.name}.{name}") for name in (NEMO_CONFIG, _WEIGHTS, VOCABULARY)}
     parts[NEMO_CONFIG].write_text(yaml.safe_dump(_described(model), sort_keys=False), encoding="utf-8")
@@ -158,7 +158,7 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
     write_vocabulary(parts[VOCABULARY], model)
     with tarfile.open(path, "w") as archive:
         for name, part in parts.items():
-            member = tarfile.TarInfo(f"./{name}")  # without owner and time
+            member = tarfile.TarInfo(f"./{name}")  # no owner and no time, so that equal models give equal files
             member.size = part.stat().st_size
             with part.open("rb") as stream:
                 archive.addfile(member, stream)

@@ -1,6 +1,6 @@
 """BioNeMo 2's checkpoint directories for ESM-2: ``context/`` beside ``weights/`` in Megatron's distributed format.
 
-Megatron stacks like layers: the key has no number, and the tensor's first axis is that of layers. Other runs keep
+Megatron stacks equal layers: the key has no number, and the tensor's first axis counts the layers. Other runs keep
 ``layers.N.`` in the key; both are read. Query, key and value are fused and interleaved head by head, norms belong to
 the projection after them, the vocabulary is padded to a multiple of 128. Rotary frequencies are computed, not stored.
 Sources: BioNeMo 2's converter from Hugging Face and megatron-core's ``dist_checkpointing``.
@@ -96,7 +96,7 @@ def _sizes(family: type[Encoder], settings: dict[str, Any], tensors: Tensors, la
     stacked = f"{layers}{_FC1}" in tensors
     fc1, axes = (f"{layers}{_FC1}", 3) if stacked else (f"{layers}0.{_FC1}", 2)
     if fc1 not in tensors or len(tensors.shape(fc1)) != axes:
-        raise CheckpointError(f"no tensor {fc1} of {axes} axes; this is no checkpoint of ESM-2")
+        raise CheckpointError(f"no tensor {fc1} of {axes} axes; this is not a checkpoint of ESM-2")
     *stack, inner, width = tensors.shape(fc1)
     depth = stack[0] if stack else 1 + max(numbers)
     for key, stored in (("num_layers", depth), ("hidden_size", width), ("ffn_hidden_size", inner)):

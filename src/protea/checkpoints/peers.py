@@ -78,7 +78,7 @@ def logits(checkpoint: Checkpoint) -> list[Tensor]:
 
     def empty(module: nn.Module) -> None:
         module.to("meta")
-        return_freed_memory()  # else the memory of this layer stays reserved in pieces that do not fit the next
+        return_freed_memory()  # else this layer's memory stays reserved, in pieces too small for the next layer
 
     fill(model, "", recurse=False)
     for name, module in model.named_children():
@@ -103,7 +103,7 @@ def _probe_batch(model: Encoder) -> PackedBatch:
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference, as a share of max(1, the largest of theirs)."""
+    """The largest difference, as a share of max(1, the largest value of ``theirs``)."""
     scale = max(1.0, *(float(values.abs().max()) for values in theirs))
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / scale
 

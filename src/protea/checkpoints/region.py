@@ -1,4 +1,4 @@
-"""Stretches of memory-mapped files: complete files, members of tar archives, the bytes of tensors; none unpacked."""
+"""Parts of memory-mapped files: complete files, members of tar archives, the bytes of tensors. Nothing is unpacked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def hostile(where: str | Path, reason: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Region:
-    """A stretch of a memory-mapped file: its place in the file, and its name in messages."""
+    """A part of a memory-mapped file: its place in the file, and its name in messages."""
 
     path: Path
     name: str
@@ -75,20 +75,20 @@ class Region:
         return cls(path, str(path), 0, size, data)
 
     def part(self, start: int, size: int, name: str | None = None) -> Region:
-        """A stretch within this one."""
+        """A part of this part."""
         if start < 0 or size < 0 or start + size > self.size:
             raise damaged(name or self.name, f"bytes {start} to {start + size} of {self.size}")
         return Region(self.path, name or self.name, self.start + start, size, self._data)
 
     def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """A copy of at most ``size`` bytes from ``start``, or of all bytes from there."""
+        """A copy of the bytes from ``start`` on: at most ``size`` bytes, or all of them."""
         end = self.size if size is None else min(self.size, start + size)
         return bytes(self._data[self.start + start : self.start + end])
 
     def stream(self) -> _Stream:
         """The bytes as a file, which raises ValueError when asked for more than any header, name or pickle has.
 
-        A sparse file can have any size.
+        The limit is needed because a sparse file can have any size.
         """
         return _Stream(self)
 

@@ -17,7 +17,7 @@ CONFIG: Final = "config.json"
 
 _MAX_JSON: Final = 16 << 20
 _MAX_YAML: Final = 256 << 10
-"""Both are far more than describe any model."""
+"""Both limits are far above what any model needs."""
 
 _LARGEST: Final = 1 << 60
 _MAX_DIGITS: Final = 40
@@ -56,9 +56,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped
-    """Reads values with Python's tags as plain data, and refuses what grows beyond the text.
+    """Reads values with Python's tags as plain data, and refuses content that can grow far beyond its text.
 
-    Aliases are harmless, since they give the same object again; merges copy a mapping as often as the file asks.
+    Aliases are harmless, since they give the same object again. Merges can copy a mapping any number of times.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -93,7 +93,7 @@ def read_yaml(region: Region) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it; containers could have any size once written out."""
+    """A value as messages show it; of a container only the type, since its text could have any length."""
     return f"a {type(value).__name__}" if isinstance(value, dict | list | tuple) else repr(value)[:100]
 
 

@@ -1,4 +1,4 @@
-"""What a model is, without loading its weights, and whether it computes the published numbers."""
+"""Describes a model without loading its weights, and checks that it computes the published numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from protea.output import sha256
 from protea.packing import pack
 
 TOLERANCE: Final = 1e-4
-"""What the publisher of the numbers allows."""
+"""The tolerance that the publisher of the numbers states."""
 
 
 class Golden(NamedTuple):
-    """The first rows and columns of what a published model gives for certain tokens, as its ``source`` published them.
+    """The first rows and columns of a published model's output for certain tokens, as its ``source`` published them.
 
     ``what`` is ``logits`` or ``last hidden state``.
     """
@@ -100,7 +100,7 @@ def _architecture(module: Encoder) -> dict[str, Any]:
 
 
 def summarise(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What ``describe`` returns as labelled lines."""
+    """The result of ``describe`` as labelled lines."""
     limit, trained = description["residue_limit"], description["trained_residues"]
     yield "model", description["model"]
     yield "family", description["family"]
@@ -127,7 +127,7 @@ def summarise(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Findings:
-    """A checkpoint beside what was published for it.
+    """A checkpoint compared with the numbers that were published for it.
 
     Attributes:
         title: the title of its format.
@@ -145,7 +145,7 @@ class Findings:
 
     @property
     def passed(self) -> bool | None:
-        """Whether all differences are allowed; ``None`` where there was nothing to compare with."""
+        """Whether all differences are within the tolerance; ``None`` if there was nothing to compare with."""
         if not self.differences:
             return None if self.recognised_as is None else True
         return all(difference <= TOLERANCE for _, difference in self.differences)
@@ -183,7 +183,7 @@ def _published_name(path: str, model: Encoder) -> str | None:
 
 
 def _shape(model: Encoder) -> tuple[object, ...]:
-    """What two models must share to be comparable. The padding of the vocabulary does not matter."""
+    """The sizes that must be equal in two comparable models. The padding of the vocabulary does not matter."""
     config = model.config
     return (type(config), config.num_hidden_layers, config.hidden_size, config.attention_heads)
 

@@ -108,7 +108,7 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values as bytes, in the machine's order, which all formats here take to be little-endian."""
+    """A tensor's values as bytes, in the machine's byte order; all formats here expect little-endian bytes."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
@@ -159,8 +159,8 @@ def check_expected(path: Path, expected: set[str], stored: set[str]) -> None:
 
 
 def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Path, set[str]]:
-    """A folder's weight files, each with the keys that its index expects in it (none without an index)."""
-    # lexists: a link that leads nowhere is a file that cannot be read, and opening it says why.
+    """A folder's weight files, each with the keys that the index expects in it (none without an index)."""
+    # lexists, because a broken link counts as an unreadable file; opening it reports the reason.
     if not os.path.lexists(folder / index):
         if os.path.lexists(folder / weights):
             return {folder / weights: set()}
@@ -192,7 +192,7 @@ def write_safetensors(path: Path, plan: list[Planned], metadata: dict[str, str] 
         offsets = [start, end]
         header[planned.key] = {"dtype": type_name(planned.dtype), "shape": planned.shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # readers map the tensors in place
+    text += b" " * (-len(text) % 8)  # aligned, because readers map the tensors in place
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for planned in plan:

@@ -167,7 +167,7 @@ def open_state_dicts(
 
 
 def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], plan: list[Planned]) -> None:
-    """Write a file as ``torch.save`` does; ``content`` is what to save, given the dictionary of all tensors.
+    """Write a file as ``torch.save`` does; ``content`` makes the object to save from the tensors by name.
 
     PyTorch writes the file with gaps for the tensors' values (it never touches the memory reserved for them here).
     Then the values are written into the gaps.
@@ -176,7 +176,7 @@ def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], pla
     try:
         with torch.serialization.skip_data():
             torch.save(content(blanks), path)
-    except RuntimeError as error:  # PyTorch raises it whatever the operating system reported
+    except RuntimeError as error:  # PyTorch raises this for every error of the operating system
         raise OSError(errno.EIO, "PyTorch could not write all of it: the disk is full, or fails") from error
     file = TorchFile(Region.of_file(path))
     refs = dict(_named_tensors(file.content))

@@ -1,4 +1,4 @@
-"""Pickles read without running anything: what a checkpoint's pickle describes, never what it asks to call.
+"""Reads pickles without running anything: returns what a checkpoint's pickle describes, and calls nothing it names.
 
 Python's own unpickler calls whatever a file names. This one accepts only the operations and names that checkpoints
 need. Tensors become descriptions of where their values are; configuration objects of other libraries become ``Inert``
@@ -22,7 +22,7 @@ from protea.errors import CheckpointError
 
 MAX_PICKLE_BYTES: Final = 64 << 20
 _MAX_OPERATIONS: Final = 8_000_000
-"""Both are far more than describe any model. An operation of one byte may create an object of a hundred bytes."""
+"""Both limits are far above what any model needs. An operation of one byte may create an object of a hundred bytes."""
 
 MAX_AXES: Final = 16
 MAX_LENGTH: Final = 1 << 60
@@ -157,7 +157,7 @@ class _Unpickler(pickle._Unpickler):
             raise hostile(self.where, "calls an object that is no function")
         self.stack[-1] = function.call(*arguments)
 
-    load_newobj = load_reduce  # creating an object of a class is calling the class
+    load_newobj = load_reduce  # to create an object means to call its class
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()  # keyword arguments, which a record does not need
@@ -187,7 +187,7 @@ class _Unpickler(pickle._Unpickler):
             _check_key(key)
             if isinstance(target, dict):
                 if key in target:
-                    raise ValueError("one name for two things")
+                    raise ValueError("a dictionary has one key twice")
                 target[key] = value
 
 
@@ -217,7 +217,7 @@ _Unpickler.dispatch = {code: _guarded(code, _ALLOWED.get(code)) for code in rang
 def _check_key(key: Any) -> None:
     # Nested tuples as keys would be hashed level by level, to any depth.
     if not isinstance(key, str | int | float | Inert | None):
-        raise ValueError("a key that is no name")
+        raise ValueError("a key that is not a name")
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""The command line: one module a command, each thin: parse, call, print."""
+"""The command line: one thin module per command, which only parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMANDS: Final = {
 
 
 def application(named: str | None) -> typer.Typer:
-    """The command line with the command ``named`` alone, which starts fast; any other name gives all commands."""
+    """The command line with only the command ``named``, so that it starts fast; an unknown name gives all commands."""
     app = typer.Typer(
         name="protea",
         help="Protein language models of the ESM family.",
@@ -86,7 +86,7 @@ def main() -> NoReturn:
     except ProteaError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        # Commands report the files they know of. This is standard output on a full disk, or a file that vanished.
+        # Commands report the files they know of. What remains is standard output on a full disk, or a vanished file.
         _drop_unwritten_output()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:
@@ -104,7 +104,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _drop_unwritten_output() -> None:
-    """Keep Python from reporting at its end, a second time, that standard output cannot be written."""
+    """Stop Python from reporting again, at its exit, that standard output cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:

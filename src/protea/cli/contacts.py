@@ -104,7 +104,7 @@ def fit_contacts(
     structures: Structures,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")],
     model: Model = bundled.NAME,
-    count: Annotated[int, typer.Option(metavar="N", help="Chains to fit on; the others measure the head.")] = 20,
+    count: Annotated[int, typer.Option(metavar="N", help="Chains to fit on; the head is measured on the others.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed for the choice of chains and for the fit.")] = 0,
     head: Annotated[
         str, typer.Option(metavar="KIND", help="regression on attention maps, or bilinear on the last hidden states.")

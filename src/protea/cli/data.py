@@ -42,7 +42,7 @@ def _help(context: typer.Context) -> None:
 def _sampling(
     *,
     valid: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for validation.")] = "0.5%",
-    test: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for testing; not filtered against.")] = "0",
+    test: Annotated[str, typer.Option(metavar="N|P%", help="Clusters drawn for testing; no filter uses them.")] = "0",
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     filtered: Annotated[
         bool, typer.Option("--filter/--no-filter", help="Remove training clusters similar to a validation cluster.")

@@ -35,7 +35,7 @@ def embed(
     ] = None,
     residues: Annotated[
         Path | None,
-        typer.Option("-r", "--residues", metavar="OUT", help="One vector a residue: .h5, .parquet, or a folder."),
+        typer.Option("-r", "--residues", metavar="OUT", help="One vector per residue: .h5, .parquet, or a folder."),
     ] = None,
     logits: Annotated[
         Path | None,
@@ -70,7 +70,7 @@ def embed(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them by protea merge."
+            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them with protea merge."
         ),
     ] = None,
     config: Annotated[

@@ -18,7 +18,7 @@ _AGAIN_SECONDS: Final = 0.05
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into one ``KeyboardInterrupt``; later ones do not disturb the cleaning up.
+    """Turn the first SIGINT or SIGTERM into one ``KeyboardInterrupt``; later ones do not disturb the cleanup.
 
     Python raises it between any two lines. Code that is not written for that may fail with another error, which is
     turned into the interrupt. A finaliser or a weak reference's callback may swallow it; it is then raised again.

@@ -98,10 +98,10 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format, and prove that the copy is equal.
 
-    What was written is read again: every tensor is compared with the source's bit for bit, logits of fixed sequences
-    with the source's and with those of the library that reads the format. What a format cannot hold, for example a
-    contact head, is kept in extras.safetensors beside it, and comes back with it. The format of SRC is recognised by
-    its content; nothing pickled in it is run.
+    The copy is read again. Every tensor must equal the source's bit for bit. Logits of fixed sequences are compared
+    with the source's, and with those of the library that reads the format. Parameters that a format cannot hold, such
+    as a contact head, are kept in extras.safetensors beside the copy, and read with it. The format of SRC is
+    recognised by its content; nothing pickled in it is run.
 
     \b
     Formats:

@@ -85,7 +85,7 @@ Windows = Annotated[
 MapPlot = Annotated[
     Path | None,
     typer.Option(
-        "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one a protein."
+        "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one map per protein."
     ),
 ]
 
@@ -115,7 +115,7 @@ def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], 
 
 
 def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LoadedModel:
-    """Load a model as the options say; note when ``--fast`` gains nothing, for lack of native bfloat16."""
+    """Load a model as the options say; note if ``--fast`` has no effect without native bfloat16."""
     from protea.infer.loading import computing_dtype, load_model
 
     computed = computing_dtype(device, dtype, fast=fast)

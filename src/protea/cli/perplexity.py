@@ -17,7 +17,7 @@ from protea.errors import UsageError
 from protea.output import check_output
 from protea.text import counted
 
-_CHANGES_SHOWN = 10  # on standard error; a report lists them all
+_CHANGES_SHOWN = 10  # most records that standard error shows; a report lists all
 
 
 @options.options_of(options.columns, options.letters)
@@ -63,7 +63,7 @@ def perplexity(
     """Perplexity of masked residues over all sequences, or pseudo-perplexity of each.
 
     Without --pseudo, 15 % of all residues are selected at once, of which 80 % are hidden, 10 % replaced and 10 % left,
-    in one pass a sequence; the result is the exponential of the mean loss over all of them. Compare perplexities only
+    in one pass per sequence; the result is the exponential of the mean loss over all of them. Compare perplexities only
     for the same sequences, masks and cuts.
 
     \b

@@ -19,7 +19,7 @@ from protea.text import counted
 if TYPE_CHECKING:
     from protea.score.variant_table import Rows
 
-_PROBLEMS_SHOWN = 10  # on standard error, if a report lists them all
+_PROBLEMS_SHOWN = 10  # most rows that standard error shows if a report lists all
 
 
 @options.options_of(options.letters)

@@ -1,4 +1,4 @@
-"""What people read: progress bars and notes on standard error, tables on standard output."""
+"""Output for people: progress bars and notes on standard error, tables on standard output."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell starts with a number, as ``0.04 (0.02 to 0.06)``, or says that there is none."""
+    """Whether a cell starts with a number, as ``0.04 (0.02 to 0.06)``, or is a dash, which means no number."""
     try:
         float(cell.replace(",", "").partition(" ")[0] or "0")
     except ValueError:

@@ -1,1 +1,1 @@
-"""Which residues of a protein touch: predicted, fitted to structures, measured against them."""
+"""Contacts between residues: predict them, fit contact heads to structures, measure the precision."""

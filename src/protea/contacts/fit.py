@@ -37,7 +37,7 @@ from protea.progress import SILENT, Progress
 C: Final = 0.15
 RANK: Final = 32
 
-_BYTES_A_VALUE: Final = 38  # measured: a float32, and liblinear's two copies of it, each an index and a value
+_BYTES_A_VALUE: Final = 38  # measured: a float32, and two copies by liblinear, each with an index and a value
 _FIRST_SIZE: Final = 0.05  # size of the bilinear products before training; larger noise would outweigh what is learned
 
 # Tried: rates of 1e-3 and 3e-4, decays from 0.1 to 20. These generalised best from 20 chains and from 100.
@@ -113,7 +113,7 @@ def _maps(model: Encoder, examples: Sequence[Example], total: int, progress: Pro
 
 
 def _contacts(examples: Sequence[Example]) -> NDArray[np.bool_]:
-    """Whether each of all pairs ``[P]`` is in contact; an error if all are, or none."""
+    """Whether each pair ``[P]`` is in contact; an error if all pairs are, or none."""
     contacts = np.concatenate([np.empty(0, bool), *(example.contacts for example in examples)])
     if contacts.all() or not contacts.any():
         raise DataError(

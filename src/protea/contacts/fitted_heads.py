@@ -103,7 +103,7 @@ def fit_to_structures(
 ) -> tuple[AnyContactHead, list[Chain], list[Chain]]:
     """Choose chains of structures and fit a head to them; the model keeps its own head.
 
-    Returns the head, the chains it was fitted on, and the other chains that the model can see; ``rows`` receives what
+    Returns the head, the chains it was fitted on, and the other chains that the model can take; ``rows`` receives what
     was skipped or odd.
     """
     width = model.config.hidden_size
@@ -129,7 +129,7 @@ def fit_to_structures(
 def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain], list[Chain]]:
     """Chains to fit, and the other chains, which share no sequence with them.
 
-    The order of chains is a hash of the seed and the sequence, so chains that come or go hardly change the choice.
+    The order of chains is a hash of the seed and the sequence, so a few more or fewer chains change it very little.
     """
     by_hash: dict[str, list[Chain]] = {}
     for chain in sorted(chains, key=lambda chain: chain.name):
@@ -140,7 +140,7 @@ def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain]
         short = len(order) - len(with_pairs)
         without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
         raise DataError(
-            f"--count {settings.count}: the model can see {len(with_pairs)} chains of different sequence{without}; "
+            f"--count {settings.count}: the model can take {len(with_pairs)} chains with different sequences{without}; "
             "give more structures, or a smaller --count"
         )
     chosen = with_pairs[: settings.count]

@@ -37,7 +37,7 @@ def check_maps(path: Path, *, overwrite: bool) -> None:
 
 
 def without_too_long(model: Encoder, proteins: Mapping[str, str], rows: list[ReportRow]) -> dict[str, str]:
-    """The proteins whose contacts can be predicted, at least one; ``rows`` receives the others."""
+    """The proteins that are short enough to predict, at least one; ``rows`` receives the others."""
     kept = {}
     for name, sequence in proteins.items():
         reason = too_long(model, len(sequence))
@@ -68,7 +68,7 @@ def predict_maps(
 def write_maps(
     path: Path | None, maps: Iterable[ContactMap], rows: list[ReportRow], settings: Mapping[str, Any]
 ) -> None:
-    """Write maps as the suffix of ``path`` says, with the report and the settings; no path means only to draw them.
+    """Write maps as the suffix of ``path`` says, with the report and the settings; without a path, only draw them.
 
     ``min_probability`` and ``min_separation`` of the settings limit the pairs of a table.
     """
@@ -84,7 +84,7 @@ def write_maps(
 
 
 def _write_h5(path: Path, maps: Iterable[ContactMap], settings: Mapping[str, Any]) -> None:
-    """Write one ``[L, L]`` float32 dataset a protein, named as ``protea embed`` names them."""
+    """Write one ``[L, L]`` float32 dataset per protein, named as ``protea embed`` names them."""
     with closing(h5py.File(path, "w", libver=("v108", "v108"), track_order=True)) as file:
         for name, sequence, probabilities in maps:
             dataset = file.create_dataset(store_name(name), data=probabilities)

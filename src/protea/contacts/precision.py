@@ -7,7 +7,7 @@ Chains that a contact head was fitted on are left out: ``contact-head.json`` bes
     L        residues of the chain that have coordinates; L/2 and L/5 are rounded down, but are at least 1
 
 As in Meta's ``compute_precisions``, the share is of L even where a range has fewer than L pairs. Where equally probable
-pairs compete for the last places, the expected share of a random draw among them counts; sorting would decide by
+pairs compete for the last places, the expected share of a random draw among them counts; sorting would choose by
 chance. A chain without any pair in a range has no precision there and does not count in the mean.
 
 Shapes: P pairs, C chains, S residues of a sequence.
@@ -109,7 +109,7 @@ def usable(model: Encoder, chains: Iterable[Chain], rows: list[ReportRow]) -> li
 
 
 def fitted_on(path: Path) -> frozenset[str]:
-    """Names and sequences of the chains in a ``contact-head.json``; names alone differ between files."""
+    """Names and sequences of the chains in a ``contact-head.json``; names alone may differ between files."""
     try:
         chains = read_json(path)["structures"]
         return frozenset(str(chain[key]) for chain in chains for key in ("name", "sequence"))
@@ -177,7 +177,7 @@ def measure(
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Mean:
-    """Mean over chains, without nan, and its 95 % interval by bootstrap over chains, which ``seed`` decides."""
+    """Mean over the chains that are not nan, and its 95 % interval from a bootstrap over chains with ``seed``."""
     # Sorted, so that the interval does not depend on the order of the chains.
     known = np.sort([value for value in values if not np.isnan(value)])
     if not len(known):

@@ -157,7 +157,7 @@ def attention(
 def _last_states(
     model: Encoder, sequence: NDArray[np.uint8], reduce: Callable[[Tensor], Tensor], name: str = _NAME
 ) -> Tensor:
-    """The result of ``reduce`` on the last hidden states ``[L, D]`` float32 of residues, in main memory."""
+    """Apply ``reduce`` to the residues' last hidden states ``[L, D]`` float32; the result is in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
     wanted = Wanted(layers=(last,), reduce=lambda tokens: {"kept": reduce(tokens[rows])})
     return _run(model, sequence, wanted, name).states[last, "kept"]

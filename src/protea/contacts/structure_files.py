@@ -1,7 +1,7 @@
 """Chains and residues from PDB and mmCIF files, as the file states them. Knows nothing of gaps or contacts.
 
-The content of a file tells its format. The first model counts, the alternate location with the highest occupancy, and
-the first of residues that share a number.
+The content of a file tells its format. Only the first model counts, only the alternate location with the highest
+occupancy, and only the first of residues that share a number.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _from_pdb(text: str) -> dict[str, RawChain]:
 def _from_mmcif(text: str) -> dict[str, RawChain]:
     from biotite.structure.io import pdbx
 
-    # Some files describe ligands in blocks before the protein's.
+    # Some files have blocks that describe ligands before the block of the protein.
     block = next((block for block in pdbx.CIFFile.read(StringIO(text)).values() if "atom_site" in block), None)
     if block is None:
         raise StructureError("it has no atoms (atom_site)")
@@ -151,7 +151,7 @@ def _from_mmcif(text: str) -> dict[str, RawChain]:
     entities = atoms.label_entity_id.tolist()
     numbers = zip(entities, atoms.label_seq_id.tolist(), strict=True)
     places = np.array([stated.get(entity, {}).get(number, (-1, ""))[0] for entity, number in numbers])
-    # Ligands and water have no place in a polymer.
+    # Ligands and water belong to no polymer.
     polymer = places >= 0
     if not polymer.any():
         chains = _chains(atoms, atoms.chain_id)

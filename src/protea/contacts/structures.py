@@ -2,7 +2,7 @@
 
 Residues that an experiment did not see have no atoms in a file. Where the file states the sequence of the molecule
 (``SEQRES``, ``entity_poly_seq``), the model sees that sequence, and each residue with coordinates has its place in it.
-Elsewhere the model sees the residues that have atoms. Gaps in their numbers then count as missing residues where the
+Otherwise the model sees the residues that have atoms. Gaps in their numbers then count as missing residues where the
 chain is broken; they do not count within an unbroken chain, where the numberings of antibodies, for example, skip.
 
 Shapes: S residues of the sequence, R of them with coordinates, P pairs.

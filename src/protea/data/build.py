@@ -63,7 +63,7 @@ class Problems:
         self._counts: Counter[str] = Counter()
 
     def add(self, kind: str, rows: Sequence[Sequence[str]]) -> None:
-        """Write problems of one kind, each with the id that it is about and what else belongs to it."""
+        """Write problems of one kind, each with its id and further details."""
         if rows:
             mode = "a" if self._counts else "w"
             with self.path.open(mode, encoding="utf-8", errors="surrogateescape") as stream:
@@ -142,7 +142,7 @@ class Build:
         return self._folder / name
 
     def check_space(self, sources: Iterable[str | Path], times: float = 2) -> None:
-        """Refuse a build that does not fit on the disk; a byte of input takes at most ``times`` bytes, as measured."""
+        """Refuse a build that does not fit on the disk; a byte of input takes at most ``times`` bytes (measured)."""
         if not self._done:
             paths = [Path(source) for source in sources if os.path.isfile(source)]
             sizes = [path.stat().st_size * (_COMPRESSION if path.suffix in _COMPRESSED else 1) for path in paths]
@@ -150,7 +150,7 @@ class Build:
             check_space(needed, "free some space, or name a folder on another disk")
 
     def mmseqs(self) -> MMseqs:
-        """The program; builds that need it look for it before they read anything."""
+        """The MMseqs2 program. Builds that need it look for it before they read anything."""
         if self._mmseqs is None:
             self._mmseqs = MMseqs(self.settings.mmseqs, self.settings.threads, self._folder / LOG, self.progress)
         return self._mmseqs
@@ -296,7 +296,7 @@ class Build:
         return {"steps": self._steps, "splits": splits}
 
     def _count(self, representatives: Table, kinds: Kinds, members: Members) -> Any:
-        """The number of members of each cluster, in a file. Training clusters without members may be an error."""
+        """Count the members of each cluster. Refuse training clusters without members if the settings say so."""
         policy = self.settings.empty
 
         def make(folder: Path) -> Numbers:
@@ -329,7 +329,7 @@ def fingerprints(sources: Iterable[str | Path]) -> list[Any]:
 def _of_kind(
     table: Table, kinds: Kinds, kind: int, start: int, stop: int
 ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64]]]:
-    """The sequences of one kind in some batches, with their rows."""
+    """The sequences of one kind from some batches, with their row numbers."""
     for first, batch in table.batches(start, stop):
         rows = np.flatnonzero(kinds[first : first + len(batch)] == kind)
         yield take(batch, rows), rows + first

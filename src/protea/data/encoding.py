@@ -1,4 +1,4 @@
-"""Records into tables of token ids, thousands at a time. Everything that changes is counted and reported.
+"""Turns records into tables of token ids, thousands at a time. Every change is counted and reported.
 
 ``protea.letters`` decides on letters outside the alphabet, as it does for ``protea embed``.
 """
@@ -34,7 +34,7 @@ _GROUP: Final = 1 << 12
 
 @dataclass
 class Counts:
-    """Records by what became of them: each is ``kept`` or in one of the ``skipped`` counters."""
+    """Counts of records: each record counts as ``kept`` or in one of the ``skipped`` counters."""
 
     records: int = 0
     kept: int = 0
@@ -72,7 +72,7 @@ class Reader:
     ) -> Counts:
         """Write a table of the records that are taken, and a report with a line for each altered or skipped record.
 
-        ``note`` gives what to write to the file of notes about the records of a batch.
+        ``note`` makes the bytes for the file of notes from the records of a batch.
         """
         with (
             TableWriter(folder) as writer,
@@ -106,7 +106,7 @@ class Reader:
         return self.counts
 
     def _encode_block(self, block: Block) -> pa.RecordBatch | None:
-        """All records of a block, if they can be taken as they are."""
+        """All records of a block; ``None`` if some need to be changed or skipped."""
         if self._pattern is not None or not block.plain:
             return None
         records = [record.partition(b"\n") for record in block.data[1:].split(b"\n>")]

@@ -46,7 +46,7 @@ _COUNTERS: Final = (
     "without_cluster",
     "header_line",
 )
-"""What is counted of a mapping's entries, each a cluster with one member."""
+"""Counters of a mapping's entries; an entry is a cluster with one member."""
 
 
 def build_uniref(
@@ -149,7 +149,7 @@ def _number_clusters(build: Build, table: Table, representative: Any) -> Path:
         for start, batch in table.batches():
             part = slice(start, start + len(batch))
             owners = representative[part]
-            # Representatives have their number already, and it is the number of all that they represent.
+            # Representatives have a number already, and all sequences that they represent get the same number.
             cluster_of[part] = np.where(owners >= 0, cluster_of[np.maximum(owners, 0)], -1)
             members += int((owners >= 0).sum())
         return {"clusters": writer.rows, "members": members, "left_out_by_members": len(table) - members}
@@ -158,7 +158,7 @@ def _number_clusters(build: Build, table: Table, representative: Any) -> Path:
 
 
 class Entries(NamedTuple):
-    """Some lines of a mapping: a cluster for each, the number of its members, and the members of all lines."""
+    """Some lines of a mapping: the cluster and the number of members of each, and one list of all members."""
 
     clusters: list[str]
     counts: list[int]
@@ -221,7 +221,7 @@ def attach_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iter
             owners, rows = clusters.find(_digests(entries.clusters)), table.find(_digests(entries.members))
             skip = 0
             if number == 0 and owners[0] < 0 and (rows[: entries.counts[0]] < 0).all():
-                counts["header_line"] = 1  # the line names nothing that exists; some mappings begin with a header
+                counts["header_line"] = 1  # no known id in the first line: it is a header
                 skip = entries.counts[0]
             rows, owners = rows[skip:], np.repeat(owners, entries.counts)[skip:]
             names = np.array(entries.members[skip:], object)
@@ -252,7 +252,7 @@ def attach_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iter
         build.check_absent("ids in the mapping")
         if not counts["assigned"]:
             raise DataError(
-                "the mapping names no cluster with a member that the sequences have; take all files from one release"
+                "no cluster of the mapping has a member among the sequences; take all files from one release"
             )
         return counts
 
@@ -266,7 +266,7 @@ def _digests(names: Iterable[str]) -> Digests:
 def attach_by_headers(build: Build, clusters: Table, sources: Sequence[Path]) -> Members:
     """The stages that read members and assign each to the cluster that its header or name contains.
 
-    The header may name it anywhere (``UniRef50_Q8WZ42``); otherwise ``UniRef90_X`` belongs to ``UniRef50_X``.
+    The cluster may be anywhere in the header (``UniRef50_Q8WZ42``); otherwise ``UniRef90_X`` belongs to ``UniRef50_X``.
     """
     table = build.read("read members", read_blocks(sources), sources, _clusters_of_headers)
 

@@ -44,7 +44,7 @@ def import_fasta(
 ) -> Numbers:
     """Import BioNeMo 1's ``mapping.tsv`` and FASTA files; return the numbers of the store's steps and splits.
 
-    They are ``uniref50_train_filt.fasta``, ``uniref90membersandreps_ur50trainfiltreps.fasta`` (or
+    The files are ``uniref50_train_filt.fasta``, ``uniref90membersandreps_ur50trainfiltreps.fasta`` (or
     ``ur90_ur50_sampler.fasta``) and, for validation, ``uniref50_valid.fasta``.
     """
     inputs = {"mapping": mapping, "uniref50": uniref50, "uniref90": uniref90, "uniref50_valid": valid}
@@ -68,10 +68,10 @@ def import_csv(
     *,
     overwrite: bool = False,
 ) -> Numbers:
-    """Import BioNeMo 1's CSV files, one cluster a row; return the numbers of the store's steps and splits.
+    """Import BioNeMo 1's CSV files, one cluster per row; return the numbers of the store's steps and splits.
 
     ``folder`` is BioNeMo's ``uf50``, with folders ``train``, ``val`` and ``test``. ``members`` is ``uf90/uf90_csvs``;
-    without it, each cluster is its own member. ``starts`` and ``counts``, files of uint64, have the first member of
+    without it, each cluster is its own member. ``starts`` and ``counts``, files of uint64, hold the first member of
     each training cluster and the number of its members.
     """
     shards = {name: _csv_files(folder / name) for name in _KIND_OF if (folder / name).is_dir()}
@@ -105,7 +105,7 @@ def import_parquet(
     """Import BioNeMo 2's clusters and database; return the numbers of the store's steps and splits.
 
     ``train`` is parquet with ``ur90_id``, the members of each cluster, and perhaps ``ur50_id``, its name. ``valid`` is
-    parquet with ``ur50_id``, a sequence a row. ``database`` is SQLite with a table ``protein(id, sequence)``.
+    parquet with ``ur50_id``, one sequence per row. ``database`` is SQLite with a table ``protein(id, sequence)``.
     """
     if settings.empty == "representative":
         raise UsageError("--empty representative: these clusters have no representatives; use error or drop")
@@ -139,7 +139,7 @@ def import_parquet(
 def _read_clusters(
     build: Build, stage: str, sources: Mapping[str, Iterable[Record]], files: Iterable[Path]
 ) -> tuple[Table, Kinds]:
-    """The clusters of all splits, each with its representative, and what they are for."""
+    """The clusters of all splits, each with its representative, and the kind of each cluster."""
     records = (record._replace(description=name) for name, split in sources.items() for record in split)
     clusters = build.read(stage, grouped(records), files, lambda kept: bytes(_KIND_OF[r.description] for r in kept))
     return clusters, np.fromfile(clusters.folder / NOTES, np.uint8)
@@ -176,8 +176,8 @@ def _assign_by_position(build: Build, table: Table, clusters: int, starts_file: 
     def make(folder: Path) -> Numbers:
         if len(table.left_out):
             raise DataError(
-                f"{len(table.left_out):,} members were skipped, so that starts and counts would point to others; relax "
-                "--min-length, --max-length and --unknown"
+                f"{len(table.left_out):,} members were skipped, so starts and counts would point to wrong members; "
+                "relax --min-length, --max-length and --unknown"
             )
         try:
             starts, counts = map_file(starts_file, np.uint64), map_file(counts_file, np.uint64)
@@ -229,7 +229,7 @@ def _parquet_batches(path: Path, needed: str) -> Iterator[pa.RecordBatch]:
 
 
 def _query(database: Path, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-    """The rows that an SQLite file, which is only read, answers."""
+    """The rows that a query of an SQLite file returns; the file is opened for reading only."""
     if not database.is_file():
         raise DataError(f"{database}: no such file")
     try:

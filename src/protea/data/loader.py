@@ -31,7 +31,7 @@ BLOCK: Final = 1 << 15
 
 
 class Position(NamedTuple):
-    """A place in the row of packs: an epoch, a block of it and a pack of that, all from 0. JSON can hold it."""
+    """A place in the row of packs: an epoch, a block in it and a pack in the block, all from 0. JSON can hold it."""
 
     epoch: int = 0
     block: int = 0
@@ -46,9 +46,9 @@ class TrainingBatch:
         inputs: the tokens after masking.
         targets: ``[T]`` int64, the tokens before masking.
         rows: ``[M]`` int64, ascending: the tokens that the model is to predict.
-        index: ``[B]`` int64, the places of the epoch that these sequences have; in host memory.
+        index: ``[B]`` int64, the places of these sequences in the epoch; in host memory.
         position: where to continue after this batch.
-        epoch: of the places.
+        epoch: the epoch of these places.
     """
 
     inputs: PackedBatch
@@ -73,7 +73,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How packs are filled: most tokens of a pack, open packs, places of an epoch that are packed together."""
+    """How packs are filled: most tokens of a pack, number of open packs, number of places in a block."""
 
     tokens: int = 16384
     window: int = 8
@@ -112,10 +112,10 @@ class Loader:
         sampler: draws what each place of an epoch shows.
         masking: the name of a variant, or a ``Masking``.
         packing: how packs are filled.
-        rank: of this process.
+        rank: the number of this process.
         world: the number of processes that share the packs.
         workers: threads that make batches; with 0, they are made when they are asked for.
-        ahead: most batches made in advance.
+        ahead: the most batches made in advance.
         pin: whether batches are in page-locked memory; by default if there is CUDA.
 
     Attributes:

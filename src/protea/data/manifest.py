@@ -42,7 +42,7 @@ def alphabet_named(name: str) -> Alphabet:
 
 
 def name_of(alphabet: Alphabet) -> str:
-    """What options call the alphabet with these tokens; its own name if no family has it."""
+    """The name of the alphabet with these tokens in options; its own name if no family has it."""
     from protea.models.registry import alphabets
 
     return next((name for name, known in alphabets().items() if known.tokens == alphabet.tokens), alphabet.name)
@@ -60,7 +60,7 @@ def is_store(folder: Path) -> bool:
 def write_manifest(
     folder: Path, alphabet: Alphabet, command: Mapping[str, Any], steps: Sequence[Any], splits: Mapping[str, Any]
 ) -> None:
-    """Describe a folder whose other files are complete. The text does not depend on time or place."""
+    """Write the manifest of a folder whose other files are complete. It does not depend on the time or the path."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != LOG)
     manifest = {
         "format": _FORMAT,
@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest, progress: Progress) -> None:
-    """Refuse a store with a file that differs from its hash."""
+    """Refuse a store if a file does not match its hash."""
     progress.begin("verify", sum(known["bytes"] for known in manifest["files"].values()))
     for name, known in manifest["files"].items():
         if (digest := sha256(folder / name)) != known["sha256"]:
@@ -108,7 +108,7 @@ def verify(folder: Path, manifest: Manifest, progress: Progress) -> None:
 
 
 def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, Any]:
-    """What ``protea data info`` shows."""
+    """The description that ``protea data info`` shows."""
     command = manifest["command"]
     return {
         "store": str(folder),

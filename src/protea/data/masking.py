@@ -71,8 +71,8 @@ VARIANTS: Final = {
 }
 """Masking by name; ``docs/data.md`` says who used which.
 
-BioNeMo 1 masked as ``bionemo1-esm1nv`` and ``bionemo1-esm2nv`` until May 2024; going by dates, the published models
-were trained so. ``bionemo1-80-2-18`` is a mistake that its notes describe.
+BioNeMo 1 masked as ``bionemo1-esm1nv`` and ``bionemo1-esm2nv`` until May 2024; by their dates, the published models
+were trained with these. ``bionemo1-80-2-18`` is a mistake that its notes describe.
 """
 
 
@@ -121,7 +121,7 @@ class Masker:
             if not self.masking.specials:
                 words = np.where(allowed, words, ~np.uint64(0))
             for number in np.flatnonzero(~np.logical_or.reduceat(hidden, starts[:-1])):
-                # The draws hide no token of this sequence: hide that with the smallest word.
+                # The draws select no token of this sequence, so select the token with the smallest word.
                 hidden[starts[number] + np.argmin(words[starts[number] : starts[number + 1]])] = True
         places = np.flatnonzero(hidden)
         action = mix(words[places])

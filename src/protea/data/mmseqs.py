@@ -60,8 +60,8 @@ class MMseqs:
     """The program, by name or path. All that it prints goes to ``log``.
 
     Attributes:
-        version: as it says.
-        commands: run so far, with file names instead of paths, for the manifest.
+        version: the version that the program states.
+        commands: the commands run so far, with file names instead of paths, for the manifest.
     """
 
     def __init__(self, program: str, threads: int | None, log: Path, progress: Progress) -> None:
@@ -117,7 +117,7 @@ class MMseqs:
             raise self._failure(module, code, start)
 
     def _failure(self, module: str, code: int, start: int) -> ProgramError:
-        """The message for a failed command: its last lines are in the log, which it began at ``start``."""
+        """The error for a failed command, with the command's last lines in the log, where it began at ``start``."""
         with self._log.open("rb") as stream:
             stream.seek(start)
             lines = stream.read().decode(errors="replace").replace("\r", "\n").splitlines()

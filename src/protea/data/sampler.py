@@ -4,7 +4,7 @@ An epoch has as many places as there are clusters and visits each once. Place ``
 
     cluster  = Permutation(clusters, fold(seed, e, EPOCH_ORDER))[i]
     member   = starts[cluster] + below(fold(seed, e, MEMBER, i), counts[cluster])
-    window   = below(fold(seed, e, CROP, i), windows)         of the windows that there are, the last included
+    window   = below(fold(seed, e, CROP, i), windows)         of all possible windows, the last included
 
 Nothing is stored and nothing depends on what was drawn before, so that any process can compute any place.
 """

@@ -1,6 +1,6 @@
 """Sequences on their way into a store: a table on disk, which is read in batches, and an index of its ids.
 
-Both are made for more records than memory holds.
+Both can hold more records than fit into memory.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class TableWriter:
         for file in (self._writer, self._sink, self._index, self._left_out):
             file.close()
         if kind is None:
-            # Sorted where they are: the system may write pages of a mapped file back at any time.
+            # Sorted in place: this needs no memory, because the system can write pages of a mapped file back to disk.
             map_file(self._folder / _INDEX, _ENTRY_BYTES, mode="r+").sort()
             map_file(self._folder / _LEFT_OUT, _DIGEST, mode="r+").sort()
 
@@ -136,7 +136,7 @@ class Table:
 
     Attributes:
         folder: in which it was written.
-        left_out: digests of the ids that its source had and it does not have, sorted.
+        left_out: sorted digests of the ids in its source that the table does not have.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -172,13 +172,13 @@ class Table:
         if len(self._index):
             order = np.argsort(digests)  # so that neighbours in the index are read one after the other
             wanted = digests[order]
-            # Padded with zeros, a digest does not sort after any of its own entries.
+            # An entry is a digest and a row; so a digest padded with zeros never sorts after its own entries.
             entries = _at_or_after(self._index, wanted.astype(_ENTRY_BYTES)).view(_ENTRY)
             rows[order] = np.where(entries["id"] == wanted, entries["row"].astype(np.int64), -1)
         return rows
 
     def was_left_out(self, digests: Digests) -> NDArray[np.bool_]:
-        """Whether the source had each id and the table does not have it."""
+        """For each id, whether the source had it but the table does not."""
         if not len(self.left_out):
             return np.zeros(len(digests), np.bool_)
         same: NDArray[np.bool_] = _at_or_after(self.left_out, digests) == digests

@@ -1,7 +1,7 @@
 """Reads a store of training data: clusters of sequences as token ids, mapped into memory.
 
 For each of ``train``, ``valid`` and ``test`` that was made, the folder holds two Arrow IPC files, which any Arrow
-library can read. Opening one reads the places of its record batches only. Rows are then gathered, thousands at a time,
+library can read. Opening one only reads the places of its record batches. Rows are then gathered, thousands at a time,
 from the mapped file.
 """
 
@@ -72,7 +72,7 @@ class _MappedFile:
         return [self._batches[batch].column(name)[row].as_py() for batch, row in places]
 
     def _located(self, arrays: list[pa.Array], dtype: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """The file as numbers, and where among them the first number of each array is."""
+        """The file as an array of numbers, and the index in it of the first number of each array."""
         width = np.dtype(dtype).itemsize
         buffers = [array.buffers()[1] for array in arrays]
         begins = [0 if buffer is None else buffer.address - self._buffer.address for buffer in buffers]
@@ -85,7 +85,7 @@ class Split:
     Attributes:
         tokens: all bytes of the file of sequences, mapped.
         starts: gives the first sequence of each of some clusters.
-        counts: gives the number of sequences of each of some clusters; they are neighbours.
+        counts: gives the number of sequences of each of some clusters; a cluster's sequences are neighbours.
         spans: gives where in ``tokens`` each of some sequences begins, and its length.
     """
 

@@ -28,10 +28,10 @@ CLUSTERS: Final = "clusters.arrow"
 ROWS: Final = "rows_per_batch"
 
 TRAIN, VALID, TEST, REMOVED = range(4)
-"""What a cluster is for. The first three are positions in ``SPLITS``."""
+"""The kinds of clusters. The first three are positions in ``SPLITS``."""
 
 Kinds = NDArray[np.uint8]
-"""What each cluster is for."""
+"""The kind of each cluster."""
 
 _CLUSTER_OF: Final = "cluster_of"
 _PLACE_OF: Final = "place_of"
@@ -45,7 +45,7 @@ _MAX_BUCKETS: Final = 256
 _BLOCK_BITS: Final = 12
 """Blocks of 4,096 clusters are not divided between buckets."""
 _ROW_BYTES: Final = 64
-"""Counted for a sequence besides its residues."""
+"""Bytes that a sequence counts in addition to its residues."""
 _PIECE: Final = 1 << 13
 
 _TOKENS: Final = pa.list_(pa.field("item", pa.uint8(), nullable=False))
@@ -73,7 +73,7 @@ class Members:
 
     @classmethod
     def create(cls, table: Table, folder: Path, *, ordered: bool = False) -> Self:
-        """New files in a folder, in which no sequence has a cluster yet."""
+        """Create the files in a folder; no sequence has a cluster yet."""
         cluster_of = new_file(folder / _CLUSTER_OF, np.int64, len(table))
         cluster_of[:] = -1
         return cls(table, cluster_of, new_file(folder / _PLACE_OF, np.int64, len(table)) if ordered else None)

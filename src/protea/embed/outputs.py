@@ -152,7 +152,7 @@ class RunState:
 
     Attributes:
         groups: number of the next group.
-        records: records read from the input before it; ``fingerprint`` is theirs, in hexadecimal.
+        records: number of records before that group; ``fingerprint`` is a hash of these records, in hexadecimal.
         stores: what each store needs to continue.
         finished: whether everything is written, and only moving into place may be left.
     """
@@ -168,8 +168,8 @@ class RunState:
 class RunJournal:
     """The journal of one run, locked against others; ``plan`` and ``state`` are those of an unfinished run, if any.
 
-    The first output's work folder holds it. It is replaced in one step at each commit, so whatever moment the process
-    is killed at, the journal and the stores it describes agree. Every folder says which run it belongs to, so that two
+    The first output's work folder holds it. It is replaced in one step at each commit, so the journal and its stores
+    agree whenever the process is killed. Every folder says which run it belongs to, so that two
     runs that have one output in common cannot take each other's files. With ``restart``, what an unfinished run left is
     ignored, and removed when the new run begins.
     """

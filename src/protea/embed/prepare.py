@@ -61,7 +61,7 @@ class EncodedRecord:
 
 
 class Prepared(NamedTuple):
-    """The result of preparing one record, ``None`` if it is skipped, and its rows for the report.
+    """A prepared record, or ``None`` for a record that is skipped, and its rows for the report.
 
     ``fingerprint`` is a hash of this record as read and of all records before it.
     """
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
 
 
 class SeenIds:
-    """Knows which ids came before. This class keeps every name; ``survey.py`` has others for surveyed input."""
+    """Knows which ids came before. This class keeps every name; ``survey.py`` has other classes for surveyed input."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
@@ -148,7 +148,7 @@ def fit(record: Record, ids: NDArray[np.uint8], model: Encoder, long: Long, rows
 def _with_own_id(
     record: Record, policy: Duplicates, ids: SeenIds, last_numbers: dict[str, int], rows: list[ReportRow]
 ) -> Record | None:
-    """The record under an id of its own; ``None`` if it is skipped."""
+    """The record with an id that no other record has; ``None`` if it is skipped."""
     if ids.first_time(store_name(record.id)):
         return record
     if policy == "error":

@@ -127,7 +127,7 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
         )
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
-        raise UsageError("--shard and --devices exclude each other: --devices makes one shard a GPU")
+        raise UsageError("--shard and --devices exclude each other: --devices makes one shard per GPU")
     return settings
 
 
@@ -139,7 +139,7 @@ def _check_paths(settings: EmbedSettings) -> None:
     for path in settings.outputs:
         option = settings.option(path)
         if path.name in ("", ".."):
-            raise UsageError(f"{option} {str(path)!r}: names no file or folder of its own; give it a name")
+            raise UsageError(f"{option} {str(path)!r}: does not end in the name of a file or folder; add one")
         place = os.path.realpath(path)
         if place in inputs:
             raise UsageError(f"{path}: is both input and output; name another output")

@@ -56,9 +56,9 @@ main()
 def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
-    On a CPU (``device="cpu"``) the processes share the cores and give the numbers of one process with as many threads
+    On a CPU (``device="cpu"``) the processes share the cores. The numbers are those of one process with as many threads
     as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output. If a process
-    fails, the others are stopped, and the same command continues where each of them was.
+    fails, the others are stopped, and the same command continues each of them.
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
@@ -258,7 +258,7 @@ def _shards_of(output: Path, kind: str, *, overwrite: bool) -> list[Path]:
 
 @contextmanager
 def _reading(shard: Path) -> Iterator[None]:
-    """Name the shard in whatever its reader raises; each format has its own exceptions for damaged files."""
+    """Name the shard in any error of its reader; each format has its own exceptions for damaged files."""
     try:
         yield
     except ProteaError:

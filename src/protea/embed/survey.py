@@ -1,6 +1,6 @@
 """The survey: a first reading of the input that finds errors, counts records and finds repeated ids.
 
-It takes half a minute a gigabyte and saves hours: a record with an error is found before any work is done.
+It takes half a minute per gigabyte and saves hours: a record with an error is found before any work is done.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SurveyedIds(SeenIds):
 
 
 class _HashedIds(SeenIds):
-    """Accepts every id as a first one and keeps its hash."""
+    """Treats every id as new and keeps its hash."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Group:
     """Records that are computed together, skipped ones included: one pack, or one long sequence by itself.
 
     Groups are numbered from 0 in the order of the input. ``records`` is the number of records in the input up to the
-    end of this group, ``fingerprint`` is theirs.
+    end of this group, ``fingerprint`` is a hash of them.
     """
 
     number: int
@@ -106,9 +106,9 @@ class Survey:
     """The result of a survey.
 
     Attributes:
-        totals: of the whole run; ``None`` for input that can be read only once.
+        totals: counts of the whole run; ``None`` for input that can be read only once.
         groups: number of groups.
-        fingerprint: of all records, in hexadecimal; ``None`` if unknown.
+        fingerprint: hash of all records, in hexadecimal; ``None`` if unknown.
         new_ids: makes the ids that ``prepare`` needs.
         damage: the error of a compressed file that is cut short; the totals then count the records before it.
         doubts: what to tell the user about records that are hardly meant.
@@ -170,7 +170,7 @@ def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: 
     """Group records by a token budget, in order; after the last group raises the damage of an input that is cut short.
 
     The groups depend on the records and the budget alone. Grouping may start at the first record of any group, whose
-    number and number of records before it are given, and gives the same groups from there; a resumed run relies on
+    number and number of records before it are given, and then gives the same groups; a resumed run relies on
     that.
     """
     damage: list[DamagedFileError] = []

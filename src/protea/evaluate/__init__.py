@@ -1,1 +1,1 @@
-"""What models are worth: predictions beside measurements, contacts of structures and deep mutational scans."""
+"""Predictions of models compared with measurements: contacts in structures and deep mutational scans."""

@@ -6,7 +6,7 @@ DMS_score, DMS_score_bin``) or a short one (``assay``; ``mutant, score``). Colum
 correlations of other models.
 
     spearman    rank correlation of predicted and measured scores
-    auc         for the classes of ``DMS_score_bin``; without that column, measured scores from their median up are high
+    auc         for the classes of ``DMS_score_bin``; without that column, scores from the median up are high
     mcc         for the same classes; predicted scores are split at their median
     ndcg        of the best tenth by prediction, gains scaled to 0 to 1
     top_recall  share of the best measured tenth that is in the best predicted tenth
@@ -140,7 +140,7 @@ def evaluate_scans(
         for scan in scans:
             scan.add(model.module, progress)
         provenance[name] = model.circumstances()
-        del model  # free its memory before the next model loads
+        del model  # free this model's memory before the next one is loaded
     return [scan.measured() for scan in scans], provenance
 
 
@@ -216,8 +216,8 @@ def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high:
 def means(results: Sequence[Measured], name: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
     """Means over assays, over proteins, and over kinds of function where these are known.
 
-    A protein counts by the mean over its assays, a kind of function by the mean over its proteins. ``values`` by assay
-    are averaged instead of the measure ``name``, if given.
+    A protein counts by the mean over its assays, a kind of function by the mean over its proteins. If ``values`` by
+    assay are given, they are averaged instead of the measure ``name``.
     """
     known: list[float] = []
     proteins: dict[str, list[float]] = {}

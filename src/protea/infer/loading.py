@@ -1,4 +1,4 @@
-"""A model to compute with: found by its name, read, and made as fast as its numbers allow."""
+"""Load a model to compute with: find it by name, read it, and make it faster without other numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoadedModel:
 
     @property
     def head_record(self) -> Path:
-        """Where the record of its contact head's fit is, if there is one."""
+        """The path of the record of its contact head's fit, if there is one."""
         return companion(self.path, HEAD_RECORD)
 
     def weights_sha256(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The one runner for all that computes with a finished model: jobs in, results out, in order.
 
-A job is the tokens of one input and what to compute: hidden states, logits at some tokens, a look at attention. The
+A job is the tokens of one input and what to compute: hidden states, logits at some tokens, maps of attention. The
 runner packs jobs by a token budget and halves a pack that exceeds an accelerator's memory. An error in one job is in
-its result; other jobs continue. An accelerator computes the next pack while the results of the last one travel to main
+its result; other jobs continue. An accelerator computes the next pack while the last results are copied to main
 memory. The runner knows nothing of files, records or what results are for.
 
 Shapes: T tokens of a job, P places, D model width, V tokens of the alphabet.
@@ -342,7 +342,7 @@ _MEMORY_SHARE: Final = 4  # a pack takes at most a quarter of the free memory
 def default_budget(model: Encoder, *, whatever_is_free: bool = False) -> int:
     """Tokens that a pack should hold, from the free memory of the model's device.
 
-    With ``whatever_is_free`` they do not depend on the free memory, so that several machines make the same packs.
+    With ``whatever_is_free`` it does not depend on the free memory, so that several machines make the same packs.
     """
     device = model.device
     on_gpu = device.type == "cuda"

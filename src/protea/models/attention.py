@@ -30,7 +30,7 @@ class HeadMaps:
     """The maps ``[L, L]`` of one sequence in one layer, computed head by head on access, in float32 or better.
 
     Rows attend to columns. Keys that a layer adds behind a sequence take part in the softmax but are not in the map, so
-    rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, ``k`` ``[>=L, H, K]``, ``bias`` as long as both.
+    rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, and ``k`` is ``[>=L, H, K]``; ``bias`` covers both.
     """
 
     q: Tensor

@@ -2,7 +2,7 @@
 
 A family supplies ``embed_tokens``, ``context``, its ``layers`` and, if it has them, ``final`` and ``head``.
 ``Encoder.forward`` runs these and gives hidden states and attention maps to observers as they arise, so that only what
-an observer keeps stays in memory. A layer is any module from ``[T, D]`` and a ``LayerContext`` to ``[T, D]``.
+an observer keeps stays in memory. A layer is any module that maps ``[T, D]`` and a ``LayerContext`` to ``[T, D]``.
 
 Shapes: T tokens, D model width, V vocabulary rows.
 """

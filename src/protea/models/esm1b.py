@@ -100,7 +100,7 @@ _STORED: Final = {
             "final_bias": True,
         },
         unsupported=esm_formats.meta_epsilon,
-        # Meta's loader does so with token dropout. Inputs never use that row, but the output matrix does.
+        # Meta's loader sets this row to 0 for models with token dropout. Only the output matrix uses the row.
         zeroed=lambda config: {"word_embeddings.weight": ESM.mask} if config.token_dropout else {},
     ),
 }

@@ -32,7 +32,7 @@ class ESM1nvConfig(TransformerConfig):
     """Configuration of ESM-1nv; the defaults are the published model.
 
     ``hidden_act`` is ``gelu_tanh`` (NeMo's fused bias-GELU) or ``gelu`` (exact). The attention dropout of 0.1 is NeMo's
-    default; that the published model was trained with it is unverified. Inference does not depend on it.
+    default; we could not verify that the published model was trained with it. Inference does not depend on it.
     """
 
     model_type: ClassVar[str] = "esm1nv"

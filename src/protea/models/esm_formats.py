@@ -77,7 +77,7 @@ def esm_positions(described: Mapping[str, Any]) -> str:
     """``rotary`` or ``absolute``, from a ``config.json`` of transformers' ``esm``.
 
     Raises:
-        CheckpointError: it needs what Protea does not support.
+        CheckpointError: the model needs a feature that Protea does not support.
     """
     for key, supported in _SUPPORTED.items():
         if described.get(key) not in (None, supported):
@@ -105,7 +105,7 @@ def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
 
 
 def meta_epsilon(config: TransformerConfig) -> str | None:
-    """Why Meta's classes cannot hold a model, if its norms have another epsilon."""
+    """The reason why Meta's classes cannot hold a model whose norms have another epsilon; ``None`` if they can."""
     if config.layer_norm_eps == 1e-5:
         return None
     return f"Meta's classes norm with epsilon 1e-05, this model with {config.layer_norm_eps:g}"

@@ -1,4 +1,4 @@
-"""What a family says of itself: its configuration, how it is stored in each checkpoint format, what is published.
+"""The description of a family: its configuration, its form in each checkpoint format, its published models.
 
 Nothing here reads or writes files.
 """
@@ -22,7 +22,7 @@ _MAX: Final = {
     "vocab_size": 1 << 20,
     "max_position_embeddings": 1 << 30,
 }
-"""Far above any model. A damaged number above these gives an error before it can fill the memory."""
+"""Limits far above any model. A damaged number above them is an error before it can fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

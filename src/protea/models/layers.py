@@ -83,7 +83,7 @@ def token_dropout(x: Tensor, batch: PackedBatch, mask_id: int) -> Tensor:
 class LanguageModelHead(nn.Module):
     """RoBERTa's head: dense, GELU, norm, then the word embeddings as output matrix, plus a bias.
 
-    All families use the exact GELU: NeMo's ``BertLMHead`` has it although NeMo's blocks have the tanh form.
+    All families use the exact GELU here, even ESM-1nv, whose blocks use the tanh form.
     """
 
     def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:

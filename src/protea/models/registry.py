@@ -1,4 +1,4 @@
-"""The families that Protea knows, one line for each, and what is looked up among them."""
+"""The families that Protea knows, one line for each, and functions that look something up in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm1b:ESM1b",
     "protea.models.esm1nv:ESM1nv",
 ]
-"""The class of each family, or where it is. Every command knows a family that is added here."""
+"""The class of each family, or its import path. Every command knows a family that is added here."""
 
 
 def families() -> Iterator[type[Encoder]]:
@@ -61,7 +61,7 @@ def initial_value(model: Encoder, name: str, seed: int) -> Tensor:
 
 
 def stored_in(form: str, described: Any) -> type[Encoder] | None:
-    """The family that the settings of a file mean; ``CheckpointError`` if it lacks one of them."""
+    """The family that the settings of a file mean; ``CheckpointError`` if the family does not support one of them."""
     stored = (family for family in families() if form in family.stored)
     return next((family for family in stored if family.stored[form].accepts(described)), None)
 

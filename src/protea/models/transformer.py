@@ -93,7 +93,7 @@ class TransformerConfig(EncoderConfig):
         return 2 * matrices + 4 * layers * length * width + 2 * head * predicted
 
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
-        """What PyTorch keeps in each layer.
+        """Bytes that PyTorch keeps in each layer.
 
         In float32: x before both norms. In the type of the products: both norms' outputs, q, k, v, attention's output
         twice, the wide layer before and after its activation, and what dropout needs; mixed precision adds casts.

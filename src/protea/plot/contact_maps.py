@@ -25,10 +25,10 @@ _MOST_CELLS: Final = 2400
 _MOST_CELLS_PAGE: Final = 2000
 _PIXELS: Final = 1200  # least number of pixels along a side of the map; every cell gets the same number
 _SIDE, _LEFT, _RIGHT, _BOTTOM, _TOP = 6.0, 0.8, 1.0, 0.6, 0.38  # the map and the margins around it, in inches
-_PAGE_SIDE: Final = 720  # of the map, in pixels
+_PAGE_SIDE: Final = 720  # side of the map, in pixels
 
 _ABOVE, _CONTACT, _NONE, _UNKNOWN = range(4)
-"""What the half of the structure shows in a cell; above the diagonal it shows nothing."""
+"""What a cell shows in the half of the true contacts; ``_ABOVE`` is a cell of the other half."""
 
 _COLOURS: Final = {_CONTACT: pictures.TRUE, _NONE: "#FFFFFF", _UNKNOWN: pictures.MISSING}
 

@@ -40,10 +40,10 @@ _WIDTH, _PANEL, _BETWEEN, _LEFT, _RIGHT, _BOTTOM, _TOP = 10.0, 1.9, 0.45, 0.75, 
 
 _DPI: Final = 200
 _LETTERS: Final = 100  # the longest protein whose letters fit below the upper panel
-_POINTS: Final = 5000  # above this number of points, an .svg holds them as pixels
+_POINTS: Final = 5000  # above this number of points, an .svg holds the points as pixels
 _PAGE_WIDTH, _PAGE_PANEL, _PAGE_BETWEEN = 1000, 240, 50  # a page's panels and the gap between them, in pixels
 _DOTS: Final = 2000  # above this number of residues, dots would slow the page down; only lines remain
-_DASHES: Final = {"dot": (1, 2), "dash": (5, 2)}  # matplotlib's, by plotly's names
+_DASHES: Final = {"dot": (1, 2), "dash": (5, 2)}  # plotly's names of dashes, and the same dashes for matplotlib
 
 
 class _Panel(NamedTuple):

@@ -37,7 +37,7 @@ _LEFT, _RIGHT, _BOTTOM, _HEADER, _GAP, _NARROWEST = 0.96, 0.3, 0.35, 0.75, 0.6, 
 
 _DPI: Final = 150
 _MOST_PIXELS: Final = 60e6
-_TINY: Final = 6.5  # font size of letters and groups, in points; the broadest letter fits the narrowest cell
+_TINY: Final = 6.5  # font size of letters and groups, in points; even W fits the narrowest cell
 
 _PAGE_WIDE, _PAGE_NARROWEST_CELL, _PAGE_BROADEST_CELL, _PAGE_CELL = 1120, 14, 36, 14
 """Width of a page's panel, and width and height of a cell, in pixels."""

@@ -1,1 +1,1 @@
-"""What a model says of sequences: perplexity, effects of variants, contacts."""
+"""Scores that a model gives to sequences: perplexity and effects of variants."""

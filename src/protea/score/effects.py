@@ -46,7 +46,7 @@ class Protein(NamedTuple):
 
     @property
     def sites(self) -> list[int]:
-        """Places, from 0, that any variant changes."""
+        """The places, from 0, that at least one variant changes."""
         return sorted({edit.start for variant in self.variants for edit in variant.edits})
 
 

@@ -43,9 +43,9 @@ def runner_for(model: Encoder, token_budget: int | None) -> Runner:
 def masked(
     runner: Runner, proteins: Iterable[Sites], *, long: str, progress: Progress = SILENT
 ) -> Iterator[tuple[Sites, FloatArray]]:
-    """Log-probabilities ``[S, V]`` of each protein, natural logarithms; each site is masked in a pass of its own.
+    """Log-probabilities ``[S, V]`` of each protein, natural logarithms; each site is masked in a separate pass.
 
-    Proteins are read when they are needed; ``progress`` advances by one a pass.
+    Proteins are read when they are needed; ``progress`` advances by one per pass.
     """
     model = runner.model
     model.require("logits")
@@ -98,14 +98,14 @@ def unmasked(
 
 
 def tokens_seen_at_once(model: Encoder, name: str, tokens: int, long: str) -> int:
-    """The most tokens of a protein that a pass holds; ``SequenceTooLongError`` if the protein is too long."""
+    """The most tokens of a protein in one pass; ``SequenceTooLongError`` if the protein is too long."""
     residues = model.alphabet.frame.residues
     limit = {"error": model.trained_tokens, "full": model.max_tokens}.get(long)
     if limit is not None and tokens > limit:
-        full = ", or whole: full" if model.max_tokens is None else ""
+        full = " or full (the whole protein)" if model.max_tokens is None else ""
         raise SequenceTooLongError(
-            f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; score it in "
-            f"windows: window{full}"
+            f"{name}: {residues(tokens)} residues exceed the {residues(limit)} of {model.config.family}; use the "
+            f"policy window (overlapping windows){full}"
         )
     return tokens if long == "full" else model.trained_tokens
 

@@ -45,7 +45,7 @@ MaskedJob = Job[NDArray[np.uint8]]
 def mask(
     alphabet: Alphabet, sequences: Iterable[tuple[str, NDArray[np.uint8]]], masking: Masking, seed: int
 ) -> Iterator[MaskedJob]:
-    """Mask sequences, given as name and ``[L]`` ids; in a short one no residue may be selected."""
+    """Mask sequences, given as name and ``[L]`` ids; a short one may get no mask."""
     masker = Masker(masking, alphabet)
     for number, (name, ids) in enumerate(sequences):
         tokens = alphabet.frame.around(ids)

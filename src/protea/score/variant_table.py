@@ -134,7 +134,7 @@ def score_variants(
         progress.begin("scoring", how.passes(rows.proteins))
         scores[name] = scores_of(model.module, rows, how, progress)
         provenance[name] = model.circumstances()
-        del model  # free its memory before the next model is loaded
+        del model  # free this model's memory before the next one is loaded
     scored = replace(rows, table=with_scores(table, column, scores), changes=changes)
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
@@ -146,7 +146,7 @@ def score_variants(
 
 
 def open_ensemble(names: Sequence[str]) -> tuple[dict[str, Encoder], Alphabet]:
-    """Models by name, without their weights, and the smallest of their alphabets, which all must be able to read."""
+    """Models by name, without their weights, and their smallest alphabet, which every model must be able to read."""
     models: dict[str, Encoder] = {}
     places: set[Path] = set()
     for name in names:
@@ -284,7 +284,7 @@ def _cells(table: pa.Table, column: str | None) -> list[Any]:
 
 
 def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
-    """The variant of a row; letters only are a whole sequence."""
+    """The variant of a row; a text of letters only is a whole sequence."""
     if text and not str(text).isalpha():
         return parse(str(text), wild, offset)
     sequence = str(text or mutated or "")
@@ -295,7 +295,7 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
         raise VariantError(f"the mutated sequence has a gap, {gaps[0]!r} at {position}; leave gaps out")
     if sequence != sequence.upper():
         raise VariantError("the mutated sequence is in lower case; write it in upper case")
-    # Some tables have labels such as WT, NA or DEL. A deletion of half a protein is written in numbers.
+    # A short text may be a label such as WT, NA or DEL; so large deletions must be written with numbers.
     if 2 * len(sequence) < len(wild):
         raise VariantError(
             f"{sequence}: not a variant, and {len(sequence)} residues are too few for a protein of {len(wild)}; write "

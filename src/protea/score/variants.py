@@ -95,7 +95,7 @@ def check(variant: Variant, sequence: str, alphabet: Alphabet, offset: int = 1) 
 def explaining_offset(variants: Iterable[Variant], sequence: str, offset: int) -> int | None:
     """The only other offset at which the protein holds all residues that the variants name; ``None`` without one."""
     stated = {pair for variant in variants for edit in variant.edits for pair in edit.stated}
-    if len(stated) < 2:  # a single residue could be anywhere
+    if len(stated) < 2:  # one residue alone would fit at many offsets
         return None
     first, last = min(place for place, _ in stated), max(place for place, _ in stated)
     fitting = [

@@ -53,7 +53,7 @@ _REPACKING: Final = {"batch.pack", "data.max_tokens", "data.max_length", "data.c
 
 
 class Outcome(NamedTuple):
-    """How a run ended: updates done, and whether these were all, with the last validation."""
+    """How a run ended: the number of updates, and whether all are done, the last validation included."""
 
     step: int
     finished: bool
@@ -129,7 +129,7 @@ class _Trainer:
         return Outcome(step, step == self.recipe.run.steps and not self._validation_due())
 
     def _accept_changes(self) -> None:
-        """Make the recipe the folder's, if the run can continue with it."""
+        """Write the changed recipe to the folder, if the run can continue with it."""
         folder, state, steps, blocks = self.folder, self.state, self.recipe.run.steps, self.loader.blocks
         if state.step > steps:
             raise ResumeError(
@@ -142,7 +142,7 @@ class _Trainer:
                 "blocks; use the earlier data.max_length, or name a new folder"
             )
         if state.position.pack and folder.changed & _REPACKING:
-            state.position = state.position._replace(pack=0)  # the number counts packs of the earlier recipe
+            state.position = state.position._replace(pack=0)  # the old number counts packs of the earlier recipe
             self.progress.note("the changes affect packing: the current block of the epoch begins again")
         if folder.changed:
             write_recipe(folder.path, self.recipe)
@@ -211,7 +211,7 @@ class _Trainer:
     def _save_last(self) -> None:
         checkpoints, step = self.checkpoints, self.state.step
         checkpoints.wait()
-        checkpoints.failure(step)  # forgets a checkpoint that failed; it is written again
+        checkpoints.failure(step)  # if writing the checkpoint failed, this resets ``last``, so that it is written again
         if step and checkpoints.last != step:
             self._save()
             checkpoints.wait()
@@ -234,9 +234,9 @@ def train_step(
 ) -> tuple[Tensor, Tensor] | None:
     """One update of the weights, from a loss that is the mean of all masked tokens.
 
-    The run's ``seed``, the ``step``, which counts from 1, and a pack's number in it seed dropout. Gradients are scaled
-    down to the norm ``clip``. If ``stop``, asked between packs, returns true, weights and optimizers stay as they were,
-    and the result is ``None``. Else it is the loss and the norm of its gradient before clipping, on the device.
+    The run's ``seed``, the ``step`` (from 1) and the pack's number in the step seed dropout. Gradients are scaled down
+    to the norm ``clip``. ``stop`` is asked between packs. If it returns true, weights and optimizers stay as they were,
+    and the result is ``None``; else the loss and the norm of its gradient before clipping, on the device.
     """
     model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
     loss = torch.zeros((), device=model.device)

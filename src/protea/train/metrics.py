@@ -41,7 +41,7 @@ class TrainingProgress(Progress):
     """Receives the progress of a training run. This class ignores it and never stops the run; subclasses may."""
 
     def start(self, costs: Sequence[str], steps: int, done: int) -> None:
-        """Training begins after ``done`` of its steps; ``costs`` says in lines of text what it takes."""
+        """Training begins after ``done`` of its steps; ``costs`` are lines of text on what the run takes."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Receive the metrics of a step."""
@@ -60,7 +60,7 @@ class Sink(NamedTuple):
 
 
 class Logbook:
-    """Computes the metrics of a run, and passes them to the sinks, which are closed with it, and to the progress."""
+    """Computes the metrics of a run, and passes them to the progress and the sinks. Closing it closes the sinks."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]:
-    """Open the places that the metrics of a run go to, which continues from a state."""
+    """Open the places that the metrics go to, for a run that continues from a state."""
     sinks: list[Sink] = []
     # Weights & Biases first: it may refuse, and no file is open yet.
     if recipe.log.wandb is not None:
@@ -200,7 +200,7 @@ def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]
 
 
 def _json_lines(path: Path, state: TrainingState) -> Sink:
-    """One object a line, with its ``step``; infinities and NaN are ``null``. Each line is in the file at once.
+    """One object per line, with its ``step``; infinities and NaN are ``null``. Each line is in the file at once.
 
     Lines of later steps than the state's, which a killed run left, are removed. So is the line of a validation that no
     checkpoint includes, since the run repeats it.

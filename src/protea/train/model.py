@@ -1,4 +1,4 @@
-"""The model that a recipe trains: its first weights, transforms, optimizers and precision, and what training it costs.
+"""The model that a recipe trains: its first weights, transforms, optimizers and precision, and the costs of training.
 
 Floating-point operations of a token, forward and backward, are three times those of the family's forward pass. Products
 that are computed again to save memory do not count.
@@ -72,7 +72,7 @@ def initialise(recipe: Recipe, device: torch.device) -> Encoder:
 
 
 def _freeze_contact_head(model: Encoder) -> Encoder:
-    """The contact head has no part in the loss: it was fitted to structures."""
+    """Freeze the contact head, which was fitted to structures and has no part in the loss."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith("contact_head."))
     return model

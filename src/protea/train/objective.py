@@ -138,13 +138,13 @@ class _Step(NamedTuple):
 class DivergenceGuard:
     """Stops a run at the first loss, gradient or weight that is not finite, and lists the records of that step.
 
-    Nothing is saved before it is checked. ``folder`` is the run's; the sampler knows the records of a pack.
+    Nothing is saved before it is checked. ``folder`` is the run's folder; ``sampler`` gives the records of a pack.
     """
 
     def __init__(self, run: RunSettings, folder: Path, sampler: Sampler) -> None:
         self._run, self._folder, self._sampler = run, folder, sampler
         self._waiting: list[_Step] = []
-        self._last: _Step | None = None  # its loss is checked, the weights after it are not
+        self._last: _Step | None = None  # the last step with a checked loss; the weights after it are not checked yet
         self._overflows = 0
 
     def add(self, step: int, packs: Sequence[TrainingBatch], loss: Tensor, norm: Tensor) -> None:

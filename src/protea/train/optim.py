@@ -29,7 +29,7 @@ from protea.train.recipe import OptimizerSettings, ScheduleSettings
 
 PREFIX: Final = "optimizer."
 _STATE_OF: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
-"""What each optimizer stores for a parameter."""
+"""The kinds of state that each optimizer stores for a parameter."""
 
 
 def parameters_to_train(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -131,7 +131,7 @@ class Optimizers:
         for name, parameter in self.parameters.items():
             optimizer = optimizer_of[id(parameter)]
             kinds, expected = set(optimizer.state.get(parameter, ())), _STATE_OF[type(optimizer)]
-            # No state at all is correct if float16 gradients have overflowed in every step so far.
+            # It is correct that there is no state if float16 gradients overflowed in every step so far.
             if kinds and kinds != expected:
                 raise CheckpointError(
                     f"{PREFIX}{name} has {', '.join(sorted(kinds))}, but {type(optimizer).__name__} needs "

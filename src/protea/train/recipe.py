@@ -55,8 +55,8 @@ class DataSettings(Section):
 class BatchSettings(Section):
     """How many tokens a step and a pack have."""
 
-    tokens: Count = 2_097_152  # of a step, rounded to whole packs
-    pack: Count = 16_384  # computed at a time; bounds memory
+    tokens: Count = 2_097_152  # tokens of a step, rounded to whole packs
+    pack: Count = 16_384  # tokens computed at a time; this bounds memory
 
     @property
     def packs(self) -> int:
@@ -68,11 +68,11 @@ class OptimizerSettings(Section):
     """AdamW for all parameters, or Muon for the matrices of the layers and AdamW for the others."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: Positive = 4e-4  # the highest of the schedule; Muon's updates are scaled to the size of AdamW's
+    lr: Positive = 4e-4  # the highest rate of the schedule; Muon's updates are scaled to the size of AdamW's
     betas: tuple[Share, Share] = (0.9, 0.98)  # of AdamW
     eps: Positive = 1e-8  # of AdamW
     momentum: Share = 0.95  # of Muon
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # decoupled; for matrices, not for norms and biases
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01  # decoupled; applies to matrices, not to norms and biases
     clip: Positive | None = 1.0  # largest norm of the gradient
 
 
@@ -81,7 +81,7 @@ class ScheduleSettings(Section):
 
     name: Literal["linear", "anneal-hold", "cosine", "constant", "trapezoid"] = "linear"
     warmup: NonNegative = 2000  # steps
-    steps: Count | None = None  # last step of the curve; by default that of the run
+    steps: Count | None = None  # last step of the curve; by default the last step of the run
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     floor: Annotated[float, Field(ge=0, le=1)] = 0.1  # share of the highest rate
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # share of the steps
@@ -106,7 +106,7 @@ class ValidationSettings(Section):
 
     every: Count | None = 2000  # steps
     tokens: Count | None = 2_097_152
-    seed: Seed = 42  # of order, crops and masks
+    seed: Seed = 42  # seeds order, crops and masks
 
 
 class SaveSettings(Section):
@@ -114,8 +114,8 @@ class SaveSettings(Section):
 
     every: Count = 1000  # steps
     newest: Count = 2
-    best: NonNegative = 1  # by validation loss
-    keep_every: Count | None = None  # those of steps divisible by this stay for good
+    best: NonNegative = 1  # number of checkpoints with the lowest validation loss
+    keep_every: Count | None = None  # checkpoints of steps divisible by this are never removed
 
 
 class LogSettings(Section):
@@ -123,8 +123,8 @@ class LogSettings(Section):
 
     every: Count = 10  # steps
     tensorboard: bool = True
-    wandb: str | None = None  # a project
-    peak_tflops: Positive | None = None  # of the device, for utilisation
+    wandb: str | None = None  # name of a project
+    peak_tflops: Positive | None = None  # peak of the device, to compute its utilisation
 
 
 class Recipe(Section):

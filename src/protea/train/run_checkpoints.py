@@ -127,7 +127,7 @@ class RunCheckpoints:
             self._writing.exception()
 
     def failure(self, step: int) -> str | None:
-        """The reason why the last checkpoint could not be written, given once; then plan another after ``step``."""
+        """The reason why the last checkpoint was not written, given only once. It plans another one after ``step``."""
         if self._writing is None or not self._writing.done():
             return None
         error, self._writing = self._writing.exception(), None

@@ -87,7 +87,7 @@ def _refusing(what: str) -> Any:
     return refuse
 
 
-# The model and its packed layers refuse too: modules move one after another, and no part may move before one refuses.
+# For the model and its packed layers. Modules move one by one, so the model refuses before any part has moved.
 _refuse_to_move = _refusing("moved or converted")
 _refuse_weights = _refusing("given other weights")
 
@@ -174,7 +174,7 @@ def _pack(layer: Any) -> None:
     layer.self_attn = FusedSelfAttention(layer.self_attn)
     layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
     layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
-    layer.activate = lambda x: x  # fc1 includes it
+    layer.activate = lambda x: x  # fc1 includes the activation
     layer._apply = _refuse_to_move
 
 

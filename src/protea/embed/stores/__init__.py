@@ -1,7 +1,7 @@
 """Formats of embedding files, one module each, chosen by the suffix of the path; and the names of records in them.
 
-A store writes in a folder of its own beside the output's final place. After ``commit``, everything written so far
-survives a kill of the process. ``finish`` completes the output; only then does it move to its place.
+A store writes in its own folder beside the output's final place. After ``commit``, everything written so far
+survives a kill of the process. ``finish`` completes the output, which is then moved to its place.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class EmbeddingStore(Protocol):
         """Add a record; each kind has an array ``[N, ...]`` whose first axis is the layers."""
 
     def commit(self) -> State:
-        """Make all records so far survive a kill."""
+        """Make all records so far safe if the process is killed."""
 
     def finish(self, provenance: Mapping[str, Any]) -> Path:
         """Complete the output, with the provenance inside as JSON; return the file or folder to move into place."""

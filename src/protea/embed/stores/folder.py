@@ -1,4 +1,4 @@
-"""A folder with one ``.pt`` file a record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
+"""A folder with one ``.pt`` file per record, with the keys of fair-esm's ``esm-extract``, and an ``index.csv``.
 
 ``torch.load(file)`` gives ``label``, and for each kind asked for a dictionary by layer: ``representations`` ``[L, D]``,
 ``mean_representations`` ``[D]``, ``bos_representations``, ``max_representations``, ``std_representations``. Predictions

@@ -1,4 +1,4 @@
-"""HDF5: one dataset a record at the root, as UniProt distributes its embeddings.
+"""HDF5: one dataset per record at the root, as UniProt distributes its embeddings.
 
 The dataset's name is the record's id with ``/`` as ``%2F``; further kinds are ``id@max`` and so on. Arrays of several
 layers have the layers as first axis, and the file's attribute ``layers`` lists them; ``letters`` lists the columns of

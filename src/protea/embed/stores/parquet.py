@@ -66,7 +66,7 @@ class ParquetStore:
             self._rows, self._bytes = [], 0
 
     def commit(self) -> State:
-        """Write the rows of the unfinished row group to a file of their own."""
+        """Write the rows of the unfinished row group to a separate file."""
         self._commits += 1
         tail = f"tail-{self._commits}.parquet" if self._rows else None
         if tail:

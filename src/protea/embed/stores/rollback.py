@@ -89,7 +89,7 @@ class RollbackFile(io.FileIO):
 
     def close(self) -> None:
         """Close without committing."""
-        if hasattr(self, "_undo"):  # else opening failed
+        if hasattr(self, "_undo"):  # missing if opening failed
             self._undo.close()
         super().close()
 

@@ -38,7 +38,7 @@ FLAGS: Final = (
     *(f"-m{flag.replace('_', '')}" for flag in CPU_FLAGS),
 )
 COMPILERS: Final = ("c++", "g++", "clang++")
-_SECONDS: Final = 300.0  # the compiler usually takes three
+_SECONDS: Final = 300.0  # limit for the compiler, which usually takes three seconds
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
@@ -223,7 +223,7 @@ def enable() -> str | None:
         parallel()  # fails here instead of at the first step
     except UnavailableError as error:
         return str(error)
-    except (OSError, AttributeError) as error:  # no library where PyTorch's wheels have it, or another OpenMP
+    except (OSError, AttributeError) as error:  # PyTorch's wheels have it elsewhere, or it is another OpenMP
         return f"PyTorch's own OpenMP was not found: {error}"
     _used = loaded
     add_kernel(NATIVE)
