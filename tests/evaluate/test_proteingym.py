@@ -214,13 +214,13 @@ def test_an_absent_scan_is_told_and_skipped(
 
 
 def test_scans_with_semicolons_and_columns_of_proteins(run: Run, short: Path, model_folders: dict[str, Path]) -> None:
-    """The assay says which protein it is, so that a column of proteins is of no use."""
+    """The assay says which protein it is; columns of no use may share a name, as in ProteinGym's predictions."""
     assays = short / "assays.csv"
     assays.write_text("# comment\n" + assays.read_text().replace(",", ";"))
     scan = short / "P1_X_A_2020.csv"
     rows = [line.split(",") for line in scan.read_text().splitlines()[1:]]
-    lines = [f"P53_HUMAN;p.{mutant};{score}" for mutant, score in rows]
-    scan.write_text("\n".join(["# MaveDB", "protein;hgvs_pro;score", *lines, "# end"]) + "\n")
+    lines = [f"P53_HUMAN;p.{mutant};{score};1;2" for mutant, score in rows]
+    scan.write_text("\n".join(["# MaveDB", "protein;hgvs_pro;score;other;other", *lines, "# end"]) + "\n")
     result = run("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--assays", "P1_X_A_2020", "-o", "o.csv")
     assert result.code == 0, result.err
     assert "left out 1 comment" in result.err

@@ -97,8 +97,9 @@ class AssayScores:
             raise DataError(f"{assay.name}: target_seq: {error}") from error
         notes: list[str] = []
         table, self._scores, self._high = read_scan(assay, notes)
-        named = [name for name in table.column_names if name not in PROTEIN_COLUMNS]
-        self.rows = rows_of(table.select(named), {assay.name: assay.sequence}, alphabet, how)
+        # The assay says which protein it is. Numbers select columns that share a name.
+        others = [place for place, name in enumerate(table.column_names) if name not in PROTEIN_COLUMNS]
+        self.rows = rows_of(table.select(others), {assay.name: assay.sequence}, alphabet, how)
         self.rows.advice += notes if assay.path.exists() else [f"{assay.name}: skipped: {assay.path} is absent"]
         self._sums = np.zeros(table.num_rows)
         reported = {problem.row for problem in self.rows.problems}
