@@ -284,7 +284,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 20_182
+MOST_LINES_OF_ALL = 20_184
 
 
 def test_size_of_the_package() -> None:

@@ -26,6 +26,7 @@ from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
 from protea.train.run_folder import TrainingState, resume, save
 from protea.transforms import native
+from trials import Witness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +168,17 @@ def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.Mo
         prepare(initialise(told, CPU), told, notes)
         assert len(notes.notes) == asked
         assert all(reason in note for note in notes.notes)
+
+
+@pytest.mark.parametrize(("multiplies", "notes"), [(True, 0), (False, 1)])
+def test_muon_on_a_processor_without_bfloat16(multiplies: bool, notes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's Muon orthogonalises in bfloat16, also in a run in float32."""
+    from protea.train import model
+
+    monkeypatch.setattr(model, "native_bfloat16", lambda device: multiplies)
+    told, witness = recipe(optimizer={"name": "muon"}), Witness()
+    model.prepare(initialise(told, CPU), told, witness)
+    assert len([note for note in witness.notes if "optimizer.name=adamw" in note]) == notes
 
 
 # --- the step -----------------------------------------------------------------------------------------------------

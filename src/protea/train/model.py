@@ -142,6 +142,8 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
             progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
         elif reason is not None:
             progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
+    if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
+        progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
     return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs))
 
