@@ -74,6 +74,7 @@ CALLS: dict[str, tuple[Call, list[Any], str]] = {
     "long": (lambda m, v: m.embed(["M"], long=v), [3, None, ["full"], "cut"], "truncate, window, full, error"),
     "masking": (lambda m, v: m.perplexity([LONG], masking=v), [None, 3, ["standard"], Masking], "standard, bionemo2"),
     "seed": (lambda m, v: m.perplexity([LONG], seed=v), ["1", None, 1.0], "whole number"),
+    "positions": (lambda m, v: m.scan("MKT", positions=v), [1.5, 3, [1.5], {1}, b"1"], "10-40,55"),
     "offset": (lambda m, v: m.score("MKT", ["M1A"], offset=v), ["1", None, 1.0, True], "whole number"),
     "method": (lambda m, v: m.score("MKT", ["M1A"], method=v), [None, 3, [], "best"], "masked-marginals, "),
     "heads": (lambda m, v: m.attention("MKT", layers=[1], heads=v), ["0", [0.5], 1.0, {0}], "whole number"),

@@ -41,7 +41,9 @@ NEVER_SHOWN = {
     ("protea.data.from_fasta", "--members"): "pretrain, data fasta, data import",
     ("protea.embed.outputs", "--store"): "merge",  # shards have their type
     ("protea.embed.prepare", "--duplicates"): "merge, perplexity",  # no outputs by id
+    ("protea.embed.finished", "--update"): "merge",
     ("protea.embed.settings", "--dtype"): "merge",
+    ("protea.embed.settings", "--logits"): "merge",
     ("protea.embed.settings", "--fast"): "merge",
     ("protea.journal", "--overwrite"): "pretrain",  # uses only differences and the lock
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
@@ -72,7 +74,7 @@ OPTIONS = {
     }
     for name, command in LEAVES.items()
 }
-SUFFIXES = {"json", "jsonl", "md", "parquet", "pkl", "yaml"}
+SUFFIXES = {"csv", "json", "jsonl", "md", "npz", "parquet", "pkl", "yaml"}
 SECTIONS = {
     name: set(field.annotation.model_fields)  # type: ignore[union-attr]
     for name, field in Recipe.model_fields.items()

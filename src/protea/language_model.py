@@ -26,7 +26,7 @@ from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
 from protea.data.masking import VARIANTS, Masking, masking_named
-from protea.device import DTYPES
+from protea.device import DTYPES, MIXED
 from protea.embed import embeddings
 from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long, fit
@@ -46,7 +46,7 @@ from protea.text import counted
 # What the arguments accept; ``checked`` reads these annotations.
 ChainNames = Annotated[Collection[str], "a list of names"]
 Device = Annotated[str | torch.device, "auto, cpu, cuda, or cuda:N"]
-Dtype = Annotated[str, DTYPES]
+Dtype = Annotated[str, (*DTYPES, MIXED)]
 Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as in [0, -1]"]
 Masks = Annotated[str | Masking, f"a Masking, or one of {', '.join(VARIANTS)}"]
 Method = Annotated[str, effects.METHODS]

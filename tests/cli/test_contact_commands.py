@@ -117,7 +117,7 @@ def test_the_same_in_python(
         assert model.evaluate_contacts([structures]) == found
     with pytest.raises(UsageError, match="--exclude absent: "):
         model.evaluate_contacts([structures], exclude=["absent"])
-    with pytest.raises(UsageError, match="expected a list, got one string"):
+    with pytest.raises(UsageError, match=r"structures: .*give a list of paths"):
         model.evaluate_contacts(str(structures))
     with pytest.raises(UsageError, match="name at least one structure"):
         model.fit_contacts([])
@@ -297,7 +297,7 @@ def test_a_failed_fit_gives_no_advice_that_does_not_help(
 def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tmp_path: Path) -> None:
     esm2 = ("-m", model_folders["esm2"])
     fit = ("fit-contacts", structures, *esm2, "-o", "out")
-    fails(run(*fit), 1, "--count 20: the model can see 9 chains")
+    fails(run(*fit), 1, "--count 20: the model can take 9 chains")
     check_message("contacts.unknown_head", run(*fit, "--head", "cubic").err)
     check_message("contacts.too_few", run(*fit).err)
     fails(run(*fit, "--count", 0), 2, "--count must be at least 1 for a regression head, got 0")

@@ -271,7 +271,7 @@ def test_invalid_mappings(tmp_path: Path) -> None:
     sources.mapping.write_text("a b c\n")
     refused(tmp_path, sources, DataError, r"line 1: .*1 columns")
     sources.mapping.write_text("head\tline\nUniRef50_other\tx,y\n")
-    refused(tmp_path, sources, DataError, "the mapping names no")
+    refused(tmp_path, sources, DataError, "no cluster of the mapping")
     packed = gzip.compress(sources.mapping.read_bytes() * 100)
     for damaged in (packed[:-9], packed[:40] + b"damage" + packed[46:]):
         sources.mapping.write_bytes(damaged)

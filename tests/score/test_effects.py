@@ -173,7 +173,7 @@ def test_long_proteins_are_seen_through_windows(short: protea.LanguageModel, the
         rtol=0,
         atol=2e-5,
     )
-    with pytest.raises(SequenceTooLongError, match=r"^the sequence: 34 residues .* 10 .*full$"):
+    with pytest.raises(SequenceTooLongError, match=r"^the sequence: 34 residues .* 10 .*full"):
         short.score(SEQUENCE, VARIANTS, long="error")
 
 

@@ -223,7 +223,7 @@ def without_products(model: Encoder) -> None:
     [
         (lambda folder, _: protea.load(folder, dtype="bf16-mixed", trainable=True), "float32"),
         (lambda folder, place: protea.load(folder, dtype="bf16-mixed").save(place / "copy"), "float32"),
-        (lambda folder, _: without_products(protea.load(folder, trainable=True).module), "--dtype bfloat16"),
+        (lambda folder, _: without_products(protea.load(folder, trainable=True).module), "use bfloat16"),
         (lambda folder, _: protea.load(folder, dtype="bf16"), "bf16-mixed"),
     ],
     ids=["training", "saving", "no products", "another name"],

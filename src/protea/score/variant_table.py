@@ -187,8 +187,8 @@ def read_variants(path: Path, columns: Columns = _USUAL, notes: list[str] | None
         raise DataError(f"{path}: has no column {' and '.join(lacking)}; its columns: {', '.join(names)}")
     if used == (None, None):
         raise DataError(
-            f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}; name one by "
-            "--mutant-column"
+            f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}; "
+            "`protea score --mutant-column NAME` reads another one"
         )
     counts = Counter(name for name in names if name in {*used, *PROTEIN_COLUMNS})
     if repeated := [name for name, count in counts.items() if count > 1]:

@@ -60,7 +60,7 @@ def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
     """The parameters that ``mix`` keeps in bfloat16, by name; ``UsageError`` if the layers have none."""
     names = {f"{name}.{kind}": PRODUCTS for name, linear in _linears(model) for kind, _ in linear.named_parameters()}
     if not names:
-        raise UsageError(f"{model.config.family} models cannot compute in {MIXED}; use --dtype bfloat16, or float32")
+        raise UsageError(f"{model.config.family} models cannot compute in {MIXED}; use bfloat16, or float32")
     return names
 
 
