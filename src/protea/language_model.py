@@ -179,7 +179,7 @@ class LanguageModel:
         long: Long = "truncate",
         token_budget: int | None = None,
     ) -> Any:
-        """Hidden states of each residue, or one vector a sequence; ``<mask>`` stands for a masked position.
+        """Hidden states of each residue, or one vector per sequence; ``<mask>`` stands for a masked position.
 
         Without ``pool``, a sequence gives a float32 array ``[L, D]``, and with ``mean``, ``max``, ``std`` (over
         residues) or ``bos`` a vector ``[D]``; the vectors of a list are one array ``[N, D]``. Layer 0 is the embedding,

@@ -85,7 +85,7 @@ def embed(
     ] = False,
     **_reading: Any,
 ) -> None:
-    """Embed protein sequences: one vector a sequence (-o), one a residue (-r), predictions (--logits), in one pass.
+    """Embed protein sequences: one vector per sequence (-o), one per residue (-r), predictions (--logits), in one pass.
 
     After an interruption the same command continues; after the end it finds nothing to do. OUT.report.tsv lists every
     record that was truncated, altered, renamed or skipped.

@@ -123,7 +123,7 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
     if not settings.outputs:
         raise UsageError(
-            "no output: name one with -o (one vector per sequence), -r (one vector per residue) or --logits (predictions)"
+            "no output: name one with -o (one vector per sequence), -r (one per residue) or --logits (predictions)"
         )
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
