@@ -150,7 +150,7 @@ def kind_of(path: Path, option: str) -> str:
     """The format of an output path by its suffix; ``UsageError`` if it names none, or none for the option's arrays."""
     kind = _SUFFIXES.get(path.suffix)
     if kind is None or (kind in _VECTORS_ONLY and option in ("-r", "--logits")):
-        fault = f"unknown suffix {path.suffix!r}" if kind is None else f"{path.suffix} is for -o, one vector per sequence"
+        fault = f"unknown suffix {path.suffix!r}" if kind is None else f"{path.suffix} holds vectors of sequences (-o)"
         vectors = ".csv, .npz, " if option not in ("-r", "--logits") else ""
         raise UsageError(f"{option} {path}: {fault}; use .parquet, .h5, {vectors}or a name without suffix for a folder")
     return kind
