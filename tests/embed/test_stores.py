@@ -242,7 +242,7 @@ def test_suffixes() -> None:
     assert {name: kind_of(Path(name), "-r") for name in kinds} == kinds
     assert [kind_of(Path(name), "-o") for name in ("a.csv", "a.npz", "a.h5")] == ["csv", "npz", "h5"]
     for option, name in product(("-r", "--logits"), ("a.csv", "a.npz")):
-        with pytest.raises(UsageError, match=rf"{option} {name}: .* one vector a sequence .*\.parquet, \.h5, or"):
+        with pytest.raises(UsageError, match=rf"{option} {name}: .* holds vectors of sequences .*\.parquet, \.h5, or"):
             kind_of(Path(name), option)
     with pytest.raises(UsageError, match=r"-o a.txt: unknown suffix '.txt'; .*\.csv"):
         kind_of(Path("a.txt"), "-o")
