@@ -72,6 +72,8 @@ def test_pages_share_a_script(tmp_path: Path) -> None:
         folder.mkdir()
     share_script(shared)
     (other / "plotly.min.js").write_text("/* plotly.js v1.0 */")
+    share_script(other)
+    assert (other / "plotly.min.js").read_text() == "/* plotly.js v1.0 */"
     for number, draw in enumerate(makers()):
         draw(shared / f"{number}.html")
         draw(other / f"{number}.html")

@@ -138,10 +138,15 @@ def _figure_bytes(draw: Callable[[], Figure], kind: str, title: str) -> bytes:
 
 
 def share_script(folder: Path) -> None:
-    """Write plotly.js into a folder; pages drawn there from now on refer to this file instead of holding a copy."""
+    """Write plotly.js into a folder; pages drawn there from now on refer to this file instead of holding a copy.
+
+    A file of that name stays: pages refer to it if it is the installed plotly's, and else hold their own copy.
+    """
+    if (folder / SCRIPT).exists():
+        return
     with extra("plot", f"{folder}: drawing pages needs plotly"):
         from plotly.offline import get_plotlyjs
-    with staged(folder / SCRIPT, overwrite=True) as aside:
+    with staged(folder / SCRIPT) as aside:
         aside.write_text(get_plotlyjs(), encoding="utf-8")
 
 
