@@ -289,7 +289,7 @@ def make_data(folder: Path) -> None:
     table("wrong.csv", "id,mutant,note", [*rows[:5], "one,W1000A,", "one,,", "nobody,A1C,"])
     table("long.csv", "mutant", [f"{long[place - 1]}{place}{new}" for place in (1, 500, 700, 1200) for new in "AW"])
     a, b, c = list(wild["one"][4:7])
-    indels = (f"{a}5del", f"{a}5_{c}7del", f"{a}5_{b}6insWW", f"{a}5_{c}7delinsGGGG", f"{b}6delinsKL:{c}7X")
+    indels = (f"{a}5del", f"{a}5_{c}7del", f"{a}5_{b}6insWW", f"{a}5_{c}7delinsGGGG", f"{b}6delinsKL:{c}7W")
     table("indels.csv", "mutant", list(indels))
     (folder / "gym").mkdir()
     rows = [f"{name}_scan,{name}.csv,{name},Stability,{sequence},0.4" for name, sequence in wild.items()]
