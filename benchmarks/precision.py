@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 class RoundedSelfAttention(MixedSelfAttention):
-    """What a GPU computes, on a CPU."""
+    """Rounds on a CPU where a GPU rounds."""
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, rounded to bfloat16."""

@@ -73,11 +73,11 @@ _KINDS: Final[Mapping[Any, tuple[str, Callable[[Any], bool]]]] = {
     Path: ("a path", _is_path),
     NoneType: ("None", lambda value: value is None),
 }
-"""What a class is in words, and whether a value is one."""
+"""For each class, the words for messages and the check of a value."""
 
 _UNIONS: Final = (Union, UnionType)
 _NO_LISTS: Final = {Sequence: (str, bytes, Mapping, Set), Collection: (str, bytes, Mapping)}
-"""What is iterable, but no list; a ``Collection`` may be a set."""
+"""For each kind of list, the classes that are iterable but are refused; a ``Collection`` may be a set."""
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -46,7 +46,7 @@ _PARTS: Final = {
     "adapter_config.json": "an adapter of peft without its model: load both with peft, and save them as one with "
     "`model.merge_and_unload().save_pretrained(FOLDER)`",
 }
-"""What shows that a folder holds no whole model, and how to make one."""
+"""Patterns of files in folders that hold only parts of a model, and the way to make a whole model of them."""
 
 RECIPE_MODEL_TYPE: Final = "nv_esm"
 """The ``model_type`` of NVIDIA's recipe, which distinguishes its folders from Hugging Face's."""
@@ -145,7 +145,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def _parts(folder: Path) -> str | None:
-    """What a folder holds in place of a whole model, and what to do; ``None`` if that is unknown."""
+    """The advice for a folder that holds only parts of a model; ``None`` if no pattern fits."""
     advice = (advice for pattern, advice in _PARTS.items() if any(folder.glob(pattern)))
     return next((text.format(folder=folder, config=CONFIG) for text in advice), None)
 

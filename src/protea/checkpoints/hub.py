@@ -127,7 +127,7 @@ def _no_path(name: str) -> CheckpointError:
 
 
 def _near(name: str) -> str:
-    """What is here in place of a path, in parentheses; empty where nothing is like it."""
+    """Existing names similar to a path, in parentheses; empty if there are none."""
     near = near_paths(Path(name))
     return f" ({near})" if near else ""
 

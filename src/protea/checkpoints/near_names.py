@@ -1,4 +1,4 @@
-"""What a mistyped name was meant to be: a published model, or a file or folder on this machine."""
+"""Suggestions for a mistyped name: published models, or files and folders on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from protea.models.family import Published
 
 _MOST: Final = 3
-"""So many names are offered."""
+"""The largest number of suggestions."""
 
 _ALIKE: Final = 0.5
 """Names that are less alike than this are not offered."""
@@ -36,7 +36,7 @@ def near_models(name: str, models: Iterable[Published]) -> list[str]:
 
 
 def _features(name: str) -> dict[str, str]:
-    """What a name says of a model: family, size and depth, each if it does."""
+    """The family, size and depth that a name states; a kind that it does not state is absent."""
     text = name.lower()
     family = _FAMILY.search(text)
     rest = text if family is None else f"{text[: family.start()]} {text[family.end() :]}"
@@ -46,12 +46,12 @@ def _features(name: str) -> dict[str, str]:
 
 
 def near_paths(path: Path) -> str:
-    """What is where a path leads nowhere, in words: names like the first part of the path that does not exist."""
+    """In words, the existing names that are similar to the first part of a path that does not exist."""
     try:
         folder = next(folder for folder in path.parents if folder.is_dir())
         wanted = path.relative_to(folder).parts[0]
         names = {entry.name.lower(): entry.name for entry in sorted(folder.iterdir()) if entry.name != wanted}
     except (OSError, StopIteration):
-        return ""  # nothing can be looked at
+        return ""  # the folder cannot be read
     near = [names[name] for name in get_close_matches(wanted.lower(), names, _MOST)]
     return f"{'this folder' if folder == Path() else folder} has {', '.join(near)}" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -58,17 +59,22 @@ def complete(path: Path) -> str:
     return f"{path}: complete, nothing to do"
 
 
-def opened(path: Path, kind: str) -> Contents:
-    """A finished output; ``OutputError`` if it is damaged. Each format has its own exceptions for that."""
+@contextmanager
+def reading(path: Path, problem: str, advice: str) -> Iterator[None]:
+    """Turn any error of a reader into an ``OutputError``; each format has its own exceptions for damaged files."""
     try:
-        return read_store(path, kind)
+        yield
     except ProteaError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise OutputError(
-            f"{path}: exists already and is damaged ({reason}); pass --overwrite to compute again"
-        ) from error
+        raise OutputError(f"{path}: {problem} ({reason}); {advice}") from error
+
+
+def opened(path: Path, kind: str) -> Contents:
+    """A finished output; ``OutputError`` if it is damaged."""
+    with reading(path, "exists already and is damaged", "pass --overwrite to compute again"):
+        return read_store(path, kind)
 
 
 class Former:

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ import yaml
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.embed.embeddings import resolve_layers
-from protea.embed.finished import check_complete, complete, identity, input_fingerprint
+from protea.embed.finished import check_complete, complete, identity, input_fingerprint, reading
 from protea.embed.outputs import (
     EmbeddingOutput,
     RunJournal,
@@ -256,16 +256,8 @@ def _shards_of(output: Path, kind: str, *, overwrite: bool) -> list[Path]:
         raise
 
 
-@contextmanager
-def _reading(shard: Path) -> Iterator[None]:
-    """Name the shard in any error of its reader; each format has its own exceptions for damaged files."""
-    try:
-        yield
-    except ProteaError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OutputError(f"{shard}: damaged, or not a shard of Protea's ({reason}); run that shard again") from error
+def _reading(shard: Path) -> AbstractContextManager[None]:
+    return reading(shard, "damaged, or not a shard of Protea's", "run that shard again")
 
 
 def _common(output: Path, provenances: list[dict[str, Any]], shards: list[Path]) -> dict[str, Any]:
