@@ -38,7 +38,7 @@ from protea.contacts.precision import means
 from protea.fasta import read_fasta
 from protea.models.layers import Rotary
 from protea.models.registry import build
-from protea.transforms.mixed import PRODUCTS, MixedSelfAttention
+from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, mix
 
 Arrays = list[NDArray[np.float32]]
 
@@ -74,18 +74,20 @@ def variants(
 ) -> Iterator[tuple[str, Callable[[], Measured]]]:
     """The rows of the table, and functions that compute them."""
 
-    def ours(dtype: str, *, rounded: bool = False) -> Measured:
-        # Plain models, but for float32 and bf16-mixed, which are loaded as every command loads them.
-        plain = dtype in ("bfloat16", "float16")
-        model = protea.load(folder, device="cpu", dtype=dtype, trainable=plain)
-        for layer in model.module.layers if rounded else ():
+    def ours(dtype: str) -> Measured:
+        return measured(protea.load(folder, device="cpu", dtype=dtype), sequences, structures)
+
+    def rounded() -> Measured:
+        model = protea.load(folder, device="cpu", trainable=True)
+        mix(model.module)
+        for layer in model.module.layers:
             layer.self_attn.__class__ = RoundedSelfAttention
         return measured(model, sequences, structures)
 
     yield "float32", lambda: ours("float32")
     yield "bfloat16", lambda: ours("bfloat16")
     yield "bf16-mixed", lambda: ours("bf16-mixed")
-    yield "bf16-mixed, GPU", lambda: ours("bf16-mixed", rounded=True)
+    yield "bf16-mixed, GPU", rounded
     yield "float16", lambda: ours("float16")
     try:
         from transformers import EsmModel, logging
