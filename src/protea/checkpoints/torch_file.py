@@ -176,7 +176,7 @@ def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
         averaged = _AVERAGED.search(place) and 2 * len(held) > len(refs)
         if node is chosen:
             read = place
-        elif held != refs and (averaged or any(str(key).endswith(_WORDS) for key in held)):
+        elif held != refs and (averaged or any(isinstance(key, str) and key.endswith(_WORDS) for key in held)):
             others.append(place)
         if isinstance(node, dict) and len(place) < _LONGEST:
             names = [key for key in node if isinstance(key, str) and "optim" not in key]
