@@ -205,7 +205,7 @@ INSIDE = {
     "nemo": "model.language_model.encoder.layers.0.self_attention.query_key_value.",
     "nemo2": "module.encoder.layers.self_attention.linear_qkv.",
 }
-ADDED = {"lora_A": "merge", "adapter.down.weight": "of the encoder", "relative.bias": "of the encoder"}
+ADDED = {"lora_A": "merge", "adapter.down.weight": "merge", "relative.bias": "beside the encoder"}
 
 
 @pytest.mark.parametrize("added", ADDED)

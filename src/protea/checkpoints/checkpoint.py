@@ -11,7 +11,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from protea.checkpoints.layout import APART, Layout, encoder_roots, entries, fused_heads, stored_shape
+from protea.checkpoints.layout import APART, Layout, encoder_root, entries, fused_heads, stored_shape
 from protea.checkpoints.region import damaged
 from protea.checkpoints.tensors import FLOATS, Tensors
 from protea.errors import CheckpointError, ProteaWarning
@@ -25,12 +25,16 @@ _NO_PARAMETERS: Final = r".*(inv_freq|_extra_state|position_ids)"
 """Pattern of the keys of tensors that are not parameters, and need no warning."""
 
 _ADAPTER: Final = re.compile(
-    r"(.*\.)?(lora_|base_layer\.|original_module\.|modules_to_save\.|to_wrap\.|ia3_l|hada_|lokr_|oft_|boft_|vera_).*"
+    r"adapt[eo]r|prompt|prefix|virtual_token|(?<![a-z])(q|x|dy|ada|vb)?lora|(?-i:LoRA|Lora)|"
+    r"(?<![a-z])(base_layer|original_module|modules_to_save|to_wrap|ia3|hada|loha|lokr|b?oft|vera)(?![a-z])",
+    re.IGNORECASE,
 )
-"""Keys of adapters of peft, loralib and NeMo, and of the weights that belong to them."""
+"""Parts of the keys of adapters, prompts and prefixes (peft, loralib, NeMo, own ones), and of weights in them."""
 
-_TASK_HEAD: Final = re.compile(r"(pooler|contact_head)\.")
-"""Heads that formats keep inside the encoder."""
+HEAD: Final = re.compile(
+    r"(lm_head|contact_head|pooler|classifier|qa_outputs|(classification|regression)_heads?|binary_head|output_layer)\."
+)
+"""What transformers, fairseq with Meta's esm, NeMo and BioNeMo call heads: they read what an encoder computes."""
 
 _NAMED: Final = 5
 """So many tensors are named in a message."""
@@ -65,13 +69,18 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
 
 def refuse_adapters(tensors: Tensors, keys: Iterable[str]) -> None:
     """Refuse adapters among the tensors with these keys: the model gives other numbers without them."""
-    if adapters := [key for key in keys if _ADAPTER.fullmatch(key)]:
+    if adapters := [key for key in keys if _ADAPTER.search(key)]:
         raise CheckpointError(
-            f"{tensors.stored[adapters[0]].path}: holds {counted(len(adapters), 'tensor')} of adapters (first: "
-            f"{adapters[0]}), and without them the model gives other numbers; merge them before you save: in peft with "
-            "`model.merge_and_unload().save_pretrained(FOLDER)`; in loralib with `model.eval()`, and save without the "
-            "lora_ tensors"
+            f"{tensors.stored[adapters[0]].path}: holds {counted(len(adapters), 'tensor')} of adapters or prompts: "
+            f"{_listed(adapters)}; without them the model gives other numbers: merge them before you save (in peft "
+            "with `model.merge_and_unload().save_pretrained(FOLDER)`; in loralib with `model.eval()`, and save without "
+            "the lora_ tensors), or, where they cannot be merged, use the program that trained them"
         )
+
+
+def _listed(keys: list[str]) -> str:
+    """The first of some keys, and the number of the others."""
+    return ", ".join(keys[:_NAMED]) + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
 
 
 class Checkpoint:
@@ -94,14 +103,16 @@ class Checkpoint:
         self.entries = entries(self.model, layout)
         self._part = {name: (entry, part) for entry in self.entries for part, name in enumerate(entry.names)}
         unplaced = self._unplaced()
-        roots = encoder_roots(self.entries, layout)
-        # A head inside the encoder changes nothing of what the encoder computes.
+        refuse_adapters(tensors, unplaced)
+        root, alone = encoder_root(self.entries, layout)
+        # Where heads stand among the encoder's modules, only their names tell them apart.
         inside = [
             key
             for key in unplaced
-            if (root := next(filter(key.startswith, roots), None)) and not _TASK_HEAD.match(key, len(root))
+            if key not in tensors.outside
+            and (key.startswith(root) or not alone)
+            and not HEAD.match(key.removeprefix(root))
         ]
-        refuse_adapters(tensors, inside)
         if missing := [entry.place.key for entry in self.entries if entry.place.key not in tensors]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise self._misfit(f"{', '.join(map(str, tensors.paths))}: no tensor {missing[0]}{more}")
@@ -247,11 +258,12 @@ class Checkpoint:
     def _refuse(self, keys: list[str]) -> None:
         """Refuse tensors of the encoder without a place: without them the model would give other numbers."""
         if keys:
-            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
             raise CheckpointError(
-                f"{self.tensors.stored[keys[0]].path}: {counted(len(keys), 'tensor')} of the encoder without a place "
-                f"in {self.model.config.family}: {', '.join(keys[:_NAMED])}{more}; without them the model gives other "
-                f"numbers: correct {self._source}, or, where the encoder was changed, use the program that changed it"
+                f"{self.tensors.stored[keys[0]].path}: {counted(len(keys), 'tensor')} in or beside the encoder without "
+                f"a place in {self.model.config.family}: {_listed(keys)}; without them the model may give other "
+                f"numbers: correct {self._source}; where the encoder was changed, use the program that changed it; if "
+                "they are a head of your own, which only reads what the encoder computes, save the file again without "
+                "them (`del state[NAME]`)"
             )
 
     def _warn_of(self, keys: list[str]) -> None:

@@ -35,19 +35,19 @@ TITLE: Final = "a file of Meta's esm package"
 WORDS: Final = "embed_tokens.weight"
 """How the key of the word embeddings ends, whatever is before it."""
 
-_PREFIX: Final = r"(?:encoder\.)?(?:sentence_encoder\.)?"
+_PREFIX: Final = r"(?:(?:encoder\.)?sentence_encoder\.)?"
 _MAX_WRAPPINGS: Final = 4
 
 
 def layout(family: type[Encoder]) -> Layout:
     """How the format keeps a family's parameters."""
-    return Layout(keys=family.stored[NAME].keys, leftovers=r".*(lm_head\.weight|\.version|_float_tensor)")
+    return Layout(keys=family.stored[NAME].keys, leftovers=r"lm_head\.weight|(.*\.)?(version|_float_tensor)")
 
 
 def normalize(tensors: Tensors) -> None:
     """Give tensors the names of the layout: without what a wrapper, or Meta's training, put before them."""
     unwrap(tensors, WORDS, _PREFIX)
-    tensors.rename(lambda key: re.sub(f"^{_PREFIX}", "", key))
+    tensors.rename(lambda key: re.sub(r"^(encoder\.)?(sentence_encoder\.)?", "", key))
 
 
 def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from protea.checkpoints import hf_config
-from protea.checkpoints.checkpoint import Checkpoint, like
+from protea.checkpoints.checkpoint import HEAD, Checkpoint, like
 from protea.checkpoints.formats import write_extras
 from protea.checkpoints.hf_config import read_config, write_config
 from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
@@ -45,9 +45,14 @@ _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embedd
 _LEFTOVERS: Final = r"lm_head\.decoder\..*|esm\.embeddings\.position_embeddings.*"
 
 
-def _normalized(key: str) -> str:
-    """A key as ``EsmForMaskedLM`` of transformers 4 spells it, whichever class and version wrote it."""
-    if key.startswith(_BARE_ROOTS):
+def _normalized(key: str, bare: bool, wrapped: bool) -> str:
+    """A key as ``EsmForMaskedLM`` of transformers 4 spells it, whichever class and version wrote it.
+
+    All of a bare ``EsmModel`` is its encoder, except heads. Heads of one's own have another place only beside a
+    wrapped one, so without a wrapper a name that says head is enough.
+    """
+    head = HEAD.match(key) or ("head" in key.partition(".")[0] and not wrapped)
+    if key.startswith(_BARE_ROOTS) or (bare and not head):
         key = f"esm.{key}"
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
@@ -59,8 +64,9 @@ def layout(family: type[Encoder]) -> Layout:
 
 def normalize(tensors: Tensors) -> None:
     """Give tensors, whichever class, version and wrapper wrote them, the names of the layout."""
-    unwrap(tensors, WORDS, r"(?:esm\.)?")
-    tensors.rename(_normalized)
+    wrapped = bool(unwrap(tensors, WORDS, r"(?:esm\.)?"))
+    bare = WORDS in tensors
+    tensors.rename(lambda key: _normalized(key, bare, wrapped))
 
 
 def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:

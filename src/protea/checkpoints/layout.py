@@ -93,16 +93,13 @@ def entries(model: Encoder, layout: Layout) -> list[Entry]:
     return [Entry(place, tuple(parts)) for place, parts in names.items()]
 
 
-def encoder_roots(stored: list[Entry], layout: Layout) -> tuple[str, ...]:
-    """How the keys of an encoder begin in a format: all alike, or by module where the head's keys begin so too."""
+def encoder_root(stored: list[Entry], layout: Layout) -> tuple[str, bool]:
+    """How the keys of an encoder begin in a format, and whether only they begin so, and not those of a head too."""
     keys = [entry.place.key for entry in stored if not entry.names[0].startswith(("lm_head.", "contact_head."))]
     columns = zip(*(key.split(".") for key in keys), strict=False)
     start = "".join(f"{names[0]}." for names in takewhile(lambda names: len(set(names)) == 1, columns))
     head = layout.place("lm_head.dense.weight")
-    if start and not (head and head.key.startswith(start)):
-        return (start,)
-    modules = {key.removeprefix(start).partition(".")[0] for key in keys}
-    return tuple(sorted(f"{start}{module}." for module in modules))
+    return start, bool(start) and not (head and head.key.startswith(start))
 
 
 def stored_shape(model: Encoder, layout: Layout, entry: Entry) -> tuple[int, ...]:

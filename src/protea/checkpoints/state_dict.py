@@ -19,7 +19,7 @@ from protea.checkpoints.layout import Layout, entries, stored_shape
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import Tensors, is_safetensors, open_safetensors
-from protea.checkpoints.torch_file import TorchFile, open_state_dicts
+from protea.checkpoints.torch_file import MODEL_NAMES, TorchFile, open_state_dicts
 from protea.checkpoints.unpickle import TensorRef
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.family import EncoderConfig
@@ -27,9 +27,6 @@ from protea.models.registry import build, families
 
 NAME: Final = "state-dict"
 TITLE: Final = "a state dict"
-
-_NAMES: Final = ("model_state_dict", "state_dict", "model")
-"""What training programs call the state dict, beside their own state."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -60,12 +57,12 @@ def _tensors(path: Path) -> Tensors:
     file = TorchFile(region)
     content = file.content
     if isinstance(content, dict):
-        for state in (*(content.get(name) for name in _NAMES), content):
+        for state in (*(content.get(name) for name in MODEL_NAMES), content):
             if isinstance(state, dict) and any(isinstance(value, TensorRef) for value in state.values()):
                 return open_state_dicts({path: (file, state)})
     held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
     raise CheckpointError(
-        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(_NAMES)}; save one: "
+        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(MODEL_NAMES)}; save one: "
         "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
     )
 

@@ -45,13 +45,15 @@ class StoredTensor(NamedTuple):
 class Tensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by their stored names; looking one up reads it.
 
-    ``paths`` are the files they are in, ``metadata`` the strings that safetensors files hold beside their tensors.
+    ``paths`` are the files they are in, ``metadata`` the strings that safetensors files hold beside their tensors,
+    ``outside`` the names of tensors beside the module that holds the model, which keep their names.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self.stored: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
+        self.outside: frozenset[str] = frozenset()
 
     def add(self, key: str, stored: StoredTensor) -> None:
         """Add a tensor under a name that no other tensor has."""
@@ -63,7 +65,7 @@ class Tensors(Mapping[str, Tensor]):
         """Look all tensors up by other names from now on."""
         before, self.stored = self.stored, {}
         for key, stored in before.items():
-            self.add(renamed(key), stored)
+            self.add(key if key in self.outside else renamed(key), stored)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.stored[key].read()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import io
+import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,7 +24,15 @@ from torch import Tensor
 from protea.checkpoints.region import Region, damaged
 from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, check_expected, type_name
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, TensorRef, unpickle
-from protea.errors import CheckpointError
+from protea.errors import CheckpointError, ProteaWarning
+
+MODEL_NAMES: Final = ("model_state_dict", "state_dict", "model")
+"""What training programs call the state dict, beside their own state."""
+
+_WORDS: Final = ("word_embeddings.weight", "embed_tokens.weight")
+_AVERAGED: Final = re.compile(r"(?<![a-z])(ema|swa)|averag|shadow", re.IGNORECASE)
+_LONGEST: Final = 60
+"""Longer places within a file are not looked into."""
 
 _ZIP: Final = b"PK\x03\x04"
 _LEGACY: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -149,6 +159,38 @@ def _members(region: Region) -> list[Region]:
     return members
 
 
+def _refs(node: Any) -> dict[Any, TensorRef]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return {key: value for key, value in items if isinstance(value, TensorRef)}
+
+
+def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
+    """Name the models in a file beside the chosen one, in a note. Two under usual names are an error."""
+    refs, read, others, seen = _refs(chosen), "", list[str](), set[int]()
+    waiting = [("", content)]
+    for place, node in waiting:  # which grows, and never by what was seen
+        if id(node) in seen or isinstance(node, TensorRef) or not isinstance(node, dict | list | tuple):
+            continue
+        seen.add(id(node))
+        held = _refs(node)
+        averaged = _AVERAGED.search(place) and 2 * len(held) > len(refs)
+        if node is chosen:
+            read = place
+        elif held != refs and (averaged or any(isinstance(key, str) and key.endswith(_WORDS) for key in held)):
+            others.append(place)
+        if isinstance(node, dict) and len(place) < _LONGEST:
+            names = [key for key in node if isinstance(key, str) and "optim" not in key]
+            waiting += [(f"{place}[{name[:_LONGEST]!r}]", node[name]) for name in names]
+    if not others:
+        return
+    alone = "save that alone: `torch.save(torch.load(FILE){}, NEW_FILE)`"
+    also = f"also holds weights of a model at {', '.join(place or 'its top' for place in others[:3])}"
+    if any(place in ("", *(f"[{name!r}]" for name in MODEL_NAMES)) for place in others):
+        raise CheckpointError(f"{path}: holds a model at {read}, and {also}; choose one, and {alone.format(read)}")
+    message = f"{path}: read {read or 'its top'}; the file {also}; to read {others[0]}, {alone.format(others[0])}"
+    warnings.warn(message, ProteaWarning, stacklevel=2)
+
+
 def open_state_dicts(
     states: Mapping[Path, tuple[TorchFile, Any]], expected: Mapping[Path, set[str]] | None = None
 ) -> Tensors:
@@ -157,6 +199,7 @@ def open_state_dicts(
     for path, (file, state) in states.items():
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: holds no dictionary of tensors where one is expected")
+        _name_others(path, file.content, state)
         refs = {key: ref for key, ref in state.items() if isinstance(key, str) and isinstance(ref, TensorRef)}
         check_expected(path, (expected or {}).get(path, set()), set(refs))
         for key, ref in refs.items():
