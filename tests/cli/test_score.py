@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 import protea
 from conftest import Run, fails
 from messages import check_message
-from protea.errors import DeviceError
+from protea.errors import DeviceError, ProteaWarning
 from protea.score.variants import CANONICAL
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
@@ -160,7 +160,8 @@ def test_a_scan_in_python_is_the_commands(run: Run, fasta: str, folder: Path) ->
     for row in told:
         assert found[row["position"] - 1, CANONICAL.index(row["letter"])] == pytest.approx(row["model_score"], abs=2e-5)
     assert all(found[place, CANONICAL.index(letter)] == 0 for place, letter in enumerate(SEQUENCE))
-    assert np.isnan(protea.load(folder).scan("MK-A")[2]).all()
+    with pytest.warns(ProteaWarning, match="gaps"):
+        assert np.isnan(protea.load(folder).scan("MK-A")[2]).all()
 
 
 def test_positions_limit_a_scan(run: Run, fasta: str, folder: Path) -> None:
