@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import protea
-from conftest import LoadModel
+from conftest import LoadModel, Run, fails
 from messages import check_message
 from protea.arguments import check, checked
 from protea.data.masking import Masking
-from protea.errors import ProteaWarning, UsageError
+from protea.errors import ProteaWarning, UsageError, VariantError
 
 NAMES = {"mean": 0, "max": 1}
 
@@ -174,3 +174,39 @@ def test_warnings_point_at_the_caller(load_small: LoadModel) -> None:
         with pytest.warns(ProteaWarning, match="^sequence 0 truncated: ") as caught:
             method(["M" * 1030])
         assert [warning.filename for warning in caught] == [__file__]
+
+
+HUGE = 10**5000
+"""Python itself refuses to write a number of more than 4,300 digits."""
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE], ids=["above", "below"])
+def test_huge_numbers_and_the_names_of_arguments(load_small: LoadModel, tmp_path: Path, value: int) -> None:
+    """Messages name the argument, never an option of the command line."""
+    model = load_small("esm2")
+    calls: dict[str, Callable[[], Any]] = {
+        "sequences": lambda: model.embed(value),  # type: ignore[call-overload]
+        "layer": lambda: model.embed("MKT", layers=value),
+        "attention is in layers": lambda: model.attention("MKT", layers=value),
+        "heads": lambda: model.attention("MKT", layers=1, heads=value),
+        "a token budget": lambda: model.embed("MKT", token_budget=-abs(value)),
+        "offset": lambda: model.score("MKT", ["M1A"], offset=value),
+        "positions": lambda: model.scan("MKT", positions=[1, value]),
+        "count": lambda: model.fit_contacts([tmp_path], count=-abs(value)),
+        "seed": lambda: model.fit_contacts([tmp_path], seed=value),
+        "c": lambda: model.fit_contacts([tmp_path], c=value),
+        "rank": lambda: model.fit_contacts([tmp_path], rank=-abs(value)),
+        "masking": lambda: model.perplexity("MKT", masking=Masking(select=value)),
+        "variants": lambda: model.score("MKT", value),  # type: ignore[arg-type]
+        "dtype": lambda: protea.load(dtype=value),  # type: ignore[arg-type]
+    }
+    for name, call in calls.items():
+        with pytest.raises(UsageError, match=rf"^{name}\b.*<(int|list) too long to write>") as caught:
+            call()
+        assert "--" not in str(caught.value)
+    with pytest.raises(VariantError, match="int too long"):
+        model.score("MKT", [value])  # type: ignore[list-item]
+
+
+def test_the_command_line_names_the_option(run: Run) -> None:
+    fails(run("fit-contacts", "a.pdb", "-o", "out", "--count", 0), 2, "error: --count 0: use at least 1 for a")

@@ -42,6 +42,8 @@ TINY = ESM2Config(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, in
 LIMIT = 1022  # residues that a model of this family was trained on
 RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
 CANONICAL = "ACDEFGHIKLMNPQRSTVWY"
+NUCLEOTIDES = "ACGT" * 5 + "RYSWKMN"  # some are IUPAC's ambiguous letters
+DNA_LENGTH = 60  # no other sequence is so long, or it is over the limit
 
 
 class Text(str):
@@ -61,7 +63,21 @@ class Item(NamedTuple):
 
 def wrong_texts(letters: str) -> list[Any]:
     texts = [f"{letters}J", f"{letters.lower()}m", f" {letters}", f"{letters}\n", f">p1\n{letters}", "J" * 5000]
-    texts += ["", "é", "日本", "\ud800", "\0", "M\0K", "5", "<mask", "<MASK>", "*"]
+    texts += [
+        f"{letters}:{letters}",
+        f"{letters}/{letters}",
+        f"{letters}:",
+        "",
+        "é",
+        "日本",
+        "\ud800",
+        "\0",
+        "M\0K",
+        "5",
+        "<mask",
+        "<MASK>",
+        "*",
+    ]
     return [*texts, Text(""), np.str_("m")]
 
 
@@ -74,6 +90,7 @@ def wrong_values(letters: str) -> list[Any]:
 def wrong_lists(letters: str) -> list[Any]:
     lists = [("p1", letters), (letters,), (), [letters], [], {"id": "a", "seq": letters}, {letters}, range(3)]
     arrays = [np.array([letters]), np.array(letters), pd.Series([letters]), pl.Series([letters]), torch.zeros(3)]
+    arrays += [pd.Series([letters, "a"], index=["seq", "id"]), np.rec.array([(letters,)], names="seq")]
     return [*lists, *arrays, pd.DataFrame({"seq": [letters]}), (text for text in [letters]), Path(letters)]
 
 
@@ -86,6 +103,8 @@ def item(rng: random.Random, right: float, *, long: bool) -> Item:
     """A sequence, rarely one over the limit if ``long``; with a probability of ``1 - right`` something else."""
     canonical = rng.random() < 0.5
     letters = "".join(rng.choices(CANONICAL if canonical else RESIDUES, k=rng.choice((1, 1, 2, 3, 5, 9, 14))))
+    if rng.random() < 0.05:
+        letters, canonical = "ACGT" + "".join(rng.choices(NUCLEOTIDES, k=DNA_LENGTH - 4)), True
     if rng.random() < right:
         if long and rng.random() < 0.002:
             letters *= 1100 // len(letters)
@@ -135,6 +154,7 @@ CONTAINERS: list[Callable[[list[Any]], Any]] = [
     *(lambda values: column(np.array, values), lambda values: column(lambda v: np.array(v, dtype=object), values)),
     lambda values: column(lambda v: pd.Series(v, dtype=object), values),
     lambda values: column(lambda v: pd.Series(v, dtype="string"), values),
+    lambda values: column(lambda v: pd.Series(v, ["id", "name", "a", "b", "c"][: len(v)], dtype=object), values),
     lambda values: column(lambda v: pd.Series(v, dtype="category"), values),
     lambda values: column(pl.Series, values),
 ]
@@ -176,6 +196,8 @@ def wrong_containers(strings: list[str]) -> list[Any]:
         [("p1", "MKT")],
         zip("ab", ["MK", "MT"], strict=True),
     ]
+    tables += [pd.Series(["MK", "GG"], ["seq", "a"]), pd.Series(["KRAS", "MK"], ["id", "sequence"])]
+    tables.append(np.rec.array([("a", "MK"), ("b", "GG")], names="id,seq"))
     return [*sets, *tables, *nested, list("MKT"), b"MKT", range(3), np.arange(2), np.array(5), str, 3.5, Ellipsis, None]
 
 
@@ -236,17 +258,30 @@ def check_call(model: protea.LanguageModel, rng: random.Random) -> str:
         arguments = of_one(rng, method, call, right)
     shown = f"{method}({call.value!r:.300}, {arguments!r:.200})"
     error, result = None, None
-    try:
-        result = getattr(model, method)(call.value, **arguments)
-    except ProteaError as caught:
-        error = caught
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ProteaWarning)
+        try:
+            result = getattr(model, method)(call.value, **arguments)
+        except ProteaError as caught:
+            error = caught
     if error is None:
         assert right, f"{shown} gave {result!r:.300}"
+        check_doubts([letters or "" for letters in call.letters], [str(one.message) for one in told], shown)
         check_form(model, method, call, arguments, result)
         return "result"
     assert not right or (method == "perplexity" and "no residue was masked" in str(error)), f"{shown}: {error}"
     assert str(error).isprintable(), repr(str(error))
     return type(error).__name__
+
+
+def check_doubts(sequences: list[str], told: list[str], shown: str) -> None:
+    """One warning tells of all DNA, and one of all gaps."""
+    dna = any(len(letters) == DNA_LENGTH for letters in sequences)
+    gapped = any("-" in letters or "." in letters for letters in sequences)
+    long = any(len(letters) > LIMIT for letters in sequences)  # such a sequence of A, C and G would look like DNA too
+    for kind, due in (("DNA or RNA", dna), ("gaps", gapped)):
+        number = sum(text.startswith(kind) for text in told)
+        assert number == due or (number == 1 and long), f"{shown} told {told}"
 
 
 def of_one(rng: random.Random, method: str, call: Call, right: bool) -> dict[str, Any]:
@@ -296,13 +331,11 @@ def load_tiny(folder: Path) -> protea.LanguageModel:
 def run_calls(model: protea.LanguageModel, seed: int, count: int) -> Counter[str]:
     """Make calls, each from a seed of its own, which is shown if its outcome is not what is due."""
     outcomes: Counter[str] = Counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ProteaWarning)
-        for number in range(count):
-            try:
-                outcomes[check_call(model, random.Random(f"{seed}/{number}"))] += 1
-            except Exception as error:
-                raise AssertionError(f"seed {seed}/{number}: {type(error).__name__}: {error}") from error
+    for number in range(count):
+        try:
+            outcomes[check_call(model, random.Random(f"{seed}/{number}"))] += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}/{number}: {type(error).__name__}: {error}") from error
     return outcomes
 
 

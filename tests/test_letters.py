@@ -111,10 +111,17 @@ def test_gaps_are_kept_or_dropped_and_reported() -> None:
         (DNA[:-1], False),  # peptides of such letters exist
         (f"{DNA[:-1]}---", False),
         (f"{DNA}L", False),
-        (f"{DNA}M", False),
+        (f"{DNA}M", True),  # A or C
+        (f"{DNA}P", False),
         ("A" * 40, False),  # poly-alanine
         ("GAGAGA" * 9, False),  # silk
         ("AAT" * 20 + "G", True),
+        ("ACGTRYACGTNNACGTSWKM" * 2, True),  # IUPAC's ambiguous letters
+        ("ACGURYSWKMBDHVN" * 5, True),
+        ("acgtryacgtnnacgtswkm--" * 2, True),
+        ("ACGTRYACGTNNACGTSWKM", False),  # 16 letters are clear
+        ("ATGTRYATGTNNATGTSWKM" * 2, False),  # without C: a peptide could be so
+        ("ACGTRYACGTNNACGTSWKME" * 2, False),
     ],
 )
 def test_nucleotides_are_said(sequence: str, is_said: bool) -> None:

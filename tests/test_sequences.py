@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from biotite.sequence.io.fasta import FastaFile
 import protea
 from conftest import LoadModel
 from messages import check_message
-from protea.errors import ProteaError, UnknownResidueError, UsageError
+from protea.data.masking import Masking
+from protea.errors import ProteaError, ProteaWarning, UnknownResidueError, UsageError
 from protea.fasta import read_fasta
 
 SEQUENCES = ["MKTAYIAKQR", "G", "ACDEFGHIKLMNPQRSTVWY"]
@@ -32,6 +35,14 @@ class Row(NamedTuple):
 
     id: str
     seq: Any
+
+
+@dataclass
+class DataRow:
+    """A record of a program."""
+
+    name: str
+    sequence: str
 
 
 @pytest.fixture
@@ -56,6 +67,9 @@ LISTS: dict[str, Callable[[], Any]] = {
     "polars categories": lambda: pl.Series(SEQUENCES, dtype=pl.Categorical),
     "biotite": lambda: [ProteinSequence(text) for text in SEQUENCES],
     "records": lambda: [Row(name, text) for name, text in NAMED.items()],
+    "dataclasses": lambda: [DataRow(name, text) for name, text in NAMED.items()],
+    "rows of an array": lambda: list(np.rec.array(list(NAMED.items()), names="id,seq")),
+    "pandas column with names": lambda: pd.Series(SEQUENCES, index=["id", "name", "other"]),
 }
 
 
@@ -151,6 +165,9 @@ WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "polars table": (pl.DataFrame({"seq": SEQUENCES}), "column"),
     "polars plan": (pl.LazyFrame({"seq": SEQUENCES}), "collect"),
     "Arrow table": (pa.table({"seq": SEQUENCES}), "to_pylist"),
+    "NumPy table": (np.rec.array([("a", "MKT"), ("b", "GGG")], names="id,seq"), "column"),
+    "row or column": (pd.Series(["MKT", "GGG"], index=["seq", "other"]), "a label 'seq'"),
+    "row": (pd.DataFrame({"id": ["KRAS"], "sequence": ["MKT"]}).iloc[0], "a label 'sequence'.*row.'seq'"),
     "letters": (list("MKT"), "'MKT'"),
     "letters of an array": (np.array(list("MKTAYIA")), "7 single letters.*'MKTAY...'"),
 }
@@ -162,7 +179,7 @@ def test_what_is_no_list_of_sequences(model: protea.LanguageModel, form: str) ->
     for method in (model.embed, model.logits, model.perplexity, model.pseudo_perplexity):
         with pytest.raises(UsageError, match=rf"^sequences: got (?s:.*){part}"):
             method(value)
-    if form in {"set", "letters", "bytes", "None"}:
+    if form in {"set", "letters", "bytes", "None", "row"}:
         with pytest.raises(UsageError) as caught:
             model.embed(value)
         if form != "set":  # its order varies
@@ -182,6 +199,8 @@ WRONG_ITEMS: dict[str, tuple[Any, str]] = {
     "list": (["MKT"], "one string"),
     "array": (np.array(["MKT"]), "one string"),
     "dict": ({"id": "a", "seq": "MKT"}, "one string"),
+    "row of a table": (TABLE.iloc[0], "one string"),
+    "huge number": (10**5000, "int too long"),
     "Arrow": (pa.scalar("MKT"), "to_pylist"),
     "record": (Row("a", None), "'a'.*NoneType"),
 }
@@ -210,7 +229,7 @@ def test_columns_with_missing_values(model: protea.LanguageModel) -> None:
         pl.Series(["MKT", None]),
     ]
     for column in columns:
-        with pytest.raises(UsageError, match=r"^sequence 1: .*missing"):
+        with pytest.raises(UsageError, match=r"^sequence 1: .*missing.*dropna.*drop_nulls"):
             model.embed(column)
 
 
@@ -276,3 +295,56 @@ def test_variants_and_structures_are_lists(model: protea.LanguageModel) -> None:
                 call(structures)
         with pytest.raises(UsageError, match=r"^structures\[1\]=5: "):
             call(["a.pdb", 5])
+
+
+@pytest.mark.parametrize(("text", "place"), [("MKT:GGG", "4"), ("MK/TG", "3"), ("MK<mask>:GG", "4")])
+def test_joined_chains_are_named(model: protea.LanguageModel, text: str, place: str) -> None:
+    for call in (model.embed, model.contacts, model.logits):
+        with pytest.raises(UnknownResidueError, match=rf"^the sequence: .*two chains: .* at {place}; write each chain"):
+            call(text)
+    with pytest.raises(UnknownResidueError) as caught:
+        model.embed(["MKT", text])
+    if place == "3":
+        check_message("sequences.chains", caught.value)
+    with pytest.raises(UnknownResidueError, match=r"^the sequence: residue 'm'"):
+        model.embed("mkt:ggg")
+
+
+DNA = "ATGGCCAAGCTTACGATAGC"
+
+
+def test_what_is_hardly_meant_is_told_once_a_call(model: protea.LanguageModel) -> None:
+    """The warning is about the line that called, and a scan, which scores, gives it once too."""
+    calls: list[Callable[[Any], Any]] = [
+        *(model.embed, model.logits, model.pseudo_perplexity, model.contacts, model.scan),
+        lambda text: model.perplexity(text, masking=Masking(select=0.9, at_least_one=True)),
+        lambda text: model.score(text, ["A1M"]),
+        lambda text: model.attention(text, layers=1),
+    ]
+    for call in calls:
+        with pytest.warns(ProteaWarning) as told:
+            call(DNA)
+        assert [str(one.message) for one in told] == [
+            "DNA or RNA, read as amino acids: the sequence; translate to protein first"
+        ]
+        assert told[0].filename == __file__
+    given = {"a": "MKT", "b": f"{DNA}-", "c": DNA, "d": "M.K"}
+    with pytest.warns(ProteaWarning) as told:
+        by_name = model.embed(given)
+    assert list(by_name) == list(given)
+    nucleotides, gapped = (str(one.message) for one in told)
+    check_message("sequences.nucleotides", nucleotides)
+    check_message("sequences.gapped", gapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.embed(SEQUENCES)
+
+
+def test_sums_over_other_lengths_are_told(model: protea.LanguageModel) -> None:
+    with pytest.warns(ProteaWarning, match=r"^1 variant of another length .*sums.*pseudo-likelihood") as told:
+        model.score("MKTAY", ["K2del", "M1A"], method="pseudo-likelihood-sum")
+    assert (len(told), told[0].filename) == (1, __file__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.score("MKTAY", ["K2del", "M1A"], method="pseudo-likelihood")
+        model.score("MKTAY", ["M1A"], method="pseudo-likelihood-sum")

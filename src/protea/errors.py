@@ -5,6 +5,8 @@ Exceptions carry one string and nothing else, so that they survive pickling betw
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import ClassVar
 
 
@@ -18,6 +20,10 @@ class UsageError(ProteaError, ValueError):
     """An option or argument has a value that is not allowed."""
 
     exit_code: ClassVar[int] = 2
+
+
+class ArgumentError(UsageError):
+    """Its message begins with an argument of Python, as in ``token_budget=0: ...``; commands show their option."""
 
 
 class UnknownModelError(UsageError):
@@ -94,3 +100,11 @@ class ResumeError(OutputError):
 
 class ProteaWarning(UserWarning):
     """Information for the user that does not stop the work."""
+
+
+def warn(message: str) -> None:
+    """Give a ``ProteaWarning`` that names the line outside this package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("protea."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ProteaWarning, stacklevel=level)

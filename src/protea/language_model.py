@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +29,9 @@ from protea.device import DTYPES, MIXED
 from protea.embed import embeddings
 from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long, fit
-from protea.errors import ProteaWarning, UsageError
+from protea.errors import UsageError, warn
 from protea.evaluate import proteingym
+from protea.fasta import Record
 from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
@@ -282,10 +282,7 @@ class LanguageModel:
         """
         wild, _ = door.read_one(sequence, self.alphabet, masks=False)
         how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-        known = parse_all(
-            door.listed("variants", variants, "a list, as in ['A24V']"), wild.sequence, self.alphabet, offset
-        )
-        return next(effects.score(self.module, [effects.Protein(wild.place, wild.sequence, known)], how))
+        return self._effects(wild, door.listed("variants", variants, "a list, as in ['A24V']"), how)
 
     @checked
     def scan(
@@ -303,11 +300,12 @@ class LanguageModel:
         ``positions``, such as ``"10-40,55"``, limits the scan; ``offset`` is the number of the first residue. The wild
         type's own letter scores 0; rows of gaps and of other positions are NaN.
         """
-        letters = door.read_one(sequence, self.alphabet, masks=False)[0].sequence
+        wild, _ = door.read_one(sequence, self.alphabet, masks=False)
+        letters = wild.sequence
         places = chosen_places("the sequence", letters, positions, offset)
         variants = [f"{letters[place]}{place + offset}{new}" for place, new in single_substitutions(letters, places)]
-        scores = self.score(sequence, variants, method=method, offset=offset, long=long, token_budget=token_budget)
-        cells = scan_cells(letters, places, scores)
+        how = effects.Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
+        cells = scan_cells(letters, places, self._effects(wild, variants, how))
         for place in places:
             if letters[place] in CANONICAL:
                 cells[place, CANONICAL.index(letters[place])] = 0
@@ -315,14 +313,14 @@ class LanguageModel:
 
     @checked
     def evaluate_proteingym(
-        self, folder: str | Path, *, method: Method = "masked-marginals", long: LongProtein = "window"
+        self, folder: str | Path, *, method: Method = "masked-marginals", offset: int = 1, long: LongProtein = "window"
     ) -> list[proteingym.Measured]:
         """Effects of variants compared with deep mutational scans, in a folder as for ``protea evaluate proteingym``.
 
         One row per assay; ``protea.evaluate.proteingym.means`` averages them.
         """
         check("folder", folder, Path)
-        how = effects.Scoring(method=method, long=long)
+        how = effects.Scoring(method=method, offset=offset, long=long)
         scans = [proteingym.AssayScores(assay, self.alphabet, how) for assay in proteingym.read_assays(Path(folder))]
         for scan in scans:
             scan.add(self.module)
@@ -402,6 +400,14 @@ class LanguageModel:
         check("folder", folder, Path)
         hf.save(self.module, Path(folder))
 
+    def _effects(self, wild: Record, variants: Sequence[str], how: effects.Scoring) -> NDArray[np.float64]:
+        """Effects of variants of a protein, with a warning where they are sums that lengths change."""
+        known = parse_all(variants, wild.sequence, self.alphabet, how.offset)
+        protein = effects.Protein(wild.place, wild.sequence, known)
+        if how.method == "pseudo-likelihood-sum" and (note := how.of_lengths([protein])):
+            warn(note)
+        return next(effects.score(self.module, [protein], how))
+
     def _fit(self, given: Given, long: Long) -> list[EncodedRecord]:
         """Sequences under the policy for length, with a warning for each that is cut."""
         rows: list[ReportRow] = []
@@ -409,7 +415,7 @@ class LanguageModel:
         details = (row.detail for row in rows if row.what == "truncated")
         for cut in encoded:
             if cut.truncated_from is not None:
-                warnings.warn(f"{cut.record.place} truncated: {next(details)}", ProteaWarning, stacklevel=4)
+                warn(f"{cut.record.place} truncated: {next(details)}")
         return encoded
 
 
@@ -435,4 +441,4 @@ def _warn_of(rows: Sequence[ReportRow]) -> None:
     left_out = Counter(row.detail for row in rows if row.what == "left out" and row.detail != "--exclude")
     messages += [f"left out {counted(count, 'chain')}: {reason}" for reason, count in left_out.items()]
     for message in messages:
-        warnings.warn(message, ProteaWarning, stacklevel=4)
+        warn(message)

@@ -23,7 +23,7 @@ Gaps = Literal["keep", "drop"]
 
 GAPS: Final = "-."
 NUCLEOTIDES: Final = 20
-"""Letters from which on a sequence can look like DNA or RNA; real peptides of A, C, G, T, U and N are shorter."""
+"""Letters A, C, G, T, U and N from which on a sequence can look like DNA or RNA; real peptides of these are shorter."""
 
 NO_RESIDUES: Final = "no residues"
 """Why a record without a sequence is skipped."""
@@ -37,15 +37,15 @@ _POSITIONS_SHOWN: Final = 5
 _LETTERS_SHOWN: Final = 15
 _NO_GAPS: Final = dict.fromkeys(map(ord, GAPS))
 _NUCLEOTIDES: Final = "ACGTUN"
+_AMBIGUOUS: Final = "RYSWKMBDHV"
+"""IUPAC's letters for two or three nucleotides."""
 _CHAIN_BREAKS: Final = frozenset(":/")
 _DOUBTS: Final = {
-    "nucleotides": "DNA or RNA, read as amino acids: {}, the first is {!r}; translate them first",
-    "gapped": (
-        "gaps, which count as residues: {}, the first is {!r}; --gaps drop removes them (lower-case letters, an A3M's "
-        "insertions, are residues and stay)"
-    ),
+    "nucleotides": "DNA or RNA, read as amino acids: {}; translate to protein first",
+    "gapped": "gaps, which count as residues: {}; {}",
 }
 """Kinds of report rows about records that can be computed but are hardly what the user means."""
+_DROP: Final = "--gaps drop removes them (lower-case letters, an A3M's insertions, are residues and stay)"
 
 
 class ReportRow(NamedTuple):
@@ -73,19 +73,20 @@ class Doubts:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def add(self, rows: Iterable[Sequence[str]]) -> None:
-        """Count the report rows that ``clean`` made, given as id, kind and details."""
+    def add(self, rows: Iterable[Sequence[str]], place: str = "") -> None:
+        """Count the report rows that ``clean`` made, given as id, kind and details; ``place`` is for the message."""
         for name, what, _ in rows:
             if what in _DOUBTS:
                 self._counts[what] += 1
-                self._first.setdefault(what, name)
+                self._first.setdefault(what, place or f"record {name!r}")
 
-    def lines(self) -> list[str]:
-        """What to tell the user: the number of records, the first one, and the way out."""
+    def lines(self, noun: str = "record", drop: str = _DROP) -> list[str]:
+        """What to tell the user: the number of records, the first one, and the way out, for gaps ``drop``."""
+        first = {what: f"{counted(number, noun)}, the first is " for what, number in self._counts.items() if number > 1}
         return [
-            text.format(counted(self._counts[what], "record"), self._first[what])
+            text.format(first.get(what, "") + self._first[what], drop)
             for what, text in _DOUBTS.items()
-            if self._counts[what]
+            if what in self._first
         ]
 
 
@@ -117,10 +118,8 @@ def clean(record: Record, alphabet: Alphabet, unknown: Unknown, gaps: Gaps = "ke
         if unknown != "skip":
             why = "not a residue" if damage else f"not in the {alphabet.name} alphabet ({alphabet.residues})"
             fix = "correct the record" if damage else "correct the record, replace them with --unknown x"
-            if damage and damage <= _CHAIN_BREAKS:
-                why = "not a residue but the joint of two chains"
-                fix = "write each chain as a record of its own (a linker of G between them would change the result)"
-            raise UnknownResidueError(f"{record.place}: {why}: {listed}; {fix}, or skip such records: --unknown skip")
+            what = joined_chains(sequence, alphabet) or f"{why}: {listed}; {fix}"
+            raise UnknownResidueError(f"{record.place}: {what}, or skip such records: --unknown skip")
         return Cleaned(None, (ReportRow(record.id, "skipped", f"not in the alphabet: {listed}"),), 0)
     if bad:
         details.append(f"replaced by X: {listing(sequence, sorted(bad))}")
@@ -132,6 +131,17 @@ def clean(record: Record, alphabet: Alphabet, unknown: Unknown, gaps: Gaps = "ke
     if nucleotides:
         rows.append(("nucleotides", f"looks like DNA or RNA, is read as amino acids: {sequence[:_LETTERS_SHOWN]}..."))
     return Cleaned(sequence, tuple(ReportRow(record.id, what, detail) for what, detail in rows), letters)
+
+
+def joined_chains(sequence: str, alphabet: Alphabet) -> str | None:
+    """What to say of a sequence whose only damage are the signs that join chains; ``None`` for any other."""
+    damage = set(sequence.replace(_MASK, "")) - set(alphabet.residues) - _REPLACEABLE
+    if not damage or damage - _CHAIN_BREAKS:
+        return None
+    return (
+        f"not a residue but the joint of two chains: {listing(sequence, sorted(damage))}; write each chain as a "
+        "sequence of its own (a linker of G between them would change the result)"
+    )
 
 
 def listing(sequence: str, letters: Iterable[str]) -> str:
@@ -152,12 +162,16 @@ def _gaps_in(sequence: str) -> int:
 
 
 def _looks_like_nucleotides(sequence: str) -> bool:
-    """Three or more of A, C, G and T or U, perhaps N, and nothing else but gaps, in ``NUCLEOTIDES`` letters or more."""
+    """Nothing but nucleotides, ambiguous ones and gaps; ``NUCLEOTIDES`` letters or more are A, C, G, T, U or N.
+
+    Three of A, C, G, T and U occur, and four if letters are ambiguous: proteins have few cysteines.
+    """
     # Proteins have an L. Without one, strip() stops at the first letter that is no nucleotide.
-    if "L" in sequence or sequence.strip(f"{_NUCLEOTIDES}{GAPS}\n"):
+    if "L" in sequence or sequence.strip(f"{_NUCLEOTIDES}{_AMBIGUOUS}{GAPS}\n"):
         return False
     counts = list(map(sequence.count, _NUCLEOTIDES))
-    return sum(counts) >= NUCLEOTIDES and sum(map(bool, counts[:-1])) >= 3
+    least = 3 if set(_AMBIGUOUS).isdisjoint(sequence) else 4
+    return sum(counts) >= NUCLEOTIDES and sum(map(bool, counts[:-1])) >= least
 
 
 def _tidied(sequence: str, gaps: Gaps, masks: bool, details: list[str]) -> tuple[str, int]:

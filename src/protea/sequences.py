@@ -6,7 +6,8 @@ them in order: a list, a generator, an array, a column of a table. Results come 
 is a ``UsageError`` with the value, its place and the way out.
 
 What could be read in two ways is refused: pairs, which may be names with sequences or the two chains of a complex;
-sets, whose order is not the caller's; and lists of single letters, which are one protein in pieces.
+sets, whose order is not the caller's; lists of single letters, which are one protein in pieces; and a ``Series`` with a
+label ``seq`` or ``sequence``, which may be a row or a column of a table.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
-from protea.errors import UnknownResidueError, UsageError
+from protea.errors import UnknownResidueError, UsageError, warn
 from protea.fasta import Record
+from protea.letters import Doubts, clean, doubtful, joined_chains
 from protea.score.proteins import check_no_masks
 from protea.text import counted, shown
 
@@ -45,7 +47,8 @@ _SEQUENCE: Final = ("seq", "sequence")
 _NAME: Final = ("id", "name")
 _LETTERS_SHOWN: Final = 5
 
-_MISSING: Final = "a value is missing; leave it out, as dropna() does"
+_DROP_GAPS: Final = "re.sub('[-.]', '', text) removes them"
+_MISSING: Final = "a value is missing; leave it out, as dropna() does in pandas and drop_nulls() in polars"
 _BYTES: Final = "decode bytes, as in data.decode()"
 _NESTED: Final = "give each protein as one string"
 _NOT_ONE: Final = {
@@ -60,7 +63,7 @@ _NOT_ONE: Final = {
     "dict": _NESTED,
     "list": _NESTED,
     "ndarray": _NESTED,
-    "Series": _NESTED,
+    "Series": f"{_NESTED}, as in row['sequence']",
     "Scalar": "convert the column, as in column.to_pylist()",
 }
 """What to do about a value that is no sequence, by the name of its class or of a class that it inherits from."""
@@ -72,7 +75,9 @@ _NOT_SEVERAL: Final = {
     "DataFrame": "give the column, as in table['sequence']",
     "LazyFrame": "collect it and give the column, as in table.collect()['sequence']",
     "Table": "give the column, as in table['sequence'].to_pylist()",
+    "recarray": "give the column, as in table['sequence']",
 }
+_ROW: Final = {"Series": "give row['seq'] for the sequence of a row, or list(column) for all values of a column"}
 
 
 class Given(NamedTuple):
@@ -103,8 +108,9 @@ def read(sequences: object, alphabet: Alphabet, *, masks: bool = True) -> Given:
     else:
         items = listed("sequences", sequences, "a string, a list of strings, or a mapping of names to strings")
         _refuse_letters(items)
+        _refuse_row(sequences)
         records = [_record(item, f"sequence {number}", str(number)) for number, item in enumerate(items)]
-    return Given([(record, _encoded(record, alphabet, masks)) for record in records], names, single)
+    return Given(_encoded(records, alphabet, masks), names, single)
 
 
 def read_one(sequence: object, alphabet: Alphabet, *, masks: bool = True) -> tuple[Record, NDArray[np.uint8]]:
@@ -113,8 +119,7 @@ def read_one(sequence: object, alphabet: Alphabet, *, masks: bool = True) -> tup
         raise UsageError(
             f"sequence: got {_described(sequence)}; give one protein, as a string; for several call the method for each"
         )
-    record = _record(sequence, "the sequence")
-    return record, _encoded(record, alphabet, masks)
+    return _encoded([_record(sequence, "the sequence")], alphabet, masks)[0]
 
 
 def listed(argument: str, values: Any, expected: str) -> list[Any]:
@@ -131,27 +136,25 @@ def listed(argument: str, values: Any, expected: str) -> list[Any]:
 
 
 def _is_one(value: object) -> bool:
-    if isinstance(value, str) or _is_seq(value):
-        return True
-    return (
-        not isinstance(value, Mapping)
-        and _remedy(value, _NOT_SEVERAL) is None
-        and any(hasattr(value, name) for name in _SEQUENCE)
-    )
+    return isinstance(value, str) or _is_seq(value) or (not isinstance(value, Mapping) and bool(_residues_in(value)))
 
 
 def _is_seq(value: object) -> bool:
     return any((kind.__module__.partition(".")[0], kind.__name__) in _SEQ_CLASSES for kind in type(value).__mro__)
 
 
+def _residues_in(value: object) -> list[str]:
+    """The attributes that hold a record's residues; a column or a table, whose labels are attributes, has none."""
+    tabular = _remedy(value, {**_NOT_SEVERAL, **_ROW})
+    return [] if tabular else [name for name in _SEQUENCE if hasattr(value, name)]
+
+
 def _record(value: object, place: str, number: str = "0") -> Record:
     """The record of a string, a ``Seq`` or a record; messages about the last also give its name."""
-    if not isinstance(value, str) and not _is_seq(value):
-        attributes = [name for name in _SEQUENCE if hasattr(value, name)]
-        if attributes:
-            names = [getattr(value, name) for name in _NAME if hasattr(value, name)]
-            place = f"{place} ({shown(names[0])})" if names else place
-            value = getattr(value, attributes[0])
+    if not isinstance(value, str) and not _is_seq(value) and (attributes := _residues_in(value)):
+        names = [getattr(value, name) for name in _NAME if hasattr(value, name)]
+        place = f"{place} ({shown(names[0])})" if names else place
+        value = getattr(value, attributes[0])
     return Record(number, "", _letters(value, place), place)
 
 
@@ -171,13 +174,22 @@ def _letters(value: object, place: str) -> str:
     return letters
 
 
-def _encoded(record: Record, alphabet: Alphabet, masks: bool) -> NDArray[np.uint8]:
-    if not masks:
-        check_no_masks(record.sequence, record.place)
-    try:
-        return alphabet.encode(record.sequence)
-    except UnknownResidueError as error:
-        raise UnknownResidueError(f"{record.place}: {error}") from error
+def _encoded(records: list[Record], alphabet: Alphabet, masks: bool) -> list[tuple[Record, NDArray[np.uint8]]]:
+    """Records with their ids; a warning a kind tells of those that are hardly meant, such as DNA."""
+    encoded, doubts = [], Doubts()
+    for record in records:
+        if not masks:
+            check_no_masks(record.sequence, record.place)
+        try:
+            encoded.append((record, alphabet.encode(record.sequence)))
+        except UnknownResidueError as error:
+            what = joined_chains(record.sequence, alphabet) or error
+            raise UnknownResidueError(f"{record.place}: {what}") from error
+        if doubtful(record.sequence):
+            doubts.add(clean(record, alphabet, "error", masks=True).rows, record.place)
+    for line in doubts.lines("sequence", _DROP_GAPS):
+        warn(line)
+    return encoded
 
 
 def _refuse_letters(items: list[Any]) -> None:
@@ -187,6 +199,12 @@ def _refuse_letters(items: list[Any]) -> None:
             f"sequences: got a list of {counted(len(items), 'single letter')}, as of one protein in pieces; give it as "
             f"one string, {shown(joined)}. For proteins of one residue, give a mapping of names to them"
         )
+
+
+def _refuse_row(value: object) -> None:
+    remedy = _remedy(value, _ROW)
+    for label in (name for name in _SEQUENCE if remedy and hasattr(value, name)):
+        raise UsageError(f"sequences: got a Series with a label {label!r}, which may be a row or a column; {remedy}")
 
 
 def _remedy(value: object, remedies: Mapping[str, str]) -> str | None:

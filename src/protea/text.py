@@ -35,4 +35,7 @@ def printable(text: str) -> str:
 
 def shown(value: object) -> str:
     """A value as Python writes it, in one line and shortened."""
-    return printable(_short.repr(value))
+    try:
+        return printable(_short.repr(value))
+    except ValueError:  # Python does not write a number of more than 4,300 digits
+        return f"<{type(value).__name__} too long to write>"

@@ -20,7 +20,7 @@ import protea
 from protea.checkpoints import hf
 from protea.embed.run import EmbedRun
 from protea.embed.settings import EmbedSettings
-from protea.errors import ProteaError
+from protea.errors import ProteaError, ProteaWarning
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
 
@@ -169,6 +169,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, int]:
     return outcomes
 
 
+@pytest.mark.filterwarnings("ignore:(gaps|DNA):protea.errors.ProteaWarning")
 @pytest.mark.parametrize("count", [60, pytest.param(400, marks=pytest.mark.long)])
 @pytest.mark.parametrize("seed", [0])
 def test_a_slice(tmp_path: Path, count: int, seed: int) -> None:
@@ -179,5 +180,6 @@ def test_a_slice(tmp_path: Path, count: int, seed: int) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", ProteaWarning)  # of the sequences that are compared
     with tempfile.TemporaryDirectory() as temporary:
         print(run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, Path(temporary)))

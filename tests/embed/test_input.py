@@ -68,8 +68,8 @@ def test_gaps_and_dna_are_told_once_and_reported(
             monkeypatch.setattr(sys, "stdin", stdin)
             result = run("embed", path, *model, "-o", f"{number}.parquet")
         assert result.code == 0, result
-        assert result.err.count("gaps, which count as residues: 2 records, the first is 'r'; --gaps drop") == 1
-        assert result.err.count("DNA or RNA, read as amino acids: 2 records, the first is 'dna'; translate") == 1
+        assert result.err.count("gaps, which count as residues: 2 records, the first is record 'r'; --gaps drop") == 1
+        assert result.err.count("DNA or RNA, read as amino acids: 2 records, the first is record 'dna'; translate") == 1
         assert "1 altered, 2 gapped, 2 nucleotides: see" in result.err
         report = pd.read_csv(f"{number}.parquet.report.tsv", sep="\t")
         kinds = [f"{row.id} {row.what}" for row in report.itertuples()]
@@ -89,8 +89,8 @@ def test_devices_tell_too(run: Run, model: tuple[str, Path], tmp_path: Path, one
     (tmp_path / "in.fasta").write_text(f">q\nMKTAY\n>r\nM-TA-\n>dna\n{DNA}\n")
     result = run("embed", "in.fasta", *model, "-o", "out.parquet", "--device", "cpu", "--devices", "2")
     assert result.code == 0, result
-    assert result.err.count("gaps, which count as residues: 1 record, the first is 'r'") == 1
-    assert result.err.count("DNA or RNA, read as amino acids: 1 record, the first is 'dna'") == 1
+    assert result.err.count("gaps, which count as residues: record 'r'; ") == 1
+    assert result.err.count("DNA or RNA, read as amino acids: record 'dna'; ") == 1
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("gz", "bz2", "xz")]

@@ -285,7 +285,7 @@ def test_numbering_from_elsewhere_is_advised_and_obeyed(run: Run, short: Path, m
     command = ("evaluate", "proteingym", short, "-m", model_folders["esm2"], "--assays", " P1_X_A_2020,P1_X_A_2020 ")
     result = run(*command)
     assert result.code == 1
-    assert "--offset 101" in result.err
+    assert "with offset 101" in result.err
     result = run(*command, "--offset", 101)
     assert result.code == 0, result.err
     assert sum("P1_X_A_2020" in line for line in result.out.splitlines()) == 1

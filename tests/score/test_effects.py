@@ -102,6 +102,7 @@ def log_likelihood(model: protea.LanguageModel, theirs: LogProbs, sequence: str)
     return float(one_by_one(theirs, tokens).gather(1, tokens[1:-1, None].long()).sum())
 
 
+@pytest.mark.filterwarnings("ignore:.*another length:protea.errors.ProteaWarning")
 def test_pseudo_likelihoods(model: protea.LanguageModel, theirs: LogProbs) -> None:
     sequence = SEQUENCE[:10]
     changed = {
@@ -121,6 +122,7 @@ def test_pseudo_likelihoods(model: protea.LanguageModel, theirs: LogProbs) -> No
     assert by_means[0] == found[0]  # the same length, the same number
 
 
+@pytest.mark.filterwarnings("ignore:.*another length:protea.errors.ProteaWarning")
 def test_scores_of_deletions_do_not_follow_their_length(model: protea.LanguageModel) -> None:
     seed = 5
     print("seed", seed)

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from protea.cli.interrupt import INTERRUPTED
 from protea.cli.terminal import tell
-from protea.errors import ProteaError, ProteaWarning
+from protea.errors import ArgumentError, ProteaError, ProteaWarning
 from protea.text import printable
 
 COMMANDS: Final = {
@@ -84,7 +84,7 @@ def main() -> NoReturn:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
         _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
     except ProteaError as error:
-        _fail(str(error), error.exit_code)
+        _fail(_as_typed(error), error.exit_code)
     except OSError as error:
         # Commands report the files they know of. What remains is standard output on a full disk, or a vanished file.
         _drop_unwritten_output()
@@ -96,6 +96,12 @@ def main() -> NoReturn:
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _as_typed(error: ProteaError) -> str:
+    """The message, with an option instead of the argument of Python that it begins with."""
+    name, _, rest = str(error).partition("=")
+    return f"--{name.replace('_', '-')} {rest}" if isinstance(error, ArgumentError) else str(error)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from math import inf
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -24,13 +24,14 @@ from protea.checkpoints.settings_files import write_json
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
 from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures
-from protea.errors import DataError, UsageError
+from protea.errors import ArgumentError, DataError
 from protea.infer.loading import load_model
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead, ContactHead
 from protea.output import staged
 from protea.progress import SILENT, Progress
+from protea.text import shown
 
 Head = Literal["regression", "bilinear"]
 
@@ -50,16 +51,16 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         if self.head not in get_args(Head):
-            raise UsageError(f"--head {self.head!r}: use {' or '.join(get_args(Head))}")
+            raise ArgumentError(f"head={self.head!r}: use {' or '.join(get_args(Head))}")
         least = 2 if self.head == "bilinear" else 1
         if self.count < least:
-            raise UsageError(f"--count must be at least {least} for a {self.head} head, got {self.count}")
-        if not 0 < self.c < inf:
-            raise UsageError(f"--c must be above 0 and finite, got {self.c:g}")
+            raise ArgumentError(f"count={shown(self.count)}: use at least {least} for a {self.head} head")
+        if not 0 < self.c <= sys.float_info.max:
+            raise ArgumentError(f"c={shown(self.c)}: use a finite number above 0")
         if not 0 <= self.seed <= _LARGEST_SEED:
-            raise UsageError(f"--seed must be from 0 to {_LARGEST_SEED:,}, got {self.seed}")
+            raise ArgumentError(f"seed={shown(self.seed)}: use a number from 0 to {_LARGEST_SEED:,}")
         if self.rank < 1:
-            raise UsageError(f"--rank must be at least 1, got {self.rank}")
+            raise ArgumentError(f"rank={shown(self.rank)}: use at least 1")
 
 
 def write_fitted(
@@ -111,7 +112,7 @@ def fit_to_structures(
     rows += notes
     chosen, others = _choose(usable(model, chains, rows), settings)
     if settings.head == "bilinear" and settings.rank > width:
-        raise UsageError(f"--rank must be at most {width}, the model's width, got {settings.rank}")
+        raise ArgumentError(f"rank={shown(settings.rank)}: use at most {width}, the model's width")
     examples = []
     for chain in chosen:
         known = pairs(chain)
@@ -140,8 +141,8 @@ def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain]
         short = len(order) - len(with_pairs)
         without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
         raise DataError(
-            f"--count {settings.count}: the model can take {len(with_pairs)} chains with different sequences{without}; "
-            "give more structures, or a smaller --count"
+            f"count {shown(settings.count)}: the model can take {len(with_pairs)} chains with different sequences"
+            f"{without}; give more structures, or a smaller count"
         )
     chosen = with_pairs[: settings.count]
     others = [chain for key in order if key not in set(chosen) for chain in by_hash[key]]

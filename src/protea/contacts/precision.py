@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from protea.checkpoints.settings_files import read_json
 from protea.contacts.predict import contacts, too_long
 from protea.contacts.structures import Chain, pairs, read_structures
-from protea.errors import CheckpointError, UnknownResidueError, UsageError
+from protea.errors import ArgumentError, CheckpointError, UnknownResidueError
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
@@ -140,7 +140,7 @@ def select_chains(
     names = {name for name in exclude if not name.endswith(".json")}
     files = {chain.name: chain.name.rpartition(":")[0] or chain.name for chain in chains}
     if unknown := sorted(names - files.keys() - set(files.values())):
-        raise UsageError(f"--exclude {unknown[0]}: no chain and no structure has this name")
+        raise ArgumentError(f"exclude={unknown[0]}: no chain and no structure has this name")
     excluded = frozenset().union(*(fitted_on(Path(name)) for name in exclude if name not in names))
     kept = []
     for chain in chains:

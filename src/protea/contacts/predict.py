@@ -28,6 +28,7 @@ from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted, check_f
 from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
 from protea.models.layers import ContactHead
+from protea.text import shown
 
 _AT_ONCE: Final = 6  # float32 maps [L, L] held while a map is made, the model's needs included; measured: 5.3
 
@@ -134,13 +135,13 @@ def attention(
     last = len(head_counts)
     chosen_heads = range(max(head_counts)) if heads is None else heads
     if not layers or not all(1 <= abs(layer) <= last for layer in layers):
-        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {list(layers)}")
+        raise UsageError(f"attention is in layers 1 to {last}, or -{last} to -1; got {shown(list(layers))}")
     numbers = [layer + last + 1 if layer < 0 else layer for layer in layers]
     fewest = min(head_counts[number - 1] for number in numbers)
     if not fewest:
         raise UsageError(f"one of the layers {list(layers)} has no attention")
     if not chosen_heads or not all(0 <= head < fewest for head in chosen_heads):
-        raise UsageError(f"heads are 0 to {fewest - 1}; got {list(chosen_heads)}")
+        raise UsageError(f"heads are 0 to {fewest - 1}; got {shown(list(chosen_heads))}")
     size = model.alphabet.frame.tokens(len(sequence))
     result = np.empty((len(numbers), len(chosen_heads), size, size), np.float32)
 

@@ -17,6 +17,7 @@ from protea.alphabet import Alphabet
 from protea.arguments import check_fields
 from protea.data.draws import Words, below, mix, stream, threshold
 from protea.errors import UsageError
+from protea.text import shown
 
 Pool = Literal["canonical", "other-residues", "all"]
 """Where random replacements come from.
@@ -53,7 +54,7 @@ class Masking:
         check_fields(self)
         for name in ("select", "mask", "random"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"masking: {name} must be from 0 to 1, got {getattr(self, name)}")
+                raise UsageError(f"masking: {name} must be from 0 to 1, got {shown(getattr(self, name))}")
         if self.mask + self.random > 1 + 1e-9:
             raise UsageError(f"masking: mask {self.mask} and random {self.random} add up to more than 1")
 

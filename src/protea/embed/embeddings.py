@@ -23,6 +23,7 @@ from protea.errors import UsageError
 from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted
 from protea.infer.windows import join
 from protea.models.encoder import Encoder
+from protea.text import shown
 
 POOLINGS: Final[dict[str, Callable[[Tensor, Frame], Tensor]]] = {
     "mean": lambda tokens, frame: tokens[frame.rows].mean(0),
@@ -85,9 +86,9 @@ def resolve_layers(layers: Sequence[int], model: Encoder) -> tuple[int, ...]:
     resolved = tuple(layer + last + 1 if layer < 0 else layer for layer in layers)
     for given, layer in zip(layers, resolved, strict=True):
         if not 0 <= layer <= last:
-            raise UsageError(f"layer {given} does not exist; this model has 0 to {last}, or -{last + 1} to -1")
+            raise UsageError(f"layer {shown(given)} does not exist; this model has 0 to {last}, or -{last + 1} to -1")
     if not resolved or len(set(resolved)) < len(resolved):
-        raise UsageError(f"layers {list(layers)}: name at least one layer, and no layer twice")
+        raise UsageError(f"layers {shown(list(layers))}: name at least one layer, and no layer twice")
     return resolved
 
 

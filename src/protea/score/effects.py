@@ -24,13 +24,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from protea.errors import UsageError, VariantError
+from protea.errors import ArgumentError, UsageError, VariantError
 from protea.infer.runner import FloatArray, Runner
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 from protea.score.expected import LongProtein, Sites, masked, runner_for, unmasked
 from protea.score.proteins import choice
 from protea.score.variants import Variant
+from protea.text import counted, shown
 
 METHODS: Final = ("masked-marginals", "wildtype-marginals", "pseudo-likelihood", "pseudo-likelihood-sum")
 _MARGINALS: Final = METHODS[:2]
@@ -66,7 +67,8 @@ class Scoring:
         if self.method not in METHODS:
             raise UsageError(f"unknown method {self.method!r}; use {', '.join(METHODS)}")
         if abs(self.offset) > _LARGEST_OFFSET:
-            raise UsageError(f"offset must be from -{_LARGEST_OFFSET:,} to {_LARGEST_OFFSET:,}, got {self.offset}")
+            allowed = f"-{_LARGEST_OFFSET:,} to {_LARGEST_OFFSET:,}"
+            raise ArgumentError(f"offset={shown(self.offset)}: use a number from {allowed}")
         choice("policy for long proteins", self.long, LongProtein)
 
     def check(self, variant: Variant) -> None:
@@ -77,12 +79,13 @@ class Scoring:
                 "deletions"
             )
 
-    @property
-    def of_lengths(self) -> str:
-        """What the scores of variants are that change the length of a protein."""
+    def of_lengths(self, proteins: Iterable[Protein]) -> str | None:
+        """How many variants change the length of a protein, and what their scores are; ``None`` without such ones."""
+        number = sum(variant.lengthens_by != 0 for protein in proteins for variant in protein.variants)
+        how = "scored by sums, which are higher for fewer residues; pseudo-likelihood compares means"
         if self.method == "pseudo-likelihood":
-            return "scored by means over residues, times the wild type's length; pseudo-likelihood-sum gives sums"
-        return "scored by sums, which are higher for fewer residues; pseudo-likelihood compares means"
+            how = "scored by means over residues, times the wild type's length; pseudo-likelihood-sum gives sums"
+        return f"{counted(number, 'variant')} of another length than the wild type: {how}" if number else None
 
     def passes(self, proteins: Iterable[Protein]) -> int:
         """The number of passes to compute; all windows of an unmasked protein count as one."""

@@ -20,6 +20,7 @@ from protea.errors import SequenceTooLongError, UsageError
 from protea.infer.runner import FloatArray, Job, Runner, Wanted, default_budget
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
+from protea.text import shown
 
 LongProtein = Literal["window", "full", "error"]
 """Policies for a protein longer than the model was trained on; only rotary models can run it whole."""
@@ -36,7 +37,7 @@ class Sites(NamedTuple):
 def runner_for(model: Encoder, token_budget: int | None) -> Runner:
     """A runner that computes ``token_budget`` tokens at a time, by default what the memory allows."""
     if token_budget is not None and token_budget < 1:
-        raise UsageError(f"a token budget must be at least 1, got {token_budget}")
+        raise UsageError(f"a token budget must be at least 1, got {shown(token_budget)}")
     return Runner(model, token_budget or default_budget(model))
 
 

@@ -24,6 +24,7 @@ from typing import Final
 from protea.alphabet import Alphabet
 from protea.errors import VariantError
 from protea.score.variants import Edit, Variant, check, explaining_offset
+from protea.text import shown
 
 _NAMES: Final = "AlaArgAsnAspCysGlnGluGlyHisIleLeuLysMetPheProSerThrTrpTyrValSecPylAsxGlxXleXaaTer"
 _LETTERS: Final = dict(zip(re.findall("[A-Z][a-z]{2}", _NAMES), "ARNDCQEGHILKMFPSTWYVUOBZJX*", strict=True))
@@ -66,7 +67,7 @@ def parse_all(texts: Sequence[str], sequence: str, alphabet: Alphabet, offset: i
     """Variants of one protein; a ``VariantError`` names the first that does not fit, and the offset if all would."""
     for text in texts:
         if not isinstance(text, str):
-            raise VariantError(f"{text!r}: a variant is a string; write 'A24V'")
+            raise VariantError(f"{shown(text)}: a variant is a string; write 'A24V'")
     variants = [parse(text, sequence, offset) for text in texts]
     for variant in variants:
         try:

@@ -33,7 +33,6 @@ from protea.score.notation import parse
 from protea.score.proteins import AS_USUAL, Reading, wild_types
 from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
 from protea.tables import Beside, check_output, read_table, write_table
-from protea.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -259,9 +258,9 @@ def rows_of(
         if len(variants) < len(parsed[name]):
             better = explaining_offset(parsed[name], wild_types[name], how.offset)
             if better is not None:
-                rows.advice.append(f"{name}: with --offset {better}, all {len(parsed[name]):,} variants would fit")
-    if number := sum(variant.lengthens_by != 0 for protein in rows.proteins for variant in protein.variants):
-        rows.advice.append(f"{counted(number, 'variant')} of another length than the wild type: {how.of_lengths}")
+                rows.advice.append(f"{name}: with offset {better}, all {len(parsed[name]):,} variants would fit")
+    if note := how.of_lengths(rows.proteins):
+        rows.advice.append(note)
     return rows
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.errors import UsageError, VariantError
+from protea.text import shown
 
 CANONICAL: Final = "ACDEFGHIKLMNPQRSTVWY"
 """The letters of a single-site scan."""
@@ -114,7 +115,7 @@ def chosen_places(name: str, sequence: str, positions: str | Iterable[int] | Non
     if positions is None:
         return range(len(sequence))
     places: set[int] = set()
-    for part in positions.split(",") if isinstance(positions, str) else map(str, positions):
+    for part in positions.split(",") if isinstance(positions, str) else map(shown, map(int, positions)):
         match = _POSITIONS.fullmatch(part.strip())
         if match is None:
             raise UsageError(f"positions: {part!r} is neither a position nor a range; write 10-40,55")
