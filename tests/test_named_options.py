@@ -45,7 +45,10 @@ NEVER_SHOWN = {
     ("protea.embed.settings", "--dtype"): "merge",
     ("protea.embed.settings", "--logits"): "merge",
     ("protea.embed.settings", "--fast"): "merge",
-    ("protea.journal", "--overwrite"): "pretrain",  # uses only differences and the lock
+    ("protea.journal", "--overwrite"): (  # they use only the wording, the differences and the lock
+        "pretrain, info, init, fit-contacts, convert, check, export, average"
+    ),
+    ("protea.rerun", "--overwrite"): "init, fit-contacts, convert, export, average, pretrain",  # no pictures
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
         "info, init, merge, fit-contacts, convert, check, pretrain, export, average, data info, evaluate contacts, "
         "evaluate proteingym"

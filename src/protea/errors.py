@@ -94,6 +94,12 @@ class OutputError(ProteaError):
     """An output exists already or cannot be written."""
 
 
+class FinishedError(ProteaError):
+    """The same command has written the output already, so that there is nothing to do; the command line succeeds."""
+
+    exit_code: ClassVar[int] = 0
+
+
 class ResumeError(OutputError):
     """An unfinished run cannot continue: its settings or input changed, or another process works on it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
@@ -19,6 +19,8 @@ from protea.output import read_run, report_path, run_path, write_durably, write_
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
 _ABSENT: Final = "nothing"
+
+REFUSED: Final = "choose another name or pass --overwrite"
 
 
 def lock(path: Path, output: Path) -> TextIO:
@@ -97,22 +99,47 @@ def damaged_journal(output: Path, error: Exception) -> ResumeError:
     )
 
 
-def check_finished(output: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def check_finished(output: Path, wanted: Mapping[str, Any], advice: str = REFUSED) -> dict[str, Any]:
     """The run file of a finished output, if the output is what a run with the ``wanted`` settings would write.
 
     ``wanted`` names what the contents depend on: options, the SHA-256 of weights, a fingerprint of the input. The run
     file holds them at its top or under ``provenance``. An ``OutputError`` says what differs, or which file is missing.
     """
-    refused = "choose another name or pass --overwrite"
-    for path in (report_path(output), run_path(output)):
-        if not path.is_file():
-            raise OutputError(f"{output}: exists already, without {path.name} beside it; {refused}")
-    recorded = read_run(output)
+    recorded = read_finished(output)
     inner = recorded.get("provenance")
     old = {**(inner if isinstance(inner, dict) else {}), **recorded}
-    if changed := differences({name: old[name] for name in wanted if name in old}, wanted):
-        raise OutputError(f"{output}: exists already, of another run ({changed}); {refused}")
+    check_same(output, {name: old[name] for name in wanted if name in old}, wanted, advice)
     return recorded
+
+
+def read_finished(output: Path) -> dict[str, Any]:
+    """The run file of an output that exists; an ``OutputError`` if it or the report is missing or damaged."""
+    for path in (report_path(output), run_path(output)):
+        if not path.is_file():
+            raise OutputError(f"{output}: exists already, without {path.name} beside it; {REFUSED}")
+    return read_run(output)
+
+
+def complete(output: Path) -> str:
+    """What a command says of an output that is finished already."""
+    return f"{output}: complete, nothing to do"
+
+
+def check_same(output: Path, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
+    """Refuse an output of another run; the error says what differs, and ends with the ``advice``."""
+    if changed := differences(leaves(old), leaves(new)):
+        raise OutputError(f"{output}: exists already, of another run ({changed}); {advice}")
+
+
+def leaves(values: Mapping[str, Any], left_out: Iterable[str] = (), prefix: str = "") -> dict[str, Any]:
+    """The values, those of mappings under the names of both, as in ``models esm2 computed_in``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= leaves(value, left_out, f"{prefix}{name} ")
+        elif name not in left_out:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -206,6 +206,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def fingerprint(paths: Iterable[str | Path]) -> str | None:
+    """A hash of the contents of files, in their order; ``None`` if one is missing, or can be read only once."""
+    files = [Path(path) for path in paths]
+    if not all(map(os.path.isfile, files)):
+        return None
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
 def write_failure(error: OSError, path: Path, advice: str = "") -> OutputError:
     """The error to raise for an output that the operating system did not write; ``advice`` begins with a semicolon."""
     reason = error.strerror or " ".join(str(error).split())

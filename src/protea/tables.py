@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from protea import output
 from protea.errors import DataError, UsageError
+from protea.journal import read_finished
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -33,11 +35,27 @@ _QUOTED: Final = re.compile(rb'"[^"]*"')
 _SUFFIXES: Final = re.compile(r"(\.csv|\.tsv)(\.gz|\.bz2|\.zst)?$|\.parquet$")
 
 
-def check_output(path: Path, *, overwrite: bool, others: Sequence[str] = ()) -> None:
-    """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written, before any work."""
+def check_output(
+    path: Path,
+    run: Mapping[str, Any],
+    models: Callable[[], Mapping[str, Any]],
+    *,
+    overwrite: bool,
+    others: Sequence[str] = (),
+) -> None:
+    """Refuse a table, or a file with one of the ``others`` as suffix, that cannot be written, before any work.
+
+    ``run`` is what the run file will hold, and ``models`` gives the ``identities`` of the models. If these are the
+    same as those of an existing output, the error is a ``FinishedError``.
+    """
     if path.suffix not in others and not path.is_dir():
         _format(path)
-    output.check_output(path, overwrite=overwrite, beside=True)
+    from protea.rerun import end_finished
+
+    exists = os.path.lexists(path)
+    output.check_output(path, overwrite=overwrite or exists, beside=True)
+    if exists and not overwrite:
+        end_finished(path, read_finished(path), {**run, "models": models()})
 
 
 class Beside(NamedTuple):

@@ -322,7 +322,7 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     written(tmp_path / "x.json", "{}")
     fails(run(*measure, *esm2, "--exclude", "x.json"), 1, "x.json: does not say what a contact head was fitted on")
     written(tmp_path / "x.csv", "")
-    fails(run(*measure, *esm2, "-o", "x.csv"), 1, "x.csv: exists already; choose another name or pass --overwrite")
+    fails(run(*measure, *esm2, "-o", "x.csv"), 1, "x.csv: exists already, without x.csv.report.tsv", "--overwrite")
     assert run(*measure, *esm2, "--seed", -1).code == 2
     fails(run(*measure, *esm2, "-o", "y.json"), 2, "y.json: ")
     fails(run(*measure, *esm2, "-o", "no/x.csv"), 1, "no/x.csv: there is no folder no; create it first")

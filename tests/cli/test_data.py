@@ -128,7 +128,7 @@ def test_bad_input_is_one_line(run: Run, files: list[object], tmp_path: Path) ->
     assert Path("s.problems.tsv").read_text() == listed, "the same problems take its place"
     assert run("data", "uniref", *plain, "--absent", "skip", "-o", "s").code == 0
     assert not Path("s.problems.tsv").exists()
-    fails(run("data", "uniref", *plain, "-o", "s"), 1, "s: exists already; choose another name or pass --overwrite")
+    fails(run("data", "uniref", *plain, "-o", "s"), 1, "s: exists already", "absent skip -> error", "--overwrite")
     assert not list(tmp_path.glob(".*.partial"))
 
 

@@ -94,10 +94,12 @@ def test_other_input_and_other_arrays_are_refused(run: Run, fasta: Path, model_f
     assert run("embed", fasta, *model, "-o", "s.h5", "-r", "r.h5").code == 0
     assert COMPLETE in run("embed", fasta, *model, "-r", "r.h5").err  # one of the two
     fails(run("embed", fasta, *model, "-r", "s.h5"), 1, "s.h5: exists already and holds other arrays")
-    fails(run("embed", fasta, *model, "-o", "s.h5", "-r", "new.h5"), 1, "s.h5: exists already")
+    result = run("embed", fasta, *model, "-o", "s.h5", "-r", "new.h5")
+    fails(result, 1, "s.h5: exists already", "new.h5 does not", "--overwrite")
+    check_message("embed.finished-beside-new", result.err)
     fasta.write_text(FASTA.replace("GG", "G").replace("MKTAYI", "MKTAYV"))
     result = run("embed", fasta, *model, "-o", "s.h5")
-    fails(result, 1, "s.h5: exists already", "input ")
+    fails(result, 1, "s.h5: exists already", "input ", "--update")
     assert not Path("new.h5").exists()
     assert not list(Path().glob(".*.partial"))
 

@@ -53,7 +53,8 @@ def test_a_table_is_scored(run: Run, fasta: str, folder: Path) -> None:
     again = ("score", fasta, "out.csv", "-m", folder, "-o", "again.csv")
     fails(run(*again), 2, "'model_score'", "--column NAME")
     assert run(*again, "--column", "other").code == 0
-    fails(run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv"), 1, "out.csv: exists already", "--overwrite")
+    other = run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv", "--offset", 2)
+    fails(other, 1, "out.csv: exists already", "offset 1 -> 2", "--overwrite")
     assert run("score", fasta, "v.csv", "-m", folder, "-o", "out.csv", "--overwrite").code == 0
 
 

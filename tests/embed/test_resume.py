@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from protea.embed.stores import kind_of, read_store
 
@@ -128,6 +130,52 @@ def wait_for_journal(folder: Path, process: subprocess.Popen[str], records: int)
                 return True
         time.sleep(0.002)
     return False
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["files", "folder"])
+def test_updates_killed_at_random_moments(tmp_path: Path, job: list[object], kind: str) -> None:
+    seed = random.randrange(1 << 31)
+    print("seed", seed)
+    rng = random.Random(seed)
+    check_killed_updates(tmp_path, job, kind, [rng.randint(0, 301) for _ in range(8)], rng)
+
+
+def test_an_update_killed_once(tmp_path: Path, job: list[object]) -> None:
+    check_killed_updates(tmp_path, job, "files", [100], random.Random(0))
+
+
+def check_killed_updates(folder: Path, job: list[object], kind: str, moments: list[int], rng: random.Random) -> None:
+    """Kill updates when so many records are in the journal; the same command must end like an undisturbed update."""
+    grown = gzip.decompress((folder / "in.fasta.gz").read_bytes())
+    blocks = grown.split(b">")[1:]
+    before = [block + b"M\n" if number % 9 == 0 else block for number, block in enumerate(blocks) if number % 3]
+    (folder / "in.fasta.gz").write_bytes(gzip.compress(b">" + b">".join(before)))
+    code, err = protea(*job, *outputs(folder / "before", kind))
+    assert code == 0, err
+    (folder / "in.fasta.gz").write_bytes(gzip.compress(grown))
+    update = ["--update", *job[1:]]
+    shutil.copytree(folder / "before", folder / "whole")
+    code, err = protea("embed", *update, *outputs(folder / "whole", kind))
+    assert code == 0, err
+    assert "update: " in err
+    killed = 0
+    for trial, records in enumerate(moments):
+        shutil.copytree(folder / "before", folder / f"killed{trial}")
+        arguments = ["embed", *update, *outputs(folder / f"killed{trial}", kind)]
+        process = start(*arguments)
+        wait_for_journal(folder / f"killed{trial}", process, records)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        code, err = protea(*arguments)
+        assert code == 0, (records, err)
+        assert_same(folder / f"killed{trial}", folder / "whole")
+        for run_file in folder.glob(f"killed{trial}/*.run.yaml"):
+            theirs = yaml.safe_load((folder / "whole" / run_file.name).read_text())
+            assert yaml.safe_load(run_file.read_text())["provenance"] == theirs["provenance"]
+    assert killed
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -367,7 +367,7 @@ def test_wording_of_tables() -> None:
         read_variants(Path("x.csv"))
     check_message("variant_table.columns", caught.value)
     with pytest.raises(UsageError) as usage:
-        check_output(Path("x.xlsx"), overwrite=True)
+        check_output(Path("x.xlsx"), {}, dict, overwrite=True)
     check_message("tables.kind", usage.value)
 
 
@@ -387,19 +387,19 @@ def test_columns_of_scores_have_new_names() -> None:
 def test_outputs_that_exist(name: str) -> None:
     Path(name).write_text("precious")
     with pytest.raises(OutputError, match=f"^{name}: .*--overwrite"):
-        check_output(Path("x.csv"), overwrite=False)
-    check_output(Path("x.csv"), overwrite=True)
+        check_output(Path("x.csv"), {}, dict, overwrite=False)
+    check_output(Path("x.csv"), {}, dict, overwrite=True)
     Path(name).unlink()
     Path(name).mkdir()
     with pytest.raises(OutputError, match=f"^{name}: is a folder"):
-        check_output(Path("x.csv"), overwrite=True)
+        check_output(Path("x.csv"), {}, dict, overwrite=True)
 
 
 def test_outputs_without_a_folder_or_rights() -> None:
     with pytest.raises(DataError, match=r"^absent.csv: "):
         read_variants(Path("absent.csv"))
     with pytest.raises(OutputError, match="absent;"):
-        check_output(Path("absent/x.csv"), overwrite=True)
+        check_output(Path("absent/x.csv"), {}, dict, overwrite=True)
     Path("file").write_text("")
     with pytest.raises(OutputError, match=r"^file/x.csv: "):
         write_table(Path("file/x.csv"), variant_table(["M1V"]))

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from protea.checkpoints.formats import (
 from protea.checkpoints.hub import locate
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
+from protea.checkpoints.targets import check_target, differing, differing_buffers
 from protea.checkpoints.tensors import FLOATS, same_bits
 from protea.device import return_freed_memory
 from protea.errors import CheckpointError, OutputError
@@ -91,6 +93,10 @@ def convert(
     path = locate(source)
     read = recognised(path)
     progress.begin("reading")
+    if os.path.lexists(target):
+        with complete(read.open_checkpoint(path), path) as checkpoint:
+            to_compare = partial(_cast, checkpoint, dtype=dtype or checkpoint.dtype)
+            check_target(target, to, checkpoint.model, to_compare, progress)
     with complete(read.open_checkpoint(path), path) as checkpoint, staged(target) as place:
         model = checkpoint.model
         if reason := unsupported(model, to):
@@ -113,7 +119,8 @@ def convert(
         written.write(place, model, parameter, kind)
         zeroed = _write_lost(checkpoint, place, target, written, report)
         with complete(written.open_checkpoint(place), place) as copy:
-            _compare_parameters(checkpoint, copy, place, kind, progress)
+            if different := differing(model, copy, partial(_cast, checkpoint, dtype=kind), progress):
+                raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
             ours = _compare_logits(checkpoint, copy, place, report, progress)
             if peers:
                 # A library that sets a token's row to 0 gives other logits for it: compare the columns before that.
@@ -152,7 +159,7 @@ def _write_lost(checkpoint: Checkpoint, place: Path, target: Path, written: Form
                 value = _cast(checkpoint, name, report.dtype)
                 if name not in stored or not same_bits(value, copy.parameter(name)):
                     lost[name] = value
-        lost |= _differing_buffers(model, copy.model)
+        lost |= differing_buffers(model, copy.model)
         ours, theirs = vars(model.config), vars(copy.model.config)
         settings = [key for key in ours if ours[key] != theirs[key]]
         rows = type(model).stored[written.NAME].zeroed(model.config)
@@ -178,29 +185,6 @@ def _described(model: Encoder, lost: Mapping[str, Tensor], settings: list[str], 
         f"the settings {', '.join(settings)}": bool(settings),
     }
     return [part for part, is_lost in parts.items() if is_lost] or ["the size of the padded vocabulary"]
-
-
-def _differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
-    copied = copy.stored_buffers
-    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, copied[name])}
-
-
-def _compare_parameters(
-    checkpoint: Checkpoint, copy: Checkpoint, place: Path, dtype: torch.dtype, progress: Progress
-) -> None:
-    """Compare every parameter of the copy with the source's, bit for bit."""
-    model = checkpoint.model
-    names = [name for name, _ in model.named_parameters()]
-    progress.begin("comparing", len(names))
-    different = ["the configuration"] if copy.model.config != model.config else []
-    different += _differing_buffers(model, copy.model)
-    for name in names:
-        if not same_bits(_cast(checkpoint, name, dtype), copy.parameter(name)):
-            different.append(name)
-        progress.advance()
-        return_freed_memory()
-    if different:
-        raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
 
 
 def _compare_logits(

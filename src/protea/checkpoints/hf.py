@@ -110,8 +110,14 @@ def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype)
 
     The model may be on the meta device.
     """
+    from protea.checkpoints.targets import check_target
+
+    def parameter(name: str) -> torch.Tensor:
+        return initial_value(model, name, seed).to(dtype)
+
+    check_target(folder, NAME, model, parameter)
     with staged(folder) as place:
-        write(place, model, lambda name: initial_value(model, name, seed).to(dtype), dtype)
+        write(place, model, parameter, dtype)
 
 
 def write(

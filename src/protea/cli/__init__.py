@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from protea.cli.interrupt import INTERRUPTED
 from protea.cli.terminal import tell
-from protea.errors import ArgumentError, ProteaError, ProteaWarning
+from protea.errors import ArgumentError, FinishedError, ProteaError, ProteaWarning
 from protea.text import printable
 
 COMMANDS: Final = {
@@ -83,6 +83,9 @@ def main() -> NoReturn:
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
         _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
+    except FinishedError as finished:
+        tell(str(finished))
+        code = finished.exit_code
     except ProteaError as error:
         _fail(_as_typed(error), error.exit_code)
     except OSError as error:

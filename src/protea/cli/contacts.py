@@ -14,7 +14,7 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Fasta, MapPlot, Model, Overwrite, loader
 from protea.cli.terminal import bars, show_table, tell, tell_doubts
 from protea.errors import DataError, UsageError
 from protea.text import counted
@@ -68,16 +68,26 @@ def contacts(
       protea contacts protein.fasta -m my-model/ -o pairs.csv --min-probability 0.3 --plot map.html
     """
     from protea.contacts.maps import check_maps, predict_maps, without_too_long, write_maps
+    from protea.output import fingerprint
+    from protea.rerun import INPUT, PLOT
     from protea.score.proteins import Reading, wild_types
 
     if output is None and plot is None:
         raise UsageError("name an output: -o OUT.h5, or --plot PICTURE")
-    if output is not None:
-        check_maps(output, overwrite=overwrite)
     reading = Reading(**given)
+    settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, **asdict(reading)}
+    settings |= {
+        "min_probability": least,
+        "min_separation": separation,
+        INPUT: fingerprint(inputs),
+        PLOT: plot and str(plot),
+    }
+    load = loader(device=device, dtype=dtype, fast=fast)
     rows: list[ReportRow] = []
     with interruptible():
-        loaded = load_to_compute(model, device=device, dtype=dtype, fast=fast)
+        if output is not None:
+            check_maps(output, settings, lambda: load.identities([model]), overwrite=overwrite)
+        loaded = load(model)
         loaded.module.require("contacts")
         proteins = wild_types(inputs, loaded.module.alphabet, reading, rows)
         proteins = without_too_long(loaded.module, proteins, rows)
@@ -87,8 +97,7 @@ def contacts(
             if name in pictures:
                 draw_map(pictures[name], probabilities, title=name)
 
-        settings: dict[str, Any] = {"command": "contacts", "inputs": inputs, **asdict(reading)}
-        settings |= {"min_probability": least, "min_separation": separation, "models": {model: loaded.circumstances()}}
+        settings["models"] = {model: loaded.circumstances()}
         with bars("residues") as bar:
             maps = predict_maps(loaded.module, proteins, draw, bar)
             write_maps(output, maps, rows, settings)

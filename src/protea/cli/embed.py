@@ -11,7 +11,7 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, load_to_compute
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.text import counted
@@ -159,7 +159,7 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     from protea.embed.run import EmbedRun
 
     start = time.perf_counter()
-    loaded = load_to_compute(settings.model, device=settings.device, dtype=settings.dtype, fast=settings.fast)
+    loaded = loader(device=settings.device, dtype=settings.dtype, fast=settings.fast)(settings.model)
     model = loaded.module
     with bars("residues") as progress:
         files = loaded.weights_sha256()

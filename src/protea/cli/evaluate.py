@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,17 +68,27 @@ def evaluate_contacts(
       protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
+    from protea.checkpoints.formats import HEAD_RECORD, companion
+    from protea.checkpoints.hub import locate
     from protea.contacts.precision import fitted_on, measure, select_chains, write_precisions
-    from protea.contacts.structures import contact_map
+    from protea.contacts.structures import contact_map, structure_files
     from protea.letters import ReportRow
+    from protea.output import fingerprint
+    from protea.rerun import INPUT, PLOT
     from protea.tables import check_output
 
+    load = options.loader(device=device, dtype=dtype, fast=fast)
+    settings: dict[str, Any] = {"command": "evaluate contacts", "structures": list(map(str, structures))}
+    settings |= {"exclude": exclude or [], "include_fitted": include_fitted}
+    settings |= {"seed": seed, PLOT: plot and str(plot)}
+    record = companion(locate(model), HEAD_RECORD)
     if output is not None:
-        check_output(output, overwrite=overwrite)
+        lists = [*(Path(name) for name in exclude or [] if name.endswith(".json")), record]
+        settings[INPUT] = fingerprint([*structure_files(structures), *filter(Path.exists, lists)])
+        check_output(output, settings, lambda: load.identities([model]), overwrite=overwrite)
     rows: list[ReportRow] = []
     with interruptible(), bars() as bar:
-        loaded = options.load_to_compute(model, device=device, dtype=dtype, fast=fast)
-        record = loaded.head_record
+        loaded = load(model)
         chains = select_chains(
             loaded.module,
             structures,
@@ -99,9 +108,8 @@ def evaluate_contacts(
 
         precisions = measure(loaded.module, chains, draw, bar)
         if output is not None:
-            settings: dict[str, Any] = {"command": "evaluate contacts", "structures": list(map(str, structures))}
-            settings |= {"exclude": exclude or [], "include_fitted": include_fitted, "seed": seed}
-            write_precisions(output, precisions, rows, settings | {"models": {model: loaded.circumstances()}})
+            settings["models"] = {model: loaded.circumstances()}
+            write_precisions(output, precisions, rows, settings)
     if output is not None:
         typer.echo(f"{output}: {counted(len(precisions), 'chain')}")
     elif precisions:
@@ -160,23 +168,27 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import evaluate_scans, read_assays, write_results
+    from protea.evaluate.proteingym import assay_table, evaluate_scans, read_assays, write_results
+    from protea.output import fingerprint
+    from protea.rerun import INPUT
     from protea.score.effects import Scoring
     from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-    if output is not None:
-        check_output(output, overwrite=overwrite)
     assays = {assay.name: assay for assay in read_assays(folder)}
     names = list(assays) if only is None else _names("--assays", only, assays)
     known = {name for assay in assays.values() for name in assay.published}
     published = [] if beside is None else _names("--beside", beside, known)
-    load = partial(options.load_to_compute, device=device, dtype=dtype, fast=fast)
+    load = options.loader(device=device, dtype=dtype, fast=fast)
+    settings = {"command": "evaluate proteingym", "folder": str(folder), "assays": names, **asdict(how)}
+    if output is not None:
+        scans = [assays[name].path for name in names]
+        settings[INPUT] = fingerprint([assay_table(folder), *filter(Path.exists, scans)])
+        check_output(output, settings, lambda: load.identities(models), overwrite=overwrite)
     with interruptible(), bars("passes") as bar:
         results, provenance = evaluate_scans([assays[name] for name in names], how, models, load, bar)
         if output is not None:
-            settings = {"command": "evaluate proteingym", "folder": str(folder), "assays": names}
-            write_results(output, results, settings | asdict(how) | {"models": provenance})
+            write_results(output, results, settings | {"models": provenance})
     _show_results(results, published)
     if output is not None:
         typer.echo(f"{output}: {counted(len(results), 'assay')}")

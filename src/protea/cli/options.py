@@ -13,7 +13,7 @@ from protea import bundled
 from protea.cli.terminal import tell
 
 if TYPE_CHECKING:
-    from protea.infer.loading import LoadedModel
+    from protea.infer.loading import ModelLoader
 
 FASTA: Final[Any] = typer.Argument(
     metavar="IN.fasta...",
@@ -114,11 +114,11 @@ def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], 
     return add
 
 
-def load_to_compute(model: str, *, device: str, dtype: str, fast: bool) -> LoadedModel:
-    """Load a model as the options say; note if ``--fast`` has no effect without native bfloat16."""
-    from protea.infer.loading import computing_dtype, load_model
+def loader(*, device: str, dtype: str, fast: bool) -> ModelLoader:
+    """What loads models as the options say; notes if ``--fast`` has no effect without native bfloat16."""
+    from protea.infer.loading import ModelLoader, computing_dtype
 
     computed = computing_dtype(device, dtype, fast=fast)
     if fast and computed == "float32":
         tell("--fast: this hardware has no native bfloat16; computing in float32")
-    return load_model(model, device=device, dtype=computed)
+    return ModelLoader(device, computed)

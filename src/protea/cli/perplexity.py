@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, load_to_compute
+from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, loader
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.output import check_output
@@ -88,7 +87,7 @@ def perplexity(
         if not pseudo:
             raise UsageError("--plot draws pseudo-perplexity; add --pseudo")
         check_place(plot)
-        check_output(plot, overwrite=overwrite)
+        check_output(plot, overwrite=overwrite or (output is not None and output.exists()))
     with interruptible():
         with bars("residues") as progress:
             predicted = measure_perplexity(
@@ -102,10 +101,10 @@ def perplexity(
                 reading=Reading(**reading),
                 token_budget=token_budget,
                 against=against,
-                one_protein=plot is not None,
+                plot=plot,
                 output=output,
                 overwrite=overwrite,
-                load=partial(load_to_compute, device=device, dtype=dtype, fast=fast),
+                load=loader(device=device, dtype=dtype, fast=fast),
                 progress=progress,
             )
         if plot is not None and predicted.log_probabilities is not None:

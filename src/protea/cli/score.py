@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +98,7 @@ def score(
         check_place(plot if _is_file(plot) else Path("any.html"))
         # The proteins, which name the pages of a folder, are not read yet.
         for path in [plot] if _is_file(plot) else sorted(plot.glob("*.html")):
-            check_output(path, overwrite=overwrite)
+            check_output(path, overwrite=overwrite or (output is not None and output.exists()))
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
         with bars("passes") as progress:
@@ -113,9 +112,10 @@ def score(
                 column=column,
                 reading=Reading(**reading),
                 one_protein=plot is not None and _is_file(plot),
+                plot=plot,
                 output=output,
                 overwrite=overwrite,
-                load=partial(options.load_to_compute, device=device, dtype=dtype, fast=fast),
+                load=options.loader(device=device, dtype=dtype, fast=fast),
                 progress=progress,
             )
         _show(scored, output)

@@ -20,17 +20,18 @@ from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.formats import HEAD_RECORD, open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.checkpoints.settings_files import write_json
+from protea.checkpoints.settings_files import read_json, write_json
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
-from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures
-from protea.errors import ArgumentError, DataError
-from protea.infer.loading import load_model
+from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures, structure_files
+from protea.errors import ArgumentError, DataError, UsageError
+from protea.infer.loading import load_model, stored_weights
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead, ContactHead
-from protea.output import staged
+from protea.output import fingerprint, staged
 from protea.progress import SILENT, Progress
+from protea.rerun import FAILED, INPUT, REMOVE, end_finished, failed
 from protea.text import shown
 
 Head = Literal["regression", "bilinear"]
@@ -78,6 +79,11 @@ def write_fitted(
     Returns the content of ``contact-head.json``, and the precision of the head on chains that it was not fitted on;
     ``rows`` receives what was skipped or odd.
     """
+    structures = structure_files(structures)
+    given = {"settings": asdict(settings), "model": stored_weights(model), INPUT: fingerprint(structures)}
+    if (folder / HEAD_RECORD).is_file():
+        recorded = read_json(folder / HEAD_RECORD)
+        end_finished(folder, {name: recorded.get(name) for name in (*given, FAILED)}, given, REMOVE)
     with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
         module = load_model(model, device=device, trainable=True).module
         replaced = module.contact_head is not None
@@ -86,7 +92,7 @@ def write_fitted(
         head = head.to(checkpoint.dtype).float()
         module.contact_head = head
         precisions = measure(module, others, progress=progress)
-        record = _record(fitted, settings, rows, replaced=replaced)
+        record = given | _record(fitted, rows, replaced=replaced) | failed(rows)
         _write(aside, checkpoint, head, record)
     if isinstance(head, ContactHead) and not head.regression.weight.any():
         progress.note("no attention head follows contacts: the regression uses none, and all pairs get one probability")
@@ -149,10 +155,9 @@ def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain]
     return [by_hash[key][0] for key in chosen], others
 
 
-def _record(chains: list[Chain], settings: FitSettings, rows: list[ReportRow], *, replaced: bool) -> dict[str, Any]:
+def _record(chains: list[Chain], rows: list[ReportRow], *, replaced: bool) -> dict[str, Any]:
     contacts = [pairs(chain).contacts for chain in chains]
     return {
-        "settings": asdict(settings),
         "contact": f"CB (CA for glycine) below {CONTACT:g} Angstrom, {LEAST_SEPARATION} or more residues apart",
         "pairs": sum(map(len, contacts)),
         "contacts": int(sum(touch.sum() for touch in contacts)),

@@ -20,16 +20,17 @@ from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.output import staged
 from protea.progress import SILENT, Progress
+from protea.rerun import failed
 from protea.tables import Beside, check_output, write_table
 
 ContactMap = tuple[str, str, FloatArray]
 """Name and sequence of a protein, and its map ``[L, L]``."""
 
 
-def check_maps(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that cannot be written, before any work is done."""
+def check_maps(path: Path, run: Mapping[str, Any], models: Callable[[], Mapping[str, Any]], *, overwrite: bool) -> None:
+    """Refuse an output that cannot be written, before any work is done; see ``tables.check_output``."""
     try:
-        check_output(path, overwrite=overwrite, others=(".h5",))
+        check_output(path, run, models, overwrite=overwrite, others=(".h5",))
     except UsageError as error:
         raise UsageError(
             f"{path}: unknown kind of contacts; name a .h5, or a .csv, .tsv or .parquet for a table of pairs"
@@ -72,6 +73,7 @@ def write_maps(
 
     ``min_probability`` and ``min_separation`` of the settings limit the pairs of a table.
     """
+    settings = {**settings, **failed(rows)}
     beside = Beside("id\twhat\tdetail", rows, settings)
     if path is None:
         deque(maps, maxlen=0)

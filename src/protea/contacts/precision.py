@@ -31,6 +31,7 @@ from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
+from protea.rerun import failed
 from protea.tables import Beside, write_table
 
 RANGES: Final[Mapping[str, tuple[int, float]]] = {"long": (24, np.inf), "medium": (12, 24), "short": (6, 12)}
@@ -217,4 +218,4 @@ def write_precisions(
             values = [result.precisions[part] for result in results]
             cells = [None if isnan(value) else round(value, 6) for value in values]
             columns[f"{name}_{part}"] = pa.array(cells, pa.float64())
-    write_table(path, pa.table(columns), Beside("name\twhat\tdetail", rows, settings))
+    write_table(path, pa.table(columns), Beside("name\twhat\tdetail", rows, {**settings, **failed(rows)}))

@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from protea.data.build_settings import BuildSettings, sample_size
 from protea.data.draws import SPLIT, Permutation, key
 from protea.data.encoding import REPORT, Reader
-from protea.data.manifest import LOG, alphabet_named, is_store, write_manifest
+from protea.data.manifest import LOG, alphabet_named, is_store, read_manifest, write_manifest
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
 from protea.data.token_table import ENTRIES, Table, map_file, new_file, take
 from protea.data.writer import REMOVED, TEST, TRAIN, VALID, Kinds, Members, write_splits
 from protea.errors import DataError, ResumeError
 from protea.fasta import Block, Record, flows
 from protea.journal import WorkFolder
-from protea.output import REPORT_HEADER, check_output, check_space, sync_folder
+from protea.output import REPORT_HEADER, check_output, check_space, fingerprint, sync_folder
 from protea.progress import Progress
+from protea.rerun import INPUT, end_finished
 
 Numbers = dict[str, Any]
 """The results of a stage, as JSON can hold them."""
@@ -87,7 +88,9 @@ class Build:
         self.settings, self.progress = settings, progress
         self.alphabet = alphabet_named(settings.alphabet)
         self._plan = settings.plan(command, inputs)
-        check_output(settings.output, overwrite=overwrite, ours=is_store)
+        self._inputs = list(_files(inputs.values()))
+        self._begun = fingerprints(self._inputs)
+        self._check_output(overwrite)
         self._work = WorkFolder(settings.output)
         self._folder = self._work.path
         self.problems = Problems(settings.output.with_name(f"{settings.output.name}.problems.tsv"))
@@ -99,6 +102,14 @@ class Build:
         with suppress(ResumeError):  # without a readable journal, all stages are done again
             stages = (self._work.read() or {}).get("done", {})
             self._done = {name: entry for name, entry in stages.items() if (self._folder / name).is_dir()}
+
+    def _check_output(self, overwrite: bool) -> None:
+        output = self.settings.output
+        exists = os.path.lexists(output)
+        check_output(output, overwrite=overwrite or exists, ours=is_store)
+        if exists and not overwrite:
+            made = read_manifest(output)["command"]
+            end_finished(output, made, self._plan | {INPUT: fingerprint(self._inputs)})
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +290,9 @@ class Build:
                         shutil.copyfileobj(stream, report)
             if any(step["step"] == "filter" for step in self._steps):
                 shutil.copyfile(self._folder / "filter" / _REMOVED_LIST, folder / _REMOVED_LIST)
-            write_manifest(folder, self.alphabet, self._plan, self._steps, splits)
+            same = fingerprints(self._inputs) == self._begun  # else nobody knows which content was read
+            command = self._plan | {INPUT: fingerprint(self._inputs) if same else None}
+            write_manifest(folder, self.alphabet, command, self._steps, splits)
             if (log := self._folder / LOG).exists():
                 shutil.copyfile(log, folder / LOG)
             return splits
@@ -312,6 +325,15 @@ class Build:
             return {"empty": len(empty), "policy": policy}
 
         return map_file(self.step("members of clusters", make, policy) / "counts", np.uint32)
+
+
+def _files(values: Iterable[Any]) -> Iterator[str | Path]:
+    """The paths among the inputs of a build."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _files(value)
+        elif isinstance(value, str | Path):
+            yield value
 
 
 def fingerprints(sources: Iterable[str | Path]) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -90,7 +91,8 @@ def build_fasta(
     overwrite: bool = False,
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
-    with Build(settings, "fasta", {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
+    given = {"sequences": list(inputs), "columns": asdict(columns)}
+    with Build(settings, "fasta", given, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
         table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])

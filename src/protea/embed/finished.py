@@ -13,7 +13,7 @@ from protea.embed.prepare import EncodedRecord, Prepared, fingerprint_after
 from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import Arrays, Contents, StoredRecord, read_store, sequence_hash
 from protea.errors import OutputError, ProteaError
-from protea.journal import check_finished
+from protea.journal import REFUSED, check_finished
 from protea.letters import ReportRow
 from protea.records import InputColumns, read_records
 from protea.text import counted
@@ -38,13 +38,15 @@ def input_fingerprint(inputs: Iterable[str], columns: InputColumns) -> str:
     return fingerprint.hex()
 
 
-def check_complete(outputs: Sequence[EmbeddingOutput], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def check_complete(
+    outputs: Sequence[EmbeddingOutput], wanted: Mapping[str, Any], advice: str = REFUSED
+) -> dict[str, Any]:
     """The provenance of finished outputs, if a run with the ``wanted`` settings would write each of them.
 
-    Otherwise an ``OutputError`` says what differs, is missing, or is damaged.
+    Otherwise an ``OutputError`` says what differs, is missing, or is damaged; it ends with the ``advice``.
     """
     for output in outputs:
-        recorded = check_finished(output.path, wanted)
+        recorded = check_finished(output.path, wanted, advice)
         contents = opened(output.path, output.kind)
         if contents.provenance != recorded or contents.layout.kinds != output.layout.kinds:
             raise OutputError(
@@ -52,11 +54,6 @@ def check_complete(outputs: Sequence[EmbeddingOutput], wanted: Mapping[str, Any]
                 "another name or pass --overwrite"
             )
     return dict(recorded[PROVENANCE])
-
-
-def complete(path: Path) -> str:
-    """What a run says of an output that is finished already."""
-    return f"{path}: complete, nothing to do"
 
 
 @contextmanager

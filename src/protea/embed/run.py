@@ -22,7 +22,7 @@ import torch
 import protea
 from protea.device import native_bfloat16
 from protea.embed.embeddings import Asked, Embedding, assembled, check_poolings, jobs_of, resolve_layers
-from protea.embed.finished import Former, check_complete, complete, identity, input_fingerprint
+from protea.embed.finished import Former, check_complete, identity, input_fingerprint
 from protea.embed.outputs import (
     EmbeddingOutput,
     RunJournal,
@@ -39,10 +39,10 @@ from protea.embed.prepare import prepare
 from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import LOG_PROBABILITIES, RESIDUES, EmbeddingStore, open_store
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
-from protea.errors import DamagedFileError, FastaError, ResumeError, UsageError
+from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
 from protea.fasta import flows
 from protea.infer.runner import Runner, default_budget
-from protea.journal import differences
+from protea.journal import REFUSED, complete, differences
 from protea.letters import Doubts
 from protea.models.encoder import Encoder
 from protea.output import check_space
@@ -145,8 +145,11 @@ class EmbedRun:
         if not present:
             note_what_is_replaced(self.outputs, self.progress)
             return None
-        if len(present) < len(self.outputs):
-            check_place(present[0].path, present[0].kind, overwrite=False)
+        if new := " and ".join(str(output.path) for output in self.outputs if output not in present):
+            raise OutputError(
+                f"{present[0].path}: exists already, and {new} does not; a new output needs its own run: give the same "
+                f"command with {new} alone, or pass --overwrite to compute all"
+            )
         wanted = self._identity()
         provenance = check_complete(self.outputs, wanted)
         if self.update and any(map(flows, self.settings.inputs)):
@@ -156,7 +159,8 @@ class EmbedRun:
         if self.update and provenance["input"] != current:
             self._former = Former(self.outputs)
             return None
-        check_complete(self.outputs, wanted | {"input": current})
+        update = "" if self.settings.shard else "pass --update to compute only new and changed sequences, "
+        check_complete(self.outputs, wanted | {"input": current}, f"{update}{REFUSED}")
         for output in self.outputs:
             self.progress.note(complete(output.path))
         return Totals(**provenance["counts"])

@@ -21,7 +21,7 @@ import yaml
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.embed.embeddings import resolve_layers
-from protea.embed.finished import check_complete, complete, identity, input_fingerprint, reading
+from protea.embed.finished import check_complete, identity, input_fingerprint, reading
 from protea.embed.outputs import (
     EmbeddingOutput,
     RunJournal,
@@ -35,9 +35,9 @@ from protea.embed.settings import PROVENANCE, EmbedSettings, Shard
 from protea.embed.stores import kind_of, open_store, read_store
 from protea.embed.survey import Totals
 from protea.errors import DeviceError, OutputError, ProteaError, ResumeError
-from protea.infer.loading import computing_dtype
-from protea.journal import JOURNAL, differences, work_path
-from protea.output import report_path, sha256
+from protea.infer.loading import computing_dtype, stored_weights
+from protea.journal import JOURNAL, complete, differences, work_path
+from protea.output import report_path
 from protea.progress import SILENT, Progress
 
 _POLL_SECONDS: Final = 0.5
@@ -90,9 +90,10 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
 def _check_complete(settings: EmbedSettings, progress: Progress) -> Totals:
     """The counts of outputs that this run would write again; an ``OutputError`` if it would write others."""
     with open_checkpoint(locate(settings.model)) as checkpoint:
-        model, files = checkpoint.model, {path.name: sha256(path) for path in checkpoint.tensors.paths}
+        model = checkpoint.model
     computed_in = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
-    wanted = identity(settings, files, computed_in) | {"input": input_fingerprint(settings.inputs, settings.columns)}
+    wanted = identity(settings, stored_weights(settings.model), computed_in)
+    wanted |= {"input": input_fingerprint(settings.inputs, settings.columns)}
     provenance = check_complete(outputs_of(settings, resolve_layers(settings.layers, model), model), wanted)
     for output in settings.outputs:
         progress.note(complete(output))

@@ -32,6 +32,7 @@ from protea.infer.loading import LoadedModel
 from protea.models.encoder import Encoder
 from protea.optional import extra
 from protea.progress import SILENT, Progress
+from protea.rerun import FAILED
 from protea.score.effects import Scoring
 from protea.score.variant_table import (
     PROTEIN_COLUMNS,
@@ -145,15 +146,20 @@ def evaluate_scans(
     return [scan.measured() for scan in scans], provenance
 
 
-def read_assays(folder: Path) -> list[Assay]:
-    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
+def assay_table(folder: Path) -> Path:
+    """The table of assays in a folder; a ``DataError`` if there is none, or several."""
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}")
     references = [path for path in sorted(folder.glob("*.csv*")) if _has_assays(path)]
     if len(references) != 1:
         names = ", ".join(path.name for path in references) or "none"
         raise DataError(f"{folder}: needs exactly one CSV of assays, with a column target_seq; found {names}")
-    reference = references[0]
+    return references[0]
+
+
+def read_assays(folder: Path) -> list[Assay]:
+    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
+    reference = assay_table(folder)
     table = read_table(reference)
     _check_unique(reference, "columns", table.column_names)
     files = list(folder.rglob("*.csv*"))
@@ -248,6 +254,8 @@ def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str
     import pyarrow as pa
 
     published = dict.fromkeys(name for result in results for name in result.assay.published)
+    if any(result.problems or not result.count for result in results):
+        settings = {**settings, FAILED: "some variants or assays could not be scored"}
     rows: list[dict[str, Any]] = [
         {"assay": result.assay.name, "protein": result.assay.protein}
         | {"variants": result.count, "left_out": result.left_out, **result.measures}

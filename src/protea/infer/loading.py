@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -50,6 +51,31 @@ class LoadedModel:
             "computed_on": torch.cuda.get_device_name(module.device) if on_gpu else module.device.type,
             "threads": torch.get_num_threads(),
         }
+
+
+@dataclass(frozen=True)
+class ModelLoader:
+    """Loads models by name, on one device and to compute in one type."""
+
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __call__(self, model: str) -> LoadedModel:
+        """Load a model; see ``load_model``."""
+        return load_model(model, device=self.device, dtype=self.dtype)
+
+    def identities(self, models: Iterable[str]) -> dict[str, Any]:
+        """The part of ``circumstances`` that the same command repeats, of each model by name; loads no weights."""
+        return {model: {"files": stored_weights(model), "computed_in": self.dtype} for model in models}
+
+
+IN_FLOAT32: Final = ModelLoader()
+
+
+def stored_weights(model: str) -> dict[str, str]:
+    """SHA-256 of a model's weight files by name, without loading them."""
+    with open_checkpoint(locate(model)) as checkpoint:
+        return {path.name: sha256(path) for path in checkpoint.tensors.paths}
 
 
 def load_model(

@@ -10,7 +10,7 @@ Masks depend only on the seed and the number of the sequence, not on the sequenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -26,10 +26,12 @@ from protea.data.masking import Masker, Masking, masking_named
 from protea.embed.prepare import fit
 from protea.errors import UsageError
 from protea.fasta import Record
-from protea.infer.loading import LoadedModel, load_model
+from protea.infer.loading import IN_FLOAT32, ModelLoader
 from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.letters import ReportRow
+from protea.output import fingerprint
 from protea.progress import SILENT, Progress
+from protea.rerun import FAILED, INPUT, PLOT
 from protea.score.effects import pseudo_log_likelihoods
 from protea.score.expected import LongProtein, runner_for
 from protea.score.proteins import AS_USUAL, Reading, choice, read_proteins
@@ -90,7 +92,7 @@ class Predicted(NamedTuple):
         losses: for each sequence, the negative log-probability of its predicted residues, in nats.
         peer: perplexity by the library ``against``, and the largest difference of a residue's log-probability.
         letters: residues of the alphabet.
-        log_probabilities: ``[L, len(letters)]`` of the only sequence, if ``one_protein`` and ``pseudo`` are set.
+        log_probabilities: ``[L, len(letters)]`` of the only sequence, if ``plot`` and ``pseudo`` are set.
     """
 
     records: list[Record]
@@ -119,17 +121,18 @@ def measure_perplexity(
     reading: Reading = AS_USUAL,
     token_budget: int | None = None,
     against: str | None = None,
-    one_protein: bool = False,
+    plot: Path | None = None,
     output: Path | None = None,
     overwrite: bool = False,
-    load: Callable[[str], LoadedModel] = load_model,
+    load: ModelLoader = IN_FLOAT32,
     progress: Progress = SILENT,
 ) -> Predicted:
     """Predict the residues of FASTA files, and write the output, one row per sequence, if all is well.
 
     Arguments are the options of the command. ``pseudo`` masks each residue by itself and ignores ``masking``,
-    ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``one_protein`` refuses
-    several sequences, which a picture cannot show. ``progress`` counts residues.
+    ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``plot`` is a picture
+    that the caller draws; it cannot show several sequences. ``progress`` counts residues. A ``FinishedError`` says that
+    the same call has written the output already.
     """
     run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, **asdict(reading)}
     masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
@@ -140,14 +143,15 @@ def measure_perplexity(
         policy = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
         run |= {"long": policy, "masking": asdict(masks), "select": select, "seed": seed}
     if output is not None:
-        check_output(output, overwrite=overwrite)
+        run |= {"against": against, INPUT: fingerprint(inputs)} | {PLOT: plot and str(plot)}
+        check_output(output, run, lambda: load.identities([model]), overwrite=overwrite)
     loaded = load(model)
     module, alphabet = loaded.module, loaded.module.alphabet
     if against is not None:
         check_peer(against, module)
     changes: list[ReportRow] = []
     records = read_proteins(inputs, alphabet, reading, changes)
-    if one_protein and len(records) != 1:
+    if plot is not None and len(records) != 1:
         raise UsageError(f"--plot draws one protein, but there are {len(records)}; give a file of one protein")
     runner = runner_for(module, token_budget)
     masked: list[MaskedJob] = []
@@ -159,18 +163,20 @@ def measure_perplexity(
         values = []
         for log_likelihoods, log_probabilities in pseudo_log_likelihoods(runner, named, long=policy, progress=progress):
             values.append(-log_likelihoods)
-            profile = log_probabilities[:, columns] if one_protein else None
+            profile = None if plot is None else log_probabilities[:, columns]
     else:
         cut = (fit(record, alphabet.encode(record.sequence), module, policy, changes) for record in records)
         masked = list(mask(alphabet, ((encoded.record.place, encoded.ids) for encoded in cut), masks, seed))
         progress.begin("predicting", sum(len(job.tokens) for job in masked))
         values = list(losses(runner, masked, progress))
     perplexity = of_all(values)
+    peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
+    predicted = Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
     if output is not None:
         run["models"] = {model: loaded.circumstances()}
+        run |= {} if predicted.agrees else {FAILED: f"{against} gives another perplexity"}
         _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
-    peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
-    return Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
+    return predicted
 
 
 def _write(path: Path, records: Sequence[Record], losses: Sequence[FloatArray], beside: Beside) -> None:

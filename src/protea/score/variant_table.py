@@ -13,7 +13,7 @@ columns are kept as they are:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,10 +23,12 @@ from protea.alphabet import Alphabet
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.errors import DataError, FastaError, UsageError, VariantError
-from protea.infer.loading import LoadedModel, load_model
+from protea.infer.loading import IN_FLOAT32, ModelLoader
 from protea.letters import GAPS, ReportRow
 from protea.models.encoder import Encoder
+from protea.output import fingerprint
 from protea.progress import SILENT, Progress
+from protea.rerun import FAILED, INPUT, PLOT
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import tokens_seen_at_once
 from protea.score.notation import parse
@@ -92,33 +94,42 @@ def score_variants(
     column: str = "model_score",
     reading: Reading = AS_USUAL,
     one_protein: bool = False,
+    plot: Path | None = None,
     output: Path | None = None,
     overwrite: bool = False,
-    load: Callable[[str], LoadedModel] = load_model,
+    load: ModelLoader = IN_FLOAT32,
     progress: Progress = SILENT,
 ) -> Rows:
     """Score variants of the proteins in a FASTA file, and write the output.
 
     Arguments are the options of the command; ``variants`` are a table, in which ``columns`` are read, the variants
     themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
-    ``one_protein`` refuses several proteins, which a picture cannot show. ``progress`` counts passes.
+    ``plot`` is a picture that the caller draws, and ``one_protein`` refuses several proteins, which it may not be able
+    to show. ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
     """
     if columns != _USUAL and not isinstance(variants, Path):
         raise UsageError("--mutant-column and --sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
+    source = str(variants) if isinstance(variants, Path) else ",".join(variants or ("scan",))
+    if variants is None and positions is not None:
+        source = f"scan {positions}"
+    run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), **asdict(reading)}
+    run |= {f"{name}_column": value for name, value in columns._asdict().items()} | {"column": column}
     if output is not None:
-        check_output(output, overwrite=overwrite)
+        files = (proteins, variants) if isinstance(variants, Path) else (proteins,)
+        run |= {INPUT: fingerprint(files)} | {PLOT: plot and str(plot)}
+        check_output(output, run, lambda: load.identities(models), overwrite=overwrite)
     ensemble, alphabet = open_ensemble(models)
     changes: list[ReportRow] = []
     notes: list[str] = []
     wild = wild_types([proteins], alphabet, reading, changes)
     if variants is None:
-        table, source = scan_table(wild, how.offset, positions), "scan" if positions is None else f"scan {positions}"
+        table = scan_table(wild, how.offset, positions)
     elif isinstance(variants, Path):
-        table, source = read_variants(variants, columns, notes), str(variants)
+        table = read_variants(variants, columns, notes)
     else:
-        table, source = variant_table(variants), ",".join(variants)
+        table = variant_table(variants)
     rows = rows_of(table, wild, alphabet, how, columns)
     rows.advice += notes
     check_columns(table, column, models)
@@ -138,8 +149,7 @@ def score_variants(
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
-        run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), **asdict(reading)}
-        run |= {f"{name}_column": value for name, value in columns._asdict().items() if value is not None}
+        run |= {FAILED: f"{counted(len(rows.problems), 'row')} could not be scored"} if rows.problems else {}
         write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
     return scored
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
 from protea.device import resolve_device, return_freed_memory
-from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
+from protea.errors import DeviceError, FinishedError, MissingExtraError, OutputError, ResumeError, UsageError
+from protea.journal import complete
 from protea.models.encoder import Encoder
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
@@ -112,6 +113,8 @@ class _Trainer:
         if self._validation_due():
             # The run was stopped during validation; write the checkpoint again, with the result.
             self.checkpoints.last = None
+        elif self.state.step == run.steps and not folder.changed:
+            raise FinishedError(complete(folder.path))
         peak = peak_flops(recipe.log, device, self.trainable.precision.dtype)
         progress.start(list(costs.lines(recipe, peak)), run.steps, self.state.step)
         self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress, peak)

@@ -27,6 +27,7 @@ from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import DistributedTensors
 from protea.checkpoints.hf_config import config_from
+from protea.checkpoints.targets import check_target
 from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
@@ -274,6 +275,7 @@ def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.d
             total += tensors[f"{MODEL}{name}"]
         return (total / len(stored)).to(dtype)
 
+    check_target(output, hf.NAME, model, mean)
     with staged(output) as folder:
         hf.write(folder, model, mean, dtype)
 

@@ -1,0 +1,63 @@
+"""Checkpoints that exist where a command would write one: whether they are the same, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from protea.checkpoints.checkpoint import Checkpoint
+from protea.checkpoints.formats import open_checkpoint, recognised
+from protea.checkpoints.layout import Parameter
+from protea.checkpoints.tensors import same_bits
+from protea.device import return_freed_memory
+from protea.errors import FinishedError, OutputError, ProteaError
+from protea.journal import complete
+from protea.models.encoder import Encoder
+from protea.progress import SILENT, Progress
+from protea.rerun import REMOVE
+
+
+def check_target(target: Path, name: str, model: Encoder, parameter: Parameter, progress: Progress = SILENT) -> None:
+    """End the writing of a checkpoint that exists; a new path or an empty folder passes.
+
+    The error is a ``FinishedError`` if the checkpoint has the format with this name, this model and these parameters.
+    """
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        known = recognised(target).NAME
+        with open_checkpoint(target) as copy:
+            if known == name:
+                different = [f"{part} differs" for part in differing(model, copy, parameter, progress)]
+            else:
+                different = [f"format {known} -> {name}"]
+    except (ProteaError, OSError):
+        different = ["it holds no checkpoint, or a damaged one"]
+    if different:
+        raise OutputError(f"{target}: exists already, of another run ({different[0]}); {REMOVE}")
+    raise FinishedError(complete(target))
+
+
+def differing(model: Encoder, copy: Checkpoint, parameter: Parameter, progress: Progress = SILENT) -> list[str]:
+    """What a copy of a model holds otherwise, bit for bit: its configuration, buffers and parameters by name."""
+    names = [name for name, _ in model.named_parameters()]
+    copied = {name for name, _ in copy.model.named_parameters()}
+    progress.begin("comparing", len(names))
+    different = ["the configuration"] if copy.model.config != model.config else []
+    different += differing_buffers(model, copy.model)
+    different += sorted(copied.symmetric_difference(names))
+    for name in names:
+        if name in copied and not same_bits(parameter(name), copy.parameter(name)):
+            different.append(name)
+        progress.advance()
+        return_freed_memory()
+    return different
+
+
+def differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:
+    """The stored buffers of a model that its copy holds otherwise."""
+    copied = copy.stored_buffers
+    return {name: value for name, value in model.stored_buffers.items() if not torch.equal(value, copied[name])}

@@ -1,0 +1,50 @@
+"""A finished command given again: what its record must hold, and the comparison with what the command would record.
+
+The record is the run file of a table, the manifest of a store, or ``contact-head.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from protea.errors import FinishedError, OutputError
+from protea.journal import REFUSED, check_same, complete, leaves
+from protea.letters import ReportRow
+from protea.output import report_path
+
+INPUT: Final = "input"
+FAILED: Final = "failed"
+PLOT: Final = "plot"
+"""Names in records of runs: of the ``fingerprint`` of all input files; of what made the command fail, in words,
+although it wrote the output; and of the path of the picture that it drew, if any."""
+
+REMOVE: Final = "remove it or choose another name"
+_VARYING: Final = ("version", "torch", "computed_on", "threads", FAILED, PLOT)
+"""What may differ between two runs of the same command."""
+
+
+def end_finished(
+    output: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any], advice: str = REFUSED
+) -> NoReturn:
+    """End a command whose output exists: ``FinishedError`` if the same command wrote it, else ``OutputError``.
+
+    ``wanted`` is what the run would record, as plain values: all that the output depends on, and ``INPUT``.
+    """
+    plot = wanted.get(PLOT)
+    if wanted[INPUT] is None:
+        raise OutputError(f"{output}: exists already; the input is missing or a pipe, so it is not compared; {advice}")
+    check_same(output, leaves(recorded, _VARYING), leaves(wanted, _VARYING), advice)
+    if plot is not None and (plot != recorded.get(PLOT) or not Path(plot).exists()):
+        raise OutputError(f"{plot}: was not drawn with {output}, or is gone; pass --overwrite to make both")
+    if reason := recorded.get(FAILED):
+        report = report_path(output)
+        raise OutputError(f"{complete(output)}, but {reason}: see {report if report.exists() else output}")
+    raise FinishedError(complete(output))
+
+
+def failed(rows: Iterable[ReportRow]) -> dict[str, str]:
+    """What a run file says of ``FAILED`` if a command fails because it skipped some of its input."""
+    count = sum(row.what == "skipped" for row in rows)
+    return {FAILED: f"it skipped some of its input ({count:,})"} if count else {}
