@@ -92,7 +92,7 @@ def test_sequences_that_do_not_fit(store: Path, tmp_path: Path) -> None:
 
 def test_fasta_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(UsageError, r"data\.store=DIR .* data\.fasta=FILE", tmp_path)
-    fasta = write_fasta(tmp_path / "in.fasta")
+    fasta = write_fasta(tmp_path / "in.fasta", 200)
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(ProgramError, "MMseqs2", tmp_path, data={"fasta": fasta})
     monkeypatch.undo()

@@ -57,16 +57,17 @@ def build_uniref(
     progress: Progress,
     *,
     overwrite: bool = False,
+    command: str = "uniref",
 ) -> Numbers:
     """Build a store from UniRef's FASTA files; return the numbers of its steps and splits.
 
     Without ``uniref90``, a cluster's only member is its representative; without ``mapping``, a file for
-    ``read_mapping``, the headers of ``uniref90`` name the clusters.
+    ``read_mapping``, the headers of ``uniref90`` name the clusters. ``command`` is for the manifest.
     """
     if mapping is not None and not uniref90:
         raise UsageError("--members needs --uniref90, which has the sequences of the members")
     inputs = {"uniref50": list(uniref50), "uniref90": list(uniref90), "members": mapping}
-    with Build(settings, "uniref", inputs, progress, overwrite=overwrite) as build:
+    with Build(settings, command, inputs, progress, overwrite=overwrite) as build:
         build.check_space([*uniref50, *uniref90])
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
@@ -88,9 +89,10 @@ def build_fasta(
     *,
     columns: InputColumns = RECOGNISED,
     overwrite: bool = False,
+    command: str = "fasta",
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
-    with Build(settings, "fasta", {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
+    with Build(settings, command, {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
         table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])

@@ -14,6 +14,8 @@ from protea.output import sha256, write_failure
 from protea.progress import Progress
 
 MANIFEST: Final = "manifest.json"
+PRETRAIN: Final = "pretrain"
+"""The command of a store that a run made for itself; other commands are those of ``protea data``."""
 LOG: Final = "mmseqs.log"
 """The output of MMseqs2. It contains times, so it has no hash."""
 SPLITS: Final = ("train", "valid", "test")
@@ -112,7 +114,7 @@ def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, A
     command = manifest["command"]
     return {
         "store": str(folder),
-        "made_by": f"protea data {command['command']}",
+        "made_by": f"protea {PRETRAIN}" if command["command"] == PRETRAIN else f"protea data {command['command']}",
         "alphabet": manifest["alphabet"]["name"],
         "bytes": sum(known["bytes"] for known in manifest["files"].values()),
         "hashes": "verified" if verified else "not compared",

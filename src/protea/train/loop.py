@@ -24,8 +24,9 @@ from torch import Tensor
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
 from protea.device import resolve_device, return_freed_memory
-from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, UsageError
+from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, TrainingError, UsageError
 from protea.models.encoder import Encoder
+from protea.text import bytes_text
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     TYPES,
@@ -41,7 +42,7 @@ from protea.train.model import (
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.recipe import Recipe
+from protea.train.recipe import Recipe, read_recipe, recipe_names
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import RunFolder, TrainingState, open_run_folder, open_store, resume, save, write_recipe
 
@@ -87,7 +88,28 @@ def dry_run(recipe: Recipe) -> list[str]:
     told = settle_precision(recipe, device)
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
     costs = estimate(architecture(told), told, told.data.max_tokens)
-    return [f"computes in {told.run.precision}", *costs.lines(told, peak)]
+    try:
+        unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
+        memory = unknown if device is None else check_memory(costs, device)
+    except TrainingError as error:
+        memory = str(error)
+    return [f"computes in {told.run.precision}", *costs.lines(told, peak), memory]
+
+
+def listing() -> Iterator[str]:
+    """The recipes that come with Protea, one per line, with what their models and runs take."""
+    row = "{:<18} {:<18} {:>10} {:>10} {:>10}".format
+    yield row("recipe", "trains", "parameters", "tokens", "memory")
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        title, size, memory = "what init=MODEL is", "", ""
+        if recipe.init is None:
+            costs = estimate(architecture(recipe), recipe, recipe.data.max_tokens)
+            title, size = recipe.name, f"{costs.parameters / 1e6:,.1f} M"
+            memory = bytes_text(costs.state + costs.activations)
+        yield row(name, title, size, f"{recipe.run.steps * recipe.batch.packs * recipe.batch.pack:.2g}", memory)
+    yield "All need data.store or data.fasta. The memory is for the model and one pack; a"
+    yield "smaller batch.pack needs less. RECIPE --dry-run shows whether a run fits."
 
 
 class _Trainer:

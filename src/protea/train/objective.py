@@ -54,8 +54,8 @@ class Validation:
     def __init__(self, store: TrainingStore, recipe: Recipe) -> None:
         if SPLIT not in store.splits:
             raise UsageError(
-                f"{store.folder}: has no {SPLIT} split: build a store with one (`protea data fasta --valid 10`), or "
-                "set validation.every=null"
+                f"{store.folder}: has no {SPLIT} split: build a store with one (`protea data fasta --valid 10`) for "
+                "data.store, or set validation.every=null"
             )
         self._tokens, self._pack = recipe.validation.tokens, recipe.batch.pack
         # The runner makes its own packs, so page-locked memory would gain nothing.
