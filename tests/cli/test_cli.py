@@ -32,7 +32,9 @@ def test_init_info_and_list(run: Run, tmp_path: Path) -> None:
     assert "random weights (seed 5)" in result.out
     shown = run("info", "model")
     assert shown.code == 0
-    for part in ("ESM-2", "6 layers, width 320, 20 heads", "7,512,474", "float32 0.03 GB", "contacts", "sha256"):
+    limit = "1,022 residues; longer sequences are shortened, unless `protea embed --long window` or full\n"
+    memory = ("float32 0.03 GB", "bf16-mixed 0.0153 GB")
+    for part in ("ESM-2", "6 layers, width 320, 20 heads", "7,512,474", *memory, limit, "contacts", "sha256"):
         assert part in shown.out
     as_json = json.loads(run("info", "model", "--json").out)
     assert as_json["parameters"] == 7_512_474

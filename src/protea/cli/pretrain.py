@@ -11,6 +11,7 @@ import typer
 from protea.cli.interrupt import INTERRUPTED, interruptible
 from protea.cli.options import Dtype
 from protea.errors import UsageError
+from protea.text import counted
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain`.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
@@ -93,7 +94,9 @@ def pretrain(
         saved = "; a checkpoint is saved" if outcome.step else ""
         typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)
         raise typer.Exit(INTERRUPTED)
-    typer.echo(f"{output}: {outcome.step:,} steps done; `protea export {output} -o FOLDER` makes a model of it")
+    typer.echo(
+        f"{output}: {counted(outcome.step, 'step')} done; `protea export {output} -o FOLDER` makes a model of it"
+    )
 
 
 def export(
@@ -138,4 +141,4 @@ def average(
 
     with interruptible():
         saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
-    typer.echo(f"{output}: mean of {len(saved)} checkpoints, steps {saved[0].step:,} to {saved[-1].step:,}")
+    typer.echo(f"{output}: mean of {counted(len(saved), 'checkpoint')}, steps {saved[0].step:,} to {saved[-1].step:,}")

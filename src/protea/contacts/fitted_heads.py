@@ -31,6 +31,7 @@ from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead, ContactHead
 from protea.output import staged
 from protea.progress import SILENT, Progress
+from protea.text import counted
 
 Head = Literal["regression", "bilinear"]
 
@@ -140,8 +141,8 @@ def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain]
         short = len(order) - len(with_pairs)
         without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
         raise DataError(
-            f"--count {settings.count}: the model can take {len(with_pairs)} chains with different sequences{without}; "
-            "give more structures, or a smaller --count"
+            f"--count {settings.count}: the model can take {counted(len(with_pairs), 'chain')} with different "
+            f"sequences{without}; give more structures, or a smaller --count"
         )
     chosen = with_pairs[: settings.count]
     others = [chain for key in order if key not in set(chosen) for chain in by_hash[key]]

@@ -27,6 +27,7 @@ from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
 from protea.records import RECOGNISED, InputColumns, read_groups
+from protea.text import counted
 
 _DISK_FACTOR: Final = 4.0
 """Bytes of disk for each byte of input if MMseqs2 clusters it."""
@@ -200,8 +201,8 @@ def _parse(columns: list[str], place: str) -> tuple[str, list[str]]:
         return cluster, [member] if member and cluster else []
     if len(columns) != 2:
         raise DataError(
-            f"{place}: the line has {len(columns)} columns; a mapping has 2 (cluster, members separated by commas), "
-            "UniProt's idmapping_selected.tab 22"
+            f"{place}: the line has {counted(len(columns), 'column')}; a mapping has 2 (cluster, members separated by "
+            "commas), UniProt's idmapping_selected.tab 22"
         )
     cluster, members = columns[0].strip(), [name.strip() for name in columns[1].split(",") if name.strip()]
     if not members or not cluster:

@@ -26,7 +26,8 @@ from protea.data.loader import TrainingBatch
 from protea.device import resolve_device, return_freed_memory
 from protea.errors import DeviceError, MissingExtraError, OutputError, ResumeError, TrainingError, UsageError
 from protea.models.encoder import Encoder
-from protea.text import bytes_text
+from protea.optional import install
+from protea.text import bytes_text, counted
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     TYPES,
@@ -70,7 +71,7 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
         # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
     if recipe.log.wandb is not None and find_spec("wandb") is None:
-        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
+        raise MissingExtraError(f"log.wandb needs Weights & Biases: {install('wandb')}")
     model = architecture(recipe)
     if model.max_tokens is not None and recipe.data.max_tokens > model.max_tokens:
         raise UsageError(
@@ -155,13 +156,13 @@ class _Trainer:
         folder, state, steps, blocks = self.folder, self.state, self.recipe.run.steps, self.loader.blocks
         if state.step > steps:
             raise ResumeError(
-                f"{folder.path}: has {state.step:,} steps already, more than run.steps {steps:,}; raise run.steps, or "
-                "name a new folder"
+                f"{folder.path}: has {counted(state.step, 'step')} already, more than run.steps {steps:,}; raise "
+                "run.steps, or name a new folder"
             )
         if state.position.block >= blocks:
             raise ResumeError(
-                f"{folder.path}: is in block {state.position.block + 1:,} of an epoch, which now has {blocks:,} "
-                "blocks; use the earlier data.max_length, or name a new folder"
+                f"{folder.path}: is in block {state.position.block + 1:,} of an epoch, which now has "
+                f"{counted(blocks, 'block')}; use the earlier data.max_length, or name a new folder"
             )
         if state.position.pack and folder.changed & _REPACKING:
             state.position = state.position._replace(pack=0)  # the old number counts packs of the earlier recipe
