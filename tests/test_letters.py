@@ -29,7 +29,7 @@ def record(sequence: str) -> Record:
             "mk j*",
             "MKX",
             6,
-            "1 blanks removed; 3 lower-case letters changed to upper case; stop removed at the end; "
+            "1 blank removed; 3 lower-case letters changed to upper case; stop removed at the end; "
             "replaced by X: J at 3",
         ),
     ],

@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
             why = "this PyTorch is a CPU build" if torch.version.cuda is None else "no GPU or driver was found"
             raise DeviceError(f"device {name!r} is not available: {why}; use cpu, or install PyTorch for CUDA")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise DeviceError(f"device {name!r} is not available: this machine has {torch.cuda.device_count()} GPUs")
+            raise DeviceError(f"device {name!r} is not available: the last GPU is cuda:{torch.cuda.device_count() - 1}")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
             raise DeviceError(f"device {name!r} is not available on this machine; use cpu")

@@ -186,7 +186,7 @@ def _tidied(sequence: str, gaps: Gaps, masks: bool, details: list[str]) -> tuple
     blanks, stops = len(sequence) - len(closed), len(upper) - len(bare)
     raised = sum(a != b for a, b in zip(closed, upper, strict=True)) if closed != upper else 0
     if blanks:
-        details.append(f"{blanks} blanks removed")
+        details.append(f"{counted(blanks, 'blank')} removed")
     if raised:
         details.append(f"{raised} lower-case letters changed to upper case")
     if stops:

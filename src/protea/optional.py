@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 
 from protea.errors import MissingExtraError
 
@@ -14,4 +16,9 @@ def extra(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingExtraError(f"{what}: pip install 'protea[{name}]'") from error
+        raise MissingExtraError(f"{what}: {install(f'protea[{name}]')}") from error
+
+
+def install(package: str) -> str:
+    """The command that installs a package for this Python, whose environment need not contain pip."""
+    return f"pip --python {quote(sys.executable)} install {quote(package)}"

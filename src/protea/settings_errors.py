@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,15 +56,24 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UsageError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
-def validate(kind: type[Settings], values: Mapping[str, Any], source: str, *, noun: str = "key") -> Settings:
+def validate(
+    kind: type[Settings], values: Mapping[str, Any], source: str, *, noun: str = "key", changes: Sequence[str] = ()
+) -> Settings:
     """Settings from plain values; an error names the source, the setting, its value and what it must be.
 
-    ``noun`` is what messages call a setting, as in ``unknown key``.
+    ``noun`` is what messages call a setting, as in ``unknown key``. ``changes`` are what a user gave beside the source,
+    as ``key=value``; an error about such a key names that too.
     """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise UsageError(f"{source}: {_explain(error, kind, noun)}") from error
+        message, given = _explain(error, kind, noun), []
+        for change in changes:
+            key = re.escape(change.partition("=")[0].strip())
+            section = key.partition(r"\.")[0]
+            if re.search(rf"(?<![\w.])({key}\b|{section}(?![\w.]))", message):
+                given.append(change)
+        raise UsageError(f"{source}{' with ' if given else ''}{', '.join(given)}: {message}") from error
 
 
 def _explain(error: ValidationError, section: type[BaseModel], noun: str) -> str:

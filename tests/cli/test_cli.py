@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 import protea
 from conftest import Run, fails
+from protea.cli import application
 
 
 def test_a_damaged_checkpoint(run: Run, fasta: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -28,7 +32,9 @@ def test_init_info_and_list(run: Run, tmp_path: Path) -> None:
     assert "random weights (seed 5)" in result.out
     shown = run("info", "model")
     assert shown.code == 0
-    for part in ("ESM-2", "6 layers, width 320, 20 heads", "7,512,474", "float32 0.03 GB", "contacts", "sha256"):
+    limit = "1,022 residues; longer sequences are shortened, unless `protea embed --long window` or full\n"
+    memory = ("float32 0.03 GB", "bf16-mixed 0.0153 GB")
+    for part in ("ESM-2", "6 layers, width 320, 20 heads", "7,512,474", *memory, limit, "contacts", "sha256"):
         assert part in shown.out
     as_json = json.loads(run("info", "model", "--json").out)
     assert as_json["parameters"] == 7_512_474
@@ -59,6 +65,26 @@ def test_help(run: Run, command: list[str]) -> None:
     assert "Usage: protea" in result.out
     if command:
         assert f"  protea {command[0]} " in result.out.split("Examples:")[1]
+
+
+def every_help(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each command with its name, subcommands included."""
+    yield name, command
+    for key, subcommand in getattr(command, "commands", {}).items():
+        yield from every_help(subcommand, f"{name} {key}".strip())
+
+
+def test_help_is_whole_at_80_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every help text of every option and every command is there in full."""
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = dict(every_help(typer.main.get_command(application(None)), ""))
+    assert len(commands) > 18
+    for name, command in commands.items():
+        shown = "".join(run(*name.split(), "--help").out.split())
+        texts = [text for option in command.params if (text := getattr(option, "help", None))]
+        texts += [part.help.split(". ")[0].split("\n\n")[0] for part in getattr(command, "commands", {}).values()]
+        for text in texts:
+            assert "".join(text.split()).rstrip(".") in shown, (name, text)
 
 
 def test_version(run: Run) -> None:

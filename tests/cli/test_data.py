@@ -13,6 +13,7 @@ import pytest
 
 from conftest import Run, fails
 from messages import check_message
+from protea.data.manifest import split_line, step_line
 
 UNIREF50 = "".join(f">UniRef50_{n} x\n{'MKTAYIAKQR' * (n + 1)}\n" for n in range(12))
 UNIREF90 = "".join(f">UniRef90_{n}_{k}\n{'MKTAYIAKQJ' * (n + 1)}\n" for n in range(12) for k in range(2))
@@ -52,6 +53,12 @@ def test_import(run: Run, files: list[object]) -> None:
     assert result.out.startswith("store/train: 12 clusters, 24 sequences, ")
 
 
+def test_one_is_not_a_plural() -> None:
+    counts = {"step": "filter", "searches": 1, "commands": [], "clusters": 1, "altered_records": 1, "removed": 1}
+    assert step_line(counts) == "filter: 1 search, 1 cluster, 1 altered record, 1 removed"
+    assert split_line({"clusters": 2, "sequences": 1, "residues": 1}) == "2 clusters, 1 sequence, 1 residue"
+
+
 def test_info(run: Run, store: Path) -> None:
     result = run("data", "info", store, "--verify")
     assert result.code == 0
@@ -87,7 +94,7 @@ def test_plots_need_matplotlib(run: Run, store: Path, monkeypatch: pytest.Monkey
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    fails(run("data", "info", store, "--plot", "p.png"), 1, "pip install 'protea[plot]'")
+    fails(run("data", "info", store, "--plot", "p.png"), 1, "install 'protea[plot]'")
 
 
 def test_damaged_stores_are_reported_in_one_line(run: Run, store: Path) -> None:

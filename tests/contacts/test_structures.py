@@ -302,11 +302,11 @@ def test_two_molecules_of_one_name_are_told(tmp_path: Path) -> None:
     (chain,) = read(tmp_path, text=text)
     assert chain.sequence[:50] == letters(50, 1)
     assert (
-        details(chain, "odd")[0] == "50 residues repeat earlier numbers and were left out; is this a second molecule?"
+        details(chain, "odd")[0] == "left out 50 residues with the numbers of earlier ones; is this a second molecule?"
     )
     (same,) = read(tmp_path, text=pdb(first).replace("END", "TER") + pdb(first))
     assert same.sequence == letters(50, 1)
-    assert details(same, "odd")[0].startswith("50 residues repeat earlier numbers")
+    assert details(same, "odd")[0].startswith("left out 50 residues with the numbers of earlier ones")
 
 
 def test_a_chain_without_a_name(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_what_cannot_be_read_is_skipped_with_a_note(tmp_path: Path) -> None:
 
 def test_without_biotite_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "biotite.structure.io.pdb", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'protea\[evaluate\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip --python .* install 'protea\[evaluate\]'"):
         read(tmp_path, snake(SEQUENCE))
 
 

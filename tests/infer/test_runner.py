@@ -18,6 +18,7 @@ from protea.infer.runner import Job, Result, Runner, Wanted, default_budget
 from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
 from protea.packing import PackedBatch
+from protea.transforms.mixed import mix
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,7 +95,7 @@ def test_a_sequence_that_is_too_long_fails_alone(load_small: LoadModel) -> None:
     good, long, last = Runner(model, 2000).run([job(0, 10), job(1, 513), job(2, 10)])
     check(model, good)
     check(model, last)
-    with pytest.raises(SequenceTooLongError, match=r"job 1.*513.*512") as caught:
+    with pytest.raises(SequenceTooLongError, match=r"job 1.*511.*510") as caught:
         long.checked()
     check_message("infer.too_many_tokens", caught.value)
     assert isinstance(long.error, SequenceTooLongError)
@@ -115,6 +116,10 @@ def test_nan_fails_alone(load_small: LoadModel) -> None:
     with pytest.raises(NonFiniteError, match=r"the bad one.*float32") as caught:
         failed.checked()
     check_message("infer.not_finite", caught.value)
+    mix(model)
+    (failed,) = Runner(model, 2000).run([bad])
+    with pytest.raises(NonFiniteError, match="infinities or NaN in bf16-mixed; the weights"):
+        failed.checked()
     with pytest.raises(NonFiniteError):
         _ = failed.log_probabilities
 

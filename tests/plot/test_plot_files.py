@@ -153,7 +153,7 @@ def test_missing_library(draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"protea\[plot\]") as caught:
         draw(tmp_path / f"p.{kind}")
-    check_message(f"plot.missing_library.{kind}", caught.value, tmp=tmp_path)
+    check_message(f"plot.missing_library.{kind}", caught.value, tmp=tmp_path, python=sys.executable)
     check_place(tmp_path / ("p.html" if kind != "html" else "p.png"))
 
 

@@ -43,8 +43,24 @@ def test_the_way_out_is_told(run: Run, command: tuple[object, ...]) -> None:
     refused = run(*command, "-o", "run")
     fails(refused, 1, "data.fasta: mmseqs: MMseqs2 is not installed", "data.cluster=false")
     check_message("train.no_mmseqs", refused.err)
-    Path("family.fasta").write_text(">a\nMKT\n>b\nM1T\n")
+    Path("family.fasta").write_text(">a\nMKT\n>b\nM1T\n" + "".join(f">{n}\nMKT\n" for n in range(18)))
     odd = run(*command, "data.cluster=false", "-o", "run")
     assert odd.code == 1
     assert "1 at 2" in odd.err
     assert "`protea data fasta`" in odd.err.splitlines()[-1]
+
+
+def test_too_few_sequences_to_validate_on(run: Run, command: tuple[object, ...]) -> None:
+    """Refused before anything is built; the advice is what helps with that number of sequences."""
+    for number, clustered, least in ((5, "true", 200), (5, "false", 20), (30, "true", 200)):
+        write_fasta(Path("family.fasta"), number)
+        refused = run(*command, f"data.cluster={clustered}", "-o", "run")
+        assert refused.code == 1
+        for part in (f"data.fasta: {number} sequences; ", f" at least {least}: ", "validation.every=null"):
+            assert part in refused.err
+        assert ("set data.cluster=false" in refused.err) == (number == 30)
+        assert not Path("run/store").exists()
+    check_message("train.too_few_sequences", refused.err.splitlines()[-1])
+    done = run(*command, "data.cluster=false", "validation.every=null", "-o", "run")
+    assert done.code == 0, done.err
+    assert "made by     protea pretrain\n" in run("data", "info", "run/store").out

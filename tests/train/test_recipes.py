@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def test_dry_run(run: Run, model_folders: dict[str, Path], name: str) -> None:
     assert result.code == 0
     assert yaml.safe_load(result.out) == read_recipe(name, changes).shown()
     remarks = [line for line in result.out.splitlines() if line.startswith("# ")]
-    assert len(remarks) == 4
+    assert len(remarks) == 5
+    assert re.fullmatch(r"# this recipe needs about .*B of main memory, (and|but only) .*B are free: .+", remarks.pop())
     told = settle_precision(read_recipe(name, changes), CPU)
     assert remarks.pop(0) == f"# computes in {told.run.precision}"
     assert " of matrix products at " in remarks[1]
@@ -188,15 +190,38 @@ def test_dry_run(run: Run, model_folders: dict[str, Path], name: str) -> None:
 
 def test_list(run: Run) -> None:
     lines = run("pretrain", "--list").out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
+    assert [line.split()[0] for line in lines[1:-2]] == recipe_names()
+    assert all(len(line) <= 80 for line in lines)
+    rows = {line.split()[0]: line for line in lines}
+    for part in ("ESM-2 650M", "651.0 M", "1e+12", "GB"):
+        assert part in rows["esm2_650M"]
+    assert "init=MODEL" in rows["domain-adaptation"]
+    assert "data.fasta" in lines[-2]
+
+
+def test_a_dry_run_says_whether_it_fits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remark(*changes: str) -> str:
+        return run("pretrain", "esm2_8M", "run.precision=float32", *changes, "--dry-run").out.splitlines()[-1]
+
+    monkeypatch.setattr("protea.train.model.available_memory", lambda: 8 * 10**9)
+    fits = remark("run.device=cpu")
+    assert fits.endswith("of main memory, and 8.0 GB are free: it fits")
+    assert remark("run.device=cpu", "batch.pack=600000").endswith(
+        "but only 8.0 GB are free: lower batch.pack, or set run.recompute=true"
+    )
+    assert " the model alone needs " in remark("run.device=cpu", "model.num_hidden_layers=500")
+    if not torch.cuda.is_available():
+        assert remark("run.device=cuda") == ("# cuda is not on this machine: whether the memory suffices is not known")
+    check_message("train.dry_run: fits", fits, needed=fits.split()[5])
 
 
 REFUSED = [
     ("run.stepps=3", "'run.stepps'", "'steps'"),
     ("optimiser.lr=1e-3", "'optimiser'", "'optimizer'"),
     ("zzz=1", "'zzz'", "name, init, model, data"),
-    ("model.hiden_size=3", "'hiden_size'", "'hidden_size'"),
-    ("model.architecture=esm2_t6_8M", "'esm2_t6_8M'", "esm2_t6_8M_UR50D"),
+    ("model.hiden_size=3", "'model.hiden_size'", "'hidden_size'"),
+    ("model.hidden_size=321", "model.hidden_size 321 ", "model.num_attention_heads 20"),
+    ("model.architecture=esm2_t6_8M", "model.architecture: ", "'esm2_t6_8M'", "esm2_t6_8M_UR50D"),
     ("model.hidden_size=big", "model.hidden_size 'big'", "int"),
     ("model.hidden_size=321", "hidden_size 321", "num_attention_heads 20"),
     ("model.num_hidden_layers=0", "num_hidden_layers", "1 to 1,000, got 0"),
@@ -224,7 +249,8 @@ REFUSED = [
     ("schedule.name=cosin", "schedule.name 'cosin' ", "'cosine', 'constant' or 'trapezoid'"),
     ("schedule.floor=1.1", "schedule.floor 1.1 ", "less than or equal to 1"),
     ("schedule.min_lr=1", "schedule.min_lr 1 ", "optimizer.lr 0.0004"),
-    ("schedule.steps=100", "schedule.warmup 2,000 ", "schedule.constant 0 ", "100 steps"),
+    ("schedule.steps=100", "schedule.warmup 2,000 ", "schedule.constant 0 ", "schedule.steps 100; "),
+    ("run.steps=100", "schedule.warmup 2,000 ", "schedule.constant 0 ", "run.steps 100; "),
     ("data.masking=bert", "data.masking 'bert' ", "standard, bionemo2"),
     ("data.crop=tail", "data.crop 'tail' ", "'random', 'head', 'random-tokens' or 'head-tokens'"),
     ("data={store: a, fasta: [b]}", "data.store", "data.fasta"),
@@ -237,7 +263,7 @@ REFUSED = [
 def test_wrong_values_are_refused(change: str, parts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         read_recipe("esm2_8M", [change])
-    for part in (f"{RECIPES / 'esm2_8M.yaml'}: ", *parts):
+    for part in (f"esm2_8M with {change}: ", *parts):
         assert part in str(caught.value)
 
 
@@ -262,7 +288,22 @@ WORDING = {
 def test_wording_of_refusals(key: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_recipe("esm2_8M", [WORDING[key]])
-    check_message(f"train.recipe: {key}", caught.value, recipes=RECIPES)
+    check_message(f"train.recipe: {key}", caught.value)
+
+
+def test_an_error_names_what_was_given(tmp_path: Path) -> None:
+    """A key of the file alone, one beside the conflict, and two in conflict."""
+    path = tmp_path / "my.yaml"
+    path.write_text("model: {architecture: esm1nv}\nrun: {steps: 100}\n")
+    for changes, given in (
+        ([], "my.yaml: "),
+        (["run.seed=3"], "my.yaml: "),
+        (["run.seed=3", "schedule.warmup=200"], "my.yaml with schedule.warmup=200: "),
+        (["run.steps=5", "schedule.warmup=9"], "my.yaml with run.steps=5, schedule.warmup=9: "),
+        (["schedule={warmup: 200}"], "my.yaml with schedule={warmup: 200}: "),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"{given}schedule.warmup ")):
+            read_recipe(str(path), changes)
 
 
 @pytest.mark.parametrize(

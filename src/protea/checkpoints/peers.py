@@ -25,6 +25,7 @@ from protea.checkpoints.formats import format_named, open_checkpoint, unsupporte
 from protea.device import available_memory, return_freed_memory
 from protea.errors import CheckpointError, MissingExtraError, UsageError
 from protea.models.encoder import Encoder
+from protea.optional import install
 from protea.packing import PackedBatch, pack
 
 PROBES: Final = (
@@ -139,7 +140,7 @@ def check_peer(name: str, model: Encoder | None = None) -> None:
     if name not in PEERS:
         raise UsageError(f"--against {name}: unknown; use {' or '.join(PEERS)}")
     if find_spec(PEERS[name].module) is None:
-        raise MissingExtraError(f"--against {name} needs it installed: pip install {name}")
+        raise MissingExtraError(f"--against {name} needs it installed: {install(name)}")
     if model is not None and not PEERS[name].has(model):
         raise UsageError(f"--against {name}: it has no {model.config.family}")
 

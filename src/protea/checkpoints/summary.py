@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,11 +14,12 @@ import torch
 from protea import bundled
 from protea.checkpoints.formats import open_checkpoint, recognised
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
-from protea.device import DTYPES
-from protea.errors import CheckpointError
+from protea.device import DTYPES, MIXED
+from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.packing import pack
+from protea.transforms.mixed import narrow_weights
 
 TOLERANCE: Final = 1e-4
 """The tolerance that the publisher of the numbers states."""
@@ -89,7 +91,7 @@ def _architecture(module: Encoder) -> dict[str, Any]:
         "width": config.hidden_size,
         "heads": max(config.attention_heads, default=0),
         "parameters": parameters,
-        "memory_bytes": {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()},
+        "memory_bytes": _memory(module, parameters),
         "alphabet": module.alphabet.name,
         "tokens": len(module.alphabet),
         "residues": module.alphabet.residues,
@@ -99,16 +101,27 @@ def _architecture(module: Encoder) -> dict[str, Any]:
     }
 
 
+def _memory(module: Encoder, parameters: int) -> dict[str, int]:
+    """Bytes of the weights by the type that a model computes in."""
+    memory = {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()}
+    with suppress(UsageError):  # a family without such layers
+        narrow = narrow_weights(module)
+        halved = sum(parameter.numel() for name, parameter in module.named_parameters() if name in narrow)
+        memory[MIXED] = memory["float32"] - 2 * halved
+    return memory
+
+
 def summarise(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The result of ``describe`` as labelled lines."""
-    limit, trained = description["residue_limit"], description["trained_residues"]
+    trained = description["trained_residues"]
     yield "model", description["model"]
     yield "family", description["family"]
     yield "size", "{layers} layers, width {width}, {heads} heads".format(**description)
     yield "parameters", f"{description['parameters']:,}"
     yield "memory", ", ".join(f"{name} {size / 1e9:.3g} GB" for name, size in description["memory_bytes"].items())
     yield "alphabet", "{alphabet}, {tokens} tokens, residues {residues}".format(**description)
-    yield "limit", f"none; the family was trained on {trained:,} residues" if limit is None else f"{limit:,} residues"
+    full = " or full" if description["residue_limit"] is None else ""
+    yield "limit", f"{trained:,} residues; longer sequences are shortened, unless `protea embed --long window`{full}"
     yield "capabilities", ", ".join(["embed", *description["capabilities"]])
     if "licence" in description:
         yield "licence", description["licence"] or "no published weights"

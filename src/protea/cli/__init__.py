@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from protea.cli.interrupt import INTERRUPTED
+from protea.cli.options import Commands
 from protea.cli.terminal import tell
 from protea.errors import ArgumentError, FinishedError, ProteaError, ProteaWarning
 from protea.text import printable
@@ -39,6 +40,7 @@ def application(named: str | None) -> typer.Typer:
     """The command line with only the command ``named``, so that it starts fast; an unknown name gives all commands."""
     app = typer.Typer(
         name="protea",
+        cls=Commands,
         help="Protein language models of the ESM family.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing to compare with (check), 130 interrupted.",
         rich_markup_mode=None,

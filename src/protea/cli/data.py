@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.options import FASTA, Gaps, IdColumn, SequenceColumn, Unknown, options_of
+from protea.cli.options import FASTA, Commands, Gaps, IdColumn, SequenceColumn, Unknown, options_of
 from protea.cli.terminal import bars, tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -23,6 +23,7 @@ _SEARCH_FLAGS = "--min-seq-id 0.5 --alignment-mode 3 --max-seqs 300 -s 7 -c 0.8 
 
 data = typer.Typer(
     name="data",
+    cls=Commands,
     help="Training data: from FASTA to a store of clusters, filtered, sampled and masked.",
     epilog="docs/data.md has every option, every file of a store, and what can be wrong with input.",
     rich_markup_mode=None,

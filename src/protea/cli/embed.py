@@ -131,7 +131,7 @@ def merge(
     for output in outputs:
         with bars() as progress:
             totals = merge_shards(output, overwrite=overwrite, progress=progress)
-        typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
+        typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
 
 
 def _given(ctx: typer.Context) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
     with bars("residues") as progress:
         totals = run_on_devices(settings, progress, overwrite=overwrite)
     for output in settings.outputs:
-        typer.echo(f"{output}: {totals.embedded:,} sequences, {totals.residues:,} residues")
+        typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
     report = report_path(settings.outputs[0]).read_text(encoding="utf-8").splitlines()[1:]
     tell_doubts([ReportRow(*line.split("\t")) for line in report])
 
@@ -167,7 +167,7 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
         totals = run()
     for output in run.outputs:
         typer.echo(
-            f"{output.path}: {totals.embedded:,} sequences, {totals.residues:,} residues, "
+            f"{output.path}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}, "
             f"{output.layout.width} values each ({', '.join(output.layout.kinds)})"
         )
     if run.was_complete:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from protea.evaluate.proteingym import Measured
     from protea.infer.runner import FloatArray
 
-evaluate = typer.Typer(name="evaluate", help="Compare predictions with measurements.", rich_markup_mode=None)
+evaluate = typer.Typer(
+    name="evaluate", cls=options.Commands, help="Compare predictions with measurements.", rich_markup_mode=None
+)
 
 _Table = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="OUT", help="Table of all results: .csv, .tsv or .parquet.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from protea import bundled
 from protea.cli.terminal import tell
@@ -70,7 +71,7 @@ Method = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Scoring method: masked-marginals, wildtype-marginals, pseudo-likelihood or pseudo-likelihood-sum.",
+        help="Scoring: masked-marginals, wildtype-marginals, pseudo-likelihood or pseudo-likelihood-sum.",
     ),
 ]
 Offset = Annotated[int, typer.Option(metavar="N", help="Number of the protein's first residue.")]
@@ -88,6 +89,16 @@ MapPlot = Annotated[
         "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one map per protein."
     ),
 ]
+
+
+class Commands(TyperGroup):
+    """A group of commands whose help has the whole first sentence of each; Typer cuts it to one line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands."""
+        commands = [(name, self.commands[name].get_short_help_str(limit=1000)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(commands)
 
 
 def letters(*, unknown: Unknown = "x", gaps: Gaps = "keep") -> None:

@@ -114,12 +114,12 @@ def perplexity(
     count, total = sum(map(len, predicted.losses)), sum(len(record.sequence) for record in predicted.records)
     sequences = counted(len(predicted.records), "sequence")
     kind = "pseudo-perplexity" if pseudo else "perplexity"
-    typer.echo(f"{kind} {predicted.perplexity:.4f}: {count:,} of {total:,} residues predicted, {sequences}")
+    typer.echo(f"{kind} {predicted.perplexity:.4f}: {count:,} of {counted(total, 'residue')} predicted, {sequences}")
     changes = tell_doubts(predicted.changes)
     for change in changes[:_CHANGES_SHOWN]:
         tell(f"{change.id}: {change.what}: {change.detail}")
     if len(changes) > _CHANGES_SHOWN:
-        tell(f"{len(changes):,} records were truncated, altered or skipped")
+        tell(f"{counted(len(changes), 'record')} truncated, altered or skipped")
     if output is not None:
         typer.echo(f"{output}: {sequences}")
     if predicted.peer is not None:

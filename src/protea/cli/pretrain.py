@@ -11,6 +11,7 @@ import typer
 from protea.cli.interrupt import INTERRUPTED, interruptible
 from protea.cli.options import Dtype
 from protea.errors import UsageError
+from protea.text import counted
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain`.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
@@ -32,28 +33,34 @@ def pretrain(
         bool, typer.Option("--accept-changes", help="Continue although the recipe changed since the run began.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show the complete recipe and what it costs.")
+        bool,
+        typer.Option("--dry-run", help="Only show the complete recipe, its costs, and whether it fits into memory."),
     ] = False,
-    names: Annotated[bool, typer.Option("--list", help="List the recipes that come with Protea.")] = False,
+    names: Annotated[
+        bool, typer.Option("--list", help="List the recipes that come with Protea, with their sizes.")
+    ] = False,
 ) -> None:
     """Train a masked language model by a recipe, from the beginning or from where a run stopped.
 
     After a kill or an interrupt, the same command continues from the newest checkpoint. Ctrl-C and SIGTERM save one.
+    data.fasta needs MMseqs2, unless data.cluster=false.
 
     \b
     Examples:
       protea pretrain esm2_8M data.store=store/ -o run/
       protea pretrain esm2_8M data.fasta=proteins.fasta.gz batch.tokens=65536 run.steps=2000 -o run/
       protea pretrain domain-adaptation init=esm2_t6_8M_UR50D data.fasta=antibodies.fasta -o run/
-      protea pretrain domain-adaptation data.fasta=family.fasta data.cluster=false -o run/    # without MMseqs2
+      protea pretrain domain-adaptation init=my-model/ data.fasta=family.fasta data.cluster=false -o run/
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
-    from protea.train.recipe import read_recipe, recipe_names
+    from protea.train.recipe import read_recipe
 
     if names:
-        for name in recipe_names():
-            typer.echo(f"{name:<20} {read_recipe(name).name}")
+        from protea.train.loop import listing
+
+        for line in listing():
+            typer.echo(line)
         return
     if recipe is None:
         raise UsageError("no recipe: give a file, or a name from `protea pretrain --list`")
@@ -87,7 +94,9 @@ def pretrain(
         saved = "; a checkpoint is saved" if outcome.step else ""
         typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)
         raise typer.Exit(INTERRUPTED)
-    typer.echo(f"{output}: {outcome.step:,} steps done; `protea export {output} -o FOLDER` makes a model of it")
+    typer.echo(
+        f"{output}: {counted(outcome.step, 'step')} done; `protea export {output} -o FOLDER` makes a model of it"
+    )
 
 
 def export(
@@ -132,4 +141,4 @@ def average(
 
     with interruptible():
         saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
-    typer.echo(f"{output}: mean of {len(saved)} checkpoints, steps {saved[0].step:,} to {saved[-1].step:,}")
+    typer.echo(f"{output}: mean of {counted(len(saved), 'checkpoint')}, steps {saved[0].step:,} to {saved[-1].step:,}")

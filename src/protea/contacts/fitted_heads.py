@@ -24,7 +24,7 @@ from protea.checkpoints.settings_files import read_json, write_json
 from protea.contacts.fit import RANK, C, Example, fit_bilinear, fit_regression
 from protea.contacts.precision import ChainPrecision, measure, usable
 from protea.contacts.structures import CONTACT, LEAST_SEPARATION, Chain, pairs, read_structures, structure_files
-from protea.errors import ArgumentError, DataError, UsageError
+from protea.errors import ArgumentError, DataError
 from protea.infer.loading import load_model, stored_weights
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
@@ -32,7 +32,7 @@ from protea.models.layers import AnyContactHead, ContactHead
 from protea.output import fingerprint, staged
 from protea.progress import SILENT, Progress
 from protea.rerun import FAILED, INPUT, REMOVE, end_finished, failed
-from protea.text import shown
+from protea.text import counted, shown
 
 Head = Literal["regression", "bilinear"]
 
@@ -147,8 +147,8 @@ def _choose(chains: Iterable[Chain], settings: FitSettings) -> tuple[list[Chain]
         short = len(order) - len(with_pairs)
         without = f" ({short} more have no pair {LEAST_SEPARATION} residues apart)" if short else ""
         raise DataError(
-            f"count {shown(settings.count)}: the model can take {len(with_pairs)} chains with different sequences"
-            f"{without}; give more structures, or a smaller count"
+            f"count {shown(settings.count)}: the model can take {counted(len(with_pairs), 'chain')} with different "
+            f"sequences{without}; give more structures, or a smaller count"
         )
     chosen = with_pairs[: settings.count]
     others = [chain for key in order if key not in set(chosen) for chain in by_hash[key]]

@@ -52,7 +52,7 @@ def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> 
         probabilities = _from_attention(model, head, sequence)
     else:
         probabilities = _last_states(model, sequence, lambda x: head(x).sigmoid_(), name).numpy()
-    check_finite(probabilities, name, model.compute_dtype)
+    check_finite(probabilities, name, model.precision)
     return probabilities
 
 
@@ -151,7 +151,7 @@ def attention(
                 result[place, i] = maps[head].float().cpu().numpy()
 
     _run(model, sequence, Wanted(watch=lambda: keep))
-    check_finite(result, _NAME, model.compute_dtype)
+    check_finite(result, _NAME, model.precision)
     return result
 
 

@@ -22,6 +22,7 @@ from xopen import xopen
 from protea.errors import StructureError
 from protea.fasta import DAMAGED
 from protea.optional import extra
+from protea.text import counted
 
 _SUFFIX: Final = r"\.(pdb|ent|cif|mmcif)"
 _COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?"
@@ -208,7 +209,8 @@ def _chain(atoms: Any, indices: NDArray[np.int_], places: NDArray[np.int_] | Non
             if np.isfinite(atoms.coord[i]).all():
                 residue.atoms.setdefault(str(atoms.atom_name[i]), atoms.coord[i])
     if repeated:
-        remarks.append(f"{len(repeated)} residues repeat earlier numbers and were left out; is this a second molecule?")
+        again = counted(len(repeated), "residue")
+        remarks.append(f"left out {again} with the numbers of earlier ones; is this a second molecule?")
     # Force fields have residue names of their own: an unknown name counts as an amino acid if it has a backbone.
     known, backbone = _amino_acids(), {"N", "CA", "C"}
     kept = [residue for residue in residues.values() if residue.name in known or backbone <= residue.atoms.keys()]

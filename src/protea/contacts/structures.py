@@ -33,6 +33,7 @@ from protea.contacts.structure_files import (
 from protea.errors import StructureError
 from protea.letters import ReportRow
 from protea.progress import SILENT, Progress
+from protea.text import counted
 
 CONTACT: Final = 8.0  # two residues are in contact if their CB atoms are closer than this, in Ångström
 LEAST_SEPARATION: Final = 6  # pairs nearer along the chain do not count
@@ -151,7 +152,7 @@ def read_structures(paths: Iterable[Path], progress: Progress = SILENT) -> tuple
                 rows += chain.notes
         progress.advance()
     if not chains:
-        raise StructureError(f"none of {len(files)} files holds a protein; the first: {rows[0].detail}")
+        raise StructureError(f"no protein in {counted(len(files), 'file')}; the first: {rows[0].detail}")
     return list(chains.values()), rows
 
 

@@ -22,7 +22,7 @@ from protea.errors import DataError
 from protea.fasta import Block, Record
 from protea.letters import NO_RESIDUES, Doubts, ReportRow, clean, doubtful
 from protea.progress import Progress
-from protea.text import printable
+from protea.text import counted, printable
 
 REPORT: Final = "report.tsv"
 NOTES: Final = "notes"
@@ -102,7 +102,7 @@ class Reader:
         if not self.counts.kept:
             skipped = {name[8:]: count for name, count in vars(self.counts).items() if name.startswith("skipped")}
             reasons = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in skipped.items() if count)
-            raise DataError(f"none of {self.counts.records:,} records can be used; skipped: {reasons}")
+            raise DataError(f"none of {counted(self.counts.records, 'record')} can be used; skipped: {reasons}")
         return self.counts
 
     def _encode_block(self, block: Block) -> pa.RecordBatch | None:

@@ -28,6 +28,7 @@ from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
 from protea.records import RECOGNISED, InputColumns, read_groups
+from protea.text import counted
 
 _DISK_FACTOR: Final = 4.0
 """Bytes of disk for each byte of input if MMseqs2 clusters it."""
@@ -58,16 +59,17 @@ def build_uniref(
     progress: Progress,
     *,
     overwrite: bool = False,
+    command: str = "uniref",
 ) -> Numbers:
     """Build a store from UniRef's FASTA files; return the numbers of its steps and splits.
 
     Without ``uniref90``, a cluster's only member is its representative; without ``mapping``, a file for
-    ``read_mapping``, the headers of ``uniref90`` name the clusters.
+    ``read_mapping``, the headers of ``uniref90`` name the clusters. ``command`` is for the manifest.
     """
     if mapping is not None and not uniref90:
         raise UsageError("--members needs --uniref90, which has the sequences of the members")
     inputs = {"uniref50": list(uniref50), "uniref90": list(uniref90), "members": mapping}
-    with Build(settings, "uniref", inputs, progress, overwrite=overwrite) as build:
+    with Build(settings, command, inputs, progress, overwrite=overwrite) as build:
         build.check_space([*uniref50, *uniref90])
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
@@ -89,10 +91,11 @@ def build_fasta(
     *,
     columns: InputColumns = RECOGNISED,
     overwrite: bool = False,
+    command: str = "fasta",
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
     given = {"sequences": list(inputs), "columns": asdict(columns)}
-    with Build(settings, "fasta", given, progress, overwrite=overwrite) as build:
+    with Build(settings, command, given, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
         table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])
@@ -200,8 +203,8 @@ def _parse(columns: list[str], place: str) -> tuple[str, list[str]]:
         return cluster, [member] if member and cluster else []
     if len(columns) != 2:
         raise DataError(
-            f"{place}: the line has {len(columns)} columns; a mapping has 2 (cluster, members separated by commas), "
-            "UniProt's idmapping_selected.tab 22"
+            f"{place}: the line has {counted(len(columns), 'column')}; a mapping has 2 (cluster, members separated by "
+            "commas), UniProt's idmapping_selected.tab 22"
         )
     cluster, members = columns[0].strip(), [name.strip() for name in columns[1].split(",") if name.strip()]
     if not members or not cluster:

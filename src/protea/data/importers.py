@@ -26,6 +26,7 @@ from protea.data.writer import TEST, TRAIN, VALID, Kinds, Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
 from protea.progress import Progress
+from protea.text import counted
 
 _KIND_OF: Final = {"train": TRAIN, "valid": VALID, "val": VALID, "test": TEST}
 _LOOKED_UP: Final = 500
@@ -176,8 +177,8 @@ def _assign_by_position(build: Build, table: Table, clusters: int, starts_file: 
     def make(folder: Path) -> Numbers:
         if len(table.left_out):
             raise DataError(
-                f"{len(table.left_out):,} members were skipped, so starts and counts would point to wrong members; "
-                "relax --min-length, --max-length and --unknown"
+                f"{counted(len(table.left_out), 'member')} skipped, so that starts and counts would point to wrong "
+                "members; relax --min-length, --max-length and --unknown"
             )
         try:
             starts, counts = map_file(starts_file, np.uint64), map_file(counts_file, np.uint64)

@@ -14,6 +14,8 @@ from protea.output import sha256, write_failure
 from protea.progress import Progress
 
 MANIFEST: Final = "manifest.json"
+PRETRAIN: Final = "pretrain"
+"""The command of a store that a run made for itself; other commands are those of ``protea data``."""
 LOG: Final = "mmseqs.log"
 """The output of MMseqs2. It contains times, so it has no hash."""
 SPLITS: Final = ("train", "valid", "test")
@@ -112,7 +114,7 @@ def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, A
     command = manifest["command"]
     return {
         "store": str(folder),
-        "made_by": f"protea data {command['command']}",
+        "made_by": f"protea {PRETRAIN}" if command["command"] == PRETRAIN else f"protea data {command['command']}",
         "alphabet": manifest["alphabet"]["name"],
         "bytes": sum(known["bytes"] for known in manifest["files"].values()),
         "hashes": "verified" if verified else "not compared",
@@ -127,13 +129,20 @@ def describe(folder: Path, manifest: Manifest, *, verified: bool) -> dict[str, A
 
 def step_line(step: Mapping[str, Any]) -> str:
     """The numbers of a step, as in ``draw: 12 clusters, 3 valid, 9 train``; zeros are not shown."""
-    counts = [f"{value:,} {name.replace('_', ' ')}" for name, value in step.items() if isinstance(value, int) and value]
+    counts = [_count(value, name) for name, value in step.items() if isinstance(value, int) and value]
     return f"{step['step']}: {', '.join(counts) or 'nothing to do'}"
 
 
 def split_line(split: Mapping[str, Any]) -> str:
     """The size of a split."""
-    return ", ".join(f"{split[name]:,} {name}" for name in ("clusters", "sequences", "residues"))
+    return ", ".join(_count(split[name], name) for name in ("clusters", "sequences", "residues"))
+
+
+def _count(value: int, name: str) -> str:
+    """A count with its name in the manifest, which is a plural, or a word such as ``removed``."""
+    if value == 1:
+        name = {"searches": "search", "entries": "entry"}.get(name, name.removesuffix("s"))
+    return f"{value:,} {name.replace('_', ' ')}"
 
 
 def description_lines(description: Mapping[str, Any]) -> Iterator[str]:

@@ -48,6 +48,7 @@ from protea.models.encoder import Encoder
 from protea.output import check_space
 from protea.progress import SILENT, Progress
 from protea.records import read_records
+from protea.text import counted
 
 _COMMIT_SECONDS: Final = 10.0
 """Time between two commits; a killed run loses this work, and the packs that are not written yet."""
@@ -248,7 +249,7 @@ class EmbedRun:
         self._done = state.totals
         check_space(self._missing(), "free some, write elsewhere, or pass --store float16")
         if state.totals.records:
-            self.progress.note(f"continuing after {state.totals.records:,} records of an unfinished run")
+            self.progress.note(f"continuing after {counted(state.totals.records, 'record')} of an unfinished run")
         total = None if self._total is None else self._total.residues
         self.progress.begin("embedding", total, done=state.totals.residues)
         with ExitStack() as stack:
@@ -281,8 +282,8 @@ class EmbedRun:
             state = self._commit(journal, stores, state)
             if damage is not None:
                 raise DamagedFileError(
-                    f"{damage}; the {state.totals.embedded} sequences before the damage are embedded and kept: correct "
-                    "the file and run the same command again"
+                    f"{damage}; {counted(state.totals.embedded, 'sequence')} before the damage embedded and kept: "
+                    "correct the file and run the same command again"
                 )
             if self._former is not None:
                 # After the last commit, so that a run that continues from it adds them once.
@@ -315,8 +316,9 @@ class EmbedRun:
             last_finished = next(islice(items, state.records - 1, None), None)
             if last_finished is None or last_finished.fingerprint.hex() != state.fingerprint:
                 raise ResumeError(
-                    f"{self.outputs[0].path}: the input has changed: its first {state.records} records are not those "
-                    "that an unfinished run embedded; restore them, or pass --overwrite to start again"
+                    f"{self.outputs[0].path}: the input has changed: it no longer begins with the "
+                    f"{counted(state.records, 'record')} that an unfinished run embedded; restore them, or pass "
+                    "--overwrite to start again"
                 )
         # A new run of a shard begins at the shard's first group but numbers all groups of the input.
         number = state.groups if state.records else 0

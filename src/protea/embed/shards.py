@@ -39,6 +39,7 @@ from protea.infer.loading import computing_dtype, stored_weights
 from protea.journal import JOURNAL, complete, differences, work_path
 from protea.output import report_path
 from protea.progress import SILENT, Progress
+from protea.text import counted
 
 _POLL_SECONDS: Final = 0.5
 _PLAN: Final = "plan.json"
@@ -62,7 +63,7 @@ def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bo
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
-        raise DeviceError(f"--devices {count}: this machine has {torch.cuda.device_count()} GPUs")
+        raise DeviceError(f"--devices {count}: this machine has {counted(torch.cuda.device_count(), 'GPU')}")
     first = settings.outputs[0]
     folder = first.with_name(f".{first.name}.devices")
     try:

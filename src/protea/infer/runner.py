@@ -242,7 +242,7 @@ class Runner:
             wait()
             for result in results:
                 if result.error is None and not all(bool(value.isfinite().all()) for value in result.values):
-                    result.error = not_finite(result.job.name, self.model.compute_dtype)
+                    result.error = not_finite(result.job.name, self.model.precision)
                 collected.append(result if result.error is None else Result(result.job, error=result.error))
         return collected
 
@@ -311,17 +311,16 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def not_finite(name: str, dtype: torch.dtype) -> NonFiniteError:
-    """The error for an input for which a model gives infinities or NaN."""
-    remedy = "use float32 or bfloat16" if dtype == torch.float16 else "the weights are damaged or diverged"
-    kind = str(dtype).removeprefix("torch.")
-    return NonFiniteError(f"{name}: the model gives infinities or NaN in {kind}; {remedy}")
+def not_finite(name: str, precision: str) -> NonFiniteError:
+    """The error for an input for which a model gives infinities or NaN in its ``precision``."""
+    remedy = "use float32 or bfloat16" if precision == "float16" else "the weights are damaged or diverged"
+    return NonFiniteError(f"{name}: the model gives infinities or NaN in {precision}; {remedy}")
 
 
-def check_finite(array: FloatArray, name: str, dtype: torch.dtype) -> None:
+def check_finite(array: FloatArray, name: str, precision: str) -> None:
     """Raise ``NonFiniteError`` if a model's output for some input has infinities or NaN."""
     if not np.isfinite(array).all():
-        raise not_finite(name, dtype)
+        raise not_finite(name, precision)
 
 
 def _too_large(job: Job[Any]) -> DeviceError:

@@ -105,9 +105,9 @@ class Encoder(nn.Module, ABC):
     def check_length(self, tokens: int) -> None:
         """Raise ``SequenceTooLongError`` if a sequence of so many tokens exceeds the model's positions."""
         if self.max_tokens is not None and tokens > self.max_tokens:
+            length, most = map(self.alphabet.frame.residues, (tokens, self.max_tokens))
             raise SequenceTooLongError(
-                f"a sequence of {tokens} tokens exceeds the {self.max_tokens} positions of this "
-                f"{self.config.family} model"
+                f"a sequence of {length:,} residues exceeds the {most:,} of this {self.config.family} model"
             )
 
     @property

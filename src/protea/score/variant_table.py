@@ -268,7 +268,8 @@ def rows_of(
         if len(variants) < len(parsed[name]):
             better = explaining_offset(parsed[name], wild_types[name], how.offset)
             if better is not None:
-                rows.advice.append(f"{name}: with offset {better}, all {len(parsed[name]):,} variants would fit")
+                count = counted(len(parsed[name]), "variant")
+                rows.advice.append(f"{name}: with offset {better}, all {count} would fit")
     if note := how.of_lengths(rows.proteins):
         rows.advice.append(note)
     return rows
@@ -307,8 +308,8 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
     # A short text may be a label such as WT, NA or DEL; so large deletions must be written with numbers.
     if 2 * len(sequence) < len(wild):
         raise VariantError(
-            f"{sequence}: not a variant, and {len(sequence)} residues are too few for a protein of {len(wild)}; write "
-            "large deletions as A4_K30del"
+            f"{sequence}: not a variant, and too short for a protein of {len(wild)}: "
+            f"{counted(len(sequence), 'residue')}; write large deletions as A4_K30del"
         )
     return difference(wild, sequence, offset)
 

@@ -24,9 +24,19 @@ from torch import Tensor
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
 from protea.device import resolve_device, return_freed_memory
-from protea.errors import DeviceError, FinishedError, MissingExtraError, OutputError, ResumeError, UsageError
+from protea.errors import (
+    DeviceError,
+    FinishedError,
+    MissingExtraError,
+    OutputError,
+    ResumeError,
+    TrainingError,
+    UsageError,
+)
 from protea.journal import complete
 from protea.models.encoder import Encoder
+from protea.optional import install
+from protea.text import bytes_text, counted
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     TYPES,
@@ -42,7 +52,7 @@ from protea.train.model import (
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.recipe import Recipe
+from protea.train.recipe import Recipe, read_recipe, recipe_names
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import RunFolder, TrainingState, open_run_folder, open_store, resume, save, write_recipe
 
@@ -70,7 +80,7 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
         # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
     if recipe.log.wandb is not None and find_spec("wandb") is None:
-        raise MissingExtraError("log.wandb needs Weights & Biases: pip install wandb")
+        raise MissingExtraError(f"log.wandb needs Weights & Biases: {install('wandb')}")
     model = architecture(recipe)
     if model.max_tokens is not None and recipe.data.max_tokens > model.max_tokens:
         raise UsageError(
@@ -88,7 +98,28 @@ def dry_run(recipe: Recipe) -> list[str]:
     told = settle_precision(recipe, device)
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
     costs = estimate(architecture(told), told, told.data.max_tokens)
-    return [f"computes in {told.run.precision}", *costs.lines(told, peak)]
+    try:
+        unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
+        memory = unknown if device is None else check_memory(costs, device)
+    except TrainingError as error:
+        memory = str(error)
+    return [f"computes in {told.run.precision}", *costs.lines(told, peak), memory]
+
+
+def listing() -> Iterator[str]:
+    """The recipes that come with Protea, one per line, with what their models and runs take."""
+    row = "{:<18} {:<18} {:>10} {:>10} {:>10}".format
+    yield row("recipe", "trains", "parameters", "tokens", "memory")
+    for name in recipe_names():
+        recipe = read_recipe(name)
+        title, size, memory = "what init=MODEL is", "", ""
+        if recipe.init is None:
+            costs = estimate(architecture(recipe), recipe, recipe.data.max_tokens)
+            title, size = recipe.name, f"{costs.parameters / 1e6:,.1f} M"
+            memory = bytes_text(costs.state + costs.activations)
+        yield row(name, title, size, f"{recipe.run.steps * recipe.batch.packs * recipe.batch.pack:.2g}", memory)
+    yield "All need data.store or data.fasta. The memory is for the model and one pack; a"
+    yield "smaller batch.pack needs less. RECIPE --dry-run shows whether a run fits."
 
 
 class _Trainer:
@@ -136,13 +167,13 @@ class _Trainer:
         folder, state, steps, blocks = self.folder, self.state, self.recipe.run.steps, self.loader.blocks
         if state.step > steps:
             raise ResumeError(
-                f"{folder.path}: has {state.step:,} steps already, more than run.steps {steps:,}; raise run.steps, or "
-                "name a new folder"
+                f"{folder.path}: has {counted(state.step, 'step')} already, more than run.steps {steps:,}; raise "
+                "run.steps, or name a new folder"
             )
         if state.position.block >= blocks:
             raise ResumeError(
-                f"{folder.path}: is in block {state.position.block + 1:,} of an epoch, which now has {blocks:,} "
-                "blocks; use the earlier data.max_length, or name a new folder"
+                f"{folder.path}: is in block {state.position.block + 1:,} of an epoch, which now has "
+                f"{counted(blocks, 'block')}; use the earlier data.max_length, or name a new folder"
             )
         if state.position.pack and folder.changed & _REPACKING:
             state.position = state.position._replace(pack=0)  # the old number counts packs of the earlier recipe

@@ -20,6 +20,7 @@ from torch import Tensor
 from protea.data.loader import TrainingBatch
 from protea.device import native_bfloat16
 from protea.errors import OutputError, ProteaWarning
+from protea.optional import install
 from protea.output import write_durably
 from protea.progress import Progress
 from protea.train.model import Trainable
@@ -194,8 +195,8 @@ def open_sinks(folder: Path, recipe: Recipe, state: TrainingState) -> list[Sink]
         try:
             sinks.append(_tensorboard(folder / "tensorboard", state.step))
         except ImportError:
-            message = "TensorBoard is not installed, its files are not written: pip install 'protea[train]'"
-            warnings.warn(message, ProteaWarning, stacklevel=2)
+            message = "TensorBoard is not installed, its files are not written"
+            warnings.warn(f"{message}: {install('protea[train]')}", ProteaWarning, stacklevel=2)
     return sinks
 
 

@@ -27,7 +27,7 @@ from protea.errors import DeviceError, TrainingError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.progress import Progress
-from protea.text import duration_text
+from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
 from protea.train.recipe import Recipe
 from protea.transforms import native
@@ -163,8 +163,8 @@ class Costs:
         steps, packs, pack = recipe.run.steps, recipe.batch.packs, recipe.batch.pack
         tokens = packs * pack
         yield (
-            f"{self.parameters:,} parameters; {steps:,} steps of {tokens:,} tokens ({packs:,} packs of {pack:,}), "
-            f"{steps * tokens:.3g} tokens in all"
+            f"{self.parameters:,} parameters; {counted(steps, 'step')} of {tokens:,} tokens "
+            f"({counted(packs, 'pack')} of {pack:,}), {steps * tokens:.3g} tokens in all"
         )
         total = self.flops * tokens * steps
         time = (
@@ -172,8 +172,8 @@ class Costs:
         )
         yield f"{self.flops:.3g} FLOP per token, {total:.3g} in all{time}"
         yield (
-            f"memory: {self.state / 1e9:,.1f} GB weights, gradients, moments; {self.activations / 1e9:,.1f} GB "
-            f"activations of a pack; {self.copies / 1e9:,.1f} GB main memory for checkpoints"
+            f"memory: {bytes_text(self.state)} weights, gradients, moments; {bytes_text(self.activations)} "
+            f"activations of a pack; {bytes_text(self.copies)} main memory for checkpoints"
         )
 
 
@@ -203,22 +203,19 @@ def mean_length(sampler: Sampler) -> float:
     return float((lengths**2).sum() / lengths.sum())
 
 
-def check_memory(costs: Costs, device: torch.device) -> None:
-    """Raise ``TrainingError`` if the memory that a run needs is not free."""
-    if device.type == "cuda":
-        _compare(costs.state, costs.activations, torch.cuda.mem_get_info(device)[0], f"on {device}")
-        _compare(costs.copies, 0, available_memory(), "of main memory for checkpoints")
-    else:
-        _compare(costs.state + costs.copies, costs.activations, available_memory(), "of main memory")
+def check_memory(costs: Costs, device: torch.device) -> str:
+    """The memory that a run needs and what is free, in words; ``TrainingError`` if it does not fit."""
+    if device.type != "cuda":
+        return _compare(costs.state + costs.copies, costs.activations, available_memory(), "of main memory")
+    on_device = _compare(costs.state, costs.activations, torch.cuda.mem_get_info(device)[0], f"on {device}")
+    return f"{on_device}; {_compare(costs.copies, 0, available_memory(), 'of main memory for checkpoints')}"
 
 
-def _compare(model: int, activations: int, available: int, place: str) -> None:
+def _compare(model: int, activations: int, available: int, place: str) -> str:
+    needed = f"about {bytes_text(model + activations)} {place}"
     if model + activations <= available:
-        return
+        return f"this recipe needs {needed}, and {bytes_text(available)} are free: it fits"
     fix = "lower batch.pack, or set run.recompute=true"
     if model > available:
-        fix = f"the model alone needs {model / 1e9:,.1f} GB: train a smaller model, or use a machine with more memory"
-    raise TrainingError(
-        f"this recipe needs about {(model + activations) / 1e9:,.1f} GB {place}, but only {available / 1e9:,.1f} GB "
-        f"are free: {fix}"
-    )
+        fix = f"the model alone needs {bytes_text(model)}: train a smaller model, or use a machine with more memory"
+    raise TrainingError(f"this recipe needs {needed}, but only {bytes_text(available)} are free: {fix}")

@@ -21,6 +21,7 @@ from protea.data.training_store import TrainingStore
 from protea.errors import NonFiniteError, TrainingError, UsageError
 from protea.infer.runner import Job, Result, Runner, Wanted
 from protea.models.encoder import Encoder
+from protea.text import counted
 from protea.train.model import Precision, Trainable
 from protea.train.recipe import Recipe, RunSettings
 
@@ -54,8 +55,8 @@ class Validation:
     def __init__(self, store: TrainingStore, recipe: Recipe) -> None:
         if SPLIT not in store.splits:
             raise UsageError(
-                f"{store.folder}: has no {SPLIT} split: build a store with one (`protea data fasta --valid 10`), or "
-                "set validation.every=null"
+                f"{store.folder}: has no {SPLIT} split: build a store with one (`protea data fasta --valid 10`) for "
+                "data.store, or set validation.every=null"
             )
         self._tokens, self._pack = recipe.validation.tokens, recipe.batch.pack
         # The runner makes its own packs, so page-locked memory would gain nothing.
@@ -191,7 +192,7 @@ class DivergenceGuard:
         except OSError as error:
             listed = f"could not be listed in {path}: {error.strerror or error}"
         return TrainingError(
-            f"step {step.step:,}: {problem}; its {len(ids):,} records ({', '.join(ids[:_IDS_SHOWN])}, ...) {listed}. "
-            "Checkpoints of earlier steps are kept: continue from the newest with --accept-changes and a lower "
-            f"optimizer.lr or optimizer.clip; run.max_loss is {self._run.max_loss:g}"
+            f"step {step.step:,}: {problem}; its {counted(len(ids), 'record')} ({', '.join(ids[:_IDS_SHOWN])}, ...) "
+            f"{listed}. Checkpoints of earlier steps are kept: continue from the newest with --accept-changes and a "
+            f"lower optimizer.lr or optimizer.clip; run.max_loss is {self._run.max_loss:g}"
         )

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
 from protea.data.sampler import Crop
-from protea.errors import CheckpointError, UsageError
+from protea.errors import CheckpointError, UnknownModelError, UsageError
 from protea.models.family import EncoderConfig
 from protea.settings_errors import Section, parse_yaml, read_yaml, suggestion, validate
 
@@ -146,18 +143,22 @@ class Recipe(Section):
     def config(self) -> EncoderConfig:
         """The architecture, if it does not come with ``init``."""
         changes = dict(self.model)
-        base = published(str(changes.pop(_ARCHITECTURE))).config
+        try:
+            base = published(str(changes.pop(_ARCHITECTURE))).config
+        except UnknownModelError as error:
+            raise UsageError(f"model.{_ARCHITECTURE}: {error}") from error
         known = {field.name for field in fields(base)}
         for name, value in changes.items():
             if name not in known:
-                raise UsageError(f"model: unknown key {name!r}{suggestion(name, [_ARCHITECTURE, *known])}")
+                raise UsageError(f"unknown key 'model.{name}'{suggestion(name, [_ARCHITECTURE, *known])}")
             kind = type(getattr(base, name))
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise UsageError(f"model.{name} {value!r} must be of type {kind.__name__}")
         try:
             config = replace(base, **changes)
         except CheckpointError as error:
-            raise UsageError(f"model: {error}") from error
+            message = re.sub(rf"\b({'|'.join(known)})\b", r"model.\1", str(error))
+            raise UsageError(message) from error
         if config.vocab_size < (tokens := len(config.alphabet)):
             raise UsageError(f"model.vocab_size {config.vocab_size} must be at least {tokens}, as the alphabet needs")
         return config
@@ -165,7 +166,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_sections_together(self) -> Self:
         data, batch, schedule = self.data, self.batch, self.schedule
-        highest, steps = self.optimizer.lr, schedule.steps or self.run.steps
+        highest = self.optimizer.lr
+        end, steps = ("run", self.run.steps) if schedule.steps is None else ("schedule", schedule.steps)
         rules = {
             "no model: give model.architecture (`protea info --list`), or init": (
                 self.init is not None or _ARCHITECTURE in self.model
@@ -175,15 +177,16 @@ class Recipe(Section):
             ),
             "data.store and data.fasta exclude each other; give one of them": not (data.store and data.fasta),
             f"data.masking {data.masking!r} must be one of {', '.join(VARIANTS)}": data.masking in VARIANTS,
-            f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}": (
-                batch.pack >= data.max_tokens
+            f"batch.pack {batch.pack:,} must be at least data.max_tokens {data.max_tokens:,}; raise batch.pack, or "
+            "lower data.max_tokens": batch.pack >= data.max_tokens,
+            f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}; raise batch.tokens, or lower "
+            "batch.pack": batch.tokens >= batch.pack,
+            f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most "
+            f"{end}.steps {steps:,}; lower schedule.warmup, as in schedule.warmup=0, or raise {end}.steps": (
+                schedule.warmup + schedule.constant <= steps
             ),
-            f"batch.tokens {batch.tokens:,} must be at least batch.pack {batch.pack:,}": batch.tokens >= batch.pack,
-            f"schedule.warmup {schedule.warmup:,} plus schedule.constant {schedule.constant:,} must be at most the "
-            f"schedule's {steps:,} steps": schedule.warmup + schedule.constant <= steps,
-            f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}": (
-                schedule.min_lr <= highest
-            ),
+            f"schedule.min_lr {schedule.min_lr:g} must be at most optimizer.lr {highest:g}; lower schedule.min_lr, or "
+            "raise optimizer.lr": schedule.min_lr <= highest,
         }
         for message, holds in rules.items():
             if not holds:
@@ -210,11 +213,10 @@ def read_recipe(source: str, changes: Sequence[str] = ()) -> Recipe:
 
     Each change is ``section.key=value``, with the value as in YAML.
     """
-    path = _recipe_path(source)
-    values = read_yaml(path)
+    values = read_yaml(_recipe_path(source))
     for change in changes:
         _apply(change, values)
-    return validate(Recipe, values, str(path))
+    return validate(Recipe, values, source, changes=changes)
 
 
 def recipe_names() -> list[str]:

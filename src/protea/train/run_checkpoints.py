@@ -32,6 +32,7 @@ from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
 from protea.output import sha256, staged, sync_folder, write_durably
+from protea.text import counted
 from protea.train.recipe import SaveSettings
 
 CHECKPOINTS: Final = "checkpoints"
@@ -258,7 +259,8 @@ def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.fl
     folders = run_folders(run)
     if len(folders) < last:
         raise ResumeError(
-            f"{run}: has {len(folders)} checkpoints, not {last}; save.newest and save.keep_every decide which are kept"
+            f"{run}: has {counted(len(folders), 'checkpoint')}, not {last}; save.newest and save.keep_every decide "
+            "which are kept"
         )
     saved = [read_verified(folder) for folder in folders[-last:]]
     _write_mean(saved, output, dtype)

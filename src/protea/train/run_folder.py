@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,13 +24,14 @@ import yaml
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
-from protea.data.build_settings import BuildSettings, ClusterSettings
+from protea.data.build_settings import BuildSettings, ClusterSettings, sample_size
 from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.loader import Position
-from protea.data.manifest import is_store, name_of
+from protea.data.manifest import PRETRAIN, is_store, name_of
 from protea.data.training_store import TrainingStore
 from protea.errors import (
     CheckpointError,
+    DataError,
     OutputError,
     ProgramError,
     ResumeError,
@@ -37,10 +39,13 @@ from protea.errors import (
     UnknownResidueError,
     UsageError,
 )
+from protea.fasta import flows
 from protea.journal import differences, lock
 from protea.output import write_durably
 from protea.progress import Progress
+from protea.records import read_records
 from protea.settings_errors import read_yaml
+from protea.text import counted
 from protea.train.model import TYPES, Trainable, settle_precision
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
@@ -164,21 +169,24 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
         except StoreError as error:
             reason = str(error)
         progress.note(f"training data: {reason}; makes the store again")
-    _build(output, data.fasta, alphabet, progress, cluster=data.cluster)
+    _build(recipe, output, data.fasta, alphabet, progress)
     write_durably(record, json.dumps(sources))
     return TrainingStore(output, alphabet)
 
 
-def _build(output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress, *, cluster: bool) -> None:
-    """Make a store; without ``cluster``, each sequence is a cluster of its own, and nothing is filtered."""
+def _build(recipe: Recipe, output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress) -> None:
+    """Make a store; without ``data.cluster``, each sequence is a cluster of its own, and nothing is filtered."""
     name = name_of(alphabet)
+    if recipe.validation.every is not None:
+        _check_enough(files, cluster=recipe.data.cluster)
     try:
-        if cluster:
-            build_fasta(ClusterSettings(output=output, alphabet=name), files, progress, overwrite=True)
+        if recipe.data.cluster:
+            clusters = ClusterSettings(output=output, alphabet=name)
+            build_fasta(clusters, files, progress, overwrite=True, command=PRETRAIN)
             return
         progress.note("data.cluster=false: validation sequences may resemble training sequences")
         settings = BuildSettings(output=output, alphabet=name, valid=_VALID, filtered=False)
-        build_uniref(settings, files, [], None, progress, overwrite=True)
+        build_uniref(settings, files, [], None, progress, overwrite=True, command=PRETRAIN)
     except ProgramError as error:
         raise ProgramError(
             f"data.fasta: {error}; or set data.cluster=false, which trains without clusters and needs no MMseqs2"
@@ -187,6 +195,25 @@ def _build(output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Pr
         raise UnknownResidueError(
             f"data.fasta: {error}; this is an option of `protea data fasta`, whose store is for data.store"
         ) from error
+
+
+def _check_enough(files: Sequence[Path], *, cluster: bool) -> None:
+    """Refuse so few sequences that none would be held out for validation; a pipe cannot be read twice to count them."""
+    valid = ClusterSettings.valid if cluster else _VALID
+    least = next(total for total in count(1) if sample_size("valid", valid, total))
+    if any(flows(str(path)) for path in files):
+        return
+    found = sum(1 for _ in islice(read_records(files), least))
+    if found < least:
+        other = (
+            f"set data.cluster=false, which holds out {_VALID}, "
+            if cluster and sample_size("valid", _VALID, found)
+            else ""
+        )
+        raise DataError(
+            f"data.fasta: {counted(found, 'sequence')}; holding out {valid} for validation needs at least {least}: "
+            f"give more, {other}or set validation.every=null to train without validation"
+        )
 
 
 def _describe(path: Path) -> list[Any]:
