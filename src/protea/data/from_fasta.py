@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +27,7 @@ from protea.data.writer import Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
-from protea.records import RECOGNISED, InputColumns, read_groups
+from protea.records import RECOGNISED, InputColumns, checked, read_groups
 
 _DISK_FACTOR: Final = 4.0
 """Bytes of disk for each byte of input if MMseqs2 clusters it."""
@@ -90,7 +91,8 @@ def build_fasta(
     overwrite: bool = False,
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
-    with Build(settings, "fasta", {"sequences": list(inputs)}, progress, overwrite=overwrite) as build:
+    sources = {"sequences": checked(inputs, columns)} | ({} if columns == RECOGNISED else {"columns": asdict(columns)})
+    with Build(settings, "fasta", sources, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
         table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])
