@@ -154,7 +154,8 @@ def test_files_in_disguise_are_called_by_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     content = DISGUISES[name]
-    for path in (tmp_path / "a.fasta", tmp_path / "a.fasta.gz", tmp_path / "a.csv", tmp_path / "a.parquet"):
+    tables = ["a.csv"] if name not in ("utf-16", "utf-16-be") else []  # with a byte order mark, they are read
+    for path in (tmp_path / file for file in ("a.fasta", "a.fasta.gz", "a.parquet", *tables)):
         path.write_bytes(content)
         with pytest.raises(FastaError) as caught:
             list(read_records([path]))

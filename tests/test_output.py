@@ -45,6 +45,13 @@ def test_an_existing_output_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 3
 
 
+def test_a_folder_without_permission_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protea.output.os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(OutputError) as caught:
+        check_output(tmp_path / "out.tsv", overwrite=True)
+    check_message("output.permission", caught.value, tmp=tmp_path)
+
+
 @pytest.mark.parametrize("beside", [report_path, run_path])
 def test_a_file_beside_the_output_is_not_replaced_either(tmp_path: Path, beside: object) -> None:
     target = tmp_path / "out.tsv"

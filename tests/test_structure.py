@@ -28,7 +28,7 @@ LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
     {"arguments", "fasta", "packing"},
-    {"letters"},
+    {"delimited", "letters"},
     {"output"},
     {"journal"},
     {"rerun"},

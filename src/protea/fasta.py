@@ -35,15 +35,16 @@ _CONTROL: Final = bytes(code for code in (*range(32), 127) if code != ord("\n"))
 _BOM: Final = b"\xef\xbb\xbf"
 _REASONS: Final[dict[type[OSError], str]] = {
     FileNotFoundError: "no such file",
-    IsADirectoryError: "is a folder; name the FASTA files in it",
+    IsADirectoryError: "is a folder; name the files in it",
     PermissionError: "permission denied; make the file readable",
 }
 _HEAD: Final = 64
+_MARKED: Final = rb"\xff\xfe|\xfe\xff"
 _UTF16: Final = "text, as PowerShell's > writes it; convert it: iconv -f {0} -t UTF-8 IN > OUT"
 _DISGUISES: Final = {
     rb"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch the file: git lfs pull",
     rb"\s*<[!?a-zA-Z]": "is a web page (HTML or XML), not the file itself; download the file behind the page",
-    rb"\xff\xfe|\xfe\xff": f"is UTF-16 {_UTF16.format('UTF-16')}",
+    _MARKED: f"is UTF-16 {_UTF16.format('UTF-16')}",
     rb".\0[^\0]\0": f"is UTF-16 {_UTF16.format('UTF-16LE')}",
     rb"\0[^\0]\0.": f"is UTF-16 {_UTF16.format('UTF-16BE')}",
     rb"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV",
@@ -148,14 +149,14 @@ def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iter
             yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
 
 
-def opened(path: str | Path) -> BinaryIO:
-    """An input, decompressed by its suffix or else its content; ``FastaError`` if it cannot be opened."""
+def opened(path: str | Path, *, utf16: bool = False) -> BinaryIO:
+    """An input, decompressed by suffix or content, or a ``FastaError``; ``utf16`` admits UTF-16 with its mark."""
     if str(path) == STDIN and sys.stdin is None:
         raise FastaError("standard input is closed; name a file, or pipe the records in")
     try:
         if os.path.isfile(path):
             with Path(path).open("rb") as file:
-                if reason := disguise(file.read(_HEAD)):
+                if reason := disguise(file.read(_HEAD), utf16=utf16):
                     raise FastaError(f"{path}: {reason}")
         return xopen(path, "rb", threads=0)
     except OSError as error:
@@ -163,9 +164,10 @@ def opened(path: str | Path) -> BinaryIO:
         raise FastaError(f"{path}: {reason}") from error
 
 
-def disguise(data: bytes) -> str | None:
-    """What a file with these first bytes is instead of sequences, and what to do; ``None`` if that is unknown."""
-    return next((reason for head, reason in _DISGUISES.items() if re.match(head, data[:_HEAD], re.DOTALL)), None)
+def disguise(data: bytes, *, utf16: bool = False) -> str | None:
+    """What a file with these first bytes is instead of text, and what to do; ``None`` if that is unknown."""
+    heads = [head for head in _DISGUISES if re.match(head, data[:_HEAD], re.DOTALL) and not (utf16 and head == _MARKED)]
+    return _DISGUISES[heads[0]] if heads else None
 
 
 def damaged(name: str, error: Exception) -> DamagedFileError:
@@ -248,4 +250,4 @@ def _excerpt(line: bytes) -> str:
     shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
     if text.startswith("@"):
         return f"{shown} (FASTQ? convert it to FASTA first)"
-    return f"{shown} (a table? name it .csv or .tsv)" if "," in text or "\t" in text else shown
+    return f"{shown} (a table? give it as a .csv or .tsv file)" if "," in text or "\t" in text else shown

@@ -51,6 +51,8 @@ def check_output(
         raise OutputError(f"{path}: does not end in the name of a file or folder; add one")
     if not os.path.isdir(path.parent):
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in the folder {path.parent}; name another one")
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise OutputError(f"{path}: the name is too long; use at most {_LONGEST_NAME} bytes")
     if ours is not None and os.path.lexists(path) and (path.is_symlink() or not ours(path)):

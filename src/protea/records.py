@@ -5,19 +5,18 @@ A table is read a few rows at a time and gives the records that a FASTA file wou
 
 from __future__ import annotations
 
-import csv
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
-from itertools import chain, islice
+from functools import cache
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from protea.errors import FastaError
-from protea.fasta import DAMAGED, Block, Record, damaged, opened, read_blocks, read_fasta
-from protea.text import counted
+from protea.errors import FastaError, ProteaWarning, UsageError
+from protea.fasta import Block, Record, damaged, opened, read_blocks, read_fasta
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,19 +57,28 @@ def read_records(paths: Iterable[str | Path], columns: InputColumns = RECOGNISED
 
     A ``DamagedFileError`` comes after the records before the damage.
     """
-    for path in paths:
+    for path in checked(paths, columns):
         yield from _table(str(path), columns) if is_table(path) else read_fasta([path])
 
 
 def read_groups(paths: Iterable[str | Path], columns: InputColumns = RECOGNISED) -> Iterator[Block | list[Record]]:
     """The records thousands at a time: those of a FASTA file as blocks."""
-    for path in paths:
+    for path in checked(paths, columns):
         if not is_table(path):
             yield from read_blocks([path])
             continue
         records = _table(str(path), columns)
         while group := list(islice(records, _BATCH)):
             yield group
+
+
+def checked(paths: Iterable[str | Path], columns: InputColumns) -> list[str | Path]:
+    """The inputs; a ``UsageError`` if columns are named and no input is a table."""
+    paths = list(paths)
+    if columns != RECOGNISED and paths and not any(map(is_table, paths)):
+        name = columns.id or columns.sequence
+        raise UsageError(f"{paths[0]}: is no table (.csv, .tsv, .parquet) and has no column {name}; leave its name out")
+    return paths
 
 
 def is_table(path: str | Path) -> bool:
@@ -106,29 +114,25 @@ def _record(place: str, name: str, sequence: str) -> Record:
 
 
 def _text_rows(name: str, columns: InputColumns, delimiter: str) -> Iterator[tuple[str, str]]:
-    """Id and sequence of the rows of a CSV or TSV file, with the delimiter of its header; blank lines are no rows."""
-    # Latin-1 keeps every byte. As in FASTA, the encoding of ids is found later.
-    with opened(name) as stream, TextIOWrapper(stream, encoding="latin-1", newline="") as text:
-        reader = csv.reader(text)
-        try:
-            first = text.readline()
-            delimiter = next((sign for sign in (delimiter, *_DELIMITERS.values(), ";") if sign in first), delimiter)
-            reader = csv.reader(chain([first], text), delimiter=delimiter, strict=True)
-            rows = filter(None, reader)
-            header = [_decoded(cell).removeprefix("\ufeff") for cell in next(rows, [])]
-            if not header:
-                raise FastaError(f"{name}: no records; the file is empty")
-            chosen = itemgetter(*_places(name, header, columns))
-            for row in rows:
-                if len(row) != len(header):
-                    counts = f"{counted(len(row), 'cell')}, but the header has {len(header)}"
-                    raise FastaError(f"{name}, line {reader.line_num}: {counts}; correct the row")
-                cell, sequence = chosen(row)
-                yield _decoded(cell), sequence
-        except DAMAGED as error:
-            raise damaged(name, error) from error
-        except csv.Error as error:
-            raise FastaError(f"{name}, line {reader.line_num}: not a table of this kind: {error}") from error
+    """Id and sequence of the rows of a CSV or TSV file."""
+    from protea.delimited import folded, text_rows
+
+    notes: list[str] = []
+    known = {*_IDS, *_SEQUENCES, *(folded(column) for column in (columns.id, columns.sequence) if column)}
+    # Every byte is kept. As in FASTA, the encoding of ids is found later.
+    rows = text_rows(name, delimiter, known, notes, any_bytes=True)
+    chosen = itemgetter(*_places(name, [_decoded(cell) for cell in next(rows)], columns))
+    for row in rows:
+        cell, sequence = chosen(row)
+        yield _decoded(cell), sequence if sequence.isascii() else _latin1(sequence)
+    for note in notes:
+        _warn(note)
+
+
+@cache
+def _warn(note: str) -> None:
+    """Warn once, because some commands read their inputs twice."""
+    warnings.warn(note, ProteaWarning, stacklevel=2)
 
 
 def _parquet_rows(name: str, columns: InputColumns) -> Iterator[tuple[str, str]]:
@@ -146,7 +150,7 @@ def _parquet_rows(name: str, columns: InputColumns) -> Iterator[tuple[str, str]]
             for batch in file.iter_batches(batch_size=_BATCH, columns=chosen, use_threads=False):
                 for row in zip(*(batch.column(column).to_pylist() for column in chosen), strict=True):
                     cell, sequence = ("" if value is None else str(value) for value in row)
-                    yield cell, sequence.encode().decode("latin-1")
+                    yield cell, _latin1(sequence)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise damaged(name, error) from error
 
@@ -160,11 +164,11 @@ def _places(name: str, header: Sequence[str], columns: InputColumns) -> tuple[in
 
 def _place(name: str, header: Sequence[str], wanted: str | None, known: Sequence[str], noun: str, option: str) -> int:
     """The place of the column that is wanted, or of the only one with a known name."""
-    fitting = [
-        place
-        for place, column in enumerate(header)
-        if (column == wanted if wanted is not None else re.sub(r"[\W_]+", "_", column.strip().lower()) in known)
-    ]
+    from protea.delimited import folded
+
+    names = known if wanted is None else (folded(wanted),)
+    fitting = [place for place, column in enumerate(header) if column == wanted]
+    fitting = fitting or [place for place, column in enumerate(header) if folded(column) in names]
     if len(fitting) == 1:
         return fitting[0]
     if wanted is not None:
@@ -186,8 +190,9 @@ def _check_type(name: str, field: pa.Field) -> None:
 
 
 def _decoded(cell: str) -> str:
-    """The text of a cell whose bytes were taken for Latin-1."""
-    try:
-        return cell if cell.isascii() else cell.encode("latin-1").decode("utf-8")
-    except UnicodeDecodeError:
-        return cell
+    """The text of a cell, which is Latin-1 if it is not UTF-8."""
+    return _latin1(cell) if re.search("[\udc80-\udcff]", cell) else cell
+
+
+def _latin1(cell: str) -> str:
+    return cell.encode("utf-8", "surrogateescape").decode("latin-1")

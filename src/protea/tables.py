@@ -1,37 +1,32 @@
 """Tables on disk: CSV, TSV and Parquet, with a report and the settings of the run beside them.
 
-Text tables are written with the delimiter of their suffix. They are read with whichever delimiter their first lines
-have, comma, tab or semicolon; in UTF-8 or, with a byte order mark, UTF-16; and without comments. These are lines that
-begin with ``#``, above the header or, if they have not as many cells as the header, below it.
+Text tables are written with the delimiter of their suffix, and read as ``delimited.py`` says.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from protea import output
-from protea.errors import DataError, UsageError
+from protea.delimited import text_rows
+from protea.errors import DataError, FastaError, UsageError
+from protea.fasta import opened
 from protea.journal import read_finished
-from protea.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _PARQUET: Final = ".parquet"
+_BATCH: Final = 1 << 12
 _DELIMITERS: Final = {".csv": ",", ".tsv": "\t"}
 _COMPRESSIONS: Final = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_READ: Final = (b",", b"\t", b";")
-_FIRST_LINES: Final = 100_000  # bytes in which the first two lines are expected
-_ABOVE_HEADER: Final = re.compile(rb"\A(#[^\r\n]*[\r\n]+|[\r\n]+)*")
-_COMMENT: Final = re.compile(rb"[\r\n]#")
-_QUOTED: Final = re.compile(rb'"[^"]*"')
 _SUFFIXES: Final = re.compile(r"(\.csv|\.tsv)(\.gz|\.bz2|\.zst)?$|\.parquet$")
 
 
@@ -86,28 +81,23 @@ def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> No
             beside.write(aside)
 
 
-def read_table(path: Path, notes: list[str] | None = None) -> pa.Table:
+def read_table(path: Path, notes: list[str] | None = None, known: Container[str] = ()) -> pa.Table:
     """A table. Cells of text files are read as text, so that they can be written again unchanged.
 
-    ``notes`` receives a sentence if lines below the header were left out as comments.
+    ``known`` and ``notes`` are those of ``text_rows``.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    kind, compression = _format(path)
+    kind, _ = _format(path)
     try:
-        with path.open("rb") as file:
-            if kind == _PARQUET:
-                return parquet.ParquetFile(file).read(use_threads=False)
-            content = _in_utf8(pa.input_stream(file, compression=compression).read())
-            content = _ABOVE_HEADER.sub(b"", content, count=1)
-            delimiter = _delimiter(content, _DELIMITERS[kind])
-            content, comments = _without_comments(content, delimiter.encode())
-            if comments and notes is not None:
-                left_out = counted(comments, "comment")
-                notes.append(f"{path}: left out {left_out} below the header (lines that begin with #)")
-            return _read_text(content, delimiter)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        if kind != _PARQUET:
+            return _read_text(path, _DELIMITERS[kind], known, notes)
+        with opened(path) as file:
+            return parquet.ParquetFile(file).read(use_threads=False)
+    except FastaError as error:
+        raise DataError(str(error)) from error
+    except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{path}: cannot be read: {reason}") from error
 
@@ -120,56 +110,16 @@ def _format(path: Path) -> tuple[str, str | None]:
     return match[1] or _PARQUET, _COMPRESSIONS.get(match[2])
 
 
-def _in_utf8(content: bytes) -> bytes:
-    """The content without a byte order mark; UTF-16 becomes UTF-8."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16").encode()
-    return content.removeprefix(codecs.BOM_UTF8)
-
-
-def _without_comments(content: bytes, delimiter: bytes) -> tuple[bytes, int]:
-    """The content without comments below the header, and their number."""
-    if not _COMMENT.search(content):
-        return content, 0
-    lines = content.splitlines(keepends=True)
-    cells = _QUOTED.sub(b"", lines[0]).count(delimiter)
-    kept: list[bytes] = []
-    quoted = False
-    for line in lines:
-        ends = line.count(b'"') % 2 == 0  # a cell may go on in the next line
-        if not line.startswith(b"#") or quoted or not ends or _QUOTED.sub(b"", line).count(delimiter) == cells:
-            kept.append(line)
-            quoted ^= not ends
-    return b"".join(kept), len(lines) - len(kept)
-
-
-def _delimiter(content: bytes, usual: str) -> str:
-    """The delimiter that header and first row have equally often: the usual one, else the most frequent."""
-    first_lines = _QUOTED.sub(b"", content[:_FIRST_LINES]).splitlines()
-    header, row = [*(line for line in first_lines if line.strip()), b"", b""][:2]
-    counts = {delimiter.decode(): header.count(delimiter) for delimiter in _READ if delimiter in header}
-    equal = {delimiter: count for delimiter, count in counts.items() if row.count(delimiter.encode()) == count}
-    choices = equal or counts
-    return usual if usual in choices or not choices else max(choices, key=choices.__getitem__)
-
-
-def _read_text(content: bytes, delimiter: str) -> pa.Table:
+def _read_text(path: Path, delimiter: str, known: Container[str], notes: list[str] | None) -> pa.Table:
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
 
-    # If an error ends the program while Arrow's threads are at work, they abort it.
-    reading = arrow_csv.ReadOptions(use_threads=False)
-    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    # This pass only reads the names. Faster ways in Arrow start threads, or fail on tables without rows.
-    names = arrow_csv.read_csv(pa.BufferReader(content), read_options=reading, parse_options=parsing).column_names
-    if len(names) == 1:
-        # In a table of one column, an empty line is a row, except at the end.
-        content = content.strip() + b"\n"
-        parsing.ignore_empty_lines = False
-    as_text = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    return arrow_csv.read_csv(
-        pa.BufferReader(content), read_options=reading, parse_options=parsing, convert_options=as_text
-    )
+    rows = text_rows(path, delimiter, known, notes)
+    schema = pa.schema([(name, pa.string()) for name in next(rows)])
+    batches = []
+    while some := list(islice(rows, _BATCH)):
+        columns = [pa.array(cells, pa.string()) for cells in zip(*some, strict=True)]
+        batches.append(pa.record_batch(columns, schema=schema))
+    return pa.Table.from_batches(batches, schema)
 
 
 def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compression: str | None) -> None:

@@ -71,8 +71,11 @@ def test_info(run: Run, store: Path) -> None:
 
 def test_plots(run: Run, store: Path) -> None:
     for kind, begins in (("png", b"\x89PNG"), ("svg", b"<?xml")):
-        assert run("data", "info", store, "--plot", f"p.{kind}").code == 0
+        assert run("data", "info", store, "--plot", f"p.{kind}").out.startswith(f"p.{kind}: lengths and composition\n")
         assert Path(f"p.{kind}").read_bytes().startswith(begins)
+    as_json = run("data", "info", store, "--plot", "p.png", "--json")
+    assert json.loads(as_json.out)["splits"]
+    assert "p.png: lengths and composition" in as_json.err
     fails(run("data", "info", store, "--plot", "p.txt"), 2, "use a name that ends in .png, .svg")
     fails(run("data", "info", store, "--plot", "no/p.png"), 1, "no/p.png: cannot be written: No such file")
 

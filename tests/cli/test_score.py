@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -408,6 +409,7 @@ def test_pictures_of_scores(run: Run, fasta: str, folder: Path) -> None:
         result = run(*command, "--plot", picture)
         assert result.code == 0, result.err
         assert "<svg" in Path(picture).read_text()
+        assert f"{picture}: the {picture.partition('.')[0]} of p" in result.out.splitlines()
     fails(run(*commands["profile.svg"], "--plot", "profile.svg"), 1, "profile.svg", "--overwrite")
 
 
@@ -417,11 +419,39 @@ def test_a_folder_of_scans(run: Run, two: str, folder: Path) -> None:
     assert result.code == 0, result.err
     assert result.out.endswith("scans: 2 scans\n")
     assert sorted(path.name for path in Path("scans").iterdir()) == ["p.html", "plotly.min.js", "q%2F2.html"]
+    Path("own").mkdir()
+    Path("own/index.html").write_text("the user's own")
+    assert run("score", two, "--scan", "-m", folder, "--positions", "1", "-o", "own.csv", "--plot", "own").code == 0
+    assert Path("own/index.html").read_text() == "the user's own"
     page = Path("scans/q%2F2.html").read_text()
     assert 'src="plotly.min.js"' in page
     assert len(page) < 100_000
     fails(run(*command, "other.csv", "--plot", "scans"), 1, "scans/p.html", "exists already")
     assert not Path("other.csv").exists()
+
+
+def test_places_of_scans_are_checked_before_work(
+    run: Run, two: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("score", two, "--scan", "-o", "scan.csv", "--plot")
+    Path("scans").write_text("a file")
+    # The model, which is absent, is not looked for.
+    fails(run(*command, "scans", "-m", "absent/"), 1, "scans: exists and was not written by this command; name another")
+    fails(run(*command, "scans", "-m", "absent/", "--overwrite"), 1, "scans: exists and was not written")
+    fails(run(*command, "deep/er/scans", "-m", "absent/"), 1, "there is no folder deep/er; create it first")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a model computes")
+
+    monkeypatch.setattr("protea.score.variant_table.scores_of", fail)
+    Path("full").mkdir()
+    Path("full/q%2F2.html").write_text("")
+    fails(run(*command, "full", "-m", folder), 1, "full/q%2F2.html: exists already")
+    monkeypatch.setattr("protea.output.os.access", lambda path, mode: Path(path).name != "full" or mode == os.R_OK)
+    fails(
+        run(*command, "full", "-m", folder, "--overwrite"), 1, "full/p.html: no permission to write in the folder full"
+    )
+    assert not Path("scan.csv").exists()
 
 
 @pytest.mark.long
@@ -475,4 +505,11 @@ def test_proteins_from_tables(run: Run, folder: Path) -> None:
     assert Path("in.fasta.out.csv").read_text() == Path("known.csv.out.csv").read_text()
     assert "b,gapped: 1 gap" in Path("known.csv.out.csv.report.tsv").read_text().replace("\t", ",")
     fails(run("perplexity", "in.tsv", *model), 1, "in.tsv", "--sequence-column", "Entry, Name of it, heavy")
+    scored = ("score", "in.tsv", "variants.csv", *model, "-o", "in.tsv.csv")
+    assert run(*scored, "--id-column", "entry", "--sequence-column", "heavy").code == 0
+    assert Path("in.tsv.csv").read_text() == Path("known.csv.out.csv").read_text()
+    told = yaml.safe_load(Path("in.tsv.csv.run.yaml").read_text())
+    assert (told["id_column"], told["sequence_column"]) == ("entry", "heavy")
+    named = run("score", "in.fasta", "variants.csv", *model, "-o", "x.csv", "--sequence-column", "heavy")
+    fails(named, 2, "in.fasta: is no table", "no column heavy")
     fails(run("perplexity", "in.fasta", *model, "--gaps", "remove"), 2, "--gaps", "'remove'", "keep, drop")

@@ -19,6 +19,7 @@ from protea.data.mmseqs import SEARCH_FLAGS
 from protea.data.training_store import TrainingStore
 from protea.errors import ProgramError
 from protea.progress import SILENT, Progress
+from protea.records import InputColumns
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -170,6 +171,13 @@ def test_sequences_are_clustered(tmp_path: Path) -> None:
     assert steps["clusters"]["left_out_by_members"] == 12
     build_fasta(ClusterSettings(output=tmp_path / "again", valid="0", threads=1), [tmp_path / "a.fasta"], SILENT)
     assert contents(tmp_path / "again") == contents(tmp_path / "store")
+    assert "columns" not in store.manifest["command"]
+    rows = "".join(f"{name};{text}\n" for name, text in records.items())
+    (tmp_path / "a.csv").write_text(f"Name;id;heavy\n{rows.replace(';', ';1;')}")
+    columns = InputColumns("name", "heavy")
+    build_fasta(ClusterSettings(output=tmp_path / "b", valid="0"), [tmp_path / "a.csv"], SILENT, columns=columns)
+    command = TrainingStore(tmp_path / "b", ESM).manifest["command"]
+    assert command["columns"] == {"id": "name", "sequence": "heavy"}
 
 
 def fake(folder: Path, body: str) -> str:

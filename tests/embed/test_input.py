@@ -53,6 +53,7 @@ def test_a_table_is_embedded_as_fasta_is(run: Run, model: tuple[str, Path], tmp_
     Path("two.csv").write_text("id,name,heavy\n1,a,MKT\n")
     fails(run("embed", "two.csv", *model, "-o", "two.parquet"), 1, "two.csv", "--id-column", "id, name, heavy")
     columns = ("--id-column", "name", "--sequence-column", "heavy")
+    fails(run("embed", "in.fasta", *model, "-o", "x.parquet", *columns), 2, "in.fasta: is no table", "no column name")
     assert run("embed", "two.csv", *model, "-o", "two.parquet", *columns).code == 0
     assert list(pd.read_parquet("two.parquet")["id"]) == ["a"]
     assert run("embed", "--config", "two.parquet.run.yaml", "-o", "again.parquet").code == 0

@@ -13,11 +13,12 @@ import pytest
 from biotite.sequence import ProteinSequence
 
 from protea.alphabet import ESM
+from protea.delimited import folded
 from protea.errors import ProteaError
 from protea.score.effects import METHODS, Scoring
 from protea.score.variant_table import Columns, check_columns, read_variants, rows_of, with_scores
 from protea.score.variants import CANONICAL
-from protea.tables import Beside, read_table, write_table
+from protea.tables import Beside, write_table
 
 SEED = 20261128
 WILD = {"a": "MKTAYIAKQRQISFVKSHFS", "b/2": "WWKKAXLLE"}
@@ -29,7 +30,10 @@ GARBAGE = (
     *("MKTAYIAKQRQISFVKSHF", "MKT-YIAKQRQISFVKSHFS"),
 )
 HEADERS = ("mutant", "mutants", "mutation", "hgvs_pro", "mutated_sequence", "id", "protein", "score", "", "M1V")
-ODD_ENDS = (b"\xff", b"\xc3", b'"', b"\x00", b"\xfe\xff")
+DISGUISED = (
+    *(b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>\n<html></html>\n", b"PK\x03\x04\x14\x00\x06"),
+    gzip.compress(b"mutant,x\nM1V,1\n"),
+)
 
 
 def change(random: random.Random, wild: str) -> str:
@@ -76,7 +80,9 @@ def content(random: random.Random) -> bytes:
     headers = [random.choice(("mutant", "hgvs_pro", "mutated_sequence")), *random.sample(HEADERS, k=width - 1)]
     if random.random() < 0.95:
         headers = list(dict.fromkeys(headers))
+    headers = [random.choice((name,) * 6 + (name.title(), f" {name.upper()} ")) for name in headers]
     random.shuffle(headers)
+    delimiter = random.choice(",,,,\t\t\t;;;|")
     rows: list[Sequence[str]] = [headers] if random.random() < 0.97 else []
     for _ in range(random.choice((0, 1, 2, 4, 4, 8))):
         name = random.choice(("a", "b/2")) if {"id", "protein"} & set(headers) else "a"
@@ -87,19 +93,23 @@ def content(random: random.Random) -> bytes:
     text = io.StringIO()
     writer = csv.writer(
         text,
-        delimiter=random.choice(",,,,\t\t\t;;;|"),
+        delimiter=delimiter,
         quoting=random.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)),
         lineterminator=random.choice(("\n", "\n", "\r\n", "\r")),
     )
+    text.write(random.choice(("",) * 18 + (f"sep={delimiter}\r\n", "# a comment\n")))
+    text.write(random.choice(("",) * 18 + ("#", "# ")))
     for row in rows:
         if random.random() < 0.05:
             text.write(random.choice(("# a comment\n", "#\n", "\n", "# it's, a; \"comment\n")))
         writer.writerow(row)
+    if random.random() < 0.01:
+        return random.choice(DISGUISED)
     if random.random() < 0.02:
         return text.getvalue().encode("utf-8", "replace") + random.choice(
             (b"\xff", b"\xc3", b'"', b"\x00", b"\xfe\xff")
         )
-    encoding = random.choice(("utf-8", "utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-8-sig", "utf-16", "latin-1"))
+    encoding = random.choice((*("utf-8",) * 4, *("utf-8-sig",) * 2, "utf-16", "utf-16-le", "latin-1"))
     return text.getvalue().encode(encoding, "replace")
 
 
@@ -109,7 +119,7 @@ def scored(path: Path, random: random.Random, out: Path) -> None:
     columns = Columns() if random.random() < 0.9 else Columns(*random.choice((("mutant", None), (None, "score"))))
     notes: list[str] = []
     table = read_variants(path, columns, notes)
-    named = {"id", "protein"} & set(table.column_names) or random.random() < 0.05
+    named = {"id", "protein"} & set(map(folded, table.column_names)) or random.random() < 0.05
     wild = WILD if named and random.random() < 0.9 else {"a": WILD["a"]}
     rows = rows_of(table, wild, ESM, how, columns)
     check_columns(table, "model_score", ["m"])
@@ -125,7 +135,7 @@ def scored(path: Path, random: random.Random, out: Path) -> None:
         return  # writing takes most of the time
     beside = Beside("row\tvariant\treason", [*rows.problems, *(("", "", advice) for advice in rows.advice)], {})
     write_table(out, with_scores(table, "model_score", {"m": scores}), beside)
-    again = read_table(out)
+    again = read_variants(out, columns)
     assert again.num_rows == table.num_rows
     for name in set(table.column_names):
         if table.column_names.count(name) == 1:

@@ -196,26 +196,21 @@ def decimals(value: float) -> str:
 
 
 def picture_paths(plot: Path, names: Sequence[str], *, kind: str = ".png", overwrite: bool) -> dict[str, Path]:
-    """Where each protein's picture goes: the named file, or one of a kind in a folder, which drawing creates."""
+    """Where each protein's picture goes: the file, or one of a kind in the folder, if it can be written there."""
     from protea.embed.stores import file_name
     from protea.output import check_output
     from protea.plot import check_place
 
-    if not names:
-        return {}
-    if plot.suffix and not plot.is_dir():
-        if len(names) > 1:
-            raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their pictures")
-        check_place(plot)
-        paths = {names[0]: plot}
+    single = plot.suffix != "" and not plot.is_dir()
+    if single and len(names) > 1:
+        raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their pictures")
+    check_place(plot if single else Path(f"any{kind}"))
+    paths = {name: plot if single else plot / f"{file_name(name)}{kind}" for name in names}
+    if plot.is_dir():
+        for path in paths.values():
+            check_output(path, overwrite=overwrite)
     else:
-        check_place(Path(f"any{kind}"))
-        paths = {name: plot / f"{file_name(name)}{kind}" for name in names}
-        if not plot.is_dir():
-            check_output(plot)
-            return paths
-    for path in paths.values():
-        check_output(path, overwrite=overwrite)
+        check_output(plot, overwrite=overwrite, ours=None if single else lambda _: False)
     return paths
 
 

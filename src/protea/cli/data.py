@@ -231,6 +231,7 @@ def info(
             manifests.verify(folder, manifest, progress)
     if plot is not None:
         manifests.draw_splits(manifest, plot)
+        typer.echo(f"{plot}: lengths and composition", err=as_json)
     description = manifests.describe(folder, manifest, verified=verify)
     typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(manifests.description_lines(description)))
 

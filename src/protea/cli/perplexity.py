@@ -111,6 +111,7 @@ def perplexity(
             (name, _, sequence, _), letters = predicted.records[0], predicted.letters
             values = predicted.log_probabilities
             profile(plot, sequence=sequence, log_probabilities=values, letters=letters, title=name)
+            typer.echo(f"{plot}: the profile of {name}")
     count, total = sum(map(len, predicted.losses)), sum(len(record.sequence) for record in predicted.records)
     sequences = counted(len(predicted.records), "sequence")
     kind = "pseudo-perplexity" if pseudo else "perplexity"

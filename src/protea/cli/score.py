@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,6 @@ from protea.cli.contacts import picture_paths
 from protea.cli.interrupt import interruptible
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
-from protea.output import check_output
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _PROBLEMS_SHOWN = 10  # most rows that standard error shows if a report lists all
 
 
-@options.options_of(options.letters)
+@options.options_of(options.columns, options.letters)
 def score(
     proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
     table: Annotated[
@@ -45,7 +46,7 @@ def score(
     mutant_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the table's column of variants.")
     ] = None,
-    sequence_column: Annotated[
+    mutated_sequence_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the table's column of whole mutated sequences.")
     ] = None,
     method: options.Method = "masked-marginals",
@@ -83,7 +84,6 @@ def score(
       protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
-    from protea.plot import check_place
     from protea.score.effects import Scoring
     from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
@@ -95,10 +95,11 @@ def score(
     if plot is not None:
         if not scan:
             raise UsageError("--plot draws a scan; add --scan")
-        check_place(plot if _is_file(plot) else Path("any.html"))
-        # The proteins, which name the pages of a folder, are not read yet.
-        for path in [plot] if _is_file(plot) else sorted(plot.glob("*.html")):
-            check_output(path, overwrite=overwrite or (output is not None and output.exists()))
+        # A finished output that is given again has its pictures already.
+        replaced = overwrite or (output is not None and output.exists())
+        place = partial(picture_paths, plot, kind=".html", overwrite=replaced)
+        place([])
+    pictures: dict[str, Path] = {}
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
         with bars("passes") as progress:
@@ -107,11 +108,11 @@ def score(
                 variants.split(",") if variants is not None else table,
                 how,
                 models=models,
-                columns=Columns(mutant_column, sequence_column),
+                columns=Columns(mutant_column, mutated_sequence_column),
                 positions=positions,
                 column=column,
                 reading=Reading(**reading),
-                one_protein=plot is not None and _is_file(plot),
+                check=None if plot is None else lambda names: pictures.update(place(names)),
                 plot=plot,
                 output=output,
                 overwrite=overwrite,
@@ -120,29 +121,23 @@ def score(
             )
         _show(scored, output)
         if plot is not None:
-            _draw(plot, scored, column, positions, offset)
+            _draw(plot, pictures, scored, column, positions, offset)
     if scored.problems:
         raise typer.Exit(1)
 
 
-def _is_file(plot: Path) -> bool:
-    return bool(plot.suffix) and not plot.is_dir()
-
-
-def _draw(plot: Path, scored: Rows, column: str, positions: str | None, offset: int) -> None:
+def _draw(plot: Path, paths: Mapping[str, Path], scored: Rows, column: str, positions: str | None, offset: int) -> None:
     from protea.plot import share_script, single_site_scan
     from protea.score.variants import CANONICAL, chosen_places, scan_cells
 
-    names = [name for name, *_ in scored.proteins]
-    paths = picture_paths(plot, names, kind=".html", overwrite=True)
-    if not _is_file(plot):
+    if plot not in paths.values():
         share_script(plot)
     scores = scored.table.column(column).to_pylist()
     for (name, sequence, _), rows in zip(scored.proteins, scored.places, strict=True):
         places = chosen_places(name, sequence, positions, offset)
         cells = scan_cells(sequence, places, [scores[row] for row in rows])
         single_site_scan(paths[name], cells, sequence=sequence, letters=CANONICAL, title=name, offset=offset)
-    typer.echo(f"{plot}: the scan of {names[0]}" if len(names) == 1 else f"{plot}: {counted(len(names), 'scan')}")
+    typer.echo(f"{plot}: the scan of {name}" if len(paths) == 1 else f"{plot}: {counted(len(paths), 'scan')}")
 
 
 def _show(rows: Rows, output: Path | None) -> None:

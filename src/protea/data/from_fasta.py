@@ -27,7 +27,7 @@ from protea.data.writer import Members
 from protea.errors import DataError, UsageError
 from protea.fasta import DAMAGED, Record, read_blocks
 from protea.progress import Progress
-from protea.records import RECOGNISED, InputColumns, read_groups
+from protea.records import RECOGNISED, InputColumns, checked, read_groups
 from protea.text import counted
 
 _DISK_FACTOR: Final = 4.0
@@ -94,7 +94,7 @@ def build_fasta(
     command: str = "fasta",
 ) -> Numbers:
     """Build a store from any FASTA files and tables; return the numbers of its steps and splits."""
-    given = {"sequences": list(inputs), "columns": asdict(columns)}
+    given = {"sequences": checked(inputs, columns)} | ({} if columns == RECOGNISED else {"columns": asdict(columns)})
     with Build(settings, command, given, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()

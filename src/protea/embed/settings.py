@@ -16,7 +16,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Gaps, Unknown
-from protea.records import InputColumns
+from protea.records import InputColumns, checked
 from protea.settings_errors import Section, read_yaml, validate
 
 PROVENANCE: Final = "provenance"
@@ -125,6 +125,7 @@ def parse(values: Mapping[str, Any], origin: str) -> EmbedSettings:
         raise UsageError(
             "no output: name one with -o (one vector per sequence), -r (one per residue) or --logits (predictions)"
         )
+    checked(settings.inputs, settings.columns)
     _check_paths(settings)
     if settings.shard is not None and settings.devices > 1:
         raise UsageError("--shard and --devices exclude each other: --devices makes one shard per GPU")

@@ -14,7 +14,6 @@ correlations of other models.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from xopen import xopen
 
 from protea.alphabet import Alphabet
-from protea.errors import DataError, UnknownResidueError
-from protea.fasta import DAMAGED
+from protea.delimited import find_column, folded, text_rows
+from protea.errors import DataError, FastaError, UnknownResidueError
 from protea.infer.loading import LoadedModel
 from protea.models.encoder import Encoder
 from protea.optional import extra
@@ -53,6 +51,7 @@ _TOP: Final = 10  # percent of the variants that ndcg and top_recall look at
 _PUBLISHED: Final = "spearman "
 _SCORE: Final = ("DMS_score", "score")
 _CLASS: Final = "DMS_score_bin"
+_WILD_TYPE: Final = "target_seq"
 _MISSING: Final = frozenset(("", "na", "nan", "none", "null"))
 _HIGH, _LOW = frozenset(("1", "1.0", "true")), frozenset(("0", "0.0", "false"))
 
@@ -99,7 +98,7 @@ class AssayScores:
         notes: list[str] = []
         table, self._scores, self._high = read_scan(assay, notes)
         # The assay says which protein it is. Numbers select columns that share a name.
-        others = [place for place, name in enumerate(table.column_names) if name not in PROTEIN_COLUMNS]
+        others = [place for place, name in enumerate(table.column_names) if folded(name) not in PROTEIN_COLUMNS]
         self.rows = rows_of(table.select(others), {assay.name: assay.sequence}, alphabet, how)
         self.rows.advice += notes if assay.path.exists() else [f"{assay.name}: skipped: {assay.path} is absent"]
         self._sums = np.zeros(table.num_rows)
@@ -160,7 +159,7 @@ def assay_table(folder: Path) -> Path:
 def read_assays(folder: Path) -> list[Assay]:
     """The assays of a folder; a ``DataError`` names what is missing or wrong."""
     reference = assay_table(folder)
-    table = read_table(reference)
+    table = read_table(reference, known={_WILD_TYPE})
     _check_unique(reference, "columns", table.column_names)
     files = list(folder.rglob("*.csv*"))
     assays = [_assay(row, files, reference) for row in table.to_pylist()]
@@ -183,8 +182,7 @@ def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, N
     if not path.exists():
         return pa.table({"mutant": pa.array([], pa.string())}), np.empty(0), np.empty(0, bool)
     table = read_variants(path, notes=notes)
-    _check_unique(path, "columns", [name for name in table.column_names if name in (*_SCORE, _CLASS)])
-    column = next((name for name in _SCORE if name in table.column_names), None)
+    column = find_column(table.column_names, _SCORE, str(path))
     if column is None:
         raise DataError(f"{path}: no column is named {' or '.join(_SCORE)}; it has {', '.join(table.column_names)}")
     texts = table.column(column).to_pylist()
@@ -193,10 +191,11 @@ def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, N
         raise DataError(f"{path}: {column}: row {int(np.argmax(np.isinf(scores))) + 1} is not finite")
     if np.isnan(scores).all():
         raise DataError(f"{path}: {column}: nothing was measured")
-    if _CLASS not in table.column_names:
+    classes = find_column(table.column_names, [_CLASS], str(path))
+    if classes is None:
         return table, scores, scores >= np.nanmedian(scores)
     high = np.zeros(table.num_rows, bool)
-    for row, text in enumerate(table.column(_CLASS).to_pylist()):
+    for row, text in enumerate(table.column(classes).to_pylist()):
         cell = text.strip().lower()
         if cell not in _MISSING | _HIGH | _LOW:
             raise DataError(f"{path}: {_CLASS}: row {row + 1}: {text!r} is neither 0 nor 1")
@@ -335,8 +334,6 @@ def _check_unique(path: Path, what: str, names: Iterable[str]) -> None:
 
 def _has_assays(path: Path) -> bool:
     try:
-        with xopen(path, "rt", encoding="utf-8-sig", threads=0) as file:
-            header = next((line for line in file if line.strip() and not line.startswith("#")), "")
-    except (*DAMAGED, UnicodeDecodeError):
+        return _WILD_TYPE in next(text_rows(path, ",", {_WILD_TYPE}))
+    except FastaError:
         return False
-    return "target_seq" in (name.strip('"') for name in re.split(r"[,;\t]", header.rstrip("\n")))

@@ -12,8 +12,7 @@ columns are kept as they are:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -22,6 +21,7 @@ from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
+from protea.delimited import find_column, folded
 from protea.errors import DataError, FastaError, UsageError, VariantError
 from protea.infer.loading import IN_FLOAT32, ModelLoader
 from protea.letters import GAPS, ReportRow
@@ -35,6 +35,7 @@ from protea.score.notation import parse
 from protea.score.proteins import AS_USUAL, Reading, wild_types
 from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
 from protea.tables import Beside, check_output, read_table, write_table
+from protea.text import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,13 +49,12 @@ class Columns(NamedTuple):
     """Names of the columns of variants and of mutated sequences; ``None`` stands for the first of the usual names."""
 
     mutant: str | None = None
-    sequence: str | None = None
+    mutated_sequence: str | None = None
 
-    def of(self, table: pa.Table) -> tuple[str | None, str | None]:
-        """Both names; ``None`` for a column that the table lacks."""
-        names = table.column_names
-        mutant = self.mutant or next((name for name in _VARIANT if name in names), None)
-        return mutant, self.sequence or (_SEQUENCE if _SEQUENCE in names else None)
+    def of(self, table: pa.Table, place: str = "the table") -> list[str | None]:
+        """Both names as the table has them; ``None`` for a usual one that it lacks."""
+        usual = zip(self, (_VARIANT, (_SEQUENCE,)), strict=True)
+        return [find_column(table.column_names, [name] if name else names, place) or name for name, names in usual]
 
 
 _USUAL: Final = Columns()
@@ -93,7 +93,7 @@ def score_variants(
     positions: str | None = None,
     column: str = "model_score",
     reading: Reading = AS_USUAL,
-    one_protein: bool = False,
+    check: Callable[[Sequence[str]], object] | None = None,
     plot: Path | None = None,
     output: Path | None = None,
     overwrite: bool = False,
@@ -104,11 +104,11 @@ def score_variants(
 
     Arguments are the options of the command; ``variants`` are a table, in which ``columns`` are read, the variants
     themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
-    ``plot`` is a picture that the caller draws, and ``one_protein`` refuses several proteins, which it may not be able
-    to show. ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
+    ``check`` is called with the names of the proteins before a model computes; ``plot`` is a picture that the caller
+    draws. ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
     """
     if columns != _USUAL and not isinstance(variants, Path):
-        raise UsageError("--mutant-column and --sequence-column name columns of a table; name a table")
+        raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
     source = str(variants) if isinstance(variants, Path) else ",".join(variants or ("scan",))
@@ -135,8 +135,8 @@ def score_variants(
     check_columns(table, column, models)
     if not table.num_rows:
         raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
-    if one_protein and len(rows.proteins) != 1:
-        raise UsageError(f"--plot draws one protein, but there are {len(rows.proteins)}; name a folder for them")
+    if check is not None:
+        check([protein.name for protein in rows.proteins])
     check_lengths(ensemble.values(), rows.proteins, how.long)
     scores, provenance = {}, {}
     for name in models:
@@ -189,19 +189,17 @@ def read_variants(path: Path, columns: Columns = _USUAL, notes: list[str] | None
 
     ``notes`` receives what ``read_table`` left out.
     """
-    table = read_table(path, notes)
+    known = {*_VARIANT, _SEQUENCE, *PROTEIN_COLUMNS, *(folded(name) for name in columns if name)}
+    table = read_table(path, notes, known)
     names = table.column_names
-    used = columns.of(table)
+    used = columns.of(table, str(path))
     if lacking := [name for name in used if name is not None and name not in names]:
         raise DataError(f"{path}: has no column {' and '.join(lacking)}; its columns: {', '.join(names)}")
-    if used == (None, None):
+    if used == [None, None]:
         raise DataError(
             f"{path}: has no column {', '.join(_VARIANT)} or {_SEQUENCE}; its columns: {', '.join(names)}; "
             "`protea score --mutant-column NAME` reads another one"
         )
-    counts = Counter(name for name in names if name in {*used, *PROTEIN_COLUMNS})
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        raise DataError(f"{path}: two columns are named {repeated[0]}; rename one")
     if not table.num_rows:
         raise DataError(f"{path}: has no rows")
     return table
@@ -277,7 +275,8 @@ def rows_of(
 
 def _protein_column(table: pa.Table, wild_types: Mapping[str, str]) -> str | None:
     """The column that names the protein of a row; ``None`` for a single protein and no such column."""
-    columns = [name for name in PROTEIN_COLUMNS if name in table.column_names and any(_cells(table, name))]
+    named = (find_column(table.column_names, [name], "the table") for name in PROTEIN_COLUMNS)
+    columns = [name for name in named if any(_cells(table, name))]
     if not columns and len(wild_types) > 1:
         raise DataError(
             f"there are {len(wild_types)} proteins, and no column names the protein of a row; add a column "
