@@ -286,7 +286,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 22_600
+MOST_LINES_OF_ALL = 23_200
 
 
 def test_size_of_the_package() -> None:
@@ -294,7 +294,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 8_400
+MOST_LINES_OF_EMBED = 8_500
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

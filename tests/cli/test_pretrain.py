@@ -79,7 +79,9 @@ def test_a_log_that_cannot_be_written(store: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_list_and_dry_run(run: Run, file: Path) -> None:
-    assert [line.split()[0] for line in run("pretrain", "--list").out.splitlines()] == recipe_names()
+    listed = run("pretrain", "--list").out.splitlines()
+    assert [line.split()[0] for line in listed[1:-2]] == recipe_names()
+    assert listed[0].split() == ["recipe", "trains", "parameters", "tokens", "memory"]
     result = run("pretrain", file, "batch.tokens=960", "--dry-run")
     assert result.code == 0
     shown = yaml.safe_load(result.out)

@@ -510,6 +510,12 @@ def test_proteins_from_tables(run: Run, folder: Path) -> None:
     assert Path("in.tsv.csv").read_text() == Path("known.csv.out.csv").read_text()
     told = yaml.safe_load(Path("in.tsv.csv.run.yaml").read_text())
     assert (told["id_column"], told["sequence_column"]) == ("entry", "heavy")
-    named = run("score", "in.fasta", "variants.csv", *model, "-o", "x.csv", "--sequence-column", "heavy")
-    fails(named, 2, "in.fasta: is no table", "no column heavy")
+    fails(run("score", "in.fasta", "variants.csv", *model, "-o", "x.csv", "--id-column", "entry"), 2, "is no table")
+    Path("whole.csv").write_text("id,heavy\na,VKTAYIAKQR\nb,MALV-\n")
+    for proteins, option in (("in.fasta", "--sequence-column"), ("known.csv", "--mutated-sequence-column")):
+        named = run("score", proteins, "whole.csv", *model, "-o", f"{proteins}.whole.csv", option, "heavy")
+        assert named.code == 0
+        columns = [Path(name).read_text().split() for name in ("known.csv.out.csv", f"{proteins}.whole.csv")]
+        scores = [[row.rpartition(",")[2] for row in rows] for rows in columns]
+        assert scores[0] == scores[1]
     fails(run("perplexity", "in.fasta", *model, "--gaps", "remove"), 2, "--gaps", "'remove'", "keep, drop")

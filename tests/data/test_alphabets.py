@@ -82,6 +82,7 @@ def test_a_family_that_is_added_brings_its_alphabet(tmp_path: Path) -> None:
 def test_a_run_of_such_a_family_makes_its_store(tmp_path: Path) -> None:
     sources = make_sources(tmp_path, 12)
     values = {"model": {"architecture": "esm2_t6_8M_UR50D"}, "data": {"fasta": str(sources.uniref90)}}
+    values |= {"validation": {"every": None}}
     told = validate(Recipe, values, "test")
     made = open_store(told, tmp_path, MINE, SILENT)
     assert (made.folder, made.alphabet) == (tmp_path / STORE, MINE)

@@ -23,7 +23,7 @@ from protea.data.from_fasta import build_uniref
 from protea.data.importers import import_fasta
 from protea.data.manifest import verify
 from protea.data.training_store import TrainingStore
-from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
+from protea.errors import DataError, FinishedError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
 
 
@@ -269,7 +269,7 @@ def test_empty_clusters(tmp_path: Path) -> None:
 def test_invalid_mappings(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     sources.mapping.write_text("a b c\n")
-    refused(tmp_path, sources, DataError, r"line 1: .*1 columns")
+    refused(tmp_path, sources, DataError, r"line 1: .*1 column")
     sources.mapping.write_text("head\tline\nUniRef50_other\tx,y\n")
     refused(tmp_path, sources, DataError, "no cluster of the mapping")
     packed = gzip.compress(sources.mapping.read_bytes() * 100)
@@ -320,8 +320,10 @@ def test_existing_outputs(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     folder = build(sources, tmp_path / "store").folder
     before = contents(folder)
-    with pytest.raises(OutputError, match="exists already; choose another name or pass --overwrite"):
+    with pytest.raises(FinishedError, match="complete, nothing to do"):
         build(sources, folder)
+    with pytest.raises(OutputError, match=r"exists already.*choose another name or pass --overwrite"):
+        build_uniref(settings(folder, valid="3"), [sources.uniref50], [], None, SILENT)
     assert contents(folder) == before
     (tmp_path / "mine").mkdir()
     for overwrite in (False, True):

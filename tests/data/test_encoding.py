@@ -79,7 +79,7 @@ def test_odd_letters_are_corrected_and_reported(tmp_path: Path) -> None:
     assert (counts.altered_records, counts.altered_letters) == (4, 2 + 1 + 2 + 2)
     assert report.splitlines() == [
         "r0\taltered\t2 lower-case letters changed to upper case",
-        "r1\taltered\t1 blanks removed",
+        "r1\taltered\t1 blank removed",
         "r2\taltered\tstops removed at the end",
         "r3\taltered\treplaced by X: * at 5; J at 3",
     ]
@@ -108,7 +108,7 @@ def test_skipped_records_are_reported(tmp_path: Path) -> None:
 
 
 def test_records_are_skipped_by_header(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 records .*1 by header"):
+    with pytest.raises(DataError, match=r"1 record .*1 by header"):
         read(tmp_path, "MKTA", description="X Tax=synthetic construct", leave_out="Tax=synthetic")
     assert read(tmp_path, "MKTA", description="X Tax=Homo", leave_out="Tax=synthetic")[0].kept == 1
 

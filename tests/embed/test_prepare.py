@@ -44,7 +44,7 @@ def text(encoded: EncodedRecord | None, model: Encoder = MODELS["esm2"]) -> str 
         ("MJTJ", "MXTX", "replaced by X: J at 2, 4"),
         ("M" + "J" * 9, "M" + "X" * 9, "replaced by X: J at 2, 3, 4, 5, 6 and 4 more"),
         ("MKT AYI\tA", "MKTAYIA", "2 blanks removed"),
-        ("k j", "KX", "1 blanks removed; 2 lower-case letters changed to upper case; replaced by X: J at 2"),
+        ("k j", "KX", "1 blank removed; 2 lower-case letters changed to upper case; replaced by X: J at 2"),
         ("m<mask>k", "M<mask>K", "2 lower-case letters changed to upper case"),
     ],
 )

@@ -173,7 +173,7 @@ def test_an_offset_that_explains_the_table_is_advised() -> None:
     found = rows("mutant\nM94V\nK95R\nR103K\n")
     assert len(found.problems) == 3
     check_message("variant_table.offset", found.advice[0])
-    assert "--offset 94" in found.advice[0]
+    assert "offset 94" in found.advice[0]
     assert not rows("mutant\nM94V\nK95R\nR103K\n", how=Scoring(offset=94)).problems
 
 

@@ -26,6 +26,7 @@ from protea.errors import CheckpointError
 from protea.models.esm2 import ESM2
 from protea.models.layers import BilinearContactHead
 from protea.models.registry import build
+from protea.text import counted
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
 from protea.train.run_checkpoints import average, export
@@ -86,7 +87,7 @@ def test_average(run: Run, finished: dict[str, Path], tmp_path: Path, family: st
     for last, dtype in ((3, "float32"), (5, "float16"), (1, "float32")):
         folder = tmp_path / f"{last}"
         result = run("average", finished[family], "--last", last, "-o", folder, "--dtype", dtype)
-        assert result.out == f"{folder}: mean of {last} checkpoints, steps {STEPS[-last]} to 9\n"
+        assert result.out == f"{folder}: mean of {counted(last, 'checkpoint')}, steps {STEPS[-last]} to 9\n"
         each = [stored(finished[family], step) for step in STEPS[-last:]]
         found = written(folder)
         assert {hf_name(name) for name in each[0]} == found.keys()

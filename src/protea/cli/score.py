@@ -47,7 +47,7 @@ def score(
         str | None, typer.Option(metavar="NAME", help="Name of the table's column of variants.")
     ] = None,
     mutated_sequence_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the table's column of whole mutated sequences.")
+        str | None, typer.Option(metavar="NAME", help="Name of the table's column of mutated sequences.")
     ] = None,
     method: options.Method = "masked-marginals",
     offset: options.Offset = 1,
@@ -72,7 +72,8 @@ def score(
     (A24_G25insKL), deletions (A24del) and replacements (A24_G30delinsKL), by means over residues, and
     pseudo-likelihood-sum by sums. HGVS's names (p.Ala24Val) are read too. A table keeps its rows and gets a column of
     scores; its column `mutant`, `hgvs_pro` or `mutated_sequence` names the variant, `id` the protein. Rows that cannot
-    be scored stay empty and are listed in OUT.report.tsv; the exit code is then 1.
+    be scored stay empty and are listed in OUT.report.tsv; the exit code is then 1. If the proteins are in FASTA,
+    --sequence-column names the column of mutated sequences.
 
     \b
     Examples:
@@ -84,6 +85,7 @@ def score(
       protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
+    from protea.records import is_table
     from protea.score.effects import Scoring
     from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
@@ -100,6 +102,8 @@ def score(
         place = partial(picture_paths, plot, kind=".html", overwrite=replaced)
         place([])
     pictures: dict[str, Path] = {}
+    if mutated_sequence_column is None and not is_table(proteins):
+        mutated_sequence_column, reading["sequence_column"] = reading["sequence_column"], None
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
     with interruptible():
         with bars("passes") as progress:

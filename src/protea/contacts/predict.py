@@ -53,7 +53,9 @@ def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> 
     else:
         probabilities = _last_states(model, sequence, lambda x: head(x).sigmoid_(), name).numpy()
     check_finite(probabilities, name, model.precision)
-    return probabilities
+    # PyTorch's sigmoid of equal numbers can differ in the last bit, by their place in memory.
+    symmetric: FloatArray = np.maximum(probabilities, probabilities.T)
+    return symmetric
 
 
 def too_long(model: Encoder, length: int) -> str | None:
