@@ -23,7 +23,7 @@ from protea.data.from_fasta import build_uniref
 from protea.data.importers import import_fasta
 from protea.data.manifest import verify
 from protea.data.training_store import TrainingStore
-from protea.errors import DataError, OutputError, ResumeError, StoreError, UsageError
+from protea.errors import DataError, FinishedError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
 
 
@@ -320,8 +320,10 @@ def test_existing_outputs(tmp_path: Path) -> None:
     sources = make_sources(tmp_path)
     folder = build(sources, tmp_path / "store").folder
     before = contents(folder)
-    with pytest.raises(OutputError, match="exists already; choose another name or pass --overwrite"):
+    with pytest.raises(FinishedError, match="complete, nothing to do"):
         build(sources, folder)
+    with pytest.raises(OutputError, match=r"exists already, of another run .*seed 0 -> 9.*--overwrite"):
+        build(sources, folder, seed=9)
     assert contents(folder) == before
     (tmp_path / "mine").mkdir()
     for overwrite in (False, True):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from protea.errors import OutputError, ResumeError
+from protea.errors import FinishedError, OutputError, ResumeError
 from protea.train import model
 from protea.train.loop import Outcome, pretrain
 from protea.train.recipe import Recipe
@@ -104,7 +104,8 @@ def test_a_changed_recipe_is_refused(stopped: tuple[Recipe, Path], store: Path) 
     assert any("run.steps 4 -> 6" in note for note in witness.notes)
     assert yaml.safe_load((run / "recipe.yaml").read_text()) == changed.shown()
     assert choose(run, "newest").values["recipe"] == changed.shown()
-    assert train(changed, run) == Outcome(6, finished=True)
+    with pytest.raises(FinishedError):
+        train(changed, run)
     with pytest.raises(ResumeError, match=r"run\.steps 6 -> 4"):
         train(told, run)
 
@@ -209,8 +210,8 @@ def test_a_finished_run_stays_as_it_is(store: Path, tmp_path: Path) -> None:
     told = recipe(store)
     train(told, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    witness = Witness()
-    assert pretrain(told, tmp_path / "run", witness) == Outcome(4, finished=True)
+    with pytest.raises(FinishedError, match="run: complete, nothing to do"):
+        train(told, tmp_path / "run")
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
