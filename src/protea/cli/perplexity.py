@@ -74,6 +74,7 @@ def perplexity(
     """
     from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
+    from protea.rerun import record_plot
     from protea.score.perplexity import TOLERANCE, measure_perplexity
     from protea.score.proteins import Reading
 
@@ -111,6 +112,7 @@ def perplexity(
             (name, _, sequence, _), letters = predicted.records[0], predicted.letters
             values = predicted.log_probabilities
             profile(plot, sequence=sequence, log_probabilities=values, letters=letters, title=name)
+            record_plot(output, plot)
     count, total = sum(map(len, predicted.losses)), sum(len(record.sequence) for record in predicted.records)
     sequences = counted(len(predicted.records), "sequence")
     kind = "pseudo-perplexity" if pseudo else "perplexity"

@@ -84,6 +84,7 @@ def score(
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
     from protea.plot import check_place
+    from protea.rerun import record_plot
     from protea.score.effects import Scoring
     from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
@@ -121,6 +122,7 @@ def score(
         _show(scored, output)
         if plot is not None:
             _draw(plot, scored, column, positions, offset)
+            record_plot(output, plot)
     if scored.problems:
         raise typer.Exit(1)
 
