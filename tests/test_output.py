@@ -170,6 +170,18 @@ def test_what_a_killed_run_left_aside_is_removed_and_what_a_living_one_writes_is
     assert names(tmp_path) == {"out.tsv", "out.tsv.report.tsv", "out.tsv.run.yaml"}
 
 
+@pytest.mark.parametrize(
+    "part", [".m.nemo.model_weights.ckpt", "m-contact-regression.pt", ".m.nemo.run.yaml.unfinished"]
+)
+def test_parts_with_other_names_are_removed_too(tmp_path: Path, part: str) -> None:
+    aside = tmp_path / ".m.nemo.1"
+    aside.mkdir()
+    (aside / part).touch()
+    with pytest.warns(ProteaWarning, match=aside.name):
+        write_all(tmp_path / "m.nemo")
+    assert not aside.exists()
+
+
 def test_a_hidden_folder_of_the_users_is_never_removed(tmp_path: Path) -> None:
     own = tmp_path / ".out.tsv.1"
     own.mkdir()

@@ -139,7 +139,8 @@ def _removed_dead(folder: Path, target: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not all(path.name.startswith(target.name) for path in folder.iterdir()):
+        stem = target.stem.lstrip(".")  # some formats have parts, hidden or with other endings
+        if not all(path.name.lstrip(".").startswith(stem) for path in folder.iterdir()):
             return False
         shutil.rmtree(folder)
     except OSError:  # a living process holds it
@@ -171,7 +172,7 @@ def write_report(path: Path, rows: Iterable[Sequence[object]], header: Sequence[
 
 def write_run(path: Path, settings: Mapping[str, Any]) -> None:
     """Write ``OUT.run.yaml``: the settings and circumstances of the run, as plain values."""
-    run_path(path).write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_durably(run_path(path), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -211,9 +212,8 @@ def sha256(path: Path) -> str:
 def fingerprint(paths: Iterable[str | Path]) -> str | None:
     """A hash of the contents of files, in their order; ``None`` if one is missing, or can be read only once."""
     files = [Path(path) for path in paths]
-    if not all(map(os.path.isfile, files)):
-        return None
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+    known = all(map(os.path.isfile, files))
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest() if known else None
 
 
 def write_failure(error: OSError, path: Path, advice: str = "") -> OutputError:

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 from protea.errors import FinishedError, OutputError
 from protea.journal import REFUSED, check_same, complete, leaves
 from protea.letters import ReportRow
-from protea.output import report_path
+from protea.output import read_run, report_path, write_run
 
 INPUT: Final = "input"
 FAILED: Final = "failed"
@@ -42,6 +42,12 @@ def end_finished(
         report = report_path(output)
         raise OutputError(f"{complete(output)}, but {reason}: see {report if report.exists() else output}")
     raise FinishedError(complete(output))
+
+
+def record_plot(output: Path | None, plot: Path) -> None:
+    """Write into the run file of an output, if there is one, that its picture is complete too."""
+    if output is not None:
+        write_run(output, {**read_run(output), PLOT: str(plot)})
 
 
 def failed(rows: Iterable[ReportRow]) -> dict[str, str]:

@@ -76,6 +76,18 @@ def test_the_finished_command_again(run: Run, inputs: None, name: str) -> None:
         check_message(f"rerun.other-{name}", other.err)
 
 
+def test_another_architecture_and_another_file(run: Run, inputs: None, model_folders: dict[str, Path]) -> None:
+    assert run("convert", ESM2, "out", "--no-peers").code == 0
+    for name in ("esm1b", "esm1nv"):
+        fails(run("convert", model_folders[name], "out", "--no-peers"), 1, "out: exists already", "the configuration")
+    for text in ("", "mine"):
+        Path("esm2_mine.pt").write_text(text)
+        fails(
+            run("convert", ESM2, "esm2_mine.pt", "--no-peers"), 1, "esm2_mine.pt: exists already, and is no checkpoint"
+        )
+        assert Path("esm2_mine.pt").read_text() == text
+
+
 @pytest.mark.parametrize("name", ["perplexity", "table", "maps", "chains", "scans", "fit", "data"])
 def test_other_input_is_named(run: Run, inputs: None, name: str) -> None:
     command = COMMANDS[name][0].split()
@@ -100,6 +112,11 @@ def test_a_picture_that_is_missing(run: Run, inputs: None) -> None:
     assert run(*command).code == 0
     assert run(*command[:-2]).code == 0  # the table alone
     fails(run(*command[:-1], "other.html"), 1, "other.html: was not drawn with out.csv", "--overwrite")
+    run_file = Path("out.csv.run.yaml")
+    told = run_file.read_text()
+    run_file.write_text(told.replace("plot: p.html", "plot: null"))  # as after a kill before the picture was complete
+    fails(run(*command), 1, "p.html: was not drawn with out.csv")
+    run_file.write_text(told)
     Path("p.html").unlink()
     result = run(*command)
     fails(result, 1, "p.html: ", "--overwrite")

@@ -123,6 +123,7 @@ def test_a_signal_ends_the_wait_for_a_fit() -> None:
         signal.pthread_kill(main, signal.SIGINT)
         release.wait(60)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command may have left its own
     with pytest.raises(KeyboardInterrupt):
         fit._in_thread(work)
     release.set()

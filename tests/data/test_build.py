@@ -322,8 +322,8 @@ def test_existing_outputs(tmp_path: Path) -> None:
     before = contents(folder)
     with pytest.raises(FinishedError, match="complete, nothing to do"):
         build(sources, folder)
-    with pytest.raises(OutputError, match=r"exists already.*choose another name or pass --overwrite"):
-        build_uniref(settings(folder, valid="3"), [sources.uniref50], [], None, SILENT)
+    with pytest.raises(OutputError, match=r"exists already, of another run .*seed 0 -> 9.*--overwrite"):
+        build(sources, folder, seed=9)
     assert contents(folder) == before
     (tmp_path / "mine").mkdir()
     for overwrite in (False, True):

@@ -210,9 +210,8 @@ def test_a_finished_run_stays_as_it_is(store: Path, tmp_path: Path) -> None:
     told = recipe(store)
     train(told, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    witness = Witness()
-    with pytest.raises(FinishedError, match="complete, nothing to do"):
-        pretrain(told, tmp_path / "run", witness)
+    with pytest.raises(FinishedError, match="run: complete, nothing to do"):
+        train(told, tmp_path / "run")
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 

@@ -32,7 +32,7 @@ from protea.checkpoints.formats import (
 from protea.checkpoints.hub import locate
 from protea.checkpoints.layout import VOCABULARY
 from protea.checkpoints.peers import TOLERANCE, difference, logits, peer_logits
-from protea.checkpoints.targets import check_target, differing, differing_buffers
+from protea.checkpoints.targets import check_target, differing_buffers, first_difference
 from protea.checkpoints.tensors import FLOATS, same_bits
 from protea.device import return_freed_memory
 from protea.errors import CheckpointError, OutputError
@@ -119,8 +119,8 @@ def convert(
         written.write(place, model, parameter, kind)
         zeroed = _write_lost(checkpoint, place, target, written, report)
         with complete(written.open_checkpoint(place), place) as copy:
-            if different := differing(model, copy, partial(_cast, checkpoint, dtype=kind), progress):
-                raise CheckpointError(f"{different[0]} came back different from {place.name}; nothing was kept")
+            if part := first_difference(model, copy, partial(_cast, checkpoint, dtype=kind), progress):
+                raise CheckpointError(f"{part} came back different from {place.name}; nothing was kept")
             ours = _compare_logits(checkpoint, copy, place, report, progress)
             if peers:
                 # A library that sets a token's row to 0 gives other logits for it: compare the columns before that.

@@ -30,31 +30,30 @@ def check_target(target: Path, name: str, model: Encoder, parameter: Parameter, 
     try:
         known = recognised(target).NAME
         with open_checkpoint(target) as copy:
-            if known == name:
-                different = [f"{part} differs" for part in differing(model, copy, parameter, progress)]
-            else:
-                different = [f"format {known} -> {name}"]
-    except (ProteaError, OSError):
-        different = ["it holds no checkpoint, or a damaged one"]
-    if different:
-        raise OutputError(f"{target}: exists already, of another run ({different[0]}); {REMOVE}")
-    raise FinishedError(complete(target))
+            part = first_difference(model, copy, parameter, progress) if known == name else None
+    except (ProteaError, OSError) as error:
+        raise OutputError(f"{target}: exists already, and is no checkpoint, or a damaged one; {REMOVE}") from error
+    if known == name and part is None:
+        raise FinishedError(complete(target))
+    reason = f"{part} differs" if part else f"format {known} -> {name}"
+    raise OutputError(f"{target}: exists already, of another run ({reason}); {REMOVE}")
 
 
-def differing(model: Encoder, copy: Checkpoint, parameter: Parameter, progress: Progress = SILENT) -> list[str]:
-    """What a copy of a model holds otherwise, bit for bit: its configuration, buffers and parameters by name."""
+def first_difference(model: Encoder, copy: Checkpoint, parameter: Parameter, progress: Progress = SILENT) -> str | None:
+    """What a copy of a model holds otherwise, bit for bit: its configuration, or the first buffer or parameter."""
+    if copy.model.config != model.config:
+        return "the configuration"
     names = [name for name, _ in model.named_parameters()]
     copied = {name for name, _ in copy.model.named_parameters()}
     progress.begin("comparing", len(names))
-    different = ["the configuration"] if copy.model.config != model.config else []
-    different += differing_buffers(model, copy.model)
-    different += sorted(copied.symmetric_difference(names))
+    for name in (*differing_buffers(model, copy.model), *sorted(copied.symmetric_difference(names))):
+        return name
     for name in names:
-        if name in copied and not same_bits(parameter(name), copy.parameter(name)):
-            different.append(name)
+        if not same_bits(parameter(name), copy.parameter(name)):
+            return name
         progress.advance()
         return_freed_memory()
-    return different
+    return None
 
 
 def differing_buffers(model: Encoder, copy: Encoder) -> dict[str, Tensor]:

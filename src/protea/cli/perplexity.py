@@ -74,6 +74,7 @@ def perplexity(
     """
     from protea.checkpoints.peers import check_peer
     from protea.plot import check_place, profile
+    from protea.rerun import record_plot
     from protea.score.perplexity import TOLERANCE, measure_perplexity
     from protea.score.proteins import Reading
 
@@ -112,6 +113,7 @@ def perplexity(
             values = predicted.log_probabilities
             profile(plot, sequence=sequence, log_probabilities=values, letters=letters, title=name)
             typer.echo(f"{plot}: the profile of {name}")
+            record_plot(output, plot)
     count, total = sum(map(len, predicted.losses)), sum(len(record.sequence) for record in predicted.records)
     sequences = counted(len(predicted.records), "sequence")
     kind = "pseudo-perplexity" if pseudo else "perplexity"

@@ -86,6 +86,7 @@ def score(
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
     from protea.records import is_table
+    from protea.rerun import record_plot
     from protea.score.effects import Scoring
     from protea.score.proteins import Reading
     from protea.score.variant_table import Columns, score_variants
@@ -126,6 +127,7 @@ def score(
         _show(scored, output)
         if plot is not None:
             _draw(plot, pictures, scored, column, positions, offset)
+            record_plot(output, plot)
     if scored.problems:
         raise typer.Exit(1)
 

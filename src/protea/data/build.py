@@ -88,9 +88,14 @@ class Build:
         self.settings, self.progress = settings, progress
         self.alphabet = alphabet_named(settings.alphabet)
         self._plan = settings.plan(command, inputs)
-        self._inputs = list(_files(inputs.values()))
+        given = [path for value in inputs.values() for path in (value if isinstance(value, list) else [value])]
+        self._inputs = [path for path in given if isinstance(path, str | Path)]
         self._begun = fingerprints(self._inputs)
-        self._check_output(overwrite)
+        exists = os.path.lexists(settings.output)
+        check_output(settings.output, overwrite=overwrite or exists, ours=is_store)
+        if exists and not overwrite:
+            made = read_manifest(settings.output)["command"]
+            end_finished(settings.output, made, self._plan | {INPUT: fingerprint(self._inputs)})
         self._work = WorkFolder(settings.output)
         self._folder = self._work.path
         self.problems = Problems(settings.output.with_name(f"{settings.output.name}.problems.tsv"))
@@ -102,14 +107,6 @@ class Build:
         with suppress(ResumeError):  # without a readable journal, all stages are done again
             stages = (self._work.read() or {}).get("done", {})
             self._done = {name: entry for name, entry in stages.items() if (self._folder / name).is_dir()}
-
-    def _check_output(self, overwrite: bool) -> None:
-        output = self.settings.output
-        exists = os.path.lexists(output)
-        check_output(output, overwrite=overwrite or exists, ours=is_store)
-        if exists and not overwrite:
-            made = read_manifest(output)["command"]
-            end_finished(output, made, self._plan | {INPUT: fingerprint(self._inputs)})
 
     def __enter__(self) -> Self:
         return self
@@ -325,15 +322,6 @@ class Build:
             return {"empty": len(empty), "policy": policy}
 
         return map_file(self.step("members of clusters", make, policy) / "counts", np.uint32)
-
-
-def _files(values: Iterable[Any]) -> Iterator[str | Path]:
-    """The paths among the inputs of a build."""
-    for value in values:
-        if isinstance(value, list):
-            yield from _files(value)
-        elif isinstance(value, str | Path):
-            yield value
 
 
 def fingerprints(sources: Iterable[str | Path]) -> list[Any]:

@@ -173,7 +173,7 @@ def measure_perplexity(
     peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
     predicted = Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
     if output is not None:
-        run["models"] = {model: loaded.circumstances()}
+        run |= {"models": {model: loaded.circumstances()}, PLOT: None}
         run |= {} if predicted.agrees else {FAILED: f"{against} gives another perplexity"}
         _write(output, records, values, Beside("id\twhat\tdetail", changes, run))
     return predicted

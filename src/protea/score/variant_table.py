@@ -150,7 +150,8 @@ def score_variants(
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
         run |= {FAILED: f"{counted(len(rows.problems), 'row')} could not be scored"} if rows.problems else {}
-        write_table(output, scored.table, Beside("row\tvariant\treason", lines, run | {"models": provenance}))
+        run |= {"models": provenance, PLOT: None}
+        write_table(output, scored.table, Beside("row\tvariant\treason", lines, run))
     return scored
 
 
