@@ -39,6 +39,7 @@ LAYERS = [
     {"score"},
     {"contacts"},
     {"evaluate", "plot", "sequences", "train"},
+    {"finetune"},
     {"language_model"},
     {"cli"},
 ]
@@ -284,7 +285,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 22_600
+MOST_LINES_OF_ALL = 26_000
 
 
 def test_size_of_the_package() -> None:
