@@ -55,7 +55,7 @@ TASKS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class LabelledExample:
     """A sequence, or a pair of sequences, with the part of the data that it belongs to.
 
     ``sequences`` holds residues as in the file, in upper case: one string, or two for a pair. ``place`` names file and
@@ -83,7 +83,7 @@ class Labelled:
 
     task: Task
     classes: tuple[str, ...]
-    examples: list[Example]
+    examples: list[LabelledExample]
     targets: list[NDArray[np.float64] | NDArray[np.int64]]
     notes: list[str] = field(default_factory=list)
 
@@ -97,27 +97,26 @@ class Labelled:
         examples = [self.examples[place] for place in places]
         return Labelled(self.task, self.classes, examples, [self.targets[place] for place in places])
 
-    def rows(self) -> Rows:
+    def all_targets(self) -> Targets:
         """All targets as one array."""
         counts = [len(target) for target in self.targets]
         width = (len(self.classes),) if self.task.kind == "labels" else ()
         empty = np.empty((0, *width), np.int64 if self.task.kind == "class" else np.float64)
-        return Rows(np.concatenate([empty, *self.targets]), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+        return Targets(np.concatenate([empty, *self.targets]), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Targets of many examples: ``targets`` ``[R]`` or ``[R, C]``; rows of example i are ``offsets[i]:offsets[i+1]``.
+class Targets:
+    """Targets of many examples: ``values`` ``[R]`` or ``[R, C]``; rows of example i are ``offsets[i]:offsets[i+1]``.
 
     Predictions have the same rows: probabilities ``[R, C]`` for classes and labels, values ``[R]``.
     """
 
-    targets: NDArray[np.float64] | NDArray[np.int64]
+    values: NDArray[np.float64] | NDArray[np.int64]
     offsets: Ints
 
     def known(self) -> NDArray[np.bool_]:
         """``[R]``: whether a row has a label; for multilabel, whether it has any."""
-        if self.targets.dtype.kind == "i":
-            return self.targets != MISSING
-        missing = np.isnan(self.targets)
-        return ~missing if self.targets.ndim == 1 else ~missing.all(1)
+        present = np.not_equal(self.values, MISSING) if self.values.dtype.kind == "i" else ~np.isnan(self.values)
+        known: NDArray[np.bool_] = np.any(present, axis=tuple(range(1, self.values.ndim)))
+        return known
