@@ -120,3 +120,7 @@ class Targets:
         present = np.not_equal(self.values, MISSING) if self.values.dtype.kind == "i" else ~np.isnan(self.values)
         known: NDArray[np.bool_] = np.any(present, axis=tuple(range(1, self.values.ndim)))
         return known
+
+    def examples(self) -> Ints:
+        """``[R]``: the number of the example that a row belongs to."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
