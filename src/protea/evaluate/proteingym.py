@@ -208,7 +208,7 @@ def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high:
         "spearman": agreement.spearman(once),
         "auc": Ranking(predicted).areas(once, high)[0],
         "mcc": _mcc(predicted >= np.median(predicted), high),
-        "ndcg": agreement.ndcg(once, _TOP),
+        "ndcg": RankAgreement(_in_order(predicted), measured).ndcg(once, _TOP) if np.ptp(predicted) else float("nan"),
         "top_recall": agreement.top_recall(once, _TOP),
     }
 
@@ -258,6 +258,13 @@ def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str
         lines += [(result.assay.name, *problem) for problem in result.problems]
         lines += [(result.assay.name, "", "", advice) for advice in result.advice]
     write_table(path, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", lines, settings))
+
+
+def _in_order(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ranks of scores from the lowest; equal scores fall in the order of the table, as in ProteinGym."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(-scores, kind="stable")] = -np.arange(len(scores))
+    return ranks
 
 
 def _mcc(chosen: NDArray[np.bool_], high: NDArray[np.bool_]) -> float:

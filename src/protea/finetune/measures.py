@@ -138,7 +138,7 @@ def _f1max(rows: _Rows) -> Count:
     def reached(weights: Floats) -> Floats:
         """``[R, 100]``: the sum of ``weights`` of the labels of a row that reach each threshold."""
         sums = np.bincount(bucket, weights, len(truth) * width).reshape(-1, width)
-        totals: Floats = np.cumsum(sums[:, :0:-1], 1)[:, ::-1]
+        totals: Floats = np.cumsum(sums[:, :0:-1], 1, np.float64)[:, ::-1]
         return totals
 
     taken, hits = reached(np.ones(len(bucket))), reached(truth[known].astype(np.float64))
