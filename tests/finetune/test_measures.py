@@ -251,3 +251,10 @@ def test_reliability_of_labels_counts_each_label() -> None:
     assert found.right == pytest.approx([0, 1])
     assert found.error == pytest.approx((0.1 + 2 * 0.1) / 3)
     assert isnan(reliability(np.zeros((0, 2)), Targets(np.zeros((0, 2)), np.zeros(1, int))).error)
+
+
+def test_f1max_takes_precision_over_proteins_with_a_prediction() -> None:
+    """Of two proteins with a label one has no prediction: precision 1, recall 1/2. The third has no label."""
+    labels = Targets(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), np.arange(4))
+    predictions = np.array([[0.9, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    assert measure(TASKS["multilabel"], predictions, labels, names(2))["f1max"] == pytest.approx(2 / 3)
