@@ -41,6 +41,7 @@ LAYERS = [
     {"score"},
     {"contacts"},
     {"evaluate", "plot", "sequences", "train"},
+    {"finetune"},
     {"language_model"},
     {"cli"},
 ]
@@ -286,7 +287,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 23_200
+MOST_LINES_OF_ALL = 26_000
 
 
 def test_size_of_the_package() -> None:

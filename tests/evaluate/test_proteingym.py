@@ -76,7 +76,17 @@ def test_where_a_measure_is_not_defined() -> None:
     assert math.isnan(found["spearman"])
     assert math.isnan(found["auc"])
     assert math.isnan(found["ndcg"])
+    assert math.isnan(found["top_recall"])
     assert all(map(math.isnan, measure(np.array([]), np.array([]), np.array([], bool)).values()))
+    measured = np.arange(6.0)
+    assert measure(np.array([1.0, 1, 1, 1, 1, 2]), measured, measured > 2)["mcc"] == 0  # all reach the median
+
+
+def test_equal_predictions_stay_in_the_order_of_the_table() -> None:
+    rng = np.random.default_rng(0)
+    predicted, measured = rng.integers(0, 4, 60).astype(float), rng.normal(size=60)
+    expected = slow(predicted.tolist(), measured.tolist(), (measured > 0).tolist())
+    assert measure(predicted, measured, measured > 0) == pytest.approx(expected)
 
 
 def result(name: str, protein: str, kind: str, value: float) -> Measured:

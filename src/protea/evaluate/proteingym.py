@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from protea.alphabet import Alphabet
 from protea.delimited import find_column, folded, text_rows
 from protea.errors import DataError, FastaError, UnknownResidueError
+from protea.evaluate.ranking import RankAgreement, Ranking, pearson
 from protea.infer.loading import LoadedModel
 from protea.models.encoder import Encoder
-from protea.optional import extra
 from protea.progress import SILENT, Progress
 from protea.rerun import FAILED
 from protea.score.effects import Scoring
@@ -205,17 +205,16 @@ def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, N
 
 def measure(predicted: NDArray[np.float64], measured: NDArray[np.float64], high: NDArray[np.bool_]) -> dict[str, float]:
     """All of ``MEASURES`` for predicted and measured scores ``[n]``; ``high`` marks the fit variants."""
-    with extra("evaluate", "evaluating needs scikit-learn"):
-        from scipy.stats import spearmanr
-        from sklearn.metrics import matthews_corrcoef, roc_auc_score
-    constant = len(predicted) < 2 or np.ptp(predicted) == 0 or np.ptp(measured) == 0
-    both = 0 < high.sum() < len(high)
+    if not len(predicted):
+        return dict.fromkeys(MEASURES, float("nan"))
+    once = np.ones(len(predicted))
+    agreement = RankAgreement(predicted, measured)
     return {
-        "spearman": float("nan") if constant else float(spearmanr(predicted, measured).statistic),
-        "auc": float(roc_auc_score(high, predicted)) if both else float("nan"),
-        "mcc": float(matthews_corrcoef(high, predicted >= np.median(predicted))) if both else float("nan"),
-        "ndcg": float("nan") if constant else _ndcg(predicted, measured),
-        "top_recall": _top_recall(predicted, measured) if len(predicted) else float("nan"),
+        "spearman": agreement.spearman(once),
+        "auc": Ranking(predicted).areas(once, high)[0],
+        "mcc": _mcc(predicted >= np.median(predicted), high),
+        "ndcg": RankAgreement(_in_order(predicted), measured).ndcg(once, _TOP) if np.ptp(predicted) else float("nan"),
+        "top_recall": agreement.top_recall(once, _TOP),
     }
 
 
@@ -268,17 +267,17 @@ def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str
     write_table(path, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", lines, settings))
 
 
-def _ndcg(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
-    top = max(1, int(len(measured) * _TOP / 100))
-    gains = (measured - measured.min()) / np.ptp(measured)
-    discounts = 1 / np.log2(np.arange(2, top + 2))
-    chosen = np.argsort(-predicted, kind="stable")[:top]
-    return float((gains[chosen] * discounts).sum() / (np.sort(gains)[::-1][:top] * discounts).sum())
+def _in_order(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ranks of scores from the lowest; equal scores fall in the order of the table, as in ProteinGym."""
+    ranks = np.empty(len(scores))
+    ranks[np.argsort(-scores, kind="stable")] = -np.arange(len(scores))
+    return ranks
 
 
-def _top_recall(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> float:
-    best = measured >= np.percentile(measured, 100 - _TOP)
-    return float((best & (predicted >= np.percentile(predicted, 100 - _TOP))).sum() / best.sum())
+def _mcc(chosen: NDArray[np.bool_], high: NDArray[np.bool_]) -> float:
+    """Matthews' correlation, which is Pearson's of two classes; 0 if all variants are chosen, as in scikit-learn."""
+    correlation = pearson(chosen.astype(np.float64), high.astype(np.float64), np.ones(len(high)))
+    return 0.0 if chosen.all() and 0 < high.sum() < len(high) else correlation
 
 
 def _mean(values: Iterable[float]) -> float:
