@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "info": "model_files",
     "init": "model_files",
     "merge": "embed",
+    "finetune": "finetune",
+    "predict": "finetune",
     "perplexity": "perplexity",
     "score": "score",
     "contacts": "contacts",

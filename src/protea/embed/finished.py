@@ -11,7 +11,7 @@ from typing import Any, Final
 from protea.embed.outputs import EmbeddingOutput
 from protea.embed.prepare import EncodedRecord, Prepared, fingerprint_after
 from protea.embed.settings import PROVENANCE, EmbedSettings
-from protea.embed.stores import Arrays, Contents, StoredRecord, read_store, sequence_hash
+from protea.embed.stores import Arrays, Contents, StoredRecord, sequence_hash
 from protea.errors import OutputError, ProteaError
 from protea.journal import REFUSED, check_finished
 from protea.letters import ReportRow
@@ -47,7 +47,7 @@ def check_complete(
     """
     for output in outputs:
         recorded = check_finished(output.path, wanted, advice)
-        contents = opened(output.path, output.kind)
+        contents = opened(output)
         if contents.provenance != recorded or contents.layout.kinds != output.layout.kinds:
             raise OutputError(
                 f"{output.path}: exists already and holds other arrays than its run file and this command say; choose "
@@ -68,10 +68,10 @@ def reading(path: Path, problem: str, advice: str) -> Iterator[None]:
         raise OutputError(f"{path}: {problem} ({reason}); {advice}") from error
 
 
-def opened(path: Path, kind: str) -> Contents:
+def opened(output: EmbeddingOutput) -> Contents:
     """A finished output; ``OutputError`` if it is damaged."""
-    with reading(path, "exists already and is damaged", "pass --overwrite to compute again"):
-        return read_store(path, kind)
+    with reading(output.path, "exists already and is damaged", "pass --overwrite to compute again"):
+        return output.contents()
 
 
 class Former:
@@ -84,7 +84,7 @@ class Former:
         self._stored: list[dict[str, tuple[StoredRecord, Callable[[], Arrays]]]] = []
         self.provenances: list[dict[str, Any]] = []
         for output in outputs:
-            contents = opened(output.path, output.kind)
+            contents = opened(output)
             self._stored.append({record.id: (record, read) for record, read in contents.entries})
             self.provenances.append(contents.provenance[PROVENANCE])
             if not all(record.sequence_sha256 for record, _ in self._stored[-1].values()):

@@ -25,9 +25,14 @@ from protea.embed.stores import (
     Array,
     ArrayLayout,
     Arrays,
+    Contents,
+    EmbeddingStore,
+    State,
     StoredRecord,
     is_output_folder,
     kind_of,
+    open_store,
+    read_store,
     sequence_hash,
 )
 from protea.embed.survey import Totals
@@ -56,6 +61,14 @@ class EmbeddingOutput:
     path: Path
     kind: str
     layout: ArrayLayout
+
+    def open(self, folder: Path, state: State | None) -> EmbeddingStore:
+        """The store that writes this output in a work folder."""
+        return open_store(self.kind, folder, self.layout, state)
+
+    def contents(self) -> Contents:
+        """The finished output, as read."""
+        return read_store(self.path, self.kind)
 
     def bytes_for(self, totals: Totals) -> int:
         """Bytes of disk, at least. Parquet and NPZ need the space twice while their parts are joined."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,7 +37,7 @@ from protea.embed.outputs import (
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import prepare
 from protea.embed.settings import PROVENANCE, EmbedSettings
-from protea.embed.stores import LOG_PROBABILITIES, RESIDUES, EmbeddingStore, open_store
+from protea.embed.stores import LOG_PROBABILITIES, RESIDUES, EmbeddingStore
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
 from protea.fasta import flows
@@ -63,7 +63,7 @@ class EmbedRun:
 
     ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
     ones; ``update`` replaces finished outputs of the same settings and computes only the sequences that they lack.
-    Progress counts residues. ``was_complete`` says afterwards that there was nothing to do.
+    Progress counts residues. ``outputs`` are by default those of the settings. ``was_complete`` says afterwards that there was nothing to do.
     """
 
     settings: EmbedSettings
@@ -72,12 +72,13 @@ class EmbedRun:
     overwrite: bool = False
     update: bool = False
     progress: Progress = SILENT
+    outputs: Sequence[EmbeddingOutput] = ()
     was_complete: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.layers = resolve_layers(self.settings.layers, self.model)
         check_poolings(self.settings.pool, self.model.alphabet.frame)
-        self.outputs = outputs_of(self.settings, self.layers, self.model)
+        self.outputs = self.outputs or outputs_of(self.settings, self.layers, self.model)
         self._former: Former | None = None
         self._recorded: dict[str, Any] = {}
         self._kept = False
@@ -256,7 +257,7 @@ class EmbedRun:
             stores: list[EmbeddingStore] = []
             commits = state.stores or (None,) * len(self.outputs)
             for output, folder, commit in zip(self.outputs, journal.folders, commits, strict=True):
-                stores.append(open_store(output.kind, folder, output.layout, commit))
+                stores.append(output.open(folder, commit))
                 stack.callback(stores[-1].abandon)
             stop = Event()
             ready = prefetch(self._groups(surveyed, budget, state, share), _AHEAD, stop, may_block=True)

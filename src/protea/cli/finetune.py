@@ -1,0 +1,224 @@
+"""``protea finetune`` and ``protea predict``: from labelled sequences to a predictor, and its predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protea import bundled
+from protea.cli import options
+from protea.cli.interrupt import interruptible
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
+from protea.cli.terminal import bars, show_table, tell
+from protea.text import counted
+
+_DATA = typer.Argument(
+    metavar="DATA...",
+    help="Labelled sequences: FASTA with TARGET= and SET= in its headers, or a table: .csv, .tsv, .parquet.",
+    show_default=False,
+)
+_SHOWN = 4  # numbers of each method in the table
+
+
+@options.options_of(options.columns, options.letters)
+def finetune(
+    ctx: typer.Context,
+    data: Annotated[list[str] | None, _DATA] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="RUN", help="Folder that receives the predictor.")
+    ] = None,
+    model: Model = bundled.NAME,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="residue-class, residue-value, sequence-class, sequence-value, multilabel, pair-class, pair-value; "
+            "auto finds it in the data.",
+        ),
+    ] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="frozen (a head on the model as it is), lora, or full (all weights are trained)."
+        ),
+    ] = "frozen",
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="linear, mlp, cnn (residues), light-attention (sequences); default by task."),
+    ] = None,
+    layer: Annotated[
+        str, typer.Option(metavar="N", help="Layer that the head reads: -1 is the last; auto tries all (frozen).")
+    ] = "-1",
+    pool: Annotated[
+        str, typer.Option(metavar="NAME", help="Vector of a sequence: mean, max, std (over residues), or bos.")
+    ] = "mean",
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW", help="given (in the data), random, cluster:0.3 (by identity), kfold:5, cluster-kfold:5:0.3."
+        ),
+    ] = "given",
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FASTA", help="Labels of residues, with the ids of DATA.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FASTA", help="0 for residues whose label does not count, else 1.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of labels; several by comma are labels of 0 and 1.")
+    ] = None,
+    set_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of train, validation, test.")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option(metavar="RATES", help="Learning rate of the encoder; of several by comma the best is kept."),
+    ] = None,
+    head_lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate of the head.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(metavar="X", help="Weight decay of AdamW.")] = 0.01,
+    epochs: Annotated[
+        float | None, typer.Option(metavar="N", help="Most passes over the training part; stops earlier by validation.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Examples of an update.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Validations without a better one, after which training stops.")
+    ] = None,
+    hidden: Annotated[int, typer.Option(metavar="N", help="Width of the head's hidden layer.")] = 32,
+    dropout: Annotated[float, typer.Option(metavar="X", help="Dropout in the head.")] = 0.25,
+    rank: Annotated[int, typer.Option(metavar="N", help="Rank of LoRA's matrices.")] = 8,
+    lora_alpha: Annotated[int, typer.Option(metavar="N", help="Scale of LoRA's matrices: alpha / rank.")] = 16,
+    dora: Annotated[bool, typer.Option("--dora", help="Train DoRA's magnitudes too.")] = False,
+    layer_decay: Annotated[
+        float, typer.Option(metavar="X", help="Factor on the learning rate from a layer to the one below (full).")
+    ] = 1.0,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Save memory: compute activations twice.")] = False,
+    class_weights: Annotated[bool, typer.Option("--class-weights", help="Give rare classes more weight.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of splits and of training.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Trainings with seeds SEED, SEED+1, ...; keeps the best.")
+    ] = 1,
+    calibration: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the validation part that calibrates, and nothing else.")
+    ] = 0.5,
+    coverage: Annotated[
+        float, typer.Option(metavar="SHARE", help="How often intervals and sets shall hold the truth.")
+    ] = 0.9,
+    baselines: Annotated[bool, typer.Option(help="Measure baselines beside the predictor.")] = True,
+    long: Annotated[
+        str,
+        typer.Option(metavar="POLICY", help="What to do with a long sequence: truncate, window (frozen), full, error."),
+    ] = "truncate",
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="Training of lora and full: auto, float32, bf16-mixed.")
+    ] = "auto",
+    device: Device = "auto",
+    token_budget: TokenBudget = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Read options from a file; flags override it.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing folder and drop an unfinished run.")
+    ] = False,
+    **_reading: Any,
+) -> None:
+    """Train a predictor on labelled sequences and measure it beside baselines.
+
+    The folder RUN holds the predictor, its numbers on the test part with intervals, and its predictions. After an
+    interruption the same command continues.
+
+    \b
+    Examples:
+      protea finetune stability.csv -m esm2_t6_8M_UR50D -o stability/
+      protea finetune sequences.fasta --labels labels.fasta --mask mask.fasta -o structure/ --head cnn
+      protea finetune scan.csv --target-column fitness --split random -o scan/ --layer auto
+      protea finetune proteins.csv -o location/ --split cluster:0.3 --method lora --seeds 3
+    """
+    from protea.embed.settings import read_config
+    from protea.finetune.run import finetune as run
+    from protea.finetune.settings import parse
+    from protea.infer.loading import computing_dtype
+
+    values: dict[str, Any] = {} if config is None else read_config(config)
+    source = ctx.get_parameter_source
+    given = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
+    values |= {name: value for name, value in given.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
+    settings = parse(values, "protea finetune" if config is None else f"--config {config}")
+    computed = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
+    settings = settings.model_copy(update={"dtype": computed, "fast": False})
+    with interruptible(), bars() as progress:
+        finished = run(settings, overwrite=overwrite, progress=progress)
+    for note in finished.notes:
+        tell(note)
+    _show(finished)
+    typer.echo(f"{finished.output}: {finished.predictor.task.name}, predict with `protea predict {finished.output}`")
+
+
+def _show(finished: Any) -> None:
+    """The first numbers of each method on the shown part."""
+    from protea.finetune.measures import SELECTED, measures
+
+    task = finished.predictor.task
+    names = list(dict.fromkeys((SELECTED[task.name][0], *measures(task))))[:_SHOWN]
+    cells: dict[str, dict[str, str]] = {}
+    for row in finished.metrics.to_pylist():
+        if row["part"] == finished.part and row["number"] in names:
+            low, high = row["low"], row["high"]
+            interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+            value = "-" if row["value"] is None or row["value"] != row["value"] else f"{row['value']:.3f}{interval}"
+            cells.setdefault(row["method"], {})[row["number"]] = value
+    show_table(("method", *names), [(method, *(of[name] for name in names)) for method, of in cells.items()])
+    typer.echo(f"{finished.part} part, {counted(finished.examples, 'example')}; 95 % intervals in parentheses")
+
+
+@options.options_of(options.columns, options.letters)
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `protea finetune` wrote.")],
+    inputs: Annotated[list[str], FASTA],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="Table of predictions: .parquet, .csv, .tsv or .h5.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="MODEL", help="The base model, if it is not where it was."),
+    ] = None,
+    long: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="What to do with a long sequence: truncate, window, full, error; as trained."
+        ),
+    ] = None,
+    duplicates: Annotated[
+        str, typer.Option(metavar="POLICY", help="What to do with a repeated id: error, rename, skip.")
+    ] = "error",
+    dtype: Dtype = "float32",
+    fast: Fast = False,
+    device: Device = "auto",
+    token_budget: TokenBudget = None,
+    overwrite: Overwrite = False,
+    **reading: Any,
+) -> None:
+    """Predict with a predictor that `protea finetune` trained: one row per sequence, or per residue.
+
+    After an interruption the same command continues. OUT.report.tsv lists every record that was truncated, altered,
+    renamed or skipped.
+
+    \b
+    Examples:
+      protea predict stability/ proteins.fasta -o predicted.csv
+      protea predict structure/ proteins.fasta.gz -o residues.parquet --fast
+    """
+    from protea.finetune.predict import predict as compute
+
+    values = {"inputs": inputs, "sequences": output, "duplicates": duplicates, "token_budget": token_budget}
+    values |= reading | {"dtype": dtype, "fast": fast, "device": device}
+    values |= {} if long is None else {"long": long}
+    load = loader(device=device, dtype=dtype, fast=fast)
+    with interruptible(), bars("residues") as progress:
+        done, totals = compute(run, values, load=load, base=model, overwrite=overwrite, progress=progress)
+    typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
+    altered = {name: getattr(totals, name) for name in ("truncated", "windowed", "altered", "renamed", "skipped")}
+    told = [f"{count:,} {what}" for what, count in altered.items() if count]
+    if told and not done.was_complete:
+        tell(f"{', '.join(told)}: see {output}.report.tsv")

@@ -1,0 +1,217 @@
+"""A trained predictor, and the folder that holds it.
+
+``predictor.json``      what is predicted, from which layer of which model, and how sure predictions are.
+``head.safetensors``    the weights of the head.
+``adapter/``            LoRA's weights, in peft's own layout (``--method lora``).
+``model/``              the whole encoder, as a Hugging Face folder (``--method full``).
+``reference.safetensors``  vectors of training proteins, for distances.
+
+The base model is not copied: the folder names it, and the SHA-256 of its weights must be the same when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from protea.checkpoints import hf
+from protea.embed.prepare import Long
+from protea.errors import CheckpointError, DataError, UsageError
+from protea.finetune.calibration import Calibration
+from protea.finetune.distances import Reference
+from protea.finetune.heads import Head, HeadConfig
+from protea.finetune.tasks import TASKS, Task
+from protea.infer.loading import LoadedModel, ModelLoader
+from protea.models.encoder import Encoder
+from protea.transforms.cpu import pack_for_cpu
+
+FILE: Final = "predictor.json"
+_HEAD: Final = "head.safetensors"
+_REFERENCE: Final = "reference.safetensors"
+ADAPTER: Final = "adapter"
+MODEL: Final = "model"
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a predictor was made from: its name, the SHA-256 of its weight files, and its letters."""
+
+    name: str
+    files: dict[str, str]
+    letters: str
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> Base:
+        """The base that a loaded model is."""
+        return cls(loaded.name, loaded.weights_sha256(), loaded.module.alphabet.residues)
+
+
+@dataclass
+class Predictor:
+    """A head on a layer of an encoder.
+
+    Attributes:
+        head: in evaluation mode.
+        classes: names of classes or labels; none for values.
+        layer: number of the layer that the head reads.
+        long: policy for long sequences in training, which is the default in prediction.
+        base: the model that it was made from.
+        method: frozen, lora or full.
+        calibration: of probabilities, sets and intervals.
+        reference: the training proteins; ``None`` if they are unknown.
+        encoder: the model with its final weights; ``None`` until it is loaded.
+    """
+
+    head: Head
+    classes: tuple[str, ...]
+    layer: int
+    long: Long
+    base: Base
+    method: str
+    calibration: Calibration
+    reference: Reference | None
+    encoder: Encoder | None = None
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return self.head.task
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The arrays of an embedding that a prediction needs: the head's, and means for distances."""
+        return tuple(dict.fromkeys((self.head.config.reads, "mean")))
+
+    def save(self, folder: Path) -> None:
+        """Write the predictor into an existing folder, without the encoder's changes."""
+        numbers = {
+            "format": _FORMAT,
+            "task": self.task.name,
+            "classes": list(self.classes),
+            "method": self.method,
+            "layer": self.layer,
+            "long": self.long,
+            "head": self.head.config.numbers(),
+            "base": {"name": self.base.name, "files": self.base.files, "letters": self.base.letters},
+            "calibration": self.calibration.numbers(),
+            "far": None if self.reference is None else self.reference.far,
+        }
+        (folder / FILE).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / _HEAD)
+        if self.reference is not None:
+            arrays = {"directions": self.reference.directions, "centre": self.reference.centre}
+            save_file(
+                {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}, folder / _REFERENCE
+            )
+
+
+def is_predictor(folder: Path) -> bool:
+    """Whether a folder holds a predictor."""
+    return (folder / FILE).is_file()
+
+
+def read_predictor(folder: Path) -> Predictor:
+    """A predictor without its encoder; ``CheckpointError`` if the folder holds none, or a damaged one."""
+    numbers = _read_numbers(folder)
+    try:
+        if numbers["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{folder / FILE}: format {numbers['format']}; this version reads {_FORMAT}: install a newer version"
+            )
+        config = HeadConfig(**numbers["head"])
+        head = Head(config)
+        head.load_state_dict(_tensors(folder / _HEAD))
+        reference = None
+        if numbers["far"] is not None:
+            arrays = _tensors(folder / _REFERENCE)
+            reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), numbers["far"])
+        return Predictor(
+            head=head.eval().requires_grad_(False),
+            classes=tuple(numbers["classes"]),
+            layer=numbers["layer"],
+            long=numbers["long"],
+            base=Base(**numbers["base"]),
+            method=numbers["method"],
+            calibration=Calibration.from_numbers(TASKS[config.task], numbers["calibration"]),
+            reference=reference,
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError | UsageError):
+            raise CheckpointError(f"{folder}: {error}") from error
+        raise CheckpointError(
+            f"{folder}: is damaged: {FILE} and {_HEAD} do not fit ({' '.join(str(error).split())[:200]}); train again"
+        ) from error
+
+
+def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: str | None = None) -> Predictor:
+    """The predictor with its encoder, ready to compute; ``model`` names the base if it has moved.
+
+    The base must have the weights that the predictor was made from.
+    """
+    if predictor.method == "full":
+        predictor.encoder = load(str(folder / MODEL)).module
+        return predictor
+    name = model or predictor.base.name
+    loaded = load_base(name, folder, load, trainable=predictor.method == "lora")
+    found = loaded.weights_sha256()
+    if sorted(found.values()) != sorted(predictor.base.files.values()):
+        raise CheckpointError(
+            f"{folder}: was made from other weights than those of {name} (SHA-256 "
+            f"{_short(predictor.base.files)}, not {_short(found)}); name the right base with -m"
+        )
+    if predictor.method == "lora":
+        from protea.finetune.adapters import read_adapter
+
+        read_adapter(folder / ADAPTER).merge_into(loaded.module)
+        pack_for_cpu(loaded.module)
+    predictor.encoder = loaded.module
+    return predictor
+
+
+def load_base(name: str, folder: Path, load: ModelLoader, *, trainable: bool) -> LoadedModel:
+    """The base of a predictor; an error says how to name it if it is not there."""
+    from protea.infer.loading import load_model
+
+    try:
+        if trainable:
+            return load_model(name, device=load.device, dtype=load.dtype, trainable=True)
+        return load(name)
+    except (CheckpointError, UsageError) as error:
+        raise type(error)(f"{folder}: its base model cannot be loaded: {error}; name it with -m if it moved") from error
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write a whole encoder beside a predictor."""
+    hf.save(encoder, folder / MODEL)
+
+
+def _read_numbers(folder: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: holds no {FILE}; name a folder that `protea finetune` wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / FILE}: cannot be read ({error}); train again") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise CheckpointError(f"{folder / FILE}: is not a predictor's; name a folder that `protea finetune` wrote")
+    return values
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); train again") from error
+
+
+def _short(files: Mapping[str, str]) -> str:
+    return ", ".join(f"{value[:12]}..." for value in files.values())
