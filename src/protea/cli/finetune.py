@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from protea.cli.interrupt import interruptible
 from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
 from protea.cli.terminal import bars, show_table, tell
 from protea.text import counted
+
+if TYPE_CHECKING:
+    from protea.finetune.measuring import Measured
+    from protea.finetune.tasks import Task
 
 _DATA = typer.Argument(
     metavar="DATA...",
@@ -149,17 +153,16 @@ def finetune(
     settings = settings.model_copy(update={"dtype": computed, "fast": False})
     with interruptible(), bars() as progress:
         finished = run(settings, overwrite=overwrite, progress=progress)
-    for note in finished.notes:
+    for note in finished.measured.notes:
         tell(note)
-    _show(finished)
+    _show(finished.measured, finished.predictor.task)
     typer.echo(f"{finished.output}: {finished.predictor.task.name}, predict with `protea predict {finished.output}`")
 
 
-def _show(finished: Any) -> None:
+def _show(finished: Measured, task: Task) -> None:
     """The first numbers of each method on the shown part."""
     from protea.finetune.measures import SELECTED, measures
 
-    task = finished.predictor.task
     names = list(dict.fromkeys((SELECTED[task.name][0], *measures(task))))[:_SHOWN]
     cells: dict[str, dict[str, str]] = {}
     for row in finished.metrics.to_pylist():

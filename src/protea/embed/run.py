@@ -63,7 +63,8 @@ class EmbedRun:
 
     ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
     ones; ``update`` replaces finished outputs of the same settings and computes only the sequences that they lack.
-    Progress counts residues. ``outputs`` are by default those of the settings. ``was_complete`` says afterwards that there was nothing to do.
+    Progress counts residues. ``outputs`` are by default those of the settings. ``was_complete`` says afterwards that
+    there was nothing to do.
     """
 
     settings: EmbedSettings

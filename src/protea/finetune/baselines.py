@@ -76,7 +76,7 @@ def nearest_neighbour(data: Labelled, parts: Iterable[Part], progress: Progress 
     for part in parts:
         queries = [example.sequences for example in data.part(part).examples]
         likeness = nearest(queries, [example.sequences for example in train.examples], progress)
-        labels = np.stack([_as_prediction(data, train.targets[place][0]) for place in likeness.neighbour])
+        labels = _as_predictions(data, train.all_targets().values[likeness.neighbour])
         # Nothing resembles a sequence of identity 0.
         found[part] = _where(likeness.identity > 0, labels, constant(data, [part])[part])
     return found
@@ -96,11 +96,11 @@ BASELINES: Final[Mapping[str, Callable[[Labelled, Iterable[Part]], Predictions]]
 
 def _linear(data: Labelled, parts: Iterable[Part], inputs: Callable[[Labelled], Tensor]) -> Predictions:
     train, validation = (_sample(data.part(part), _MOST_ROWS) for part in ("train", "validation"))
-    rows = [_rows(part, inputs) for part in (train, validation)]
+    of_train, of_validation = (_rows(part, inputs) for part in (train, validation))
     outputs = 1 if data.task.kind == "value" else len(data.classes)
-    width = rows[0].x.shape[1] // (3 if data.task.unit == "pair" else 1)
+    width = of_train.x.shape[1] // (3 if data.task.unit == "pair" else 1)
     config = HeadConfig(kind="linear", task=data.task.name, width=width, outputs=outputs)
-    head = solve(config, *rows).head
+    head = solve(config, of_train, of_validation).head
     return {part: _predictions(head, data.part(part), inputs) for part in parts}
 
 
@@ -144,7 +144,7 @@ def _encoded(data: Labelled) -> list[Ints]:
 
 
 def _composition(data: Labelled) -> Tensor:
-    """``[.., 22]``: shares of the amino acids and the logarithm of the length; repeated for the residues of a protein."""
+    """``[.., 22]``: shares of the amino acids and log length, of the protein of each residue for residue tasks."""
     rows = [
         np.append(np.bincount(letters, minlength=_KINDS) / max(1, len(letters)), np.log(max(1, len(letters))))
         for letters in _encoded(data)
@@ -229,10 +229,6 @@ def _rated(data: Labelled) -> Labelled:
     return data.chosen(rated.tolist())
 
 
-def _as_prediction(data: Labelled, target: NDArray[np.float64] | np.int64 | np.float64) -> Floats:
-    return _as_predictions(data, np.asarray(target)[None])[0]
-
-
 def _as_predictions(data: Labelled, targets: NDArray[np.float64] | NDArray[np.int64]) -> Floats:
     """Targets of labelled rows in the form of predictions; a label that is missing counts as absent."""
     if data.task.kind != "class":
@@ -248,4 +244,5 @@ def _repeated(value: Floats | float, rows: int) -> Floats:
 
 
 def _where(chosen: NDArray[np.bool_], a: Floats, b: Floats) -> Floats:
-    return np.where(chosen.reshape(-1, *([1] * (a.ndim - 1))), a, b)
+    found: Floats = np.where(chosen.reshape(-1, *([1] * (a.ndim - 1))), a, b)
+    return found

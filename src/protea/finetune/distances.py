@@ -51,7 +51,8 @@ class Reference:
             if len(directions):
                 found = (directions @ self.directions[start : start + _BLOCK].T).max(1)
                 closest = np.maximum(closest, found)
-        return np.clip(1 - closest, 0, 2)
+        distances: Floats = np.clip(1 - closest, 0, 2)
+        return distances
 
 
 def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ Shapes: N examples, R rows, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -133,7 +133,7 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def _table(rows: list[tuple[object, ...]], names: tuple[str, ...], strings: int) -> pa.Table:
+def _table(rows: Sequence[tuple[object, ...]], names: tuple[str, ...], strings: int) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     kinds = [pa.string() if place < strings else None for place in range(len(names))]
     return pa.table({name: pa.array(values, kind) for name, values, kind in zip(names, columns, kinds, strict=True)})

@@ -33,11 +33,12 @@ _PILOT: Final = {"train": 60_000, "validation": 30_000}
 class Source:
     """A model whose hidden states are computed once and kept in a folder.
 
-    ``identity`` is what the states depend on beside model and sequences; ``title`` names the work in progress bars.
+    Folds share it, except for the sample that chooses a layer. ``identity`` is what the states depend on beside model and sequences; ``title`` names the work in progress bars.
     """
 
     model: Encoder
     folder: Path
+    fold: str
     identity: Mapping[str, Any]
     token_budget: int | None = None
     title: str = "embedding"
@@ -95,7 +96,7 @@ def features_of_layer(
     else:
         losses = _losses(probe, pilot := _pilot(prepared, seed), _pilot_features(source, pilot, every, progress), seed)
         best = min(losses, key=lambda number: losses[number])
-    return Chosen(source.features(prepared, config.reads, (best,), "layer", progress), 0, losses)
+    return Chosen(source.features(prepared, config.reads, (best,), f"layer-{best}", progress), 0, losses)
 
 
 def fit(
@@ -114,7 +115,7 @@ def fit(
 
 def _pilot_features(source: Source, pilot: Prepared, layers: tuple[int, ...], progress: Progress) -> Features:
     titled = replace(source, title="choosing the layer")
-    return titled.features(pilot, RESIDUES, layers, "pilot", progress)
+    return titled.features(pilot, RESIDUES, layers, f"{source.fold}-pilot", progress)
 
 
 def _pilot(prepared: Prepared, seed: int) -> Prepared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from protea.embed.embeddings import resolve_layers
 from protea.finetune import frozen
@@ -23,8 +23,6 @@ from protea.transforms.cpu import pack_for_cpu
 
 if TYPE_CHECKING:
     from protea.finetune.adapters import Adapter
-
-_CURVE: Final = ("step", "training_loss", "validation_loss", "validation_number")
 
 
 @dataclass
@@ -64,11 +62,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains the members of a run; its folder holds what a killed run continues from."""
+    """Trains the members of one fold; the folder of the run holds what a killed run continues from."""
 
     settings: FinetuneSettings
     loaded: LoadedModel
     folder: Path
+    fold: str
     identity: dict[str, Any]
     progress: Progress
 
@@ -85,15 +84,15 @@ class Trainer:
             dropout=settings.dropout,
         )
 
-    def members(self, prepared: Prepared, name: str) -> list[Member]:
-        """All members of a fold: one for each seed, at the learning rate that is best on the validation part."""
+    def members(self, prepared: Prepared) -> list[Member]:
+        """All members: one for each seed, at the learning rate that is best on the validation part."""
         seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
         if self.settings.method == "frozen":
             return [self.frozen(prepared, self.settings.layer, seed) for seed in seeds]
         rates: Sequence[float | None] = self.settings.lr or [None]
-        swept = [[self._tuned(prepared, rate, seed, name) for seed in seeds[:1]] for rate in rates]
+        swept = [[self._tuned(prepared, rate, seed) for seed in seeds[:1]] for rate in rates]
         best = max((members[0] for members in swept), key=lambda member: (member.selected, -member.loss))
-        return [best, *(self._tuned(prepared, best.lr, seed, name) for seed in seeds[1:])]
+        return [best, *(self._tuned(prepared, best.lr, seed) for seed in seeds[1:])]
 
     def frozen(self, prepared: Prepared, layer: int | str, seed: int) -> Member:
         """A head on the model as it is."""
@@ -107,7 +106,9 @@ class Trainer:
 
     def _source(self, model: Encoder, name: str, identity: dict[str, Any]) -> Source:
         title = "embedding" if name == "frozen" else f"embedding, {name} weights"
-        return Source(model, self.folder / name, {**self.identity, **identity}, self.settings.token_budget, title)
+        return Source(
+            model, self.folder / name, self.fold, {**self.identity, **identity}, self.settings.token_budget, title
+        )
 
     def _probe(self, source: Source, prepared: Prepared, layer: int | str, seed: int) -> Member:
         config, settings = self.config(prepared.labelled), self.settings
@@ -129,7 +130,7 @@ class Trainer:
             curve=trained.curve, notes=notes,
         )  # fmt: skip
 
-    def _tuned(self, prepared: Prepared, rate: float | None, seed: int, name: str) -> Member:
+    def _tuned(self, prepared: Prepared, rate: float | None, seed: int) -> Member:
         from protea.finetune.tuning import TuneSettings, tune
 
         settings = self.settings
@@ -149,7 +150,7 @@ class Trainer:
             class_weights=settings.class_weights,
             **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
-        label = f"{name}-seed-{seed}" + ("" if rate is None else f"-lr-{rate:g}")
+        label = f"{self.fold}-seed-{seed}" + ("" if rate is None else f"-lr-{rate:g}")
         tuned = tune(
             lambda: load_model(self.loaded.path, device=settings.device, trainable=True).module,
             prepared,

@@ -78,7 +78,7 @@ def rows(predictor: Predictor, embedding: Embedding) -> dict[str, Any]:
         table |= {"position": np.arange(1, count + 1), "residue": letters}
     table |= predicted_columns(predictor, found)
     if predictor.reference is not None:
-        distance = float(predictor.reference.distances(embedding.pooled["mean"])[0])
+        distance = float(predictor.reference.distances(embedding.pooled[predictor.summary])[0])
         table |= {"distance": [distance] * count, "far": [distance > predictor.reference.far] * count}
     return table | {"truncated_from": [embedding.encoded.truncated_from] * count}
 

@@ -27,7 +27,7 @@ from protea.embed.prepare import Long
 from protea.errors import CheckpointError, DataError, UsageError
 from protea.finetune.calibration import Calibration
 from protea.finetune.distances import Reference
-from protea.finetune.heads import Head, HeadConfig
+from protea.finetune.heads import RESIDUES, Head, HeadConfig
 from protea.finetune.tasks import TASKS, Task
 from protea.infer.loading import LoadedModel, ModelLoader
 from protea.models.encoder import Encoder
@@ -87,9 +87,14 @@ class Predictor:
         return self.head.task
 
     @property
+    def summary(self) -> str:
+        """The pooling whose vectors are compared with the training proteins."""
+        return "mean" if self.head.config.reads == RESIDUES else self.head.config.reads
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        """The arrays of an embedding that a prediction needs: the head's, and means for distances."""
-        return tuple(dict.fromkeys((self.head.config.reads, "mean")))
+        """The arrays of an embedding that a prediction needs: the head's, and the summary for distances."""
+        return tuple(dict.fromkeys((self.head.config.reads, self.summary)))
 
     def save(self, folder: Path) -> None:
         """Write the predictor into an existing folder, without the encoder's changes."""
