@@ -214,4 +214,4 @@ def _step(
     optimizer.zero_grad()
     (loss / count).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return float(loss), float(count)
+    return float(loss.detach()), float(count)

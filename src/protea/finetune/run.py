@@ -29,7 +29,8 @@ from protea.finetune.members import Member, Trainer
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
 from protea.finetune.reading import DataFiles, read_labelled
 from protea.finetune.settings import FinetuneSettings
-from protea.finetune.splits import Split, calibration, split
+from protea.finetune.splits import calibration, split
+from protea.finetune.splits import parse as parse_split
 from protea.infer.loading import LoadedModel, ModelLoader
 from protea.journal import REFUSED, WorkFolder, check_same, complete, differences, leaves
 from protea.output import check_output, fingerprint, put_in_place, write_report
@@ -148,12 +149,9 @@ class _Run:
             )
         )
         rows = list(labelled.rows)
-        self.notes = list(labelled.notes)
-        folds = split(labelled, Split.parse(settings.split), settings.seed, self.progress)
+        folds = split(labelled, parse_split(settings.split), settings.seed, self.progress)
         folds = [calibration(fold, settings.calibration, settings.seed, _LEAST) for fold in folds]
         whole = prepare(labelled, self.loaded.module, settings.long, rows)
-        if labelled.task.unit == "residue" and any(row.what == "truncated" for row in rows):
-            self.notes.append("labels beyond the residues that are kept are left out: see data.report.tsv")
         target = self.work / "complete"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
@@ -185,7 +183,7 @@ class _Run:
         elif self.settings.method == "full":
             save_encoder(best.encoder, folder)
         measured = measure_member(folder, trainer, members, best, calibrated)
-        measured.notes = [*self.notes, *notes, *best.notes, *calibrated.notes, *measured.notes]
+        measured.notes = [*notes, *best.notes, *calibrated.notes, *measured.notes]
         return_freed_memory()
         return Finished(self.settings.output, predictor, measured)
 
