@@ -25,11 +25,11 @@ _TABLE: Final = re.compile(r"\.(?:(csv|tsv)(?:\.(?:gz|bz2|xz|zst))?|(parquet))$"
 _DELIMITERS: Final = {"csv": ",", "tsv": "\t"}
 _BATCH: Final = 1 << 12
 _BUFFER: Final = 1 << 20
-_IDS: Final = (
+ID_NAMES: Final = (
     *("id", "identifier", "name", "entry", "accession", "uniprot", "uniprot_id"),
     *("protein", "protein_id", "seq_id", "sequence_id"),
 )
-_SEQUENCES: Final = (
+SEQUENCE_NAMES: Final = (
     *("sequence", "seq", "protein_sequence", "protein_seq", "target_sequence", "target_seq"),
     *("aa_sequence", "aa_seq", "amino_acid_sequence"),
 )
@@ -92,12 +92,12 @@ def _table(name: str, columns: InputColumns) -> Iterator[Record]:
     rows = _parquet_rows(name, columns) if match[2] else _text_rows(name, columns, _DELIMITERS[match[1]])
     number = 0
     for number, (cell, sequence) in enumerate(rows, start=1):
-        yield _record(f"{name}, row {number}", cell.strip(), sequence)
+        yield row_record(f"{name}, row {number}", cell.strip(), sequence)
     if not number:
         raise FastaError(f"{name}: no records; the table has no rows")
 
 
-def _record(place: str, name: str, sequence: str) -> Record:
+def row_record(place: str, name: str, sequence: str) -> Record:
     """The record of a row, with the letters that the lines of a FASTA file would give."""
     if name in ("", "NaN", "nan"):
         raise FastaError(f"{place}: a record without an id; fill its cell")
@@ -118,7 +118,7 @@ def _text_rows(name: str, columns: InputColumns, delimiter: str) -> Iterator[tup
     from protea.delimited import folded, text_rows
 
     notes: list[str] = []
-    known = {*_IDS, *_SEQUENCES, *(folded(column) for column in (columns.id, columns.sequence) if column)}
+    known = {*ID_NAMES, *SEQUENCE_NAMES, *(folded(column) for column in (columns.id, columns.sequence) if column)}
     # Every byte is kept. As in FASTA, the encoding of ids is found later.
     rows = text_rows(name, delimiter, known, notes, any_bytes=True)
     chosen = itemgetter(*_places(name, [_decoded(cell) for cell in next(rows)], columns))
@@ -157,8 +157,8 @@ def _parquet_rows(name: str, columns: InputColumns) -> Iterator[tuple[str, str]]
 
 def _places(name: str, header: Sequence[str], columns: InputColumns) -> tuple[int, int]:
     return (
-        _place(name, header, columns.id, _IDS, "ids", "--id-column"),
-        _place(name, header, columns.sequence, _SEQUENCES, "sequences", "--sequence-column"),
+        _place(name, header, columns.id, ID_NAMES, "ids", "--id-column"),
+        _place(name, header, columns.sequence, SEQUENCE_NAMES, "sequences", "--sequence-column"),
     )
 
 

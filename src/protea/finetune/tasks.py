@@ -9,21 +9,50 @@ Shapes: N examples, R rows in all, C classes, or labels of a multilabel task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protea.errors import DataError
+from protea.letters import ReportRow
+from protea.text import shown
+
 Unit = Literal["residue", "sequence", "pair"]
 Kind = Literal["class", "value", "labels"]
-Part = Literal["train", "validation", "test"]
+Part = Literal["", "train", "validation", "calibration", "test"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+PARTS: Final[tuple[Part, ...]] = ("train", "validation", "calibration", "test")
+"""The parts of split data, in the order of messages; before a split, an example may have no part (``""``)."""
+
+_PART_NAMES: Final[Mapping[Part, tuple[str, ...]]] = {
+    "": ("", "na", "nan", "none", "null"),
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "development", "eval"),
+    "calibration": ("calibration",),
+    "test": ("test", "testing", "new_test_set"),  # new_test_set: the headers of FLIP's setHARD
+}
+
 MISSING: Final = -1
 """The class of a row without a label; missing values and labels are NaN."""
+
+
+def part_of(name: str, place: str) -> Part:
+    """The part that the data call ``name``; a ``DataError`` if nobody calls a part so."""
+    folded = name.strip().lower()
+    for part, names in _PART_NAMES.items():
+        if folded in names:
+            return part
+    if folded in ("predict", "pred", "prediction"):
+        raise DataError(
+            f"{place}: set {shown(name)}: labelled data have no such part; give such records to a prediction"
+        )
+    known = ", ".join(alias for names in _PART_NAMES.values() for alias in names[:3] if names[0])
+    raise DataError(f"{place}: unknown set {shown(name)}; known are {known}; name another column, or correct it")
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,7 @@ class LabelledExample:
     """A sequence, or a pair of sequences, with the part of the data that it belongs to.
 
     ``sequences`` holds residues as in the file, in upper case: one string, or two for a pair. ``place`` names file and
-    record or row, for messages.
+    record or row, for messages. ``part`` is ``""`` if the data name none and no split is made yet.
     """
 
     id: str
@@ -79,6 +108,7 @@ class Labelled:
         targets: by example, a row for each residue, else one row: class numbers ``[n]`` int64, with ``MISSING``;
             values ``[n]`` float64, with NaN; for multilabel ``[1, C]`` float64 of 0, 1 and NaN.
         notes: sentences that a user must see: how the task was detected, what is missing, what was left out.
+        rows: rows of a report: what was changed or left out, and which records contradict each other.
     """
 
     task: Task
@@ -86,14 +116,15 @@ class Labelled:
     examples: list[LabelledExample]
     targets: list[NDArray[np.float64] | NDArray[np.int64]]
     notes: list[str] = field(default_factory=list)
+    rows: list[ReportRow] = field(default_factory=list)
 
     def part(self, name: Part) -> Labelled:
-        """The examples of one part, in order, without the notes."""
+        """The examples of one part, in order, without notes and rows."""
         chosen = [place for place, example in enumerate(self.examples) if example.part == name]
         return self.chosen(chosen)
 
     def chosen(self, places: Sequence[int]) -> Labelled:
-        """The examples at these places, without the notes."""
+        """The examples at these places, without notes and rows."""
         examples = [self.examples[place] for place in places]
         return Labelled(self.task, self.classes, examples, [self.targets[place] for place in places])
 
