@@ -21,7 +21,7 @@ import pyarrow as pa
 from protea.finetune import baselines, evaluation
 from protea.finetune.calibration import Calibration
 from protea.finetune.evaluation import OURS
-from protea.finetune.likeness import clusters, nearest
+from protea.finetune.likeness import clusters, leak, nearest
 from protea.finetune.measures import measure, reliability
 from protea.finetune.members import Member, Trainer
 from protea.finetune.tasks import Floats, Ints, Labelled, Part
@@ -95,12 +95,11 @@ def _baselines(trainer: Trainer, best: Member, parts: list[Part]) -> Iterator[tu
     for name, predict in baselines.BASELINES.items():
         trainer.progress.begin(f"baseline {name}")
         yield name, predict(data, parts)
-    others = {"random weights": lambda: trainer.random(best.prepared, best.chosen.layer)}
+    member = trainer.random(best.prepared, best.chosen.layer)
+    yield "random weights", {part: member.predictions(part) for part in parts}
     if trainer.settings.method != "frozen":
-        others["frozen"] = lambda: trainer.frozen(best.prepared, best.chosen.layer, trainer.settings.seed)
-    for name, fit in others.items():
-        member = fit()
-        yield name, {part: member.predictions(part) for part in parts}
+        member = trainer.frozen(best.prepared, best.chosen.layer, trainer.settings.seed)
+        yield "frozen", {part: member.predictions(part) for part in parts}
 
 
 def _groups(data: Labelled, notes: list[str], trainer: Trainer) -> Ints | None:
@@ -119,13 +118,7 @@ def _groups(data: Labelled, notes: list[str], trainer: Trainer) -> Ints | None:
 def _by_identity(folder: Path, data: Labelled, methods: dict[str, Floats], notes: list[str], trainer: Trainer) -> None:
     test, train = ([example.sequences for example in data.part(part).examples] for part in ("test", "train"))
     likeness = nearest(test, train, trainer.progress)
-    close = int((likeness.identity > _FAMILY).sum())
-    if close:
-        notes.append(
-            f"{close:,} of {len(test):,} test examples are more than {_FAMILY:.0%} identical to a training example "
-            f"({likeness.method}; median {np.median(likeness.identity):.0%}), so the numbers hold for such relatives; "
-            "--split cluster:0.3 tests unrelated proteins"
-        )
+    notes.append(leak(likeness, _FAMILY))
     write_table(folder / "by_identity.tsv", evaluation.identity_table(data.part("test"), methods, likeness.identity))
 
 

@@ -114,8 +114,7 @@ class PredictionOutput(EmbeddingOutput):
 
     def open(self, folder: Path, state: State | None) -> EmbeddingStore:
         """The store of the table."""
-        store: Any = PredictionStore(folder, self.kind, columns(self.predictor), state)
-        return store
+        return PredictionStore(folder, self.kind, columns(self.predictor), state)
 
     def contents(self) -> Contents:
         """The provenance of the finished table."""
