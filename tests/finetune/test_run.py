@@ -1,0 +1,344 @@
+"""``protea finetune`` and ``protea predict`` as a user meets them: folders, numbers, reruns, kills and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+import protea
+from conftest import Run, fails
+from protea.finetune.predictor import read_predictor
+from protea.output import sha256
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+PARTS = ["train"] * 60 + ["validation"] * 40 + ["test"] * 30
+TABLES = ("metrics.tsv", "comparison.tsv", "by_identity.tsv", "predictions.parquet", "calibration.tsv")
+NO_TIME = ("--epochs", 2, "--no-baselines")
+
+
+def sequences(count: int = len(PARTS), seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(list(LETTERS), rng.integers(20, 40))) for _ in range(count)]
+
+
+def write_values(path: Path) -> None:
+    """A value that a mean over residues predicts: the share of two amino acids, with noise."""
+    rng = np.random.default_rng(1)
+    rows = ["id,sequence,target,set"]
+    for number, (text, part) in enumerate(zip(sequences(), PARTS, strict=True)):
+        value = 20 * (text.count("A") + text.count("W")) / len(text) + rng.normal() * 0.1
+        rows.append(f"p{number},{text},{value:.4f},{part}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def write_classes(path: Path) -> None:
+    rows = ["id,sequence,label,stage"]
+    for number, (text, part) in enumerate(zip(sequences(), PARTS, strict=True)):
+        rows.append(f"p{number},{text},{'many' if text.count('A') + text.count('W') > 2 else '<few>'},{part}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def write_labels(path: Path) -> None:
+    rows = ["id,sequence,label,set"]
+    for number, (text, part) in enumerate(zip(sequences(), PARTS, strict=True)):
+        labels = [letter for letter in "AWK" if text.count(letter) > 1]
+        rows.append(f"p{number},{text},{';'.join(labels) or 'none'},{part}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+def write_residues(path: Path) -> None:
+    """FASTA as biotrainer writes it: the class of a residue is whether it, or the one before, is A or W."""
+    blocks = []
+    for number, (text, part) in enumerate(zip(sequences(), PARTS, strict=True)):
+        labels = "".join(
+            "H" if letter in "AW" or text[i - 1 : i] in ("A", "W") else "C" for i, letter in enumerate(text)
+        )
+        blocks.append(f">p{number} TARGET={labels} SET={part}\n{text}\n")
+    path.write_text("".join(blocks))
+
+
+def write_pairs(path: Path) -> None:
+    rows = ["id,sequence,sequence_2,target,set"]
+    for number, (text, other, part) in enumerate(zip(sequences(), sequences(seed=5), PARTS, strict=True)):
+        rows.append(f"p{number},{text},{other},{'yes' if 'A' in text and 'A' in other else 'no'},{part}")
+    path.write_text("\n".join(rows) + "\n")
+
+
+WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "sequence-value": (write_values, "data.csv"),
+    "sequence-class": (write_classes, "data.csv"),
+    "multilabel": (write_labels, "data.csv"),
+    "residue-class": (write_residues, "data.fasta"),
+    "pair-class": (write_pairs, "data.csv"),
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path, one_thread: None) -> Callable[[str], Path]:
+    def make(task: str) -> Path:
+        write, name = WRITERS[task]
+        write(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def model(model_folders: dict[str, Path]) -> Path:
+    return model_folders["esm2"]
+
+
+def numbers(folder: str, method: str = "predictor", part: str = "test") -> dict[str, float]:
+    table = pd.read_csv(Path(folder) / "metrics.tsv", sep="\t", keep_default_na=True)
+    chosen = table[(table.method == method) & (table.part == part)]
+    return dict(zip(chosen.number, chosen.value, strict=True))
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_every_task_with_all_baselines(run: Run, data: Callable[[str], Path], model: Path, task: str) -> None:
+    given = data(task)
+    result = run("finetune", given, "-m", model, "-o", "out", "--epochs", 3)
+    assert result.code == 0, result
+    assert f"task: {task}" in result.err
+    folder = Path("out")
+    assert {path.name for path in folder.iterdir()} >= {*TABLES, "predictor.json", "head.safetensors", "run.yaml"}
+    methods = pd.read_csv(folder / "metrics.tsv", sep="\t").method.unique().tolist()
+    assert methods == ["predictor", "constant", "composition", "one-hot", "nearest", "random weights"]
+    assert all(method in result.out for method in methods)
+    stored = pq.read_table(folder / "predictions.parquet")
+    assert set(stored["part"].to_pylist()) == {"validation", "test"}
+    assert not Path(".out.partial").exists()
+    predictor = read_predictor(folder)
+    assert predictor.task.name == task
+    assert yaml.safe_load((folder / "run.yaml").read_text())["settings"]["model"] == str(model)
+
+
+def test_a_task_that_the_model_can_learn_beats_the_constant(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    assert run("finetune", data("sequence-value"), "-m", model, "-o", "out", "--layer", "0").code == 0
+    ours, constant = numbers("out"), numbers("out", "constant")
+    assert ours["rmse"] < 0.5 * constant["rmse"]
+    assert ours["spearman"] > 0.8
+    table = pd.read_csv("out/comparison.tsv", sep="\t")
+    row = table[(table["minus"] == "constant") & (table.number == "rmse")].iloc[0]
+    assert row.high < 0
+    assert row.difference == pytest.approx(ours["rmse"] - constant["rmse"])
+    calibration = pd.read_csv("out/calibration.tsv", sep="\t", index_col="number").value
+    assert calibration["stated_coverage"] == 0.9
+    assert 0.6 < calibration["coverage"] <= 1
+
+
+def test_predictions_are_those_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Predicting the test part again gives the numbers in the folder, whatever the format."""
+    for task in ("sequence-class", "residue-class", "multilabel"):
+        given = data(task)
+        assert run("finetune", given, "-m", model, "-o", f"out-{task}", *NO_TIME).code == 0
+        first = run("predict", f"out-{task}", given, "-o", f"{task}.parquet")
+        assert first.code == 0, first
+        stored = pq.read_table(f"out-{task}/predictions.parquet").to_pandas()
+        again = pq.read_table(f"{task}.parquet").to_pandas()
+        keys = ["id", "position"] if task == "residue-class" else ["id"]
+        joined = stored.merge(again, on=keys, suffixes=("", "_again"))
+        assert len(joined) == len(stored)
+        for name in [name for name in stored.columns if name.startswith("probability_")]:
+            np.testing.assert_allclose(joined[name], joined[f"{name}_again"], atol=1e-5)
+        assert {"distance", "far", "truncated_from"} <= set(again.columns)
+        if task == "residue-class":
+            letters = dict(zip((f"p{i}" for i in range(len(PARTS))), sequences(), strict=True))
+            assert "".join(again[again.id == "p3"].residue) == letters["p3"]
+        if task == "sequence-class":
+            assert set(again["predicted"]) <= {"<few>", "many"}
+            assert set(again["set"]) <= {"", "<few>", "many", "<few>;many"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "h5"])
+def test_formats_of_predictions(run: Run, data: Callable[[str], Path], model: Path, suffix: str) -> None:
+    given = data("sequence-value")
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    assert run("predict", "out", given, "-o", "p.parquet").code == 0
+    assert run("predict", "out", given, "-o", f"p.{suffix}").code == 0
+    expected = pq.read_table("p.parquet").to_pandas()
+    if suffix == "h5":
+        with h5py.File("p.h5") as file:
+            found: Any = {name: file[name][()] for name in file}
+        found["id"] = [name.decode() for name in found["id"]]
+        assert list(found) == list(expected.columns)
+    else:
+        found = pd.read_csv(f"p.{suffix}", sep="," if suffix == "csv" else "\t")
+        assert list(found.columns) == list(expected.columns)
+    assert list(found["id"]) == expected["id"].tolist()
+    np.testing.assert_array_equal(found["predicted"], expected["predicted"])
+    again = run("predict", "out", given, "-o", f"p.{suffix}")
+    assert again.code == 0
+    assert "nothing to do" in again.err
+
+
+def test_predictions_are_those_of_python(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-class")
+    assert run("finetune", given, "-m", model, "-o", "out", "--layer", 1, *NO_TIME).code == 0
+    assert run("predict", "out", given, "-o", "p.csv").code == 0
+    predictor = read_predictor(Path("out"))
+    vectors = protea.load(model, device="cpu").embed(sequences(), pool="mean", layers=1)
+    with torch.no_grad():
+        expected = predictor.head.outcome(predictor.head(torch.from_numpy(vectors), torch.ones(len(vectors))))
+    np.testing.assert_allclose(pd.read_csv("p.csv")["probability_many"], expected[:, 1], atol=1e-5)
+
+
+def test_the_same_command_again(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-value")
+    command = ("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    before = sha256(Path("out/head.safetensors"))
+    again = run(*command)
+    assert again.code == 0
+    assert "out: complete, nothing to do" in again.err
+    fails(run(*command, "--head", "mlp"), 1, "out: exists already, of another run", "head")
+    given.write_text(given.read_text().replace(",test", ",train"))
+    fails(run(*command), 1, "out: exists already, of another run", "input")
+    assert sha256(Path("out/head.safetensors")) == before
+    assert run(*command, "--overwrite").code == 0
+    assert sha256(Path("out/head.safetensors")) != before
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("text")
+    fails(run("finetune", given, "-m", model, "-o", "mine", *NO_TIME), 1, "mine", "not written by this command")
+
+
+def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-class")
+    assert run("finetune", given, "-m", model, "-o", "seeds", "--head", "mlp", "--seeds", 2, *NO_TIME).code == 0
+    assert pd.read_csv("seeds/seeds.tsv", sep="\t").seed.unique().tolist() == [0, 1]
+    assert {"step", "validation_loss"} <= set(pd.read_csv("seeds/curve.tsv", sep="\t"))
+    result = run("finetune", given, "-m", model, "-o", "folds", "--split", "kfold:3", *NO_TIME)
+    assert result.code == 0, result
+    assert sorted(path.name for path in Path("folds").glob("fold-*")) == ["fold-1", "fold-2", "fold-3"]
+    assert pd.read_csv("folds/metrics.tsv", sep="\t").fold.unique().tolist() == [1, 2, 3]
+    tested = [
+        set(pq.read_table(f"folds/fold-{n}/predictions.parquet", filters=[("part", "=", "test")])["id"].to_pylist())
+        for n in (1, 2, 3)
+    ]
+    assert set.union(*tested) == {f"p{i}" for i in range(len(PARTS))}
+    assert sum(map(len, tested)) == len(PARTS)
+    assert run("predict", "folds/fold-2", given, "-o", "p.csv").code == 0
+    fails(run("predict", "folds", given, "-o", "q.csv"), 1, "folds")
+    result = run("finetune", given, "-m", model, "-o", "layers", "--layer", "auto", *NO_TIME)
+    assert result.code == 0
+    losses = pd.read_csv("layers/layers.tsv", sep="\t")
+    assert losses.layer.tolist() == [0, 1, 2, 3]
+    assert read_predictor(Path("layers")).layer == losses.layer[losses.validation_loss.idxmin()]
+
+
+@pytest.mark.parametrize("task", ["sequence-value", "residue-class"])
+def test_killed_runs_end_with_the_same_bits(
+    run: Run, data: Callable[[str], Path], model: Path, tmp_path: Path, task: str
+) -> None:
+    given = data(task)
+    command = ("finetune", given, "-m", model, "--no-baselines", "--epochs", 3, "--token-budget", 64)
+    assert run(*command, "-o", "whole").code == 0
+    arguments = [sys.executable, "-m", "protea", *map(str, command), "-o", "killed"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not Path(".killed.partial/frozen").exists():
+        time.sleep(0.01)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    result = run(*command, "-o", "killed")
+    assert result.code == 0, result
+    for name in ("head.safetensors", "metrics.tsv", "predictor.json"):
+        assert sha256(Path("killed") / name) == sha256(Path("whole") / name), name
+
+
+def test_an_unfinished_run_of_other_settings(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-value")
+    command = ("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    identity = yaml.safe_load(Path("out/run.yaml").read_text())["identity"]
+    Path(".out.partial").mkdir()
+    Path(".out.partial/journal.json").write_text(json.dumps({"identity": {**identity, "seed": 7}}))
+    shutil.rmtree("out")
+    fails(run(*command), 1, "unfinished run has other settings (seed 7 -> 0)", "--overwrite")
+    assert run(*command, "--overwrite").code == 0
+
+
+def test_a_predictor_and_its_base(run: Run, data: Callable[[str], Path], model_folders: dict[str, Path]) -> None:
+    given, model = data("sequence-value"), Path("base")
+    shutil.copytree(model_folders["esm2"], model)
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    model.rename("moved")
+    fails(run("predict", "out", given, "-o", "p.csv"), 2, "out: its base model cannot be loaded", "-m if it moved")
+    assert run("predict", "out", given, "-o", "p.csv", "-m", "moved").code == 0
+    other = model_folders["esm2nv"]
+    fails(run("predict", "out", given, "-o", "q.csv", "-m", other), 1, "out", "other weights", "-m")
+    fails(run("predict", "moved", given, "-o", "q.csv"), 1, "moved", "predictor.json")
+    head = Path("out/head.safetensors")
+    content = head.read_bytes()
+    head.write_bytes(content[:40])
+    fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "head.safetensors", "cannot be read")
+    head.write_bytes(content)
+    text = Path("out/predictor.json").read_text()
+    Path("out/predictor.json").write_text(text.replace('"width": 40', '"width": 41'))
+    fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "out", "damaged")
+    Path("out/predictor.json").write_text(text.replace('"format": 1', '"format": 2'))
+    fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "format 2", "newer version")
+    assert not list(Path().glob("q.csv*"))
+
+
+def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-value")
+    for arguments, parts in (
+        (("--head", "cnn"), ("--head cnn", "linear, mlp")),
+        (("--head", "crf"), ("crf", "light-attention")),
+        (("--task", "structure"), ("structure", "residue-class")),
+        (("--layer", "9"), ("layer 9", "0 to 3")),
+        (("--lr", "1e-4"), ("--lr", "--head-lr")),
+        (("--method", "lora", "--layer", "2"), ("--layer", "frozen")),
+        (("--split", "leave-one-out"), ("leave-one-out", "kfold:5")),
+        (("--coverage", "1.5"), ("coverage", "1.5")),
+        (("--epochs", "0"), ("epochs", "0")),
+    ):
+        fails(run("finetune", given, "-m", model, "-o", "out", *arguments), 2, *parts)
+    fails(run("finetune", "-m", model, "-o", "out"), 2, "data")
+    assert not Path("out").exists()
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    fails(run("predict", "out", given, "-o", "p.xlsx"), 2, "p.xlsx", ".parquet")
+
+
+def test_under_torchrun(run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(run("finetune", data("sequence-value"), "-m", model, "-o", "out"), 2, "one process", "torchrun")
+
+
+def test_no_test_part(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-value")
+    given.write_text(given.read_text().replace(",test", ",train"))
+    result = run("finetune", given, "-m", model, "-o", "out", "--no-baselines")
+    assert result.code == 0, result
+    assert "no test part" in result.err
+    assert "validation part" in result.out
+    assert not Path("out/by_identity.tsv").exists()
+
+
+def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Intervals are infinite, and it is said; nothing pretends to be calibrated."""
+    given = data("sequence-value")
+    lines = given.read_text().splitlines()
+    given.write_text("\n".join([*lines[:70], *lines[-10:], ""]))
+    result = run("finetune", given, "-m", model, "-o", "out", "--no-baselines")
+    assert result.code == 0, result
+    assert "too few" in result.err
+    assert run("predict", "out", given, "-o", "p.csv").code == 0
+    assert np.isinf(pd.read_csv("p.csv")["high"]).all()
