@@ -177,7 +177,7 @@ def _search(queries: Sequence[str], targets: Sequence[str], progress: Progress, 
     return _Hits(*(np.concatenate(arrays) for arrays in zip(aligned, estimated, strict=True))), method
 
 
-def _hits(rows: Sequence[tuple[int, int, float]]) -> _Hits:
+def _hits(rows: Sequence[tuple[int, int, float]] | Floats) -> _Hits:
     table = np.array(rows, np.float64).reshape(-1, 3)
     return _Hits(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
 
@@ -203,10 +203,9 @@ def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[
             return _hits([]), program.version
         asked = _write(folder / "queries.fasta", ((place, queries[place]) for place in chosen))
         known = _write(folder / "targets.fasta", enumerate(targets))
-        parts = [_hits([])]
-        for rows in read_rows(program.search(asked, known, folder / "search", _FLAGS.format(e)), np.float64):
-            parts.append(_hits(rows[np.maximum(rows[:, 3], rows[:, 4]) >= COVERAGE, :3]))
-        return _Hits(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), program.version
+        tables = read_rows(program.search(asked, known, folder / "search", _FLAGS.format(e)), np.float64)
+        covered = [rows[np.maximum(rows[:, 3], rows[:, 4]) >= COVERAGE, :3] for rows in tables]
+        return _hits(np.concatenate([np.empty((0, 3)), *covered])), program.version
 
 
 def _mmseqs_clusters(sequences: Sequence[str], identity: float, progress: Progress) -> Ints:
