@@ -277,7 +277,7 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", Module)  # type: ignore[arg-type]
     assert parts(read_labelled(DataFiles(data=("hf:owner/name:one",)))) == ["validation"] * 2
     assert Module.asked == [("owner/name", "one")]
-    with pytest.raises(DataError, match="hf:no/where.*not found"):
+    with pytest.raises(DataError, match=r"hf:no/where.*not found"):
         read_labelled(DataFiles(data=("hf:no/where",)))
 
 
@@ -388,7 +388,7 @@ LONG = ">a TARGET=HHHHHHHHH\nMKTAYIAKQR\n>b TARGET=CCCCCCCCCC\nMVTAYIAKQR\n>c TA
 SEQUENCES = ">a\nMKTA\n>b\nMKV\n"
 ERRORS: dict[str, tuple[dict[str, str], dict[str, Any], type[ProteaError]]] = {
     "length": ({"a.fasta": LONG}, {}, DataError),
-    "length-gaps": ({"a.fasta": LONG.replace("KTAYIAKQR", "---IAKQR")}, {"gaps": "drop"}, DataError),
+    "length-gaps": ({"a.fasta": LONG.replace("MKTAYIAKQR", "MKT---AYIAKQRA")}, {"gaps": "drop"}, DataError),
     "mask-length": ({"a.fasta": SEQUENCES, LABELS: ">a\nHHHH\n", "mask.fasta": ">a\n111\n"}, {}, DataError),
     "mask-letter": ({"a.fasta": SEQUENCES, LABELS: ">a\nHHHH\n", "mask.fasta": ">a\n1x11\n"}, {}, DataError),
     "mask-task": ({"a.fasta": ">a TARGET=x MASK=11\nMK\n>b TARGET=y\nMV\n"}, {"task": "sequence-class"}, DataError),

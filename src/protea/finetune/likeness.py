@@ -36,7 +36,14 @@ SHORTEST: Final = 30
 COVERAGE: Final = 0.5
 
 _PROGRAM: Final = "mmseqs"
-_FLAGS: Final = "--alignment-mode 3 --max-seqs 300 -s 5.7 -e {}"
+_SEARCH: Final = "--alignment-mode 3 -s 5.7 -e 1e-3 --max-seqs 50"
+"""Candidates are aligned in the order of the score of their best diagonal; 50 are enough for the nearest one."""
+
+_PAIR_SEARCH: Final = _SEARCH.replace("50", "300")
+_CLUSTER_SEARCH: Final = "--alignment-mode 3 -s 5.7 -e 1e-2 --max-seqs 10"
+"""A family of more than 10 is connected through other members. A search among more sequences has higher E-values, so
+that it finds less; the tenfold limit makes up for that."""
+
 _CLOSE: Final = "--min-seq-id {} -c 0.8 --cov-mode 0"
 _CLOSE_IDENTITY: Final = 0.5
 _CELLS: Final = 1 << 20  # letters compared at once, which fit the cache
@@ -70,7 +77,7 @@ def nearest(
     if single and known and _are_variants([*asked, *known]):
         best = _by_position(asked, known)
         return Likeness(best[of_query[:, 0]], "residues compared position by position")
-    hits, method = _search(asked, known, progress)
+    hits, method = _search(asked, known, _SEARCH if single else _PAIR_SEARCH)
     if not single:
         return Likeness(_pairs(hits, of_query, of_training, len(known)), method)
     best = np.zeros(len(asked))
@@ -90,7 +97,7 @@ def clusters(sequences: Sequence[tuple[str, ...]], identity: float, progress: Pr
     elif shutil.which(_PROGRAM) is None:
         found = _word_clusters(unique, identity)
     else:
-        found = _mmseqs_clusters(unique, identity, progress)
+        found = _mmseqs_clusters(unique, identity)
     keys = np.sort(found[places], axis=1)
     _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
@@ -160,7 +167,7 @@ def _by_position(queries: Sequence[str], training: Sequence[str]) -> Floats:
 
 
 # ---- searches ----
-def _search(queries: Sequence[str], targets: Sequence[str], progress: Progress, e: str = "1e-3") -> tuple[_Hits, str]:
+def _search(queries: Sequence[str], targets: Sequence[str], flags: str) -> tuple[_Hits, str]:
     """Similar sequences among ``targets``, equal ones included, and the method in words."""
     places = {text: place for place, text in enumerate(targets)}
     equal = [(place, places[text], 1.0) for place, text in enumerate(queries) if text in places]
@@ -169,7 +176,7 @@ def _search(queries: Sequence[str], targets: Sequence[str], progress: Progress, 
         return _hits([*equal, *_by_words(queries, range(len(queries)), targets)]), words
     long = [place for place, text in enumerate(queries) if len(text) >= SHORTEST]
     short = [place for place, text in enumerate(queries) if len(text) < SHORTEST]
-    aligned, version = _by_mmseqs(queries, long, targets, e)
+    aligned, version = _by_mmseqs(queries, long, targets, flags)
     method = f"MMseqs2 {version}: alignments over half of the shorter sequence"
     if short:
         method += f"; for {counted(len(short), 'sequence')} under {SHORTEST} residues an estimate from common words"
@@ -194,7 +201,7 @@ def _by_words(
         yield from ((place, int(target), float(found[target])) for target in near)
 
 
-def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[str], e: str) -> tuple[_Hits, str]:
+def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[str], flags: str) -> tuple[_Hits, str]:
     """Hits of MMseqs2, whose alignments cover enough of the shorter sequence, and the program's version."""
     with TemporaryDirectory(prefix="protea-") as name:
         folder = Path(name)
@@ -203,12 +210,12 @@ def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[
             return _hits([]), program.version
         asked = _write(folder / "queries.fasta", ((place, queries[place]) for place in chosen))
         known = _write(folder / "targets.fasta", enumerate(targets))
-        tables = read_rows(program.search(asked, known, folder / "search", _FLAGS.format(e)), np.float64)
+        tables = read_rows(program.search(asked, known, folder / "search", flags), np.float64)
         covered = [rows[np.maximum(rows[:, 3], rows[:, 4]) >= COVERAGE, :3] for rows in tables]
         return _hits(np.concatenate([np.empty((0, 3)), *covered])), program.version
 
 
-def _mmseqs_clusters(sequences: Sequence[str], identity: float, progress: Progress) -> Ints:
+def _mmseqs_clusters(sequences: Sequence[str], identity: float) -> Ints:
     """Connected through hits of all sequences among the representatives of clusters of close relatives.
 
     Without these clusters, a family of thousands would need millions of alignments.
@@ -220,8 +227,7 @@ def _mmseqs_clusters(sequences: Sequence[str], identity: float, progress: Progre
         table = MMseqs(_PROGRAM, None, folder / "log", SILENT).cluster(fasta, folder / "clusters", flags)
         close = np.concatenate([np.empty((0, 2), np.int64), *read_rows(table, np.int64)])
     chosen = np.unique(close[:, 0])
-    # A search in more sequences has higher E-values, so that it finds less; the tenfold limit makes up for that.
-    hits, _ = _search(sequences, [sequences[place] for place in chosen.tolist()], progress, e="1e-2")
+    hits, _ = _search(sequences, [sequences[place] for place in chosen.tolist()], _CLUSTER_SEARCH)
     near = hits.identity >= identity
     one, other = (
         np.concatenate([close[:, 0], hits.query[near]]),
