@@ -147,8 +147,15 @@ def test_words_of_odd_letters() -> None:
 
 
 # ---- splits by clusters ----
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("how", ["cluster:0.4", "cluster-kfold:3:0.4"])
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [
+        ("words", "cluster:0.4"),
+        ("words", "cluster-kfold:3:0.4"),
+        pytest.param("mmseqs", "cluster:0.4", marks=needs_mmseqs),
+        pytest.param("mmseqs", "cluster-kfold:3:0.4", marks=[needs_mmseqs, pytest.mark.long]),
+    ],
+)
 def test_nothing_leaks_from_a_split_by_clusters(way: str, how: str, request: pytest.FixtureRequest) -> None:
     if way == "words":
         request.getfixturevalue("without")
@@ -197,6 +204,7 @@ def test_the_estimate_agrees_with_mmseqs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @needs_flip
 @needs_mmseqs
+@pytest.mark.long
 def test_real_clusters_do_not_leak() -> None:
     """The search among fewer sequences may still find a pair or two at the threshold."""
     texts = deeploc()[:500]
