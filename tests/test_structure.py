@@ -287,7 +287,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 24_200
+MOST_LINES_OF_ALL = 25_730
 
 
 def test_size_of_the_package() -> None:

@@ -11,18 +11,18 @@ from sources import FRAMES, build, make_sources
 
 from protea.data.loader import Loader, Packing, Position, TrainingBatch, first_fit
 from protea.data.sampler import CROPS, Sampler
-from protea.data.training_store import Split
+from protea.data.training_store import StoreSplit
 from protea.errors import UsageError
 
 PACKING = Packing(tokens=128, window=3, block=17)
 
 
 @pytest.fixture
-def split(tmp_path: Path) -> Split:
+def split(tmp_path: Path) -> StoreSplit:
     return build(make_sources(tmp_path, 50, most=4), tmp_path / "store").split("train")
 
 
-def loader(split: Split, **options: object) -> Loader:
+def loader(split: StoreSplit, **options: object) -> Loader:
     sampler = Sampler(split, seed=5, max_tokens=60)
     return Loader(sampler, **{"packing": PACKING, "workers": 0, **options})  # type: ignore[arg-type]
 
@@ -46,7 +46,7 @@ def test_first_fit(sizes: list[int], tokens: int, window: int) -> None:
     assert all(pack == sorted(pack) for pack in packs)
 
 
-def test_batches_hold_what_was_drawn(split: Split) -> None:
+def test_batches_hold_what_was_drawn(split: StoreSplit) -> None:
     alphabet = split.alphabet
     work = loader(split)
     seen = []
@@ -74,7 +74,7 @@ def test_batches_hold_what_was_drawn(split: Split) -> None:
 
 
 @pytest.mark.parametrize("crop", ["random-tokens", "head-tokens"])
-def test_windows_without_bos_or_eos(split: Split, crop: str) -> None:
+def test_windows_without_bos_or_eos(split: StoreSplit, crop: str) -> None:
     sampler = Sampler(split, max_tokens=20, crop=crop)  # type: ignore[arg-type]
     work = Loader(sampler, packing=PACKING, workers=0)
     kinds = set()
@@ -101,7 +101,7 @@ def test_windows_without_bos_or_eos(split: Split, crop: str) -> None:
     st.integers(0, 2**63),
 )
 def test_targets_are_cut_out_of_framed_sequences(
-    split: Split, frame: str, crop: str, most: int, epoch: int, seed: int
+    split: StoreSplit, frame: str, crop: str, most: int, epoch: int, seed: int
 ) -> None:
     """Of a sequence in its frame, or its residues' window in the frame; masks spare the frame, whatever it is."""
     split.alphabet = FRAMES[frame]
@@ -131,7 +131,7 @@ def test_targets_are_cut_out_of_framed_sequences(
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 3), (2, 0), (3, 2), (4, 1)])
-def test_the_same_packs_for_any_number_of_ranks_and_workers(split: Split, world: int, workers: int) -> None:
+def test_the_same_packs_for_any_number_of_ranks_and_workers(split: StoreSplit, world: int, workers: int) -> None:
     plain = list(islice(loader(split).batches(), 24))
     ranks = [islice(loader(split, rank=n, world=world, workers=workers).batches(), 24 // world) for n in range(world)]
     dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
@@ -143,7 +143,7 @@ def test_the_same_packs_for_any_number_of_ranks_and_workers(split: Split, world:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(st.integers(0, 20), st.sampled_from([1, 2, 3]))
-def test_a_run_continues_from_any_position(split: Split, done: int, world: int) -> None:
+def test_a_run_continues_from_any_position(split: StoreSplit, done: int, world: int) -> None:
     uninterrupted = list(islice(loader(split).batches(), done * world + 12))
     position = Position()
     if done:
@@ -154,7 +154,7 @@ def test_a_run_continues_from_any_position(split: Split, done: int, world: int) 
         assert same(expected, batch)
 
 
-def test_epochs_end(split: Split) -> None:
+def test_epochs_end(split: StoreSplit) -> None:
     work = loader(split)
     epochs = [batch.epoch for batch in work.batches(epochs=2)]
     assert epochs == sorted(epochs)
@@ -164,7 +164,7 @@ def test_epochs_end(split: Split) -> None:
     assert list(loader(split).batches(last.position, epochs=2)) == []
 
 
-def test_closing_early_stops_the_threads(split: Split) -> None:
+def test_closing_early_stops_the_threads(split: StoreSplit) -> None:
     import threading
 
     before = threading.active_count()
@@ -174,7 +174,7 @@ def test_closing_early_stops_the_threads(split: Split) -> None:
     assert threading.active_count() == before
 
 
-def test_errors_of_workers_arrive(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_workers_arrive(split: StoreSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     work = loader(split, workers=2)
 
     def fails(*_: object) -> None:
@@ -185,13 +185,13 @@ def test_errors_of_workers_arrive(split: Split, monkeypatch: pytest.MonkeyPatch)
         list(work.batches(epochs=1))
 
 
-def test_moved_batches(split: Split) -> None:
+def test_moved_batches(split: StoreSplit) -> None:
     batch = next(loader(split).batches())
     assert same(batch, batch.to("cpu"))
     assert same(batch, batch.to("meta").__class__(**vars(batch)))
 
 
-def test_invalid_values(split: Split) -> None:
+def test_invalid_values(split: StoreSplit) -> None:
     with pytest.raises(UsageError, match="rank must be from 0 to world-1, got rank 2 of 2"):
         loader(split, rank=2, world=2)
     with pytest.raises(UsageError, match="cannot hold a sequence of 60"):
@@ -204,7 +204,7 @@ def test_invalid_values(split: Split) -> None:
         loader(split).plan(0, 3)
 
 
-def test_masks_and_draws_are_the_same_on_every_machine(split: Split) -> None:
+def test_masks_and_draws_are_the_same_on_every_machine(split: StoreSplit) -> None:
     batch = next(loader(split).batches())
     assert batch.rows.tolist()[:6] == HIDDEN
     assert batch.index.tolist() == INDEX

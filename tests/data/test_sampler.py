@@ -11,23 +11,23 @@ from scipy.stats import chisquare
 from sources import FRAMES, build, make_sources
 
 from protea.data.sampler import CROPS, Sampler
-from protea.data.training_store import Split
+from protea.data.training_store import StoreSplit
 from protea.errors import DataError, UsageError
 
 slow_setup = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 
 
 @pytest.fixture
-def split(tmp_path: Path) -> Split:
+def split(tmp_path: Path) -> StoreSplit:
     return build(make_sources(tmp_path, 40, most=6), tmp_path / "store").split("train")
 
 
-def cluster_of(split: Split) -> np.ndarray:
+def cluster_of(split: StoreSplit) -> np.ndarray:
     return np.repeat(np.arange(split.clusters), split.counts(np.arange(split.clusters)))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_an_epoch_visits_every_cluster_once(split: Split, shuffle: bool) -> None:
+def test_an_epoch_visits_every_cluster_once(split: StoreSplit, shuffle: bool) -> None:
     owner = cluster_of(split)
     orders = []
     for epoch in range(5):
@@ -38,7 +38,7 @@ def test_an_epoch_visits_every_cluster_once(split: Split, shuffle: bool) -> None
     assert (len({tuple(order) for order in orders}) == 5) == shuffle
 
 
-def test_members_are_drawn_uniformly(split: Split) -> None:
+def test_members_are_drawn_uniformly(split: StoreSplit) -> None:
     """Over epochs and seeds each member of a cluster comes up as often as the others."""
     counts = np.zeros(split.sequences)
     for seed in (0, 1):
@@ -52,7 +52,7 @@ def test_members_are_drawn_uniformly(split: Split) -> None:
 
 @pytest.mark.parametrize("frame", ["both", *(pytest.param(f, marks=pytest.mark.long) for f in FRAMES if f != "both")])
 @pytest.mark.parametrize("crop", ["random", "random-tokens"])
-def test_every_window_is_drawn_as_often(split: Split, crop: str, frame: str) -> None:
+def test_every_window_is_drawn_as_often(split: StoreSplit, crop: str, frame: str) -> None:
     """The last included, which is the one that BioNeMo 2 never draws."""
     split.alphabet = FRAMES[frame]
     around = split.alphabet.frame
@@ -79,7 +79,9 @@ def test_every_window_is_drawn_as_often(split: Split, crop: str, frame: str) -> 
     st.integers(0, 100),
     st.integers(0, 2**63),
 )
-def test_windows_are_of_their_sequence(split: Split, frame: str, crop: str, most: int, epoch: int, seed: int) -> None:
+def test_windows_are_of_their_sequence(
+    split: StoreSplit, frame: str, crop: str, most: int, epoch: int, seed: int
+) -> None:
     split.alphabet = FRAMES[frame]
     around = split.alphabet.frame
     has_bos, has_eos = around.bos is not None, around.eos is not None
@@ -111,7 +113,7 @@ def test_windows_are_of_their_sequence(split: Split, frame: str, crop: str, most
 @slow_setup
 @given(st.sampled_from(CROPS), st.integers(3, 90), st.integers(0, 100), st.integers(0, 2**63))
 def test_alphabets_without_frames_see_the_same_windows(
-    split: Split, crop: str, most: int, epoch: int, seed: int
+    split: StoreSplit, crop: str, most: int, epoch: int, seed: int
 ) -> None:
     """Of as many residues, where the tokens of the frame do not count."""
     places = np.arange(split.clusters)
@@ -132,7 +134,7 @@ def test_alphabets_without_frames_see_the_same_windows(
 
 @slow_setup
 @given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.data())
-def test_draws_do_not_depend_on_other_places(split: Split, seed: int, epoch: int, data: st.DataObject) -> None:
+def test_draws_do_not_depend_on_other_places(split: StoreSplit, seed: int, epoch: int, data: st.DataObject) -> None:
     places = np.array(data.draw(st.lists(st.integers(0, split.clusters - 1), min_size=1, max_size=10)))
     sampler = Sampler(split, seed=seed, max_tokens=20)
     epoch_draws = sampler.draw(epoch, np.arange(split.clusters))
@@ -141,7 +143,7 @@ def test_draws_do_not_depend_on_other_places(split: Split, seed: int, epoch: int
         assert (getattr(place_draws, name) == getattr(epoch_draws, name)[places]).all()
 
 
-def test_long_members_and_clusters_are_left_out(split: Split) -> None:
+def test_long_members_and_clusters_are_left_out(split: StoreSplit) -> None:
     lengths = split.spans(np.arange(split.sequences))[1]
     owner = cluster_of(split)
     limit = 35
@@ -160,7 +162,7 @@ def test_long_members_and_clusters_are_left_out(split: Split) -> None:
     assert chisquare(counts[short], 400 / sizes[owner[short]], ddof=len(left) - 1).pvalue > 1e-4
 
 
-def test_invalid_values(split: Split) -> None:
+def test_invalid_values(split: StoreSplit) -> None:
     with pytest.raises(UsageError, match="unknown crop 'tail'; use random, head"):
         Sampler(split, crop="tail")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"max_tokens must be at least 3 \(BOS, a residue, EOS\), got 2"):

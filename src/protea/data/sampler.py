@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.data.draws import CROP, EPOCH_ORDER, MEMBER, Permutation, below, fold, key
-from protea.data.training_store import Split
+from protea.data.training_store import StoreSplit
 from protea.errors import DataError, UsageError
 
 Crop = Literal["random", "head", "random-tokens", "head-tokens"]
@@ -83,7 +83,7 @@ class Sampler:
 
     def __init__(
         self,
-        split: Split,
+        split: StoreSplit,
         *,
         seed: int = 0,
         max_tokens: int = 1024,

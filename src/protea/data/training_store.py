@@ -79,7 +79,7 @@ class _MappedFile:
         return self.bytes[: len(self.bytes) // width * width].view(dtype), np.array(begins, np.int64) // width
 
 
-class Split:
+class StoreSplit:
     """The clusters and sequences of one split; ``clusters`` and ``sequences`` are their numbers.
 
     Attributes:
@@ -135,8 +135,8 @@ class TrainingStore:
         hashes = sorted((name, file["sha256"]) for name, file in self.manifest["files"].items())
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> StoreSplit:
         """Open a split."""
         if name not in self.splits:
             raise StoreError(f"{self.folder}: has no split {name!r}, only {', '.join(self.splits)}")
-        return Split(self.folder, name, self.alphabet)
+        return StoreSplit(self.folder, name, self.alphabet)

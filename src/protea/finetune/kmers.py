@@ -16,7 +16,8 @@ from protea.finetune.tasks import Floats, Ints
 
 _K: Final = 4
 _LETTERS: Final = 26
-_KINDS: Final = 20**_K  # words of the usual amino acids, for what chance shares
+_BY_CHANCE: Final = 0.06**_K  # that two words are equal; the squares of the shares of amino acids add up to 0.06
+_DISTINCT: Final = 3
 _EXPONENT: Final = 0.31
 _DEVIATIONS, _LEAST = 4.5, 1.5  # what is shared beyond chance: so many standard deviations, and words
 
@@ -41,7 +42,7 @@ class Words:
         ends = np.cumsum(counts)
         places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
         shared = np.bincount(self._owners[places], minlength=len(self._sizes))
-        chance = self._sizes * (len(words) / _KINDS)
+        chance = self._sizes * (len(words) * _BY_CHANCE)
         shorter = np.maximum(np.minimum(self._sizes, len(words)), 1)
         share = np.minimum((shared - chance) / np.maximum(shorter - chance, 1), 1)
         surprising = shared >= chance + _DEVIATIONS * np.sqrt(chance) + _LEAST
@@ -50,10 +51,15 @@ class Words:
 
 
 def _words(text: str) -> Ints:
-    """The different words of a sequence, as sorted numbers; letters that are none count as X."""
+    """The different words of a sequence, as sorted numbers; letters that are none count as X.
+
+    Words of one or two letters are left out: unrelated proteins share them in regions of low complexity.
+    """
     letters = np.frombuffer(text.encode("latin-1"), np.uint8).astype(np.int64) - ord("A")
     letters = np.where((letters < 0) | (letters >= _LETTERS), ord("X") - ord("A"), letters)
     if len(letters) < _K:
         return np.empty(0, np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(letters, _K)
-    return np.unique(windows @ (_LETTERS ** np.arange(_K)))
+    ranked = np.sort(windows, axis=1)
+    varied = (np.diff(ranked, axis=1) > 0).sum(1) >= _DISTINCT - 1
+    return np.unique(windows[varied] @ (_LETTERS ** np.arange(_K)))

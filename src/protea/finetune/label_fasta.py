@@ -125,7 +125,9 @@ def read_separate(records: Iterable[Record], labels: Path, mask: Path | None) ->
     for other, path in ((targets, labels), (masks, mask)):
         if strange := next((record for name, record in other.items() if name not in sequences), None):
             count = len(other.keys() - sequences.keys())
-            raise DataError(f"{strange.place}: no sequence has this id ({count:,} such records in {path}); add it")
+            raise DataError(
+                f"{strange.place}: no sequence has this id ({counted(count, 'such record')} in {path}); add it"
+            )
     if mask is not None and (bare := next((targets[name] for name in targets if name not in masks), None)):
         raise DataError(f"{bare.place}: {mask} has no mask for it; add one, with 1 for residues that count")
     raw = Raw()

@@ -30,6 +30,7 @@ MISSING_LABELS: Final = frozenset(
 _WHOLE: Final = re.compile(r"[+-]?\d+(?:\.0+)?")
 _MOST_CLASSES: Final = 20  # more whole numbers than these are rather measurements
 _LONGEST_NUMBER: Final = 25  # in letters; longer digits are rather classes of residues
+_SHORT: Final = 10  # residues, on average
 _NAMES: Final = 10  # as many classes or more, each of which occurs once, are rather names
 _YES, _NO = ("1", "1.0", "true", "True", "TRUE"), ("0", "0.0", "false", "False", "FALSE")
 
@@ -90,13 +91,15 @@ class Numbered(NamedTuple):
 
 # ---- reading one label ----
 def by_residue(example: RawExample) -> list[str]:
-    """The label of each residue: a list, values between ``;`` or blanks, or one letter each."""
+    """The label of each residue: a list, values between ``;`` or blanks, or one letter each; a number is one label."""
     target = listed(example)
     if not isinstance(target, str):
         return target
     if ";" in target:
         return [item.strip() for item in target.removesuffix(";").split(";")]
-    return target.split() if " " in target else list(target)
+    if " " in target:
+        return target.split()
+    return [target] if len(target) not in example.lengths and number(target) is not None else list(target)
 
 
 def listed(example: RawExample) -> str | list[str]:
@@ -153,13 +156,20 @@ def detect(raw: Raw, *, separate: bool) -> tuple[Task, str]:
 
 
 def _fit_residues(examples: list[RawExample]) -> bool:
-    """Whether most targets have a label for each residue; a few that do not are then errors."""
+    """Whether the targets have a label for each residue; if most do, those that do not are errors.
+
+    With short sequences the name of a class may fit by chance; then all targets must fit, and few be the same.
+    """
     fitting = sum(len(by_residue(example)) in example.lengths for example in examples)
+    short = sum(len(example.sequences[0]) for example in examples) < _SHORT * len(examples)
     plain = [example.target for example in examples if isinstance(example.target, str)]
     if len(plain) == len(examples) and all(
         number(text) is not None and len(text) < _LONGEST_NUMBER and ";" not in text for text in plain
     ):
         return fitting == len(examples) and all(_WHOLE.fullmatch(text) and len(text) > 3 for text in plain)
+    if short:
+        different = len({str(example.target) for example in examples})
+        return fitting == len(examples) and 2 * different > len(examples)
     return 2 * fitting > len(examples)
 
 
@@ -220,11 +230,12 @@ def numbered(task: Task, raw: Raw) -> Numbered:
 
 
 def _one(example: RawExample) -> str:
-    if isinstance(example.target, str):
-        return example.target
-    if len(example.target) == 1:
-        return example.target[0]
-    raise DataError(f"{example.place}: {len(example.target)} labels instead of one; pass --task multilabel")
+    target = listed(example)
+    if isinstance(target, str):
+        return target
+    if len(target) == 1:
+        return target[0]
+    raise DataError(f"{example.place}: {len(target)} labels instead of one; pass --task multilabel")
 
 
 def _residues(task: Task, examples: list[RawExample]) -> Numbered:

@@ -36,7 +36,14 @@ SHORTEST: Final = 30
 COVERAGE: Final = 0.5
 
 _PROGRAM: Final = "mmseqs"
-_FLAGS: Final = "--alignment-mode 3 --max-seqs 300 -s 5.7 -e {}"
+_SEARCH: Final = "--alignment-mode 3 -s 5.7 -e 1e-3 --max-seqs 50"
+"""Candidates are aligned in the order of the score of their best diagonal; 50 are enough for the nearest one."""
+
+_PAIR_SEARCH: Final = _SEARCH.replace("50", "300")
+_CLUSTER_SEARCH: Final = "--alignment-mode 3 -s 5.7 -e 1e-2 --max-seqs 10"
+"""A family of more than 10 is connected through other members. A search among more sequences has higher E-values, so
+that it finds less; the tenfold limit makes up for that."""
+
 _CLOSE: Final = "--min-seq-id {} -c 0.8 --cov-mode 0"
 _CLOSE_IDENTITY: Final = 0.5
 _CELLS: Final = 1 << 20  # letters compared at once, which fit the cache
@@ -45,13 +52,9 @@ _PARTIAL: Final = 300  # most similar sequences that are kept for each sequence
 
 
 class Likeness(NamedTuple):
-    """Identities ``[N]`` from 0 to 1 of sequences to their most similar training sequence, and how they were found.
-
-    ``neighbour`` ``[N]`` is that sequence's place, the first one of equals; where identity is 0 it means nothing.
-    """
+    """``[N]`` identities from 0 to 1 of sequences to their most similar training sequence, and how they were found."""
 
     identity: Floats
-    neighbour: Ints
     method: str
 
 
@@ -72,20 +75,14 @@ def nearest(
     known, of_training = _unique(training)
     single = all(len(item) == 1 for item in (*queries, *training))
     if single and known and _are_variants([*asked, *known]):
-        best, target = _by_position(asked, known)
-        method = "residues compared position by position"
-    else:
-        hits, method = _search(asked, known, progress)
-        if not single:
-            return Likeness(*_pairs(hits, of_query, of_training, len(known)), method)
-        best, target = np.zeros(len(asked)), np.zeros(len(asked), np.int64)
-        order = np.lexsort((-hits.target, hits.identity))  # of equals the first training sequence comes last, and stays
-        best[hits.query[order]], target[hits.query[order]] = hits.identity[order], hits.target[order]
-    if not len(queries):
-        return Likeness(np.zeros(0), np.zeros(0, np.int64), method)
-    _, first = np.unique(of_training[:, 0], return_index=True)
-    places = first[target] if len(first) else target
-    return Likeness(best[of_query[:, 0]], places[of_query[:, 0]], method)
+        best = _by_position(asked, known)
+        return Likeness(best[of_query[:, 0]], "residues compared position by position")
+    hits, method = _search(asked, known, _SEARCH if single else _PAIR_SEARCH)
+    if not single:
+        return Likeness(_pairs(hits, of_query, of_training, len(known)), method)
+    best = np.zeros(len(asked))
+    np.maximum.at(best, hits.query, hits.identity)
+    return Likeness(best[of_query[:, 0]] if len(queries) else np.zeros(0), method)
 
 
 def clusters(sequences: Sequence[tuple[str, ...]], identity: float, progress: Progress = SILENT) -> Ints:
@@ -100,7 +97,7 @@ def clusters(sequences: Sequence[tuple[str, ...]], identity: float, progress: Pr
     elif shutil.which(_PROGRAM) is None:
         found = _word_clusters(unique, identity)
     else:
-        found = _mmseqs_clusters(unique, identity, progress)
+        found = _mmseqs_clusters(unique, identity)
     keys = np.sort(found[places], axis=1)
     _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
@@ -153,25 +150,24 @@ def _identities(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> Floats:
     return found
 
 
-def _by_position(queries: Sequence[str], training: Sequence[str]) -> tuple[Floats, Ints]:
-    """``[Q]``: the highest identity to a training sequence, and which; positions where all agree are compared once."""
+def _by_position(queries: Sequence[str], training: Sequence[str]) -> Floats:
+    """``[Q]``: the highest identity to a training sequence; positions where all agree are compared once."""
     letters = _letters([*queries, *training])
     varied = letters[(letters != letters[:, :1]).any(1)]
     asked, known = np.ascontiguousarray(varied[:, : len(queries)]), varied[:, len(queries) :]
-    best, target = np.zeros(len(queries), np.uint32), np.zeros(len(queries), np.int64)
+    best = np.zeros(len(queries), np.uint32)
     step = max(1, _CELLS // max(1, len(varied)))
     for start in range(0, len(queries), step):
         some = asked[:, start : start + step]
-        for place, column in enumerate(known.T):
+        for column in known.T:
             same = np.add.reduce((some == column[:, None]).view(np.uint8), axis=0, dtype=np.uint32)
-            target[start : start + step][same > best[start : start + step]] = place
             np.maximum(best[start : start + step], same, out=best[start : start + step])
     found: Floats = (best + (len(letters) - len(varied))) / max(1, len(letters))
-    return found, target
+    return found
 
 
 # ---- searches ----
-def _search(queries: Sequence[str], targets: Sequence[str], progress: Progress, e: str = "1e-3") -> tuple[_Hits, str]:
+def _search(queries: Sequence[str], targets: Sequence[str], flags: str) -> tuple[_Hits, str]:
     """Similar sequences among ``targets``, equal ones included, and the method in words."""
     places = {text: place for place, text in enumerate(targets)}
     equal = [(place, places[text], 1.0) for place, text in enumerate(queries) if text in places]
@@ -180,7 +176,7 @@ def _search(queries: Sequence[str], targets: Sequence[str], progress: Progress, 
         return _hits([*equal, *_by_words(queries, range(len(queries)), targets)]), words
     long = [place for place, text in enumerate(queries) if len(text) >= SHORTEST]
     short = [place for place, text in enumerate(queries) if len(text) < SHORTEST]
-    aligned, version = _by_mmseqs(queries, long, targets, e)
+    aligned, version = _by_mmseqs(queries, long, targets, flags)
     method = f"MMseqs2 {version}: alignments over half of the shorter sequence"
     if short:
         method += f"; for {counted(len(short), 'sequence')} under {SHORTEST} residues an estimate from common words"
@@ -205,7 +201,7 @@ def _by_words(
         yield from ((place, int(target), float(found[target])) for target in near)
 
 
-def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[str], e: str) -> tuple[_Hits, str]:
+def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[str], flags: str) -> tuple[_Hits, str]:
     """Hits of MMseqs2, whose alignments cover enough of the shorter sequence, and the program's version."""
     with TemporaryDirectory(prefix="protea-") as name:
         folder = Path(name)
@@ -214,13 +210,12 @@ def _by_mmseqs(queries: Sequence[str], chosen: Sequence[int], targets: Sequence[
             return _hits([]), program.version
         asked = _write(folder / "queries.fasta", ((place, queries[place]) for place in chosen))
         known = _write(folder / "targets.fasta", enumerate(targets))
-        parts = [_hits([])]
-        for rows in read_rows(program.search(asked, known, folder / "search", _FLAGS.format(e)), np.float64):
-            parts.append(_hits(rows[np.maximum(rows[:, 3], rows[:, 4]) >= COVERAGE, :3]))
-        return _Hits(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True))), program.version
+        tables = read_rows(program.search(asked, known, folder / "search", flags), np.float64)
+        covered = [rows[np.maximum(rows[:, 3], rows[:, 4]) >= COVERAGE, :3] for rows in tables]
+        return _hits(np.concatenate([np.empty((0, 3)), *covered])), program.version
 
 
-def _mmseqs_clusters(sequences: Sequence[str], identity: float, progress: Progress) -> Ints:
+def _mmseqs_clusters(sequences: Sequence[str], identity: float) -> Ints:
     """Connected through hits of all sequences among the representatives of clusters of close relatives.
 
     Without these clusters, a family of thousands would need millions of alignments.
@@ -232,8 +227,7 @@ def _mmseqs_clusters(sequences: Sequence[str], identity: float, progress: Progre
         table = MMseqs(_PROGRAM, None, folder / "log", SILENT).cluster(fasta, folder / "clusters", flags)
         close = np.concatenate([np.empty((0, 2), np.int64), *read_rows(table, np.int64)])
     chosen = np.unique(close[:, 0])
-    # A search in more sequences has higher E-values, so that it finds less; the tenfold limit makes up for that.
-    hits, _ = _search(sequences, [sequences[place] for place in chosen.tolist()], progress, e="1e-2")
+    hits, _ = _search(sequences, [sequences[place] for place in chosen.tolist()], _CLUSTER_SEARCH)
     near = hits.identity >= identity
     one, other = (
         np.concatenate([close[:, 0], hits.query[near]]),
@@ -249,8 +243,8 @@ def _write(path: Path, sequences: Iterable[tuple[int, str]]) -> Path:
     return path
 
 
-def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> tuple[Floats, Ints]:
-    """``[Q]``: the highest identity of query pairs to training pairs, and which, from the hits of their proteins."""
+def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> Floats:
+    """``[Q]``: the highest identity of query pairs to training pairs, from the hits of their proteins."""
     order = np.argsort(hits.query, kind="stable")
     starts = np.searchsorted(hits.query[order], np.arange(queries.max(initial=-1) + 2))
 
@@ -260,14 +254,12 @@ def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> tuple[Floa
         np.maximum.at(found, hits.target[mine], hits.identity[mine])
         return found
 
-    best, target = np.zeros(len(queries)), np.zeros(len(queries), np.int64)
+    best = np.zeros(len(queries))
     for place, (first, second) in enumerate(queries.tolist()):
         one, other = row(first)[training], row(second)[training]  # [T, 2]
         both = np.maximum(np.minimum(one[:, 0], other[:, 1]), np.minimum(one[:, 1], other[:, 0]))
-        if len(both):
-            target[place] = both.argmax()
-            best[place] = both[target[place]]
-    return best, target
+        best[place] = both.max(initial=0.0)
+    return best
 
 
 # ---- connected sequences ----

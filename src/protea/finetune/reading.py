@@ -188,14 +188,15 @@ def _check_targets(labelled: Labelled) -> None:
 
 
 def _note_absent_classes(labelled: Labelled) -> None:
-    """Tell which classes, or labels that are 1, occur outside the training part alone."""
+    """Tell which classes, or labels that are 1, occur in other parts but not in the training part or in none."""
     if labelled.task.kind == "value" or not any(example.part == "train" for example in labelled.examples):
         return
     counts = {part: _class_counts(labelled.part(part)) for part in PARTS}
+    counts["train"] += _class_counts(labelled.part(""))  # becomes training data
     absent = [
         f"{name} ({', '.join(f'{count[place]:,} in {part}' for part, count in counts.items() if count[place])})"
         for place, name in enumerate(labelled.classes)
-        if not counts["train"][place]
+        if not counts["train"][place] and any(count[place] for count in counts.values())
     ]
     if absent:
         noun = "labels" if labelled.task.kind == "labels" else "classes"
