@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
 from protea.errors import OutputError, ResumeError
-from protea.output import read_run, report_path, run_path, write_durably, write_failure
+from protea.output import measured, read_run, report_path, run_path, write_durably, write_failure
 
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
 _ABSENT: Final = "nothing"
+_HASH: Final = re.compile("[0-9a-f]{32,}")
 
 REFUSED: Final = "choose another name or pass --overwrite"
 
@@ -120,6 +122,17 @@ def read_finished(output: Path) -> dict[str, Any]:
     return read_run(output)
 
 
+def check_intact(output: Path, known: Mapping[str, Any], advice: str = REFUSED, part: str = "") -> None:
+    """Refuse a finished output if it, or a file in it, is not what ``measured`` said of it when it was written."""
+    path = output / part
+    now = measured(path, hashed="sha256" in known) if path.exists() else {}
+    if now != known:
+        size, before = (f"{values['bytes']:,} bytes" if values else "nothing" for values in (now, known))
+        fault = "another SHA-256" if size == before else f"{size} instead of {before}"
+        fault = f"{part}: {fault}" if part else fault
+        raise OutputError(f"{output}: exists already and is damaged, or not what the run wrote ({fault}); {advice}")
+
+
 def complete(output: Path) -> str:
     """What a command says of an output that is finished already."""
     return f"{output}: complete, nothing to do"
@@ -127,7 +140,7 @@ def complete(output: Path) -> str:
 
 def check_same(output: Path, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
     """Refuse an output of another run; the error says what differs, and ends with the ``advice``."""
-    if changed := differences(leaves(old), leaves(new)):
+    if changed := differences(old, new):
         raise OutputError(f"{output}: exists already, of another run ({changed}); {advice}")
 
 
@@ -135,17 +148,23 @@ def leaves(values: Mapping[str, Any], left_out: Iterable[str] = (), prefix: str 
     """The values, those of mappings under the names of both, as in ``models esm2 computed_in``."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= leaves(value, left_out, f"{prefix}{name} ")
-        elif name not in left_out:
-            flat[f"{prefix}{name}"] = value
+        if name not in left_out:
+            inner = isinstance(value, Mapping)
+            flat |= leaves(value, left_out, f"{prefix}{name} ") if inner else {f"{prefix}{name}": value}
     return flat
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The differences of two plans, as in ``dtype float32 -> bfloat16; long truncate -> window``."""
+    """The differences of two plans, as in ``dtype float32 -> bfloat16; the input has changed``."""
+    old, new = leaves(old), leaves(new)
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    return "; ".join(f"{name} {_value(old, name)} -> {_value(new, name)}" for name in names)
+    return "; ".join(_difference(name, _value(old, name), _value(new, name)) for name in names)
+
+
+def _difference(name: str, before: str, after: str) -> str:
+    if not any(map(_HASH.fullmatch, (before, after))):
+        return f"{name} {before} -> {after}"
+    return "the input has changed" if name == "input" else f"the weights {name.rpartition(' ')[2]} have changed"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
-from protea.checkpoints.formats import open_checkpoint, recognised
+from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint, recognised
+from protea.checkpoints.hf_config import side_files
 from protea.checkpoints.layout import Parameter
 from protea.checkpoints.tensors import same_bits
 from protea.device import return_freed_memory
@@ -20,10 +21,13 @@ from protea.progress import SILENT, Progress
 from protea.rerun import REMOVE
 
 
-def check_target(target: Path, name: str, model: Encoder, parameter: Parameter, progress: Progress = SILENT) -> None:
+def check_target(
+    target: Path, name: str, model: Encoder, parameter: Parameter, progress: Progress = SILENT, head: Path | None = None
+) -> None:
     """End the writing of a checkpoint that exists; a new path or an empty folder passes.
 
-    The error is a ``FinishedError`` if the checkpoint has the format with this name, this model and these parameters.
+    The error is a ``FinishedError`` if the checkpoint has the format with this name, this model, these parameters,
+    and beside them a copy of the record of the contact ``head``, if there is one.
     """
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return
@@ -31,12 +35,25 @@ def check_target(target: Path, name: str, model: Encoder, parameter: Parameter, 
         known = recognised(target).NAME
         with open_checkpoint(target) as copy:
             part = first_difference(model, copy, parameter, progress) if known == name else None
+        part = part or (_incomplete(target, name, model, head) if known == name else None)
     except (ProteaError, OSError) as error:
         raise OutputError(f"{target}: exists already, and is no checkpoint, or a damaged one; {REMOVE}") from error
     if known == name and part is None:
         raise FinishedError(complete(target))
     reason = f"{part} differs" if part else f"format {known} -> {name}"
     raise OutputError(f"{target}: exists already, of another run ({reason}); {REMOVE}")
+
+
+def _incomplete(target: Path, name: str, model: Encoder, head: Path | None) -> str | None:
+    """What is missing or changed among the files beside a checkpoint's tensors and configuration."""
+    if head is not None and head.is_file():
+        beside = companion(target, HEAD_RECORD)
+        if not beside.is_file() or beside.read_bytes() != head.read_bytes():
+            return HEAD_RECORD
+    for file, text in side_files(model, name).items() if target.is_dir() else ():
+        if text not in (found.read_text(encoding="utf-8", errors="replace") for found in target.rglob(file)):
+            return file
+    return None
 
 
 def first_difference(model: Encoder, copy: Checkpoint, parameter: Parameter, progress: Progress = SILENT) -> str | None:

@@ -111,10 +111,11 @@ def score_variants(
         raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
-    source = str(variants) if isinstance(variants, Path) else ",".join(variants or ("scan",))
-    if variants is None and positions is not None:
-        source = f"scan {positions}"
-    run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), **asdict(reading)}
+    table_path, typed = None, "scan" if positions is None else f"scan {positions}"
+    if variants is not None:
+        table_path, typed = (str(variants), None) if isinstance(variants, Path) else (None, ",".join(variants))
+    run: dict[str, Any] = {"command": "score", "proteins": proteins, "table": table_path, "variants": typed}
+    run |= {**asdict(how), **asdict(reading)}
     run |= {f"{name}_column": value for name, value in columns._asdict().items()} | {"column": column}
     if output is not None:
         files = (proteins, variants) if isinstance(variants, Path) else (proteins,)

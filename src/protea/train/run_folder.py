@@ -174,6 +174,20 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
     return TrainingStore(output, alphabet)
 
 
+def check_data(recipe: Recipe, alphabet: Alphabet) -> None:
+    """Refuse training data with which no run can begin; a recipe that names none passes. Makes no store."""
+    data, validates = recipe.data, recipe.validation.every is not None
+    if data.store is not None:
+        store = TrainingStore(data.store, alphabet)
+        for split in ("train", "valid") if validates else ("train",):
+            store.split(split)
+    elif data.fasta is not None:
+        for path in data.fasta:
+            next(iter(() if flows(str(path)) else read_records([path])), None)
+        if validates:
+            _check_enough(data.fasta, cluster=data.cluster)
+
+
 def _build(recipe: Recipe, output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress) -> None:
     """Make a store; without ``data.cluster``, each sequence is a cluster of its own, and nothing is filtered."""
     name = name_of(alphabet)
