@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
 from protea.errors import OutputError, ResumeError
-from protea.output import measured, read_run, report_path, run_path, write_durably, write_failure
+from protea.output import read_run, report_path, run_path, write_durably, write_failure
 
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
@@ -101,19 +101,6 @@ def damaged_journal(output: Path, error: Exception) -> ResumeError:
     )
 
 
-def check_finished(output: Path, wanted: Mapping[str, Any], advice: str = REFUSED) -> dict[str, Any]:
-    """The run file of a finished output, if the output is what a run with the ``wanted`` settings would write.
-
-    ``wanted`` names what the contents depend on: options, the SHA-256 of weights, a fingerprint of the input. The run
-    file holds them at its top or under ``provenance``. An ``OutputError`` says what differs, or which file is missing.
-    """
-    recorded = read_finished(output)
-    inner = recorded.get("provenance")
-    old = {**(inner if isinstance(inner, dict) else {}), **recorded}
-    check_same(output, {name: old[name] for name in wanted if name in old}, wanted, advice)
-    return recorded
-
-
 def read_finished(output: Path) -> dict[str, Any]:
     """The run file of an output that exists; an ``OutputError`` if it or the report is missing or damaged."""
     for path in (report_path(output), run_path(output)):
@@ -122,26 +109,9 @@ def read_finished(output: Path) -> dict[str, Any]:
     return read_run(output)
 
 
-def check_intact(output: Path, known: Mapping[str, Any], advice: str = REFUSED, part: str = "") -> None:
-    """Refuse a finished output if it, or a file in it, is not what ``measured`` said of it when it was written."""
-    path = output / part
-    now = measured(path, hashed="sha256" in known) if path.exists() else {}
-    if now != known:
-        size, before = (f"{values['bytes']:,} bytes" if values else "nothing" for values in (now, known))
-        fault = "another SHA-256" if size == before else f"{size} instead of {before}"
-        fault = f"{part}: {fault}" if part else fault
-        raise OutputError(f"{output}: exists already and is damaged, or not what the run wrote ({fault}); {advice}")
-
-
 def complete(output: Path) -> str:
     """What a command says of an output that is finished already."""
     return f"{output}: complete, nothing to do"
-
-
-def check_same(output: Path, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
-    """Refuse an output of another run; the error says what differs, and ends with the ``advice``."""
-    if changed := differences(old, new):
-        raise OutputError(f"{output}: exists already, of another run ({changed}); {advice}")
 
 
 def leaves(values: Mapping[str, Any], left_out: Iterable[str] = (), prefix: str = "") -> dict[str, Any]:

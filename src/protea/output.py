@@ -25,9 +25,7 @@ from protea.letters import ReportRow
 from protea.text import bytes_text, printable
 
 REPORT_HEADER: Final = ReportRow._fields
-WRITTEN: Final = "written"
-"""Name in a run file: of what ``measured`` says of the output."""
-
+WRITTEN: Final = "written"  # name in a run file, of what ``measured`` says of the output
 _LONGEST_NAME: Final = 255 - len(".problems.tsv")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,8 +69,7 @@ def note_what_is_replaced(path: Path) -> None:
     """Warn of a report and a run file beside an output that does not exist; the new output brings its own."""
     for place in (report_path(path), run_path(path)):
         if os.path.lexists(place) and not os.path.lexists(path):
-            message = f"{place} is of an output that is gone; it will be replaced"
-            warnings.warn(message, ProteaWarning, stacklevel=3)
+            warnings.warn(f"{place} is of an output that is gone; it will be replaced", ProteaWarning, stacklevel=3)
 
 
 def check_space(needed: Mapping[Path, int], advice: str) -> None:
@@ -222,9 +219,9 @@ def sha256(path: Path) -> str:
 
 def measured(path: Path, *, hashed: bool = True) -> dict[str, Any]:
     """Size and, if ``hashed``, SHA-256 of a file, by which it is known later; of a folder, the size of its files."""
-    files = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
-    size = sum(part.stat().st_size for part in files)
-    return {"bytes": size} | ({"sha256": sha256(path)} if hashed and not path.is_dir() else {})
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = {"bytes": sum(part.stat().st_size for part in files if part.is_file())}
+    return size | {"sha256": sha256(path)} if hashed and path.is_file() else size
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str | None:

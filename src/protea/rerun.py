@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from protea.errors import FinishedError, OutputError
-from protea.journal import REFUSED, check_intact, check_same, complete, leaves
+from protea.journal import REFUSED, complete, differences, leaves, read_finished
 from protea.letters import ReportRow
-from protea.output import WRITTEN, read_run, report_path, write_run
+from protea.output import WRITTEN, measured, read_run, report_path, write_run
 
 INPUT: Final = "input"
 FAILED: Final = "failed"
@@ -58,6 +58,36 @@ def end_finished(
         see = report if report.exists() else output
         raise OutputError(f"{output}: the same command wrote it before and failed in part: {reason}; see {see}")
     raise FinishedError(complete(output))
+
+
+def check_finished(output: Path, wanted: Mapping[str, Any], advice: str = REFUSED) -> dict[str, Any]:
+    """The run file of a finished output, if the output is what a run with the ``wanted`` settings would write.
+
+    ``wanted`` names what the contents depend on: options, the SHA-256 of weights, a fingerprint of the input. The run
+    file holds them at its top or under ``provenance``. An ``OutputError`` says what differs, or which file is missing.
+    """
+    recorded = read_finished(output)
+    inner = recorded.get("provenance")
+    old = {**(inner if isinstance(inner, dict) else {}), **recorded}
+    check_same(output, {name: old[name] for name in wanted if name in old}, wanted, advice)
+    return recorded
+
+
+def check_intact(output: Path, known: Mapping[str, Any], advice: str = REFUSED, part: str = "") -> None:
+    """Refuse a finished output if it, or a file in it, is not what ``measured`` said of it when it was written."""
+    path = output / part
+    now = measured(path, hashed="sha256" in known) if path.exists() else {}
+    if now != known:
+        size, before = (f"{values['bytes']:,} bytes" if values else "nothing" for values in (now, known))
+        fault = "another SHA-256" if size == before else f"{size} instead of {before}"
+        fault = f"{part}: {fault}" if part else fault
+        raise OutputError(f"{output}: exists already and is damaged, or not what the run wrote ({fault}); {advice}")
+
+
+def check_same(output: Path, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
+    """Refuse an output of another run; the error says what differs, and ends with the ``advice``."""
+    if changed := differences(old, new):
+        raise OutputError(f"{output}: exists already, of another run ({changed}); {advice}")
 
 
 def _comparable(values: Mapping[str, Any], files: Container[str]) -> dict[str, Any]:

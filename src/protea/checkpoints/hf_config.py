@@ -11,7 +11,7 @@ import torch
 
 from protea.alphabet import Alphabet
 from protea.checkpoints.region import Region
-from protea.checkpoints.settings_files import CONFIG, json_text, read_json, read_text, write_json
+from protea.checkpoints.settings_files import CONFIG, read_json, read_text, write_json
 from protea.checkpoints.tensors import WEIGHTS
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
@@ -90,28 +90,22 @@ def _check_vocabulary(path: Path, alphabet: Alphabet) -> None:
 
 
 def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
-    """Write ``config.json`` and the files beside it."""
+    """Write ``config.json``, the vocabulary, and the files that ``AutoTokenizer`` needs if it knows the family."""
     write_json(folder / CONFIG, config_json(model, dtype))
-    for name, text in side_files(model, NAME).items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def side_files(model: Encoder, form: str) -> dict[str, str]:
-    """Texts by name of file: the vocabulary, and what ``AutoTokenizer`` needs if it knows the family."""
-    texts = {VOCABULARY: "\n".join(model.alphabet.tokens) + "\n"}
-    if tokenizer := type(model).stored[form].tokenizer:
+    write_vocabulary(folder / VOCABULARY, model)
+    tokenizer = type(model).stored[NAME].tokenizer
+    if tokenizer:
         alphabet = model.alphabet
         names = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
         ids = (alphabet.unk, alphabet.bos, alphabet.pad, alphabet.mask, alphabet.eos)
         special = {name: alphabet.tokens[i] for name, i in zip(names, ids, strict=True) if i is not None}
-        texts["special_tokens_map.json"] = json_text(special)
-        texts["tokenizer_config.json"] = json_text(special | {"tokenizer_class": tokenizer})
-    return texts
+        write_json(folder / "special_tokens_map.json", special)
+        write_json(folder / "tokenizer_config.json", special | {"tokenizer_class": tokenizer})
 
 
 def write_vocabulary(path: Path, model: Encoder) -> None:
     """Write a model's tokens, one per line."""
-    path.write_text(side_files(model, NAME)[VOCABULARY], encoding="utf-8")
+    path.write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
 
 
 def config_json(model: Encoder, dtype: torch.dtype, form: str = NAME) -> dict[str, Any]:

@@ -50,14 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def json_text(value: dict[str, Any]) -> str:
-    """Readable JSON with sorted keys."""
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"
-
-
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write readable JSON with sorted keys."""
-    path.write_text(json_text(value), encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML is untyped

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint, recognised
-from protea.checkpoints.hf_config import side_files
+from protea.checkpoints.hf_config import NAME, VOCABULARY, write_config
 from protea.checkpoints.layout import Parameter
+from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import same_bits
 from protea.device import return_freed_memory
 from protea.errors import FinishedError, OutputError, ProteaError
@@ -46,12 +48,17 @@ def check_target(
 
 def _incomplete(target: Path, name: str, model: Encoder, head: Path | None) -> str | None:
     """What is missing or changed among the files beside a checkpoint's tensors and configuration."""
+    with TemporaryDirectory() as folder:
+        write_config(Path(folder), model, torch.float32)
+        texts = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.name != CONFIG}
+    names = texts if name == NAME else (VOCABULARY,) if target.is_dir() else ()
+    texts = {file: texts[file] for file in names}
     if head is not None and head.is_file():
-        beside = companion(target, HEAD_RECORD)
-        if not beside.is_file() or beside.read_bytes() != head.read_bytes():
-            return HEAD_RECORD
-    for file, text in side_files(model, name).items() if target.is_dir() else ():
-        if text not in (found.read_text(encoding="utf-8", errors="replace") for found in target.rglob(file)):
+        texts[HEAD_RECORD] = head.read_bytes()
+    for file, text in texts.items():
+        if not any(
+            text == path.read_bytes() for path in (companion(target, file), *target.rglob(file)) if path.is_file()
+        ):
             return file
     return None
 

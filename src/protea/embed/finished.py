@@ -13,7 +13,7 @@ from protea.embed.prepare import EncodedRecord, Prepared, fingerprint_after
 from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import Arrays, Contents, StoredRecord, read_store, sequence_hash
 from protea.errors import OutputError, ProteaError
-from protea.journal import REFUSED, check_finished, check_intact
+from protea.journal import REFUSED
 from protea.letters import ReportRow
 from protea.output import WRITTEN
 from protea.records import InputColumns, read_records
@@ -46,6 +46,8 @@ def check_complete(
 
     Otherwise an ``OutputError`` says what differs, is missing, or is damaged; it ends with the ``advice``.
     """
+    from protea.rerun import check_finished, check_intact
+
     for output in outputs:
         recorded = check_finished(output.path, wanted, advice)
         check_intact(output.path, recorded.pop(WRITTEN, {}))

@@ -111,7 +111,8 @@ def score_variants(
         raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
-    table_path, typed = None, "scan" if positions is None else f"scan {positions}"
+    table_path: str | None = None
+    typed: str | None = "scan" if positions is None else f"scan {positions}"
     if variants is not None:
         table_path, typed = (str(variants), None) if isinstance(variants, Path) else (None, ",".join(variants))
     run: dict[str, Any] = {"command": "score", "proteins": proteins, "table": table_path, "variants": typed}

@@ -94,10 +94,7 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
 
 
 def dry_run(recipe: Recipe) -> list[str]:
-    """What a recipe takes, in lines of text, as if every sequence had the full length.
-
-    Training data that the recipe names are checked as at the start of a run; an error says what is wrong with them.
-    """
+    """What a recipe takes, in lines of text, if all sequences have the full length. Refuses training data as a run."""
     device = planned_device(recipe)
     told = settle_precision(recipe, device)
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
