@@ -47,6 +47,7 @@ from protea.records import read_records
 from protea.settings_errors import read_yaml
 from protea.text import counted
 from protea.train.model import TYPES, Trainable, settle_precision
+from protea.train.objective import Validation, make_loader
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
@@ -179,8 +180,9 @@ def check_data(recipe: Recipe, alphabet: Alphabet) -> None:
     data, validates = recipe.data, recipe.validation.every is not None
     if data.store is not None:
         store = TrainingStore(data.store, alphabet)
-        for split in ("train", "valid") if validates else ("train",):
-            store.split(split)
+        make_loader(store, "train", recipe, seed=recipe.run.seed, workers=0, pin=False)
+        if validates:
+            Validation(store, recipe)
     elif data.fasta is not None:
         for path in data.fasta:
             next(iter(() if flows(str(path)) else read_records([path])), None)
