@@ -275,6 +275,15 @@ BESIDE: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"state_dict": s, "callbacks": {"EMA": {"weights": averaged(s)}}},
         "['callbacks']['EMA']['weights']",
     ),
+    "a training": (
+        lambda s: {
+            "model": s,
+            "ema": averaged(s),
+            "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+            "epoch": 3,
+        },
+        "['ema']",
+    ),
     "at the top": (lambda s: s | {"ema": averaged(s)}, "['ema']"),
     "a list": (
         lambda s: {"model": s, "ema": {"shadow_params": list(averaged(s).values())}},
@@ -283,30 +292,39 @@ BESIDE: dict[str, tuple[Callable[[State], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("file", ["m.pt", "pytorch_model.bin"])
 @pytest.mark.parametrize("name", BESIDE)
-def test_another_model_is_named(tmp_path: Path, state: State, name: str) -> None:
+def test_another_model_is_named(tmp_path: Path, state: State, name: str, file: str) -> None:
     content, place = BESIDE[name]
-    torch.save(content(state), tmp_path / "m.pt")
-    model, notes = read(tmp_path / "m.pt")
+    torch.save(content(state), tmp_path / file)
+    model, notes = read(tmp_path / file)
     assert torch.equal(model.get_parameter("lm_head.bias"), state["lm_head.bias"])
     assert len(notes) == 1
     assert place in notes[0]
     if name == "ema_state_dict":
-        check_message("checkpoints.another-model", notes[0], tmp=tmp_path)
+        check_message("checkpoints.another-model", notes[0].replace(file, "m.pt"), tmp=tmp_path)
     if name != "a list":  # the way that the note names
         command = re.search(r"`(torch.save\(.*\))`", notes[0])
         assert command
-        exec(command[1], {"torch": torch, "FILE": tmp_path / "m.pt", "NEW_FILE": tmp_path / "n.pt"})
+        exec(command[1], {"torch": torch, "FILE": tmp_path / file, "NEW_FILE": tmp_path / "n.pt"})
         model, notes = read(tmp_path / "n.pt")
         assert torch.equal(model.get_parameter("lm_head.bias"), state["lm_head.bias"] + 1)
         assert len(notes) == (name == "wrapped")
 
 
-def test_two_usual_names(tmp_path: Path, state: State) -> None:
-    torch.save({"model": state, "state_dict": averaged(state)}, tmp_path / "m.pt")
+@pytest.mark.parametrize("file", ["m.pt", "pytorch_model.bin"])
+def test_two_usual_names(tmp_path: Path, state: State, file: str) -> None:
+    torch.save({"model": state, "state_dict": averaged(state)}, tmp_path / file)
     with pytest.raises(CheckpointError) as caught:
-        read(tmp_path / "m.pt")
-    check_message("checkpoints.two-usual-names", caught.value, tmp=tmp_path)
+        read(tmp_path / file)
+    check_message("checkpoints.two-usual-names", str(caught.value).replace(file, "m.pt"), tmp=tmp_path)
+
+
+def test_the_top_and_a_usual_name(tmp_path: Path, state: State) -> None:
+    torch.save(state | {"model": averaged(state)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"at \['model'\], and also .* at its top; choose one") as caught:
+        read(tmp_path)
+    assert "torch.load(FILE)['model']" in str(caught.value)
 
 
 def test_another_model_in_a_file_of_metas(tmp_path: Path, paths: dict[str, Path]) -> None:

@@ -19,8 +19,7 @@ from protea.checkpoints.layout import Layout, entries, stored_shape
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import Tensors, is_safetensors, open_safetensors
-from protea.checkpoints.torch_file import MODEL_NAMES, TorchFile, open_state_dicts
-from protea.checkpoints.unpickle import TensorRef
+from protea.checkpoints.torch_file import TorchFile, open_state_dicts, state_of
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.family import EncoderConfig
 from protea.models.registry import build, families
@@ -55,16 +54,7 @@ def _tensors(path: Path) -> Tensors:
     if is_safetensors(region):
         return open_safetensors({path: set()})
     file = TorchFile(region)
-    content = file.content
-    if isinstance(content, dict):
-        for state in (*(content.get(name) for name in MODEL_NAMES), content):
-            if isinstance(state, dict) and any(isinstance(value, TensorRef) for value in state.values()):
-                return open_state_dicts({path: (file, state)})
-    held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-    raise CheckpointError(
-        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(MODEL_NAMES)}; save one: "
-        "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
-    )
+    return open_state_dicts({path: (file, state_of(path, file.content))})
 
 
 def _recognised(path: Path, form: ModuleType, tensors: Tensors) -> tuple[EncoderConfig, str]:

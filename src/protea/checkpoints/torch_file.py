@@ -164,6 +164,24 @@ def _refs(node: Any) -> dict[Any, TensorRef]:
     return {key: value for key, value in items if isinstance(value, TensorRef)}
 
 
+def _has_words(state: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary holds word embeddings, as the weights of a whole model do."""
+    return any(isinstance(key, str) and key.endswith(_WORDS) for key in _refs(state))
+
+
+def state_of(path: Path, content: Any) -> dict[Any, Any]:
+    """The state dict in a file: under the first of ``MODEL_NAMES``, or the whole; best one with word embeddings."""
+    if isinstance(content, dict):
+        places = (*(content.get(name) for name in MODEL_NAMES), content)
+        if states := [state for state in places if isinstance(state, dict) and _refs(state)]:
+            return max(states, key=_has_words)
+    held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+    raise CheckpointError(
+        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(MODEL_NAMES)}; save one: "
+        "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
+    )
+
+
 def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
     """Name the models in a file beside the chosen one, in a note. Two under usual names are an error."""
     refs, read, others, seen = _refs(chosen), "", list[str](), set[int]()
@@ -176,7 +194,7 @@ def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
         averaged = _AVERAGED.search(place) and 2 * len(held) > len(refs)
         if node is chosen:
             read = place
-        elif held != refs and (averaged or any(isinstance(key, str) and key.endswith(_WORDS) for key in held)):
+        elif held != refs and (averaged or _has_words(held)):
             others.append(place)
         if isinstance(node, dict) and len(place) < _LONGEST:
             names = [key for key in node if isinstance(key, str) and "optim" not in key]
