@@ -144,9 +144,7 @@ def _on_disk(model: str | Path) -> Path | None:
         return bundled.FOLDER
     for path in (Path(model), Path(short if short in published_models() else model)):
         try:
-            if path.is_dir():
-                return path
-            if path.is_file():
+            if path.is_dir() or path.is_file():
                 return checkpoint_path(path)
         except OSError as error:
             raise CheckpointError(
