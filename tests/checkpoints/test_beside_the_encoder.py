@@ -102,7 +102,7 @@ def adds(*keys: str) -> Change:
 
 def check_adapter(tmp_path: Path, paths: dict[str, Path], kind: str, place: str, adapter: str) -> None:
     path = saved(kind, paths, tmp_path, adds(place + adapter))
-    refused(path, adapter, "merge_and_unload")
+    refused(path, adapter, "get_base_model" if re.search("prompt|prefix|virtual", adapter) else "merge_and_unload")
 
 
 @pytest.mark.parametrize(("kind", "place", "adapter"), CASES[:: len(ADAPTERS) + 4])
@@ -164,6 +164,14 @@ def test_the_message_lists_adapters(tmp_path: Path, paths: dict[str, Path]) -> N
     check_message("checkpoints.adapters-beside", caught.value, tmp=tmp_path)
 
 
+def test_prompts_alone_are_not_to_be_merged(tmp_path: Path, paths: dict[str, Path]) -> None:
+    path = saved("hf", paths, tmp_path, adds("prompt_encoder.default.embedding.weight"))
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    check_message("checkpoints.prompts", caught.value, tmp=tmp_path)
+    assert "merge_and_unload" not in str(caught.value)
+
+
 # --- heads -------------------------------------------------------------------------------------------------------
 
 UNKNOWN = {
@@ -209,9 +217,14 @@ def test_what_is_outside_is_left_out_with_a_note(tmp_path: Path, paths: dict[str
     before, notes = read(saved(kind, paths, tmp_path / "before", adds()))
     after, more = read(saved(kind, paths, tmp_path / "after", adds(key)))
     assert len(more) == len(notes) + 1
-    assert f"{end_of(key)})" in more[-1]
+    assert f"{end_of(key)};" in more[-1]
     for name, value in before.named_parameters():
         assert torch.equal(value, after.get_parameter(name)), name
+
+
+def test_the_note_about_a_pooler(tmp_path: Path, paths: dict[str, Path]) -> None:
+    path = saved("hf", paths, tmp_path, adds("esm.pooler.dense.weight", "esm.pooler.dense.bias"))
+    check_message("checkpoints.outside", read(path)[1][0], tmp=tmp_path)
 
 
 def test_metas_class_as_the_attribute_encoder(tmp_path: Path, paths: dict[str, Path]) -> None:

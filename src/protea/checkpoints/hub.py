@@ -121,9 +121,14 @@ def _repository(name: str) -> str | None:
 
 def _no_path(name: str) -> CheckpointError:
     """The error for a path that leads nowhere."""
-    stem = Path(name).stem
-    advice = f"{stem} is the published model" if stem in published_models() else "`protea info --list` shows all models"
-    return CheckpointError(f"{name}: no such folder or file{_near(name)}; {advice}")
+    path, known = Path(name), published_models()
+    if not _PATH.fullmatch(name):
+        return CheckpointError(f"{name}: no such folder or file{_near(name)}; `protea info --list` shows all models")
+    if path.name == name and path.stem in known:
+        return CheckpointError(f"{name}: no such folder or file{_near(name)}; {path.stem} is the published model")
+    absent = [folder for folder in path.parents if not folder.exists()]
+    where = f"; there is no folder {absent[-1]}" if absent else ""
+    return CheckpointError(f"{name}: no such folder or file{where}; {near_paths(path) or 'check the path'}")
 
 
 def _near(name: str) -> str:
