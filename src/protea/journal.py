@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from protea.output import read_run, report_path, run_path, write_durably, write_
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
 _ABSENT: Final = "nothing"
+_OF_MODEL: Final = re.compile(r"models (.+) (?:files (.+)|computed_in)")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 REFUSED: Final = "choose another name or pass --overwrite"
 
@@ -145,7 +148,19 @@ def leaves(values: Mapping[str, Any], left_out: Iterable[str] = (), prefix: str 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences of two plans, as in ``dtype float32 -> bfloat16; long truncate -> window``."""
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    return "; ".join(f"{name} {_value(old, name)} -> {_value(new, name)}" for name in names)
+    before, after = (sorted({match[1] for name in plan if (match := _OF_MODEL.fullmatch(name))}) for plan in (old, new))
+    changed = []
+    if before and after and before != after:
+        changed = [f"models {','.join(before)} -> {','.join(after)}"]
+        names = [name for name in names if not _OF_MODEL.fullmatch(name)]
+    return "; ".join(changed + [_difference(old, new, name) for name in names])
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> str:
+    values = _value(old, name), _value(new, name)
+    if all(map(_HASH.fullmatch, values)):
+        return _OF_MODEL.sub(r"\2 of the model \1", name) + " has other content"
+    return f"{name} {values[0]} -> {values[1]}"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:
