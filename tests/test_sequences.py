@@ -159,7 +159,7 @@ WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "frozenset": (frozenset(("MKT",)), "a list"),
     "keys": ({"KRAS": "MKT"}.keys(), r"the mapping itself, its \.values"),
     "keys in order": (OrderedDict(KRAS="MKT").keys(), r"list\(mapping"),
-    "keys of a column": (ChainMap({"KRAS": "MKT"}).keys(), "rather names"),
+    "keys of a column": (ChainMap({"KRAS": "MKT"}).keys(), "are names"),
     "bytes": (b"MKT", "decode"),
     "bytearray": (bytearray(b"MKT"), "decode"),
     "None": (None, "a list"),

@@ -107,7 +107,7 @@ def read(sequences: object, alphabet: Alphabet, *, masks: bool = True) -> Given:
         records = [_record(value, f"sequence {shown(name)}") for name, value in sequences.items()]
     elif isinstance(sequences, KeysView):
         raise UsageError(
-            f"sequences: got {_described(sequences)}, which are rather names; give the mapping itself, its .values() or, "
+            f"sequences: got {_described(sequences)}, which are names; give the mapping itself, its .values() or, "
             "if the keys are the sequences, list(mapping)"
         )
     else:
