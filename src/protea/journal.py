@@ -149,18 +149,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences of two plans, as in ``dtype float32 -> bfloat16; long truncate -> window``."""
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
     before, after = (sorted({match[1] for name in plan if (match := _OF_MODEL.fullmatch(name))}) for plan in (old, new))
-    changed = []
     if before and after and before != after:
-        changed = [f"models {','.join(before)} -> {','.join(after)}"]
-        names = [name for name in names if not _OF_MODEL.fullmatch(name)]
-    return "; ".join(changed + [_difference(old, new, name) for name in names])
+        names = ["models", *(name for name in names if not _OF_MODEL.fullmatch(name))]
+        old, new = {**old, "models": before}, {**new, "models": after}
+    return "; ".join(_difference(name, _value(old, name), _value(new, name)) for name in names)
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> str:
-    values = _value(old, name), _value(new, name)
+def _difference(name: str, *values: str) -> str:
     if all(map(_HASH.fullmatch, values)):
         return _OF_MODEL.sub(r"\2 of the model \1", name) + " has other content"
-    return f"{name} {values[0]} -> {values[1]}"
+    return f"{name} {' -> '.join(values)}"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:

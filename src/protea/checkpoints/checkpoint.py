@@ -278,6 +278,6 @@ class Checkpoint:
 
     def _warn_of(self, keys: list[str]) -> None:
         if keys:
-            message = f"{counted(len(keys), 'tensor')} outside the encoder left out: {_listed(keys)}"
-            without = "the encoder computes the same without them"
-            warnings.warn(f"{self.tensors.paths[0]}: {message}; {without}", ProteaWarning, stacklevel=2)
+            left = f"{counted(len(keys), 'tensor')} outside the encoder left out: {_listed(keys)}"
+            message = f"{self.tensors.paths[0]}: {left}; the encoder computes the same without them"
+            warnings.warn(message, ProteaWarning, stacklevel=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +28,7 @@ from protea.checkpoints.tensors import (
     raw_bytes,
     write_safetensors,
 )
-from protea.errors import CheckpointError, ProteaWarning, UsageError
+from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 
 _MODULES: Final = {"te": "te", "hf": "hf", "nemo2": "nemo2", "nemo": "nemo", "fair-esm": "fair_esm"}
@@ -61,10 +60,6 @@ _OF_FOLDER: Final = re.compile(
     r"config\.json|(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
 )
 """Files that are read as a folder; any other weight file there is another model."""
-
-_WEIGHTS: Final = re.compile(r".*\.(pt|pth|ckpt|bin|safetensors)", re.IGNORECASE)
-_NO_WEIGHTS: Final = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|(.*\.)?extras\.).*")
-"""Names of weight files, and of what training programs and Protea write beside them."""
 
 EXTRAS: Final = "extras.safetensors"
 """Parameters, rotary frequencies and settings that a format cannot hold."""
@@ -124,7 +119,7 @@ def recognised(path: Path) -> FormatReader:
 
 
 def _folder_format(path: Path) -> str:
-    if (path / CONFIG).exists() and (has_weights(path) or not _parts(path)):
+    if (path / CONFIG).exists() and (has_weights(path) or not parts_of(path)):
         # A recipe's folder contains everything that a Hugging Face folder contains.
         recipe = (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == RECIPE_MODEL_TYPE
         return "te" if recipe else "hf"
@@ -135,7 +130,7 @@ def _folder_format(path: Path) -> str:
         return "nemo"
     if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
-    if parts := _parts(path):
+    if parts := parts_of(path):
         raise CheckpointError(f"{path}: holds {parts}")
     if has_weights(path):
         raise CheckpointError(
@@ -150,10 +145,10 @@ def _folder_format(path: Path) -> str:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder has weights as transformers names them."""
-    return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return any(_OF_FOLDER.fullmatch(entry.name) for entry in folder.iterdir() if entry.name != CONFIG)
 
 
-def _parts(folder: Path) -> str | None:
+def parts_of(folder: Path) -> str | None:
     """The advice for a folder that holds only parts of a model; ``None`` if no pattern fits."""
     advice = (advice for pattern, advice in _PARTS.items() if any(folder.glob(pattern)))
     return next((text.format(folder=folder, config=CONFIG) for text in advice), None)
@@ -179,43 +174,10 @@ def _file_format(path: Path) -> str:
 
 
 def checkpoint_path(path: Path) -> Path:
-    """The checkpoint that a path belongs to: itself, the folder of a weight file or configuration, or a folder's file.
-
-    The last is the only file of weights beside ``config.json`` where none has a usual name; a note names it.
-    """
-    if path.is_file():
-        unread = path.suffix == ".bin" and any((path.parent / name).exists() for name in (WEIGHTS, INDEX))
-        if unread or not _OF_FOLDER.fullmatch(path.name) or not (path.parent / CONFIG).exists():
-            return path
-        path = path.parent
-    names = sorted(entry.name for entry in path.iterdir()) if (path / CONFIG).is_file() else []
-    if any(_OF_FOLDER.fullmatch(name) and name != CONFIG for name in names) or _parts(path):
-        return path
-    holding = {name: _holds_weights(path / name) for name in names}
-    found = [name for name in names if holding[name]] or [name for name in names if holding[name] is None]
-    if len(found) > 1:
-        raise CheckpointError(
-            f"{path}: has several files of weights: {', '.join(found)}; name one, as in `-m {path / found[0]}`; it "
-            f"is read with the {CONFIG} beside it"
-        )
-    if found:
-        warnings.warn(f"{path}: read {found[0]}, its only file of weights", ProteaWarning, stacklevel=2)
-    return path / found[0] if found else path
-
-
-def _holds_weights(path: Path) -> bool | None:
-    """Whether a file holds the weights of a model; ``None`` if its name says so and its content cannot be read."""
-    from protea.checkpoints.torch_file import TorchFile, has_words, is_torch_file, named_tensors
-
-    if not path.is_file() or _NO_WEIGHTS.fullmatch(path.name):
-        return False
-    try:
-        region = Region.of_file(path)
-        if is_torch_file(region):
-            return has_words(key for key, _ in named_tensors(TorchFile(region).content))
-        return is_safetensors(region) and has_words(open_safetensors({path: set()}))
-    except CheckpointError:  # opening the file will say so
-        return None if _WEIGHTS.fullmatch(path.name) else False
+    """The checkpoint that a path belongs to: itself, or the folder of a weight file or configuration."""
+    unread = path.suffix == ".bin" and any((path.parent / name).exists() for name in (WEIGHTS, INDEX))
+    whole = not unread and _OF_FOLDER.fullmatch(path.name) and path.is_file() and (path.parent / CONFIG).exists()
+    return path.parent if whole else path
 
 
 def companion(path: Path, name: str) -> Path:
