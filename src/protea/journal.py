@@ -20,6 +20,7 @@ from protea.output import read_run, report_path, run_path, write_durably, write_
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
 _ABSENT: Final = "nothing"
+_OF_MODEL: Final = re.compile(r"models (.+) (?:files (.+)|computed_in)")
 _HASH: Final = re.compile("[0-9a-f]{32,}")
 
 REFUSED: Final = "choose another name or pass --overwrite"
@@ -128,13 +129,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The differences of two plans, as in ``dtype float32 -> bfloat16; the input has changed``."""
     old, new = leaves(old), leaves(new)
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    before, after = (sorted({match[1] for name in plan if (match := _OF_MODEL.fullmatch(name))}) for plan in (old, new))
+    if before and after and before != after:
+        names = ["models", *(name for name in names if not _OF_MODEL.fullmatch(name))]
+        old, new = {**old, "models": before}, {**new, "models": after}
     return "; ".join(_difference(name, _value(old, name), _value(new, name)) for name in names)
 
 
 def _difference(name: str, before: str, after: str) -> str:
     if not any(map(_HASH.fullmatch, (before, after))):
         return f"{name} {before} -> {after}"
-    return "the input has changed" if name == "input" else f"the weights {name.rpartition(' ')[2]} have changed"
+    if name == "input":
+        return "the input has changed"
+    return _OF_MODEL.sub(r"\2 of the model \1", name).removeprefix("model_files ") + " has other content"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:

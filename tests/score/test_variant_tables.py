@@ -77,6 +77,35 @@ def test_letters_that_are_no_residues_are_told_by_row() -> None:
     assert "old notation, a stop" in found.problems[0].reason
 
 
+@pytest.mark.parametrize("cell", ["", " ", "NaN", "nan", "NA", "N/A", "<NA>", "None", "null", "NULL", "#N/A"])
+def test_cells_without_a_value_name_no_variant(cell: str) -> None:
+    found = rows(f"mutant,x\nM1V,1\n{cell},2\n")
+    assert [(problem.row, problem.variant.strip()) for problem in found.problems] == [(2, cell.strip())]
+    check_message("variant_table.no_variant", found.problems[0].reason)
+    if cell not in {"NA", "NULL"}:  # as in a table of insertions and deletions, in which some variants have names
+        found = rows(f"mutant,mutated_sequence\nM1V,{cell}\n{cell},VKTAYIAKQR\n{cell},{cell}\n")
+        assert named(found) == {"a": ["M1V", "M1V"]}
+        assert [problem.row for problem in found.problems] == [3]
+
+
+def test_a_number_that_is_missing_names_no_variant() -> None:
+    parquet.write_table(pa.table({"mutant": pa.array([float("nan"), None], pa.float64())}), "x.parquet")
+    found = rows_of(read_variants(Path("x.parquet")), WILD, ESM, Scoring())
+    assert [problem.reason.partition(";")[0] for problem in found.problems] == ["the row names no variant"] * 2
+
+
+def test_a_sequence_that_reads_like_a_missing_value() -> None:
+    assert named(rows("mutant,x\nNA,1\n", {"a": "NK"})) == {"a": ["K2A"]}
+
+
+def test_an_unknown_residue_at_a_wrong_position() -> None:
+    """The place is told first, since another protein or offset may be meant."""
+    found = rows("mutant,x\nR9X,1\nR10X,2\nR11X,3\n")
+    assert [problem.row for problem in found.problems] == [1, 2, 3]
+    for problem, part in zip(found.problems, ("position 9 holds Q, not R", "X stands", "outside"), strict=True):
+        assert part in problem.reason
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
 def test_the_delimiter_is_what_the_file_has(suffix: str, delimiter: str) -> None:
