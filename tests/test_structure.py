@@ -43,6 +43,7 @@ LAYERS = [
     {"evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
+    {"sklearn"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -287,7 +288,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 24_200
+MOST_LINES_OF_ALL = 24_650
 
 
 def test_size_of_the_package() -> None:
