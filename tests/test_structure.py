@@ -246,7 +246,15 @@ def test_no_test_asserts_a_time() -> None:
 
 # ---- public names and start-up ----
 def test_public_names() -> None:
-    assert protea.__all__ == ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
+    assert protea.__all__ == [
+        "LanguageModel",
+        "ProteaError",
+        "ProteaWarning",
+        "StoredEmbeddings",
+        "__version__",
+        "load",
+        "read_embeddings",
+    ]
     for name in protea.__all__:
         assert getattr(protea, name) is not None
     assert dir(protea) == sorted(protea.__all__)
