@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -100,7 +101,18 @@ def test_half_precision_stays(run: Run, fasta: Path) -> None:
     np.testing.assert_array_equal(read.to_polars().drop("id").to_numpy(), read.to_numpy().astype(np.float32))
 
 
-def test_anndata(run: Run, fasta: Path, tmp_path: Path) -> None:
+def test_what_anndata_is_given(run: Run, fasta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anndata", SimpleNamespace(AnnData=dict))
+    assert run("embed", fasta, "-o", "a.h5", "--device", "cpu").code == 0
+    read = protea.read_embeddings("a.h5")
+    given = read.to_anndata()
+    assert given["obs"].index.tolist() == read.ids
+    assert given["obs"]["length"].tolist() == [10, 1, 21]
+    np.testing.assert_array_equal(given["obsm"]["X_protea-mini"], read.vectors)
+    assert json.loads(given["uns"]["protea"]) == read.provenance
+
+
+def test_anndata_writes_and_reads_it(run: Run, fasta: Path, tmp_path: Path) -> None:
     """AnnData is not part of the test environment, because its versions for Python 3.11 refuse pandas 3."""
     anndata = pytest.importorskip("anndata")
     assert run("embed", fasta, "-o", "a.h5", "--pool", "mean,max", "--device", "cpu").code == 0

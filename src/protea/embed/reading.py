@@ -127,22 +127,22 @@ class StoredEmbeddings:
         return pl.DataFrame(self._keys()).hstack(pl.from_numpy(numbers, columns))
 
     def to_anndata(self) -> AnnData:
-        """Sequences as observations: vectors in ``obsm["X_MODEL"]``, provenance as JSON in ``uns["protea"]``.
+        """Sequences as observations: vectors in ``obsm["X_MODEL"]``, the provenance as JSON in ``uns["protea"]``.
 
-        Several poolings or layers have an entry each, as ``X_MODEL_mean_layer6``.
+        Several poolings or layers have an entry each, as ``X_MODEL_mean_layer6``. ``truncated_from`` is 0 for a
+        sequence that is not truncated.
         """
         if self.pooled is None:
-            raise UsageError("to_anndata takes one vector per sequence, and this output has only residues; read the output of -o")
+            raise UsageError(
+                "to_anndata takes one vector per sequence, and this output has only residues; read that of -o"
+            )
         with extra("anndata", "to_anndata needs anndata"):
             import anndata
             import pandas as pd
         model = f"X_{Path(str(self.provenance.get('model', 'protea'))).name}"
         obsm = {model + name.removeprefix("embedding"): matrix for name, matrix in self._matrices()}
-        # Texts as Python's strings: AnnData does not write the type that pandas 3 gives them.
-        rows = {name: [getattr(record, name) for record in self.records] for name in ("description", "sequence_sha256")}
-        obs = pd.DataFrame(rows, pd.Index(self.ids, dtype=object), dtype=object)
-        obs["length"] = [record.length for record in self.records]
-        obs["truncated_from"] = [record.truncated_from or 0 for record in self.records]
+        rows = [record._replace(truncated_from=record.truncated_from or 0) for record in self.records]
+        obs = pd.DataFrame(rows, columns=StoredRecord._fields).set_index("id")
         return anndata.AnnData(obs=obs, obsm=obsm, uns={"protea": json.dumps(self.provenance)})
 
     def _matrices(self) -> Iterator[tuple[str, Array]]:
