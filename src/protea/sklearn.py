@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -132,8 +132,8 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         resolve_layers([self.layer], model.outline)
         check_poolings([self.pool], model.outline.alphabet.frame)
         given = door.read(_column(X), model.outline.alphabet)
-        if given.single or given.names is not None:
-            raise UsageError(f"X: got {shown(X)} ({type(X).__name__}); give a list or a column of sequences")
+        if given.single:
+            raise _no_column(X)
         return under_policy(given, model.outline, self.long)
 
     def _model(self) -> _Model:
@@ -251,16 +251,25 @@ def _poolings(model: Encoder) -> tuple[str, ...]:
 
 
 def _column(values: Any) -> Any:
-    """The only column of a table or of an array with two axes; everything else is left to ``protea.sequences``."""
+    """A column in a form for ``protea.sequences``, which refuses lists of letters.
+
+    The column of a table is a mapping of its rows: its values are sequences, be they single letters, and not labels.
+    """
+    if isinstance(values, Mapping) or not hasattr(values, "__len__"):  # a generator would be empty after ``fit``
+        raise _no_column(values)
     kinds = {kind.__name__ for kind in type(values).__mro__}
     if "DataFrame" in kinds:
         _check_width(values, len(values.columns))
         values = values[values.columns[0]]
     if isinstance(values, np.ndarray) and values.ndim > 1:
         _check_width(values, 0 if values.ndim > 2 else values.shape[1])
-        return list(values[:, 0])
-    # A column may have a row with the label "sequence", so it is no longer a Series from here on.
-    return list(values) if kinds & {"DataFrame", "Series"} else values
+        return dict(enumerate(values[:, 0]))
+    return dict(enumerate(values)) if kinds & {"DataFrame", "Series"} else values
+
+
+def _no_column(values: Any) -> UsageError:
+    given = f"{shown(values)} ({type(values).__name__})"
+    return UsageError(f"X: got {given}; give a list of sequences, or a table with one column")
 
 
 def _check_width(values: Any, columns: int) -> None:
