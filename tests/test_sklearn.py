@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ import protea
 from messages import check_message
 from protea import sklearn
 from protea.checkpoints import hf
+from protea.cli import main
 from protea.embed import embeddings
 from protea.errors import CheckpointError, OutputError, ProteaWarning, UnknownResidueError, UsageError
 from protea.models.registry import build
@@ -325,6 +328,25 @@ def test_a_search_over_layers_and_poolings_computes_each_sequence_once(
     without = clone(search.estimator).set_params(embeddingtransformer__cache=None)
     scores = GridSearchCV(without, search.param_grid, cv=3).fit(sequences, labels).cv_results_["mean_test_score"]
     np.testing.assert_allclose(search.cv_results_["mean_test_score"], scores)
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of ``docs/python.md``, with the model of the package."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page.partition("## In scikit-learn")[2], re.DOTALL)
+    assert len(blocks) == 2
+    table = pd.DataFrame({"sequence": [f"MKT{letter}AYIAK" for letter in "ACDEFGHIKLMN"], "label": [0, 1] * 6})
+    names: dict[str, Any] = {"table": table, "protea": protea}
+    exec(blocks[0].replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    assert len(list(Path("vectors").rglob("*.vectors"))) == 12
+    Path("in.fasta").write_text(">a\nMKT\n")
+    monkeypatch.setattr(sys, "argv", ["protea", "embed", "in.fasta", "-o", "proteins.parquet"])
+    with pytest.raises(SystemExit):
+        main()
+    monkeypatch.setitem(sys.modules, "anndata", SimpleNamespace(AnnData=dict))
+    exec(blocks[1], names)
+    assert names["stored"].vectors.shape == (1, 320)
 
 
 # ---- the cache and the model in memory ----
