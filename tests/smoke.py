@@ -1,7 +1,7 @@
 """One run of every part of Protea, on small inputs: ``python tests/smoke.py``, in any environment.
 
-Needs Protea with its extras ``evaluate``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make test-floors`` runs it with
-the oldest versions of the dependencies that ``pyproject.toml`` allows.
+Needs Protea with its extras ``evaluate``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make test-floors``
+runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
 """
 
 from __future__ import annotations
