@@ -153,15 +153,10 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _vectors(self, model: _Model, records: list[EncodedRecord]) -> Iterator[tuple[str, FloatArray]]:
         """The vector of each sequence: from the cache, or computed, with all that the cache stores beside it."""
-        outline = model.outline
-        (layer,) = resolve_layers([self.layer], outline)
-        asked = Asked(layers=(layer,), poolings=(self.pool,))
-        cache = None
+        (layer,) = resolve_layers([self.layer], model.outline)
+        cache, asked = None, Asked(layers=(layer,), poolings=(self.pool,))
         if self.cache is not None:
-            layers, poolings = tuple(range(outline.config.num_hidden_layers + 1)), _poolings(outline)
-            asked = Asked(layers=layers, poolings=poolings)
-            shape = (len(poolings), len(layers), outline.config.hidden_size)
-            cache = VectorCache(Path(self.cache), self._identity(model, poolings), shape)
+            cache, asked = self._opened_cache(Path(self.cache), model)
         place = asked.poolings.index(self.pool), asked.layers.index(layer)
         missing = []
         for record in records:
@@ -180,10 +175,12 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
                 cache.put(sequence, vectors)
             yield sequence, vectors[place].copy()
 
-    def _identity(self, model: _Model, poolings: tuple[str, ...]) -> dict[str, Any]:
-        """What the vectors of the cache depend on."""
-        config = model.outline.config
-        return {
+    def _opened_cache(self, folder: Path, model: _Model) -> tuple[VectorCache, Asked]:
+        """The cache for what the vectors depend on, and all that it stores of a sequence."""
+        config, frame = model.outline.config, model.outline.alphabet.frame
+        poolings = tuple(name for name in POOLINGS if name != "bos" or frame.bos is not None)
+        asked = Asked(layers=tuple(range(config.num_hidden_layers + 1)), poolings=poolings)
+        settings = {
             "format": _FORMAT,
             "weights": model.weights,
             "family": config.family,
@@ -193,6 +190,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             "long": self.long,
             "poolings": poolings,
         }
+        return VectorCache(folder, settings, (len(poolings), len(asked.layers), config.hidden_size)), asked
 
 
 _Folder = Annotated[Path, "the path of a folder"] | None
@@ -243,11 +241,6 @@ def _opened(name: str, device: str, dtype: str) -> _Model:
 
 def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
     return tuple((status.st_mtime_ns, status.st_size) for status in (path.stat() for path in files))
-
-
-def _poolings(model: Encoder) -> tuple[str, ...]:
-    """The poolings that a model can have."""
-    return tuple(name for name in POOLINGS if name != "bos" or model.alphabet.frame.bos is not None)
 
 
 def _column(values: Any) -> Any:
