@@ -77,8 +77,8 @@ def test_differences_of_weights() -> None:
     assert differences(plan({"m": "a"}), plan({"m": "a", "n/x": "b"}) | {"offset": 2}) == (
         "models m -> m,n/x; offset 1 -> 2"
     )
-    assert differences({"input": "a" * 64}, {"input": "b" * 64}) == "input has other content"
-    assert differences({"input": "a" * 64}, {}) == f"input {'a' * 64} -> nothing"
+    assert differences({"input": "a" * 64}, {"input": "b" * 64}) == "the input has changed"
+    assert differences({"input": "a" * 64}, {}) == "the input has changed"
 
 
 def test_differences_of_plans() -> None:

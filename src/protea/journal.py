@@ -141,7 +141,9 @@ def _difference(name: str, before: str, after: str) -> str:
         return f"{name} {before} -> {after}"
     if name == "input":
         return "the input has changed"
-    return _OF_MODEL.sub(r"\2 of the model \1", name).removeprefix("model_files ") + " has other content"
+    match = _OF_MODEL.fullmatch(name)
+    owner = f" of the model {match[1]}" if match else ""
+    return f"the weights {(match and match[2]) or name.rpartition(' ')[2]}{owner} have changed"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:

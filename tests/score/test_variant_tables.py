@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from messages import check_message
 from protea.alphabet import ESM
-from protea.errors import DataError, OutputError, UsageError
+from protea.errors import DataError, OutputError, ProteaWarning, UsageError
 from protea.score.effects import Scoring
 from protea.score.variant_table import (
     Columns,
@@ -414,10 +414,16 @@ def test_columns_of_scores_have_new_names() -> None:
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.run.yaml", "x.csv.report.tsv"])
 def test_outputs_that_exist(name: str) -> None:
+    """A table is never replaced unasked; what is left of a table that is gone is replaced, with a warning."""
     Path(name).write_text("precious")
-    with pytest.raises(OutputError, match=f"^{name}: .*--overwrite"):
-        check_output(Path("x.csv"), {}, dict, overwrite=False)
-    check_output(Path("x.csv"), {}, dict, overwrite=True)
+    if name == "x.csv":
+        with pytest.raises(OutputError, match=f"^{name}: .*--overwrite"):
+            check_output(Path("x.csv"), {}, dict, overwrite=False)
+        check_output(Path("x.csv"), {}, dict, overwrite=True)
+    else:
+        for overwrite in (False, True):
+            with pytest.warns(ProteaWarning, match=f"^{name} is of an output that is gone"):
+                check_output(Path("x.csv"), {}, dict, overwrite=overwrite)
     Path(name).unlink()
     Path(name).mkdir()
     with pytest.raises(OutputError, match=f"^{name}: is a folder"):

@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         size = path.stat().st_size if path.is_file() else None
         if size != known["bytes"]:
             fault = "is missing" if size is None else f"has {size:,} bytes, but {known['bytes']:,} in the manifest"
-            raise StoreError(f"{path}: {fault}; build the store again, with --overwrite")
+            raise StoreError(f"{path}: {fault}; build the store again")
     return manifest
 
 
