@@ -1,7 +1,7 @@
 """One run of every part of Protea, on small inputs: ``python tests/smoke.py``, in any environment.
 
-Needs Protea with its extras ``evaluate``, ``plot`` and ``train``, and no test tools: ``make test-floors`` runs it with
-the oldest versions of the dependencies that ``pyproject.toml`` allows.
+Needs Protea with its extras ``evaluate``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make test-floors``
+runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 import protea
 from protea.cli import main
+from protea.sklearn import EmbeddingTransformer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "GDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSL", "MSDQEAKPSTEDLGDKKEGEYIKLKVIGQ"]
@@ -43,6 +44,10 @@ def embed(folder: Path, fasta: Path) -> None:
     vectors = pq.read_table(folder / "s.parquet")["embedding"].to_pylist()
     expected = protea.load(device="cpu").embed(SEQUENCES, pool="mean")
     np.testing.assert_allclose(np.array(vectors), expected, rtol=0, atol=1e-5)
+    for name in ("s.parquet", "s.h5", "files"):
+        np.testing.assert_allclose(protea.read_embeddings(folder / name).to_numpy(), expected, rtol=0, atol=1e-5)
+    transformer = EmbeddingTransformer(device="cpu", cache=folder / "cache")
+    np.testing.assert_allclose(transformer.fit_transform(SEQUENCES), expected, rtol=0, atol=1e-5)
     with h5py.File(folder / "r.h5") as file:
         assert [file[f"r{number}"].shape[0] for number in range(3)] == [len(sequence) for sequence in SEQUENCES]
 

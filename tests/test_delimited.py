@@ -204,3 +204,12 @@ def test_named_columns_need_a_table() -> None:
     Path("in.csv").write_text("name,sequence\nb,MKV\n")
     records = read_records(["in.fasta", "in.csv"], InputColumns(id="name"))
     assert [record.id for record in records] == ["a", "b"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\n"])
+def test_fasta_in_a_file_named_as_a_table(mark: str) -> None:
+    Path("in.csv").write_text(f"{mark}>a\nMKT\n>b\nMKV\n")
+    for read in (lambda: list(read_records(["in.csv"])), lambda: read_table(Path("in.csv"))):
+        with pytest.raises((FastaError, DataError)) as caught:
+            read()
+    check_message("records.fasta_as_table", caught.value)

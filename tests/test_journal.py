@@ -65,6 +65,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         WorkFolder(tmp_path / "absent" / "out")
 
 
+def test_differences_of_weights() -> None:
+    """Sums of files are long and say nothing; only that they differ counts."""
+
+    def plan(models: dict[str, str]) -> dict[str, object]:
+        values = {f"models {name} files model.safetensors": text * 64 for name, text in models.items()}
+        return {**values, **{f"models {name} computed_in": "float32" for name in models}, "offset": 1}
+
+    other_weights = differences(plan({"m": "a"}), plan({"m": "b"}))
+    check_message("journal.other-weights", other_weights)
+    assert differences(plan({"m": "a"}), plan({"m": "a", "n/x": "b"}) | {"offset": 2}) == (
+        "models m -> m,n/x; offset 1 -> 2"
+    )
+    assert differences({"input": "a" * 64}, {"input": "b" * 64}) == "the input has changed"
+    assert differences({"input": "a" * 64}, {}) == "the input has changed"
+
+
 def test_differences_of_plans() -> None:
     assert differences({"a": 1, "b": [1, 2], "c": 0}, {"a": 1, "b": [1], "d": 0}) == (
         "b 1,2 -> 1; c 0 -> nothing; d nothing -> 0"

@@ -48,7 +48,10 @@ NEVER_SHOWN = {
     ("protea.journal", "--overwrite"): (  # they use only the wording, the differences and the lock
         "pretrain, info, init, fit-contacts, convert, check, export, average"
     ),
-    ("protea.rerun", "--overwrite"): "init, fit-contacts, convert, export, average, pretrain",  # no pictures
+    (
+        "protea.rerun",
+        "--overwrite",
+    ): "info, check, init, fit-contacts, convert, export, average, pretrain",  # no pictures
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
         "info, init, merge, fit-contacts, convert, check, pretrain, export, average, data info, evaluate contacts, "
         "evaluate proteingym"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import ChainMap, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,9 @@ LISTS: dict[str, Callable[[], Any]] = {
     "values": NAMED.values,
     "numpy strings": lambda: np.array(SEQUENCES),
     "numpy objects": lambda: np.array(SEQUENCES, dtype=object),
+    "values of a mapping": NAMED.values,
+    "values in order": lambda: OrderedDict(NAMED).values(),
+    "keys as a list": lambda: list(dict.fromkeys(SEQUENCES)),
     "numpy StringDType": lambda: np.array(SEQUENCES, dtype=np.dtypes.StringDType()),
     "pandas column": lambda: TABLE["seq"],
     "pandas objects": lambda: pd.Series(SEQUENCES, index=[5, 5, 6], dtype=object),
@@ -154,6 +157,9 @@ def test_biopython(model: protea.LanguageModel, tmp_path: Path) -> None:
 WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "set": ({"MKT", "GG"}, "a list"),
     "frozenset": (frozenset(("MKT",)), "a list"),
+    "keys": ({"KRAS": "MKT"}.keys(), r"the mapping itself, its \.values"),
+    "keys in order": (OrderedDict(KRAS="MKT").keys(), r"list\(mapping"),
+    "keys of a column": (ChainMap({"KRAS": "MKT"}).keys(), "are names"),
     "bytes": (b"MKT", "decode"),
     "bytearray": (bytearray(b"MKT"), "decode"),
     "None": (None, "a list"),
@@ -179,7 +185,7 @@ def test_what_is_no_list_of_sequences(model: protea.LanguageModel, form: str) ->
     for method in (model.embed, model.logits, model.perplexity, model.pseudo_perplexity):
         with pytest.raises(UsageError, match=rf"^sequences: got (?s:.*){part}"):
             method(value)
-    if form in {"set", "letters", "bytes", "None", "row"}:
+    if form in {"set", "keys", "letters", "bytes", "None", "row"}:
         with pytest.raises(UsageError) as caught:
             model.embed(value)
         if form != "set":  # its order varies

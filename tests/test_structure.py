@@ -43,6 +43,7 @@ LAYERS = [
     {"evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
+    {"sklearn"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -245,7 +246,15 @@ def test_no_test_asserts_a_time() -> None:
 
 # ---- public names and start-up ----
 def test_public_names() -> None:
-    assert protea.__all__ == ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
+    assert protea.__all__ == [
+        "LanguageModel",
+        "ProteaError",
+        "ProteaWarning",
+        "StoredEmbeddings",
+        "__version__",
+        "load",
+        "read_embeddings",
+    ]
     for name in protea.__all__:
         assert getattr(protea, name) is not None
     assert dir(protea) == sorted(protea.__all__)
@@ -287,7 +296,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 25_730
+MOST_LINES_OF_ALL = 29_000
 
 
 def test_size_of_the_package() -> None:
@@ -295,7 +304,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 8_500
+MOST_LINES_OF_EMBED = 8_600
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -14,10 +14,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from protea.embed.reading import StoredEmbeddings, read_embeddings
     from protea.errors import ProteaError, ProteaWarning
     from protea.language_model import LanguageModel, load
 
-__all__ = ["LanguageModel", "ProteaError", "ProteaWarning", "__version__", "load"]
+__all__ = [
+    "LanguageModel",
+    "ProteaError",
+    "ProteaWarning",
+    "StoredEmbeddings",
+    "__version__",
+    "load",
+    "read_embeddings",
+]
 
 __version__ = "0.1.0"
 
@@ -25,7 +34,9 @@ _HOME = {
     "LanguageModel": "protea.language_model",
     "ProteaError": "protea.errors",
     "ProteaWarning": "protea.errors",
+    "StoredEmbeddings": "protea.embed.reading",
     "load": "protea.language_model",
+    "read_embeddings": "protea.embed.reading",
 }
 
 

@@ -73,6 +73,8 @@ def _decoded(stream: BinaryIO, path: str | Path, *, any_bytes: bool) -> TextIOWr
     head = stream.peek(64)  # type: ignore[attr-defined]
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return TextIOWrapper(stream, encoding="utf-16", newline="")
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b">"):
+        raise FastaError(f"{path}: is FASTA, not a table; give it a name that ends in .fasta")
     if reason := disguise(head):  # of a compressed file
         raise FastaError(f"{path}: {reason}")
     return TextIOWrapper(stream, "utf-8-sig", "surrogateescape" if any_bytes else "strict", newline="")

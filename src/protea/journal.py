@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from protea.output import read_run, report_path, run_path, write_durably, write_
 JOURNAL: Final = "journal.json"
 _LOCK: Final = "lock"
 _ABSENT: Final = "nothing"
+_OF_MODEL: Final = re.compile(r"models (.+) (?:files (.+)|computed_in)")
+_HASH: Final = re.compile("[0-9a-f]{32,}")
 
 REFUSED: Final = "choose another name or pass --overwrite"
 
@@ -99,19 +102,6 @@ def damaged_journal(output: Path, error: Exception) -> ResumeError:
     )
 
 
-def check_finished(output: Path, wanted: Mapping[str, Any], advice: str = REFUSED) -> dict[str, Any]:
-    """The run file of a finished output, if the output is what a run with the ``wanted`` settings would write.
-
-    ``wanted`` names what the contents depend on: options, the SHA-256 of weights, a fingerprint of the input. The run
-    file holds them at its top or under ``provenance``. An ``OutputError`` says what differs, or which file is missing.
-    """
-    recorded = read_finished(output)
-    inner = recorded.get("provenance")
-    old = {**(inner if isinstance(inner, dict) else {}), **recorded}
-    check_same(output, {name: old[name] for name in wanted if name in old}, wanted, advice)
-    return recorded
-
-
 def read_finished(output: Path) -> dict[str, Any]:
     """The run file of an output that exists; an ``OutputError`` if it or the report is missing or damaged."""
     for path in (report_path(output), run_path(output)):
@@ -125,27 +115,35 @@ def complete(output: Path) -> str:
     return f"{output}: complete, nothing to do"
 
 
-def check_same(output: Path, old: Mapping[str, Any], new: Mapping[str, Any], advice: str) -> None:
-    """Refuse an output of another run; the error says what differs, and ends with the ``advice``."""
-    if changed := differences(leaves(old), leaves(new)):
-        raise OutputError(f"{output}: exists already, of another run ({changed}); {advice}")
-
-
 def leaves(values: Mapping[str, Any], left_out: Iterable[str] = (), prefix: str = "") -> dict[str, Any]:
     """The values, those of mappings under the names of both, as in ``models esm2 computed_in``."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= leaves(value, left_out, f"{prefix}{name} ")
-        elif name not in left_out:
-            flat[f"{prefix}{name}"] = value
+        if name not in left_out:
+            inner = isinstance(value, Mapping)
+            flat |= leaves(value, left_out, f"{prefix}{name} ") if inner else {f"{prefix}{name}": value}
     return flat
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The differences of two plans, as in ``dtype float32 -> bfloat16; long truncate -> window``."""
+    """The differences of two plans, as in ``dtype float32 -> bfloat16; the input has changed``."""
+    old, new = leaves(old), leaves(new)
     names = [name for name in {**old, **new} if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    return "; ".join(f"{name} {_value(old, name)} -> {_value(new, name)}" for name in names)
+    before, after = (sorted({match[1] for name in plan if (match := _OF_MODEL.fullmatch(name))}) for plan in (old, new))
+    if before and after and before != after:
+        names = ["models", *(name for name in names if not _OF_MODEL.fullmatch(name))]
+        old, new = {**old, "models": before}, {**new, "models": after}
+    return "; ".join(_difference(name, _value(old, name), _value(new, name)) for name in names)
+
+
+def _difference(name: str, before: str, after: str) -> str:
+    if not any(map(_HASH.fullmatch, (before, after))):
+        return f"{name} {before} -> {after}"
+    if name == "input":
+        return "the input has changed"
+    match = _OF_MODEL.fullmatch(name)
+    owner = f" of the model {match[1]}" if match else ""
+    return f"the weights {(match and match[2]) or name.rpartition(' ')[2]}{owner} have changed"
 
 
 def _value(plan: Mapping[str, Any], name: str) -> str:

@@ -35,6 +35,7 @@ from protea.fasta import Record
 from protea.infer.loading import LoadedModel, load_model
 from protea.infer.runner import FloatArray
 from protea.letters import ReportRow
+from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.score import effects, perplexity
 from protea.score.expected import LongProtein, runner_for
@@ -193,7 +194,7 @@ class LanguageModel:
             raise UsageError(f"pool={pool}: name at least one pooling")
         asked = Asked(layers=resolve_layers(numbers, self.module), poolings=poolings, residues=pool is None)
         given = door.read(sequences, self.alphabet)
-        records = embeddings.embed(runner_for(self.module, token_budget), self._fit(given, long), asked)
+        records = embeddings.embed(runner_for(self.module, token_budget), under_policy(given, self.module, long), asked)
         if pool is None:
             return given.in_form([record.residues[layer_axis] for record in records if record.residues is not None])
         vectors = [np.stack([record.pooled[name] for name in poolings])[pool_axis, layer_axis] for record in records]
@@ -215,7 +216,8 @@ class LanguageModel:
     def logits(self, sequences: Any, *, long: Long = "truncate", token_budget: int | None = None) -> Any:
         """Language-model logits of each residue: ``[L, V]`` float32, V in the order of ``alphabet.tokens``."""
         given = door.read(sequences, self.alphabet)
-        return given.in_form(list(embeddings.logits(runner_for(self.module, token_budget), self._fit(given, long))))
+        encoded = under_policy(given, self.module, long)
+        return given.in_form(list(embeddings.logits(runner_for(self.module, token_budget), encoded)))
 
     @checked
     def perplexity(
@@ -233,7 +235,7 @@ class LanguageModel:
         Masks depend only on ``seed`` and the sequence's number.
         """
         chosen = masking_named(masking) if isinstance(masking, str) else masking
-        encoded = self._fit(door.read(sequences, self.alphabet, masks=False), long)
+        encoded = under_policy(door.read(sequences, self.alphabet, masks=False), self.module, long)
         ids = [(record.record.place, record.ids) for record in encoded]
         masked = perplexity.mask(self.alphabet, ids, chosen, seed)
         return perplexity.of_all(perplexity.losses(runner_for(self.module, token_budget), masked))
@@ -408,15 +410,16 @@ class LanguageModel:
             warn(note)
         return next(effects.score(self.module, [protein], how))
 
-    def _fit(self, given: Given, long: Long) -> list[EncodedRecord]:
-        """Sequences under the policy for length, with a warning for each that is cut."""
-        rows: list[ReportRow] = []
-        encoded = [fit(record, ids, self.module, long, rows) for record, ids in given.sequences]
-        details = (row.detail for row in rows if row.what == "truncated")
-        for cut in encoded:
-            if cut.truncated_from is not None:
-                warn(f"{cut.record.place} truncated: {next(details)}")
-        return encoded
+
+def under_policy(given: Given, model: Encoder, long: Long) -> list[EncodedRecord]:
+    """Sequences under the policy for length, with a warning for each that is cut; the model needs no weights."""
+    rows: list[ReportRow] = []
+    encoded = [fit(record, ids, model, long, rows) for record, ids in given.sequences]
+    details = (row.detail for row in rows if row.what == "truncated")
+    for cut in encoded:
+        if cut.truncated_from is not None:
+            warn(f"{cut.record.place} truncated: {next(details)}")
+    return encoded
 
 
 def _axis(values: Any) -> tuple[tuple[Any, ...], int | slice]:

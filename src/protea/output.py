@@ -25,6 +25,7 @@ from protea.letters import ReportRow
 from protea.text import bytes_text, printable
 
 REPORT_HEADER: Final = ReportRow._fields
+WRITTEN: Final = "written"  # name in a run file, of what ``measured`` says of the output
 _LONGEST_NAME: Final = 255 - len(".problems.tsv")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,6 +63,13 @@ def check_output(
             raise OutputError(f"{place}: is a folder; name a file")
         if os.path.lexists(place) and not overwrite:
             raise OutputError(f"{place}: exists already; choose another name or pass --overwrite")
+
+
+def note_what_is_replaced(path: Path) -> None:
+    """Warn of a report and a run file beside an output that does not exist; the new output brings its own."""
+    for place in (report_path(path), run_path(path)):
+        if os.path.lexists(place) and not os.path.lexists(path):
+            warnings.warn(f"{place} is of an output that is gone; it will be replaced", ProteaWarning, stacklevel=3)
 
 
 def check_space(needed: Mapping[Path, int], advice: str) -> None:
@@ -207,6 +215,13 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def measured(path: Path, *, hashed: bool = True) -> dict[str, Any]:
+    """Size and, if ``hashed``, SHA-256 of a file, by which it is known later; of a folder, the size of its files."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = {"bytes": sum(part.stat().st_size for part in files if part.is_file())}
+    return size | {"sha256": sha256(path)} if hashed and path.is_file() else size
 
 
 def fingerprint(paths: Iterable[str | Path]) -> str | None:

@@ -35,9 +35,9 @@ SEQUENCE_NAMES: Final = (
 )
 """Names of columns, in lower case, with ``_`` for blanks and signs."""
 _BLANKS: Final = " \t\v\f"
-_MISSING: Final = frozenset(("", "NaN", "nan", "None", "none", "null", "N/A", "n/a", "#N/A", "<NA>"))
+MISSING: Final = frozenset(("", "NaN", "nan", "None", "none", "null", "N/A", "n/a", "#N/A", "<NA>"))
 """Cells without a value, as programs write them."""
-_UNCLEAR: Final = frozenset(("NA", "NAN", "NULL", "NONE"))
+UNCLEAR: Final = frozenset(("NA", "NAN", "NULL", "NONE"))
 """Cells without a value for some programs, and sequences for others."""
 
 
@@ -105,12 +105,12 @@ def row_record(place: str, name: str, sequence: str) -> Record:
     if "\0" in name:
         raise FastaError(f"{place}: the id holds a NUL byte; remove it")
     letters = "".join(line.strip(_BLANKS) for line in re.split("[\r\n]", sequence))
-    if letters in _UNCLEAR:
+    if letters in UNCLEAR:
         raise FastaError(
             f"{place}: {letters} is either a missing value or {len(letters)} residues; leave the cell empty, or give "
             "these residues in a FASTA file"
         )
-    return Record(name, "", "" if letters in _MISSING else letters, place)
+    return Record(name, "", "" if letters in MISSING else letters, place)
 
 
 def _text_rows(name: str, columns: InputColumns, delimiter: str) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,13 @@ them in order: a list, a generator, an array, a column of a table. Results come 
 is a ``UsageError`` with the value, its place and the way out.
 
 What could be read in two ways is refused: pairs, which may be names with sequences or the two chains of a complex;
-sets, whose order is not the caller's; lists of single letters, which are one protein in pieces; and a ``Series`` with a
-label ``seq`` or ``sequence``, which may be a row or a column of a table.
+sets, whose order is not the caller's; the keys of a mapping, which are rather names; lists of single letters, which are
+one protein in pieces; and a ``Series`` with a label ``seq`` or ``sequence``, which may be a row or a column of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, KeysView, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -105,6 +105,11 @@ def read(sequences: object, alphabet: Alphabet, *, masks: bool = True) -> Given:
     elif isinstance(sequences, Mapping):
         names = list(sequences)
         records = [_record(value, f"sequence {shown(name)}") for name, value in sequences.items()]
+    elif isinstance(sequences, KeysView):
+        raise UsageError(
+            f"sequences: got {_described(sequences)}, which are names; give the mapping itself, its .values() or, "
+            "if the keys are the sequences, list(mapping)"
+        )
     else:
         items = listed("sequences", sequences, "a string, a list of strings, or a mapping of names to strings")
         _refuse_letters(items)

@@ -47,10 +47,10 @@ def check_output(
         _format(path)
     from protea.rerun import end_finished
 
-    exists = os.path.lexists(path)
-    output.check_output(path, overwrite=overwrite or exists, beside=True)
-    if exists and not overwrite:
+    output.check_output(path, overwrite=True, beside=True)
+    if os.path.lexists(path) and not overwrite:
         end_finished(path, read_finished(path), {**run, "models": models()})
+    output.note_what_is_replaced(path)
 
 
 class Beside(NamedTuple):
@@ -63,7 +63,7 @@ class Beside(NamedTuple):
     def write(self, path: Path) -> None:
         """Write both files beside an output that is being written."""
         output.write_report(path, self.lines, self.header.split("\t"))
-        output.write_run(path, self.settings)
+        output.write_run(path, {**self.settings, output.WRITTEN: output.measured(path)})
 
 
 def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> None:

@@ -102,7 +102,7 @@ def adds(*keys: str) -> Change:
 
 def check_adapter(tmp_path: Path, paths: dict[str, Path], kind: str, place: str, adapter: str) -> None:
     path = saved(kind, paths, tmp_path, adds(place + adapter))
-    refused(path, adapter, "merge_and_unload")
+    refused(path, adapter, "get_base_model" if re.search("prompt|prefix|virtual", adapter) else "merge_and_unload")
 
 
 @pytest.mark.parametrize(("kind", "place", "adapter"), CASES[:: len(ADAPTERS) + 4])
@@ -164,6 +164,14 @@ def test_the_message_lists_adapters(tmp_path: Path, paths: dict[str, Path]) -> N
     check_message("checkpoints.adapters-beside", caught.value, tmp=tmp_path)
 
 
+def test_prompts_alone_are_not_to_be_merged(tmp_path: Path, paths: dict[str, Path]) -> None:
+    path = saved("hf", paths, tmp_path, adds("prompt_encoder.default.embedding.weight"))
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    check_message("checkpoints.prompts", caught.value, tmp=tmp_path)
+    assert "merge_and_unload" not in str(caught.value)
+
+
 # --- heads -------------------------------------------------------------------------------------------------------
 
 UNKNOWN = {
@@ -209,9 +217,14 @@ def test_what_is_outside_is_left_out_with_a_note(tmp_path: Path, paths: dict[str
     before, notes = read(saved(kind, paths, tmp_path / "before", adds()))
     after, more = read(saved(kind, paths, tmp_path / "after", adds(key)))
     assert len(more) == len(notes) + 1
-    assert f"{end_of(key)})" in more[-1]
+    assert f"{end_of(key)};" in more[-1]
     for name, value in before.named_parameters():
         assert torch.equal(value, after.get_parameter(name)), name
+
+
+def test_the_note_about_a_pooler(tmp_path: Path, paths: dict[str, Path]) -> None:
+    path = saved("hf", paths, tmp_path, adds("esm.pooler.dense.weight", "esm.pooler.dense.bias"))
+    check_message("checkpoints.outside", read(path)[1][0], tmp=tmp_path)
 
 
 def test_metas_class_as_the_attribute_encoder(tmp_path: Path, paths: dict[str, Path]) -> None:
@@ -275,6 +288,15 @@ BESIDE: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"state_dict": s, "callbacks": {"EMA": {"weights": averaged(s)}}},
         "['callbacks']['EMA']['weights']",
     ),
+    "a training": (
+        lambda s: {
+            "model": s,
+            "ema": averaged(s),
+            "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}},
+            "epoch": 3,
+        },
+        "['ema']",
+    ),
     "at the top": (lambda s: s | {"ema": averaged(s)}, "['ema']"),
     "a list": (
         lambda s: {"model": s, "ema": {"shadow_params": list(averaged(s).values())}},
@@ -283,30 +305,39 @@ BESIDE: dict[str, tuple[Callable[[State], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("file", ["m.pt", "pytorch_model.bin"])
 @pytest.mark.parametrize("name", BESIDE)
-def test_another_model_is_named(tmp_path: Path, state: State, name: str) -> None:
+def test_another_model_is_named(tmp_path: Path, state: State, name: str, file: str) -> None:
     content, place = BESIDE[name]
-    torch.save(content(state), tmp_path / "m.pt")
-    model, notes = read(tmp_path / "m.pt")
+    torch.save(content(state), tmp_path / file)
+    model, notes = read(tmp_path / file)
     assert torch.equal(model.get_parameter("lm_head.bias"), state["lm_head.bias"])
     assert len(notes) == 1
     assert place in notes[0]
     if name == "ema_state_dict":
-        check_message("checkpoints.another-model", notes[0], tmp=tmp_path)
+        check_message("checkpoints.another-model", notes[0].replace(file, "m.pt"), tmp=tmp_path)
     if name != "a list":  # the way that the note names
         command = re.search(r"`(torch.save\(.*\))`", notes[0])
         assert command
-        exec(command[1], {"torch": torch, "FILE": tmp_path / "m.pt", "NEW_FILE": tmp_path / "n.pt"})
+        exec(command[1], {"torch": torch, "FILE": tmp_path / file, "NEW_FILE": tmp_path / "n.pt"})
         model, notes = read(tmp_path / "n.pt")
         assert torch.equal(model.get_parameter("lm_head.bias"), state["lm_head.bias"] + 1)
         assert len(notes) == (name == "wrapped")
 
 
-def test_two_usual_names(tmp_path: Path, state: State) -> None:
-    torch.save({"model": state, "state_dict": averaged(state)}, tmp_path / "m.pt")
+@pytest.mark.parametrize("file", ["m.pt", "pytorch_model.bin"])
+def test_two_usual_names(tmp_path: Path, state: State, file: str) -> None:
+    torch.save({"model": state, "state_dict": averaged(state)}, tmp_path / file)
     with pytest.raises(CheckpointError) as caught:
-        read(tmp_path / "m.pt")
-    check_message("checkpoints.two-usual-names", caught.value, tmp=tmp_path)
+        read(tmp_path / file)
+    check_message("checkpoints.two-usual-names", str(caught.value).replace(file, "m.pt"), tmp=tmp_path)
+
+
+def test_the_top_and_a_usual_name(tmp_path: Path, state: State) -> None:
+    torch.save(state | {"model": averaged(state)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"at \['model'\], and also .* at its top; choose one") as caught:
+        read(tmp_path)
+    assert "torch.load(FILE)['model']" in str(caught.value)
 
 
 def test_another_model_in_a_file_of_metas(tmp_path: Path, paths: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
 
-from hostile import copied, refused
+from hostile import TINY, copied, refused
 from messages import check_message
 from protea.checkpoints.formats import open_checkpoint
-from protea.errors import CheckpointError
+from protea.checkpoints.hub import locate
+from protea.checkpoints.summary import describe
+from protea.errors import CheckpointError, ProteaWarning
 
 Paths = dict[str, Path]
 
@@ -161,8 +165,84 @@ def test_the_files_of_a_training_stay_readable(tmp_path: Path, paths: Paths) -> 
     open_checkpoint(tmp_path / "m")
 
 
-def test_weights_of_another_name_beside_the_configuration(tmp_path: Path, paths: Paths) -> None:
+# --- weights of any name beside the configuration -----------------------------------------------------------------
+
+State = dict[str, torch.Tensor]
+
+
+def beside(folder: Path, paths: Paths) -> State:
+    """Write a configuration, and what training programs leave beside weights; return a model's tensors."""
+    for name in ("config.json", "vocab.txt"):
+        shutil.copy(paths["hf"] / name, folder)
+    torch.save({"state": {0: {"exp_avg": torch.zeros(2)}}}, folder / "optimizer.pt")
+    torch.save({"last_epoch": 3}, folder / "steps.pt")
+    torch.save(torch.zeros(3), folder / "mean.pt")
+    (folder / "training_args.bin").write_bytes(pickle.dumps({}))
+    (folder / "notes.txt").write_text("")
+    (folder / "logs").mkdir()
+    return load_file(paths["hf"] / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "model.pt", "last.ckpt", "epoch=3", "model.bin", "best.safetensors"])
+def test_the_only_file_of_weights_is_read(tmp_path: Path, paths: Paths, name: str) -> None:
+    state = beside(tmp_path, paths)
+    content = {"state_dict": state, "epoch": 3} if name == "last.ckpt" else state
+    save_file(state, tmp_path / name) if name == "best.safetensors" else torch.save(content, tmp_path / name)
+    for path in (tmp_path, tmp_path / "config.json"):
+        with pytest.warns(ProteaWarning, match=f"read {re.escape(name)}, its only file of weights"):
+            found = locate(path)
+        with pytest.warns(ProteaWarning):
+            assert describe(str(path))["sha256"].keys() == {name}
+        assert found == locate(tmp_path / name) == tmp_path / name
+        with open_checkpoint(found) as checkpoint:
+            assert torch.equal(checkpoint.parameter("lm_head.bias"), state["lm_head.bias"])
+
+
+def test_several_files_of_weights(tmp_path: Path, paths: Paths) -> None:
+    """The way that the message names uses the configuration beside the file."""
+    state = beside(tmp_path, paths)
+    torch.save(state, tmp_path / "last.pt")
+    torch.save({key: value + 1 for key, value in state.items()}, tmp_path / "best.pt")
+    with pytest.raises(CheckpointError) as caught:
+        locate(tmp_path)
+    check_message("checkpoints.several-files", caught.value, tmp=tmp_path)
+    advised = re.search(r"`-m (.*?)`", str(caught.value))
+    assert advised
+    with open_checkpoint(locate(advised[1])) as checkpoint:
+        assert checkpoint.model.config == TINY
+        assert torch.equal(checkpoint.parameter("lm_head.bias"), state["lm_head.bias"] + 1)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, paths: Paths) -> None:
+    """Unless another one holds weights."""
+    state = beside(tmp_path, paths)
+    torch.save({"net": state}, tmp_path / "weights.pt")
+    with pytest.warns(ProteaWarning):
+        refused(locate(tmp_path), "holds net, and no state dict")
+    (tmp_path / "weights.pt").write_text(POINTER)
+    with pytest.warns(ProteaWarning):
+        refused(locate(tmp_path), "weights.pt: is a pointer of Git LFS")
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.warns(ProteaWarning, match=r"read best\.pt"):
+        assert locate(tmp_path) == tmp_path / "best.pt"
+
+
+def test_usual_names_come_first(tmp_path: Path, paths: Paths) -> None:
+    state = beside(tmp_path, paths)
+    assert locate(tmp_path) == tmp_path
+    assert "no model.safetensors" in str(error_of(tmp_path))
+    torch.save(state, tmp_path / "last.pt")
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    for name in ("", "config.json", "pytorch_model.bin"):
+        assert locate(tmp_path / name) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
+def test_a_file_that_its_folder_is_not_read_from(tmp_path: Path, paths: Paths, name: str) -> None:
+    """Whoever names it means it, and not model.safetensors beside it."""
     path = copied(paths["hf"], tmp_path)
-    (path / "model.safetensors").rename(path / "best.safetensors")
-    assert "no model.safetensors" in str(error_of(path))
-    open_checkpoint(path / "best.safetensors")
+    state = {key: value + 1 for key, value in load_file(path / "model.safetensors").items()}
+    torch.save(state, path / name)
+    with open_checkpoint(locate(path / name)) as checkpoint:
+        assert torch.equal(checkpoint.parameter("lm_head.bias"), state["lm_head.bias"])
+    assert locate(path) == path

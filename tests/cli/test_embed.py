@@ -41,7 +41,9 @@ def test_both_outputs_in_one_pass(run: Run, fasta: Path, model_folders: dict[str
         for name, array in zip(["a", "b", "c|3%2Fx"], expected, strict=True):
             np.testing.assert_array_equal(file[name][:], array)
         settings = json.loads(file.attrs["protea"])
-    assert settings == yaml.safe_load(Path("r.h5.run.yaml").read_text())
+    told = yaml.safe_load(Path("r.h5.run.yaml").read_text())
+    assert told.pop("written") == {"bytes": Path("r.h5").stat().st_size}
+    assert settings == told
     assert (settings["model"], settings["pool"], settings["long"]) == (str(folder), ["mean"], "truncate")
     happened = settings["provenance"]
     assert happened["version"] == protea.__version__

@@ -69,7 +69,7 @@ def test_the_same_command_again_does_nothing(
     [
         ("settings", ("--pool", "max"), "pool mean -> max"),
         ("layers", ("--layers", "0"), "layers -1 -> 0"),
-        ("weights", ("-m", "other"), "model_files"),
+        ("weights", ("-m", "other"), "the weights model.safetensors have changed"),
         ("type", ("--dtype", "bfloat16"), "computed_in float32 -> bfloat16"),
     ],
 )
@@ -121,6 +121,47 @@ def test_what_is_missing_or_damaged_is_said(run: Run, fasta: Path, model_folders
         Path("s.h5").write_bytes(whole)
         path.write_text("[not a mapping")
         fails(run(*arguments), 1, "s.h5.run.yaml", "damaged")
+
+
+@pytest.mark.parametrize("kind", ["emptied", "cut"])
+@pytest.mark.parametrize("name", ["s.h5", "s.parquet", "s.csv", "s.npz", "s"])
+def test_a_damaged_output_is_not_complete(
+    run: Run, fasta: Path, model_folders: dict[str, Path], name: str, kind: str
+) -> None:
+    arguments = ("embed", fasta, "-m", model_folders["esm2"], "-o", name)
+    assert run(*arguments).code == 0
+    path = Path(name) if Path(name).is_file() else max(Path(name).rglob("*.pt"))
+    whole = path.read_bytes()
+    path.write_bytes(b"" if kind == "emptied" else whole[: len(whole) - 20])
+    for options in ((), ("--update",)):
+        fails(run(*arguments, *options), 1, f"{name}: exists already and is damaged", "--overwrite")
+    path.unlink() if path != Path(name) else None
+    fails(run(*arguments), 1, f"{name}: exists already and is damaged") if path != Path(name) else None
+    assert run(*arguments, "--overwrite").code == 0
+    assert COMPLETE in run(*arguments).err
+
+
+def test_an_update_without_new_sequences(run: Run, model_folders: dict[str, Path]) -> None:
+    arguments = ("embed", "in.fasta", "-m", model_folders["esm2"], "-o", "s.h5")
+    Path("in.fasta").write_text(FASTA)
+    assert run(*arguments).code == 0
+    Path("in.fasta").write_text(FASTA.replace(">a", ">a described otherwise"))
+    assert "update: no new or changed sequences\n" in run(*arguments, "--update").err
+    Path("in.fasta").write_text(FASTA.replace("MKTAYI", "MKTAYV", 1))
+    result = run(*arguments, "--update")
+    assert "update: 1 changed and computed again" in result.err
+    assert "0 new" not in result.err
+
+
+def test_the_note_on_dna_names_records(run: Run, model_folders: dict[str, Path]) -> None:
+    Path("in.fasta").write_text(">d\nACGTACGTACGTACGTACGTACGT\n>e\nACGTACGTACGTACGTACGTACGA\n>p\nMKTAYI\n")
+    result = run("embed", "in.fasta", "-m", model_folders["esm2"], "-o", "s.h5")
+    assert "2 records that look like DNA or RNA: see s.h5.report.tsv" in result.err
+
+
+def test_a_plain_table_named_as_compressed(run: Run, model_folders: dict[str, Path]) -> None:
+    Path("in.csv.gz").write_text("id,sequence\na,MKTAYI\n")
+    fails(run("embed", "in.csv.gz", "-m", model_folders["esm2"], "-o", "s.h5"), 1, "in.csv.gz: cannot be read")
 
 
 def test_a_report_without_its_output_is_replaced_and_named(
@@ -189,7 +230,7 @@ def test_input_that_can_be_read_once(
     known = yaml.safe_load(Path("s.h5.run.yaml").read_text())["provenance"]["input"]
     assert known is not None
     assert COMPLETE in given(FASTA).err  # type: ignore[attr-defined]
-    fails(given(FASTA + ">d\nM\n"), 1, "s.h5: exists already", f"input {known}")  # type: ignore[arg-type]
+    fails(given(FASTA + ">d\nM\n"), 1, "s.h5: exists already", "the input has changed")  # type: ignore[arg-type]
     assert given(FASTA + ">d\nM\n", "--update").code == 0  # type: ignore[attr-defined]
     with h5py.File("s.h5") as file:
         assert list(file)[-1] == "d"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,117 @@ def test_another_architecture_and_another_file(run: Run, inputs: None, model_fol
         assert Path("esm2_mine.pt").read_text() == text
 
 
+def damage(path: Path, kind: str) -> None:
+    """Empty, cut or replace a file, or the largest file in a folder; a replaced one has as many bytes as before."""
+    files = (
+        [path]
+        if path.is_file()
+        else [part for part in path.rglob("*") if part.is_file() and part.name != "manifest.json"]
+    )
+    largest = max(files, key=lambda part: part.stat().st_size)
+    content = largest.read_bytes()
+    half = len(content) // 2
+    largest.write_bytes({"emptied": b"", "cut": content[:half], "replaced": content[::-1]}[kind])
+
+
+@pytest.mark.parametrize("kind", ["emptied", "cut", "replaced"])
+@pytest.mark.parametrize("name", ["perplexity", "table", "maps", "pairs", "chains", "scans", "fit", "convert", "data"])
+def test_a_damaged_output_is_not_complete(run: Run, inputs: None, name: str, kind: str) -> None:
+    command = COMMANDS[name][0].split()
+    assert run(*command).code == 0
+    output = next(Path(part) for part in command if part.startswith(("out", "esm2_x")))
+    damage(output, kind)
+    before = everything()
+    result = run(*command)
+    fails(result, 1, str(output))
+    assert any(fix in result.err for fix in ("remove it", "--overwrite", "build the store again"))
+    assert everything() == before
+    if name == "table":
+        check_message(f"rerun.output-{kind}", result.err)
+    if "--overwrite" in result.err:
+        assert run(*command, "--overwrite").code == 0
+        assert "complete" in run(*command).err
+
+
+@pytest.mark.parametrize("part", ["vocab.txt", "tokenizer_config.json", "contact-head.json"])
+def test_an_incomplete_copy_is_not_complete(run: Run, inputs: None, model_folders: dict[str, Path], part: str) -> None:
+    Path(ESM2).unlink()
+    shutil.copytree(model_folders["esm2"], ESM2)
+    Path(ESM2, "contact-head.json").write_text("{}\n")
+    command = ("convert", ESM2, "out", "--no-peers")
+    assert run(*command).code == 0
+    assert run(*command).err == "protea: note: out: complete, nothing to do\n"
+    whole = Path("out", part).read_text()
+    for text in (None, "", whole[1:]):
+        Path("out", part).unlink() if text is None else Path("out", part).write_text(text)
+        result = run(*command)
+        fails(result, 1, "out: exists already")
+        assert part in result.err or "damaged" in result.err
+    Path("out", part).write_text(whole)
+    assert run(*command).code == 0
+
+
+def test_a_head_folder_with_a_missing_file(run: Run, inputs: None) -> None:
+    command = COMMANDS["fit"][0].split()
+    assert run(*command).code == 0
+    Path("out/vocab.txt").unlink()
+    result = run(*command)
+    fails(result, 1, "out: exists already", "vocab.txt")
+    check_message("rerun.part-missing", result.err)
+
+
+@pytest.mark.parametrize("name", ["perplexity", "table", "scan", "maps", "pairs", "chains", "scans"])
+def test_an_output_that_is_gone_is_made_again(run: Run, inputs: None, name: str) -> None:
+    command = [part for part in COMMANDS[name][0].split() if part not in ("--plot", "p.html")]
+    assert run(*command).code == 0
+    output = next(Path(part) for part in command if part.startswith("out"))
+    whole = output.read_bytes()
+    output.unlink()
+    result = run(*command)
+    assert result.code == 0, result
+    for beside in ("report.tsv", "run.yaml"):
+        assert f"{output}.{beside} is of an output that is gone; it will be replaced" in result.err
+    assert output.read_bytes() == whole
+    assert "complete" in run(*command).err
+
+
+@pytest.mark.parametrize("name", ["perplexity", "table", "maps", "scans", "data"])
+def test_the_same_content_under_another_name_is_the_same_input(run: Run, inputs: None, name: str) -> None:
+    command = COMMANDS[name][0].split()
+    assert run(*command).code == 0
+    for old in (MANY, ONE, "v.csv", "gym"):
+        if old in command:
+            Path(old).rename(f"other-{old}")
+            command[command.index(old)] = f"other-{old}"
+    assert "complete, nothing to do" in run(*command).err
+    if MANY in COMMANDS[name][0]:  # as many records, in another number of files
+        two = command.copy()
+        two.insert(two.index(f"other-{MANY}") + 1, "--uniref50" if name == "data" else ONE)
+        two.insert(two.index(f"other-{MANY}") + 2, ONE) if name == "data" else None
+        fails(run(*two), 1, "of another run (", " 1 -> 2")
+
+
+def test_files_that_change_their_option_are_other_input(run: Run, inputs: None) -> None:
+    Path("a").write_text("".join(f">UniRef90_{n}\nMKTAYI{'ACDEFG'[n]}\n" for n in range(4)))
+    shared = ("--no-filter", "--valid", "1", "-o", "out", "--members", "map.tsv")
+    assert run("data", "uniref", "--uniref50", "u50", "--uniref90", "u90", "--uniref90", "a2", *shared).code != 0
+    Path("a2").write_text(">UniRef90_X\nMKTAYIW\n")
+    assert run("data", "uniref", "--uniref50", "u50", "--uniref90", "u90", "--uniref90", "a2", *shared).code == 0
+    result = run("data", "uniref", "--uniref50", "u50", "--uniref50", "u90", "--uniref90", "a2", *shared)
+    fails(result, 1, "of another run (", "uniref50 1 -> 2", "uniref90 2 -> 1")
+
+
+def test_only_settings_that_both_have_are_named(run: Run, inputs: None) -> None:
+    shared = ("perplexity", ONE, "-m", ESM2, "-o", "out.csv")
+    assert run(*shared, "--select", "0.9").code == 0
+    result = run(*shared, "--select", "0.9", "--masking", "bionemo1-esm1nv")
+    fails(result, 1, "(masking standard -> bionemo1-esm1nv)")
+    result = run(*shared, "--pseudo")
+    fails(result, 1, "(pseudo False -> True; long truncate -> window)")
+    assert run(*shared, "--pseudo", "--overwrite").code == 0
+    fails(run(*shared), 1, "(pseudo True -> False; long window -> truncate)")
+
+
 @pytest.mark.parametrize("name", ["perplexity", "table", "maps", "chains", "scans", "fit", "data"])
 def test_other_input_is_named(run: Run, inputs: None, name: str) -> None:
     command = COMMANDS[name][0].split()
@@ -96,7 +208,10 @@ def test_other_input_is_named(run: Run, inputs: None, name: str) -> None:
     path = Path(changed.get(name, MANY))
     path = path if path.exists() else sorted(Path("structures").iterdir())[0]
     path.write_bytes(path.read_bytes() + b"\n")
-    fails(run(*command), 1, ": exists already, of another run (input ")
+    result = run(*command)
+    fails(result, 1, ": exists already, of another run (")
+    if name == "table":
+        check_message("rerun.other-input", result.err)
 
 
 def test_other_weights_are_named(run: Run, inputs: None, model_folders: dict[str, Path]) -> None:
@@ -104,7 +219,9 @@ def test_other_weights_are_named(run: Run, inputs: None, model_folders: dict[str
     assert run(*command).code == 0
     Path(ESM2).unlink()
     Path(ESM2).symlink_to(model_folders["esm2nv"])
-    fails(run(*command), 1, "out.csv: exists already, of another run (models MODEL files model.safetensors ")
+    result = run(*command)
+    fails(result, 1, "out.csv: exists already, of another run (", "model.safetensors")
+    check_message("rerun.other-weights", result.err)
 
 
 def test_a_picture_that_is_missing(run: Run, inputs: None) -> None:
@@ -128,7 +245,8 @@ def test_what_failed_in_part_fails_again(run: Run, inputs: None) -> None:
     command = f"score {ONE} -m {ESM2} -o out.csv -v M1V,A1V".split()
     assert run(*command).code == 1
     result = run(*command)
-    fails(result, 1, "out.csv: complete, nothing to do, but 1 row could not be scored: see out.csv.report.tsv")
+    fails(result, 1, "out.csv: ", "1 row could not be scored", "out.csv.report.tsv")
+    assert "complete" not in result.err
     check_message("rerun.failed", result.err)
 
 

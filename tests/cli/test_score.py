@@ -48,7 +48,7 @@ def test_a_table_is_scored(run: Run, fasta: str, folder: Path) -> None:
     expected = protea.load(folder).score(SEQUENCE, ["M1V", "K2R:T3S"])
     np.testing.assert_allclose(table["model_score"], expected, rtol=0, atol=2e-5)
     told = yaml.safe_load(Path("out.csv.run.yaml").read_text())
-    assert (told["method"], told["offset"], told["variants"]) == ("masked-marginals", 1, "v.csv")
+    assert (told["method"], told["offset"], told["table"]) == ("masked-marginals", 1, "v.csv")
     assert told["models"][str(folder)]["files"]["model.safetensors"]
     assert Path("out.csv.report.tsv").read_text() == "row\tvariant\treason\n"
     again = ("score", fasta, "out.csv", "-m", folder, "-o", "again.csv")
@@ -282,7 +282,7 @@ def test_perplexity_and_its_twin(run: Run, two: str, folder: Path) -> None:
     )
     assert "q/2\taltered" in Path("p.csv.report.tsv").read_text()
     told = yaml.safe_load(Path("p.csv.run.yaml").read_text())
-    assert (told["masking"]["select"], told["masking"]["mask"], told["seed"]) == (0.5, 0.8, 42)
+    assert (told["masking"], told["select"], told["seed"]) == ("standard", 0.5, 42)
 
 
 def test_pseudo_perplexity(run: Run, two: str, folder: Path) -> None:

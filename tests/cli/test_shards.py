@@ -185,7 +185,7 @@ def test_shards_of_what_is_not_one_whole(
     assert len(pd.read_parquet("s.parquet")) == 200
     many.write_text(many.read_text() + ">more\nMKT\n")
     assert run(*arguments, "2/2", "--overwrite").code == 0
-    fails(run("merge", "s.parquet", "--overwrite"), 1, "(input ")
+    fails(run("merge", "s.parquet", "--overwrite"), 1, "(the input has changed)")
 
 
 @pytest.mark.parametrize("name", ["out", "out.h5", "out.parquet"])

@@ -71,7 +71,7 @@ def test_gaps_and_dna_are_told_once_and_reported(
         assert result.code == 0, result
         assert result.err.count("gaps, which count as residues: 2 records, the first is record 'r'; --gaps drop") == 1
         assert result.err.count("DNA or RNA, read as amino acids: 2 records, the first is record 'dna'; translate") == 1
-        assert "1 altered, 2 gapped, 2 nucleotides: see" in result.err
+        assert "1 altered, 2 gapped, 2 records that look like DNA or RNA: see" in result.err
         report = pd.read_csv(f"{number}.parquet.report.tsv", sep="\t")
         kinds = [f"{row.id} {row.what}" for row in report.itertuples()]
         assert kinds == ["r altered", "r gapped", "s gapped", "dna nucleotides", "rna nucleotides"]

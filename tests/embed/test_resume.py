@@ -225,7 +225,7 @@ def test_other_settings_are_refused(unfinished: list[object], tmp_path: Path) ->
 def test_other_weights_are_refused(unfinished: list[object], model_folders: dict[str, Path]) -> None:
     at = unfinished.index("-m") + 1
     other = [*unfinished[:at], model_folders["esm2nv"], *unfinished[at + 1 :]]
-    fails(protea(*other), "model_files")
+    fails(protea(*other), "the weights model.safetensors have changed")
 
 
 def test_changed_input_is_refused(unfinished: list[object], tmp_path: Path) -> None:

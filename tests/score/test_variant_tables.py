@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from messages import check_message
 from protea.alphabet import ESM
-from protea.errors import DataError, OutputError, UsageError
+from protea.errors import DataError, OutputError, ProteaWarning, UsageError
 from protea.score.effects import Scoring
 from protea.score.variant_table import (
     Columns,
@@ -75,6 +75,35 @@ def test_letters_that_are_no_residues_are_told_by_row() -> None:
     assert named(found) == {"a": ["M1V", "M1U"]}
     assert [problem.row for problem in found.problems] == [2, 3, 4]
     assert "old notation, a stop" in found.problems[0].reason
+
+
+@pytest.mark.parametrize("cell", ["", " ", "NaN", "nan", "NA", "N/A", "<NA>", "None", "null", "NULL", "#N/A"])
+def test_cells_without_a_value_name_no_variant(cell: str) -> None:
+    found = rows(f"mutant,x\nM1V,1\n{cell},2\n")
+    assert [(problem.row, problem.variant.strip()) for problem in found.problems] == [(2, cell.strip())]
+    check_message("variant_table.no_variant", found.problems[0].reason)
+    if cell not in {"NA", "NULL"}:  # as in a table of insertions and deletions, in which some variants have names
+        found = rows(f"mutant,mutated_sequence\nM1V,{cell}\n{cell},VKTAYIAKQR\n{cell},{cell}\n")
+        assert named(found) == {"a": ["M1V", "M1V"]}
+        assert [problem.row for problem in found.problems] == [3]
+
+
+def test_a_number_that_is_missing_names_no_variant() -> None:
+    parquet.write_table(pa.table({"mutant": pa.array([float("nan"), None], pa.float64())}), "x.parquet")
+    found = rows_of(read_variants(Path("x.parquet")), WILD, ESM, Scoring())
+    assert [problem.reason.partition(";")[0] for problem in found.problems] == ["the row names no variant"] * 2
+
+
+def test_a_sequence_that_reads_like_a_missing_value() -> None:
+    assert named(rows("mutant,x\nNA,1\n", {"a": "NK"})) == {"a": ["K2A"]}
+
+
+def test_an_unknown_residue_at_a_wrong_position() -> None:
+    """The place is told first, since another protein or offset may be meant."""
+    found = rows("mutant,x\nR9X,1\nR10X,2\nR11X,3\n")
+    assert [problem.row for problem in found.problems] == [1, 2, 3]
+    for problem, part in zip(found.problems, ("position 9 holds Q, not R", "X stands", "outside"), strict=True):
+        assert part in problem.reason
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
@@ -385,10 +414,16 @@ def test_columns_of_scores_have_new_names() -> None:
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.run.yaml", "x.csv.report.tsv"])
 def test_outputs_that_exist(name: str) -> None:
+    """A table is never replaced unasked; what is left of a table that is gone is replaced, with a warning."""
     Path(name).write_text("precious")
-    with pytest.raises(OutputError, match=f"^{name}: .*--overwrite"):
-        check_output(Path("x.csv"), {}, dict, overwrite=False)
-    check_output(Path("x.csv"), {}, dict, overwrite=True)
+    if name == "x.csv":
+        with pytest.raises(OutputError, match=f"^{name}: .*--overwrite"):
+            check_output(Path("x.csv"), {}, dict, overwrite=False)
+        check_output(Path("x.csv"), {}, dict, overwrite=True)
+    else:
+        for overwrite in (False, True):
+            with pytest.warns(ProteaWarning, match=f"^{name} is of an output that is gone"):
+                check_output(Path("x.csv"), {}, dict, overwrite=overwrite)
     Path(name).unlink()
     Path(name).mkdir()
     with pytest.raises(OutputError, match=f"^{name}: is a folder"):

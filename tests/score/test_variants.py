@@ -187,6 +187,23 @@ def test_substitutions_there_and_back(sequence: str, data: st.DataObject) -> Non
     assert variant.apply(sequence) == "".join(new.get(i, letter) for i, letter in enumerate(sequence))
 
 
+DIFFERENCES = {
+    "MTAYIAKQR": "residue 2 deleted",
+    "MAYIAKQR": "residues 2 to 3 deleted",
+    "MKKTAYIAKQR": "K inserted after residue 2",
+    "WWMKTAYIAKQR": "WW inserted before residue 1",
+    "MKTAYIAKQRG": "G inserted after residue 10",
+    "MKTWWYIAKQR": "residue 4 replaced by WW",
+    "MKTWIAKQR": "residues 4 to 5 replaced by W",
+    "MKTAYIAKQA": "R10A",
+}
+
+
+@pytest.mark.parametrize("mutated", DIFFERENCES)
+def test_differences_have_names(mutated: str) -> None:
+    assert difference("MKTAYIAKQR", mutated).name == DIFFERENCES[mutated]
+
+
 @given(sequences, sequences)
 def test_a_difference_leads_from_one_to_the_other(wild: str, mutated: str) -> None:
     if wild == mutated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,33 @@ def test_too_few_sequences_to_validate_on(run: Run, command: tuple[object, ...])
     done = run(*command, "data.cluster=false", "validation.every=null", "-o", "run")
     assert done.code == 0, done.err
     assert "made by     protea pretrain\n" in run("data", "info", "run/store").out
+
+
+@pytest.mark.parametrize("number", [5, 30])
+def test_a_dry_run_refuses_the_data_that_a_run_refuses(run: Run, command: tuple[object, ...], number: int) -> None:
+    """With the same error, after nothing else; as many sequences as a run needs are enough."""
+    write_fasta(Path("family.fasta"), number)
+    for changes in (("data.cluster=true",), ("data.fasta=gone.fasta",), ("data.fasta=[family.fasta,gone.fasta]",)):
+        for more in ((), ("validation.every=null",)):
+            if changes == ("data.cluster=true",) and more:
+                continue
+            told = run(*command, "data.cluster=false", *changes, *more, "--dry-run")
+            assert (told.code, told.out) == (1, "")
+            real = run(*command, "data.cluster=false", *changes, *more, "-o", "run")
+            assert told.err.splitlines()[-1] == real.err.splitlines()[-1]
+            assert "gone.fasta" in told.err or f"{number} sequences" in told.err
+            shutil.rmtree("run")
+    told = run(*command, "data.cluster=false", "validation.every=null", "--dry-run")
+    assert (told.code, told.out.splitlines()[-1][-4:]) == (0, "fits")
+
+
+def test_a_dry_run_looks_at_the_store(run: Run, command: tuple[object, ...]) -> None:
+    shared = ("--no-filter", "--valid", "0", "-o", "store")
+    assert run("data", "uniref", "--uniref50", "family.fasta", *shared).code == 0
+    with_store = [part for part in command if part != "data.fasta=family.fasta"]
+    for store, part in (("gone", "gone: no such folder"), ("store", "no valid split")):
+        told = run(*with_store, f"data.store={store}", "--dry-run")
+        real = run(*with_store, f"data.store={store}", "-o", f"run-{store}")
+        fails(told, 2 if store == "store" else 1, part)
+        assert told.err.splitlines()[-1] == real.err.splitlines()[-1]
+    assert run(*with_store, "data.store=store", "validation.every=null", "--dry-run").code == 0

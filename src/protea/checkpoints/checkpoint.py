@@ -31,6 +31,16 @@ _ADAPTER: Final = re.compile(
 )
 """Parts of the keys of adapters, prompts and prefixes (peft, loralib, NeMo, own ones), and of weights in them."""
 
+_PROMPT: Final = re.compile(r"prompt|prefix|virtual_token", re.IGNORECASE)
+_MERGE: Final = (
+    "merge adapters before you save (in peft with `model.merge_and_unload().save_pretrained(FOLDER)`; in loralib with "
+    "`model.eval()`, and save without the lora_ tensors); where that is impossible, use the program that trained them"
+)
+_BEFORE: Final = (
+    "prompts and prefixes cannot be merged: use the program that trained them, or, for a model without them, save the "
+    "one that they were trained on (in peft with `model.get_base_model().save_pretrained(FOLDER)`)"
+)
+
 HEAD: Final = re.compile(
     r"(lm_head|contact_head|pooler|classifier|qa_outputs|(classification|regression)_heads?|binary_head|output_layer)\."
 )
@@ -70,11 +80,11 @@ def contact_head(config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -
 def refuse_adapters(tensors: Tensors, keys: Iterable[str]) -> None:
     """Refuse adapters among the tensors with these keys: the model gives other numbers without them."""
     if adapters := [key for key in keys if _ADAPTER.search(key)]:
+        prompts = sum(_PROMPT.search(key) is not None for key in adapters)
+        advice = [_MERGE] * (prompts < len(adapters)) + [_BEFORE] * (prompts > 0)
         raise CheckpointError(
             f"{tensors.stored[adapters[0]].path}: holds {counted(len(adapters), 'tensor')} of adapters or prompts: "
-            f"{_listed(adapters)}; without them the model gives other numbers: merge them before you save (in peft "
-            "with `model.merge_and_unload().save_pretrained(FOLDER)`; in loralib with `model.eval()`, and save without "
-            "the lora_ tensors), or, where they cannot be merged, use the program that trained them"
+            f"{_listed(adapters)}; without them the model gives other numbers: {'; '.join(advice)}"
         )
 
 
@@ -268,9 +278,6 @@ class Checkpoint:
 
     def _warn_of(self, keys: list[str]) -> None:
         if keys:
-            roots = ", ".join(f"{root}.*" for root in sorted({key.split(".")[0] for key in keys}))
-            message = (
-                f"{counted(len(keys), 'tensor')} outside the encoder left out, since the model has no place for "
-                f"them: {roots} (first: {keys[0]})"
-            )
-            warnings.warn(f"{self.tensors.paths[0]}: {message}", ProteaWarning, stacklevel=2)
+            left = f"{counted(len(keys), 'tensor')} outside the encoder left out: {_listed(keys)}"
+            message = f"{self.tensors.paths[0]}: {left}; the encoder computes the same without them"
+            warnings.warn(message, ProteaWarning, stacklevel=2)

@@ -96,7 +96,8 @@ def convert(
     if os.path.lexists(target):
         with complete(read.open_checkpoint(path), path) as checkpoint:
             to_compare = partial(_cast, checkpoint, dtype=dtype or checkpoint.dtype)
-            check_target(target, to, checkpoint.model, to_compare, progress)
+            record = companion(path, HEAD_RECORD) if checkpoint.model.contact_head is not None else None
+            check_target(target, to, checkpoint.model, to_compare, progress, record)
     with complete(read.open_checkpoint(path), path) as checkpoint, staged(target) as place:
         model = checkpoint.model
         if reason := unsupported(model, to):

@@ -59,7 +59,8 @@ def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Check
 
 def is_described(content: Any) -> bool:
     """Whether the content of a file says, as Meta's files do, what its model is."""
-    return isinstance(content, dict) and isinstance(content.get("model"), dict) and bool({"args", "cfg"} & set(content))
+    state = content.get("model") if isinstance(content, dict) and {"args", "cfg"} & set(content) else None
+    return isinstance(state, dict) and any(isinstance(key, str) and key.endswith(WORDS) for key in state)
 
 
 def regression_path(path: Path) -> Path:

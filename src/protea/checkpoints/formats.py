@@ -20,6 +20,8 @@ from protea.checkpoints.region import Region, is_tar
 from protea.checkpoints.settings_files import CONFIG, read_json
 from protea.checkpoints.tensors import (
     FLOATS,
+    INDEX,
+    WEIGHTS,
     Planned,
     is_safetensors,
     open_safetensors,
@@ -54,7 +56,9 @@ RECIPE_MODEL_TYPE: Final = "nv_esm"
 NEMO_CONFIG: Final = "model_config.yaml"
 """The file that identifies an unpacked .nemo."""
 
-_OF_FOLDER: Final = re.compile(r"config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_OF_FOLDER: Final = re.compile(
+    r"config\.json|(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
+)
 """Files that are read as a folder; any other weight file there is another model."""
 
 EXTRAS: Final = "extras.safetensors"
@@ -115,7 +119,7 @@ def recognised(path: Path) -> FormatReader:
 
 
 def _folder_format(path: Path) -> str:
-    if (path / CONFIG).exists() and (has_weights(path) or not _parts(path)):
+    if (path / CONFIG).exists() and (has_weights(path) or not parts_of(path)):
         # A recipe's folder contains everything that a Hugging Face folder contains.
         recipe = (path / CONFIG).is_file() and read_json(path / CONFIG).get("model_type") == RECIPE_MODEL_TYPE
         return "te" if recipe else "hf"
@@ -126,7 +130,7 @@ def _folder_format(path: Path) -> str:
         return "nemo"
     if (path / "checkpoints").is_dir() and (path / "recipe.yaml").is_file():
         raise CheckpointError(f"{path}: a training run; `protea export {path} -o FOLDER` makes a model of it")
-    if parts := _parts(path):
+    if parts := parts_of(path):
         raise CheckpointError(f"{path}: holds {parts}")
     if has_weights(path):
         raise CheckpointError(
@@ -141,10 +145,10 @@ def _folder_format(path: Path) -> str:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder has weights as transformers names them."""
-    return any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return any(_OF_FOLDER.fullmatch(entry.name) for entry in folder.iterdir() if entry.name != CONFIG)
 
 
-def _parts(folder: Path) -> str | None:
+def parts_of(folder: Path) -> str | None:
     """The advice for a folder that holds only parts of a model; ``None`` if no pattern fits."""
     advice = (advice for pattern, advice in _PARTS.items() if any(folder.glob(pattern)))
     return next((text.format(folder=folder, config=CONFIG) for text in advice), None)
@@ -171,7 +175,8 @@ def _file_format(path: Path) -> str:
 
 def checkpoint_path(path: Path) -> Path:
     """The checkpoint that a path belongs to: itself, or the folder of a weight file or configuration."""
-    whole = _OF_FOLDER.fullmatch(path.name) and path.is_file() and (path.parent / CONFIG).exists()
+    unread = path.suffix == ".bin" and any((path.parent / name).exists() for name in (WEIGHTS, INDEX))
+    whole = not unread and _OF_FOLDER.fullmatch(path.name) and path.is_file() and (path.parent / CONFIG).exists()
     return path.parent if whole else path
 
 

@@ -89,11 +89,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_bin(folder: Path) -> Tensors:
-    from protea.checkpoints.torch_file import TorchFile, open_state_dicts
+    from protea.checkpoints.torch_file import TorchFile, open_state_dicts, state_of
 
     expected = shards(folder, "pytorch_model.bin", "pytorch_model.bin.index.json")
     files = {path: TorchFile(Region.of_file(path)) for path in expected}
-    return open_state_dicts({path: (file, file.content) for path, file in files.items()}, expected)
+    return open_state_dicts({path: (file, state_of(path, file.content)) for path, file in files.items()}, expected)
 
 
 def save(model: Encoder, folder: Path) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from protea import bundled
-from protea.checkpoints.formats import checkpoint_path, has_weights
-from protea.checkpoints.near_names import near_models, near_paths
+from protea.checkpoints.formats import checkpoint_path, has_weights, parts_of
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import INDEX, WEIGHTS
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
@@ -57,6 +56,8 @@ def published(name: str) -> Published:
     short, names = short_name(name), published_models()
     if short in names:
         return names[short]
+    from protea.checkpoints.near_names import near_models
+
     near = near_models(short, names.values())
     guess = f"did you mean {', '.join(near)}? " if near else ""
     raise UnknownModelError(f"unknown model {name!r}; {guess}`protea info --list` shows all names")
@@ -121,13 +122,22 @@ def _repository(name: str) -> str | None:
 
 def _no_path(name: str) -> CheckpointError:
     """The error for a path that leads nowhere."""
-    stem = Path(name).stem
-    advice = f"{stem} is the published model" if stem in published_models() else "`protea info --list` shows all models"
-    return CheckpointError(f"{name}: no such folder or file{_near(name)}; {advice}")
+    from protea.checkpoints.near_names import near_paths
+
+    path, known = Path(name), published_models()
+    if not _PATH.fullmatch(name):
+        return CheckpointError(f"{name}: no such folder or file{_near(name)}; `protea info --list` shows all models")
+    if path.name == name and path.stem in known:
+        return CheckpointError(f"{name}: no such folder or file{_near(name)}; {path.stem} is the published model")
+    absent = [folder for folder in path.parents if not folder.exists()]
+    where = f"; there is no folder {absent[-1]}" if absent else ""
+    return CheckpointError(f"{name}: no such folder or file{where}; {near_paths(path) or 'check the path'}")
 
 
 def _near(name: str) -> str:
     """Existing names similar to a path, in parentheses; empty if there are none."""
+    from protea.checkpoints.near_names import near_paths
+
     near = near_paths(Path(name))
     return f" ({near})" if near else ""
 
@@ -144,15 +154,22 @@ def _on_disk(model: str | Path) -> Path | None:
         return bundled.FOLDER
     for path in (Path(model), Path(short if short in published_models() else model)):
         try:
-            if path.is_dir():
-                return path
-            if path.is_file():
-                return checkpoint_path(path)
+            if path.is_dir() or path.is_file():
+                return _only_file(checkpoint_path(path))
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be read: {error.strerror}; name another folder, or one of `protea info --list`"
             ) from error
     return None
+
+
+def _only_file(path: Path) -> Path:
+    """The only file of weights beside ``config.json`` in a folder where none has a usual name; else the path."""
+    if not (path / CONFIG).is_file() or has_weights(path) or parts_of(path):
+        return path
+    from protea.checkpoints.state_dict import only_file
+
+    return only_file(path) or path
 
 
 def _download(repository: str) -> Path:

@@ -7,6 +7,7 @@ folder, or the published one whose shapes the tensors have.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -19,14 +20,17 @@ from protea.checkpoints.layout import Layout, entries, stored_shape
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import Tensors, is_safetensors, open_safetensors
-from protea.checkpoints.torch_file import MODEL_NAMES, TorchFile, open_state_dicts
-from protea.checkpoints.unpickle import TensorRef
+from protea.checkpoints.torch_file import TorchFile, has_words, is_torch_file, named_tensors, open_state_dicts, state_of
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.family import EncoderConfig
 from protea.models.registry import build, families
 
 NAME: Final = "state-dict"
 TITLE: Final = "a state dict"
+
+_WEIGHTS: Final = re.compile(r".*\.(pt|pth|ckpt|bin|safetensors)", re.IGNORECASE)
+_NO_WEIGHTS: Final = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|(.*\.)?extras\.).*")
+"""Names of weight files, and of what training programs and Protea write beside them."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -50,21 +54,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def only_file(folder: Path) -> Path | None:
+    """The only file of weights in a folder, by its content, with a note; ``None`` without one."""
+    holding = {path: _holds_weights(path) for path in sorted(folder.iterdir())}
+    found = [path for path in holding if holding[path]] or [path for path in holding if holding[path] is None]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder}: has several files of weights: {', '.join(path.name for path in found)}; name one, as in "
+            f"`-m {found[0]}`; it is read with the {CONFIG} beside it"
+        )
+    for path in found:
+        warnings.warn(f"{folder}: read {path.name}, its only file of weights", ProteaWarning, stacklevel=2)
+        return path
+    return None
+
+
+def _holds_weights(path: Path) -> bool | None:
+    """Whether a file holds the weights of a model; ``None`` if its name says so and its content cannot be read."""
+    if not path.is_file() or _NO_WEIGHTS.fullmatch(path.name):
+        return False
+    try:
+        region = Region.of_file(path)
+        if is_torch_file(region):
+            return has_words(key for key, _ in named_tensors(TorchFile(region).content))
+        return is_safetensors(region) and has_words(open_safetensors({path: set()}))
+    except CheckpointError:  # opening the file will say so
+        return None if _WEIGHTS.fullmatch(path.name) else False
+
+
 def _tensors(path: Path) -> Tensors:
     region = Region.of_file(path)
     if is_safetensors(region):
         return open_safetensors({path: set()})
     file = TorchFile(region)
-    content = file.content
-    if isinstance(content, dict):
-        for state in (*(content.get(name) for name in MODEL_NAMES), content):
-            if isinstance(state, dict) and any(isinstance(value, TensorRef) for value in state.values()):
-                return open_state_dicts({path: (file, state)})
-    held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-    raise CheckpointError(
-        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(MODEL_NAMES)}; save one: "
-        "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
-    )
+    return open_state_dicts({path: (file, state_of(path, file.content))})
 
 
 def _recognised(path: Path, form: ModuleType, tensors: Tensors) -> tuple[EncoderConfig, str]:

@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -110,7 +110,7 @@ class TorchFile:
         are_keys = isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
         if not are_keys or len(set(map(str, keys))) != len(keys):
             raise damaged(self._name, "no list of storages")
-        widths = {ref.storage.key: ref.storage.dtype.itemsize for _, ref in _named_tensors(content)}
+        widths = {ref.storage.key: ref.storage.dtype.itemsize for _, ref in named_tensors(content)}
         for key in map(str, keys):
             start = stream.tell() + 8
             size = int.from_bytes(self._region.part(start - 8, 8).read(), "little") * widths.get(key, 1)
@@ -119,7 +119,7 @@ class TorchFile:
         return content
 
 
-def _named_tensors(content: Any) -> Iterator[tuple[Any, TensorRef]]:
+def named_tensors(content: Any) -> Iterator[tuple[Any, TensorRef]]:
     """The tensors in a tree of dictionaries and lists, each with its key or index. Trees may contain themselves."""
     waiting: list[Any] = [[content]]
     seen: set[int] = set()
@@ -164,6 +164,24 @@ def _refs(node: Any) -> dict[Any, TensorRef]:
     return {key: value for key, value in items if isinstance(value, TensorRef)}
 
 
+def has_words(keys: Iterable[Any]) -> bool:
+    """Whether word embeddings are among some keys, as among those of the weights of a whole model."""
+    return any(isinstance(key, str) and key.endswith(_WORDS) for key in keys)
+
+
+def state_of(path: Path, content: Any) -> dict[Any, Any]:
+    """The state dict in a file: under the first of ``MODEL_NAMES``, or the whole; best one with word embeddings."""
+    if isinstance(content, dict):
+        places = (*(content.get(name) for name in MODEL_NAMES), content)
+        if states := [state for state in places if isinstance(state, dict) and _refs(state)]:
+            return max(states, key=has_words)
+    held = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+    raise CheckpointError(
+        f"{path}: holds {held[:200]}, and no state dict, by itself or as {', '.join(MODEL_NAMES)}; save one: "
+        "`torch.save(model.state_dict(), FILE)`; parts of DeepSpeed become one file with its zero_to_fp32.py"
+    )
+
+
 def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
     """Name the models in a file beside the chosen one, in a note. Two under usual names are an error."""
     refs, read, others, seen = _refs(chosen), "", list[str](), set[int]()
@@ -176,7 +194,7 @@ def _name_others(path: Path, content: Any, chosen: dict[Any, Any]) -> None:
         averaged = _AVERAGED.search(place) and 2 * len(held) > len(refs)
         if node is chosen:
             read = place
-        elif held != refs and (averaged or any(isinstance(key, str) and key.endswith(_WORDS) for key in held)):
+        elif held != refs and (averaged or has_words(held)):
             others.append(place)
         if isinstance(node, dict) and len(place) < _LONGEST:
             names = [key for key in node if isinstance(key, str) and "optim" not in key]
@@ -222,7 +240,7 @@ def save_torch_file(path: Path, content: Callable[[dict[str, Tensor]], Any], pla
     except RuntimeError as error:  # PyTorch raises this for every error of the operating system
         raise OSError(errno.EIO, "PyTorch could not write all of it: the disk is full, or fails") from error
     file = TorchFile(Region.of_file(path))
-    refs = dict(_named_tensors(file.content))
+    refs = dict(named_tensors(file.content))
     with path.open("r+b") as stream:
         for planned in plan:
             stream.seek(file.storage(refs[planned.key]).start)

@@ -19,7 +19,7 @@ from protea.text import counted
 if TYPE_CHECKING:
     from protea.embed.settings import EmbedSettings
 
-_REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "nucleotides", "skipped")
+_REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "skipped")
 """Counts of records that the report lists."""
 
 
@@ -173,6 +173,8 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     if run.was_complete:
         return
     reported = [f"{count:,} {what}" for what in _REPORTED if (count := getattr(totals, what))]
+    if totals.nucleotides:
+        reported.append(f"{counted(totals.nucleotides, 'record')} that look like DNA or RNA")
     if reported:
         tell(f"{', '.join(reported)}: see {run.outputs[0].path}.report.tsv")
     seconds = time.perf_counter() - start

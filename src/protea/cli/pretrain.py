@@ -70,8 +70,9 @@ def pretrain(
 
         from protea.train.loop import dry_run as costs_of
 
+        costs = costs_of(settings)
         typer.echo(yaml.safe_dump(settings.shown(), sort_keys=False).rstrip())
-        for line in costs_of(settings):
+        for line in costs:
             typer.echo(f"# {line}")
         return
     if output is None:

@@ -29,7 +29,7 @@ from protea.infer.loading import load_model, stored_weights
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.models.layers import AnyContactHead, ContactHead
-from protea.output import fingerprint, staged
+from protea.output import WRITTEN, fingerprint, measured, staged
 from protea.progress import SILENT, Progress
 from protea.rerun import FAILED, INPUT, REMOVE, end_finished, failed
 from protea.text import counted, shown
@@ -83,7 +83,7 @@ def write_fitted(
     given = {"settings": asdict(settings), "model": stored_weights(model), INPUT: fingerprint(structures)}
     if (folder / HEAD_RECORD).is_file():
         recorded = read_json(folder / HEAD_RECORD)
-        end_finished(folder, {name: recorded.get(name) for name in (*given, FAILED)}, given, REMOVE)
+        end_finished(folder, {name: recorded.get(name) for name in (*given, FAILED, WRITTEN)}, given, REMOVE)
     with staged(folder) as aside, open_checkpoint(locate(model)) as checkpoint:
         module = load_model(model, device=device, trainable=True).module
         replaced = module.contact_head is not None
@@ -92,8 +92,10 @@ def write_fitted(
         head = head.to(checkpoint.dtype).float()
         module.contact_head = head
         precisions = measure(module, others, progress=progress)
+        _write(aside, checkpoint, head)
         record = given | _record(fitted, rows, replaced=replaced) | failed(rows)
-        _write(aside, checkpoint, head, record)
+        record[WRITTEN] = {path.name: measured(path) for path in sorted(aside.iterdir())}
+        write_json(aside / HEAD_RECORD, record)
     if isinstance(head, ContactHead) and not head.regression.weight.any():
         progress.note("no attention head follows contacts: the regression uses none, and all pairs get one probability")
     if replaced:
@@ -169,7 +171,7 @@ def _record(chains: list[Chain], rows: list[ReportRow], *, replaced: bool) -> di
     }
 
 
-def _write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, record: dict[str, Any]) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead) -> None:
     model = like(checkpoint.model)
     model.contact_head = head
     given = {f"contact_head.{name}": value.cpu() for name, value in head.state_dict().items()}
@@ -178,4 +180,3 @@ def _write(folder: Path, checkpoint: Checkpoint, head: AnyContactHead, record: d
         return (given[name] if name in given else checkpoint.parameter(name)).to(checkpoint.dtype)
 
     hf.write(folder, model, parameter, checkpoint.dtype)
-    write_json(folder / HEAD_RECORD, record)

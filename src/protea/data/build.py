@@ -32,7 +32,7 @@ from protea.data.writer import REMOVED, TEST, TRAIN, VALID, Kinds, Members, writ
 from protea.errors import DataError, ResumeError
 from protea.fasta import Block, Record, flows
 from protea.journal import WorkFolder
-from protea.output import REPORT_HEADER, check_output, check_space, fingerprint, sync_folder
+from protea.output import REPORT_HEADER, WRITTEN, check_output, check_space, fingerprint, sync_folder
 from protea.progress import Progress
 from protea.rerun import INPUT, end_finished
 
@@ -94,8 +94,9 @@ class Build:
         exists = os.path.lexists(settings.output)
         check_output(settings.output, overwrite=overwrite or exists, ours=is_store)
         if exists and not overwrite:
-            made = read_manifest(settings.output)["command"]
-            end_finished(settings.output, made, self._plan | {INPUT: fingerprint(self._inputs)})
+            made = read_manifest(settings.output)
+            recorded = made["command"] | {WRITTEN: made["files"]}
+            end_finished(settings.output, recorded, self._plan | {INPUT: fingerprint(self._inputs)}, files=inputs)
         self._work = WorkFolder(settings.output)
         self._folder = self._work.path
         self.problems = Problems(settings.output.with_name(f"{settings.output.name}.problems.tsv"))

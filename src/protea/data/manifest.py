@@ -10,7 +10,7 @@ from typing import Any, Final
 from protea.alphabet import ESM, ESM1NV, Alphabet
 from protea.errors import StoreError, UsageError
 from protea.optional import extra
-from protea.output import sha256, write_failure
+from protea.output import measured, sha256, write_failure
 from protea.progress import Progress
 
 MANIFEST: Final = "manifest.json"
@@ -71,7 +71,7 @@ def write_manifest(
         "command": dict(command),
         "steps": list(steps),
         "splits": dict(splits),
-        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names},
+        "files": {name: measured(folder / name) for name in names},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -13,8 +13,9 @@ from protea.embed.prepare import EncodedRecord, Prepared, fingerprint_after
 from protea.embed.settings import PROVENANCE, EmbedSettings
 from protea.embed.stores import Arrays, Contents, StoredRecord, sequence_hash
 from protea.errors import OutputError, ProteaError
-from protea.journal import REFUSED, check_finished
+from protea.journal import REFUSED
 from protea.letters import ReportRow
+from protea.output import WRITTEN
 from protea.records import InputColumns, read_records
 from protea.text import counted
 
@@ -45,8 +46,11 @@ def check_complete(
 
     Otherwise an ``OutputError`` says what differs, is missing, or is damaged; it ends with the ``advice``.
     """
+    from protea.rerun import check_finished, check_intact
+
     for output in outputs:
         recorded = check_finished(output.path, wanted, advice)
+        check_intact(output.path, recorded.pop(WRITTEN, {}))
         contents = opened(output)
         if contents.provenance != recorded or contents.layout.kinds != output.layout.kinds:
             raise OutputError(
@@ -116,7 +120,8 @@ class Former:
 
     def summary(self) -> str:
         """What the update does, once all items were marked."""
-        parts = [f"{counted(self._new, 'new sequence')} computed"]
+        none = [] if self._changed else ["no new or changed sequences"]
+        parts = [f"{counted(self._new, 'new sequence')} computed"] if self._new else none
         for what, names in (("changed and computed again", self._changed), ("no longer in the input", [*self._gone])):
             if names:
                 more = ", ..." if len(names) > _SHOWN else ""

@@ -41,8 +41,7 @@ from protea.infer.runner import FloatArray
 from protea.journal import JOURNAL, WorkFolder, damaged_journal
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
-from protea.output import check_output, put_in_place, report_path, run_path, write_report, write_run
-from protea.progress import Progress
+from protea.output import WRITTEN, check_output, measured, put_in_place, report_path, run_path, write_report, write_run
 from protea.text import bytes_text, printable
 
 _TIMES: Final = {"parquet": 2, "npz": 2, "csv": 3}
@@ -124,14 +123,6 @@ def stored_record(encoded: EncodedRecord) -> StoredRecord:
     return StoredRecord(record.id, record.description, len(encoded.ids), encoded.truncated_from, sha)
 
 
-def note_what_is_replaced(outputs: Iterable[EmbeddingOutput], progress: Progress) -> None:
-    """Tell of reports and run files beside outputs that do not exist; the new outputs bring their own."""
-    for output in outputs:
-        for place in (report_path(output.path), run_path(output.path)):
-            if os.path.lexists(place):
-                progress.note(f"{place} is of an output that is gone; it will be replaced")
-
-
 def check_place(path: Path, kind: str, *, overwrite: bool) -> None:
     """Refuse an output that cannot be written, before any work is done."""
     check_output(path, overwrite=overwrite, ours=is_output_folder if kind == "folder" else None)
@@ -141,7 +132,8 @@ def publish(complete: Path, output: Path, rows: Iterable[Sequence[object]], prov
     """Give a complete output its name, once its report and its run file are beside it."""
     aside = complete.with_name(output.name)
     write_report(aside, rows)
-    write_run(aside, provenance)
+    # Residues may take hundreds of gigabytes, and hashing them longer than computing them: the size must do.
+    write_run(aside, {**provenance, WRITTEN: measured(complete, hashed=False)})
     for written in (report_path(aside), run_path(aside)):
         put_in_place(written, output.with_name(written.name))
     put_in_place(complete, output)

@@ -28,7 +28,6 @@ from protea.embed.outputs import (
     RunJournal,
     RunState,
     check_place,
-    note_what_is_replaced,
     outputs_of,
     publish,
     run_error,
@@ -45,7 +44,7 @@ from protea.infer.runner import Runner, default_budget
 from protea.journal import REFUSED, complete, differences
 from protea.letters import Doubts
 from protea.models.encoder import Encoder
-from protea.output import check_space
+from protea.output import check_space, note_what_is_replaced
 from protea.progress import SILENT, Progress
 from protea.records import read_records
 from protea.text import counted
@@ -146,7 +145,8 @@ class EmbedRun:
         """The counts of outputs that are complete already, or ``None`` for new ones and for those to update."""
         present = self._present()
         if not present:
-            note_what_is_replaced(self.outputs, self.progress)
+            for output in self.outputs:
+                note_what_is_replaced(output.path)
             return None
         if new := " and ".join(str(output.path) for output in self.outputs if output not in present):
             raise OutputError(
@@ -198,7 +198,7 @@ class EmbedRun:
         for line in surveyed.doubts:
             self.progress.note(line)
         if surveyed.damage is not None:
-            if self.settings.shard is not None:
+            if self.settings.shard is not None or not (surveyed.totals and surveyed.totals.records):
                 raise surveyed.damage
             self.progress.note(f"{surveyed.damage}; the records before the damage are embedded first")
         return surveyed

@@ -16,6 +16,7 @@ from protea.embed.prepare import Duplicates, Long, RecordPolicies
 from protea.errors import UsageError
 from protea.fasta import STDIN
 from protea.letters import Gaps, Unknown
+from protea.output import WRITTEN
 from protea.records import InputColumns, checked
 from protea.settings_errors import Section, read_yaml, validate
 
@@ -158,6 +159,6 @@ def _check_paths(settings: EmbedSettings) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the options in a YAML file; the provenance in a run file is ignored."""
+    """Read the options in a YAML file; the provenance and the size in a run file are ignored."""
     values = read_yaml(path)
-    return {str(name).replace("-", "_"): value for name, value in values.items() if name != PROVENANCE}
+    return {str(name).replace("-", "_"): value for name, value in values.items() if name not in (PROVENANCE, WRITTEN)}

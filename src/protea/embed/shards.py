@@ -26,7 +26,6 @@ from protea.embed.outputs import (
     EmbeddingOutput,
     RunJournal,
     check_place,
-    note_what_is_replaced,
     outputs_of,
     publish,
     run_error,
@@ -37,7 +36,7 @@ from protea.embed.survey import Totals
 from protea.errors import DeviceError, OutputError, ProteaError, ResumeError
 from protea.infer.loading import computing_dtype, stored_weights
 from protea.journal import JOURNAL, complete, differences, work_path
-from protea.output import report_path
+from protea.output import note_what_is_replaced, report_path
 from protea.progress import SILENT, Progress
 from protea.text import counted
 
@@ -223,7 +222,7 @@ def merge(
         merged = EmbeddingOutput(output, kind, contents[0].layout)
         counts = Totals(**provenance[PROVENANCE]["counts"])
         if not os.path.lexists(output):
-            note_what_is_replaced([merged], progress)
+            note_what_is_replaced(output)
         elif not overwrite:
             wanted = {**provenance[PROVENANCE], **provenance}
             del wanted[PROVENANCE]

@@ -33,7 +33,8 @@ _PILOT: Final = {"train": 60_000, "validation": 30_000}
 class Source:
     """A model whose hidden states are computed once and kept in a folder.
 
-    Folds share it, except for the sample that chooses a layer. ``identity`` is what the states depend on beside model and sequences; ``title`` names the work in progress bars.
+    Folds share it, except for the sample that chooses a layer. ``identity`` is what the states depend on beside model
+    and sequences; ``title`` names the work in progress bars.
     """
 
     model: Encoder

@@ -52,9 +52,13 @@ _PARTIAL: Final = 300  # most similar sequences that are kept for each sequence
 
 
 class Likeness(NamedTuple):
-    """``[N]`` identities from 0 to 1 of sequences to their most similar training sequence, and how they were found."""
+    """Identities ``[N]`` from 0 to 1 of sequences to their most similar training sequence, and how they were found.
+
+    ``neighbour`` ``[N]`` is that sequence's place, the first one of equals; where identity is 0 it means nothing.
+    """
 
     identity: Floats
+    neighbour: Ints
     method: str
 
 
@@ -75,14 +79,20 @@ def nearest(
     known, of_training = _unique(training)
     single = all(len(item) == 1 for item in (*queries, *training))
     if single and known and _are_variants([*asked, *known]):
-        best = _by_position(asked, known)
-        return Likeness(best[of_query[:, 0]], "residues compared position by position")
-    hits, method = _search(asked, known, _SEARCH if single else _PAIR_SEARCH)
-    if not single:
-        return Likeness(_pairs(hits, of_query, of_training, len(known)), method)
-    best = np.zeros(len(asked))
-    np.maximum.at(best, hits.query, hits.identity)
-    return Likeness(best[of_query[:, 0]] if len(queries) else np.zeros(0), method)
+        best, target = _by_position(asked, known)
+        method = "residues compared position by position"
+    else:
+        hits, method = _search(asked, known, _SEARCH if single else _PAIR_SEARCH)
+        if not single:
+            return Likeness(*_pairs(hits, of_query, of_training, len(known)), method)
+        best, target = np.zeros(len(asked)), np.zeros(len(asked), np.int64)
+        order = np.lexsort((-hits.target, hits.identity))  # of equals the first training sequence comes last, and stays
+        best[hits.query[order]], target[hits.query[order]] = hits.identity[order], hits.target[order]
+    if not len(queries):
+        return Likeness(np.zeros(0), np.zeros(0, np.int64), method)
+    _, first = np.unique(of_training[:, 0], return_index=True)
+    places = first[target] if len(first) else target
+    return Likeness(best[of_query[:, 0]], places[of_query[:, 0]], method)
 
 
 def clusters(sequences: Sequence[tuple[str, ...]], identity: float, progress: Progress = SILENT) -> Ints:
@@ -116,7 +126,7 @@ def leak(found: Likeness, threshold: float = 0.3) -> str:
     equal = f", {same:,} of them fully" if same else ""
     return (
         f"{near:,} of {counted(total, 'test sequence')} are more than {threshold:.0%} identical to a training sequence"
-        f"{equal} ({found.method}); their scores say little about proteins of other families"
+        f"{equal} ({found.method}); the numbers hold for such relatives, not for other families"
     )
 
 
@@ -150,20 +160,21 @@ def _identities(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> Floats:
     return found
 
 
-def _by_position(queries: Sequence[str], training: Sequence[str]) -> Floats:
-    """``[Q]``: the highest identity to a training sequence; positions where all agree are compared once."""
+def _by_position(queries: Sequence[str], training: Sequence[str]) -> tuple[Floats, Ints]:
+    """``[Q]``: the highest identity to a training sequence, and which; positions where all agree are compared once."""
     letters = _letters([*queries, *training])
     varied = letters[(letters != letters[:, :1]).any(1)]
     asked, known = np.ascontiguousarray(varied[:, : len(queries)]), varied[:, len(queries) :]
-    best = np.zeros(len(queries), np.uint32)
+    best, target = np.zeros(len(queries), np.uint32), np.zeros(len(queries), np.int64)
     step = max(1, _CELLS // max(1, len(varied)))
     for start in range(0, len(queries), step):
         some = asked[:, start : start + step]
-        for column in known.T:
+        for place, column in enumerate(known.T):
             same = np.add.reduce((some == column[:, None]).view(np.uint8), axis=0, dtype=np.uint32)
+            target[start : start + step][same > best[start : start + step]] = place
             np.maximum(best[start : start + step], same, out=best[start : start + step])
     found: Floats = (best + (len(letters) - len(varied))) / max(1, len(letters))
-    return found
+    return found, target
 
 
 # ---- searches ----
@@ -243,8 +254,8 @@ def _write(path: Path, sequences: Iterable[tuple[int, str]]) -> Path:
     return path
 
 
-def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> Floats:
-    """``[Q]``: the highest identity of query pairs to training pairs, from the hits of their proteins."""
+def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> tuple[Floats, Ints]:
+    """``[Q]``: the highest identity of query pairs to training pairs, and which, from the hits of their proteins."""
     order = np.argsort(hits.query, kind="stable")
     starts = np.searchsorted(hits.query[order], np.arange(queries.max(initial=-1) + 2))
 
@@ -254,12 +265,14 @@ def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> Floats:
         np.maximum.at(found, hits.target[mine], hits.identity[mine])
         return found
 
-    best = np.zeros(len(queries))
+    best, target = np.zeros(len(queries)), np.zeros(len(queries), np.int64)
     for place, (first, second) in enumerate(queries.tolist()):
         one, other = row(first)[training], row(second)[training]  # [T, 2]
         both = np.maximum(np.minimum(one[:, 0], other[:, 1]), np.minimum(one[:, 1], other[:, 0]))
-        best[place] = both.max(initial=0.0)
-    return best
+        if len(both):
+            target[place] = both.argmax()
+            best[place] = both[target[place]]
+    return best, target
 
 
 # ---- connected sequences ----

@@ -32,9 +32,10 @@ from protea.finetune.settings import FinetuneSettings
 from protea.finetune.splits import calibration, split
 from protea.finetune.splits import parse as parse_split
 from protea.infer.loading import LoadedModel, ModelLoader
-from protea.journal import REFUSED, WorkFolder, check_same, complete, differences, leaves
-from protea.output import check_output, fingerprint, put_in_place, write_report
+from protea.journal import REFUSED, WorkFolder, complete, differences
+from protea.output import WRITTEN, check_output, fingerprint, measured, put_in_place, write_report
 from protea.progress import SILENT, Progress
+from protea.rerun import check_intact, check_same
 from protea.tables import write_table
 
 RUN: Final = "run.yaml"
@@ -68,7 +69,10 @@ def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: P
     loaded = loader(settings.model)
     wanted = _identity(settings, loaded)
     if output.exists() and any(output.iterdir()) and not overwrite:
-        check_same(output, leaves(_recorded(output)), leaves(wanted), REFUSED)
+        recorded = _recorded(output)
+        check_same(output, recorded["identity"], wanted, REFUSED)
+        for name, known in recorded[WRITTEN].items():
+            check_intact(output, known, part=name)
         raise FinishedError(complete(output))
     with WorkFolder(output) as work:
         _continue(work, wanted, overwrite=overwrite, progress=progress)
@@ -87,13 +91,13 @@ def _identity(settings: FinetuneSettings, loaded: LoadedModel) -> dict[str, Any]
     """All that a run depends on, as plain values."""
     shown = {name: value for name, value in settings.shown().items() if name not in _NAMES_ONLY}
     files = [*settings.data, *(str(path) for path in (settings.labels, settings.mask) if path is not None)]
-    weights = sorted(loaded.weights_sha256().values())
-    return {**shown, "weights": weights, _INPUT: fingerprint(files) or list(settings.data)}
+    return {**shown, "model_files": loaded.weights_sha256(), _INPUT: fingerprint(files) or list(settings.data)}
 
 
 def _recorded(output: Path) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((output / RUN).read_text(encoding="utf-8"))["identity"])
+        recorded = yaml.safe_load((output / RUN).read_text(encoding="utf-8"))
+        return {name: recorded[name] for name in ("identity", WRITTEN)}
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise OutputError(f"{output}: its {RUN} is missing or damaged; {REFUSED}") from error
 
@@ -105,7 +109,7 @@ def _continue(work: WorkFolder, wanted: dict[str, Any], *, overwrite: bool, prog
         work.clear()
         work.commit({"identity": wanted})
         return
-    if changed := differences(leaves(old["identity"]), leaves(wanted)):
+    if changed := differences(old["identity"], wanted):
         raise ResumeError(
             f"{work.output}: an unfinished run has other settings ({changed}); use those, or pass --overwrite to start "
             "again"
@@ -159,7 +163,12 @@ class _Run:
         result = finished[0] if len(folds) == 1 else self._joined(finished)
         write_report(target / "data", rows)
         run = {"settings": settings.shown(), "identity": self.identity, "model": self.loaded.circumstances()}
-        text = yaml.safe_dump(run | {"notes": result.measured.notes}, sort_keys=False, allow_unicode=True)
+        files = sorted(path for path in target.rglob("*") if path.is_file())
+        run |= {
+            "notes": result.measured.notes,
+            WRITTEN: {str(path.relative_to(target)): measured(path) for path in files},
+        }
+        text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
         (target / RUN).write_text(text, encoding="utf-8")
         return result
 

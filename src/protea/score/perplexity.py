@@ -141,7 +141,7 @@ def measure_perplexity(
         run["long"] = policy
     else:
         policy = choice("--long", long or "truncate", Literal["truncate", "full", "error"])
-        run |= {"long": policy, "masking": asdict(masks), "select": select, "seed": seed}
+        run |= {"long": policy, "masking": masking, "select": masks.select, "seed": seed}
     if output is not None:
         run |= {"against": against, INPUT: fingerprint(inputs)} | {PLOT: plot and str(plot)}
         check_output(output, run, lambda: load.identities([model]), overwrite=overwrite)

@@ -28,6 +28,7 @@ from protea.letters import GAPS, ReportRow
 from protea.models.encoder import Encoder
 from protea.output import fingerprint
 from protea.progress import SILENT, Progress
+from protea.records import MISSING, UNCLEAR
 from protea.rerun import FAILED, INPUT, PLOT
 from protea.score.effects import Protein, Scoring, score
 from protea.score.expected import tokens_seen_at_once
@@ -111,10 +112,12 @@ def score_variants(
         raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
-    source = str(variants) if isinstance(variants, Path) else ",".join(variants or ("scan",))
-    if variants is None and positions is not None:
-        source = f"scan {positions}"
-    run = {"command": "score", "proteins": proteins, "variants": source, **asdict(how), **asdict(reading)}
+    table_path: str | None = None
+    typed: str | None = "scan" if positions is None else f"scan {positions}"
+    if variants is not None:
+        table_path, typed = (str(variants), None) if isinstance(variants, Path) else (None, ",".join(variants))
+    run: dict[str, Any] = {"command": "score", "proteins": proteins, "table": table_path, "variants": typed}
+    run |= {**asdict(how), **asdict(reading)}
     run |= {f"{name}_column": value for name, value in columns._asdict().items()} | {"column": column}
     if output is not None:
         files = (proteins, variants) if isinstance(variants, Path) else (proteins,)
@@ -242,7 +245,8 @@ def rows_of(
     protein_column = _protein_column(table, wild_types)
     only_protein = next(iter(wild_types)) if protein_column is None else None
     cells = (_cells(table, name) for name in (*columns.of(table), protein_column))
-    for row, (text, sequence, cell) in enumerate(zip(*cells, strict=True)):
+    for row, (*written, cell) in enumerate(zip(*cells, strict=True)):
+        text, sequence = ("" if str(value).strip() in MISSING else str(value) for value in written)
         protein = only_protein or str(cell)
         try:
             if protein not in wild_types:
@@ -259,7 +263,7 @@ def rows_of(
                 raise VariantError(f"{text}: the mutated sequence is not the wild type with that change")
             good[protein].append((row, variant))
         except VariantError as error:
-            rows.problems.append(Problem(row + 1, str(text or sequence or ""), str(error)))
+            rows.problems.append(Problem(row + 1, str(written[0] or written[1] or ""), str(error)))
     for name, variants in good.items():
         if variants:
             rows.proteins.append(Protein(name, wild_types[name], [variant for _, variant in variants]))
@@ -293,13 +297,13 @@ def _cells(table: pa.Table, column: str | None) -> list[Any]:
     return [None] * table.num_rows if column is None else table.column(column).to_pylist()
 
 
-def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
+def _variant(text: str, mutated: str, wild: str, offset: int) -> Variant:
     """The variant of a row; a text of letters only is a whole sequence."""
-    if text and not str(text).isalpha():
-        return parse(str(text), wild, offset)
-    sequence = str(text or mutated or "")
-    if not sequence:
-        raise VariantError("the row names no variant")
+    if text and not text.isalpha():
+        return parse(text, wild, offset)
+    sequence = text or mutated
+    if not sequence or (sequence in UNCLEAR and 2 * len(sequence) < len(wild)):
+        raise VariantError("the row names no variant; write one, or remove the row")
     if gaps := [gap for gap in GAPS if gap in sequence and gap not in wild]:
         position = sequence.index(gaps[0]) + 1
         raise VariantError(f"the mutated sequence has a gap, {gaps[0]!r} at {position}; leave gaps out")
@@ -308,8 +312,8 @@ def _variant(text: Any, mutated: Any, wild: str, offset: int) -> Variant:
     # A short text may be a label such as WT, NA or DEL; so large deletions must be written with numbers.
     if 2 * len(sequence) < len(wild):
         raise VariantError(
-            f"{sequence}: not a variant, and too short for a protein of {len(wild)}: "
-            f"{counted(len(sequence), 'residue')}; write large deletions as A4_K30del"
+            f"{sequence}: neither a variant nor a whole sequence: {counted(len(sequence), 'residue')}, the protein has "
+            f"{len(wild):,}; write large deletions as A4_K30del"
         )
     return difference(wild, sequence, offset)
 

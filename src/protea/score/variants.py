@@ -157,7 +157,12 @@ def difference(wild: str, mutated: str, offset: int = 1) -> Variant:
     start = _shared(wild, mutated)
     tail = _shared(wild[start:][::-1], mutated[start:][::-1])
     end, new = len(wild) - tail, mutated[start : len(mutated) - tail]
-    name = f"residues {start + offset} to {end + offset - 1} become {new or 'nothing'}"
+    first, last = start + offset, end + offset - 1
+    residues = f"residue {first}" if first == last else f"residues {first} to {last}"
+    if start == end:
+        name = f"{new} inserted {f'after residue {last}' if start else f'before residue {first}'}"
+    else:
+        name = f"{residues} replaced by {new}" if new else f"{residues} deleted"
     return Variant(name, (Edit(start, end, new, ()),))
 
 

@@ -37,6 +37,7 @@ from protea.journal import complete
 from protea.models.encoder import Encoder
 from protea.optional import install
 from protea.text import bytes_text, counted
+from protea.train import run_folder
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     TYPES,
@@ -93,11 +94,13 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
 
 
 def dry_run(recipe: Recipe) -> list[str]:
-    """What a recipe takes, in lines of text, without its training data: every sequence has the full length."""
+    """What a recipe takes, in lines of text, if all sequences have the full length. Refuses training data as a run."""
     device = planned_device(recipe)
     told = settle_precision(recipe, device)
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
-    costs = estimate(architecture(told), told, told.data.max_tokens)
+    model = architecture(told)
+    run_folder.check_data(told, model.alphabet)
+    costs = estimate(model, told, told.data.max_tokens)
     try:
         unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
         memory = unknown if device is None else check_memory(costs, device)

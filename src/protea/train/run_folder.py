@@ -47,6 +47,7 @@ from protea.records import read_records
 from protea.settings_errors import read_yaml
 from protea.text import counted
 from protea.train.model import TYPES, Trainable, settle_precision
+from protea.train.objective import Validation, make_loader
 from protea.train.optim import PREFIX
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
@@ -172,6 +173,21 @@ def open_store(recipe: Recipe, folder: Path, alphabet: Alphabet, progress: Progr
     _build(recipe, output, data.fasta, alphabet, progress)
     write_durably(record, json.dumps(sources))
     return TrainingStore(output, alphabet)
+
+
+def check_data(recipe: Recipe, alphabet: Alphabet) -> None:
+    """Refuse training data with which no run can begin; a recipe that names none passes. Makes no store."""
+    data, validates = recipe.data, recipe.validation.every is not None
+    if data.store is not None:
+        store = TrainingStore(data.store, alphabet)
+        make_loader(store, "train", recipe, seed=recipe.run.seed, workers=0, pin=False)
+        if validates:
+            Validation(store, recipe)
+    elif data.fasta is not None:
+        for path in data.fasta:
+            next(iter(() if flows(str(path)) else read_records([path])), None)
+        if validates:
+            _check_enough(data.fasta, cluster=data.cluster)
 
 
 def _build(recipe: Recipe, output: Path, files: Sequence[Path], alphabet: Alphabet, progress: Progress) -> None:

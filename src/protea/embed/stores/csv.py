@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from protea.embed.stores import Array, ArrayLayout, Arrays, Contents, State, StoredRecord, record_of
-from protea.output import read_run
+from protea.output import WRITTEN, read_run
 
 _COLUMN: Final = re.compile(r"embedding_(\w+)_layer(\d+)_(\d+)")
 
@@ -63,6 +63,7 @@ class CsvStore:
 def read(path: Path) -> Contents:
     """Read a finished file, and the run file beside it."""
     provenance = read_run(path)
+    provenance.pop(WRITTEN, None)
     with path.open(newline="", encoding="utf-8") as stream:
         columns = [match for name in next(csv.reader(stream)) if (match := _COLUMN.fullmatch(name))]
     kinds = tuple(dict.fromkeys(column[1] for column in columns))

@@ -92,7 +92,8 @@ def _add(file: zipfile.ZipFile, name: str, values: NDArray[Any]) -> None:
 
 def read(path: Path) -> Contents:
     """Read a finished file."""
-    with np.load(path, allow_pickle=False) as file:
+    # NumPy leaves a damaged file open that it has opened itself.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         layout = ArrayLayout.from_json(str(file["layout"]))
         return Contents(json.loads(str(file["protea"])), layout, _entries(path, layout))
 

@@ -1,0 +1,273 @@
+"""Protea in scikit-learn: a transformer from columns of sequences to vectors."""
+
+# scikit-learn has no types, so its base classes are Any.
+# mypy: disable-error-code="misc"
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from threading import RLock
+from typing import Annotated, Any, Final, Self, get_type_hints
+
+import numpy as np
+
+from protea import bundled
+from protea import sequences as door
+from protea.arguments import check
+from protea.checkpoints.formats import open_checkpoint
+from protea.checkpoints.hub import locate
+from protea.device import resolve_device
+from protea.embed import embeddings
+from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
+from protea.embed.prepare import EncodedRecord, Long
+from protea.embed.vector_cache import VectorCache
+from protea.errors import CheckpointError, UsageError
+from protea.infer.runner import FloatArray
+from protea.language_model import Device, Dtype, LanguageModel, ModelName, load, under_policy
+from protea.models.encoder import Encoder
+from protea.optional import extra
+from protea.output import sha256
+from protea.score.expected import runner_for
+from protea.text import shown
+
+with extra("sklearn", "protea.sklearn needs scikit-learn"):
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+
+_FORMAT: Final = 1
+"""Of the cache; another number for a version whose vectors are others."""
+
+_MODELS: Final = 2
+"""So many models stay in memory; a search over models drops the others."""
+
+_OPENING: Final = RLock()
+
+
+class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Turns a column of sequences into an array ``[N, D]`` float32, one vector per sequence.
+
+    A column is a list or an array of sequences, an array or a table with one column, or a ``Series`` of pandas or
+    polars; ``docs/python.md`` says what a sequence is. A sequence that comes several times is computed once. Nothing is
+    learned: ``fit`` checks the column and the settings, and ``transform`` needs no ``fit``.
+
+    The model is loaded when something must be computed, once per process, and shared by all transformers with the same
+    ``model``, ``device`` and ``dtype``. A pickle holds the SHA-256 of the weights, not the weights; a transformer that
+    was read from a pickle refuses a model with other weights.
+
+    Args:
+        model: a published name, a Hugging Face repository, or a checkpoint, as for ``protea.load``.
+        layer: 0 is the embedding, -1 the last layer after its norm.
+        pool: ``mean``, ``max``, ``std`` or ``bos``.
+        dtype: what to compute in, as for ``protea.load``.
+        device: as for ``protea.load``.
+        long: the policy for a sequence over the model's limit: ``truncate``, ``window``, ``full`` or ``error``.
+        cache: a folder that keeps vectors for this process and others. It is created if it is missing. One pass through
+            the model stores the vectors of all layers and poolings, so that a search over them computes each sequence
+            once. Its entries depend on the weights, on ``dtype`` and ``long``, and, except in float32, on the kind of
+            device.
+        token_budget: the number of tokens computed at a time, which bounds memory.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = bundled.NAME,
+        *,
+        layer: int = -1,
+        pool: str = "mean",
+        dtype: str = "float32",
+        device: Device = "auto",
+        long: Long = "truncate",
+        cache: str | Path | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        self.model = model
+        self.layer = layer
+        self.pool = pool
+        self.dtype = dtype
+        self.device = device
+        self.long = long
+        self.cache = cache
+        self.token_budget = token_budget
+
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803
+        """Check the settings and the column; nothing is learned and nothing computed."""
+        self._read(X)
+        return self
+
+    def transform(self, X: Any) -> FloatArray:  # noqa: N803
+        """The vectors ``[N, D]`` of a column, in its order."""
+        records = self._read(X)
+        distinct = {record.record.sequence: record for record in records}
+        model = self._model()
+        with model.lock:
+            vectors = dict(self._vectors(model, list(distinct.values())))
+        if not records:
+            return np.empty((0, model.outline.config.hidden_size), np.float32)
+        return np.stack([vectors[record.record.sequence] for record in records])
+
+    def fit_transform(self, X: Any, y: Any = None) -> FloatArray:  # noqa: N803
+        """``transform``, which checks what ``fit`` checks."""
+        return self.transform(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_pickled": (self.model, self._model().weights)}
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._model().outline.config.hidden_size
+
+    def _read(self, X: Any) -> list[EncodedRecord]:  # noqa: N803
+        """The sequences of a column, checked and under the policy for length; checks the settings first."""
+        model = self._model()
+        resolve_layers([self.layer], model.outline)
+        check_poolings([self.pool], model.outline.alphabet.frame)
+        given = door.read(_column(X), model.outline.alphabet)
+        if given.single:
+            raise _no_column(X)
+        return under_policy(given, model.outline, self.long)
+
+    def _model(self) -> _Model:
+        """The model of the settings; ``CheckpointError`` if a pickle of this transformer had other weights."""
+        hints = get_type_hints(EmbeddingTransformer.__init__, include_extras=True)
+        special = {"model": ModelName, "cache": _Folder, "dtype": Dtype}
+        for name, value in self.get_params(deep=False).items():
+            check(name, value, special.get(name, hints[name]))
+        model = _opened(str(self.model), str(resolve_device(str(self.device))), self.dtype)
+        name, weights = getattr(self, "_pickled", (None, []))
+        if name == self.model and weights != model.weights:
+            raise CheckpointError(
+                f"{self.model}: its weights differ from those that this transformer had when it was pickled (SHA-256 "
+                f"{', '.join(model.weights)} now, {', '.join(weights)} then); restore them, or make a new transformer"
+            )
+        return model
+
+    def _vectors(self, model: _Model, records: list[EncodedRecord]) -> Iterator[tuple[str, FloatArray]]:
+        """The vector of each sequence: from the cache, or computed, with all that the cache stores beside it."""
+        (layer,) = resolve_layers([self.layer], model.outline)
+        cache, asked = None, Asked(layers=(layer,), poolings=(self.pool,))
+        if self.cache is not None:
+            cache, asked = self._opened_cache(Path(self.cache), model)
+        place = asked.poolings.index(self.pool), asked.layers.index(layer)
+        missing = []
+        for record in records:
+            sequence = record.record.sequence
+            if cache is not None and (known := cache.get(sequence, *place)) is not None:
+                yield sequence, known
+            else:
+                missing.append(record)
+        if not missing:
+            return
+        runner = runner_for(model.loaded.module, self.token_budget)
+        for computed in embeddings.embed(runner, missing, asked):
+            sequence = computed.encoded.record.sequence
+            vectors = np.stack([computed.pooled[name] for name in asked.poolings])
+            if cache is not None:
+                cache.put(sequence, vectors)
+            yield sequence, vectors[place].copy()
+
+    def _opened_cache(self, folder: Path, model: _Model) -> tuple[VectorCache, Asked]:
+        """The cache for what the vectors depend on, and all that it stores of a sequence."""
+        config, frame = model.outline.config, model.outline.alphabet.frame
+        poolings = tuple(name for name in POOLINGS if name != "bos" or frame.bos is not None)
+        asked = Asked(layers=tuple(range(config.num_hidden_layers + 1)), poolings=poolings)
+        settings = {
+            "format": _FORMAT,
+            "weights": model.weights,
+            "family": config.family,
+            "config": {name: str(value) for name, value in asdict(config).items()},
+            "dtype": self.dtype,
+            "computed_on": "any" if self.dtype == "float32" else model.device.partition(":")[0],
+            "long": self.long,
+            "poolings": poolings,
+        }
+        return VectorCache(folder, settings, (len(poolings), len(asked.layers), config.hidden_size)), asked
+
+
+_Folder = Annotated[Path, "the path of a folder"] | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that the transformers of a process share; its weights are read when they are first needed.
+
+    ``outline`` is on the meta device, without weights. ``lock`` lets one thread at a time load and compute.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    outline: Encoder
+    files: tuple[Path, ...]
+    stamps: tuple[tuple[int, int], ...]
+    lock: Any = field(default_factory=RLock)
+
+    @cached_property
+    def loaded(self) -> LanguageModel:
+        """The model with its weights."""
+        return load(self.name, device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def weights(self) -> list[str]:
+        """SHA-256 of the weight files, in order."""
+        return sorted(map(sha256, self.files))
+
+
+@lru_cache(maxsize=_MODELS)
+def _shared(name: str, device: str, dtype: str) -> _Model:
+    with open_checkpoint(locate(name)) as checkpoint:
+        files = tuple(checkpoint.tensors.paths)
+        return _Model(name, device, dtype, checkpoint.model, files, _stamps(files))
+
+
+def _opened(name: str, device: str, dtype: str) -> _Model:
+    """The shared model; opened again if its files have changed."""
+    with _OPENING:
+        model = _shared(name, device, dtype)
+        if all(path.exists() for path in model.files) and _stamps(model.files) == model.stamps:
+            return model
+        _shared.cache_clear()
+        return _shared(name, device, dtype)
+
+
+def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple((status.st_mtime_ns, status.st_size) for status in (path.stat() for path in files))
+
+
+def _column(values: Any) -> Any:
+    """A column in a form for ``protea.sequences``, which refuses lists of letters.
+
+    The column of a table is a mapping of its rows: its values are sequences, be they single letters, and not labels.
+    """
+    if isinstance(values, Mapping) or not hasattr(values, "__len__"):  # a generator would be empty after ``fit``
+        raise _no_column(values)
+    kinds = {kind.__name__ for kind in type(values).__mro__}
+    if "DataFrame" in kinds:
+        _check_width(values, len(values.columns))
+        values = values[values.columns[0]]
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        _check_width(values, 0 if values.ndim > 2 else values.shape[1])
+        return dict(enumerate(values[:, 0]))
+    return dict(enumerate(values)) if kinds & {"DataFrame", "Series"} else values
+
+
+def _no_column(values: Any) -> UsageError:
+    given = f"{shown(values)} ({type(values).__name__})"
+    return UsageError(f"X: got {given}; give a list of sequences, or a table with one column")
+
+
+def _check_width(values: Any, columns: int) -> None:
+    if columns != 1:
+        raise UsageError(
+            f"X: got a {type(values).__name__} of shape {shown(values.shape)}; give one column, as in "
+            "table['sequence'], or name it in a ColumnTransformer"
+        )
