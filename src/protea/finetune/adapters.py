@@ -149,24 +149,25 @@ def insert(
     """Put untrained adapters into the layers of a plain model, in place; returns peft's settings.
 
     Afterwards the adapters alone require gradients. A is random by the ``seed``, B is 0, so that outputs stay the same.
-    Layers are in training mode if they have an adapter; the others stay as they are.
     """
     check_family(model)
     if not any(_TARGET.fullmatch(name) for name, _ in model.named_modules()):
         raise UsageError(f"--method lora: this {model.config.family} model has no layers that LoRA could adapt")
     with extra("finetune", "--method lora needs peft"):
         from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
     options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "use_dora": dora, "bias": "none"}
     config = LoraConfig(target_modules=_TARGET.pattern, **options)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, _NAME)
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            assert isinstance(module, nn.Module)
-            module.train()
     return dict(json.loads(json.dumps(config.to_dict(), default=_plain)))
+
+
+def train_adapters(model: nn.Module, *, training: bool) -> None:
+    """Switch the dropout of adapters, and of nothing else."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.train(training)
 
 
 def _plain(value: object) -> object:
