@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,7 @@ class Adapter:
         plan = []
         for (module, kind), tensor in self.tensors.items():
             key = f"base_model.model.{module}.{kind}" + (".weight" if kind != "lora_magnitude_vector" else "")
-            plan.append(Planned(key, tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor))
+            plan.append(Planned(key, tuple(tensor.shape), tensor.dtype, partial(_same, tensor)))
         write_safetensors(folder / WEIGHTS, plan)
 
     @classmethod
@@ -130,7 +131,7 @@ class Adapter:
         adapted = weight + self.scale * (b.to(weight.device) @ a.to(weight.device))
         if length is not None:
             adapted *= length.to(weight.device)[:, None] / adapted.norm(dim=1, keepdim=True)
-        weight.copy_(adapted)
+        weight.data = adapted  # not in place: weights may be mapped from a file
 
 
 def check_family(model: Encoder) -> None:
@@ -160,7 +161,7 @@ def insert(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, _NAME)
-    return dict(json.loads(json.dumps(config.to_dict(), default=_plain)))
+    return dict(json.loads(json.dumps(config.to_dict(), default=_plain)))  # type: ignore[no-untyped-call]
 
 
 def train_adapters(model: nn.Module, *, training: bool) -> None:
@@ -168,6 +169,10 @@ def train_adapters(model: nn.Module, *, training: bool) -> None:
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.train(training)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _plain(value: object) -> object:

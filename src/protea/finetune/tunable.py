@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protea.device import free_memory, keep_freed_memory, native_bfloat16
 from protea.errors import DataError, UsageError
@@ -92,6 +92,7 @@ def make_tunable(
     model: Encoder,
     config: HeadConfig,
     settings: TuneSettings,
+    *,
     seed: int,
     precision: str,
     adapted: dict[str, Any] | None,
@@ -193,9 +194,3 @@ def digest(prepared: Prepared) -> str:
     for example, target in zip(prepared.labelled.examples, prepared.labelled.targets, strict=True):
         hashed.update(f"{example.part} {target.shape} {target.dtype}".encode() + np.ascontiguousarray(target).tobytes())
     return hashed.hexdigest()
-
-
-def finite(model: nn.Module) -> bool:
-    """Whether all trained weights are finite."""
-    norm = nn.utils.get_total_norm([value.detach() for value in parameters_to_train(model).values()])
-    return bool(norm.isfinite())

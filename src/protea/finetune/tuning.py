@@ -138,7 +138,7 @@ class _Tuning:
         precision, budget = settle_plan(work, plan, precision, budget, progress)
         self.packer = Packer(prepared, frame, budget)
         self.notes = parts.prepare_device(model, settings, precision)
-        self.tunable = parts.make_tunable(model, config, settings, seed, precision, adapted)
+        self.tunable = parts.make_tunable(model, config, settings, seed=seed, precision=precision, adapted=adapted)
         per_epoch = -(-len(self.train) // settings.batch)
         steps = settings.steps or max(1, round(settings.epochs * per_epoch))
         self.updates = Updates(len(self.train), settings.batch, steps, settings.validations, seed)

@@ -296,8 +296,8 @@ def train_step(
 def _explaining_failures(recipe: Recipe, output: Path, device: torch.device) -> Iterator[None]:
     """Turn what PyTorch and the operating system raise during training into errors with advice."""
     too_large = DeviceError(
-        f"out of {memory_of(device)} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set run.recompute=true; "
-        "the checkpoints stay, and the same command with that change and --accept-changes continues"
+        f"out of {memory_of(device)} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set "
+        "run.recompute=true; the checkpoints stay, and the same command with that change and --accept-changes continues"
     )
     try:
         with explaining_memory(too_large):
