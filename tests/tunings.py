@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 import torch
 
 import protea
 from conftest import SMALL, disturb
 from protea.checkpoints import hf
 from protea.checkpoints.formats import open_checkpoint
+from protea.finetune import tuning_state
 from protea.finetune.examples import Prepared, prepare
 from protea.finetune.heads import HeadConfig
 from protea.finetune.tasks import MISSING, TASKS, Labelled, LabelledExample
@@ -117,6 +120,11 @@ def run(
         seed=seed,
         progress=progress or Notes(),
     )
+
+
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(tuning_state, "SAVE_SHARE", inf)
 
 
 def tensors(tuned: Tuned) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from torch import Tensor
-from torch.nn import functional as F
-from transformers import EsmModel
-from transformers.utils import logging
 
 from messages import check_message
+from plain_tuning import PlainLoop
 from protea.errors import ArgumentError, DataError, ResumeError, TrainingError, UsageError
-from protea.finetune import tuning_state
 from protea.finetune.adapters import Adapter, insert
 from protea.finetune.examples import prepare
-from protea.finetune.heads import Head, HeadConfig
+from protea.finetune.heads import Head
 from protea.finetune.tasks import MISSING, Labelled
 from protea.finetune.tuning import Tuned, TuneSettings, tune
 from protea.finetune.updates import Packer, Updates, head_inputs
 from protea.models.encoder import Encoder
 from protea.train.model import Precision
-from protea.train.optim import parameters_to_train
-from tunings import FLOAT32, Notes, assert_same, examples, head, loader, prepared, run, tensors, write_model
+from tunings import (
+    FLOAT32,
+    Notes,
+    assert_same,
+    examples,
+    head,
+    loader,
+    prepared,
+    run,
+    save_every_step,
+    tensors,
+    write_model,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # peft reads it
 ]
-logging.set_verbosity_error()
 
 
 @pytest.fixture(scope="module")
@@ -44,122 +50,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- beside transformers and peft ----------------------------------------------------------------------------------
 
 
-class Theirs:
-    """The same predictor as a plain loop over padded batches would have it: ``EsmModel``, peft, and a linear layer."""
-
-    def __init__(self, folder: Path, labelled: Labelled, tmp: Path, settings: TuneSettings, config: HeadConfig) -> None:
-        self.prepared, self.labelled, self.config = prepared(folder, labelled), labelled, config
-        self.encoder: Any = EsmModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager")
-        self.esm = self.encoder
-        if settings.method == "lora":
-            ours = loader(folder)()
-            config_of_peft = insert(ours, rank=settings.rank, alpha=settings.alpha, dora=settings.dora, seed=0)
-            Adapter.of(ours, parameters_to_train(ours), config_of_peft).write(tmp / "initial", str(folder))
-            self.encoder = PeftModel.from_pretrained(self.encoder, tmp / "initial", is_trainable=True)
-            self.esm = self.encoder.base_model.model
-        self.encoder.eval()
-        torch.manual_seed(0)
-        like = Head(config)
-        self.weight, self.bias = like.body.weight, like.body.bias
-        self.scales: tuple[Tensor, Tensor] | None = None
-
-    def hidden(self, places: np.ndarray) -> Tensor:
-        """Of residues, or means of them: padded, with an attention mask."""
-        ids = [self.prepared.sequences[self.prepared.which[place, 0]].ids for place in places]
-        longest = max(map(len, ids)) + 2
-        tokens, mask = torch.ones(len(ids), longest, dtype=torch.long), torch.zeros(len(ids), longest, dtype=torch.long)
-        for row, each in enumerate(ids):
-            tokens[row, : len(each) + 2] = torch.tensor([0, *each.tolist(), 2])
-            mask[row, : len(each) + 2] = 1
-        x = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        rows = [x[row, 1 : len(each) + 1] for row, each in enumerate(ids)]
-        if self.labelled.task.unit == "residue":
-            return torch.cat(rows)
-        return torch.stack([each.mean(0) for each in rows])
-
-    def scale(self, places: np.ndarray) -> None:
-        """Centre and spread of the hidden states of the untrained encoder."""
-        with torch.no_grad():
-            x = self.hidden(places).double()
-        self.scales = x.mean(0).float(), x.std(0, correction=0).float()
-
-    def loss(self, places: np.ndarray) -> Tensor:
-        assert self.scales is not None
-        outputs = F.linear((self.hidden(places) - self.scales[0]) / self.scales[1], self.weight, self.bias)
-        targets = torch.from_numpy(np.concatenate([self.labelled.targets[place] for place in places]))
-        if self.labelled.task.kind == "class":
-            return F.cross_entropy(outputs, targets, ignore_index=MISSING)
-        known = np.concatenate([target for place, target in enumerate(self.labelled.targets) if place % 4 != 3])
-        scaled = (targets - np.nanmean(known)) / np.nanstd(known)
-        return F.mse_loss(outputs[~targets.isnan(), 0], scaled[~targets.isnan()].float())
-
-    def parameters(self) -> dict[str, Any]:
-        named = {name: value for name, value in self.encoder.named_parameters() if value.requires_grad}
-        # transformers has heads that no hidden state depends on
-        named = {name: value for name, value in named.items() if "contact_head" not in name}
-        return named | {"head.weight": self.weight, "head.bias": self.bias}
-
-    def train(self, settings: TuneSettings, updates: Updates, train: np.ndarray) -> list[float]:
-        parameters, head_rate = self.parameters(), settings.head_lr or 1e-3
-        groups = [
-            {
-                "params": [value],
-                "weight_decay": settings.weight_decay if value.ndim > 1 else 0.0,
-                "share": head_rate / settings.rate if name.startswith("head.") else self.share(name, settings),
-            }
-            for name, value in parameters.items()
-        ]
-        optimizer = torch.optim.AdamW(groups, foreach=False)
-        losses = []
-        warmup = round(settings.warmup * updates.steps)
-        for step in range(1, updates.steps + 1):
-            rate = step / warmup if step <= warmup else (updates.steps + 1 - step) / (updates.steps + 1 - warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.rate * rate * group["share"]
-            optimizer.zero_grad()
-            loss = self.loss(train[updates[step]])
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
-
-    def share(self, name: str, settings: TuneSettings) -> float:
-        if ".layer." in name:
-            return settings.layer_decay ** (2 - int(name.split(".layer.")[1].split(".")[0]))
-        return 1.0 if "emb_layer_norm_after" in name else settings.layer_decay**3
-
-
 @pytest.mark.parametrize(
-    ("task", "changes"),
+    ("task", "changes", "tolerance"),
     [
-        ("residue-class", {}),
-        ("sequence-value", {"dora": True}),
-        ("residue-value", {"method": "full", "layer_decay": 0.7, "lr": 1e-4}),
-        ("sequence-class", {"method": "full", "token_budget": 40}),
+        ("residue-class", {"steps": 25}, 1e-5),
+        pytest.param("residue-class", {}, 1e-5, marks=pytest.mark.long),
+        pytest.param("residue-value", {"method": "full", "layer_decay": 0.7, "lr": 1e-4}, 1e-5, marks=pytest.mark.long),
+        pytest.param("residue-value", {"dora": True, "token_budget": 40}, 1e-5, marks=pytest.mark.long),
+        # Means over random sequences differ little, and dividing by their spread magnifies rounding: with the other of
+        # its two attention kernels, transformers' own losses differ by 8e-4 here.
+        pytest.param("sequence-value", {}, 1e-3, marks=pytest.mark.long),
+        pytest.param("sequence-class", {"method": "full", "token_budget": 40}, 1e-3, marks=pytest.mark.long),
     ],
     ids=str,
 )
-def test_fifty_steps_beside_a_plain_loop(folder: Path, tmp_path: Path, task: str, changes: dict[str, Any]) -> None:
-    """The same losses within 1e-4, one validation after each step, in packs and in padded batches."""
+def test_losses_beside_a_plain_loop(
+    folder: Path, tmp_path: Path, task: str, changes: dict[str, Any], tolerance: float
+) -> None:
+    """The same losses of each of 50 steps, in packs and in padded batches."""
     labelled = examples(task)
     settings = replace(FLOAT32, **{"steps": 50, "validations": 100, "patience": 100, "clip": 0.5} | changes)
     config = head(labelled)
     ours = run(folder, labelled, tmp_path / "work", config=config, **vars(settings))
-    theirs = Theirs(folder, labelled, tmp_path, settings, config)
+    theirs = PlainLoop(folder, prepared(folder, labelled), tmp_path / "initial", settings, config)
     train = theirs.prepared.places("train")
     theirs.scale(train)
-    losses = theirs.train(settings, Updates(len(train), settings.batch, 50, 100, 0), train)
+    assert settings.steps is not None
+    updates = Updates(len(train), settings.batch, settings.steps, 100, 0)
+    losses = theirs.train(settings, [train[updates[step]] for step in range(1, settings.steps + 1)])
     assert losses[-1] < losses[0]
-    assert [row[0] for row in ours.curve] == list(range(1, 51))
-    np.testing.assert_allclose([row[1] for row in ours.curve], losses, rtol=1e-4)
+    assert [row[0] for row in ours.curve] == list(range(1, len(losses) + 1))
+    np.testing.assert_allclose([row[1] for row in ours.curve], losses, rtol=tolerance)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_gradients_beside_peft(folder: Path, tmp_path: Path, method: Any) -> None:
     labelled = examples("residue-class")
     settings, config = replace(FLOAT32, method=method), head(labelled)
-    theirs = Theirs(folder, labelled, tmp_path, settings, config)
+    theirs = PlainLoop(folder, prepared(folder, labelled), tmp_path / "initial", settings, config)
     places = theirs.prepared.places("train")[:7]
     theirs.scale(places)
     theirs.loss(places).backward()
@@ -234,9 +162,9 @@ def test_packs_do_not_change_an_update(folder: Path, tmp_path: Path) -> None:
 
 
 def test_layer_decay_orders_the_changes(folder: Path, tmp_path: Path) -> None:
-    """After one update, AdamW has moved each weight by its learning rate."""
+    """After one update, AdamW has moved each weight by its learning rate, half of the highest."""
     tuned = run(
-        folder, examples("residue-class"), tmp_path, method="full", layer_decay=0.5, lr=1e-3, steps=1, weight_decay=0.0
+        folder, examples("residue-class"), tmp_path, method="full", layer_decay=0.5, lr=2e-3, steps=1, weight_decay=0.0
     )
     before = loader(folder)()
 
@@ -272,16 +200,32 @@ def test_the_folder_keeps_the_end(folder: Path, tmp_path: Path) -> None:
     assert not again.notes
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "full", "recompute": True, "precision": "bf16-mixed"}], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "steps", "ends"),
+    [
+        ({}, 4, [3]),
+        pytest.param({}, 7, [1, 3, 6], marks=pytest.mark.long),
+        pytest.param({"dora": True, "precision": "fp16-mixed"}, 7, [3, 6], marks=pytest.mark.long),
+        pytest.param(
+            {"method": "full", "recompute": True, "precision": "bf16-mixed"}, 7, [1, 3, 6], marks=pytest.mark.long
+        ),
+    ],
+    ids=str,
+)
 def test_stopped_after_any_step(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    steps: int,
+    ends: list[int],
 ) -> None:
     """Ctrl-C, and the same command again: the same bits, dropout of head and adapters included."""
-    monkeypatch.setattr(tuning_state, "SAVE_SECONDS", 0.0)
-    labelled, told = examples("residue-class"), {"steps": 7, "lora_dropout": 0.1, "validations": 2} | changes
+    save_every_step(monkeypatch)
+    labelled, told = examples("residue-class"), {"steps": steps, "lora_dropout": 0.1, "validations": 2} | changes
     config = head(labelled, "cnn")
     whole = run(folder, labelled, tmp_path / "whole", config=config, **told)
-    for after in (1, 3, 6):
+    for after in ends:
         notes = Notes(ends_after=after)
         with pytest.raises(KeyboardInterrupt):
             run(folder, labelled, tmp_path / str(after), config=config, progress=notes, **told)
@@ -292,12 +236,14 @@ def test_stopped_after_any_step(
 
 
 def test_damaged_checkpoints_are_skipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning_state, "SAVE_SECONDS", 0.0)
+    save_every_step(monkeypatch)
     labelled = examples("sequence-value")
     whole = run(folder, labelled, tmp_path / "whole", steps=5)
     with pytest.raises(KeyboardInterrupt):
         run(folder, labelled, tmp_path / "torn", steps=5, progress=Notes(ends_after=4))
-    newest = sorted((tmp_path / "torn" / "checkpoints").iterdir())[-1]
+    newest = tmp_path / "torn" / "checkpoints" / "step-000000004"
+    while not newest.exists():  # a thread writes it
+        time.sleep(0.01)
     next(newest.glob("*.distcp")).write_bytes(b"torn")
     again = Notes()
     assert_same(whole, run(folder, labelled, tmp_path / "torn", steps=5, progress=again))
@@ -335,12 +281,12 @@ def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
     def broken() -> Encoder:
         model = loader(folder)()
         weight = model.get_parameter("layers.1.fc1.weight")
-        weight.data = torch.full_like(weight, 1e30)
+        weight.data = torch.full_like(weight, float("nan"))
         return model
 
     labelled = examples("sequence-class")
     data = prepared(folder, labelled)
-    with pytest.raises(TrainingError, match=r"step 1: the loss is nan; its 8 records: p") as caught:
+    with pytest.raises(TrainingError, match=r"step 1: the loss is nan; its 7 records: p0,") as caught:
         tune(broken, data, head(labelled), replace(FLOAT32, batch=8), tmp_path, identity={}, seed=0)
     check_message("finetune.not_finite", caught.value)
 

@@ -29,7 +29,8 @@ from protea.train.run_checkpoints import CHECKPOINTS, MODEL, STATE, RunCheckpoin
 from protea.train.run_folder import compare_surroundings, surroundings
 
 SAVE_SECONDS: Final = 60.0
-"""Time between two checkpoints; more where saving takes long."""
+SAVE_SHARE: Final = 0.1
+"""Least time between two checkpoints, and the largest share of the time that training waits for them."""
 
 _PLAN: Final = "plan.json"
 _BEST: Final = "best."
@@ -147,7 +148,7 @@ class TuningCheckpoints:
         }
         files.save(state.step, tensors | dict(trainable.optimizers.state()), values)
         taken = time.monotonic() - began
-        self._next = time.monotonic() + max(SAVE_SECONDS, 10 * taken)
+        self._next = time.monotonic() + max(SAVE_SECONDS, taken / SAVE_SHARE)
 
     def close(self) -> None:
         """Return when everything is written."""
