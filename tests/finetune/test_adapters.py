@@ -171,7 +171,7 @@ def test_the_seed_decides(folder: Path) -> None:
 def test_a_family_that_transformers_lacks() -> None:
     with pytest.raises(UsageError, match="ESM-1nv") as caught:
         insert(build(CONFIGS["esm1nv"]), rank=4, alpha=8, seed=0)
-    check_message("finetune.lora_family", caught.value)
+    check_message("finetune.lora-family", caught.value)
 
 
 def test_without_peft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
     run(folder, labelled, tmp_path, steps=2)
     with pytest.raises(ResumeError, match="rank 8 -> 4") as caught:
         run(folder, labelled, tmp_path, steps=2, rank=4)
-    check_message("finetune.other_settings", caught.value, folder=tmp_path)
+    check_message("finetune.other-settings", caught.value, folder=tmp_path)
     with pytest.raises(ResumeError, match="data"):
         run(folder, examples("sequence-class", seed=1), tmp_path, steps=2)
     with pytest.raises(ResumeError, match="seed 0 -> 1"):
@@ -272,7 +272,7 @@ def test_one_process(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="torchrun") as caught:
         run(folder, examples("sequence-class"), tmp_path)
-    check_message("finetune.one_process", caught.value)
+    check_message("finetune.one-process", caught.value)
 
 
 def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_loss_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
     data = prepared(folder, labelled)
     with pytest.raises(TrainingError, match=r"step 1: the loss is nan; its 7 records: p0,") as caught:
         tune(broken, data, head(labelled), replace(FLOAT32, batch=8), tmp_path, identity={}, seed=0)
-    check_message("finetune.not_finite", caught.value)
+    check_message("finetune.not-finite", caught.value)
 
 
 def test_memory_that_does_not_suffice(folder: Path, tmp_path: Path) -> None:
