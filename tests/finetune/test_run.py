@@ -23,6 +23,7 @@ import yaml
 
 import protea
 from conftest import Run, fails
+from protea.finetune import likeness
 from protea.finetune.predictor import read_predictor
 from protea.output import sha256
 
@@ -90,7 +91,9 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture
-def data(tmp_path: Path, one_thread: None) -> Callable[[str], Path]:
+def data(tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    monkeypatch.setattr(likeness, "_PROGRAM", "no-mmseqs")  # which starts a dozen processes for each search
+
     def make(task: str) -> Path:
         write, name = WRITERS[task]
         write(tmp_path / name)

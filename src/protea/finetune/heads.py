@@ -135,17 +135,24 @@ class Head(nn.Module):
             targets: ``[R]`` int64 classes with ``MISSING``; ``[R]`` values or ``[R, C]`` labels with NaN.
             weights: of classes or labels.
         """
+        count = self.rated(targets, weights)
         if self.task.kind == "class":
             total = functional.cross_entropy(outputs, targets, weights, ignore_index=MISSING, reduction="sum")
-            known = targets != MISSING
-            return total, known.sum() if weights is None else weights[targets[known]].sum()
+            return total, count
         known = ~targets.isnan()
         truth = torch.where(known, targets, 0).to(outputs.dtype)
         if self.task.kind == "labels":
             losses = functional.binary_cross_entropy_with_logits(outputs, truth, reduction="none", pos_weight=weights)
         else:
             losses = (outputs[:, 0] - (truth - self.target[0]) / self.target[1]) ** 2
-        return (losses * known).sum(), known.sum()
+        return (losses * known).sum(), count
+
+    def rated(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What to divide the summed loss of some targets by."""
+        if self.task.kind != "class":
+            return (~targets.isnan()).sum()
+        known = targets != MISSING
+        return known.sum() if weights is None else weights[targets[known]].sum()
 
 
 def combined(x: Tensor) -> Tensor:

@@ -23,15 +23,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from protea.checkpoints import hf
+from protea.device import DTYPES, MIXED
 from protea.embed.prepare import Long
 from protea.errors import CheckpointError, DataError, UsageError
+from protea.finetune.adapters import Adapter
 from protea.finetune.calibration import Calibration
 from protea.finetune.distances import Reference
 from protea.finetune.heads import RESIDUES, Head, HeadConfig
 from protea.finetune.tasks import TASKS, Task
-from protea.infer.loading import LoadedModel, ModelLoader
+from protea.infer.loading import LoadedModel, ModelLoader, load_model
 from protea.models.encoder import Encoder
 from protea.transforms.cpu import pack_for_cpu
+from protea.transforms.mixed import mix
 
 FILE: Final = "predictor.json"
 _HEAD: Final = "head.safetensors"
@@ -166,30 +169,34 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
         predictor.encoder = load(str(folder / MODEL)).module
         return predictor
     name = model or predictor.base.name
-    loaded = load_base(name, folder, load, trainable=predictor.method == "lora")
+    loaded = _base(name, folder, load, plain=predictor.method == "lora")
     found = loaded.weights_sha256()
     if sorted(found.values()) != sorted(predictor.base.files.values()):
         raise CheckpointError(
             f"{folder}: was made from other weights than those of {name} (SHA-256 "
             f"{_short(predictor.base.files)}, not {_short(found)}); name the right base with -m"
         )
+    encoder = loaded.module
     if predictor.method == "lora":
-        from protea.finetune.adapters import read_adapter
-
-        read_adapter(folder / ADAPTER).merge_into(loaded.module)
-        pack_for_cpu(loaded.module)
-    predictor.encoder = loaded.module
+        Adapter.read(folder / ADAPTER).merge_into(encoder)
+        convert(encoder, load.dtype)
+    predictor.encoder = encoder
     return predictor
 
 
-def load_base(name: str, folder: Path, load: ModelLoader, *, trainable: bool) -> LoadedModel:
-    """The base of a predictor; an error says how to name it if it is not there."""
-    from protea.infer.loading import load_model
+def convert(encoder: Encoder, dtype: str) -> None:
+    """Make a plain float32 model ready to compute in a type, in place."""
+    if dtype == MIXED:
+        mix(encoder)
+    else:
+        encoder.to(DTYPES[dtype])
+    pack_for_cpu(encoder)
 
+
+def _base(name: str, folder: Path, load: ModelLoader, *, plain: bool) -> LoadedModel:
+    """The base of a predictor, ``plain`` in float32 if its weights change; an error says how to name it."""
     try:
-        if trainable:
-            return load_model(name, device=load.device, dtype=load.dtype, trainable=True)
-        return load(name)
+        return load_model(name, device=load.device, trainable=True) if plain else load(name)
     except (CheckpointError, UsageError) as error:
         raise type(error)(f"{folder}: its base model cannot be loaded: {error}; name it with -m if it moved") from error
 

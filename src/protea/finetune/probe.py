@@ -6,6 +6,7 @@ Shapes: R rows to predict, C outputs.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Final
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protea.finetune.examples import Examples
+from protea.finetune.examples import Batch, Examples
 from protea.finetune.heads import Head, HeadConfig, combined
 from protea.finetune.linear import Rows, known, scale_targets, solve, standardise
 from protea.finetune.measures import SELECTED, Meter
@@ -101,15 +102,20 @@ def class_weights(targets: Tensor, kind: str, outputs: int) -> Tensor:
 
 def score(head: Head, examples: Examples) -> tuple[float, float]:
     """The number that chooses between models (``SELECTED``) and the mean loss, on some examples."""
+    with torch.inference_mode():
+        return score_batches(head, examples.batches(_ROWS))
+
+
+def score_batches(head: Head, batches: Iterable[Batch]) -> tuple[float, float]:
+    """The same from batches, on the head's device, in any order."""
     outputs, targets, total, count = [], [], 0.0, 0.0
     head.eval()
-    with torch.inference_mode():
-        for batch in examples.batches(_ROWS):
-            rows = head(batch.x, batch.lengths)
-            loss, rated = head.loss(rows, batch.targets)
-            total, count = total + float(loss), count + float(rated)
-            outputs.append(head.outcome(rows).numpy())
-            targets.append(batch.targets.numpy())
+    for batch in batches:
+        rows = head(batch.x, batch.lengths)
+        loss, rated = head.loss(rows, batch.targets)
+        total, count = total + float(loss), count + float(rated)
+        outputs.append(head.outcome(rows).cpu().numpy())
+        targets.append(batch.targets.cpu().numpy())
     if not count:
         return nan, inf
     values = np.concatenate(targets)
@@ -188,7 +194,7 @@ def _trained(
             selected, validation_loss = score(head, validation)
             curve.append((step, total / max(count, 1e-12), validation_loss, selected))
             total = count = 0.0
-            if _rank(selected, validation_loss) > _rank(best.selected, best.loss):
+            if rank(selected, validation_loss) > rank(best.selected, best.loss):
                 best, since = Trained(copy.deepcopy(head), selected, validation_loss), 0
             else:
                 since += 1
@@ -198,7 +204,7 @@ def _trained(
     return best
 
 
-def _rank(selected: float, loss: float) -> tuple[float, float]:
+def rank(selected: float, loss: float) -> tuple[float, float]:
     """What is higher for a better head. Where the number is not defined, as for constant values, the loss decides."""
     return -inf if np.isnan(selected) else selected, -loss
 

@@ -162,12 +162,10 @@ class _Run:
         finished = [self._fold(whole.split(fold), fold.notes, number, len(folds)) for number, fold in enumerate(folds)]
         result = finished[0] if len(folds) == 1 else self._joined(finished)
         write_report(target / "data", rows)
-        run = {"settings": settings.shown(), "identity": self.identity, "model": self.loaded.circumstances()}
         files = sorted(path for path in target.rglob("*") if path.is_file())
-        run |= {
-            "notes": result.measured.notes,
-            WRITTEN: {str(path.relative_to(target)): measured(path) for path in files},
-        }
+        run: dict[str, Any] = {"settings": settings.shown(), "identity": self.identity}
+        run |= {"model": self.loaded.circumstances(), "notes": result.measured.notes}
+        run[WRITTEN] = {str(path.relative_to(target)): measured(path) for path in files}
         text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
         (target / RUN).write_text(text, encoding="utf-8")
         return result

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
-from protea.device import resolve_device, return_freed_memory
+from protea.device import explaining_memory, memory_of, resolve_device, return_freed_memory
 from protea.errors import (
     DeviceError,
     FinishedError,
@@ -298,22 +298,17 @@ def train_step(
 @contextmanager
 def _explaining_failures(recipe: Recipe, output: Path, device: torch.device) -> Iterator[None]:
     """Turn what PyTorch and the operating system raise during training into errors with advice."""
-    memory = "GPU memory" if device.type == "cuda" else "main memory"
     too_large = DeviceError(
-        f"out of {memory} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set run.recompute=true; "
-        "the checkpoints stay, and the same command with that change and --accept-changes continues"
+        f"out of {memory_of(device)} with packs of {recipe.batch.pack:,} tokens: lower batch.pack, or set "
+        "run.recompute=true; the checkpoints stay, and the same command with that change and --accept-changes continues"
     )
     try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise too_large from error
+        with explaining_memory(too_large):
+            yield
     except RuntimeError as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(str(error).split("\n\n")[0].split())
             raise DeviceError(f"run.compile: PyTorch's compiler failed: {reason}; set run.compile=false") from error
-        # PyTorch has no error class for main memory or page-locked memory.
-        if "allocate memory" in str(error) or "out of memory" in str(error):
-            raise too_large from error
         raise
     except OSError as error:
         raise OutputError(f"{error.filename or output}: {error.strerror or error}") from error

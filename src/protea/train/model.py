@@ -85,8 +85,13 @@ def settle_precision(recipe: Recipe, device: torch.device | None) -> Recipe:
     """
     if recipe.run.precision != "auto":
         return recipe
-    precision = "bf16-mixed" if device is None or native_bfloat16(device) else "float32"
+    precision = automatic_precision(device)
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"precision": precision})})
+
+
+def automatic_precision(device: torch.device | None) -> str:
+    """The precision that ``auto`` means on a device."""
+    return "bf16-mixed" if device is None or native_bfloat16(device) else "float32"
 
 
 def planned_device(recipe: Recipe) -> torch.device | None:

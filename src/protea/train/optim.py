@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -28,6 +29,7 @@ from protea.errors import CheckpointError, UsageError
 from protea.train.recipe import OptimizerSettings, ScheduleSettings
 
 PREFIX: Final = "optimizer."
+_SHARE: Final = "share"  # of the learning rate, in a group of parameters
 _STATE_OF: Final = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 """The kinds of state that each optimizer stores for a parameter."""
 
@@ -48,21 +50,31 @@ class Optimizers:
     AdamW keeps its moments in float32 and updates everything in one fused kernel. With Muon (Jordan et al. 2024), Muon
     updates the layers' matrices, scaled so that AdamW's learning rates fit (Liu et al. 2025); AdamW updates embeddings,
     norms, biases and the head.
+
+    ``shares`` are what the learning rate of some parameters is multiplied by.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: OptimizerSettings,
+        shares: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         if not parameters:
             raise UsageError("there is nothing to train: no parameter of the model requires gradients")
         self.parameters = dict(parameters)
         names = {name for name in parameters if settings.name == "muon" and is_matrix_of_layer(name, parameters[name])}
         matrices = [parameters[name] for name in parameters if name in names]
-        rest = [parameters[name] for name in parameters if name not in names]
+        by_kind: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            if name not in names:
+                by_kind.setdefault((parameter.ndim > 1, shares.get(name, 1.0)), []).append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in rest if parameter.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
+            {"params": members, "weight_decay": settings.weight_decay if is_matrix else 0.0, _SHARE: share}
+            for (is_matrix, share), members in sorted(by_kind.items(), key=lambda item: item[0], reverse=True)
         ]
         self.members: list[torch.optim.Optimizer] = []
-        if groups := [group for group in groups if group["params"]]:
+        if groups:
             self.members.append(
                 torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
             )
@@ -96,7 +108,7 @@ class Optimizers:
         """Update the weights with a learning rate."""
         for optimizer in self.members:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get(_SHARE, 1.0)
             scaler.step(optimizer)
         scaler.update()
 

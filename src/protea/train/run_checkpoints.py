@@ -32,6 +32,7 @@ from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
 from protea.output import sha256, staged, sync_folder, write_durably
+from protea.progress import Progress
 from protea.text import counted
 from protea.train.recipe import SaveSettings
 
@@ -98,6 +99,21 @@ def read_verified(folder: Path) -> SavedCheckpoint:
         if actual != expected:
             raise CheckpointError(f"{path}: is damaged: its SHA-256 is {actual[:16]}…, not {expected[:16]}…")
     return saved
+
+
+def newest_intact(folder: Path, progress: Progress) -> SavedCheckpoint | None:
+    """The newest checkpoint that is intact, if there is any; damaged ones are skipped with a note."""
+    for unfinished in folder.glob(".*"):  # half written or half removed by a killed process
+        shutil.rmtree(unfinished, ignore_errors=True)
+    folders = step_folders(folder)
+    for path in reversed(folders):
+        try:
+            return read_verified(path)
+        except CheckpointError as error:
+            progress.note(f"{error}; skipped")
+    if folders:
+        raise ResumeError(f"{folder}: all checkpoints are damaged; remove the folder to start again")
+    return None
 
 
 class RunCheckpoints:

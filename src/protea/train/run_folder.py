@@ -10,8 +10,7 @@ store/            training data made from FASTA files; store.sources.json names 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -56,7 +55,7 @@ from protea.train.run_checkpoints import (
     STATE,
     RunCheckpoints,
     SavedCheckpoint,
-    read_verified,
+    newest_intact,
     step_folders,
 )
 from protea.transforms import native
@@ -296,27 +295,25 @@ def surroundings(trainable: Trainable) -> dict[str, str]:
     }
 
 
+def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progress: Progress) -> None:
+    """Tell what changed of that on which the last bits of a step depend."""
+    for name, now in surroundings(trainable).items():
+        if before[name] != now:
+            progress.note(f"{name} was {before[name]}, is now {now}: results will not be the same to the last bit")
+
+
 def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress, *, data: str) -> TrainingState:
     """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note."""
-    for unfinished in checkpoints.folder.glob(".*"):  # half written or half removed by a killed process
-        shutil.rmtree(unfinished, ignore_errors=True)
-    folders = step_folders(checkpoints.folder)
-    for folder in reversed(folders):
-        try:
-            saved = read_verified(folder)
-        except CheckpointError as error:
-            progress.note(f"{error}; skipped")
-            continue
-        try:
-            state = _restore(saved, trainable, progress, data)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{saved.folder / STATE}: is not from a training run: {error!r}") from error
-        checkpoints.last = state.step
-        progress.note(f"continues after step {state.step:,}")
-        return state
-    if folders:
-        raise ResumeError(f"{checkpoints.folder}: all checkpoints are damaged; remove the folder to start again")
-    return TrainingState()
+    saved = newest_intact(checkpoints.folder, progress)
+    if saved is None:
+        return TrainingState()
+    try:
+        state = _restore(saved, trainable, progress, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{saved.folder / STATE}: is not from a training run: {error!r}") from error
+    checkpoints.last = state.step
+    progress.note(f"continues after step {state.step:,}")
+    return state
 
 
 def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str) -> TrainingState:
@@ -326,9 +323,7 @@ def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, d
     position = Position(*map(int, values["position"]))
     if len(position) != len(values["position"]) or min(position) < 0:
         raise ValueError(f"position {values['position']}")
-    for name, now in surroundings(trainable).items():
-        if (before := values["surroundings"][name]) != now:
-            progress.note(f"{name} was {before}, is now {now}: results will not be the same to the last bit")
+    compare_surroundings(values["surroundings"], trainable, progress)
     model, precision = trainable.model, trainable.precision
     weights = {**dict(model.named_parameters()), **model.stored_buffers}
     tensors = saved.tensors(weights.items())
