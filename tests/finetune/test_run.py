@@ -345,3 +345,85 @@ def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path
     assert "too few" in result.err
     assert run("predict", "out", given, "-o", "p.csv").code == 0
     assert np.isinf(pd.read_csv("p.csv")["high"]).all()
+
+
+@pytest.mark.parametrize("arguments", [("--method", "lora"), ("--method", "lora", "--dora"), ("--method", "full")])
+def test_trained_encoders(run: Run, data: Callable[[str], Path], model: Path, arguments: tuple[str, ...]) -> None:
+    """Predictions of the folder are those of the run; the frozen model is among the baselines."""
+    given = data("sequence-class")
+    options = ("--epochs", 1, "--lr", "1e-3,1e-2", "--precision", "float32")
+    result = run("finetune", given, "-m", model, "-o", "out", *arguments, *options)
+    assert result.code == 0, result
+    methods = pd.read_csv("out/metrics.tsv", sep="\t").method.unique().tolist()
+    assert methods[-2:] == ["random weights", "frozen"]
+    assert Path("out/adapter/adapter_config.json").exists() == ("lora" in arguments)
+    assert Path("out/model/config.json").exists() == ("full" in arguments)
+    assert run("predict", "out", given, "-o", "p.parquet").code == 0
+    stored = pq.read_table("out/predictions.parquet").to_pandas()
+    joined = stored.merge(pq.read_table("p.parquet").to_pandas(), on="id", suffixes=("", "_again"))
+    np.testing.assert_allclose(joined["probability_many"], joined["probability_many_again"], atol=1e-5)
+    frozen = protea.load(model, device="cpu").embed(sequences(), pool="mean")
+    predictor = read_predictor(Path("out"))
+    with torch.no_grad():
+        unchanged = predictor.head.outcome(predictor.head(torch.from_numpy(frozen), torch.ones(len(frozen))))[:, 1]
+    by_id = dict(zip((f"p{i}" for i in range(len(frozen))), unchanged.tolist(), strict=True))
+    assert np.abs(joined["probability_many"] - joined["id"].map(by_id)).max() > 1e-4  # the encoder has changed
+
+
+def test_killed_predictions_end_with_the_same_bytes(
+    run: Run, data: Callable[[str], Path], model: Path, tmp_path: Path
+) -> None:
+    given = data("residue-class")
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    many = "".join(f">s{i}\n{text}\n" for i, text in enumerate(sequences(1500, seed=3)))
+    Path("many.fasta").write_text(many)
+    for suffix in ("parquet", "csv"):
+        command = ("predict", "out", "many.fasta", "--token-budget", 256, "-o")
+        assert run(*command, f"whole.{suffix}").code == 0
+        program = (
+            "import protea.embed.run as run, protea.cli as cli; run._COMMIT_SECONDS = 0; cli.main()",
+            *map(str, command),
+            f"killed.{suffix}",
+        )
+        process = subprocess.Popen([sys.executable, "-c", *program], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        work = Path(f".killed.{suffix}.partial")
+        while process.poll() is None and len(list(work.glob("part-*.parquet"))) < 5:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+        assert run(*command, f"killed.{suffix}").code == 0
+        assert not work.exists()
+        assert sha256(Path(f"killed.{suffix}")) == sha256(Path(f"whole.{suffix}")) or suffix == "parquet"
+        if suffix == "parquet":
+            whole, killed = (pq.read_table(f"{name}.parquet") for name in ("whole", "killed"))
+            assert whole.equals(killed)
+            groups = [pq.ParquetFile(f"{name}.parquet").metadata.num_row_groups for name in ("whole", "killed")]
+            assert groups[0] == groups[1]
+
+
+def test_bad_input_of_predictions(run: Run, data: Callable[[str], Path], model_folders: dict[str, Path]) -> None:
+    """Every policy of ``embed`` holds: cut, unknown and repeated records are said and reported."""
+    model = model_folders["esm1nv"]
+    given = data("residue-class")
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    Path("odd.fasta").write_text(f">long\n{'M' * 600}\n>lower\nmkt*\n>j\nMJK\n>none\n\n>a/b\nMK\n")
+    result = run("predict", "out", "odd.fasta", "-o", "p.csv")
+    assert result.code == 0, result
+    assert "1 truncated" in result.err
+    table = pd.read_csv("p.csv")
+    assert len(table[table.id == "long"]) == 510
+    assert set(table[table.id == "long"].truncated_from) == {600}
+    assert table[table.id == "j"].residue.tolist() == ["M", "X", "K"]
+    report = pd.read_csv("p.csv.report.tsv", sep="\t")
+    assert {("long", "truncated"), ("j", "altered"), ("none", "skipped")} <= set(
+        zip(report.id, report.what, strict=True)
+    )
+    fails(run("predict", "out", "odd.fasta", "-o", "q.csv", "--unknown", "error"), 1, "j", "J")
+    fails(run("predict", "out", "odd.fasta", "-o", "q.csv", "--long", "error"), 1, "600 residues")
+    whole = run("predict", "out", "odd.fasta", "-o", "w.csv", "--long", "window")
+    assert whole.code == 0
+    assert (pd.read_csv("w.csv").id == "long").sum() == 600
+    Path("twice.fasta").write_text(">a\nMK\n>a\nMKK\n")
+    fails(run("predict", "out", "twice.fasta", "-o", "q.csv"), 1, "a", "--duplicates")
+    Path("empty.fasta").write_text("")
+    fails(run("predict", "out", "empty.fasta", "-o", "q.csv"), 1, "empty.fasta")

@@ -60,6 +60,19 @@ class Member:
         return predict(self.head, Examples.of(self.prepared, part, self.chosen.features, self.chosen.place))
 
 
+def head_of(settings: FinetuneSettings, model: Encoder, data: Labelled) -> HeadConfig:
+    """The head that the settings ask for."""
+    return HeadConfig(
+        kind=settings.head or DEFAULTS[data.task.unit],
+        task=data.task.name,
+        width=model.config.hidden_size,
+        outputs=1 if data.task.kind == "value" else len(data.classes),
+        pool=settings.pool,
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+    )
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Trains the members of one fold; the folder of the run holds what a killed run continues from."""
@@ -70,19 +83,6 @@ class Trainer:
     fold: str
     identity: dict[str, Any]
     progress: Progress
-
-    def config(self, data: Labelled) -> HeadConfig:
-        """The head that the settings ask for."""
-        settings, task = self.settings, data.task
-        return HeadConfig(
-            kind=settings.head or DEFAULTS[task.unit],
-            task=task.name,
-            width=self.loaded.module.config.hidden_size,
-            outputs=1 if task.kind == "value" else len(data.classes),
-            pool=settings.pool,
-            hidden=settings.hidden,
-            dropout=settings.dropout,
-        )
 
     def members(self, prepared: Prepared) -> list[Member]:
         """All members: one for each seed, at the learning rate that is best on the validation part."""
@@ -111,7 +111,7 @@ class Trainer:
         )
 
     def _probe(self, source: Source, prepared: Prepared, layer: int | str, seed: int) -> Member:
-        config, settings = self.config(prepared.labelled), self.settings
+        config, settings = head_of(self.settings, self.loaded.module, prepared.labelled), self.settings
         chosen = frozen.features_of_layer(source, prepared, config, layer, settings.seed, self.progress)
         probe = ProbeSettings(
             lr=settings.head_lr,
@@ -154,7 +154,7 @@ class Trainer:
         tuned = tune(
             lambda: load_model(self.loaded.path, device=settings.device, trainable=True).module,
             prepared,
-            self.config(prepared.labelled),
+            head_of(self.settings, self.loaded.module, prepared.labelled),
             tuning,
             self.folder / label,
             identity=self.identity,
@@ -163,7 +163,7 @@ class Trainer:
         )
         pack_for_cpu(tuned.model)
         source = self._source(tuned.model, f"{label}-states", {"seed": seed, "lr": rate})
-        config = self.config(prepared.labelled)
+        config = head_of(self.settings, self.loaded.module, prepared.labelled)
         layers = resolve_layers([-1], tuned.model)
         features = source.features(prepared, config.reads, layers, "features", self.progress)
         return Member(

@@ -37,7 +37,7 @@ from protea.finetune.prediction_store import SUFFIXES, PredictionStore, provenan
 from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
 from protea.finetune.tasks import Floats
 from protea.infer.loading import ModelLoader
-from protea.output import sha256
+from protea.output import WRITTEN, read_run, sha256
 from protea.progress import SILENT, Progress
 
 
@@ -119,9 +119,9 @@ class PredictionOutput(EmbeddingOutput):
     def contents(self) -> Contents:
         """The provenance of the finished table."""
         inside = provenance_of(self.path, self.kind)
-        from protea.output import read_run
-
-        return Contents(read_run(self.path) if inside is None else inside, self.layout, iter(()))
+        if inside is None:  # a text, which its size alone vouches for
+            inside = {name: value for name, value in read_run(self.path).items() if name != WRITTEN}
+        return Contents(inside, self.layout, iter(()))
 
     def arrays(self, embedding: Embedding) -> dict[str, Any]:
         """The rows of a record."""

@@ -19,13 +19,15 @@ import pyarrow as pa
 import yaml
 
 from protea.device import return_freed_memory
+from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import Prepared, prepare
+from protea.finetune.frozen import AUTO
 from protea.finetune.heads import RESIDUES
 from protea.finetune.measuring import Measured, measure_member
-from protea.finetune.members import Member, Trainer
+from protea.finetune.members import Member, Trainer, head_of
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
 from protea.finetune.reading import DataFiles, read_labelled
 from protea.finetune.settings import FinetuneSettings
@@ -75,9 +77,20 @@ def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: P
             check_intact(output, known, part=name)
         raise FinishedError(complete(output))
     with WorkFolder(output) as work:
-        _continue(work, wanted, overwrite=overwrite, progress=progress)
+        old = None if overwrite else _unfinished(work, wanted)
+        try:
+            run = _Run(settings, loaded, work.path, wanted, progress)
+        except BaseException:
+            if work.is_new:
+                work.remove()
+            raise
+        if old is None:
+            work.clear()
+            work.commit({"identity": wanted})
+        else:
+            progress.note(f"continuing an unfinished run of {output}")
         with _explained(output):
-            finished = _Run(settings, loaded, work.path, wanted, progress)()
+            finished = run()
         put_in_place(work.path / "complete", output)
         work.remove()
     return finished
@@ -102,19 +115,15 @@ def _recorded(output: Path) -> dict[str, Any]:
         raise OutputError(f"{output}: its {RUN} is missing or damaged; {REFUSED}") from error
 
 
-def _continue(work: WorkFolder, wanted: dict[str, Any], *, overwrite: bool, progress: Progress) -> None:
-    """Check that an unfinished run is the same, or begin a new one."""
-    old = None if overwrite else work.read()
-    if old is None:
-        work.clear()
-        work.commit({"identity": wanted})
-        return
-    if changed := differences(old["identity"], wanted):
+def _unfinished(work: WorkFolder, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The journal of an unfinished run, which must be the same; ``None`` if there is none."""
+    old = work.read()
+    if old is not None and (changed := differences(old["identity"], wanted)):
         raise ResumeError(
             f"{work.output}: an unfinished run has other settings ({changed}); use those, or pass --overwrite to start "
             "again"
         )
-    progress.note(f"continuing an unfinished run of {work.output}")
+    return old
 
 
 @contextmanager
@@ -128,16 +137,13 @@ def _explained(output: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass
 class _Run:
-    settings: FinetuneSettings
-    loaded: LoadedModel
-    work: Path
-    identity: dict[str, Any]
-    progress: Progress
+    """A run whose data are read, divided and checked; calling it does the work."""
 
-    def __call__(self) -> Finished:
-        settings = self.settings
+    def __init__(
+        self, settings: FinetuneSettings, loaded: LoadedModel, work: Path, identity: dict[str, Any], progress: Progress
+    ) -> None:
+        self.settings, self.loaded, self.work, self.identity, self.progress = settings, loaded, work, identity, progress
         labelled = read_labelled(
             DataFiles(
                 data=settings.data,
@@ -152,18 +158,31 @@ class _Run:
                 gaps=settings.gaps,
             )
         )
-        rows = list(labelled.rows)
-        folds = split(labelled, parse_split(settings.split), settings.seed, self.progress)
-        folds = [calibration(fold, settings.calibration, settings.seed, _LEAST) for fold in folds]
-        whole = prepare(labelled, self.loaded.module, settings.long, rows)
+        self.rows = list(labelled.rows)
+        folds = split(labelled, parse_split(settings.split), settings.seed, progress)
+        self.folds = [calibration(fold, settings.calibration, settings.seed, _LEAST) for fold in folds]
+        self.whole = prepare(labelled, loaded.module, settings.long, self.rows)
+        head_of(settings, loaded.module, labelled)
+        if settings.layer != AUTO:
+            resolve_layers([settings.layer], loaded.module)
+        for fold in self.folds:
+            for part in ("train", "validation"):
+                if not fold.part(part).all_targets().known().any():
+                    where = ", ".join(settings.data)
+                    raise DataError(f"{where}: no labelled example in the {part} part; choose another --split")
+
+    def __call__(self) -> Finished:
         target = self.work / "complete"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        finished = [self._fold(whole.split(fold), fold.notes, number, len(folds)) for number, fold in enumerate(folds)]
-        result = finished[0] if len(folds) == 1 else self._joined(finished)
-        write_report(target / "data", rows)
+        count = len(self.folds)
+        finished = [
+            self._fold(self.whole.split(fold), fold.notes, number, count) for number, fold in enumerate(self.folds)
+        ]
+        result = finished[0] if count == 1 else self._joined(finished)
+        write_report(target / "data", self.rows)
         files = sorted(path for path in target.rglob("*") if path.is_file())
-        run: dict[str, Any] = {"settings": settings.shown(), "identity": self.identity}
+        run: dict[str, Any] = {"settings": self.settings.shown(), "identity": self.identity}
         run |= {"model": self.loaded.circumstances(), "notes": result.measured.notes}
         run[WRITTEN] = {str(path.relative_to(target)): measured(path) for path in files}
         text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
@@ -172,10 +191,6 @@ class _Run:
 
     def _fold(self, prepared: Prepared, notes: list[str], number: int, folds: int) -> Finished:
         """Train, calibrate and measure one split of the data."""
-        data = prepared.labelled
-        for part in ("train", "validation"):
-            if not data.part(part).all_targets().known().any():
-                raise DataError(f"{', '.join(self.settings.data)}: no labelled example in the {part} part; see --split")
         name = "run" if folds == 1 else f"fold-{number + 1}"
         folder = self.work / "complete" / ("" if folds == 1 else name)
         folder.mkdir(exist_ok=True)
