@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -65,25 +63,6 @@ def free_memory(device: torch.device) -> int:
         reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reusable
     return available_memory()
-
-
-def memory_of(device: torch.device) -> str:
-    """What messages call the memory of a device."""
-    return "GPU memory" if device.type == "cuda" else "main memory"
-
-
-@contextmanager
-def explaining_memory(too_large: DeviceError) -> Iterator[None]:
-    """Turn what PyTorch and Python raise where memory runs out into an error with advice."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise too_large from error
-    except RuntimeError as error:
-        # PyTorch has no error class for main memory or page-locked memory.
-        if "allocate memory" in str(error) or "out of memory" in str(error):
-            raise too_large from error
-        raise
 
 
 def available_memory() -> int:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from protea.data.draws import key
-from protea.device import explaining_memory, memory_of
 from protea.errors import DeviceError, TrainingError, UsageError
 from protea.finetune import tunable as parts
 from protea.finetune.adapters import Adapter
@@ -33,7 +32,7 @@ from protea.finetune.updates import Packer, Updates
 from protea.models.encoder import Encoder
 from protea.progress import SILENT, Progress
 from protea.text import counted
-from protea.train.model import automatic_precision
+from protea.train.model import automatic_precision, explaining_memory, memory_of
 from protea.train.optim import learning_rate
 from protea.train.recipe import ScheduleSettings
 

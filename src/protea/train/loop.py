@@ -23,7 +23,7 @@ from torch import Tensor
 
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
-from protea.device import explaining_memory, memory_of, resolve_device, return_freed_memory
+from protea.device import resolve_device, return_freed_memory
 from protea.errors import (
     DeviceError,
     FinishedError,
@@ -45,8 +45,10 @@ from protea.train.model import (
     architecture,
     check_memory,
     estimate,
+    explaining_memory,
     initialise,
     mean_length,
+    memory_of,
     planned_device,
     prepare,
     settle_precision,

@@ -12,7 +12,7 @@ without compiled attention PyTorch keeps a quarter more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,6 +100,25 @@ def planned_device(recipe: Recipe) -> torch.device | None:
         return resolve_device(recipe.run.device)
     except DeviceError:
         return None
+
+
+def memory_of(device: torch.device) -> str:
+    """What messages call the memory of a device."""
+    return "GPU memory" if device.type == "cuda" else "main memory"
+
+
+@contextmanager
+def explaining_memory(too_large: DeviceError) -> Iterator[None]:
+    """Turn what PyTorch and Python raise where memory runs out into an error with advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise too_large from error
+    except RuntimeError as error:
+        # PyTorch has no error class for main memory or page-locked memory.
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            raise too_large from error
+        raise
 
 
 class Precision:
