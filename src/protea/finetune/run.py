@@ -28,6 +28,7 @@ from protea.finetune.measuring import Measured, measure_member
 from protea.finetune.members import Member, Trainer
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
 from protea.finetune.reading import DataFiles, read_labelled
+from protea.finetune.report import write_pages
 from protea.finetune.settings import FinetuneSettings
 from protea.finetune.splits import calibration, split
 from protea.finetune.splits import parse as parse_split
@@ -161,6 +162,7 @@ class _Run:
         run = {"settings": settings.shown(), "identity": self.identity, "model": self.loaded.circumstances()}
         text = yaml.safe_dump(run | {"notes": result.measured.notes}, sort_keys=False, allow_unicode=True)
         (target / RUN).write_text(text, encoding="utf-8")
+        write_pages(target)
         return result
 
     def _fold(self, prepared: Prepared, notes: list[str], number: int, folds: int) -> Finished:
