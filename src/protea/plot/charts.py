@@ -19,14 +19,14 @@ STYLE: Final = """
 --page:#16181c;--ink:#e8e8e8;--faint:#a5a5a5;--rule:#3a3d42;--one:#56b4e9;--two:#e69f00;--bar:#6b6f76}}
 svg{max-width:100%;height:auto;font:13px sans-serif}svg text{fill:var(--ink)}svg .faint{fill:var(--faint)}
 .rule{stroke:var(--rule);fill:none}.whisker{stroke:var(--ink);stroke-width:1.5;fill:none}.bar{fill:var(--bar)}
-.ours,.shade{fill:var(--one)}svg .over{fill:var(--page)}
-.line{fill:none;stroke-width:2}.dots{fill:none;stroke-width:5;stroke-linecap:round;stroke-opacity:.6}
+.ours,.shade{fill:var(--one)}.shade{stroke:var(--rule)}svg .over{fill:var(--page)}
+.line{fill:none;stroke:var(--two);stroke-width:2}.dots{fill:none;stroke-width:5;stroke-linecap:round;stroke-opacity:.6}
 .s0{stroke:var(--one)}.s1{stroke:var(--two);stroke-dasharray:7 4}.dots.s1{stroke-dasharray:none}
 .guide{stroke:var(--faint);stroke-dasharray:3 4;fill:none}
 """
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BELOW, _ROW = 460, 340, 70, 34, 50, 26
-_LONGEST: Final = 26  # letters of a name
+_LONGEST: Final = 34  # letters of a name
 _LARGEST: Final = 1e150  # of a number on an axis; beyond, differences could overflow
 _NUMBERED: Final = 12  # classes, at most, whose squares hold numbers
 _LETTER: Final = 7.5  # pixels
@@ -66,8 +66,8 @@ def element(tag: str, *inside: object, **attributes: object) -> Markup:
 
 
 def bars(title: str, axis: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars from 0, with whiskers for intervals; ``axis`` says what is measured."""
-    low, high = _range([0.0, *(number for row in rows for number in row[1:4])])
+    """Horizontal bars on an axis from 0, or lower, to 1, or higher, with whiskers for intervals."""
+    low, high = _range([0.0, 1.0, *(number for row in rows for number in row[1:4])])
     left = 20 + _LETTER * min(_LONGEST, max(len(row.name) for row in rows))
     width, bottom = 420.0, len(rows) * _ROW + 6.0
     scale = width / (high - low)
@@ -82,14 +82,12 @@ def bars(title: str, axis: str, rows: Sequence[Bar]) -> Markup:
             continue
         ends = sorted((left - low * scale, left + (row.value - low) * scale))
         shape = {"x": ends[0], "y": middle - 9, "width": ends[1] - ends[0], "height": 18}
-        drawn.append(
-            element("rect", _title(f"{row.name}: {_number(row)}"), class_="ours" if row.ours else "bar", **shape)
-        )
+        drawn.append(element("rect", _title(row.name), class_="ours" if row.ours else "bar", **shape))
         if isfinite(row.low) and isfinite(row.high):
             a, b = (left + (end - low) * scale for end in (row.low, row.high))
-            path = f"M{_text(a)} {middle - 4}v8m0 -4H{_text(b)}m0 -4v8"
+            path = f"M{_text(a)} {_text(middle - 4)}v8m0 -4H{_text(b)}m0 -4v8"
             drawn.append(element("path", d=path, class_="whisker"))
-        drawn.append(element("text", _number(row), x=left + width + 12, y=middle + 4))
+        drawn.append(element("text", number_text(*row[1:4]), x=left + width + 12, y=middle + 4))
     drawn.append(element("text", axis, x=left + width / 2, y=bottom + 38, text_anchor="middle"))
     return _svg(title, f"Bars of {axis}", left + width + 190, bottom + 46, drawn)
 
@@ -122,39 +120,39 @@ def plot(title: str, x: str, y: str, series: Sequence[Series], *, equal: bool = 
             drawn += _marks([(place, 14), (place + 24, 14)], of.form, number)
             drawn.append(element("text", of.name, x=place + 32, y=18))
             place += 52 + _LETTER * len(of.name)
-    drawn.append(element("text", x, x=(_LEFT + right) / 2, y=_HEIGHT - 10, text_anchor="middle"))
+    drawn.append(_label(x, x=(_LEFT + right) / 2, y=_HEIGHT - 10, text_anchor="middle"))
     turned = f"translate(14 {(_TOP + bottom) / 2}) rotate(-90)"
-    drawn.append(element("text", y, transform=turned, text_anchor="middle"))
+    drawn.append(_label(y, transform=turned, text_anchor="middle"))
     return _svg(title, f"{y} by {x}", _WIDTH, _HEIGHT, drawn)
 
 
 def shades(title: str, rows: str, columns: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
     """A square of counts; shades are shares of a row."""
     side = max(18.0, min(52.0, 540 / len(names)))
-    room = 16 + _LETTER * min(_LONGEST, max(map(len, names)))
-    left = top = room + 20
+    room = _LETTER * min(_LONGEST, max(map(len, names)))
+    left = top = room + 36
+    end = left + side * len(names)
     drawn = [
         element("text", columns, x=left, y=14),
-        element("text", rows, transform=f"translate(14 {top + side * len(names)}) rotate(-90)"),
+        element("text", rows, transform=f"translate(14 {_text(end)}) rotate(-90)"),
     ]
     for place, (name, of_row) in enumerate(zip(names, counts, strict=True)):
-        middle = (place + 0.5) * side + 4
-        drawn.append(_label(name, x=left - 6, y=top + middle, text_anchor="end"))
-        drawn.append(_label(name, transform=f"translate({_text(left + middle)} {_text(top - 6)}) rotate(-90)"))
+        middle = left + (place + 0.5) * side
+        turned = f"translate({_text(middle)} {_text(top - 8)})" + (" rotate(-90)" if room > side else "")
+        drawn.append(_label(name, transform=turned, text_anchor="start" if room > side else "middle"))
+        drawn.append(_label(name, x=left - 6, y=middle + 4, text_anchor="end"))
         for column, count in enumerate(of_row):
             share = count / max(1, sum(of_row))
-            x, y = left + column * side, top + place * side
-            drawn.append(element("rect", x=x, y=y, width=side, height=side, class_="rule"))
-            if count:
-                told = _title(f"{name}, predicted as {names[column]}: {count:,} ({share:.0%})")
-                shape = {"x": x, "y": y, "width": side, "height": side, "fill_opacity": f"{share:.2f}"}
-                drawn.append(element("rect", told, class_="shade", **shape))
+            x, y = left + column * side, middle - side / 2
+            told = [_title(f"{name}, predicted as {names[column]}: {count:,} ({share:.0%})")] if count else []
+            shape = {"x": x, "y": y, "width": side, "height": side, "fill_opacity": f"{share:.2f}"}
+            drawn.append(element("rect", *told, class_="shade", **shape))
             if count and len(names) <= _NUMBERED:
-                over = {"class_": "over"} if share > 0.5 else {}
+                over = "over" if share > 0.5 else "under"
                 drawn.append(
-                    element("text", f"{count:,}", x=x + side / 2, y=top + middle, text_anchor="middle", **over)
+                    element("text", f"{count:,}", x=x + side / 2, y=middle + 4, class_=over, text_anchor="middle")
                 )
-    return _svg(title, f"{rows} by {columns}", left + side * len(names) + 6, top + side * len(names) + 6, drawn)
+    return _svg(title, f"{rows} by {columns}", end + 6, end + 6, drawn)
 
 
 def _svg(title: str, description: str, width: float, height: float, drawn: Sequence[Markup]) -> Markup:
@@ -187,10 +185,6 @@ def _label(name: str, **attributes: object) -> Markup:
 
 def _title(text: str) -> Markup:
     return element("title", text)
-
-
-def _number(row: Bar) -> str:
-    return number_text(row.value, row.low, row.high)
 
 
 def number_text(value: float, low: float = float("nan"), high: float = float("nan")) -> str:
