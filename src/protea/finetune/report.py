@@ -175,11 +175,13 @@ def _numbers(results: Results, told: str) -> Markup:
 
 
 def _differences(results: Results) -> Markup | None:
-    rows = []
-    for method in results.numbers:
-        *found, flips = _difference(results, method)
-        rows += [(f"{OURS} minus {method}", number_text(*found), number_text(flips))] if method != OURS else []
-    return _section("Differences", TOLD["difference"], _table((results.chosen, "difference", "flips"), rows))
+    differences = {method: _difference(results, method) for method in results.numbers if method != OURS}
+    rows = [
+        (f"{OURS} minus {method}", number_text(value, low, high), number_text(flips))
+        for method, (value, low, high, flips) in differences.items()
+    ]
+    table = _table((results.chosen, "difference", "flips"), rows)
+    return _section("Differences", TOLD["difference"], table) if rows else None
 
 
 def _calibration(results: Results) -> Markup:

@@ -167,9 +167,9 @@ def reliability_diagram(results: Results) -> Markup:
         else:
             truth = Targets(_cells(batch, targets), np.arange(len(batch) + 1))
         values = _cells(batch, probabilities)
-        for of_time, predicted in zip(sums, (values, calibrated.probabilities(values)), strict=True):
+        for when, predicted in enumerate((values, calibrated.probabilities(values))):
             rows, *means, _ = reliability(predicted, truth)
-            of_time += np.nan_to_num([rows, *(rows * mean for mean in means)])
+            sums[when] += np.nan_to_num([rows, *(rows * mean for mean in means)])
     series = [Series("", (0, 1), (0, 1), "guide")]
     for name, of_time in zip(("before", "after"), sums, strict=True):
         rows, probability, right = of_time[:, of_time[0] > 0]

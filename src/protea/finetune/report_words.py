@@ -68,18 +68,18 @@ PARTS: Final = {
 }
 
 TOLD: Final = {
-    "interval": "In parentheses: 95 % intervals, what another draw of test proteins could have given. They do not cover "
-    "other training data or seeds.",
+    "interval": "In parentheses: 95 % intervals, what another draw of test proteins could have given. They do not "
+    "cover other training data or seeds.",
     "difference": "Both methods are measured on the same resamples of proteins, so a difference has its own 95 % "
-    "interval. If it holds 0, the two are not distinguishable. Flips: share of resamples with no difference or the other "
-    "sign.",
+    "interval. If it holds 0, the two are not distinguishable. Flips: share of resamples with no difference or the "
+    "other sign.",
     "folds": "Each fold was tested on other examples; its page says more.",
-    "reliability": "On the dotted line, a probability of 0.7 is right 7 times in 10; below it, the predictor is too sure. "
-    "Before and after: the model's own probabilities, and those at the temperature.",
-    "identity": "Test examples by identity to the most similar training sequence. A predictor that only remembers is good "
-    "at high identity alone. Numbers of few examples say little.",
-    "training": "Loss: how wrong predictions are, lower is better. Training keeps the best number on the validation part. "
-    "Layer 0 is the input embedding.",
+    "reliability": "On the dotted line, a probability of 0.7 is right 7 times in 10; below it, the predictor is too "
+    "sure. Before and after: the model's own probabilities, and those at the temperature.",
+    "identity": "Test examples by identity to the most similar training sequence. A predictor that only remembers is "
+    "good at high identity alone. Numbers of few examples say little.",
+    "training": "Loss: how wrong predictions are, lower is better. Training keeps the best number on the validation "
+    "part. Layer 0 is the input embedding.",
     "seeds": "The same training from other random numbers. The seed that is best on the validation part was kept.",
     "use": "Where the column far is true, a protein is unlike the training data: trust its predictions less.",
 }
