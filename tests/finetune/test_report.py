@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from protea import bundled
 from protea.finetune import evaluation
 from protea.finetune.baselines import BASELINES
 from protea.finetune.calibration import calibrate
@@ -136,12 +135,12 @@ def test_every_task_has_a_page(name: str, tmp_path: Path) -> None:
 
 
 def test_headline_says_whether_the_predictor_is_better(tmp_path: Path) -> None:
-    for noise, verdict in ((0.1, "is better than"), (30.0, "is worse than"), (3.0, "is not distinguishable from")):
+    for noise, verdict in ((0.1, "is better than"), (30.0, "is worse than"), (2.3, "is not distinguishable from")):
         run = tmp_path / str(noise)
         made_run(run, "sequence-value", 200, (), noise)
         write_pages(run)
         assert f"The predictor {verdict} the best baseline, composition." in Page(run / PAGE).texts
-        assert ("the interval holds 0" in Page(run / PAGE).text) == (noise == 3.0)
+        assert ("the interval holds 0" in Page(run / PAGE).text) == (noise == 2.3)
 
 
 def test_many_classes_and_rows_give_a_small_page(tmp_path: Path) -> None:
@@ -193,6 +192,18 @@ def test_charts_of_odd_numbers(tmp_path: Path) -> None:
 
 
 def test_pages_of_folds(tmp_path: Path) -> None:
+    for fold, noise in ((1, 0.1), (2, 30.0), (10, 0.1)):
+        made_run(tmp_path / f"fold-{fold}", "sequence-value", 50, (), noise)
+        (tmp_path / f"fold-{fold}" / "run.yaml").rename(tmp_path / "run.yaml")
+    write_pages(tmp_path)
+    page = Page(tmp_path / PAGE)
+    assert page.links == [f"fold-{fold}/{PAGE}" for fold in (1, 2, 10)]
+    assert "in 2 of 3 folds: not distinguishable" in page.text
+    assert "protea predict 'my run/fold-10'" in Page(tmp_path / page.links[-1]).text
+
+
+@pytest.mark.parametrize("split", ["random", pytest.param("kfold:2", marks=pytest.mark.long)])
+def test_a_run_ends_with_its_page(split: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     lines = ["id,sequence,activity"]
     for place in range(40):
@@ -200,11 +211,11 @@ def test_pages_of_folds(tmp_path: Path) -> None:
         lines.append(f"p{place},{sequence},{sequence.count('K') + generator.normal() / 10:.3f}")
     (tmp_path / "in.csv").write_text("\n".join(lines) + "\n")
     values = {"data": str(tmp_path / "in.csv"), "output": tmp_path / "run", "target_column": "activity"}
-    finetune(parse(values | {"model": bundled.NAME, "split": "kfold:2", "layer": "1", "epochs": "2"}, "test"))
+    values |= {"split": split, "baselines": split != "random"}
+    finished = finetune(parse(values, "test"))
     page = Page(tmp_path / "run" / PAGE)
-    assert page.links == ["fold-1/report.html", "fold-2/report.html"]
-    for link in page.links:
-        of_fold = Page(tmp_path / "run" / link)
-        assert len(of_fold.pictures) >= 3
-        assert "train" in of_fold.texts
-    assert "of 2 folds" in page.text
+    for note in finished.measured.notes:
+        assert note in page.texts
+    assert ("There is no baseline to compare with." in page.texts) == (split == "random")
+    for link in page.links or [PAGE]:
+        assert {"train", "calibration", "test"} <= set(Page(tmp_path / "run" / link).texts)
