@@ -73,7 +73,8 @@ def _overview(folds: Sequence[Results]) -> list[Markup | None]:
         method: {name: _spread([fold.numbers[method][name][0] for fold in folds]) for name in of_method}
         for method, of_method in first.numbers.items()
     }
-    whole = replace(first, folder=first.folder.parent, numbers=means)
+    layers = " or ".join(dict.fromkeys(str(fold.predictor["layer"]) for fold in folds))
+    whole = replace(first, folder=first.folder.parent, predictor=first.predictor | {"layer": layers}, numbers=means)
     best = _best(whole)
     rows = []
     for place, fold in enumerate(folds):
@@ -98,7 +99,11 @@ def _headline(results: Results) -> Markup:
     value, low, high, _ = _difference(results, best)
     verdict = "is better than" if low > 0 else "is worse than" if high < 0 else "is not distinguishable from"
     told = f"Predictor: {_of(results, OURS)}; {best}: {_of(results, best)}, {results.part} part. Difference: "
-    told += number_text(value, low, high) + ("" if low > 0 or high < 0 else "; the interval holds 0") + "."
+    told += (
+        number_text(value, low, high)
+        + ("" if low > 0 or high < 0 else "; the interval holds 0")
+        + ". 95 % intervals in parentheses."
+    )
     if not (isfinite(low) and isfinite(high)):
         verdict, told = "cannot be compared with", f"{told.partition(' Difference')[0]} There is no interval."
     return _answer(f"The predictor {verdict} the best baseline, {best}.", told)
@@ -110,9 +115,11 @@ def _headline_of_folds(folds: Sequence[Results], whole: Results) -> Markup:
     if best is None:
         return _answer("There is no baseline to compare with.", f"{ours}.")
     above = sum(fold.numbers[OURS][fold.chosen][0] > fold.numbers[best][fold.chosen][0] for fold in folds)
-    verdict = f"The predictor is better than the best baseline, {best}, in {above} of {len(folds)} folds"
-    verdict += ": not distinguishable." if 0 < above < len(folds) else "."
-    return _answer(verdict, f"{ours}; {best}: {_of(whole, best)}.")
+    verdict, end = "is better than", f"in {above} of {len(folds)} folds: not distinguishable"
+    if above in (0, len(folds)):
+        verdict, end = ("is better than", "in every fold") if above else ("is not better than", "in any fold")
+    told = f"{ours}; {best}: {_of(whole, best)}. Lowest and highest fold in parentheses."
+    return _answer(f"The predictor {verdict} the best baseline, {best}, {end}.", told)
 
 
 def _answer(verdict: str, told: str) -> Markup:
@@ -185,12 +192,12 @@ def _differences(results: Results) -> Markup | None:
 
 
 def _calibration(results: Results) -> Markup:
-    rows = [(_explained(row["number"]), number_text(as_number(row["value"]))) for row in results.rows("calibration")]
-    known = results.task.kind == "value"
-    pictures = [] if known else [reliability_diagram(results)]
-    return _section(
-        "How sure it is", "" if known else TOLD["reliability"], *pictures, _table(("number", "value"), rows)
-    )
+    found = {row["number"]: number_text(as_number(row["value"])) for row in results.rows("calibration")}
+    if results.task.kind == "value":
+        del found["temperature"]  # of probabilities
+    table = _table(("number", "value"), [(_explained(name), value) for name, value in found.items()])
+    pictures = [] if results.task.kind == "value" else [reliability_diagram(results)]
+    return _section("How sure it is", TOLD["reliability"] if pictures else "", *pictures, table)
 
 
 # ---- tables that some runs have ----
@@ -235,7 +242,9 @@ def _notes(results: Results) -> Markup:
 
 
 def _use(results: Results, output: Path) -> Markup:
-    unit = "residue" if results.task.unit == "residue" else "sequence"
+    unit = results.task.unit
+    if unit == "pair":
+        return _section("How to predict", TOLD["pairs"])
     command = f"protea predict {shlex.quote(str(output))} proteins.fasta -o predicted.csv"
     return _section("How to predict", f"One row for each {unit}. {TOLD['use']}", element("pre", command))
 
