@@ -5,6 +5,7 @@ The test part is predicted here, and nowhere else. Files, beside those of ``eval
 ``calibration.tsv``  probabilities before and after temperature; how often intervals or sets hold the truth.
 ``curve.tsv``        the learning curve, where a head was trained.
 ``layers.tsv``       the loss of every layer, where the layer was chosen.
+``parts.tsv``        how many examples, and labelled rows, each part has.
 ``seeds.tsv``        the numbers of each seed, where there are several.
 """
 
@@ -24,7 +25,7 @@ from protea.finetune.evaluation import OURS
 from protea.finetune.likeness import clusters, leak, nearest
 from protea.finetune.measures import measure, reliability
 from protea.finetune.members import Member, Trainer
-from protea.finetune.tasks import Floats, Ints, Labelled, Part
+from protea.finetune.tasks import PARTS, Floats, Ints, Labelled, Part
 from protea.tables import write_table
 
 _LEAST: Final = 20
@@ -82,6 +83,7 @@ def measure_member(
     if best.chosen.losses:
         losses = {"layer": list(best.chosen.losses), "validation_loss": list(best.chosen.losses.values())}
         write_table(folder / "layers.tsv", pa.table(losses))
+    write_table(folder / "parts.tsv", _parts_table(data))
     if len(members) > 1:
         write_table(folder / "seeds.tsv", _seeds_table(members, shown, part))
     return found
@@ -143,6 +145,12 @@ def calibration_table(data: Labelled, predicted: Floats, calibrated: Calibration
         numbers["coverage"] = float(inside[np.arange(len(truth)), truth].mean()) if len(truth) else np.nan
         numbers["set_size"] = float(inside.sum(1).mean()) if len(truth) else np.nan
     return pa.table({"number": list(numbers), "value": [float(value) for value in numbers.values()]})
+
+
+def _parts_table(data: Labelled) -> pa.Table:
+    parts = [data.part(name) for name in PARTS]
+    labelled = [int(part.all_targets().known().sum()) for part in parts]
+    return pa.table({"part": PARTS, "examples": [len(part.examples) for part in parts], "labelled": labelled})
 
 
 def _seeds_table(members: Sequence[Member], data: Labelled, part: Part) -> pa.Table:

@@ -30,6 +30,7 @@ from protea.finetune.measuring import Measured, measure_member
 from protea.finetune.members import Member, Trainer, head_of
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
 from protea.finetune.reading import DataFiles, read_labelled
+from protea.finetune.report import write_pages
 from protea.finetune.settings import FinetuneSettings
 from protea.finetune.splits import calibration, split
 from protea.finetune.splits import parse as parse_split
@@ -187,6 +188,7 @@ class _Run:
         run[WRITTEN] = {str(path.relative_to(target)): measured(path) for path in files}
         text = yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
         (target / RUN).write_text(text, encoding="utf-8")
+        write_pages(target)
         return result
 
     def _fold(self, prepared: Prepared, notes: list[str], number: int, folds: int) -> Finished:
