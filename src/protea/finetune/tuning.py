@@ -164,7 +164,8 @@ class _Tuning:
         except KeyboardInterrupt:
             self.progress.note(f"{self.work}: stopped after step {state.step:,}; the same command continues")
             raise
-        self.checkpoints.close()
+        finally:
+            self.checkpoints.close()  # the same call may follow in this process
         return self._result(load)
 
     def _step(self, step: int) -> None:
