@@ -47,7 +47,10 @@ NUMBERS: Final = {
 PUBLISHED: Final = Path(__file__).with_name("published.tsv")
 """Published figures, with the split, counts and number that they are of."""
 
-_KEYS: Final = ("task", "split", "train", "validation", "test", "number")
+_NO_MODELS: Final = (
+    *("task", "split", "train", "validation", "test", "number", "model", "method", "value", "low", "high"),
+    *("baseline", "baseline_value", "source", "differs"),
+)
 _LOWER_IS_BETTER: Final = ("mse", "rmse")
 _STAND_IN: Final = "stand-in for "
 _LEAST: Final = 20  # clusters to resample, at least
@@ -193,7 +196,8 @@ class FlipRun:
             values["epochs"], values["batch"] = _TUNED[split.task][method]
         settings = parse(values | dict(self.options) | {"output": folder}, f"{split.task}, {split.name}")
         try:
-            finetune(settings, overwrite=self.overwrite, progress=self.progress)
+            for note in finetune(settings, overwrite=self.overwrite, progress=self.progress).measured.notes:
+                self.progress.note(note)
         except FinishedError as finished:
             self.progress.note(str(finished))
         sets = [(split.name, data, read_table(folder / "metrics.tsv"))]
@@ -258,13 +262,14 @@ def _is_ours(path: Path) -> bool:
 
 def _with_test(data: Labelled, test: Labelled) -> Labelled:
     """Data with another test part; its classes must be among those of the data."""
-    if strange := set(test.classes) - set(data.classes):
+    places = {name.replace(".", " "): place for place, name in enumerate(data.classes)}
+    if strange := {name.replace(".", " ") for name in test.classes} - places.keys():
         raise DataError(f"{test.examples[0].place}: class {min(strange)}: no such class was trained")
     rest = [place for place, example in enumerate(data.examples) if example.part != "test"]
     kept = data.chosen(rest)
     targets = test.targets
     if data.task.kind == "class":
-        numbers = np.array([*(data.classes.index(name) for name in test.classes), MISSING], np.int64)
+        numbers = np.array([*(places[name.replace(".", " ")] for name in test.classes), MISSING], np.int64)
         targets = [numbers[target.astype(np.int64)] for target in targets]
     return replace(kept, examples=[*kept.examples, *test.examples], targets=[*kept.targets, *targets])
 
@@ -285,9 +290,9 @@ def _predictions(
 def _ours(metrics: pa.Table, number: str) -> dict[str, Any]:
     """The predictor's number on the test part with its interval, and the best baseline."""
     rows = [row for row in metrics.to_pylist() if row["number"] == number and row["part"] == "test"]
-    values = {row["method"]: float(row["value"]) for row in rows if row["value"] not in (None, "", "nan")}
+    values = {row["method"]: float(row["value"]) for row in rows if row["value"] not in ("", "nan")}
     ours = next(row for row in rows if row["method"] == OURS)
-    others = {name: value for name, value in values.items() if name != OURS and value == value}
+    others = {name: value for name, value in values.items() if name != OURS}
     best = (min if number in _LOWER_IS_BETTER else max)(others, key=others.__getitem__, default="")
     ends = {end: float(ours[end]) if ours[end] else None for end in ("low", "high")}
     return {"value": values.get(OURS), **ends, "baseline": best, "baseline_value": others.get(best)}
@@ -312,9 +317,15 @@ def _beside(row: dict[str, Any], known: Sequence[Mapping[str, str]], notes: Sequ
         yield row | {"source": other["source"], "differs": "; ".join(differs) or "same", **models}
 
 
+def figures(row: Mapping[str, Any]) -> str:
+    """The published figures of a row of the table, as in ``650M 0.855, 3B 0.861``."""
+    names = models_of([row])
+    return ", ".join(f"{name} {row[name]:g}" for name in names if row[name] is not None)
+
+
 def models_of(known: Sequence[Mapping[str, str]]) -> list[str]:
     """The columns of published figures that are models."""
-    return [name for name in known[0] if name not in (*_KEYS, "source", "differs")]
+    return [name for name in known[0] if name not in _NO_MODELS]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:

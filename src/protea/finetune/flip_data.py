@@ -90,10 +90,9 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
 def read(values: Mapping[str, Any]) -> Labelled:
     """The labelled data that options name."""
     data = values["data"]
-    files = {option: Path(values[option]) for option in ("labels", "mask") if values.get(option)}
-    return read_labelled(
-        DataFiles(data=tuple([data] if isinstance(data, str) else data), task=values.get("task", "auto"), **files)
-    )
+    labels, mask = (Path(values[option]) if values.get(option) else None for option in ("labels", "mask"))
+    names = (data,) if isinstance(data, str) else tuple(data)
+    return read_labelled(DataFiles(data=names, labels=labels, mask=mask, task=values.get("task", "auto")))
 
 
 def limited(labelled: Labelled, limit: int) -> Labelled:
@@ -169,7 +168,7 @@ def stand_in(folder: Path, path: Path, limit: int | None, progress: Progress) ->
 
 
 def in_ten_classes(data: Labelled, part: Part) -> Labelled:
-    """The examples in one part, classes as in DeepLoc 2; ``Cytoplasm-Nucleus`` is Cytoplasm, as Stärk et al. read it."""
+    """The examples in one part, with DeepLoc 2's names; ``Cytoplasm-Nucleus`` is Cytoplasm, as Stärk et al. read it."""
     names = [name.partition("-")[0].replace(".", " ") for name in data.classes]
     classes = tuple(sorted(set(names)))
     number: Ints = np.array([classes.index(name) for name in names], np.int64)
