@@ -123,7 +123,8 @@ def test_published_figures_are_of_numbers_that_the_table_shows() -> None:
         assert (row["task"], row["split"]) in splits
         assert row["source"]
         figures = [float(row[name]) for name in flip.models_of(rows) if row[name]]
-        assert figures and all(0 < value < 1 or row["number"] == "mse" for value in figures)
+        assert figures
+        assert all(0 < value < 1 or row["number"] == "mse" for value in figures)
 
 
 def test_recipe_with_a_folder(run: Run, made: Path, tmp_path: Path) -> None:
@@ -163,24 +164,28 @@ def test_one_task(run: Run, made: Path, tmp_path: Path) -> None:
     command = ("evaluate", "flip", made, "-o", tmp_path / "out", "--task", "gb1", "--limit", "10", "--device", "cpu")
     result = run(*command)
     assert result.code == 0, result.err
-    assert "gb1: not in" in result.err and "three_vs_rest" in result.err
-    assert "10 of 12" in result.err and "--limit 10" in result.err
+    for part in ("gb1: not in", "three_vs_rest", "10 of 12", "--limit 10"):
+        assert part in result.err
     table = tmp_path / "out" / flip.TABLE
     with table.open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert {(row["train"], row["validation"], row["test"]) for row in rows} == {("10", "4", "8")}
     assert all("TRAINED ON 10 of 12" in row["differs"] for row in rows)
     mse = next(row for row in rows if row["number"] == "mse")
-    assert float(mse["650M"]) == 1.67 and "test set of 1,745" in mse["differs"] and "split sampled" in mse["differs"]
+    assert float(mse["650M"]) == 1.67
+    assert "split sampled; test set of 1,745; training set of 6,289" in mse["differs"]
     predicted = tmp_path / "out" / "gb1" / "two_vs_rest" / "predictions.parquet"
     of_test = [row for row in parquet.read_table(predicted).to_pylist() if row["part"] == "test"]
     errors = [(row["target"] - row["predicted"]) ** 2 for row in of_test]
     assert float(mse["value"]) == pytest.approx(np.mean(errors))
     before, text = predicted.stat().st_mtime_ns, table.read_text()
     again = run(*command)
-    assert again.code == 0 and "nothing to do" in again.err
+    assert again.code == 0
+    assert "nothing to do" in again.err
     assert (predicted.stat().st_mtime_ns, table.read_text()) == (before, text)
-    fails(run(*command[:-4], "--limit", "11", "--device", "cpu"), 1, "another run", "--overwrite")
+    other = run(*command[:-4], "--limit", "11", "--device", "cpu")
+    assert other.code == 1
+    assert "another run (limit 10 -> 11)" in other.err
 
 
 def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path) -> None:
@@ -260,7 +265,33 @@ def test_what_differs(ours: Mapping[str, Any], source: str, differs: str) -> Non
         known = list(csv.DictReader(stream, delimiter="\t"))
     found = [row for row in flip._beside(dict(ours), known, []) if row["source"].startswith(source)]
     assert len(found) == 1
-    assert differs in found[0]["differs"] and (differs == "same") == (found[0]["differs"] == "same")
+    assert differs in found[0]["differs"]
+    assert (differs == "same") == (found[0]["differs"] == "same")
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_interrupted_evaluation_continues(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """A stop within the first run, and one within a further test set; the table is that of an unbroken evaluation."""
+    tasks = ["secondary_structure", "conservation"]
+    whole = evaluate(made, tmp_path / "whole", tasks=tasks)
+    calls = 0
+
+    def breaks(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return resample(*arguments, **options)
+
+    resample = flip.evaluation.resample
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(flip.evaluation, "resample", breaks)
+        evaluate(made, tmp_path / "broken", tasks=tasks)
+    assert (tmp_path / "broken" / flip.TABLE).exists() == (stop == 3)
+    assert evaluate(made, tmp_path / "broken", tasks=tasks) == whole
+    assert not list((tmp_path / "broken").glob("*/.*"))
 
 
 def test_nothing_found_says_where_flip_comes_from(run: Run, made: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from protea.finetune.run import finetune
 from protea.finetune.settings import parse
 from protea.finetune.tasks import MISSING, Floats, Labelled
 from protea.infer.loading import ModelLoader
-from protea.output import check_output
+from protea.journal import REFUSED, check_same
+from protea.output import check_output, read_run, run_path, write_run
 from protea.progress import SILENT, Progress
 from protea.tables import read_table, write_table
 from protea.text import counted
@@ -135,13 +136,22 @@ class FlipRun:
             )
         check_output(self.output, overwrite=True, ours=_is_ours)
         chosen = self._chosen()
-        self.output.mkdir(exist_ok=True)
+        self._begin()
         rows: list[dict[str, Any]] = []
         for split, values in chosen:
             rows += self._split(split, values)
             write_table(self.output / TABLE, table := _table(rows))
             return_freed_memory()
         return table
+
+    def _begin(self) -> None:
+        """Make the folder, or check that an older evaluation there had the same options."""
+        table = self.output / TABLE
+        wanted = {"command": "evaluate flip", **self.options, "limit": self.limit}
+        if run_path(table).exists() and not self.overwrite:
+            check_same(self.output, read_run(table), wanted, REFUSED)
+        self.output.mkdir(exist_ok=True)
+        write_run(table, wanted)
 
     def _chosen(self) -> list[tuple[Split, dict[str, Any]]]:
         """The splits that the folder has, each with the options of its recipe; absent ones are told."""
