@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from conftest import Run, fails
 from protea import bundled
 from protea.errors import DataError
-from protea.finetune import flip, flip_data
+from protea.finetune import evaluation, flip, flip_data
 from protea.finetune.settings import parse
 from protea.train.recipe import RECIPES
 
@@ -64,7 +64,9 @@ def residues(folder: Path, task: str, classes: str, seed: int, *, masked: bool =
 
 def localisation(folder: Path) -> None:
     """DeepLoc's files; the second and third training protein must not be used, nor those of two places."""
-    held = {"deeploc_our_val_set": proteins(6, 11), "deeploc_test_set": proteins(6, 12), "setHARD": proteins(6, 13)}
+    held = {
+        name: proteins(6, 11 + i, 80) for i, name in enumerate(("deeploc_our_val_set", "deeploc_test_set", "setHARD"))
+    }
     endings = {"deeploc_our_val_set": "", "deeploc_test_set": " test", "setHARD": " new_test_set "}
     names = ["Cell.membrane-M", "Cytoplasm-S", "Nucleus-U"] * 2
     for name, sequences in held.items():
@@ -72,11 +74,11 @@ def localisation(folder: Path) -> None:
         records = enumerate(zip(sequences, labels, strict=True))
         text = "".join(f">{name}{i} {label}{endings[name]}\n{s}\n" for i, (s, label) in records)
         write(folder / "scl" / f"{name}.fasta.gz", text, packed=True)
-    known = proteins(20, 14)
+    known = proteins(20, 14, 80)
     rows = [("f0", known[0]), ("deeploc_test_set1", known[1]), ("near", held["setHARD"][0][:-1] + "W")]
     rows += [(f"f{i}", known[i]) for i in range(3, 20)]
     lines = [f"{name},{s},{PLACES[i % 3]},0,Metazoa,0.0" for i, (name, s) in enumerate(rows)]
-    lines.append(f"two,{proteins(1, 15)[0]},Cytoplasm|Nucleus,0,Metazoa,0.0")
+    lines.append(f"two,{proteins(1, 15, 80)[0]},Cytoplasm|Nucleus,0,Metazoa,0.0")
     for fold in range(5):
         text = "\n".join(["accession,sequence,label,partition,kingdom,membrane", *lines[fold::5], ""])
         write(folder / "scl" / f"deeploc2_fold{fold + 1}.csv.gz", text, packed=True)
@@ -188,12 +190,21 @@ def test_one_task(run: Run, made: Path, tmp_path: Path) -> None:
     assert "another run (limit 10 -> 11)" in other.err
 
 
-def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path) -> None:
-    """The second set of secondary structure, by predictions of ``protea predict`` and scikit-learn's accuracy."""
+def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second set of secondary structure, by predictions of ``protea predict`` and scikit-learn's accuracy.
+
+    The evaluation is broken after the training; the predictor is not trained again.
+    """
     from protea.finetune.predict import predict
     from protea.infer.loading import ModelLoader
 
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "resample", Broken(evaluation.resample, 2))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(made, tmp_path / "out", tasks=["secondary_structure"])
+    trained = (tmp_path / "out/secondary_structure/sampled/head.safetensors").stat().st_mtime_ns
     rows = evaluate(made, tmp_path / "out", tasks=["secondary_structure"])
+    assert (tmp_path / "out/secondary_structure/sampled/head.safetensors").stat().st_mtime_ns == trained
     later = find(rows, test=5, number="accuracy")[0]
     folder = made / "secondary_structure_2022-12"
     options = {"inputs": [str(folder / "sequences.fasta.gz")], "sequences": tmp_path / "predicted.parquet"}
@@ -269,26 +280,31 @@ def test_what_differs(ours: Mapping[str, Any], source: str, differs: str) -> Non
     assert (differs == "same") == (found[0]["differs"] == "same")
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+class Broken:
+    """Calls a function, but raises at one of the calls as an interruption does."""
+
+    def __init__(self, called: Callable[..., Any], stop: int) -> None:
+        self.called, self.left = called, stop
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.called(*arguments, **options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_interrupted_evaluation_continues(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """A stop within the first run, and one within a further test set; the table is that of an unbroken evaluation."""
+    """A stop in the first run, in its further test set, and in the second run; then the table is that of no stop."""
     tasks = ["secondary_structure", "conservation"]
     whole = evaluate(made, tmp_path / "whole", tasks=tasks)
-    calls = 0
-
-    def breaks(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == stop:
-            raise KeyboardInterrupt
-        return resample(*arguments, **options)
-
-    resample = flip.evaluation.resample
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(flip.evaluation, "resample", breaks)
-        evaluate(made, tmp_path / "broken", tasks=tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "resample", Broken(evaluation.resample, stop))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(made, tmp_path / "broken", tasks=tasks)
     assert (tmp_path / "broken" / flip.TABLE).exists() == (stop == 3)
     assert evaluate(made, tmp_path / "broken", tasks=tasks) == whole
     assert not list((tmp_path / "broken").glob("*/.*"))

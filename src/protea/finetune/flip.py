@@ -217,6 +217,8 @@ class FlipRun:
         if self.limit is not None:
             of = "" if split.stands_in else f" of {whole:,}"
             notes.append(f"TRAINED ON {trained:,}{of} EXAMPLES (--limit {self.limit})")
+        if not data.part("validation").examples:
+            notes.append("the validation part is drawn from the training set")
         if split.stands_in:
             notes.append(
                 f"the training set is a stand-in: {counted(trained, 'protein')} of DeepLoc 2, under "
