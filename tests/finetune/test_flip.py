@@ -18,7 +18,7 @@ from conftest import Run, fails
 from protea import bundled
 from protea.errors import DataError
 from protea.finetune import evaluation, flip, flip_data
-from protea.finetune.settings import parse
+from protea.finetune.finetune_settings import parse
 from protea.train.recipe import RECIPES
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -195,7 +195,7 @@ def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path, m
 
     The evaluation is broken after the training; the predictor is not trained again.
     """
-    from protea.finetune.predict import predict
+    from protea.finetune.predictions import predict
     from protea.infer.loading import ModelLoader
 
     with monkeypatch.context() as patch:

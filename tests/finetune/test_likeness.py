@@ -17,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from messages import check_message
 from protea.finetune import likeness
 from protea.finetune.kmers import Words
+from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.likeness import Likeness, clusters, leak, nearest
-from protea.finetune.reading import DataFiles, read_labelled
 from protea.finetune.splits import parse, split
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample
 
@@ -176,8 +176,8 @@ def test_nothing_leaks_from_a_split_by_clusters(way: str, how: str, request: pyt
 
 
 def test_leak_in_words() -> None:
-    check_message("likeness.leak", leak(Likeness(np.array([0.2, 0.31, 0.5, 1.0]), "some way")))
-    check_message("likeness.no-leak", leak(Likeness(np.array([0.2, 0.3]), "some way")))
+    check_message("likeness.leak", leak(Likeness(np.array([0.2, 0.31, 0.5, 1.0]), np.zeros(4, np.int64), "some way")))
+    check_message("likeness.no-leak", leak(Likeness(np.array([0.2, 0.3]), np.zeros(2, np.int64), "some way")))
 
 
 # ---- real proteins ----

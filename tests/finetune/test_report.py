@@ -12,14 +12,14 @@ import yaml
 from protea.finetune import evaluation
 from protea.finetune.baselines import BASELINES
 from protea.finetune.calibration import calibrate
+from protea.finetune.finetune_settings import parse
+from protea.finetune.finetuning import finetune
 from protea.finetune.heads import Head, HeadConfig
 from protea.finetune.measures import measures
 from protea.finetune.measuring import calibration_table
 from protea.finetune.predictor import Base, Predictor
 from protea.finetune.report import PAGE, write_pages
 from protea.finetune.report_words import METHODS, WORDS
-from protea.finetune.run import finetune
-from protea.finetune.settings import parse
 from protea.finetune.tasks import TASKS, Floats, Labelled, LabelledExample
 from protea.plot.charts import Bar, Series, bars, plot
 from protea.tables import write_table

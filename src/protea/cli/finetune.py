@@ -16,7 +16,7 @@ from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.finetune.measuring import Measured
+    from protea.finetune.measuring import Measurements
     from protea.finetune.tasks import Task
 
 _DATA = typer.Argument(
@@ -148,9 +148,9 @@ def finetune(
       protea finetune proteins.csv -o location/ --split cluster:0.3 --method lora --seeds 3
       protea finetune --config flip/gb1 --data-folder FLIP/ -m esm2_t6_8M_UR50D -o gb1/
     """
+    from protea.finetune.finetune_settings import parse
+    from protea.finetune.finetuning import finetune as run
     from protea.finetune.flip_data import located, read_recipe
-    from protea.finetune.run import finetune as run
-    from protea.finetune.settings import parse
     from protea.infer.loading import computing_dtype
 
     values: dict[str, Any] = {} if config is None else read_recipe(config)
@@ -172,7 +172,7 @@ def finetune(
     typer.echo(f"{finished.output}: {finished.predictor.task.name}, predict with `protea predict {finished.output}`")
 
 
-def _show(finished: Measured, task: Task) -> None:
+def _show(finished: Measurements, task: Task) -> None:
     """The first numbers of each method on the shown part."""
     from protea.finetune.measures import SELECTED, measures
 
@@ -225,7 +225,7 @@ def predict(
       protea predict stability/ proteins.fasta -o predicted.csv
       protea predict structure/ proteins.fasta.gz -o residues.parquet --fast
     """
-    from protea.finetune.predict import predict as compute
+    from protea.finetune.predictions import predict as compute
 
     values = {"inputs": inputs, "sequences": output, "duplicates": duplicates, "token_budget": token_budget}
     values |= reading | {"dtype": dtype, "fast": fast, "device": device}

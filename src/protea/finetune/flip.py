@@ -20,18 +20,19 @@ from protea.errors import DataError, FinishedError, UsageError
 from protea.finetune import baselines, evaluation, flip_data
 from protea.finetune.evaluation import OURS
 from protea.finetune.examples import Examples, prepare
+from protea.finetune.finetune_settings import parse
+from protea.finetune.finetuning import finetune
 from protea.finetune.flip_data import FILES, SOURCE
 from protea.finetune.frozen import Source
 from protea.finetune.likeness import clusters
 from protea.finetune.predictor import Predictor, read_predictor, with_encoder
 from protea.finetune.probe import predict
-from protea.finetune.run import finetune
-from protea.finetune.settings import parse
 from protea.finetune.tasks import MISSING, Floats, Labelled
 from protea.infer.loading import ModelLoader
-from protea.journal import REFUSED, check_same
+from protea.journal import REFUSED
 from protea.output import check_output, read_run, run_path, write_run
 from protea.progress import SILENT, Progress
+from protea.rerun import check_same
 from protea.tables import read_table, write_table
 from protea.text import counted
 
@@ -67,7 +68,7 @@ _TUNED: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = {
 
 
 @dataclass(frozen=True)
-class Split:
+class FlipSplit:
     """A split of a task; ``files`` are options in place of the recipe's.
 
     ``further`` are test sets that belong to the same training set, by name: the same options for each, of which the
@@ -91,15 +92,15 @@ _LATER: Final = {
 }
 _HARD: Final = (("mixed_hard", {"data": "scl/mixed_hard.csv"}), ("mixed_hard", {"data": "scl/setHARD.fasta"}))
 SPLITS: Final = (
-    Split("secondary_structure", "sampled", further=(("sampled", _LATER),)),
-    Split("conservation", "sampled"),
-    Split("gb1", "two_vs_rest"),
-    Split("gb1", "sampled", {"data": "gb1/sampled.fasta"}),
-    Split("gb1", "three_vs_rest", {"data": "gb1/three_vs_rest.fasta"}),
-    Split("scl", "mixed_soft", further=_HARD),
-    Split("scl", f"{_STAND_IN}mixed_soft", further=[(f"{_STAND_IN}{name}", files) for name, files in _HARD]),
-    Split("meltome", "mixed_split"),
-    Split("meltome", "clustered_task_2021", {"data": "meltome/clustered_task_2021.csv"}),
+    FlipSplit("secondary_structure", "sampled", further=(("sampled", _LATER),)),
+    FlipSplit("conservation", "sampled"),
+    FlipSplit("gb1", "two_vs_rest"),
+    FlipSplit("gb1", "sampled", {"data": "gb1/sampled.fasta"}),
+    FlipSplit("gb1", "three_vs_rest", {"data": "gb1/three_vs_rest.fasta"}),
+    FlipSplit("scl", "mixed_soft", further=_HARD),
+    FlipSplit("scl", f"{_STAND_IN}mixed_soft", further=[(f"{_STAND_IN}{name}", files) for name, files in _HARD]),
+    FlipSplit("meltome", "mixed_split"),
+    FlipSplit("meltome", "clustered_task_2021", {"data": "meltome/clustered_task_2021.csv"}),
 )
 """All splits that are looked for."""
 
@@ -153,7 +154,7 @@ class FlipRun:
         self.output.mkdir(exist_ok=True)
         write_run(table, wanted)
 
-    def _chosen(self) -> list[tuple[Split, dict[str, Any]]]:
+    def _chosen(self) -> list[tuple[FlipSplit, dict[str, Any]]]:
         """The splits that the folder has, each with the options of its recipe; absent ones are told."""
         found, absent = [], []
         for split in SPLITS:
@@ -184,7 +185,7 @@ class FlipRun:
             self.progress.note(what)
         return found
 
-    def _split(self, split: Split, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _split(self, split: FlipSplit, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Train on one split, and give the rows of the table."""
         folder = self.output / split.task / split.name.replace(" ", "-")
         folder.parent.mkdir(exist_ok=True)
@@ -232,7 +233,7 @@ class FlipRun:
                 row = {"task": split.task, "split": name, **counts, "number": number, **model}
                 yield from _beside(row | _ours(metrics, number), known, notes)
 
-    def _further(self, split: Split, folder: Path, data: Labelled) -> Iterator[tuple[str, Labelled, pa.Table]]:
+    def _further(self, split: FlipSplit, folder: Path, data: Labelled) -> Iterator[tuple[str, Labelled, pa.Table]]:
         """The further test sets of a split: name, data, and the numbers of all methods, which are kept in a file."""
         done = set()
         for name, files in split.further:

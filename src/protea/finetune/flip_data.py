@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from protea.errors import DataError, OutputError, UsageError
+from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.likeness import nearest
-from protea.finetune.reading import DataFiles, read_labelled
 from protea.finetune.tasks import MISSING, Ints, Labelled, Part
 from protea.output import fingerprint, read_run
 from protea.progress import Progress
