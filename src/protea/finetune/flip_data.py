@@ -105,10 +105,11 @@ def limited(labelled: Labelled, limit: int) -> Labelled:
 
 def write_labelled(path: Path, labelled: Labelled, settings: Mapping[str, Any]) -> None:
     """Write single sequences with their labels as a table that ``protea finetune`` reads."""
+    end = ";" if labelled.task.unit == "residue" else ""  # so that a last label may be missing
     columns = {
         "id": [example.id for example in labelled.examples],
         "sequence": [example.sequences[0] for example in labelled.examples],
-        "target": [";".join(_labels(labelled, target)) for target in labelled.targets],
+        "target": [";".join(_labels(labelled, target)) + end for target in labelled.targets],
         "set": [example.part for example in labelled.examples],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
