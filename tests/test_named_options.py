@@ -35,6 +35,9 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.finetune_settings", "--dora"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--lr"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--head-lr"): "evaluate flip",
     ("protea.embed.run", "--store"): "predict",
     ("protea.finetune.finetune_settings", "--long"): "evaluate flip",
     ("protea.finetune.tuning", "--lr"): "evaluate flip",

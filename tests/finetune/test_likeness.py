@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -52,13 +52,12 @@ def singles(texts: Iterable[str]) -> list[tuple[str, ...]]:
 
 # ---- variants of one protein ----
 @settings(max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 30), st.integers(1, 30))
+@given(st.integers(0, 2**32 - 1), st.integers(6, 40), st.integers(1, 30), st.integers(1, 30))
 def test_variants_are_compared_position_by_position(seed: int, length: int, queries: int, training: int) -> None:
     rng = random.Random(seed)
     wild = protein(rng, length, length)
     texts = ["".join(x if rng.random() < 0.8 else rng.choice(LETTERS) for x in wild) for _ in range(queries + training)]
-    if not likeness._are_variants(texts):
-        return
+    assume(likeness._are_variants(sorted(set(texts))) and likeness._are_variants(texts))
     asked, known = texts[:queries], texts[queries:]
     found = nearest(singles(asked), singles(known))
     expected = [max(sum(a == b for a, b in zip(x, y, strict=True)) / length for y in known) for x in asked]

@@ -68,13 +68,8 @@ _TUNED: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = {
 
 
 @dataclass(frozen=True)
-<<<<<<< HEAD
-class FlipSplit:
-    """A split of a task; ``files`` are options in place of the recipe's.
-=======
 class Benchmark:
     """A split of a task of FLIP; ``files`` are options in place of the recipe's.
->>>>>>> flip
 
     ``further`` are test sets that belong to the same training set, by name: the same options for each, of which the
     test part is read. Of several, the first that the folder has counts.
@@ -97,17 +92,6 @@ _LATER: Final = {
 }
 _HARD: Final = (("mixed_hard", {"data": "scl/mixed_hard.csv"}), ("mixed_hard", {"data": "scl/setHARD.fasta"}))
 SPLITS: Final = (
-<<<<<<< HEAD
-    FlipSplit("secondary_structure", "sampled", further=(("sampled", _LATER),)),
-    FlipSplit("conservation", "sampled"),
-    FlipSplit("gb1", "two_vs_rest"),
-    FlipSplit("gb1", "sampled", {"data": "gb1/sampled.fasta"}),
-    FlipSplit("gb1", "three_vs_rest", {"data": "gb1/three_vs_rest.fasta"}),
-    FlipSplit("scl", "mixed_soft", further=_HARD),
-    FlipSplit("scl", f"{_STAND_IN}mixed_soft", further=[(f"{_STAND_IN}{name}", files) for name, files in _HARD]),
-    FlipSplit("meltome", "mixed_split"),
-    FlipSplit("meltome", "clustered_task_2021", {"data": "meltome/clustered_task_2021.csv"}),
-=======
     Benchmark("secondary_structure", "sampled", further=(("sampled", _LATER),)),
     Benchmark("conservation", "sampled"),
     Benchmark("gb1", "two_vs_rest"),
@@ -117,7 +101,6 @@ SPLITS: Final = (
     Benchmark("scl", f"{_STAND_IN}mixed_soft", further=[(f"{_STAND_IN}{name}", files) for name, files in _HARD]),
     Benchmark("meltome", "mixed_split"),
     Benchmark("meltome", "clustered_task_2021", {"data": "meltome/clustered_task_2021.csv"}),
->>>>>>> flip
 )
 """All splits that are looked for."""
 
@@ -171,11 +154,7 @@ class FlipRun:
         self.output.mkdir(exist_ok=True)
         write_run(table, wanted)
 
-<<<<<<< HEAD
-    def _chosen(self) -> list[tuple[FlipSplit, dict[str, Any]]]:
-=======
     def _chosen(self) -> list[tuple[Benchmark, dict[str, Any]]]:
->>>>>>> flip
         """The splits that the folder has, each with the options of its recipe; absent ones are told."""
         found, absent = [], []
         for split in SPLITS:
@@ -206,11 +185,7 @@ class FlipRun:
             self.progress.note(what)
         return found
 
-<<<<<<< HEAD
-    def _split(self, split: FlipSplit, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-=======
     def _split(self, split: Benchmark, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
->>>>>>> flip
         """Train on one split, and give the rows of the table."""
         folder = self.output / split.task / split.name.replace(" ", "-")
         folder.parent.mkdir(exist_ok=True)
@@ -258,11 +233,7 @@ class FlipRun:
                 row = {"task": split.task, "split": name, **counts, "number": number, **model}
                 yield from _beside(row | _ours(metrics, number), known, notes)
 
-<<<<<<< HEAD
-    def _further(self, split: FlipSplit, folder: Path, data: Labelled) -> Iterator[tuple[str, Labelled, pa.Table]]:
-=======
     def _further(self, split: Benchmark, folder: Path, data: Labelled) -> Iterator[tuple[str, Labelled, pa.Table]]:
->>>>>>> flip
         """The further test sets of a split: name, data, and the numbers of all methods, which are kept in a file."""
         done = set()
         for name, files in split.further:
