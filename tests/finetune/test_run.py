@@ -427,3 +427,29 @@ def test_bad_input_of_predictions(run: Run, data: Callable[[str], Path], model_f
     fails(run("predict", "out", "twice.fasta", "-o", "q.csv"), 1, "a", "--duplicates")
     Path("empty.fasta").write_text("")
     fails(run("predict", "out", "empty.fasta", "-o", "q.csv"), 1, "empty.fasta")
+
+
+def test_pairs_are_predicted(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """From a table without labels; the same numbers as in the folder, in either order of the pair."""
+    given = data("pair-class")
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    frame = pd.read_csv(given).drop(columns=["target", "set"])
+    frame.to_csv("pairs.csv", index=False)
+    frame.rename(columns={"sequence": "sequence_2", "sequence_2": "sequence"}).to_csv("turned.csv", index=False)
+    stored = pq.read_table("out/predictions.parquet").to_pandas()
+    for name in ("pairs", "turned"):
+        result = run("predict", "out", f"{name}.csv", "-o", f"{name}.parquet")
+        assert result.code == 0, result
+        joined = stored.merge(pq.read_table(f"{name}.parquet").to_pandas(), on="id", suffixes=("", "_again"))
+        assert len(joined) == len(stored)
+        np.testing.assert_allclose(joined["probability_yes"], joined["probability_yes_again"], atol=1e-5)
+    again = run("predict", "out", "pairs.csv", "-o", "pairs.parquet")
+    assert again.code == 0
+    assert "nothing to do" in again.err
+    frame.to_csv("more.csv", index=False)
+    fails(run("predict", "out", "turned.csv", "-o", "pairs.parquet"), 1, "pairs.parquet", "the input has changed")
+    frame.drop(columns="sequence_2").to_csv("single.csv", index=False)
+    fails(run("predict", "out", "single.csv", "-o", "q.csv"), 1, "row 1", "sequence_2")
+    Path("in.fasta").write_text(">a\nMK\n")
+    fails(run("predict", "out", "in.fasta", "-o", "q.csv"), 1, "in.fasta", "table")
+    assert not list(Path().glob("q.csv*"))

@@ -98,8 +98,8 @@ def main() -> NoReturn:
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == INTERRUPTED:
         typer.echo(
-            "protea: interrupted; `protea embed`, `protea data` and `protea pretrain` continue when you run the same "
-            "command again without --overwrite; other commands start again",
+            "protea: interrupted; embed, data, pretrain, finetune, predict and evaluate flip continue when you run the "
+            "same command again without --overwrite; other commands start again",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)

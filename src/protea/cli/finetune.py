@@ -232,9 +232,9 @@ def predict(
     values |= {} if long is None else {"long": long}
     load = loader(device=device, dtype=dtype, fast=fast)
     with interruptible(), bars("residues") as progress:
-        done, totals = compute(run, values, load=load, base=model, overwrite=overwrite, progress=progress)
+        totals, was_complete = compute(run, values, load=load, base=model, overwrite=overwrite, progress=progress)
     typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
     altered = {name: getattr(totals, name) for name in ("truncated", "windowed", "altered", "renamed", "skipped")}
     told = [f"{count:,} {what}" for what, count in altered.items() if count]
-    if told and not done.was_complete:
+    if told and not was_complete:
         tell(f"{', '.join(told)}: see {output}.report.tsv")

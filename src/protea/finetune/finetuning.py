@@ -231,7 +231,7 @@ class _Run:
             base=Base.of(self.loaded),
             method=self.settings.method,
             calibration=calibrated,
-            reference=Reference.of(train, validation, self.settings.seed),
+            reference=None if best.head.task.unit == "pair" else Reference.of(train, validation, self.settings.seed),
             encoder=best.encoder,
         )
 

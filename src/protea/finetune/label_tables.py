@@ -75,13 +75,13 @@ def is_dataset(name: str) -> bool:
     return name.startswith(HUB) or any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
 
 
-def read_label_table(name: str, columns: LabelColumns, prefix: str) -> Raw:
-    """One table; rows without ids are named ``prefix`` and ``row1``, ``row2``, ..."""
+def read_label_table(name: str, columns: LabelColumns, prefix: str, *, labelled: bool = True) -> Raw:
+    """One table; rows without ids are named ``prefix`` and ``row1``, ``row2``, ...; it may be without labels."""
     notes: list[str] = []
     wanted = [folded(text) for text in (columns.id, columns.sequence, columns.set) if text]
     wanted += [folded(text) for text in (columns.target or "").split(",") if text]
     table = read_table(Path(name), notes, known=_KNOWN.union(wanted))
-    raw = _rows(name, table, columns, prefix)
+    raw = _rows(name, table, columns, prefix, labelled=labelled)
     raw.notes[:0] = notes
     return raw
 
@@ -102,9 +102,11 @@ def _rows(
     prefix: str,
     split: str = "",
     classes: Mapping[str, Sequence[str]] | None = None,
+    *,
+    labelled: bool = True,
 ) -> Raw:
     """The examples of a table; ``classes`` names the classes that columns hold as numbers."""
-    chosen = _choose(name, table.column_names, columns)
+    chosen = _choose(name, table.column_names, columns, labelled=labelled)
     if not table.num_rows:
         raise DataError(f"{name}: no records; the table has no rows")
     used = chosen.used()
@@ -124,7 +126,7 @@ def _rows(
                 (first.sequence, *pair),
                 first.place,
                 given_part(_text(cells, chosen.set, row) or split, _text(cells, chosen.validation, row), first.place),
-                targets[0] if len(targets) == 1 else [str(cell) for cell in targets],
+                targets[0] if len(targets) == 1 else [str(cell) for cell in targets] or "",
                 _text(cells, chosen.mask, row),
             )
         )
@@ -138,7 +140,7 @@ def _flat(chosen: _Chosen) -> set[str]:
     return {chosen.id, chosen.first, chosen.second, *chosen.targets, chosen.set, chosen.validation, chosen.mask}
 
 
-def _choose(name: str, header: Sequence[str], columns: LabelColumns) -> _Chosen:
+def _choose(name: str, header: Sequence[str], columns: LabelColumns, *, labelled: bool) -> _Chosen:
     """Which columns hold what; a ``UsageError`` if one that is needed is not found."""
     twice = {column for column in header if header.count(column) > 1}
     taken: set[str] = set()
@@ -161,7 +163,8 @@ def _choose(name: str, header: Sequence[str], columns: LabelColumns) -> _Chosen:
     first = find(columns.sequence, _FIRST, "--sequence-column", "sequences")
     second = find(None, _SECOND)
     key = key or find(None, _IDS)
-    targets = targets or (find(None, _TARGETS, "--target-column", "targets"),)
+    if labelled:
+        targets = targets or (find(None, _TARGETS, "--target-column", "targets"),)
     return _Chosen(key, first, second, targets, part, find(None, _VALIDATION), find(None, _MASKS))
 
 

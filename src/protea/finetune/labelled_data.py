@@ -78,6 +78,21 @@ def read_labelled(files: DataFiles) -> Labelled:
     return labelled
 
 
+def read_pairs(files: DataFiles) -> Raw:
+    """Pairs of sequences in tables, cleaned; labels are not read."""
+    columns, raw = LabelColumns(files.id_column, files.sequence_column), Raw()
+    for name in files.data:
+        if not is_table(name):
+            raise DataError(f"{name}: pairs of sequences need a table with the columns sequence and sequence_2")
+        prefix = f"{Path(name).name}:" if len(files.data) > 1 else ""
+        raw.add(read_label_table(name, columns, prefix, labelled=False), name)
+    single = next((example for example in raw.examples if len(example.sequences) == 1), None)
+    if single is not None:
+        raise DataError(f"{single.place}: has no second sequence; add a column sequence_2")
+    _check_ids(raw)
+    return _cleaned(raw, files)
+
+
 def _read(files: DataFiles) -> Raw:
     if not files.data:
         raise UsageError("no data are given; name a FASTA file or a table with labels")

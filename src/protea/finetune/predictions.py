@@ -141,8 +141,10 @@ def predict(
     base: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
-) -> tuple[EmbedRun, Totals]:
-    """Predict the sequences of FASTA files or tables.
+) -> tuple[Totals, bool]:
+    """Predict the sequences of FASTA files or tables, or the pairs of tables.
+
+    Returns the counts of the whole run, and whether there was nothing to do.
 
     Args:
         folder: of the predictor.
@@ -158,8 +160,6 @@ def predict(
     kind = SUFFIXES.get(output.suffix)
     if kind is None:
         raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}; use {', '.join(SUFFIXES)}")
-    if predictor.task.unit == "pair":
-        raise UsageError(f"{folder}: predicts pairs; FASTA holds single sequences")
     options = {
         **values,
         "model": str(folder),
@@ -176,12 +176,16 @@ def predict(
         for path in sorted(folder.rglob("*"))
         if path.suffix in (".safetensors",) or path.name == FILE
     }
+    if predictor.task.unit == "pair":
+        from protea.finetune.pair_predictions import predict_pairs
+
+        return predict_pairs(predictor, settings, kind, files | predictor.base.files, overwrite, progress)
     layout = ArrayLayout(predictor.kinds, (predictor.layer,), encoder.config.hidden_size, "float32")
     outputs = [PredictionOutput(output, kind, layout, predictor=predictor)]
     run = EmbedRun(
         settings, encoder, files | predictor.base.files, overwrite=overwrite, progress=progress, outputs=outputs
     )
-    return run, run()
+    return run(), run.was_complete
 
 
 def _check_alphabet(predictor: Predictor, folder: Path) -> None:
