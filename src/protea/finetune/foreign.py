@@ -81,7 +81,8 @@ def read_foreign(folder: Path, load: ModelLoader, base: str | None = None) -> Pr
             tensors = {key: stored[key].float().clone() for key in stored if key.startswith(CLASSIFIER)}
         loaded = load(str(folder))
     source = f"the labels and the hidden size in {CONFIG}"
-    return _predictor(folder, unit, described, tensors, loaded, (folder / CONFIG,), source)
+    task, names = _labels(folder / CONFIG, unit, described)
+    return _predictor(folder, task, names, tensors, loaded, (folder / CONFIG,), source)
 
 
 @contextmanager
@@ -93,14 +94,14 @@ def _reading_classifiers() -> Iterator[None]:
 
 
 def _unit(folder: Path, described: Mapping[str, Any]) -> Unit:
-    named = described.get("architectures") or ["no class"]
+    named = described.get("architectures") or ["nothing"]
     for unit, (name, _) in COUNTERPARTS.items():
         if name in named:
             return unit
-    classes = " and ".join(name for name, _ in COUNTERPARTS.values())
+    classes = " or ".join(name for name, _ in COUNTERPARTS.values())
     raise CheckpointError(
-        f"{folder}: holds no {FILE}, and {CONFIG} names {named[0]}, which is no classifier that Protea reads "
-        f"({classes}); train a head with `protea finetune DATA -m {folder}`"
+        f"{folder}: nothing to predict with: it holds no {FILE}, and architectures in {CONFIG} is {named[0]}, not "
+        f"{classes}; train a head with `protea finetune DATA -m {folder}`"
     )
 
 
@@ -126,10 +127,10 @@ def _adapted(folder: Path, load: ModelLoader, base: str | None) -> Predictor:
     encoder = loaded.module
     check_family(encoder, f"{folder}: base {name}", f"; {_OTHER_BASE}")
     check_vocabulary(folder / VOCABULARY, encoder.alphabet)
-    described = _described(folder, loaded, count)
+    task, names = _labels(*_described(folder, unit, loaded, count))
     source = f"the labels and the hidden size {encoder.config.hidden_size} of {name}"
     files = [file for file in (path, folder / ADAPTER_WEIGHTS, folder / CONFIG) if file.exists()]
-    predictor = _predictor(folder, unit, described, tensors, loaded, files, source, f"; {_OTHER_BASE}")
+    predictor = _predictor(folder, task, names, tensors, loaded, files, source, f"; {_OTHER_BASE}")
     # Contacts change no hidden state.
     inside = {key: value for key, value in adapter.tensors.items() if not key[0].startswith("contact_head.")}
     _check_layers(folder, config, {int(each[1]) for key, _ in inside if (each := _LAYER.match(key))}, loaded)
@@ -152,25 +153,27 @@ def _check_layers(folder: Path, config: Mapping[str, Any], layers: set[int], loa
         )
 
 
-def _described(folder: Path, loaded: LoadedModel, count: int) -> dict[str, Any]:
-    """What is said of an adapter's labels: by the ``config.json`` beside it, or by its base's if the number fits."""
+def _described(folder: Path, unit: Unit, loaded: LoadedModel, count: int) -> tuple[Path, Unit, dict[str, Any]]:
+    """What is said of an adapter's labels, and where: beside it, or in its base's folder if the number fits."""
     if (folder / CONFIG).is_file():
-        return read_json(folder / CONFIG)
+        return folder / CONFIG, unit, read_json(folder / CONFIG)
     path = loaded.path / CONFIG
     described = read_json(path) if path.is_file() else {}
     if any(name in described for name in _NAMED) and len(_names(path, described)) == count:
-        return described
+        warn(f"{folder}: has no {CONFIG}; its labels are those of its base, {path}")
+        return path, unit, described
+    problem = PROBLEMS["value" if count == 1 else "class"]
     warn(
-        f"{folder}: neither the adapter nor its base names {counted(count, 'label')}: they are LABEL_0 and so on; put "
-        f"{CONFIG} with id2label and problem_type beside the adapter to name them"
+        f"{folder}: neither the adapter nor its base describes {counted(count, 'label')}: taken for {problem}, and "
+        f"called LABEL_0 and so on; put {CONFIG} with id2label and problem_type beside the adapter"
     )
-    return {"num_labels": count, "problem_type": PROBLEMS["value" if count == 1 else "class"]}
+    return folder / CONFIG, unit, {"num_labels": count, "problem_type": problem}
 
 
 def _predictor(
     folder: Path,
-    unit: Unit,
-    described: Mapping[str, Any],
+    task: Task,
+    names: tuple[str, ...],
     tensors: Mapping[str, Tensor],
     loaded: LoadedModel,
     files: Iterable[Path],
@@ -179,14 +182,13 @@ def _predictor(
 ) -> Predictor:
     """The predictor of a classifier's ``tensors``; ``source`` says in messages what asks for their shapes."""
     encoder = loaded.module
-    names = _names(folder / CONFIG, described)
-    kind = _kind(folder / CONFIG, unit, described, len(names))
-    width, task = encoder.config.hidden_size, Task(unit, kind)
-    head = Head(HeadConfig(kind=HF, task=task.name, width=width, outputs=len(names), pool="bos"))
+    head = Head(HeadConfig(kind=HF, task=task.name, width=encoder.config.hidden_size, outputs=len(names)))
     places = stored_names(head)
     if strange := sorted(places.keys() ^ tensors.keys()):
-        what = "holds no" if strange[0] in places else f"{COUNTERPARTS[unit].name} has no"
-        raise CheckpointError(f"{folder}: {what} {strange[0]}; save the model again with transformers")
+        what = "needs" if strange[0] in places else "has no"
+        raise CheckpointError(
+            f"{folder}: {COUNTERPARTS[task.unit].name} {what} {strange[0]}; save the model again with transformers"
+        )
     for key, name in places.items():
         parameter, found = head.body.get_parameter(name), tensors[key]
         if found.shape != parameter.shape:
@@ -197,7 +199,7 @@ def _predictor(
     hashes = loaded.weights_sha256() | {path.name: sha256(path) for path in files}
     return Predictor(
         head=head.eval().requires_grad_(False),
-        classes=() if kind == "value" else names,
+        classes=() if task.kind == "value" else names,
         layer=encoder.config.num_hidden_layers,
         long="truncate",
         base=Base(loaded.name, hashes, encoder.alphabet.residues),
@@ -206,6 +208,12 @@ def _predictor(
         reference=None,
         encoder=encoder,
     )
+
+
+def _labels(path: Path, unit: Unit, described: Mapping[str, Any]) -> tuple[Task, tuple[str, ...]]:
+    """The task and the names of labels that a ``config.json`` describes."""
+    names = _names(path, described)
+    return Task(unit, _kind(path, unit, described, len(names))), names
 
 
 def _names(path: Path, described: Mapping[str, Any]) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class HeadConfig:
         task: name of the task.
         width: of the hidden states.
         outputs: classes or labels; 1 for values.
-        pool: the pooling whose vector stands for a sequence; bos for ``HF``.
+        pool: the pooling whose vector stands for a sequence; always bos for ``HF``.
         hidden: width of the hidden layer.
         dropout: share of hidden values that are dropped in training.
     """
@@ -66,8 +66,8 @@ class HeadConfig:
         heads = HEADS[TASKS[self.task].unit]
         if self.kind not in heads:
             raise UsageError(f"--head {self.kind}: a {self.task} task takes {', '.join(heads)}")
-        if self.kind == HF and TASKS[self.task].unit == "sequence" and self.pool != "bos":
-            raise UsageError(f"--head {HF} reads the vector bos of a sequence, not {self.pool}")
+        if self.kind == HF:
+            object.__setattr__(self, "pool", "bos")
 
     @property
     def reads(self) -> str:

@@ -12,7 +12,7 @@ from protea.finetune import frozen
 from protea.finetune.examples import Examples, Prepared
 from protea.finetune.features import random_twin
 from protea.finetune.frozen import Chosen, Source
-from protea.finetune.heads import DEFAULTS, HF, Head, HeadConfig
+from protea.finetune.heads import DEFAULTS, Head, HeadConfig
 from protea.finetune.probe import ProbeSettings, predict
 from protea.finetune.settings import FinetuneSettings
 from protea.finetune.tasks import Floats, Labelled, Part
@@ -62,13 +62,12 @@ class Member:
 
 def head_of(settings: FinetuneSettings, model: Encoder, data: Labelled) -> HeadConfig:
     """The head that the settings ask for."""
-    of_bos = settings.head == HF and data.task.unit == "sequence"
     return HeadConfig(
         kind=settings.head or DEFAULTS[data.task.unit],
         task=data.task.name,
         width=model.config.hidden_size,
         outputs=1 if data.task.kind == "value" else len(data.classes),
-        pool="bos" if of_bos else settings.pool,
+        pool=settings.pool,
         hidden=settings.hidden,
         dropout=settings.dropout,
     )

@@ -168,7 +168,7 @@ class _Run:
         self.notes = []
         if config.kind == HF:
             check_family(loaded.module, f"--head {HF}", "; use another head")
-            if config.pool != settings.pool:
+            if config.reads not in (RESIDUES, settings.pool):
                 self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
         if settings.layer != AUTO:
             resolve_layers([settings.layer], loaded.module)
