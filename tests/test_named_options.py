@@ -40,7 +40,7 @@ NEVER_SHOWN = {
     ("protea.data.build", "--test"): "pretrain, data import",
     ("protea.data.from_fasta", "--members"): "pretrain, data fasta, data import",
     ("protea.embed.outputs", "--store"): "merge",  # shards have their type
-    ("protea.embed.prepare", "--duplicates"): "merge, perplexity",  # no outputs by id
+    ("protea.embed.prepare", "--duplicates"): "merge, perplexity, export",  # no outputs by id
     ("protea.embed.finished", "--update"): "merge",
     ("protea.embed.settings", "--dtype"): "merge",
     ("protea.embed.settings", "--logits"): "merge",

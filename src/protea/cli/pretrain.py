@@ -127,7 +127,7 @@ def export(
     """Export a training run as a Hugging Face folder, which Protea and transformers load.
 
     Of a pre-training run, one checkpoint becomes a model. Of a run of `protea finetune`, the trained encoder does, with
-    its head if that is one of transformers' (--head hf).
+    its head if that is one of transformers' (`protea finetune --head hf`).
 
     \b
     Examples:

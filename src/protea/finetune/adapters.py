@@ -35,7 +35,6 @@ TASK_TYPE: Final = "FEATURE_EXTRACTION"
 CLASSIFIER: Final = "classifier."
 """How the names of a head begin in transformers' classes."""
 
-_ADVICE: Final = ", so that peft could not load the adapter; use --method full or frozen"
 _TARGET: Final = re.compile(r"layers\.\d+\.(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|fc1|fc2)")
 _ROOT: Final = "base_model.model."
 _NAME: Final = "default"  # peft's name of a model's only adapter
@@ -153,11 +152,19 @@ class Adapter:
         weight.data = adapted  # not in place: weights may be mapped from a file
 
 
-def check_family(model: Encoder, wanted: str = "--method lora", advice: str = _ADVICE) -> None:
-    """Refuse a model that transformers has no class for; the message says what is ``wanted``."""
+def has_class(model: Encoder) -> bool:
+    """Whether transformers has a class for a model."""
     stored = type(model).stored.get(NAME)
-    if stored is None or stored.classes is None:
-        raise UsageError(f"{wanted}: transformers has no class for {model.config.family}{advice}")
+    return stored is not None and stored.classes is not None
+
+
+def check_family(model: Encoder) -> None:
+    """Refuse a model whose adapter nothing but Protea could load."""
+    if not has_class(model):
+        raise UsageError(
+            f"--method lora: transformers has no class for {model.config.family}, so that peft could not load the "
+            "adapter; use --method full or frozen"
+        )
 
 
 def insert(

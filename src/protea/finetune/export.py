@@ -23,7 +23,7 @@ from protea.checkpoints.hf_config import write_config
 from protea.checkpoints.layout import APART
 from protea.checkpoints.settings_files import CONFIG, read_json, write_json
 from protea.errors import FinishedError, OutputError, UsageError
-from protea.finetune.adapters import Adapter, check_family, planned
+from protea.finetune.adapters import Adapter, has_class, planned
 from protea.finetune.foreign import COUNTERPARTS, PROBLEMS, stored_names
 from protea.finetune.heads import HF, Head
 from protea.finetune.predictor import ADAPTER, HEAD, Predictor, is_predictor, read_predictor, with_encoder
@@ -63,18 +63,21 @@ def export(
         run: a folder of ``protea finetune``.
         output: a new folder.
         dtype: of the model's weights; adapters are float32.
-        adapter: write the adapter of a run with ``--method lora`` instead of the whole model.
+        adapter: write the adapter of a run of LoRA instead of the whole model.
         base: the base model, if it is not where it was.
     """
     predictor = read_predictor(run)
     if adapter and predictor.method != "lora":
-        raise UsageError(f"{run}: --method {predictor.method} trains no adapter; leave out --adapter")
+        raise UsageError(f"{run}: was trained with method {predictor.method}, without an adapter; leave out --adapter")
     if adapter and dtype != torch.float32:
         raise UsageError(f"--adapter: adapters are float32; leave out --dtype {str(dtype).removeprefix('torch.')}")
     encoder = with_encoder(predictor, run, ModelLoader("cpu"), base).encoder
     assert encoder is not None
-    check_family(encoder, f"{run}: --to {hf.NAME}", "; Protea alone can use it, as it is")
-    what = COUNTERPARTS[predictor.task.unit].name if predictor.head.config.kind == HF else "the encoder alone"
+    if not has_class(encoder):
+        raise UsageError(
+            f"{run}: transformers has no class for {encoder.config.family}; only Protea can use it, as it is"
+        )
+    what = COUNTERPARTS[predictor.task.unit].name if _is_whole(predictor) else "the encoder alone"
     if adapter:
         name = base or predictor.base.name
         written = f"a peft adapter of {name}" + (f" for {what}" if _is_whole(predictor) else "")

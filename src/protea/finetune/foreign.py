@@ -19,7 +19,7 @@ from protea.checkpoints.formats import has_weights, open_checkpoint
 from protea.checkpoints.hf_config import VOCABULARY, check_vocabulary
 from protea.checkpoints.settings_files import CONFIG, read_json
 from protea.errors import CheckpointError, ProteaWarning, UsageError, warn
-from protea.finetune.adapters import CLASSIFIER, Adapter, check_family
+from protea.finetune.adapters import CLASSIFIER, Adapter, has_class
 from protea.finetune.adapters import CONFIG as ADAPTER_CONFIG
 from protea.finetune.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from protea.finetune.heads import HF, Head, HeadConfig
@@ -125,7 +125,8 @@ def _adapted(folder: Path, load: ModelLoader, base: str | None) -> Predictor:
         raise CheckpointError(f"{path}: names no base model (base_model_name_or_path); name it with -m")
     loaded = base_of(name, folder, load, plain=True)
     encoder = loaded.module
-    check_family(encoder, f"{folder}: base {name}", f"; {_OTHER_BASE}")
+    if not has_class(encoder):
+        raise CheckpointError(f"{folder}: is of no {encoder.config.family} model, as {name} is; {_OTHER_BASE}")
     check_vocabulary(folder / VOCABULARY, encoder.alphabet)
     task, names = _labels(*_described(folder, unit, loaded, count))
     source = f"the labels and the hidden size {encoder.config.hidden_size} of {name}"

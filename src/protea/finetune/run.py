@@ -21,7 +21,7 @@ import yaml
 from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
-from protea.finetune.adapters import check_family
+from protea.finetune.adapters import has_class
 from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import Prepared, prepare
@@ -167,7 +167,8 @@ class _Run:
         config = head_of(settings, loaded.module, labelled)
         self.notes = []
         if config.kind == HF:
-            check_family(loaded.module, f"--head {HF}", "; use another head")
+            if not has_class(loaded.module):
+                raise UsageError(f"--head {HF}: transformers has no class for {loaded.module.config.family}")
             if config.reads not in (RESIDUES, settings.pool):
                 self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
         if settings.layer != AUTO:
