@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 import protea
 from protea.finetune.adapters import Adapter, insert
-from protea.finetune.examples import Prepared
+from protea.finetune.examples import EncodedExamples
 from protea.finetune.heads import Head, HeadConfig
 from protea.finetune.tasks import MISSING, Ints
 from protea.finetune.tuning import TuneSettings
@@ -35,7 +35,7 @@ class PlainLoop:
     def __init__(
         self,
         folder: Path,
-        data: Prepared,
+        data: EncodedExamples,
         adapter: Path,
         settings: TuneSettings,
         config: HeadConfig,

@@ -30,21 +30,42 @@ FOREIGN = {
     *("--array", "--wrap"),  # sbatch
     "--logdir",  # tensorboard
     "--version",  # of compilers, and of protea itself
+    *("--page", "--ink", "--faint", "--rule", "--one", "--two", "--bar"),  # colours of pages
 }
 """Options of other programs."""
 
 NEVER_SHOWN = {
-    ("protea.data.build", "--absent"): "pretrain, data fasta",  # they read no list of members
-    ("protea.data.build", "--empty"): "pretrain, data fasta",  # their clusters have members
-    ("protea.data.build", "--valid"): "pretrain, data import",  # the default leaves clusters, or nothing is drawn
-    ("protea.data.build", "--test"): "pretrain, data import",
-    ("protea.data.from_fasta", "--members"): "pretrain, data fasta, data import",
-    ("protea.embed.outputs", "--store"): "merge",  # shards have their type
-    ("protea.embed.prepare", "--duplicates"): "merge, perplexity, export",  # no outputs by id
-    ("protea.embed.finished", "--update"): "merge",
-    ("protea.embed.settings", "--dtype"): "merge",
-    ("protea.embed.settings", "--logits"): "merge",
-    ("protea.embed.settings", "--fast"): "merge",
+    ("protea.finetune.finetune_settings", "--head"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--dora"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--lr"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--head-lr"): "evaluate flip",
+    ("protea.embed.run", "--store"): "predict",
+    ("protea.finetune.finetune_settings", "--long"): "evaluate flip",
+    ("protea.finetune.tuning", "--lr"): "evaluate flip",
+    ("protea.train.run_folder", "--accept-changes"): "evaluate flip, finetune",
+    ("protea.train.objective", "--accept-changes"): "evaluate flip, finetune",
+    ("protea.finetune.tuning", "--recompute"): "evaluate flip",
+    ("protea.finetune.tunable", "--precision"): "evaluate flip",
+    ("protea.finetune.splits", "--split"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--layer"): "evaluate flip",
+    ("protea.finetune.finetuning", "--split"): "evaluate flip",
+    ("protea.finetune.labelled_data", "--labels"): "evaluate flip",
+    ("protea.finetune.label_fasta", "--labels"): "evaluate flip",
+    ("protea.embed.run", "--update"): "predict",
+    ("protea.data.build", "--absent"): "evaluate flip, finetune, pretrain, data fasta",  # they read no list of members
+    ("protea.data.build", "--empty"): "evaluate flip, finetune, pretrain, data fasta",  # their clusters have members
+    (
+        "protea.data.build",
+        "--valid",
+    ): "evaluate flip, finetune, pretrain, data import",  # the default leaves clusters, or nothing is drawn
+    ("protea.data.build", "--test"): "evaluate flip, finetune, pretrain, data import",
+    ("protea.data.from_fasta", "--members"): "evaluate flip, finetune, pretrain, data fasta, data import",
+    ("protea.embed.outputs", "--store"): "predict, merge",  # shards have their type
+    ("protea.embed.prepare", "--duplicates"): "evaluate flip, finetune, merge, perplexity, export",  # no outputs by id
+    ("protea.embed.finished", "--update"): "predict, merge",
+    ("protea.embed.settings", "--dtype"): "predict, merge",
+    ("protea.embed.settings", "--logits"): "predict, merge",
+    ("protea.embed.settings", "--fast"): "predict, merge",
     ("protea.journal", "--overwrite"): (  # they use only the wording, the differences and the lock
         "pretrain, info, init, fit-contacts, convert, check, export, average"
     ),

@@ -17,7 +17,7 @@ from conftest import SMALL, disturb
 from protea.checkpoints import hf
 from protea.checkpoints.formats import open_checkpoint
 from protea.finetune import tuning_state
-from protea.finetune.examples import Prepared, prepare
+from protea.finetune.examples import EncodedExamples, prepare
 from protea.finetune.heads import HeadConfig
 from protea.finetune.tasks import MISSING, TASKS, Labelled, LabelledExample
 from protea.finetune.tuning import Tuned, TuneSettings, tune
@@ -73,7 +73,7 @@ def examples(task: str, count: int = 40, *, seed: int = 0, longest: int = 30) ->
     return Labelled(TASKS[task], classes, found, targets)
 
 
-def prepared(folder: Path, labelled: Labelled) -> Prepared:
+def prepared(folder: Path, labelled: Labelled) -> EncodedExamples:
     return prepare(labelled, loader(folder)(), "truncate", [])
 
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from protea.finetune.heads import Head, HeadConfig
-from protea.finetune.linear import RIDGE, Rows, known, solve
+from protea.finetune.linear import RIDGE, LabelledRows, known, solve
 
 
 def data(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def test_ridge(rows: int, width: int) -> None:
     target = (y[:, 0] + noise).double()
     held, truth = data(100, width, seed=3)
     config = HeadConfig(kind="linear", task="sequence-value", width=width, outputs=1)
-    solved = solve(config, Rows(x, target), Rows(held, truth[:, 0].double()))
+    solved = solve(config, LabelledRows(x, target), LabelledRows(held, truth[:, 0].double()))
     spread = target.std(correction=0)
     scaled = (x - x.mean(0)) / x.std(0, correction=0)
     # The objective is a mean over rows, scikit-learn's a sum.
@@ -50,7 +50,7 @@ def test_logistic() -> None:
     target = (y + noise).argmax(1)
     held, truth = data(200, 8, seed=4)
     config = HeadConfig(kind="linear", task="sequence-class", width=8, outputs=3)
-    solved = solve(config, Rows(x, target), Rows(held, truth.argmax(1)))
+    solved = solve(config, LabelledRows(x, target), LabelledRows(held, truth.argmax(1)))
     scale = lambda z: ((z - x.mean(0)) / x.std(0, correction=0)).double().numpy()  # noqa: E731
     peer = LogisticRegression(C=1 / (solved.penalty * len(x)), tol=1e-8, max_iter=5000).fit(scale(x), target)
     assert outcome(solved.head, held) == pytest.approx(peer.predict_proba(scale(held)), abs=2e-3)
@@ -63,7 +63,7 @@ def test_labels_are_solved_one_by_one() -> None:
     target[::7, 1] = torch.nan
     held, truth = data(200, 8, seed=4)
     config = HeadConfig(kind="linear", task="multilabel", width=8, outputs=3)
-    solved = solve(config, Rows(x, target), Rows(held, (truth > 0).double()))
+    solved = solve(config, LabelledRows(x, target), LabelledRows(held, (truth > 0).double()))
     scale = lambda z: ((z - x.mean(0)) / x.std(0, correction=0)).double().numpy()  # noqa: E731
     total = int((~target.isnan()).sum())
     for label in range(3):
@@ -78,7 +78,7 @@ def test_weights_of_classes() -> None:
     target = (y + torch.randn(300, 3, generator=torch.Generator().manual_seed(6))).argmax(1)
     weights = torch.tensor([1.0, 3.0, 0.5])
     config = HeadConfig(kind="linear", task="sequence-class", width=8, outputs=3)
-    solved = solve(config, Rows(x, target), Rows(x, target), weights)
+    solved = solve(config, LabelledRows(x, target), LabelledRows(x, target), weights)
     scale = lambda z: ((z - x.mean(0)) / x.std(0, correction=0)).double().numpy()  # noqa: E731
     c = 1 / (solved.penalty * float(weights[target].sum()))
     weighed = dict(enumerate(weights.tolist()))
@@ -97,5 +97,5 @@ def test_constant_inputs_do_not_divide_by_zero() -> None:
     x, y = data(50, 5)
     x[:, 2] = 4
     config = HeadConfig(kind="linear", task="sequence-value", width=5, outputs=1)
-    found = outcome(solve(config, Rows(x, y[:, 0].double()), Rows(x, y[:, 0].double())).head, x)
+    found = outcome(solve(config, LabelledRows(x, y[:, 0].double()), LabelledRows(x, y[:, 0].double())).head, x)
     assert np.isfinite(found).all()

@@ -1,4 +1,4 @@
-"""``protea evaluate contacts`` and ``protea evaluate proteingym``: predictions compared with measurements."""
+"""``protea evaluate contacts``, ``flip`` and ``proteingym``: predictions compared with measurements."""
 
 from __future__ import annotations
 
@@ -231,3 +231,90 @@ def _show_results(results: list[Measured], published: list[str]) -> None:
         label = f"mean over {of}{counted(of_all[over], over.removesuffix('s'))}"
         rows.append([label, "", *(decimals(average[over]) for average in averages)])
     show_table(["assay", "variants", *MEASURES, *published], rows)
+
+
+@evaluate.command("flip")
+def evaluate_flip(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="FLIP's files, a folder for each task.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="OUT", help="Folder that receives the predictors and flip.tsv."),
+    ],
+    model: options.Model = bundled.NAME,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            help="secondary_structure, conservation, gb1, scl (localisation) or meltome; may be repeated; by default "
+            "all.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="frozen (a head on the model as it is), lora, or full.")
+    ] = "frozen",
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of training examples of each task, for a quick look."),
+    ] = None,
+    dtype: options.Dtype = "float32",
+    fast: options.Fast = False,
+    device: options.Device = "auto",
+    token_budget: options.TokenBudget = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train predictors for the tasks of FLIP and compare their numbers with published ones.
+
+    Each task is trained as `protea finetune --config flip/TASK` does, into OUT/TASK/SPLIT. OUT/flip.tsv has our numbers
+    on the test sets with 95 % intervals, the best baseline, published figures, and what differs between them and ours.
+    After an interruption the same command continues. Tasks whose files are absent are skipped.
+
+    \b
+    Examples:
+      protea evaluate flip FLIP/ -m esm2_t33_650M_UR50D -o flip-650M/
+      protea evaluate flip FLIP/ -m my-model/ -o quick/ --task gb1 --task meltome --limit 200
+    """
+    from protea.finetune.flip import TABLE, FlipRun
+    from protea.infer.loading import computing_dtype
+
+    computed = computing_dtype(device, dtype, fast=fast)
+    values = {"model": model, "method": method, "dtype": computed, "device": device, "token_budget": token_budget}
+    with interruptible(), bars() as progress:
+        run = FlipRun(
+            folder=folder,
+            output=output,
+            tasks=task or (),
+            limit=limit,
+            options=values,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        table = run()
+    _show_flip(table.to_pylist())
+    if limit is not None:
+        tell(f"--limit {limit}: trained on a few examples alone; not comparable with published figures")
+    typer.echo(f"{output / TABLE}: {counted(table.num_rows, 'row')}")
+
+
+def _show_flip(rows: list[dict[str, Any]]) -> None:
+    """Our numbers, then the published ones with what differs."""
+    from protea.finetune.flip import figures
+
+    ours = {(row["task"], row["split"], row["test"], row["number"]): row for row in rows}
+    shown = []
+    for row in ours.values():
+        counts = "/".join(f"{row[part]:,}" for part in ("train", "validation", "test"))
+        value, low, high = (
+            decimals(float("nan") if row[end] is None else row[end]) for end in ("value", "low", "high")
+        )
+        baseline = f"{decimals(row['baseline_value'])} {row['baseline']}" if row["baseline"] else ""
+        shown.append([row["task"], row["split"], counts, row["number"], f"{value} ({low} to {high})", baseline])
+    show_table(["task", "split", "train/validation/test", "number", "value (95 % interval)", "best baseline"], shown)
+    published = [row for row in rows if row["source"]]
+    if published:
+        typer.echo("\nPublished figures; `differs` says what they do not share with ours:")
+        cells = [
+            [row["task"], row["split"], row["number"], figures(row), row["source"], row["differs"]] for row in published
+        ]
+        show_table(["task", "our split", "number", "published", "source", "differs"], cells)

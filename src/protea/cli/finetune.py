@@ -12,10 +12,11 @@ from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
 from protea.cli.terminal import bars, show_table, tell
+from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.finetune.measuring import Measured
+    from protea.finetune.measuring import Measurements
     from protea.finetune.tasks import Task
 
 _DATA = typer.Argument(
@@ -123,7 +124,14 @@ def finetune(
     device: Device = "auto",
     token_budget: TokenBudget = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="YAML", help="Read options from a file; flags override it.")
+        str | None,
+        typer.Option(
+            metavar="YAML", help="Read options from a file, or a recipe such as flip/gb1; flags override them."
+        ),
+    ] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the files that the config names; .fasta or .csv, also .gz."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing folder and drop an unfinished run.")
@@ -142,15 +150,20 @@ def finetune(
       protea finetune scan.csv --target-column fitness --split random -o scan/ --layer auto
       protea finetune proteins.csv -o location/ --split cluster:0.3 --method lora --seeds 3
       protea finetune proteins.csv -o location/ --method lora --head hf
+      protea finetune --config flip/gb1 --data-folder FLIP/ -m esm2_t6_8M_UR50D -o gb1/
     """
-    from protea.embed.settings import read_config
-    from protea.finetune.run import finetune as run
-    from protea.finetune.settings import parse
+    from protea.finetune.finetune_settings import parse
+    from protea.finetune.finetuning import finetune as run
+    from protea.finetune.flip_data import located, read_recipe
     from protea.infer.loading import computing_dtype
 
-    values: dict[str, Any] = {} if config is None else read_config(config)
+    values: dict[str, Any] = {} if config is None else read_recipe(config)
+    if data_folder is not None:
+        if config is None:
+            raise UsageError(f"--data-folder {data_folder}: is for the files that --config names; give DATA in full")
+        values = located(values, data_folder)
     source = ctx.get_parameter_source
-    given = {name: value for name, value in ctx.params.items() if name not in ("config", "overwrite")}
+    given = {name: value for name, value in ctx.params.items() if name not in ("config", "data_folder", "overwrite")}
     values |= {name: value for name, value in given.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
     settings = parse(values, "protea finetune" if config is None else f"--config {config}")
     computed = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
@@ -163,7 +176,7 @@ def finetune(
     typer.echo(f"{finished.output}: {finished.predictor.task.name}, predict with `protea predict {finished.output}`")
 
 
-def _show(finished: Measured, task: Task) -> None:
+def _show(finished: Measurements, task: Task) -> None:
     """The first numbers of each method on the shown part."""
     from protea.finetune.measures import SELECTED, measures
 
@@ -227,7 +240,7 @@ def predict(
       protea predict structure/ proteins.fasta.gz -o residues.parquet --fast
       protea predict peft-adapter/ proteins.fasta -o predicted.csv -m esm2_t6_8M_UR50D
     """
-    from protea.finetune.predict import predict as compute
+    from protea.finetune.predictions import predict as compute
 
     values = {"inputs": inputs, "sequences": output, "duplicates": duplicates, "token_budget": token_budget}
     values |= reading | {"dtype": dtype, "fast": fast, "device": device}

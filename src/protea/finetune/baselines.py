@@ -24,7 +24,7 @@ from torch import Tensor
 
 from protea.finetune.heads import Head, HeadConfig, combined
 from protea.finetune.likeness import nearest
-from protea.finetune.linear import Rows, known, solve
+from protea.finetune.linear import LabelledRows, known, solve
 from protea.finetune.tasks import MISSING, Floats, Ints, Labelled, Part
 from protea.progress import SILENT, Progress
 
@@ -104,7 +104,7 @@ def _linear(data: Labelled, parts: Iterable[Part], inputs: Callable[[Labelled], 
     return {part: _predictions(head, data.part(part), inputs) for part in parts}
 
 
-def _rows(data: Labelled, inputs: Callable[[Labelled], Tensor]) -> Rows:
+def _rows(data: Labelled, inputs: Callable[[Labelled], Tensor]) -> LabelledRows:
     return known(_inputs(data, inputs), torch.from_numpy(data.all_targets().values))
 
 

@@ -87,7 +87,7 @@ def identity_table(data: Labelled, methods: Mapping[str, Floats], identity: Floa
     """Numbers by the identity of test examples to the nearest training example; empty bins are left out."""
     targets = data.all_targets()
     example = targets.examples()
-    places = np.clip(np.searchsorted(BINS, identity, side="left") - 1, 0, len(BINS) - 2)
+    places = np.clip(np.searchsorted(BINS, identity, side="left") - 1, 0, len(BINS[:-1]) - 1)
     rows = []
     for number in np.unique(places):
         chosen = np.flatnonzero(places == number)

@@ -26,7 +26,7 @@ from protea.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class Prepared:
+class EncodedExamples:
     """Labelled examples and their distinct sequences.
 
     Attributes:
@@ -44,7 +44,7 @@ class Prepared:
         chosen = [place for place, example in enumerate(self.labelled.examples) if example.part == part]
         return np.array(chosen, np.int64)
 
-    def split(self, labelled: Labelled) -> Prepared:
+    def split(self, labelled: Labelled) -> EncodedExamples:
         """The same examples in the parts of another split."""
         examples = [
             replace(example, part=other.part)
@@ -53,7 +53,7 @@ class Prepared:
         return replace(self, labelled=replace(self.labelled, examples=examples))
 
 
-def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow]) -> Prepared:
+def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow]) -> EncodedExamples:
     """Encode all sequences for a model; ``rows`` receives what is cut."""
     alphabet: Alphabet = model.alphabet
     numbers: dict[str, int] = {}
@@ -71,7 +71,7 @@ def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow
     if labelled.task.unit == "residue":
         kept = [len(sequences[place].ids) for (place,) in which]
         targets = [target[:length] for target, length in zip(targets, kept, strict=True)]
-    return Prepared(replace(labelled, targets=targets), sequences, np.array(which, np.int64).reshape(-1, width))
+    return EncodedExamples(replace(labelled, targets=targets), sequences, np.array(which, np.int64).reshape(-1, width))
 
 
 class Batch(NamedTuple):
@@ -92,7 +92,7 @@ class Examples:
     layer: int = 0
 
     @classmethod
-    def of(cls, prepared: Prepared, part: Part, features: Features, layer: int = 0) -> Examples:
+    def of(cls, prepared: EncodedExamples, part: Part, features: Features, layer: int = 0) -> Examples:
         """The examples of a part."""
         places = prepared.places(part)
         targets = [torch.from_numpy(prepared.labelled.targets[place]) for place in places]
@@ -118,6 +118,6 @@ class Examples:
         return replace(self, which=self.which[places], targets=[self.targets[place] for place in places])
 
 
-def targets_of(prepared: Prepared, part: Part) -> Targets:
+def targets_of(prepared: EncodedExamples, part: Part) -> Targets:
     """All targets of a part as one array."""
     return prepared.labelled.chosen(prepared.places(part).tolist()).all_targets()

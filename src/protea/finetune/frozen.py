@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from protea.embed.embeddings import resolve_layers
-from protea.finetune.examples import Examples, Prepared
+from protea.finetune.examples import EncodedExamples, Examples
 from protea.finetune.features import Features, compute
 from protea.finetune.heads import RESIDUES, HeadConfig
 from protea.finetune.probe import ProbeSettings, Trained, train_head
@@ -45,7 +45,7 @@ class Source:
     title: str = "embedding"
 
     def features(
-        self, prepared: Prepared, reads: str, layers: tuple[int, ...], name: str, progress: Progress
+        self, prepared: EncodedExamples, reads: str, layers: tuple[int, ...], name: str, progress: Progress
     ) -> Features:
         """Hidden states of all sequences, in the subfolder ``name``."""
         digest = sha256()
@@ -80,7 +80,12 @@ class Chosen:
 
 
 def features_of_layer(
-    source: Source, prepared: Prepared, config: HeadConfig, layer: int | str, seed: int, progress: Progress = SILENT
+    source: Source,
+    prepared: EncodedExamples,
+    config: HeadConfig,
+    layer: int | str,
+    seed: int,
+    progress: Progress = SILENT,
 ) -> Chosen:
     """The hidden states that a head reads, of one layer or of the best."""
     if layer != AUTO:
@@ -102,7 +107,7 @@ def features_of_layer(
 
 def fit(
     config: HeadConfig,
-    prepared: Prepared,
+    prepared: EncodedExamples,
     chosen: Chosen,
     settings: ProbeSettings,
     *,
@@ -114,12 +119,12 @@ def fit(
     return train_head(config, train, validation, settings, seed=seed, progress=progress)
 
 
-def _pilot_features(source: Source, pilot: Prepared, layers: tuple[int, ...], progress: Progress) -> Features:
+def _pilot_features(source: Source, pilot: EncodedExamples, layers: tuple[int, ...], progress: Progress) -> Features:
     titled = replace(source, title="choosing the layer")
     return titled.features(pilot, RESIDUES, layers, f"{source.fold}-pilot", progress)
 
 
-def _pilot(prepared: Prepared, seed: int) -> Prepared:
+def _pilot(prepared: EncodedExamples, seed: int) -> EncodedExamples:
     """Some proteins of the training and validation parts, drawn at random."""
     generator = np.random.default_rng(seed)
     chosen: list[Ints] = []
@@ -130,10 +135,10 @@ def _pilot(prepared: Prepared, seed: int) -> Prepared:
     places = np.sort(np.concatenate(chosen))
     sequences, which = np.unique(prepared.which[places], return_inverse=True)
     records = [prepared.sequences[number] for number in sequences]
-    return Prepared(prepared.labelled.chosen(places.tolist()), records, which.reshape(len(places), -1))
+    return EncodedExamples(prepared.labelled.chosen(places.tolist()), records, which.reshape(len(places), -1))
 
 
-def _losses(config: HeadConfig, prepared: Prepared, features: Features, seed: int) -> dict[int, float]:
+def _losses(config: HeadConfig, prepared: EncodedExamples, features: Features, seed: int) -> dict[int, float]:
     """The validation loss of a linear head on each layer, by the layer's place."""
     losses = {}
     for place in range(len(features.layers)):

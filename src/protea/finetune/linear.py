@@ -29,7 +29,7 @@ _WORSE: Final = 2  # penalties in a row without a better validation loss, after 
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """Labelled rows: inputs ``[R, F]`` and targets ``[R]`` or ``[R, C]``."""
 
     x: Tensor
@@ -45,19 +45,19 @@ class Solved:
     loss: float
 
 
-def known(x: Tensor, targets: Tensor) -> Rows:
+def known(x: Tensor, targets: Tensor) -> LabelledRows:
     """The rows that have a label."""
     if targets.dtype == torch.int64:
         present = targets != MISSING
     else:
         present = ~targets.isnan() if targets.ndim == 1 else ~targets.isnan().all(1)
-    return Rows(x[present], targets[present])
+    return LabelledRows(x[present], targets[present])
 
 
-def solve(config: HeadConfig, train: Rows, validation: Rows, weights: Tensor | None = None) -> Solved:
+def solve(config: HeadConfig, train: LabelledRows, validation: LabelledRows, weights: Tensor | None = None) -> Solved:
     """The linear head with the best penalty; ``weights`` ``[C]`` of classes or labels.
 
-    ``Rows.x`` are the inputs of the head's body before scaling (``heads.combined`` for pairs).
+    ``LabelledRows.x`` are the inputs of the head's body before scaling (``heads.combined`` for pairs).
     """
     head = Head(config)
     standardise(head, train.x)
@@ -89,7 +89,7 @@ def _mean_loss(head: Head, x: Tensor, targets: Tensor, weights: Tensor | None) -
     return float(total / count) if count else inf
 
 
-def _ridge(head: Head, train: Rows, validation: Rows) -> Solved:
+def _ridge(head: Head, train: LabelledRows, validation: LabelledRows) -> Solved:
     x, x_validation = (((rows.x - head.centre) / head.spread).double() for rows in (train, validation))
     y = (train.targets.double() - head.target[0].double()) / head.target[1].double()
     # Of the smaller of the two matrices that have the same non-zero eigenvalues.
@@ -114,7 +114,7 @@ def _ridge(head: Head, train: Rows, validation: Rows) -> Solved:
     return best
 
 
-def _logistic(head: Head, train: Rows, validation: Rows, weights: Tensor | None) -> Solved:
+def _logistic(head: Head, train: LabelledRows, validation: LabelledRows, weights: Tensor | None) -> Solved:
     x, x_validation = ((rows.x - head.centre) / head.spread for rows in (train, validation))
     parameters = list(head.body.parameters())
     with torch.no_grad():

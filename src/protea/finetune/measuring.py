@@ -36,7 +36,7 @@ _CURVE: Final = ("step", "training_loss", "validation_loss", "validation_number"
 
 
 @dataclass
-class Measured:
+class Measurements:
     """The numbers of all methods; ``part`` is test, or validation where there is no test part.
 
     ``metrics`` and ``comparison`` are the tables of ``evaluation.py``; ``notes`` are for the user.
@@ -51,7 +51,7 @@ class Measured:
 
 def measure_member(
     folder: Path, trainer: Trainer, members: Sequence[Member], best: Member, calibrated: Calibration
-) -> Measured:
+) -> Measurements:
     """Write all tables of one split of the data into a folder."""
     data = best.prepared.labelled
     part: Part = "test" if data.part("test").examples else "validation"
@@ -68,7 +68,7 @@ def measure_member(
     resamples = evaluation.resample(shown, methods[part], groups, trainer.settings.seed, trainer.progress)
     tables = [evaluation.metrics_table(data.part(other), other, methods[other], None) for other in parts[:-1]]
     tables.append(evaluation.metrics_table(shown, part, methods[part], resamples))
-    found = Measured(part, len(shown.examples), pa.concat_tables(tables, promote_options="permissive"), notes=notes)
+    found = Measurements(part, len(shown.examples), pa.concat_tables(tables, promote_options="permissive"), notes=notes)
     write_table(folder / "metrics.tsv", found.metrics)
     if len(methods[part]) > 1:
         found.comparison = evaluation.comparison_table(resamples)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from protea.embed.embeddings import resolve_layers
 from protea.finetune import frozen
-from protea.finetune.examples import Examples, Prepared
+from protea.finetune.examples import EncodedExamples, Examples
 from protea.finetune.features import random_twin
+from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.frozen import Chosen, Source
 from protea.finetune.heads import DEFAULTS, Head, HeadConfig
 from protea.finetune.probe import ProbeSettings, predict
-from protea.finetune.settings import FinetuneSettings
 from protea.finetune.tasks import Floats, Labelled, Part
 from protea.infer.loading import LoadedModel, load_model
 from protea.models.encoder import Encoder
@@ -44,7 +44,7 @@ class Member:
     """
 
     head: Head
-    prepared: Prepared
+    prepared: EncodedExamples
     chosen: Chosen
     encoder: Encoder
     seed: int
@@ -84,7 +84,7 @@ class Trainer:
     identity: dict[str, Any]
     progress: Progress
 
-    def members(self, prepared: Prepared) -> list[Member]:
+    def members(self, prepared: EncodedExamples) -> list[Member]:
         """All members: one for each seed, at the learning rate that is best on the validation part."""
         seeds = range(self.settings.seed, self.settings.seed + self.settings.seeds)
         if self.settings.method == "frozen":
@@ -94,11 +94,11 @@ class Trainer:
         best = max((members[0] for members in swept), key=lambda member: (member.selected, -member.loss))
         return [best, *(self._tuned(prepared, best.lr, seed) for seed in seeds[1:])]
 
-    def frozen(self, prepared: Prepared, layer: int | str, seed: int) -> Member:
+    def frozen(self, prepared: EncodedExamples, layer: int | str, seed: int) -> Member:
         """A head on the model as it is."""
         return self._probe(self._source(self.loaded.module, "frozen", {}), prepared, layer, seed)
 
-    def random(self, prepared: Prepared, layer: int) -> Member:
+    def random(self, prepared: EncodedExamples, layer: int) -> Member:
         """The same on random weights: what the architecture gives without what pre-training taught."""
         twin = random_twin(self.loaded.module, self.settings.seed)
         source = self._source(twin, "random", {"random": self.settings.seed})
@@ -110,7 +110,7 @@ class Trainer:
             model, self.folder / name, self.fold, {**self.identity, **identity}, self.settings.token_budget, title
         )
 
-    def _probe(self, source: Source, prepared: Prepared, layer: int | str, seed: int) -> Member:
+    def _probe(self, source: Source, prepared: EncodedExamples, layer: int | str, seed: int) -> Member:
         config, settings = head_of(self.settings, self.loaded.module, prepared.labelled), self.settings
         chosen = frozen.features_of_layer(source, prepared, config, layer, settings.seed, self.progress)
         probe = ProbeSettings(
@@ -130,7 +130,7 @@ class Trainer:
             curve=trained.curve, notes=notes,
         )  # fmt: skip
 
-    def _tuned(self, prepared: Prepared, rate: float | None, seed: int) -> Member:
+    def _tuned(self, prepared: EncodedExamples, rate: float | None, seed: int) -> Member:
         from protea.finetune.tuning import TuneSettings, tune
 
         settings = self.settings

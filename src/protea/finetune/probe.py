@@ -17,13 +17,13 @@ from torch import Tensor
 
 from protea.finetune.examples import Batch, Examples
 from protea.finetune.heads import Head, HeadConfig, combined
-from protea.finetune.linear import Rows, known, scale_targets, solve, standardise
+from protea.finetune.linear import LabelledRows, known, scale_targets, solve, standardise
 from protea.finetune.measures import SELECTED, Meter
 from protea.finetune.tasks import Floats, Ints, Targets
 from protea.progress import SILENT, Progress
 
 MOST_ROWS: Final = 400_000
-"""Rows that a linear head is solved on, at most; of more, so many are drawn at random."""
+"""LabelledRows that a linear head is solved on, at most; of more, so many are drawn at random."""
 
 _ROWS: Final = 16_384  # of hidden states that are computed at once
 
@@ -137,7 +137,7 @@ def _sample(examples: Examples, most: int, generator: np.random.Generator) -> Ex
     return examples.chosen(np.sort(order[:count]))
 
 
-def linear_rows(examples: Examples, config: HeadConfig) -> Rows:
+def linear_rows(examples: Examples, config: HeadConfig) -> LabelledRows:
     """All labelled rows of the examples as a linear head sees them."""
     batch = examples.batch(np.arange(len(examples)))
     return known(combined(batch.x) if Head(config).task.unit == "pair" else batch.x, batch.targets)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import DataError, UsageError
+from protea.finetune.labelled_data import group_numbers
 from protea.finetune.likeness import clusters
-from protea.finetune.reading import group_numbers
 from protea.finetune.tasks import PARTS, Ints, Labelled, Part
 from protea.progress import SILENT, Progress
 from protea.text import counted, shown

@@ -18,7 +18,7 @@ from torch import Tensor
 from protea.device import free_memory, keep_freed_memory, native_bfloat16
 from protea.errors import DataError, UsageError
 from protea.finetune.adapters import insert, train_adapters
-from protea.finetune.examples import Batch, Prepared
+from protea.finetune.examples import Batch, EncodedExamples
 from protea.finetune.heads import HF, Head, HeadConfig, combined
 from protea.finetune.linear import scale_targets, standardise
 from protea.finetune.probe import class_weights
@@ -143,7 +143,7 @@ def _scale_inputs(tunable: Tunable, packer: Packer, train: Ints, updates: Update
         standardise(head, combined(x) if head.task.unit == "pair" else x)
 
 
-def weights_of_classes(head: Head, prepared: Prepared, train: Ints) -> Tensor | None:
+def weights_of_classes(head: Head, prepared: EncodedExamples, train: Ints) -> Tensor | None:
     """Weights ``[C]`` of classes or labels by their numbers in the training part; values have none."""
     kind = head.task.kind
     if kind == "value":
@@ -151,12 +151,12 @@ def weights_of_classes(head: Head, prepared: Prepared, train: Ints) -> Tensor | 
     return class_weights(all_targets(prepared, train), kind, head.config.outputs).to(head.centre.device)
 
 
-def all_targets(prepared: Prepared, examples: Ints) -> Tensor:
+def all_targets(prepared: EncodedExamples, examples: Ints) -> Tensor:
     """The targets of some examples, one after the other."""
     return torch.from_numpy(prepared.labelled.chosen(examples.tolist()).all_targets().values)
 
 
-def labelled(prepared: Prepared, part: Part) -> Ints:
+def labelled(prepared: EncodedExamples, part: Part) -> Ints:
     """The examples of a part, of which at least one must have a label."""
     places = prepared.places(part)
     if not prepared.labelled.chosen(places.tolist()).all_targets().known().any():
@@ -190,7 +190,7 @@ def prepare_device(model: Encoder, settings: TuneSettings, precision: str) -> li
     return [] if reason is None else [f"attention uses PyTorch's kernel, which is slower than Protea's: {reason}"]
 
 
-def digest(prepared: Prepared) -> str:
+def digest(prepared: EncodedExamples) -> str:
     """A hash of sequences, parts and targets."""
     hashed = blake2b(digest_size=16)
     for record in prepared.sequences:

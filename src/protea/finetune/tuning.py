@@ -22,7 +22,7 @@ from protea.data.draws import key
 from protea.errors import DeviceError, TrainingError, UsageError
 from protea.finetune import tunable as parts
 from protea.finetune.adapters import Adapter
-from protea.finetune.examples import Prepared
+from protea.finetune.examples import EncodedExamples
 from protea.finetune.heads import Head, HeadConfig
 from protea.finetune.probe import rank, score_batches
 from protea.finetune.tunable import ENCODER, HEAD
@@ -68,7 +68,7 @@ class Tuned:
 
 def tune(
     load: Callable[[], Encoder],
-    prepared: Prepared,
+    prepared: EncodedExamples,
     config: HeadConfig,
     settings: TuneSettings,
     work: Path,
@@ -116,7 +116,7 @@ class _Tuning:
     def __init__(
         self,
         model: Encoder,
-        prepared: Prepared,
+        prepared: EncodedExamples,
         config: HeadConfig,
         settings: TuneSettings,
         work: Path,
@@ -164,7 +164,8 @@ class _Tuning:
         except KeyboardInterrupt:
             self.progress.note(f"{self.work}: stopped after step {state.step:,}; the same command continues")
             raise
-        self.checkpoints.close()
+        finally:
+            self.checkpoints.close()  # the same call may follow in this process
         return self._result(load)
 
     def _step(self, step: int) -> None:

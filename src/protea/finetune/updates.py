@@ -19,7 +19,7 @@ from protea.alphabet import Frame
 from protea.data.draws import EPOCH_ORDER, Permutation, key
 from protea.embed.embeddings import POOLINGS
 from protea.errors import UsageError
-from protea.finetune.examples import Batch, Prepared
+from protea.finetune.examples import Batch, EncodedExamples
 from protea.finetune.heads import RESIDUES
 from protea.finetune.tasks import Ints
 from protea.models.encoder import Encoder
@@ -87,7 +87,7 @@ class Pack(NamedTuple):
 class Packer:
     """Makes packs of about ``budget`` tokens; the sequences of a pair share one."""
 
-    prepared: Prepared
+    prepared: EncodedExamples
     frame: Frame
     budget: int
 

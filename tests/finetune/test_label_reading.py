@@ -20,7 +20,7 @@ from pyarrow import parquet
 from messages import check_message
 from protea.errors import DataError, FastaError, MissingExtraError, ProteaError, UnknownResidueError, UsageError
 from protea.finetune.label_fasta import header_fields
-from protea.finetune.reading import DataFiles, read_labelled
+from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.tasks import MISSING, Labelled
 
 FLIP = Path(__file__).parents[3] / "shared" / "data" / "flip"

@@ -24,15 +24,15 @@ from protea.errors import DataError, FinishedError, OutputError, ResumeError, Us
 from protea.finetune.adapters import has_class
 from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
-from protea.finetune.examples import Prepared, prepare
+from protea.finetune.examples import EncodedExamples, prepare
+from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.frozen import AUTO
 from protea.finetune.heads import HF, RESIDUES
-from protea.finetune.measuring import Measured, measure_member
+from protea.finetune.labelled_data import DataFiles, read_labelled
+from protea.finetune.measuring import Measurements, measure_member
 from protea.finetune.members import Member, Trainer, head_of
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
-from protea.finetune.reading import DataFiles, read_labelled
 from protea.finetune.report import write_pages
-from protea.finetune.settings import FinetuneSettings
 from protea.finetune.splits import calibration, split
 from protea.finetune.splits import parse as parse_split
 from protea.infer.loading import LoadedModel, ModelLoader
@@ -56,7 +56,7 @@ class Finished:
 
     output: Path
     predictor: Predictor
-    measured: Measured
+    measured: Measurements
 
 
 def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: Progress = SILENT) -> Finished:
@@ -198,7 +198,7 @@ class _Run:
         write_pages(target)
         return result
 
-    def _fold(self, prepared: Prepared, notes: list[str], number: int, folds: int) -> Finished:
+    def _fold(self, prepared: EncodedExamples, notes: list[str], number: int, folds: int) -> Finished:
         """Train, calibrate and measure one split of the data."""
         name = "run" if folds == 1 else f"fold-{number + 1}"
         folder = self.work / "complete" / ("" if folds == 1 else name)
@@ -261,7 +261,7 @@ class _Run:
         examples = sum(fold.measured.examples for fold in folds)
         metrics = values.rename_columns([*keys, "value", "low", "high"])
         part = folds[0].measured.part
-        return Finished(self.settings.output, folds[0].predictor, Measured(part, examples, metrics, notes=notes))
+        return Finished(self.settings.output, folds[0].predictor, Measurements(part, examples, metrics, notes=notes))
 
 
 def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:
