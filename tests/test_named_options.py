@@ -35,6 +35,7 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.finetune_settings", "--head"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--dora"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--lr"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--head-lr"): "evaluate flip",
@@ -60,7 +61,7 @@ NEVER_SHOWN = {
     ("protea.data.build", "--test"): "evaluate flip, finetune, pretrain, data import",
     ("protea.data.from_fasta", "--members"): "evaluate flip, finetune, pretrain, data fasta, data import",
     ("protea.embed.outputs", "--store"): "predict, merge",  # shards have their type
-    ("protea.embed.prepare", "--duplicates"): "evaluate flip, finetune, merge, perplexity",  # no outputs by id
+    ("protea.embed.prepare", "--duplicates"): "evaluate flip, finetune, merge, perplexity, export",  # no outputs by id
     ("protea.embed.finished", "--update"): "predict, merge",
     ("protea.embed.settings", "--dtype"): "predict, merge",
     ("protea.embed.settings", "--logits"): "predict, merge",

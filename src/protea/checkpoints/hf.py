@@ -8,6 +8,7 @@ tensor names with ``model_type`` ``esm1nv``. Weights stay memory-mapped where th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from protea.checkpoints.hf_config import read_config, write_config
 from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG, write_json
-from protea.checkpoints.tensors import INDEX, WEIGHTS, Tensors, open_safetensors, shards, write_safetensors
+from protea.checkpoints.tensors import INDEX, WEIGHTS, Planned, Tensors, open_safetensors, shards, write_safetensors
 from protea.checkpoints.wrappers import unwrap
 from protea.device import MIXED
 from protea.errors import UsageError
@@ -127,12 +128,17 @@ def write(
     dtype: torch.dtype,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Iterable[Planned] = (),
 ) -> None:
-    """Write a checkpoint (see ``Format``). A bilinear contact head, which ``transformers`` ignores, goes beside it."""
+    """Write a checkpoint (see ``Format``). A bilinear contact head, which ``transformers`` ignores, goes beside it.
+
+    ``beside`` are tensors that are no part of the model, such as a classifier's.
+    """
     from huggingface_hub import split_state_dict_into_shards_factory
 
     folder.mkdir(exist_ok=True)
-    plan = {planned.key: planned for planned in plan_of(model, layout(type(model)), parameter, dtype)}
+    tensors = (*plan_of(model, layout(type(model)), parameter, dtype), *beside)
+    plan = {planned.key: planned for planned in tensors}
     split = split_state_dict_into_shards_factory(
         plan,
         get_storage_size=lambda planned: planned.size,

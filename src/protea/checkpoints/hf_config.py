@@ -34,7 +34,7 @@ def read_config(folder: Path) -> EncoderConfig:
         config = config_from(described)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    _check_vocabulary(folder / VOCABULARY, config.alphabet)
+    check_vocabulary(folder / VOCABULARY, config.alphabet)
     return config
 
 
@@ -78,7 +78,8 @@ def _checked(described: dict[str, Any], name: str, kind: type) -> Any:
     return value
 
 
-def _check_vocabulary(path: Path, alphabet: Alphabet) -> None:
+def check_vocabulary(path: Path, alphabet: Alphabet) -> None:
+    """Refuse a vocabulary file, if there is one, with other tokens than the alphabet's."""
     tokens = read_text(Region.of_file(path)).split() if os.path.lexists(path) else alphabet.tokens
     for number, expected in enumerate(alphabet.tokens):
         token = tokens[number] if number < len(tokens) else "nothing"

@@ -51,7 +51,10 @@ def finetune(
     ] = "frozen",
     head: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="linear, mlp, cnn (residues), light-attention (sequences); default by task."),
+        typer.Option(
+            metavar="NAME",
+            help="linear, mlp, cnn (residues), light-attention (sequences), hf (as in transformers); default by task.",
+        ),
     ] = None,
     layer: Annotated[
         str, typer.Option(metavar="N", help="Layer that the head reads: -1 is the last; auto tries all (frozen).")
@@ -146,6 +149,7 @@ def finetune(
       protea finetune sequences.fasta --labels labels.fasta --mask mask.fasta -o structure/ --head cnn
       protea finetune scan.csv --target-column fitness --split random -o scan/ --layer auto
       protea finetune proteins.csv -o location/ --split cluster:0.3 --method lora --seeds 3
+      protea finetune proteins.csv -o location/ --method lora --head hf
       protea finetune --config flip/gb1 --data-folder FLIP/ -m esm2_t6_8M_UR50D -o gb1/
     """
     from protea.finetune.finetune_settings import parse
@@ -190,14 +194,21 @@ def _show(finished: Measurements, task: Task) -> None:
 
 @options.options_of(options.columns, options.letters)
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `protea finetune` wrote.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder that `protea finetune`, transformers or peft wrote.")
+    ],
     inputs: Annotated[list[str], FASTA],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help="Table of predictions: .parquet, .csv, .tsv or .h5.")
     ],
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", metavar="MODEL", help="The base model, if it is not where it was."),
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            help="The base model, if it is not where it was, or an adapter names none.",
+        ),
     ] = None,
     long: Annotated[
         str | None,
@@ -215,7 +226,10 @@ def predict(
     overwrite: Overwrite = False,
     **reading: Any,
 ) -> None:
-    """Predict with a predictor that `protea finetune` trained: one row per sequence, or per residue.
+    """Predict with a trained predictor: one row per sequence, or per residue.
+
+    RUN is a folder of `protea finetune`, of transformers' EsmForSequenceClassification or EsmForTokenClassification, or
+    of a peft adapter of one of them.
 
     After an interruption the same command continues. OUT.report.tsv lists every record that was truncated, altered,
     renamed or skipped.
@@ -224,6 +238,7 @@ def predict(
     Examples:
       protea predict stability/ proteins.fasta -o predicted.csv
       protea predict structure/ proteins.fasta.gz -o residues.parquet --fast
+      protea predict peft-adapter/ proteins.fasta -o predicted.csv -m esm2_t6_8M_UR50D
     """
     from protea.finetune.predictions import predict as compute
 

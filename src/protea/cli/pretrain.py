@@ -10,10 +10,12 @@ import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
 from protea.cli.options import Dtype
+from protea.cli.terminal import tell
 from protea.errors import UsageError
 from protea.text import counted
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain`.")]
+AnyRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain` or `finetune`.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
 
 
@@ -101,26 +103,60 @@ def pretrain(
 
 
 def export(
-    run: Run,
+    run: AnyRun,
     output: Output,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="hf: a Hugging Face folder.")] = "hf",
     checkpoint: Annotated[
-        str, typer.Option(metavar="WHICH", help="newest, best (lowest validation loss), or a step.")
-    ] = "newest",
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="newest, best (lowest validation loss), or a step, of a pre-training run; newest by default.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the LoRA adapter of a fine-tuned run, in peft's layout.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", metavar="MODEL", help="The base model of a fine-tuned run, if it is not where it was."
+        ),
+    ] = None,
     dtype: Dtype = "float32",
 ) -> None:
-    """Export a checkpoint of a training run as a Hugging Face folder, which Protea and transformers load.
+    """Export a training run as a Hugging Face folder, which Protea and transformers load.
+
+    Of a pre-training run, one checkpoint becomes a model. Of a run of `protea finetune`, the trained encoder does, with
+    its head if that is one of transformers' (`protea finetune --head hf`).
 
     \b
     Examples:
       protea export run/ -o model/
       protea export run/ -o model/ --checkpoint best --dtype bfloat16
-      protea export run/ -o model/ --checkpoint 20000
+      protea export stability/ -o classifier/
+      protea export stability/ -o adapter/ --adapter
     """
     from protea.device import resolve_dtype
+    from protea.finetune.export import is_tuned
     from protea.train.run_checkpoints import export as write
 
+    if to != "hf":
+        raise UsageError(f"--to {to}: a run is exported as hf; `protea convert` writes other formats of it")
+    if is_tuned(run):
+        from protea.finetune.export import export as write_tuned
+
+        if checkpoint is not None:
+            raise UsageError(f"--checkpoint is for runs of `protea pretrain`; {run} holds one model")
+        with interruptible():
+            exported = write_tuned(run, output, dtype=resolve_dtype(dtype), adapter=adapter, base=model)
+        for note in exported.notes:
+            tell(note)
+        typer.echo(f"{output}: {exported.what}")
+        return
+    if adapter or model is not None:
+        raise UsageError(f"{run}: {'--adapter' if adapter else '-m'} is for runs of `protea finetune`")
     with interruptible():
-        saved = write(run, output, which=checkpoint, dtype=resolve_dtype(dtype))
+        saved = write(run, output, which=checkpoint or "newest", dtype=resolve_dtype(dtype))
     loss = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
     typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
 

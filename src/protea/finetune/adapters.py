@@ -32,8 +32,11 @@ from protea.optional import extra
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 TASK_TYPE: Final = "FEATURE_EXTRACTION"
+CLASSIFIER: Final = "classifier."
+"""How the names of a head begin in transformers' classes."""
 
 _TARGET: Final = re.compile(r"layers\.\d+\.(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|fc1|fc2)")
+_ROOT: Final = "base_model.model."
 _NAME: Final = "default"  # peft's name of a model's only adapter
 _KINDS: Final = {
     "lora_A": f"lora_A.{_NAME}.weight",
@@ -77,20 +80,32 @@ class Adapter:
         alpha, rank = float(self.config["lora_alpha"]), float(self.config["r"])
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
-    def write(self, folder: Path, base_name: str) -> None:
-        """Write ``adapter_config.json``, which names the model as ``base_name``, and the tensors beside it."""
+    def write(
+        self, folder: Path, base_name: str, task_type: str = TASK_TYPE, classifier: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write ``adapter_config.json``, which names the model as ``base_name``, and the tensors beside it.
+
+        With a ``classifier``, tensors by their names in transformers' class of this ``task_type``, it is of that class.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        config = {**self.config, "base_model_name_or_path": base_name, "task_type": TASK_TYPE, "inference_mode": True}
+        config = {**self.config, "base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
+        if classifier:
+            config["modules_to_save"] = [CLASSIFIER.removesuffix(".")]
         write_json(folder / CONFIG, dict(sorted(config.items())))
-        plan = []
-        for (module, kind), tensor in self.tensors.items():
-            key = f"base_model.model.{module}.{kind}" + (".weight" if kind != "lora_magnitude_vector" else "")
-            plan.append(Planned(key, tuple(tensor.shape), tensor.dtype, partial(_same, tensor)))
-        write_safetensors(folder / WEIGHTS, plan)
+        inside = "esm." if classifier else ""
+        named = {
+            f"{inside}{module}.{kind}" + (".weight" if kind != "lora_magnitude_vector" else ""): tensor
+            for (module, kind), tensor in self.tensors.items()
+        }
+        named |= classifier or {}
+        write_safetensors(folder / WEIGHTS, planned({_ROOT + key: value for key, value in named.items()}))
 
     @classmethod
-    def read(cls, folder: Path) -> Adapter:
-        """Read an adapter that ``write`` or peft wrote, for ``EsmModel`` or a class around it."""
+    def read(cls, folder: Path, classifier: dict[str, Tensor] | None = None) -> Adapter:
+        """Read an adapter that ``write`` or peft wrote, for ``EsmModel`` or a class around it.
+
+        ``classifier`` receives the tensors of the class's classifier, in float32; without it, such tensors are refused.
+        """
         config, path = read_json(folder / CONFIG), folder / WEIGHTS
         if config.get("peft_type") != "LORA" or any(config.get(name) for name in _OTHER_ARITHMETIC):
             wrong = next((name for name in _OTHER_ARITHMETIC if config.get(name)), "peft_type")
@@ -105,6 +120,9 @@ class Adapter:
         parts = {}
         for key in tensors:
             match = _STORED.fullmatch(key)
+            if match is None and classifier is not None and key.startswith(_ROOT + CLASSIFIER):
+                classifier[key.removeprefix(_ROOT)] = tensors[key].float().clone()
+                continue
             if match is None:
                 raise CheckpointError(f"{path}: {key} is no part of a LoRA adapter of the encoder; leave it out")
             parts[match[1], match[2]] = tensors[key].float().clone()
@@ -134,10 +152,15 @@ class Adapter:
         weight.data = adapted  # not in place: weights may be mapped from a file
 
 
+def has_class(model: Encoder) -> bool:
+    """Whether transformers has a class for a model."""
+    stored = type(model).stored.get(NAME)
+    return stored is not None and stored.classes is not None
+
+
 def check_family(model: Encoder) -> None:
     """Refuse a model whose adapter nothing but Protea could load."""
-    stored = type(model).stored.get(NAME)
-    if stored is None or stored.classes is None:
+    if not has_class(model):
         raise UsageError(
             f"--method lora: transformers has no class for {model.config.family}, so that peft could not load the "
             "adapter; use --method full or frozen"
@@ -169,6 +192,11 @@ def train_adapters(model: nn.Module, *, training: bool) -> None:
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.train(training)
+
+
+def planned(tensors: Mapping[str, Tensor]) -> list[Planned]:
+    """Tensors to write, by their keys."""
+    return [Planned(key, tuple(value.shape), value.dtype, partial(_same, value)) for key, value in tensors.items()]
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from protea import bundled
 from protea.embed.prepare import Long
 from protea.errors import UsageError
 from protea.finetune.frozen import AUTO
-from protea.finetune.heads import HEADS
+from protea.finetune.heads import HEADS, HF
 from protea.finetune.tasks import TASKS
 from protea.letters import Gaps, Unknown
 from protea.settings_errors import Section, validate
@@ -94,6 +94,8 @@ def parse(values: Mapping[str, Any], origin: str) -> FinetuneSettings:
     heads = sorted({head for heads in HEADS.values() for head in heads})
     if settings.head not in (None, *heads):
         raise UsageError(f"{origin}: head {settings.head!r} is unknown; use {', '.join(heads)}")
+    if settings.head == HF and settings.layer != -1:
+        raise UsageError(f"{origin}: --head {HF} reads the last layer, as transformers does; leave out --layer")
     if settings.method != "frozen" and settings.layer not in (-1,):
         raise UsageError(f"{origin}: --layer is for --method frozen; {settings.method} trains the last layer's states")
     if settings.method != "frozen" and settings.long == "window":

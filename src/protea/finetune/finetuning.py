@@ -21,12 +21,13 @@ import yaml
 from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
+from protea.finetune.adapters import has_class
 from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import EncodedExamples, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.frozen import AUTO
-from protea.finetune.heads import RESIDUES
+from protea.finetune.heads import HF, RESIDUES
 from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.measuring import Measurements, measure_member
 from protea.finetune.members import Member, Trainer, head_of
@@ -163,7 +164,13 @@ class _Run:
         folds = split(labelled, parse_split(settings.split), settings.seed, progress)
         self.folds = [calibration(fold, settings.calibration, settings.seed, _LEAST) for fold in folds]
         self.whole = prepare(labelled, loaded.module, settings.long, self.rows)
-        head_of(settings, loaded.module, labelled)
+        config = head_of(settings, loaded.module, labelled)
+        self.notes = []
+        if config.kind == HF:
+            if not has_class(loaded.module):
+                raise UsageError(f"--head {HF}: transformers has no class for {loaded.module.config.family}")
+            if config.reads not in (RESIDUES, settings.pool):
+                self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
         if settings.layer != AUTO:
             resolve_layers([settings.layer], loaded.module)
         for fold in self.folds:
@@ -207,7 +214,7 @@ class _Run:
         elif self.settings.method == "full":
             save_encoder(best.encoder, folder)
         measured = measure_member(folder, trainer, members, best, calibrated)
-        measured.notes = [*notes, *best.notes, *calibrated.notes, *measured.notes]
+        measured.notes = [*self.notes, *notes, *best.notes, *calibrated.notes, *measured.notes]
         return_freed_memory()
         return Finished(self.settings.output, predictor, measured)
 

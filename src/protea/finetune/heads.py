@@ -4,6 +4,8 @@
 ``mlp``              a hidden layer, ReLU and dropout before it.
 ``cnn``              two convolutions of width 7 along the residues: the ConvNet of BioNeMo (Heinzinger et al. 2019).
 ``light-attention``  a mean over the residues with learned weights, and their maximum (Stärk et al. 2021).
+``hf``               transformers' own: ``EsmForSequenceClassification``'s of the BOS state, or the linear layer of
+                     ``EsmForTokenClassification``.
 
 What lies beyond the ends of a sequence is zero, whatever lies beside it in a batch.
 
@@ -26,8 +28,11 @@ from protea.finetune.tasks import MISSING, TASKS, Task
 RESIDUES: Final = "residues"
 """What a head reads if it needs the vectors of all residues; else the name of a pooling."""
 
-_OF_RESIDUES: Final = ("linear", "mlp", "cnn")
-_OF_SEQUENCES: Final = ("linear", "mlp", "light-attention")
+HF: Final = "hf"
+"""The kind of head that transformers has too. It reads the last layer as it is, without scales."""
+
+_OF_RESIDUES: Final = ("linear", "mlp", "cnn", HF)
+_OF_SEQUENCES: Final = ("linear", "mlp", "light-attention", HF)
 _OF_PAIRS: Final = ("linear", "mlp")
 HEADS: Final = {"residue": _OF_RESIDUES, "sequence": _OF_SEQUENCES, "pair": _OF_PAIRS}
 """The heads for each unit of a task."""
@@ -44,7 +49,7 @@ class HeadConfig:
         task: name of the task.
         width: of the hidden states.
         outputs: classes or labels; 1 for values.
-        pool: the pooling whose vector stands for a sequence.
+        pool: the pooling whose vector stands for a sequence; always bos for ``HF``.
         hidden: width of the hidden layer.
         dropout: share of hidden values that are dropped in training.
     """
@@ -61,6 +66,8 @@ class HeadConfig:
         heads = HEADS[TASKS[self.task].unit]
         if self.kind not in heads:
             raise UsageError(f"--head {self.kind}: a {self.task} task takes {', '.join(heads)}")
+        if self.kind == HF:
+            object.__setattr__(self, "pool", "bos")
 
     @property
     def reads(self) -> str:
@@ -78,7 +85,7 @@ class Head(nn.Module):
 
     Inputs are centred by ``centre`` and divided by ``spread``, ``[F]``; F is D, or 3 D for pairs. Values are predicted
     in units of their spread: ``target`` holds mean and spread of the training targets. All are buffers, so that a head
-    is complete in its ``state_dict``.
+    is complete in its ``state_dict``. The inputs of ``HF`` keep centre 0 and spread 1.
     """
 
     centre: Tensor
@@ -242,9 +249,29 @@ class _LightAttention(nn.Module):
         return outputs
 
 
+class _HF(nn.Module):
+    """With transformers' names, order of dropout, and initialisation."""
+
+    def __init__(self, width: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width) if TASKS[config.task].unit == "sequence" else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.out_proj = nn.Linear(width, config.outputs)
+        for layer in (self.out_proj, *([] if self.dense is None else [self.dense])):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.dropout(x)
+        x = x if self.dense is None else self.dropout(self.dense(x).tanh())
+        outputs: Tensor = self.out_proj(x)
+        return outputs
+
+
 _BODIES: Final[dict[str, Callable[[int, HeadConfig], nn.Module]]] = {
     "linear": _Linear,
     "mlp": _MLP,
     "cnn": _CNN,
     "light-attention": _LightAttention,
+    HF: _HF,
 }

@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from protea.finetune.heads import Head, HeadConfig
+from protea.finetune.heads import HF, Head, HeadConfig
 from protea.finetune.tasks import MISSING
 
 RIDGE: Final = tuple(10.0**power for power in (3, 2, 1, 0, -1, -2, -3, -4, -5))
@@ -68,7 +68,9 @@ def solve(config: HeadConfig, train: LabelledRows, validation: LabelledRows, wei
 
 
 def standardise(head: Head, x: Tensor) -> None:
-    """Centre and scale a head's inputs as the rows of ``x`` ask; constant inputs keep their scale."""
+    """Centre and scale a head's inputs as the rows of ``x`` ask; constant inputs keep their scale, ``HF``'s all."""
+    if head.config.kind == HF:
+        return
     head.centre.copy_(x.mean(0, dtype=torch.float64))
     spread = torch.sqrt(((x - head.centre) ** 2).mean(0, dtype=torch.float64))
     head.spread.copy_(torch.where(spread > 1e-6, spread, 1.0))

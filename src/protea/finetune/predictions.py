@@ -11,6 +11,8 @@ One row for each sequence, or for each residue that is kept. Columns:
     distance, far        how far the protein is from the training data (``distances.py``)
     truncated_from       length before truncation, for a sequence that was cut
 
+A model of others (``foreign.py``) has no calibration and no training data, so it has none of their columns.
+
 Shapes: R rows of a record, C classes.
 """
 
@@ -32,6 +34,7 @@ from protea.embed.settings import EmbedSettings
 from protea.embed.stores import ArrayLayout, Contents, EmbeddingStore, State
 from protea.embed.survey import Totals
 from protea.errors import UsageError
+from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.heads import RESIDUES
 from protea.finetune.prediction_store import SUFFIXES, PredictionStore, provenance_of
 from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
@@ -58,11 +61,12 @@ def columns(predictor: Predictor) -> pa.Schema:
     if task.unit == "residue":
         names += [("position", pa.int64()), ("residue", text)]
     names.append(("predicted", real if task.kind == "value" else text))
-    for what in ("probability", "calibrated"):
+    calibrated = predictor.calibration is not None
+    for what in ("probability", "calibrated")[: 1 + calibrated]:
         names += [(f"{what}_{name}", real) for name in predictor.classes]
-    if task.kind == "class":
+    if task.kind == "class" and calibrated:
         names.append(("set", text))
-    elif task.kind == "value":
+    elif task.kind == "value" and calibrated:
         names += [("low", real), ("high", real)]
     names += [("distance", real), ("far", pa.bool_())] if predictor.reference is not None else []
     return pa.schema([*names, ("truncated_from", pa.int64())])
@@ -85,19 +89,21 @@ def rows(predictor: Predictor, embedding: Embedding) -> dict[str, Any]:
 
 def predicted_columns(predictor: Predictor, found: Floats) -> dict[str, Any]:
     """The columns that say what is predicted, and how surely."""
-    calibration, classes = predictor.calibration, np.array(predictor.classes, object)
-    if predictor.task.kind == "value":
+    calibration, classes, kind = predictor.calibration, np.array(predictor.classes, object), predictor.task.kind
+    if kind == "value":
+        if calibration is None:
+            return {"predicted": found}
         ends = calibration.intervals(found)
         return {"predicted": found, "low": ends[:, 0], "high": ends[:, 1]}
-    calibrated = calibration.probabilities(found)
-    table: dict[str, Any] = {}
-    if predictor.task.kind == "class":
-        table["predicted"] = classes[found.argmax(1)]
+    labels = classes[found.argmax(1)] if kind == "class" else [";".join(classes[row >= 0.5]) for row in found]
+    table: dict[str, Any] = {"predicted": labels}
+    values = {"probability": found}
+    if calibration is not None:
+        values["calibrated"] = calibration.probabilities(found)
+    if kind == "class" and calibration is not None:
         table["set"] = [";".join(classes[inside]) for inside in calibration.sets(found)]
-    else:
-        table["predicted"] = [";".join(classes[row >= 0.5]) for row in found]
-    for what, values in (("probability", found), ("calibrated", calibrated)):
-        table |= {f"{what}_{name}": values[:, place] for place, name in enumerate(predictor.classes)}
+    for what, numbers in values.items():
+        table |= {f"{what}_{name}": numbers[:, place] for place, name in enumerate(predictor.classes)}
     return table
 
 
@@ -147,7 +153,7 @@ def predict(
     Returns the counts of the whole run, and whether there was nothing to do.
 
     Args:
-        folder: of the predictor.
+        folder: of the predictor, or of a model of others (``foreign.py``).
         values: options as for ``EmbedSettings``: inputs, sequences (the output), and policies; ``long`` is by default
             the predictor's.
         load: loads the base model.
@@ -155,7 +161,7 @@ def predict(
         overwrite: replace an existing output.
         progress: counts residues.
     """
-    predictor = read_predictor(folder)
+    predictor = read_foreign(folder, load, base) if is_foreign(folder) else read_predictor(folder)
     output = Path(values["sequences"])
     kind = SUFFIXES.get(output.suffix)
     if kind is None:
@@ -167,7 +173,8 @@ def predict(
         "pool": [name for name in predictor.kinds if name != RESIDUES],
     }
     settings = EmbedSettings.model_validate({"long": predictor.long, **options})
-    predictor = with_encoder(predictor, folder, load, base)
+    if predictor.encoder is None:
+        predictor = with_encoder(predictor, folder, load, base)
     encoder = predictor.encoder
     assert encoder is not None
     _check_alphabet(predictor, folder)

@@ -37,7 +37,7 @@ from protea.transforms.cpu import pack_for_cpu
 from protea.transforms.mixed import mix
 
 FILE: Final = "predictor.json"
-_HEAD: Final = "head.safetensors"
+HEAD: Final = "head.safetensors"
 _REFERENCE: Final = "reference.safetensors"
 ADAPTER: Final = "adapter"
 MODEL: Final = "model"
@@ -68,8 +68,8 @@ class Predictor:
         layer: number of the layer that the head reads.
         long: policy for long sequences in training, which is the default in prediction.
         base: the model that it was made from.
-        method: frozen, lora or full.
-        calibration: of probabilities, sets and intervals.
+        method: frozen, lora or full; hf for a model of others.
+        calibration: of probabilities, sets and intervals; ``None`` if nothing was calibrated.
         reference: the training proteins; ``None`` if they are unknown.
         encoder: the model with its final weights; ``None`` until it is loaded.
     """
@@ -80,7 +80,7 @@ class Predictor:
     long: Long
     base: Base
     method: str
-    calibration: Calibration
+    calibration: Calibration | None
     reference: Reference | None
     encoder: Encoder | None = None
 
@@ -110,11 +110,11 @@ class Predictor:
             "long": self.long,
             "head": self.head.config.numbers(),
             "base": {"name": self.base.name, "files": self.base.files, "letters": self.base.letters},
-            "calibration": self.calibration.numbers(),
+            "calibration": None if self.calibration is None else self.calibration.numbers(),
             "far": None if self.reference is None else self.reference.far,
         }
         (folder / FILE).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / _HEAD)
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD)
         if self.reference is not None:
             arrays = {"directions": self.reference.directions, "centre": self.reference.centre}
             save_file(
@@ -137,7 +137,7 @@ def read_predictor(folder: Path) -> Predictor:
             )
         config = HeadConfig(**numbers["head"])
         head = Head(config)
-        head.load_state_dict(_tensors(folder / _HEAD))
+        head.load_state_dict(_tensors(folder / HEAD))
         reference = None
         if numbers["far"] is not None:
             arrays = _tensors(folder / _REFERENCE)
@@ -156,7 +156,7 @@ def read_predictor(folder: Path) -> Predictor:
         if isinstance(error, DataError | UsageError):
             raise CheckpointError(f"{folder}: {error}") from error
         raise CheckpointError(
-            f"{folder}: is damaged: {FILE} and {_HEAD} do not fit ({' '.join(str(error).split())[:200]}); train again"
+            f"{folder}: is damaged: {FILE} and {HEAD} do not fit ({' '.join(str(error).split())[:200]}); train again"
         ) from error
 
 
@@ -169,7 +169,7 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
         predictor.encoder = load(str(folder / MODEL)).module
         return predictor
     name = model or predictor.base.name
-    loaded = _base(name, folder, load, plain=predictor.method == "lora")
+    loaded = base_of(name, folder, load, plain=predictor.method == "lora")
     found = loaded.weights_sha256()
     if sorted(found.values()) != sorted(predictor.base.files.values()):
         raise CheckpointError(
@@ -193,7 +193,7 @@ def convert(encoder: Encoder, dtype: str) -> None:
     pack_for_cpu(encoder)
 
 
-def _base(name: str, folder: Path, load: ModelLoader, *, plain: bool) -> LoadedModel:
+def base_of(name: str, folder: Path, load: ModelLoader, *, plain: bool) -> LoadedModel:
     """The base of a predictor, ``plain`` in float32 if its weights change; an error says how to name it."""
     try:
         return load_model(name, device=load.device, trainable=True) if plain else load(name)

@@ -56,6 +56,7 @@ HEADS: Final = {
     "mlp": "one hidden layer",
     "cnn": "two convolutions along the residues",
     "light-attention": "a weighted mean over the residues, with learned weights, and their maximum",
+    "hf": "as in transformers' EsmForSequenceClassification and EsmForTokenClassification",
 }
 
 KINDS: Final = {"class": "one of several classes", "value": "a value", "labels": "any of several labels"}

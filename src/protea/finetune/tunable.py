@@ -19,7 +19,7 @@ from protea.device import free_memory, keep_freed_memory, native_bfloat16
 from protea.errors import DataError, UsageError
 from protea.finetune.adapters import insert, train_adapters
 from protea.finetune.examples import Batch, EncodedExamples
-from protea.finetune.heads import Head, HeadConfig, combined
+from protea.finetune.heads import HF, Head, HeadConfig, combined
 from protea.finetune.linear import scale_targets, standardise
 from protea.finetune.probe import class_weights
 from protea.finetune.tasks import Ints, Part
@@ -122,6 +122,13 @@ def _share(name: str, layers: int, settings: TuneSettings) -> float:
 
 def scale_head(tunable: Tunable, packer: Packer, train: Ints, updates: Updates) -> None:
     """Scale the head to the hidden states of the untrained encoder, in the first updates, and to the targets."""
+    if tunable.head.config.kind != HF:
+        _scale_inputs(tunable, packer, train, updates)
+    if tunable.head.task.kind == "value":
+        scale_targets(tunable.head, all_targets(packer.prepared, train))
+
+
+def _scale_inputs(tunable: Tunable, packer: Packer, train: Ints, updates: Updates) -> None:
     chosen: list[int] = []
     tokens = 0
     for example in (train[place] for step in range(1, updates.of_epoch + 1) for place in updates[step]):
@@ -134,8 +141,6 @@ def scale_head(tunable: Tunable, packer: Packer, train: Ints, updates: Updates) 
     with torch.no_grad():
         x = torch.cat([batch.x for batch in tunable.batches(packer, np.sort(chosen))])
         standardise(head, combined(x) if head.task.unit == "pair" else x)
-    if head.task.kind == "value":
-        scale_targets(head, all_targets(packer.prepared, train))
 
 
 def weights_of_classes(head: Head, prepared: EncodedExamples, train: Ints) -> Tensor | None:
