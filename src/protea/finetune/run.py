@@ -51,11 +51,15 @@ _LEAST: Final = 20
 
 @dataclass
 class Finished:
-    """A finished run: its folder, the predictor (of the first fold), and the numbers, with what to tell the user."""
+    """A finished run: its folder, the predictor (of the first fold), and the numbers, with what to tell the user.
+
+    ``folders`` hold a predictor each: the output itself, or the folders of all folds.
+    """
 
     output: Path
     predictor: Predictor
     measured: Measured
+    folders: tuple[Path, ...] = ()
 
 
 def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: Progress = SILENT) -> Finished:
@@ -194,7 +198,8 @@ class _Run:
     def _fold(self, prepared: Prepared, notes: list[str], number: int, folds: int) -> Finished:
         """Train, calibrate and measure one split of the data."""
         name = "run" if folds == 1 else f"fold-{number + 1}"
-        folder = self.work / "complete" / ("" if folds == 1 else name)
+        whole = self.work / "complete"
+        folder = whole / ("" if folds == 1 else name)
         folder.mkdir(exist_ok=True)
         trainer = Trainer(self.settings, self.loaded, self.work, name, self.identity, self.progress)
         members = trainer.members(prepared)
@@ -209,13 +214,13 @@ class _Run:
         measured = measure_member(folder, trainer, members, best, calibrated)
         measured.notes = [*notes, *best.notes, *calibrated.notes, *measured.notes]
         return_freed_memory()
-        return Finished(self.settings.output, predictor, measured)
+        return Finished(self.settings.output, predictor, measured, (self.settings.output / folder.relative_to(whole),))
 
     def _calibrated(self, best: Member) -> Calibration:
         data = best.prepared.labelled.part("calibration")
         alpha = round(1 - self.settings.coverage, 10)
         if not data.examples:
-            return Calibration(data.task, alpha=alpha, notes=("nothing to calibrate with: validation is too small",))
+            return Calibration(data.task, alpha=alpha)  # ``splits.calibration`` has said why
         return calibrate(data.task, best.predictions("calibration"), data.all_targets(), alpha=alpha)
 
     def _predictor(self, best: Member, calibrated: Calibration) -> Predictor:
@@ -254,7 +259,9 @@ class _Run:
         examples = sum(fold.measured.examples for fold in folds)
         metrics = values.rename_columns([*keys, "value", "low", "high"])
         part = folds[0].measured.part
-        return Finished(self.settings.output, folds[0].predictor, Measured(part, examples, metrics, notes=notes))
+        folders = tuple(folder for fold in folds for folder in fold.folders)
+        measured = Measured(part, examples, metrics, notes=notes)
+        return Finished(self.settings.output, folds[0].predictor, measured, folders)
 
 
 def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:
