@@ -37,7 +37,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import protea
 from messages import check_message
-from protea import sklearn
+from protea import shared_models
 from protea.checkpoints import hf
 from protea.cli import main
 from protea.embed import embeddings
@@ -359,8 +359,8 @@ def test_a_full_cache_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     environment = os.environ | {"PYTHONPATH": str(Path(protea.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    sklearn._shared.cache_clear()
-    monkeypatch.setattr(sklearn, "load", None)
+    shared_models._shared.cache_clear()
+    monkeypatch.setattr(shared_models, "load", None)
     ours = transformer(cache=tmp_path / "c")
     np.testing.assert_array_equal(ours.transform(SEQUENCES), np.load(tmp_path / "theirs.npy"))
     ours.set_params(layer=0, pool="std").transform(SEQUENCES)
@@ -399,14 +399,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_threads_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    load = sklearn.load
+    load = shared_models.load
 
     def counted(*arguments: Any, **options: Any) -> Any:
         loads.append(arguments)
         return load(*arguments, **options)
 
-    sklearn._shared.cache_clear()
-    monkeypatch.setattr(sklearn, "load", counted)
+    shared_models._shared.cache_clear()
+    monkeypatch.setattr(shared_models, "load", counted)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda layer: transformer(layer=layer).transform(SEQUENCES), [1, 2, 3, -1] * 4))
     assert len(loads) == 1

@@ -43,6 +43,9 @@ LAYERS = [
     {"evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
+    {"trained"},
+    {"shared_models"},
+    {"estimators"},
     {"sklearn"},
     {"cli"},
 ]

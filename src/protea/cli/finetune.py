@@ -155,10 +155,10 @@ def finetune(
         finished = run(settings, overwrite=overwrite, progress=progress)
     for note in finished.measured.notes:
         tell(note)
-    task, first = finished.predictor.task, finished.folders[0]
-    _show(finished.measured, task, folds=len(finished.folders))
-    report = finished.output / "report.html"
-    typer.echo(f"{finished.output}: {task.name}; read {report}, predict with `protea predict {first}`")
+    predicted, first = finished.predictor.task, finished.folders[0]
+    _show(finished.measured, predicted, folds=len(finished.folders))
+    then = "" if predicted.unit == "pair" else f", predict with `protea predict {first}`"
+    typer.echo(f"{finished.output}: {predicted.name}; read {finished.output / 'report.html'}{then}")
 
 
 def _show(finished: Measured, task: Task, *, folds: int) -> None:
