@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from protea import bundled
 from protea import sequences as door
+from protea.alphabet import Alphabet
 from protea.device import resolve_device
 from protea.embed.prepare import Long
 from protea.errors import DataError, UsageError, warn
@@ -109,7 +110,7 @@ class _Estimator(BaseEstimator):
         settings = self._settings()
         load = self._loader()
         loaded = load(str(self.model))
-        sequences = _sequences(X, loaded)
+        sequences = _sequences(X, loaded.module.alphabet)
         labelled = self._labelled(sequences, _labels("y", y, len(sequences)))
         check_targets(labelled)
         parts = validation(labelled, None if groups is None else _labels("groups", groups, len(sequences)), self.seed)
@@ -198,8 +199,11 @@ class _Estimator(BaseEstimator):
                     self._write(Path(folder))
                     read = read_predictor(Path(folder))
                     self._ready = TrainedPredictor(with_encoder(read, Path(folder), load, str(self.model)))
-            found: NDArray[np.float64] = self._ready.predict(column(X), token_budget=self.token_budget)
-        return found
+            named = dict(enumerate(_sequences(X, self._ready.alphabet)))
+            found = list(self._ready.predict(named, token_budget=self.token_budget).values())
+        return np.array(found, np.float64).reshape(
+            len(found), *([len(self._ready.classes)] if self._ready.classes else [])
+        )
 
     def _labelled(self, sequences: list[str], y: list[Any]) -> Labelled:
         raise NotImplementedError
@@ -250,7 +254,8 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """The most probable class of each sequence, ``[N]``."""
-        found: NDArray[Any] = self.classes_[self._outcomes(X).argmax(1)]
+        places = self._outcomes(X).argmax(1)
+        found: NDArray[Any] = self.classes_[places]
         return found
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
@@ -292,8 +297,8 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _sequences(X: Any, loaded: LoadedModel) -> list[str]:  # noqa: N803
-    given = door.read(column(X), loaded.module.alphabet, masks=False)
+def _sequences(X: Any, alphabet: Alphabet) -> list[str]:  # noqa: N803
+    given = door.read(column(X), alphabet, masks=False)
     if given.single:
         raise no_column(X)
     return [record.sequence for record, _ in given.sequences]

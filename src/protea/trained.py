@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from protea import sequences as door
+from protea.alphabet import Alphabet
 from protea.arguments import check, checked
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding
@@ -20,6 +21,7 @@ from protea.finetune.predict import columns, outcomes, rows
 from protea.finetune.predictor import Predictor, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
 from protea.language_model import Device, Dtype, ModelName, under_policy
+from protea.models.encoder import Encoder
 from protea.score.expected import runner_for
 from protea.sequences import Given
 
@@ -76,7 +78,7 @@ class TrainedPredictor:
         One sequence gives a value, or ``[C]``. For tasks of residues each sequence has an array ``[L]`` or ``[L, C]``,
         and a list of sequences gives a list. ``calibrated`` divides logits by the temperature of the calibration part.
         """
-        given = door.read(sequences, self._encoder.alphabet)
+        given = door.read(sequences, self.alphabet)
         calibration, found = self._predictor.calibration, []
         for embedding in self._embeddings(given, long, token_budget):
             outcome = outcomes(self._predictor, embedding)
@@ -95,7 +97,7 @@ class TrainedPredictor:
         """
         import pyarrow as pa
 
-        given = door.read(sequences, self._encoder.alphabet)
+        given = door.read(sequences, self.alphabet)
         ids = list(map(str, given.names or range(len(given.sequences))))
         schema, batches = columns(self._predictor), []
         for name, embedding in zip(ids, self._embeddings(given, long, token_budget), strict=True):
@@ -105,7 +107,12 @@ class TrainedPredictor:
         return pa.concat_tables(batches) if batches else schema.empty_table()
 
     @property
-    def _encoder(self) -> Any:
+    def alphabet(self) -> Alphabet:
+        """Residues and their ids."""
+        return self._encoder.alphabet
+
+    @property
+    def _encoder(self) -> Encoder:
         assert self._predictor.encoder is not None
         return self._predictor.encoder
 

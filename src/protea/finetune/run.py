@@ -21,7 +21,7 @@ from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.examples import Prepared, prepare
-from protea.finetune.fitting import fit_predictor
+from protea.finetune.fitting import LEAST, fit_predictor
 from protea.finetune.frozen import AUTO
 from protea.finetune.measuring import Measured, measure_member
 from protea.finetune.members import Trainer, head_of
