@@ -335,17 +335,21 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page.partition("## In scikit-learn")[2], re.DOTALL)
-    assert len(blocks) == 2
+    embeddings_block, estimators_block, predictors_block, outputs_block = blocks
     table = pd.DataFrame({"sequence": [f"MKT{letter}AYIAK" for letter in "ACDEFGHIKLMN"], "label": [0, 1] * 6})
+    table["family"] = [number // 2 for number in range(12)]
     names: dict[str, Any] = {"table": table, "protea": protea}
-    exec(blocks[0].replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(embeddings_block.replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(estimators_block.replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(predictors_block, names)
+    assert names["predictor"].classes == ("0", "1")
     assert len(list(Path("vectors").rglob("*.vectors"))) == 12
     Path("in.fasta").write_text(">a\nMKT\n")
     monkeypatch.setattr(sys, "argv", ["protea", "embed", "in.fasta", "-o", "proteins.parquet"])
     with pytest.raises(SystemExit):
         main()
     monkeypatch.setitem(sys.modules, "anndata", SimpleNamespace(AnnData=dict))
-    exec(blocks[1], names)
+    exec(outputs_block, names)
     assert names["stored"].vectors.shape == (1, 320)
 
 
