@@ -37,7 +37,7 @@ from sklearn.utils.validation import check_is_fitted
 
 import protea
 from messages import check_message
-from protea import sklearn
+from protea import shared_models
 from protea.checkpoints import hf
 from protea.cli import main
 from protea.embed import embeddings
@@ -335,17 +335,21 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page.partition("## In scikit-learn")[2], re.DOTALL)
-    assert len(blocks) == 2
+    embeddings_block, estimators_block, predictors_block, outputs_block = blocks
     table = pd.DataFrame({"sequence": [f"MKT{letter}AYIAK" for letter in "ACDEFGHIKLMN"], "label": [0, 1] * 6})
+    table["family"] = [number // 2 for number in range(12)]
     names: dict[str, Any] = {"table": table, "protea": protea}
-    exec(blocks[0].replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(embeddings_block.replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(estimators_block.replace("esm2_t6_8M_UR50D", "protea-mini"), names)
+    exec(predictors_block, names)
+    assert names["predictor"].classes == ("0", "1")
     assert len(list(Path("vectors").rglob("*.vectors"))) == 12
     Path("in.fasta").write_text(">a\nMKT\n")
     monkeypatch.setattr(sys, "argv", ["protea", "embed", "in.fasta", "-o", "proteins.parquet"])
     with pytest.raises(SystemExit):
         main()
     monkeypatch.setitem(sys.modules, "anndata", SimpleNamespace(AnnData=dict))
-    exec(blocks[1], names)
+    exec(outputs_block, names)
     assert names["stored"].vectors.shape == (1, 320)
 
 
@@ -359,8 +363,8 @@ def test_a_full_cache_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     environment = os.environ | {"PYTHONPATH": str(Path(protea.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    sklearn._shared.cache_clear()
-    monkeypatch.setattr(sklearn, "load", None)
+    shared_models._shared.cache_clear()
+    monkeypatch.setattr(shared_models, "load", None)
     ours = transformer(cache=tmp_path / "c")
     np.testing.assert_array_equal(ours.transform(SEQUENCES), np.load(tmp_path / "theirs.npy"))
     ours.set_params(layer=0, pool="std").transform(SEQUENCES)
@@ -399,14 +403,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_threads_share_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = []
-    load = sklearn.load
+    load = shared_models.load
 
     def counted(*arguments: Any, **options: Any) -> Any:
         loads.append(arguments)
         return load(*arguments, **options)
 
-    sklearn._shared.cache_clear()
-    monkeypatch.setattr(sklearn, "load", counted)
+    shared_models._shared.cache_clear()
+    monkeypatch.setattr(shared_models, "load", counted)
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda layer: transformer(layer=layer).transform(SEQUENCES), [1, 2, 3, -1] * 4))
     assert len(loads) == 1

@@ -43,6 +43,9 @@ LAYERS = [
     {"evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
+    {"trained"},
+    {"shared_models"},
+    {"estimators"},
     {"sklearn"},
     {"cli"},
 ]
@@ -251,8 +254,10 @@ def test_public_names() -> None:
         "ProteaError",
         "ProteaWarning",
         "StoredEmbeddings",
+        "TrainedPredictor",
         "__version__",
         "load",
+        "load_predictor",
         "read_embeddings",
     ]
     for name in protea.__all__:

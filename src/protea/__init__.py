@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from protea.embed.reading import StoredEmbeddings, read_embeddings
     from protea.errors import ProteaError, ProteaWarning
     from protea.language_model import LanguageModel, load
+    from protea.trained import TrainedPredictor, load_predictor
 
 __all__ = [
     "LanguageModel",
     "ProteaError",
     "ProteaWarning",
     "StoredEmbeddings",
+    "TrainedPredictor",
     "__version__",
     "load",
+    "load_predictor",
     "read_embeddings",
 ]
 
@@ -35,7 +38,9 @@ _HOME = {
     "ProteaError": "protea.errors",
     "ProteaWarning": "protea.errors",
     "StoredEmbeddings": "protea.embed.reading",
+    "TrainedPredictor": "protea.trained",
     "load": "protea.language_model",
+    "load_predictor": "protea.trained",
     "read_embeddings": "protea.embed.reading",
 }
 

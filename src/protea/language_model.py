@@ -111,7 +111,7 @@ class LanguageModel:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.module, self.name, self.files = loaded.module, loaded.name, loaded.files
-        self._loaded = loaded
+        self.loaded = loaded
         self._fitted: frozenset[str] | None = None
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ class LanguageModel:
 
     def weights_sha256(self) -> dict[str, str]:
         """SHA-256 of the weight files by name."""
-        return self._loaded.weights_sha256()
+        return self.loaded.weights_sha256()
 
     @overload
     def embed(
@@ -369,7 +369,7 @@ class LanguageModel:
         Leaves out the chains ``exclude`` and, with a warning, those that the head was fitted on, unless
         ``include_fitted``.
         """
-        fitted, record = self._fitted, self._loaded.head_record
+        fitted, record = self._fitted, self.loaded.head_record
         if fitted is None and record.exists() and not include_fitted:
             fitted = precision.fitted_on(record)
         rows: list[ReportRow] = []

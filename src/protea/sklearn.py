@@ -1,15 +1,13 @@
-"""Protea in scikit-learn: a transformer from columns of sequences to vectors."""
+"""Protea in scikit-learn: a transformer from columns of sequences to vectors, and estimators (``estimators.py``)."""
 
 # scikit-learn has no types, so its base classes are Any.
 # mypy: disable-error-code="misc"
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from threading import RLock
 from typing import Annotated, Any, Final, Self, get_type_hints
 
 import numpy as np
@@ -17,32 +15,26 @@ import numpy as np
 from protea import bundled
 from protea import sequences as door
 from protea.arguments import check
-from protea.checkpoints.formats import open_checkpoint
-from protea.checkpoints.hub import locate
 from protea.device import resolve_device
 from protea.embed import embeddings
 from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long
 from protea.embed.vector_cache import VectorCache
-from protea.errors import CheckpointError, UsageError
+from protea.errors import CheckpointError
+from protea.estimators import ProteaClassifier, ProteaRegressor
 from protea.infer.runner import FloatArray
-from protea.language_model import Device, Dtype, LanguageModel, ModelName, load, under_policy
-from protea.models.encoder import Encoder
+from protea.language_model import Device, Dtype, ModelName, under_policy
 from protea.optional import extra
-from protea.output import sha256
 from protea.score.expected import runner_for
-from protea.text import shown
+from protea.shared_models import SharedModel, column, no_column, opened
 
 with extra("sklearn", "protea.sklearn needs scikit-learn"):
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
+__all__ = ["EmbeddingTransformer", "ProteaClassifier", "ProteaRegressor"]
+
 _FORMAT: Final = 1
 """Of the cache; another number for a version whose vectors are others."""
-
-_MODELS: Final = 2
-"""So many models stay in memory; a search over models drops the others."""
-
-_OPENING: Final = RLock()
 
 
 class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -131,18 +123,18 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         model = self._model()
         resolve_layers([self.layer], model.outline)
         check_poolings([self.pool], model.outline.alphabet.frame)
-        given = door.read(_column(X), model.outline.alphabet)
+        given = door.read(column(X), model.outline.alphabet)
         if given.single:
-            raise _no_column(X)
+            raise no_column(X)
         return under_policy(given, model.outline, self.long)
 
-    def _model(self) -> _Model:
+    def _model(self) -> SharedModel:
         """The model of the settings; ``CheckpointError`` if a pickle of this transformer had other weights."""
         hints = get_type_hints(EmbeddingTransformer.__init__, include_extras=True)
         special = {"model": ModelName, "cache": _Folder, "dtype": Dtype}
         for name, value in self.get_params(deep=False).items():
             check(name, value, special.get(name, hints[name]))
-        model = _opened(str(self.model), str(resolve_device(str(self.device))), self.dtype)
+        model = opened(str(self.model), str(resolve_device(str(self.device))), self.dtype)
         name, weights = getattr(self, "_pickled", (None, []))
         if name == self.model and weights != model.weights:
             raise CheckpointError(
@@ -151,7 +143,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             )
         return model
 
-    def _vectors(self, model: _Model, records: list[EncodedRecord]) -> Iterator[tuple[str, FloatArray]]:
+    def _vectors(self, model: SharedModel, records: list[EncodedRecord]) -> Iterator[tuple[str, FloatArray]]:
         """The vector of each sequence: from the cache, or computed, with all that the cache stores beside it."""
         (layer,) = resolve_layers([self.layer], model.outline)
         cache, asked = None, Asked(layers=(layer,), poolings=(self.pool,))
@@ -175,7 +167,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
                 cache.put(sequence, vectors)
             yield sequence, vectors[place].copy()
 
-    def _opened_cache(self, folder: Path, model: _Model) -> tuple[VectorCache, Asked]:
+    def _opened_cache(self, folder: Path, model: SharedModel) -> tuple[VectorCache, Asked]:
         """The cache for what the vectors depend on, and all that it stores of a sequence."""
         config, frame = model.outline.config, model.outline.alphabet.frame
         poolings = tuple(name for name in POOLINGS if name != "bos" or frame.bos is not None)
@@ -194,80 +186,3 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
 
 _Folder = Annotated[Path, "the path of a folder"] | None
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model that the transformers of a process share; its weights are read when they are first needed.
-
-    ``outline`` is on the meta device, without weights. ``lock`` lets one thread at a time load and compute.
-    """
-
-    name: str
-    device: str
-    dtype: str
-    outline: Encoder
-    files: tuple[Path, ...]
-    stamps: tuple[tuple[int, int], ...]
-    lock: Any = field(default_factory=RLock)
-
-    @cached_property
-    def loaded(self) -> LanguageModel:
-        """The model with its weights."""
-        return load(self.name, device=self.device, dtype=self.dtype)
-
-    @cached_property
-    def weights(self) -> list[str]:
-        """SHA-256 of the weight files, in order."""
-        return sorted(map(sha256, self.files))
-
-
-@lru_cache(maxsize=_MODELS)
-def _shared(name: str, device: str, dtype: str) -> _Model:
-    with open_checkpoint(locate(name)) as checkpoint:
-        files = tuple(checkpoint.tensors.paths)
-        return _Model(name, device, dtype, checkpoint.model, files, _stamps(files))
-
-
-def _opened(name: str, device: str, dtype: str) -> _Model:
-    """The shared model; opened again if its files have changed."""
-    with _OPENING:
-        model = _shared(name, device, dtype)
-        if all(path.exists() for path in model.files) and _stamps(model.files) == model.stamps:
-            return model
-        _shared.cache_clear()
-        return _shared(name, device, dtype)
-
-
-def _stamps(files: tuple[Path, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple((status.st_mtime_ns, status.st_size) for status in (path.stat() for path in files))
-
-
-def _column(values: Any) -> Any:
-    """A column in a form for ``protea.sequences``, which refuses lists of letters.
-
-    The column of a table is a mapping of its rows: its values are sequences, be they single letters, and not labels.
-    """
-    if isinstance(values, Mapping) or not hasattr(values, "__len__"):  # a generator would be empty after ``fit``
-        raise _no_column(values)
-    kinds = {kind.__name__ for kind in type(values).__mro__}
-    if "DataFrame" in kinds:
-        _check_width(values, len(values.columns))
-        values = values[values.columns[0]]
-    if isinstance(values, np.ndarray) and values.ndim > 1:
-        _check_width(values, 0 if values.ndim > 2 else values.shape[1])
-        return dict(enumerate(values[:, 0]))
-    return dict(enumerate(values)) if kinds & {"DataFrame", "Series"} else values
-
-
-def _no_column(values: Any) -> UsageError:
-    given = f"{shown(values)} ({type(values).__name__})"
-    return UsageError(f"X: got {given}; give a list of sequences, or a table with one column")
-
-
-def _check_width(values: Any, columns: int) -> None:
-    if columns != 1:
-        raise UsageError(
-            f"X: got a {type(values).__name__} of shape {shown(values.shape)}; give one column, as in "
-            "table['sequence'], or name it in a ColumnTransformer"
-        )

@@ -82,7 +82,7 @@ def test_joined_numbers_are_connected_components(edges: list[tuple[int, int]]) -
     one, other = (np.array([edge[side] for edge in edges], np.int64) for side in (0, 1))
     same = np.eye(20, dtype=bool)
     same[one, other] = True
-    labels = likeness._joined(20, one, other)
+    labels = likeness.joined(20, one, other)
     check_partition(np.unique(labels, return_inverse=True)[1], same)
 
 

@@ -228,6 +228,8 @@ def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Pa
     assert {"step", "validation_loss"} <= set(pd.read_csv("seeds/curve.tsv", sep="\t"))
     result = run("finetune", given, "-m", model, "-o", "folds", "--split", "kfold:3", *NO_TIME)
     assert result.code == 0, result
+    assert "lowest and highest of 3 folds" in result.out
+    assert "protea predict folds/fold-1`" in result.out
     assert sorted(path.name for path in Path("folds").glob("fold-*")) == ["fold-1", "fold-2", "fold-3"]
     assert pd.read_csv("folds/metrics.tsv", sep="\t").fold.unique().tolist() == [1, 2, 3]
     tested = [
@@ -237,7 +239,7 @@ def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Pa
     assert set.union(*tested) == {f"p{i}" for i in range(len(PARTS))}
     assert sum(map(len, tested)) == len(PARTS)
     assert run("predict", "folds/fold-2", given, "-o", "p.csv").code == 0
-    fails(run("predict", "folds", given, "-o", "q.csv"), 1, "folds")
+    fails(run("predict", "folds", given, "-o", "q.csv"), 1, "folds/fold-1")
     result = run("finetune", given, "-m", model, "-o", "layers", "--layer", "auto", *NO_TIME)
     assert result.code == 0
     losses = pd.read_csv("layers/layers.tsv", sep="\t")

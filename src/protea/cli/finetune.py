@@ -172,11 +172,13 @@ def finetune(
         finished = run(settings, overwrite=overwrite, progress=progress)
     for note in finished.measured.notes:
         tell(note)
-    _show(finished.measured, finished.predictor.task)
-    typer.echo(f"{finished.output}: {finished.predictor.task.name}, predict with `protea predict {finished.output}`")
+    predicted, first = finished.predictor.task, finished.folders[0]
+    _show(finished.measured, predicted, folds=len(finished.folders))
+    page = finished.output / "report.html"
+    typer.echo(f"{finished.output}: {predicted.name}; read {page}, predict with `protea predict {first}`")
 
 
-def _show(finished: Measurements, task: Task) -> None:
+def _show(finished: Measurements, task: Task, *, folds: int) -> None:
     """The first numbers of each method on the shown part."""
     from protea.finetune.measures import SELECTED, measures
 
@@ -189,7 +191,8 @@ def _show(finished: Measurements, task: Task) -> None:
             value = "-" if row["value"] is None or row["value"] != row["value"] else f"{row['value']:.3f}{interval}"
             cells.setdefault(row["method"], {})[row["number"]] = value
     show_table(("method", *names), [(method, *(of[name] for name in names)) for method, of in cells.items()])
-    typer.echo(f"{finished.part} part, {counted(finished.examples, 'example')}; 95 % intervals in parentheses")
+    brackets = "95 % intervals" if folds == 1 else f"lowest and highest of {folds} folds"
+    typer.echo(f"{finished.part} part, {counted(finished.examples, 'example')}; {brackets} in parentheses")
 
 
 @options.options_of(options.columns, options.letters)

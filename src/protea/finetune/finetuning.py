@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
@@ -22,16 +21,15 @@ from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.adapters import has_class
-from protea.finetune.calibration import Calibration, calibrate
-from protea.finetune.distances import Reference
 from protea.finetune.examples import EncodedExamples, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
+from protea.finetune.fitting import LEAST, fit_predictor
 from protea.finetune.frozen import AUTO
 from protea.finetune.heads import HF, RESIDUES
 from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.measuring import Measurements, measure_member
-from protea.finetune.members import Member, Trainer, head_of
-from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
+from protea.finetune.members import Trainer, head_of
+from protea.finetune.predictor import Predictor
 from protea.finetune.report import write_pages
 from protea.finetune.splits import calibration, split
 from protea.finetune.splits import parse as parse_split
@@ -46,17 +44,19 @@ RUN: Final = "run.yaml"
 _INPUT: Final = "input"
 _NAMES_ONLY: Final = ("data", "output", "labels", "mask", "model")
 """Settings that name files, whose contents are compared instead."""
-_LEAST: Final = 20
-"""Examples of the validation part that are not used for calibration, at least."""
 
 
 @dataclass
 class Finished:
-    """A finished run: its folder, the predictor (of the first fold), and the numbers, with what to tell the user."""
+    """A finished run: its folder, the predictor (of the first fold), and the numbers, with what to tell the user.
+
+    ``folders`` hold a predictor each: the output itself, or the folders of all folds.
+    """
 
     output: Path
     predictor: Predictor
     measured: Measurements
+    folders: tuple[Path, ...] = ()
 
 
 def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: Progress = SILENT) -> Finished:
@@ -162,7 +162,7 @@ class _Run:
         )
         self.rows = list(labelled.rows)
         folds = split(labelled, parse_split(settings.split), settings.seed, progress)
-        self.folds = [calibration(fold, settings.calibration, settings.seed, _LEAST) for fold in folds]
+        self.folds = [calibration(fold, settings.calibration, settings.seed, LEAST) for fold in folds]
         self.whole = prepare(labelled, loaded.module, settings.long, self.rows)
         config = head_of(settings, loaded.module, labelled)
         self.notes = []
@@ -201,46 +201,18 @@ class _Run:
     def _fold(self, prepared: EncodedExamples, notes: list[str], number: int, folds: int) -> Finished:
         """Train, calibrate and measure one split of the data."""
         name = "run" if folds == 1 else f"fold-{number + 1}"
-        folder = self.work / "complete" / ("" if folds == 1 else name)
+        whole = self.work / "complete"
+        folder = whole / ("" if folds == 1 else name)
         folder.mkdir(exist_ok=True)
         trainer = Trainer(self.settings, self.loaded, self.work, name, self.identity, self.progress)
-        members = trainer.members(prepared)
-        best = max(members, key=lambda member: (member.selected, -member.loss))
-        calibrated = self._calibrated(best)
-        predictor = self._predictor(best, calibrated)
-        predictor.save(folder)
-        if best.adapter is not None:
-            best.adapter.write(folder / ADAPTER, self.loaded.name)
-        elif self.settings.method == "full":
-            save_encoder(best.encoder, folder)
-        measured = measure_member(folder, trainer, members, best, calibrated)
+        fitted = fit_predictor(trainer, prepared)
+        fitted.save(folder)
+        best, calibrated = fitted.best, fitted.calibration
+        measured = measure_member(folder, trainer, fitted.members, best, calibrated)
         measured.notes = [*self.notes, *notes, *best.notes, *calibrated.notes, *measured.notes]
         return_freed_memory()
-        return Finished(self.settings.output, predictor, measured)
-
-    def _calibrated(self, best: Member) -> Calibration:
-        data = best.prepared.labelled.part("calibration")
-        alpha = round(1 - self.settings.coverage, 10)
-        if not data.examples:
-            return Calibration(data.task, alpha=alpha, notes=("nothing to calibrate with: validation is too small",))
-        return calibrate(data.task, best.predictions("calibration"), data.all_targets(), alpha=alpha)
-
-    def _predictor(self, best: Member, calibrated: Calibration) -> Predictor:
-        vectors = _mean_vectors(best)
-        train, validation = (
-            vectors[np.unique(best.prepared.which[best.prepared.places(part)])] for part in ("train", "validation")
-        )
-        return Predictor(
-            head=best.head.eval(),
-            classes=best.prepared.labelled.classes,
-            layer=best.chosen.layer,
-            long=self.settings.long,
-            base=Base.of(self.loaded),
-            method=self.settings.method,
-            calibration=calibrated,
-            reference=None if best.head.task.unit == "pair" else Reference.of(train, validation, self.settings.seed),
-            encoder=best.encoder,
-        )
+        output = self.settings.output
+        return Finished(output, fitted.predictor, measured, (output / folder.relative_to(whole),))
 
     def _joined(self, folds: list[Finished]) -> Finished:
         """The means over all folds, each of which is in a folder of its own."""
@@ -261,15 +233,6 @@ class _Run:
         examples = sum(fold.measured.examples for fold in folds)
         metrics = values.rename_columns([*keys, "value", "low", "high"])
         part = folds[0].measured.part
-        return Finished(self.settings.output, folds[0].predictor, Measurements(part, examples, metrics, notes=notes))
-
-
-def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """``[S, D]``: the mean vector of each sequence, or what stands for it, at the layer of the head."""
-    features, place = member.chosen.features, member.chosen.place
-    if member.head.config.reads != RESIDUES:
-        return np.ascontiguousarray(features.values[:, place])
-    means = [
-        features.values[a:b, place].mean(0) for a, b in zip(features.offsets[:-1], features.offsets[1:], strict=True)
-    ]
-    return np.stack(means)
+        folders = tuple(folder for fold in folds for folder in fold.folders)
+        measured = Measurements(part, examples, metrics, notes=notes)
+        return Finished(self.settings.output, folds[0].predictor, measured, folders)

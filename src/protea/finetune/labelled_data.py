@@ -72,7 +72,7 @@ def read_labelled(files: DataFiles) -> Labelled:
     found = numbered(task, raw)
     examples = [LabelledExample(item.id, item.sequences, item.part, item.place) for item in raw.examples]
     labelled = Labelled(task, found.classes, examples, found.targets, [*raw.notes, *found.notes], raw.rows)
-    _check_targets(labelled)
+    check_targets(labelled)
     _note_absent_classes(labelled)
     _note_repeats(labelled)
     return labelled
@@ -187,7 +187,7 @@ def _task(raw: Raw, files: DataFiles) -> Task:
     return task
 
 
-def _check_targets(labelled: Labelled) -> None:
+def check_targets(labelled: Labelled) -> None:
     """Refuse labels that nothing can be learned from."""
     targets = labelled.all_targets()
     known = targets.values[targets.known()]

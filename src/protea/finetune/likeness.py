@@ -244,7 +244,7 @@ def _mmseqs_clusters(sequences: Sequence[str], identity: float) -> Ints:
         np.concatenate([close[:, 0], hits.query[near]]),
         np.concatenate([close[:, 1], chosen[hits.target[near]]]),
     )
-    return _joined(len(sequences), one, other)
+    return joined(len(sequences), one, other)
 
 
 def _write(path: Path, sequences: Iterable[tuple[int, str]]) -> Path:
@@ -276,7 +276,7 @@ def _pairs(hits: _Hits, queries: Ints, training: Ints, width: int) -> tuple[Floa
 
 
 # ---- connected sequences ----
-def _joined(count: int, one: Ints, other: Ints) -> Ints:
+def joined(count: int, one: Ints, other: Ints) -> Ints:
     """``[count]``: the smallest number that each number is connected with by edges ``one`` to ``other``."""
     label = np.arange(count)
     while True:
@@ -291,7 +291,7 @@ def _joined(count: int, one: Ints, other: Ints) -> Ints:
 
 
 def _connected(count: int, alike: Callable[[int, Ints], NDArray[np.bool_]]) -> Ints:
-    """As ``_joined``; ``alike`` says which of some numbers are connected with one."""
+    """As ``joined``; ``alike`` says which of some numbers are connected with one."""
     label, rest = np.full(count, -1, np.int64), np.arange(count)
     while len(rest):
         seed, rest = int(rest[0]), rest[1:]

@@ -110,8 +110,8 @@ def _groups(data: Labelled, notes: list[str], trainer: Trainer) -> Ints | None:
     count = len(np.unique(found))
     if count < _LEAST:
         notes.append(
-            f"the test examples are {count} {'family' if count == 1 else 'families'} of relatives, so intervals come "
-            "from single examples and say nothing about other families"
+            f"the test examples are of {count} {'family' if count == 1 else 'families'}, too few to draw whole "
+            "families, so intervals draw single examples and say nothing about other families"
         )
         return None
     return found

@@ -210,6 +210,8 @@ def _read_numbers(folder: Path) -> Mapping[str, Any]:
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if is_predictor(first := folder / "fold-1"):
+            raise CheckpointError(f"{folder}: holds a predictor for each fold; name one, as in {first}") from None
         raise CheckpointError(f"{folder}: holds no {FILE}; name a folder that `protea finetune` wrote") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / FILE}: cannot be read ({error}); train again") from error

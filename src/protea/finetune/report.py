@@ -243,10 +243,9 @@ def _notes(results: Results) -> Markup:
 
 def _use(results: Results, output: Path) -> Markup:
     unit = results.task.unit
-    if unit == "pair":
-        return _section("How to predict", TOLD["pairs"])
-    command = f"protea predict {shlex.quote(str(output))} proteins.fasta -o predicted.csv"
-    return _section("How to predict", f"One row for each {unit}. {TOLD['use']}", element("pre", command))
+    source, told = ("pairs.csv", TOLD["pairs"]) if unit == "pair" else ("proteins.fasta", TOLD["use"])
+    command = f"protea predict {shlex.quote(str(output))} {source} -o predicted.csv"
+    return _section("How to predict", f"One row for each {unit}. {told}", element("pre", command))
 
 
 # ---- parts of a page ----

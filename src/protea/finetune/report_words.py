@@ -83,7 +83,7 @@ TOLD: Final = {
     "part. Layer 0 is the input embedding.",
     "seeds": "The same training from other random numbers. The seed that is best on the validation part was kept.",
     "use": "Where the column far is true, a protein is unlike the training data: trust its predictions less.",
-    "pairs": "No command predicts pairs yet. Predictions of the validation and test parts are in predictions.parquet.",
+    "pairs": "The table needs the columns sequence and sequence_2.",
 }
 """By section."""
 

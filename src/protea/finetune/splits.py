@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from protea.errors import DataError, UsageError
 from protea.finetune.labelled_data import group_numbers
-from protea.finetune.likeness import clusters
+from protea.finetune.likeness import clusters, joined
 from protea.finetune.tasks import PARTS, Ints, Labelled, Part
 from protea.progress import SILENT, Progress
 from protea.text import counted, shown
@@ -124,16 +124,38 @@ def _given(labelled: Labelled, rng: np.random.Generator) -> Labelled:
         raise DataError(f"{first}: the data have no training part; add records with the set train, or another --split")
     parts = {}
     if not counts["validation"]:
-        groups = group_numbers(labelled)[train]
-        drawn = _draw(groups, _strata(labelled)[train], {"validation": SHARE * len(train)}, rng, "train")
-        parts = dict(zip(train, drawn, strict=True))
-        count = sum(part == "validation" for part in drawn)
-        notes.append(
-            f"split: the data have no validation part; {count:,} of {len(train):,} training examples become it"
-        )
+        parts = _validation(labelled, train, group_numbers(labelled), rng, notes)
     if not counts["test"]:
         notes.append("split: the data have no test part; nothing is reported on one")
     return _with_parts(labelled, parts, notes)
+
+
+def validation(labelled: Labelled, groups: Sequence[object] | None, seed: int) -> Labelled:
+    """All examples as training examples, but for a validation part; whole groups of ``groups``, by example, if given.
+
+    Raises:
+        DataError: a training part that teaches nothing is left.
+    """
+    rng, numbers, notes = np.random.default_rng(seed), group_numbers(labelled), list[str]()
+    if groups is not None:
+        codes = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+        theirs = len(numbers) + np.array([codes[group] for group in groups], np.int64)
+        numbers = joined(2 * len(numbers), numbers, theirs)[numbers]
+    everything = list(range(len(numbers)))
+    drawn = _validation(labelled, everything, numbers, rng, notes)
+    found = _with_parts(labelled, {**dict.fromkeys(everything, "train"), **drawn}, notes)
+    _check_training(found, "")
+    return found
+
+
+def _validation(
+    labelled: Labelled, train: list[int], groups: Ints, rng: np.random.Generator, notes: list[str]
+) -> dict[int, Part]:
+    """The new parts of the training examples, a share of which becomes the validation part."""
+    drawn = _draw(groups[train], _strata(labelled)[train], {"validation": SHARE * len(train)}, rng, "train")
+    count = sum(part == "validation" for part in drawn)
+    notes.append(f"split: the data have no validation part; {count:,} of {len(train):,} training examples become it")
+    return dict(zip(train, drawn, strict=True))
 
 
 def _random(labelled: Labelled, groups: Ints, rng: np.random.Generator, notes: Sequence[str]) -> Labelled:

@@ -1,0 +1,79 @@
+"""From labelled examples in parts to a predictor: training, the choice between members, and calibration.
+
+Nothing here looks at the test part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from protea.finetune.calibration import Calibration, calibrate
+from protea.finetune.distances import Reference
+from protea.finetune.examples import EncodedExamples
+from protea.finetune.heads import RESIDUES
+from protea.finetune.members import Member, Trainer
+from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
+
+LEAST: Final = 20
+"""Examples of a validation part from which some are taken for calibration."""
+
+
+@dataclass
+class Fitted:
+    """All trained members, the best of them on the validation part, and the predictor that it makes."""
+
+    members: list[Member]
+    best: Member
+    calibration: Calibration
+    predictor: Predictor
+
+    def save(self, folder: Path) -> None:
+        """Write the predictor into an existing folder, with all that ``protea predict`` reads."""
+        self.predictor.save(folder)
+        if self.best.adapter is not None:
+            self.best.adapter.write(folder / ADAPTER, self.predictor.base.name)
+        elif self.predictor.method == "full":
+            save_encoder(self.best.encoder, folder)
+
+
+def fit_predictor(trainer: Trainer, prepared: EncodedExamples) -> Fitted:
+    """Train on the training part, choose on the validation part, calibrate on the calibration part."""
+    members = trainer.members(prepared)
+    best = max(members, key=lambda member: (member.selected, -member.loss))
+    vectors = _mean_vectors(best)
+    train, validation = (vectors[np.unique(prepared.which[prepared.places(part)])] for part in ("train", "validation"))
+    calibrated = _calibrated(best, round(1 - trainer.settings.coverage, 10))
+    predictor = Predictor(
+        head=best.head.eval(),
+        classes=prepared.labelled.classes,
+        layer=best.chosen.layer,
+        long=trainer.settings.long,
+        base=Base.of(trainer.loaded),
+        method=trainer.settings.method,
+        calibration=calibrated,
+        reference=None if best.head.task.unit == "pair" else Reference.of(train, validation, trainer.settings.seed),
+        encoder=best.encoder,
+    )
+    return Fitted(members, best, calibrated, predictor)
+
+
+def _calibrated(best: Member, alpha: float) -> Calibration:
+    data = best.prepared.labelled.part("calibration")
+    if not data.examples:
+        return Calibration(data.task, alpha=alpha)  # ``splits.calibration`` has said why
+    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), alpha=alpha)
+
+
+def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """``[S, D]``: the mean vector of each sequence, or what stands for it, at the layer of the head."""
+    features, place = member.chosen.features, member.chosen.place
+    if member.head.config.reads != RESIDUES:
+        return np.ascontiguousarray(features.values[:, place])
+    means = [
+        features.values[a:b, place].mean(0) for a, b in zip(features.offsets[:-1], features.offsets[1:], strict=True)
+    ]
+    return np.stack(means)
