@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,8 @@ def train(given: argparse.Namespace, way: Way, data: EncodedExamples) -> tuple[l
         return protea.load(folder, device=given.device, trainable=True).module
 
     with tempfile.TemporaryDirectory(dir=given.work) as work:
-        try:
+        with suppress(EnoughError):
             tune(load, data, head, settings, Path(work), identity={}, seed=0, progress=watch)
-        except EnoughError:
-            pass
     places = data.places("train")
     updates = Updates(len(places), way.batch, settings.steps or 0, settings.validations, 0)
     groups = [places[updates[step]] for step in range(1, len(watch.ends) + 1)]

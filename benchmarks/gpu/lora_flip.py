@@ -61,13 +61,13 @@ class Clock(Progress):
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
         """Called at the start of a stage."""
-        self._note()
+        self.lap()
         self._stage = task
         self.advance(0)
 
     def advance(self, amount: int = 1) -> None:
         """Called after each unit of work."""
-        self._note()
+        self.lap()
         if time.perf_counter() - self.began > self.limit:
             raise TooSlowError
 
@@ -75,7 +75,8 @@ class Clock(Progress):
         """Show it in the log."""
         print(message, flush=True)
 
-    def _note(self) -> None:
+    def lap(self) -> None:
+        """Add the time since the last sign of progress to the current stage."""
         now = time.perf_counter()
         self.stages[self._stage] = self.stages.get(self._stage, 0.0) + now - self._since
         self._since = now
@@ -137,7 +138,8 @@ def train(given: argparse.Namespace, task: str, values: dict[str, Any], seed: in
         reason = str(error)
     row = {"task": task, "split": Path(settings.data[0]).name.partition(".")[0], "seed": seed, "model": settings.model}
     row |= {"epochs": settings.epochs, "batch": settings.batch, "seconds": time.perf_counter() - clock.began}
-    row |= {f"{stage}_seconds": clock.stages.get(stage) for stage in ("training", "embedding")}
+    clock.lap()
+    row["stages"] = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clock.stages.items())
     row["peak_memory"] = None if given.dry_run else torch.cuda.max_memory_allocated()
     append(given.out, "flip-lora", "flip", **row, reason=reason, **found)
     # Hidden states of all residues can be 14 GB.

@@ -28,10 +28,20 @@ KEYS = {
     "training": {"size", "tokens_per_second", "utilisation", "peak_memory", "compiled", "pack", "steps"},
     "embedding": {"size", "program", "dtype", "residues_per_second_files", "tokens_per_second_files"}
     | {"residues_per_second", "tokens_per_second", "utilisation", "peak_memory", "load_seconds"},
-    "lora": {"size", "pack", "recomputed", "batch", "tokens_per_second", "goal", "utilisation", "peak_memory", "reason"},
+    "lora": {
+        "size",
+        "pack",
+        "recomputed",
+        "batch",
+        "tokens_per_second",
+        "goal",
+        "utilisation",
+        "peak_memory",
+        "reason",
+    },
 }
 FLIP_KEYS = {
-    "flip": {"task", "split", "seed", "epochs", "batch", "seconds", "training_seconds", "peak_memory", "reason"}
+    "flip": {"task", "split", "seed", "epochs", "batch", "seconds", "stages", "peak_memory", "reason"}
     | {"tested", "spearman", "mse"},
 }
 MINI_KEYS = {
@@ -133,7 +143,7 @@ def test_flip_has_a_row_for_each_task_and_seed(tmp_path: Path) -> None:
     (tmp_path / "flip" / "gb1").mkdir(parents=True)
     records = [
         f">v{number} TARGET={rng.normal():.3f} SET={'test' if number >= 16 else 'train'} VALIDATION={number < 4}\n"
-        f"{''.join(rng.choice(list('ACDEFGHIKLMNPQRSTVWY'), 30))}\n"
+        f"MQYKLILNGKTLKGETTTEA{''.join(rng.choice(list('ACDEFGHIKLMNPQRSTVWY'), 4))}\n"
         for number in range(24)
     ]
     (tmp_path / "flip" / "gb1" / "two_vs_rest.fasta").write_text("".join(records))
