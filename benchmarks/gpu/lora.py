@@ -129,9 +129,8 @@ def train(given: argparse.Namespace, way: Way, data: EncodedExamples) -> tuple[l
     def load() -> Encoder:
         return protea.load(folder, device=given.device, trainable=True).module
 
-    with tempfile.TemporaryDirectory(dir=given.work) as work:
-        with suppress(EnoughError):
-            tune(load, data, head, settings, Path(work), identity={}, seed=0, progress=watch)
+    with tempfile.TemporaryDirectory(dir=given.work) as work, suppress(EnoughError):
+        tune(load, data, head, settings, Path(work), identity={}, seed=0, progress=watch)
     places = data.places("train")
     updates = Updates(len(places), way.batch, settings.steps or 0, settings.validations, 0)
     groups = [places[updates[step]] for step in range(1, len(watch.ends) + 1)]
