@@ -170,8 +170,8 @@ def main() -> None:
     if unknown := [task for task in tasks if task not in PLANS]:
         raise SystemExit(f"no task {unknown[0]!r}; there are {', '.join(PLANS)}")
     there = {task: values for task in tasks if (values := options(given.folder, task)) is not None}
-    if absent := [task for task in tasks if task not in there]:
-        print(f"{given.folder} lacks the files of {', '.join(absent)}", flush=True)
+    for task in (task for task in tasks if task not in there):
+        append(given.out, "flip-lora", "flip", task=task, model=given.model, reason=f"{given.folder} lacks its files")
     if not there:
         raise SystemExit(f"{given.folder}: nothing of FLIP is here")
     failed: dict[str, str] = {}

@@ -151,6 +151,10 @@ def test_flip_has_a_row_for_each_task_and_seed(tmp_path: Path) -> None:
     code, ended, rows = run("run.sh", tmp_path / "out", "--parts", "flip-lora", **given)
     assert ended["flip-lora"]["status"] == "ok", ended
     assert code == 0
+    assert {row["task"] for row in rows if "lacks its files" in (row["reason"] or "")} == {
+        "secondary_structure", "scl", "meltome", "conservation"
+    }  # fmt: skip
+    rows = [row for row in rows if row["task"] == "gb1"]
     has(rows, FLIP_KEYS)
     assert [(row["task"], row["split"], row["seed"], row["tested"]) for row in rows] == [
         ("gb1", "two_vs_rest", seed, 8) for seed in (0, 1)
