@@ -24,7 +24,7 @@ import torch
 from records import append
 
 NEEDED = ("numpy", "safetensors", "huggingface_hub", "xopen", "h5py", "pyarrow", "pydantic", "yaml", "typer", "rich")
-BESIDE = ("backports.zstd", "transformers", "tensorboard", "pytest", "hypothesis")
+BESIDE = ("backports.zstd", "transformers", "peft", "accelerate", "tensorboard", "pytest", "hypothesis")
 SIDE, DRY_SIDE = 8192, 256
 COPIED, DRY_COPIED = 4 << 30, 1 << 20
 

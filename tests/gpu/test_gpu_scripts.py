@@ -18,7 +18,7 @@ else:
     from backports import zstd
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
-PARTS = ("device", "prepare", "gradients", "tests", "train-8M", "embed-8M")
+PARTS = ("device", "prepare", "gradients", "tests", "train-8M", "embed-8M", "lora-8M")
 KEYS = {
     "device": {"device", "driver", "memory", "torch", "capability", "bfloat16_product_tflops", "missing"},
     "prepared": {"what", "seconds"},
@@ -28,6 +28,21 @@ KEYS = {
     "training": {"size", "tokens_per_second", "utilisation", "peak_memory", "compiled", "pack", "steps"},
     "embedding": {"size", "program", "dtype", "residues_per_second_files", "tokens_per_second_files"}
     | {"residues_per_second", "tokens_per_second", "utilisation", "peak_memory", "load_seconds"},
+    "lora": {
+        "size",
+        "pack",
+        "recomputed",
+        "batch",
+        "tokens_per_second",
+        "goal",
+        "utilisation",
+        "peak_memory",
+        "reason",
+    },
+}
+FLIP_KEYS = {
+    "flip": {"task", "split", "seed", "epochs", "batch", "seconds", "stages", "peak_memory", "reason"}
+    | {"tested", "spearman", "mse"},
 }
 MINI_KEYS = {
     "corpus": {"sequences", "residues", "held_out", "held_out_is_apart"},
@@ -76,6 +91,9 @@ def test_every_part_of_a_dry_run_is_ok(tmp_path: Path) -> None:
         (dtype, width) for dtype in ("float16", "bfloat16") for width in (16, 32, 64, 128)
     }
     assert {row["dtype"] for row in rows if row["kind"] == "embedding"} == {"float32", "bf16-mixed"}
+    tuned = [row for row in rows if row["kind"] == "lora"]
+    assert [row["recomputed"] for row in tuned] == [False, True]
+    assert all(row["tokens_per_second"] > 0 and row["reason"] is None for row in tuned)
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert all(f"## {kind}" in summary for kind in (*KEYS, "status"))
     assert "=== embed-8M: exit code 0" in (tmp_path / "out" / "log.txt").read_text()
@@ -99,6 +117,49 @@ def test_a_part_that_ends_badly_does_not_stop_the_others(tmp_path: Path) -> None
     assert "no size '9B'" in ended["train-9B"]["reason"]
     assert "less than its bound of 100000" in ended["tests"]["reason"]
     assert [row["width"] for row in rows if row["kind"] == "gradients"] == [16, 32, 64, 128] * 2
+
+
+def test_lora_without_peft_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "peft.py").write_text("raise ImportError('no accelerate')")
+    search = os.pathsep.join([str(tmp_path), str(FOLDER.parents[1] / "src")])
+    command = [sys.executable, str(FOLDER / "lora.py"), str(tmp_path), str(tmp_path), "8M", "--dry-run"]
+    environment = os.environ | {"PYTHONPATH": search}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 77, done.stderr
+    assert "peft" in done.stdout
+    assert "no accelerate" in done.stdout
+
+
+def test_flip_without_its_files_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    code, ended, _ = run("run.sh", tmp_path / "out", "--parts", "flip-lora", FLIP=tmp_path, FLIP_MODEL="")
+    assert code == 0
+    assert ended["flip-lora"]["status"] == "skipped"
+    assert "FLIP_MODEL" in ended["flip-lora"]["reason"]
+
+
+@pytest.mark.long
+def test_flip_has_a_row_for_each_task_and_seed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "flip" / "gb1").mkdir(parents=True)
+    records = [
+        f">v{number} TARGET={rng.normal():.3f} SET={'test' if number >= 16 else 'train'} VALIDATION={number < 4}\n"
+        f"MQYKLILNGKTLKGETTTEA{''.join(rng.choice(list('ACDEFGHIKLMNPQRSTVWY'), 4))}\n"
+        for number in range(24)
+    ]
+    (tmp_path / "flip" / "gb1" / "two_vs_rest.fasta").write_text("".join(records))
+    given = {"FLIP": tmp_path / "flip", "FLIP_MODEL": "protea-mini", "FLIP_SEEDS": "0 1"}
+    code, ended, rows = run("run.sh", tmp_path / "out", "--parts", "flip-lora", **given)
+    assert ended["flip-lora"]["status"] == "ok", ended
+    assert code == 0
+    assert {row["task"] for row in rows if "lacks its files" in (row["reason"] or "")} == {
+        "secondary_structure", "scl", "meltome", "conservation"
+    }  # fmt: skip
+    rows = [row for row in rows if row["task"] == "gb1"]
+    has(rows, FLIP_KEYS)
+    assert [(row["task"], row["split"], row["seed"], row["tested"]) for row in rows] == [
+        ("gb1", "two_vs_rest", seed, 8) for seed in (0, 1)
+    ]
+    assert rows[0]["mse"] != rows[1]["mse"]
 
 
 @pytest.mark.long
