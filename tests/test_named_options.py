@@ -35,6 +35,7 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.labels", "--task"): "predict",
     ("protea.finetune.finetune_settings", "--head"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--dora"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--lr"): "evaluate flip",
@@ -49,8 +50,8 @@ NEVER_SHOWN = {
     ("protea.finetune.splits", "--split"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--layer"): "evaluate flip",
     ("protea.finetune.finetuning", "--split"): "evaluate flip",
-    ("protea.finetune.labelled_data", "--labels"): "evaluate flip",
-    ("protea.finetune.label_fasta", "--labels"): "evaluate flip",
+    ("protea.finetune.labelled_data", "--labels"): "evaluate flip, predict",
+    ("protea.finetune.label_fasta", "--labels"): "evaluate flip, predict",
     ("protea.embed.run", "--update"): "predict",
     ("protea.data.build", "--absent"): "evaluate flip, finetune, pretrain, data fasta",  # they read no list of members
     ("protea.data.build", "--empty"): "evaluate flip, finetune, pretrain, data fasta",  # their clusters have members

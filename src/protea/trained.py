@@ -17,7 +17,7 @@ from protea.embed.embeddings import Asked, Embedding
 from protea.embed.prepare import Long
 from protea.errors import UsageError
 from protea.finetune.heads import RESIDUES
-from protea.finetune.predictions import columns, outcomes, rows
+from protea.finetune.prediction_columns import columns, outcomes, rows
 from protea.finetune.predictor import Predictor, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
 from protea.language_model import Device, Dtype, ModelName, under_policy

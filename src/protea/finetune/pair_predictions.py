@@ -22,8 +22,8 @@ from protea.errors import FinishedError
 from protea.finetune.examples import prepare
 from protea.finetune.features import compute
 from protea.finetune.labelled_data import DataFiles, read_pairs
+from protea.finetune.prediction_columns import columns, predicted_columns
 from protea.finetune.prediction_store import PredictionStore
-from protea.finetune.predictions import columns, predicted_columns
 from protea.finetune.predictor import Predictor
 from protea.finetune.tasks import Labelled, LabelledExample
 from protea.journal import WorkFolder, read_finished

@@ -1,19 +1,6 @@
 """``protea predict``: a predictor's predictions for sequences, streamed and resumable as embeddings are.
 
-One row for each sequence, or for each residue that is kept. Columns:
-
-    id, position and residue (residue tasks)
-    predicted            the class, the value, or the labels of at least probability 0.5
-    probability_CLASS    the model's own probability
-    calibrated_CLASS     the same at the temperature of the calibration part
-    set                  the classes that hold the truth as often as the predictor states, joined by ``;``
-    low, high            the interval that does so for values
-    distance, far        how far the protein is from the training data (``distances.py``)
-    truncated_from       length before truncation, for a sequence that was cut
-
-A model of others (``foreign.py``) has no calibration and no training data, so it has none of their columns.
-
-Shapes: R rows of a record, C classes.
+``prediction_columns.py`` lists the columns.
 """
 
 from __future__ import annotations
@@ -22,10 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import torch
 
 from protea.embed.embeddings import Embedding
 from protea.embed.outputs import EmbeddingOutput
@@ -36,80 +19,13 @@ from protea.embed.survey import Totals
 from protea.errors import UsageError
 from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.heads import RESIDUES
+from protea.finetune.pair_predictions import predict_pairs
+from protea.finetune.prediction_columns import columns, rows
 from protea.finetune.prediction_store import SUFFIXES, PredictionStore, provenance_of
 from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
-from protea.finetune.tasks import Floats
 from protea.infer.loading import ModelLoader
 from protea.output import WRITTEN, read_run, sha256
 from protea.progress import SILENT, Progress
-
-
-def outcomes(predictor: Predictor, embedding: Embedding) -> Floats:
-    """Probabilities ``[R, C]`` or values ``[R]`` of one record."""
-    reads = predictor.head.config.reads
-    states = embedding.residues if reads == RESIDUES else embedding.pooled[reads]
-    assert states is not None
-    x = torch.from_numpy(states[0] if reads == RESIDUES else states)
-    with torch.inference_mode():
-        return predictor.head.outcome(predictor.head(x, torch.tensor([len(x)]))).numpy()
-
-
-def columns(predictor: Predictor) -> pa.Schema:
-    """The columns of the table."""
-    task, real, text = predictor.task, pa.float64(), pa.string()
-    names: list[tuple[str, pa.DataType]] = [("id", text)]
-    if task.unit == "residue":
-        names += [("position", pa.int64()), ("residue", text)]
-    names.append(("predicted", real if task.kind == "value" else text))
-    calibrated = predictor.calibration is not None
-    for what in ("probability", "calibrated")[: 1 + calibrated]:
-        names += [(f"{what}_{name}", real) for name in predictor.classes]
-    if task.kind == "class" and calibrated:
-        names.append(("set", text))
-    elif task.kind == "value" and calibrated:
-        names += [("low", real), ("high", real)]
-    names += [("distance", real), ("far", pa.bool_())] if predictor.reference is not None else []
-    return pa.schema([*names, ("truncated_from", pa.int64())])
-
-
-def rows(predictor: Predictor, embedding: Embedding) -> dict[str, Any]:
-    """The rows of one record, by column."""
-    found = outcomes(predictor, embedding)
-    record, count = embedding.encoded.record, len(found)
-    table: dict[str, Any] = {"id": [record.id] * count}
-    if predictor.task.unit == "residue":
-        letters = [_letter(predictor, number) for number in embedding.encoded.ids]
-        table |= {"position": np.arange(1, count + 1), "residue": letters}
-    table |= predicted_columns(predictor, found)
-    if predictor.reference is not None:
-        distance = float(predictor.reference.distances(embedding.pooled[predictor.summary])[0])
-        table |= {"distance": [distance] * count, "far": [distance > predictor.reference.far] * count}
-    return table | {"truncated_from": [embedding.encoded.truncated_from] * count}
-
-
-def predicted_columns(predictor: Predictor, found: Floats) -> dict[str, Any]:
-    """The columns that say what is predicted, and how surely."""
-    calibration, classes, kind = predictor.calibration, np.array(predictor.classes, object), predictor.task.kind
-    if kind == "value":
-        if calibration is None:
-            return {"predicted": found}
-        ends = calibration.intervals(found)
-        return {"predicted": found, "low": ends[:, 0], "high": ends[:, 1]}
-    labels = classes[found.argmax(1)] if kind == "class" else [";".join(classes[row >= 0.5]) for row in found]
-    table: dict[str, Any] = {"predicted": labels}
-    values = {"probability": found}
-    if calibration is not None:
-        values["calibrated"] = calibration.probabilities(found)
-    if kind == "class" and calibration is not None:
-        table["set"] = [";".join(classes[inside]) for inside in calibration.sets(found)]
-    for what, numbers in values.items():
-        table |= {f"{what}_{name}": numbers[:, place] for place, name in enumerate(predictor.classes)}
-    return table
-
-
-def _letter(predictor: Predictor, number: int) -> str:
-    assert predictor.encoder is not None
-    return predictor.encoder.alphabet.tokens[number]
 
 
 @dataclass(frozen=True)
@@ -184,8 +100,6 @@ def predict(
         if path.suffix in (".safetensors",) or path.name == FILE
     }
     if predictor.task.unit == "pair":
-        from protea.finetune.pair_predictions import predict_pairs
-
         return predict_pairs(predictor, settings, kind, files | predictor.base.files, overwrite, progress)
     layout = ArrayLayout(predictor.kinds, (predictor.layer,), encoder.config.hidden_size, "float32")
     outputs = [PredictionOutput(output, kind, layout, predictor=predictor)]
