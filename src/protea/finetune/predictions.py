@@ -33,7 +33,7 @@ from protea.embed.stores import ArrayLayout, Contents, EmbeddingStore, State
 from protea.embed.survey import Totals
 from protea.errors import UsageError
 from protea.finetune.heads import RESIDUES
-from protea.finetune.prediction_store import SUFFIXES, PredictionStore, provenance_of
+from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
 from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
 from protea.finetune.tasks import Floats
 from protea.infer.loading import ModelLoader
@@ -160,6 +160,7 @@ def predict(
         raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}; use {', '.join(SUFFIXES)}")
     if predictor.task.unit == "pair":
         raise UsageError(f"{folder}: predicts pairs; FASTA holds single sequences")
+    check_names(output, kind, columns(predictor).names)
     options = {
         **values,
         "model": str(folder),

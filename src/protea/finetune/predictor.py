@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -138,10 +138,14 @@ def read_predictor(folder: Path) -> Predictor:
         config = HeadConfig(**numbers["head"])
         head = Head(config)
         head.load_state_dict(_tensors(folder / _HEAD))
+        if len(numbers["classes"]) != (0 if head.task.kind == "value" else config.outputs):
+            raise ValueError(f"{len(numbers['classes'])} classes for {config.outputs} outputs")
+        if numbers["long"] not in get_args(Long):
+            raise ValueError(f"long: {numbers['long']}")
         reference = None
         if numbers["far"] is not None:
             arrays = _tensors(folder / _REFERENCE)
-            reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), numbers["far"])
+            reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), float(numbers["far"]))
         return Predictor(
             head=head.eval().requires_grad_(False),
             classes=tuple(numbers["classes"]),
@@ -210,6 +214,8 @@ def _read_numbers(folder: Path) -> Mapping[str, Any]:
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (fold := folder / "fold-1" / FILE).is_file():
+            raise CheckpointError(f"{folder}: is a run of folds; name one of them, as {fold.parent}") from None
         raise CheckpointError(f"{folder}: holds no {FILE}; name a folder that `protea finetune` wrote") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / FILE}: cannot be read ({error}); train again") from error
