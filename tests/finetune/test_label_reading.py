@@ -382,6 +382,15 @@ def test_repeats_and_absent_classes_are_told(read: Read) -> None:
     check_message("labelled.repeats", found.notes[-1])
 
 
+def test_labels_that_nobody_has_are_told(read: Read) -> None:
+    table = "id,sequence,u,v,set\na,MK,1,0,train\nb,MV,0,0,train\nc,ML,1,0,test\n"
+    assert "v (nobody has it)" in read({"a.csv": table}, target_column="u,v").notes[-1]
+    many = "".join(f">{n} TARGET=c{n % 40} SET={'test' if n % 40 else 'train'}\nMK\n" for n in range(80))
+    told = next(note for note in read({"a.fasta": many}).notes if "training part lacks" in note)
+    assert "and 19 more" in told
+    assert len(told) < 600
+
+
 # ---- errors ----
 LABELS = "labels.fasta"
 LONG = ">a TARGET=HHHHHHHHH\nMKTAYIAKQR\n>b TARGET=CCCCCCCCCC\nMVTAYIAKQR\n>c TARGET=CCCCCCCCCC\nMLTAYIAKQR\n"
@@ -397,6 +406,8 @@ ERRORS: dict[str, tuple[dict[str, str], dict[str, Any], type[ProteaError]]] = {
     "no-mask": ({"a.fasta": SEQUENCES, LABELS: ">a\nHHHH\n", "mask.fasta": ">b\n111\n"}, {}, DataError),
     "one-class": ({"a.fasta": ">a TARGET=x\nMKTA\n>b TARGET=x\nMKV\n"}, {}, DataError),
     "constant": ({"a.fasta": ">a TARGET=0.5\nMKTA\n>b TARGET=0.50\nMKV\n"}, {}, DataError),
+    "precision": ({"a.fasta": ">a TARGET=1e300\nMKTA\n>b TARGET=0.5\nMKV\n"}, {}, DataError),
+    "precision-spread": ({"a.fasta": ">a TARGET=1e6\nMKTA\n>b TARGET=1000000.01\nMKV\n"}, {}, DataError),
     "constant-labels": ({"a.csv": "id,sequence,u,v\na,MK,1,0\nb,MV,1,0\n"}, {"target_column": "u,v"}, DataError),
     "all-missing": ({"a.fasta": ">a TARGET=NA\nMKTA\n>b TARGET=\nMKV\n"}, {}, DataError),
     "all-masked": ({"a.fasta": ">a TARGET=HH MASK=00\nMK\n>b TARGET=?C MASK=00\nMV\n"}, {}, DataError),

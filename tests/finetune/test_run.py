@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,11 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,6 +27,7 @@ import yaml
 import protea
 from conftest import Run, fails
 from protea.finetune import likeness
+from protea.finetune.members import best_member
 from protea.finetune.predictor import read_predictor
 from protea.output import sha256
 
@@ -221,6 +225,27 @@ def test_the_same_command_again(run: Run, data: Callable[[str], Path], model: Pa
     fails(run("finetune", given, "-m", model, "-o", "mine", *NO_TIME), 1, "mine", "not written by this command")
 
 
+def test_a_saved_data_set_with_other_contents(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """A folder of files is compared by what it holds, as a file is."""
+    table = pa.Table.from_pandas(pd.read_csv(data("sequence-value")))
+    folder = Path("saved")
+    folder.mkdir()
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (folder / "dataset_info.json").write_text(json.dumps({"features": {name: {} for name in table.column_names}}))
+
+    def write(table: pa.Table) -> None:
+        with pa.OSFile("saved/data.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+
+    write(table)
+    command = ("finetune", folder, "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    assert "complete, nothing to do" in run(*command).err
+    values = [-value for value in table["target"].to_pylist()]
+    write(table.set_column(table.column_names.index("target"), "target", pa.array(values)))
+    fails(run(*command), 1, "out: exists already, of another run", "input")
+
+
 def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Path) -> None:
     given = data("sequence-class")
     assert run("finetune", given, "-m", model, "-o", "seeds", "--head", "mlp", "--seeds", 2, *NO_TIME).code == 0
@@ -297,6 +322,13 @@ def test_a_predictor_and_its_base(run: Run, data: Callable[[str], Path], model_f
     text = Path("out/predictor.json").read_text()
     Path("out/predictor.json").write_text(text.replace('"width": 40', '"width": 41'))
     fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "out", "damaged")
+    for old, new in (
+        ('"far": ', '"far": "x", "old": '),
+        ('"long": "', '"long": "x'),
+        ('"classes": [', '"classes": ["a"'),
+    ):
+        Path("out/predictor.json").write_text(text.replace(old, new))
+        fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "out", "damaged")
     Path("out/predictor.json").write_text(text.replace('"format": 1', '"format": 2'))
     fails(run("predict", "out", given, "-o", "q.csv", "-m", "moved"), 1, "format 2", "newer version")
     assert not list(Path().glob("q.csv*"))
@@ -314,6 +346,11 @@ def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) ->
         (("--split", "leave-one-out"), ("leave-one-out", "kfold:5")),
         (("--coverage", "1.5"), ("coverage", "1.5")),
         (("--epochs", "0"), ("epochs", "0")),
+        (("--epochs", "0.5"), ("--epochs 0.5", "whole number")),
+        (("--layer-decay", "0.5"), ("--layer-decay", "full")),
+        (("--recompute",), ("--recompute", "lora")),
+        (("--class-weights",), ("--class-weights", "sequence-value")),
+        (("--coverage", "0.99999999999"), ("coverage",)),
     ):
         fails(run("finetune", given, "-m", model, "-o", "out", *arguments), 2, *parts)
     fails(run("finetune", "-m", model, "-o", "out"), 2, "data")
@@ -335,6 +372,53 @@ def test_no_test_part(run: Run, data: Callable[[str], Path], model: Path) -> Non
     assert "no test part" in result.err
     assert "validation part" in result.out
     assert not Path("out/by_identity.tsv").exists()
+
+
+def test_no_labels_in_the_test_part(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-value")
+    given.write_text(re.sub(r"[-.\d]+,test", ",test", given.read_text()))
+    result = run("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert result.code == 0, result
+    assert "the test part has no labels" in result.err
+    tested = pq.read_table("out/predictions.parquet", filters=[("part", "=", "test")])
+    assert tested["predicted"].null_count == 0
+
+
+def test_labels_that_are_cut_off(run: Run, data: Callable[[str], Path], model_folders: dict[str, Path]) -> None:
+    """A note counts them; a training part that is constant without them is refused."""
+    given, model = data("residue-class"), model_folders["esm1nv"]
+    text = f">long TARGET={'H' * 300}{'C' * 300} SET=test\n{'MK' * 300}\n"
+    given.write_text(given.read_text() + text + text.replace("long", "again"))
+    result = run("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert result.code == 0, result
+    assert "2 examples cut to what the model takes with 180 residue labels" in result.err
+    report = pd.read_csv("out/data.report.tsv", sep="\t")
+    assert report.id[report.what == "truncated"].tolist() == ["long", "again"]
+    parts = ("train", "validation", "test")
+    given.write_text("".join(f">{part} TARGET={'H' * 540}{'C' * 60} SET={part}\n{'MK' * 300}\n" for part in parts))
+    fails(run("finetune", given, "-m", model, "-o", "no", *NO_TIME), 1, "cut", "'H'")
+    assert not Path("no").exists()
+
+
+def test_columns_that_hdf5_cannot_hold(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("sequence-class")
+    given.write_text(given.read_text().replace("<few>", "many/few"))
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    fails(run("predict", "out", given, "-o", "p.h5"), 2, "p.h5", "probability_many/few", ".parquet")
+    assert run("predict", "out", given, "-o", "p.parquet").code == 0
+    given.write_text(given.read_text().replace(",many,", ",none,"))
+    assert run("finetune", given, "-m", model, "-o", "other", *NO_TIME).code == 0
+    assert run("predict", "other", given, "-o", "p.h5").code == 0
+    with h5py.File("p.h5") as file:
+        assert len(file["probability_many/few"]) == len(PARTS)
+
+
+def test_a_number_that_is_not_defined_does_not_win() -> None:
+    """Of several seeds or rates, one whose number is NaN is never the best, wherever it stands."""
+    found = [SimpleNamespace(selected=selected, loss=1.0) for selected in (np.nan, 0.2, 0.7, np.nan)]
+    assert best_member(found).selected == 0.7  # type: ignore[arg-type]
+    losses = [SimpleNamespace(selected=np.nan, loss=loss) for loss in (3.0, 1.0)]
+    assert best_member(losses).loss == 1.0  # type: ignore[arg-type]
 
 
 def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path) -> None:

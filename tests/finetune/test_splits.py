@@ -175,6 +175,15 @@ def test_calibration_needs_examples() -> None:
     assert counts(calibration(same, 0.5, 0, 5)) == {"validation": 10}
 
 
+def test_calibration_is_not_taken_unasked() -> None:
+    data = labelled(proteins(40), list(range(40)), ["validation"] * 40)
+    assert counts(calibration(data, 0, 0, 20)) == {"validation": 40}
+    given = labelled(proteins(60), list(range(60)), [*["validation"] * 40, *["calibration"] * 20])
+    found = calibration(given, 0.5, 0, 20)
+    assert found.examples == given.examples
+    assert "as the data say" in found.notes[-1]
+
+
 # ---- words and errors ----
 @pytest.mark.parametrize("text", ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25"])
 def test_words(text: str) -> None:

@@ -48,7 +48,9 @@ def constant(data: Labelled, parts: Iterable[Part]) -> Predictions:
     if data.task.kind == "class":
         shares = np.bincount(values.astype(np.int64), minlength=len(data.classes)) / max(1, len(values))
     else:
-        shares = np.nanmean(values, 0, dtype=np.float64)
+        # Of a label that nobody states nothing is known.
+        known = ~np.isnan(values)
+        shares = np.where(known.any(0), np.nansum(values, 0) / np.maximum(known.sum(0), 1), 0.5)
     return {part: _repeated(shares, len(data.part(part).all_targets().values)) for part in parts}
 
 

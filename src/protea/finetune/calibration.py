@@ -88,7 +88,7 @@ class Calibration:
         temperature, threshold, alpha, groups = map(numbers.get, ("temperature", "threshold", "alpha", "groups"))
         if temperature is None or alpha is None or groups is None:
             raise DataError(f"not the numbers of a calibration: {dict(numbers)}; calibrate again")
-        return cls(task, temperature, inf if threshold is None else threshold, alpha, int(groups))
+        return cls(task, float(temperature), inf if threshold is None else float(threshold), float(alpha), int(groups))
 
 
 def calibrate(

@@ -23,6 +23,7 @@ from protea.finetune.features import Features
 from protea.finetune.tasks import Ints, Labelled, Part, Targets
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
+from protea.text import counted
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,15 @@ def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow
     numbers: dict[str, int] = {}
     sequences: list[EncodedRecord] = []
     which = []
+    told: list[list[ReportRow]] = []
     for example in labelled.examples:
         for sequence in example.sequences:
             if sequence not in numbers:
                 record = Record(example.id, "", sequence, example.place)
                 numbers[sequence] = len(sequences)
-                sequences.append(fit(record, alphabet.encode(sequence), model, long, rows))
+                told.append([])
+                sequences.append(fit(record, alphabet.encode(sequence), model, long, told[-1]))
+            rows += [row._replace(id=example.id) for row in told[numbers[sequence]]]
         which.append([numbers[sequence] for sequence in example.sequences])
     width = 2 if labelled.task.unit == "pair" else 1
     targets = labelled.targets
@@ -72,6 +76,21 @@ def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow
         kept = [len(sequences[place].ids) for (place,) in which]
         targets = [target[:length] for target, length in zip(targets, kept, strict=True)]
     return EncodedExamples(replace(labelled, targets=targets), sequences, np.array(which, np.int64).reshape(-1, width))
+
+
+def length_notes(labelled: Labelled, prepared: EncodedExamples) -> list[str]:
+    """What the policy for length did to labelled examples, for the user."""
+    long = [record.truncated_from is not None for record in prepared.sequences]
+    cut = sum(any(long[number] for number in numbers) for numbers in prepared.which.tolist())
+    windowed = sum(any(len(prepared.sequences[n].windows) > 1 for n in numbers) for numbers in prepared.which.tolist())
+    notes = []
+    if cut:
+        lost = int(labelled.all_targets().known().sum() - prepared.labelled.all_targets().known().sum())
+        labels = f" with {counted(lost, 'residue label')}" if lost else ""
+        notes.append(f"{counted(cut, 'example')} cut to what the model takes{labels}; the report lists them")
+    if windowed:
+        notes.append(f"{counted(windowed, 'example')} computed in windows; the report lists them")
+    return notes
 
 
 class Batch(NamedTuple):

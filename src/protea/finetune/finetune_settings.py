@@ -70,7 +70,7 @@ class FinetuneSettings(Section):
     recompute: bool = False
     class_weights: bool = False
     calibration: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    coverage: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] = 0.9
     baselines: bool = True
     unknown: Unknown = "x"
     gaps: Gaps = "keep"
@@ -104,6 +104,12 @@ def parse(values: Mapping[str, Any], origin: str) -> FinetuneSettings:
         raise UsageError(f"{origin}: --dora is for --method lora")
     if settings.method == "frozen" and settings.lr is not None:
         raise UsageError(f"{origin}: --lr trains the encoder (lora, full); the head of a frozen model has --head-lr")
+    if settings.method != "full" and settings.layer_decay != 1:
+        raise UsageError(f"{origin}: --layer-decay is for --method full")
+    if settings.method == "frozen" and settings.recompute:
+        raise UsageError(f"{origin}: --recompute is for --method lora and full")
+    if settings.method == "frozen" and settings.epochs is not None and settings.epochs % 1:
+        raise UsageError(f"{origin}: --epochs {settings.epochs:g}: the head of a frozen model takes a whole number")
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
     return settings

@@ -21,7 +21,7 @@ from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.adapters import has_class
-from protea.finetune.examples import EncodedExamples, prepare
+from protea.finetune.examples import EncodedExamples, length_notes, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.fitting import LEAST, fit_predictor
 from protea.finetune.frozen import AUTO
@@ -31,7 +31,7 @@ from protea.finetune.measuring import Measurements, measure_member
 from protea.finetune.members import Trainer, head_of
 from protea.finetune.predictor import Predictor
 from protea.finetune.report import write_pages
-from protea.finetune.splits import calibration, split
+from protea.finetune.splits import calibration, check_training, split
 from protea.finetune.splits import parse as parse_split
 from protea.infer.loading import LoadedModel, ModelLoader
 from protea.journal import REFUSED, WorkFolder, complete, differences
@@ -106,7 +106,14 @@ def _identity(settings: FinetuneSettings, loaded: LoadedModel) -> dict[str, Any]
     """All that a run depends on, as plain values."""
     shown = {name: value for name, value in settings.shown().items() if name not in _NAMES_ONLY}
     files = [*settings.data, *(str(path) for path in (settings.labels, settings.mask) if path is not None)]
-    return {**shown, "model_files": loaded.weights_sha256(), _INPUT: fingerprint(files) or list(settings.data)}
+    inputs = [fingerprint(_files_of(name)) or name for name in files]
+    return {**shown, "model_files": loaded.weights_sha256(), _INPUT: inputs}
+
+
+def _files_of(name: str) -> list[Path]:
+    """The files of an input; a data set that ``datasets`` saved is a folder of many."""
+    folder = Path(name)
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
 
 
 def _recorded(output: Path) -> dict[str, Any]:
@@ -160,6 +167,8 @@ class _Run:
                 gaps=settings.gaps,
             )
         )
+        if settings.class_weights and labelled.task.kind == "value":
+            raise UsageError(f"--class-weights: a {labelled.task.name} task has no classes; leave it out")
         self.rows = list(labelled.rows)
         folds = split(labelled, parse_split(settings.split), settings.seed, progress)
         self.folds = [calibration(fold, settings.calibration, settings.seed, LEAST) for fold in folds]
@@ -173,9 +182,13 @@ class _Run:
                 self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
         if settings.layer != AUTO:
             resolve_layers([settings.layer], loaded.module)
+        cut = length_notes(labelled, self.whole)
         for fold in self.folds:
+            fold.notes.extend(cut)
+            kept = self.whole.split(fold).labelled
+            check_training(kept, "after long sequences are cut: " if cut else "")
             for part in ("train", "validation"):
-                if not fold.part(part).all_targets().known().any():
+                if not kept.part(part).all_targets().known().any():
                     where = ", ".join(settings.data)
                     raise DataError(f"{where}: no labelled example in the {part} part; choose another --split")
 

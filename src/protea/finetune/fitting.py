@@ -15,7 +15,7 @@ from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import EncodedExamples
 from protea.finetune.heads import RESIDUES
-from protea.finetune.members import Member, Trainer
+from protea.finetune.members import Member, Trainer, best_member
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
 
 LEAST: Final = 20
@@ -43,7 +43,7 @@ class Fitted:
 def fit_predictor(trainer: Trainer, prepared: EncodedExamples) -> Fitted:
     """Train on the training part, choose on the validation part, calibrate on the calibration part."""
     members = trainer.members(prepared)
-    best = max(members, key=lambda member: (member.selected, -member.loss))
+    best = best_member(members)
     vectors = _mean_vectors(best)
     train, validation = (vectors[np.unique(prepared.which[prepared.places(part)])] for part in ("train", "validation"))
     calibrated = _calibrated(best, round(1 - trainer.settings.coverage, 10))

@@ -23,6 +23,10 @@ from protea.text import counted, shown
 
 AUTO: Final = "auto"
 
+_LISTED: Final = 20  # classes in a message
+_MOST: Final = 1e30  # of a value that float32 can compute with
+_LEAST_SPREAD: Final = 1e-5  # of values, by the largest, that float32 can tell apart
+
 _BLANKS: Final = " \t\v\f"
 _NO_BLANKS: Final = dict.fromkeys(map(ord, _BLANKS))
 
@@ -198,25 +202,40 @@ def check_targets(labelled: Labelled) -> None:
         raise DataError(f"{place}: {shown(labelled.classes[0])} is the only class; a task needs two or more")
     if labelled.task.kind == "value" and (known == known[0]).all():
         raise DataError(f"{place}: all targets are {known[0]:g}; nothing can be learned from a constant")
+    if labelled.task.kind == "value":
+        _check_precision(known, place)
     if labelled.task.kind == "labels" and not any(len(set(column[~np.isnan(column)])) > 1 for column in known.T):
         raise DataError(f"{place}: every label is the same in all records; nothing can be learned from a constant")
 
 
+def _check_precision(known: NDArray[np.float64] | NDArray[np.int64], place: str) -> None:
+    """Refuse values that training, in single precision, cannot hold or tell apart."""
+    largest = float(np.abs(known).max())
+    spread = 0.0 if largest > _MOST else float(known.std())
+    if largest > _MOST or spread < max(1 / _MOST, _LEAST_SPREAD * largest):
+        raise DataError(
+            f"{place}: the targets lie between {known.min():.12g} and {known.max():.12g}, which single precision "
+            "cannot tell apart; subtract a constant, rescale them, or take logarithms"
+        )
+
+
 def _note_absent_classes(labelled: Labelled) -> None:
     """Tell which classes, or labels that are 1, occur in other parts but not in the training part or in none."""
-    if labelled.task.kind == "value" or not any(example.part == "train" for example in labelled.examples):
+    if labelled.task.kind == "value":
         return
     counts = {part: _class_counts(labelled.part(part)) for part in PARTS}
     counts["train"] += _class_counts(labelled.part(""))  # becomes training data
     absent = [
-        f"{name} ({', '.join(f'{count[place]:,} in {part}' for part, count in counts.items() if count[place])})"
+        f"{name} ({', '.join(found) or 'nobody has it'})"
         for place, name in enumerate(labelled.classes)
-        if not counts["train"][place] and any(count[place] for count in counts.values())
+        for found in [[f"{count[place]:,} in {part}" for part, count in counts.items() if count[place]]]
+        if not counts["train"][place]
     ]
     if absent:
+        more = f"; and {len(absent) - _LISTED:,} more" if len(absent) > _LISTED else ""
         noun = "labels" if labelled.task.kind == "labels" else "classes"
         labelled.notes.append(
-            f"{noun} that the training part lacks, so that they cannot be learned: {'; '.join(absent)}"
+            f"{noun} that the training part lacks, so that they cannot be learned: {'; '.join(absent[:_LISTED])}{more}"
         )
 
 

@@ -64,7 +64,9 @@ def measure_member(
     notes: list[str] = []
     if part == "validation":
         notes.append("there is no test part: the numbers are of the validation part, which chose the predictor")
-    groups = _groups(shown, notes, trainer)
+    elif not shown.all_targets().known().any():
+        notes.append("the test part has no labels, so it has predictions but no numbers")
+    groups = _groups(shown, part, notes, trainer)
     resamples = evaluation.resample(shown, methods[part], groups, trainer.settings.seed, trainer.progress)
     tables = [evaluation.metrics_table(data.part(other), other, methods[other], None) for other in parts[:-1]]
     tables.append(evaluation.metrics_table(shown, part, methods[part], resamples))
@@ -104,13 +106,13 @@ def _baselines(trainer: Trainer, best: Member, parts: list[Part]) -> Iterator[tu
         yield "frozen", {part: member.predictions(part) for part in parts}
 
 
-def _groups(data: Labelled, notes: list[str], trainer: Trainer) -> Ints | None:
+def _groups(data: Labelled, part: Part, notes: list[str], trainer: Trainer) -> Ints | None:
     """Clusters of a part's examples, where there are enough of them."""
     found = clusters([example.sequences for example in data.examples], _FAMILY, trainer.progress)
     count = len(np.unique(found))
     if count < _LEAST:
         notes.append(
-            f"the test examples are of {count} {'family' if count == 1 else 'families'}, too few to draw whole "
+            f"the {part} examples are of {count} {'family' if count == 1 else 'families'}, too few to draw whole "
             "families, so intervals draw single examples and say nothing about other families"
         )
         return None

@@ -14,7 +14,7 @@ from protea.finetune.features import random_twin
 from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.frozen import Chosen, Source
 from protea.finetune.heads import DEFAULTS, Head, HeadConfig
-from protea.finetune.probe import ProbeSettings, predict
+from protea.finetune.probe import ProbeSettings, predict, rank
 from protea.finetune.tasks import Floats, Labelled, Part
 from protea.infer.loading import LoadedModel, load_model
 from protea.models.encoder import Encoder
@@ -60,6 +60,11 @@ class Member:
         return predict(self.head, Examples.of(self.prepared, part, self.chosen.features, self.chosen.place))
 
 
+def best_member(members: Sequence[Member]) -> Member:
+    """The first of the best on the validation part."""
+    return max(members, key=lambda member: rank(member.selected, member.loss))
+
+
 def head_of(settings: FinetuneSettings, model: Encoder, data: Labelled) -> HeadConfig:
     """The head that the settings ask for."""
     return HeadConfig(
@@ -91,7 +96,7 @@ class Trainer:
             return [self.frozen(prepared, self.settings.layer, seed) for seed in seeds]
         rates: Sequence[float | None] = self.settings.lr or [None]
         swept = [[self._tuned(prepared, rate, seed) for seed in seeds[:1]] for rate in rates]
-        best = max((members[0] for members in swept), key=lambda member: (member.selected, -member.loss))
+        best = best_member([members[0] for members in swept])
         return [best, *(self._tuned(prepared, best.lr, seed) for seed in seeds[1:])]
 
     def frozen(self, prepared: EncodedExamples, layer: int | str, seed: int) -> Member:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from protea.embed.stores import State
+from protea.errors import UsageError
+from protea.text import shown
 
 SUFFIXES: Final = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".h5": "h5", ".hdf5": "h5"}
 _DELIMITERS: Final = {"csv": ",", "tsv": "\t"}
@@ -107,6 +109,15 @@ def _values(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     if pa.types.is_integer(column.type):
         column = column.fill_null(0)
     return np.asarray(column.to_numpy())
+
+
+def check_names(path: Path, kind: str, names: Sequence[str]) -> None:
+    """Refuse columns that HDF5 cannot hold: a slash begins a group there, which cannot also be a column."""
+    for name in names if kind == "h5" else ():
+        parts = name.split("/")
+        groups = {"/".join(parts[:end]) for end in range(1, len(parts))}
+        if {"", ".", ".."} & set(parts) or "\0" in name or groups & set(names):
+            raise UsageError(f"-o {path}: HDF5 has no place for the column {shown(name)}; write .parquet, .csv or .tsv")
 
 
 def provenance_of(path: Path, kind: str) -> dict[str, Any] | None:

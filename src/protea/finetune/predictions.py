@@ -21,7 +21,7 @@ from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.heads import RESIDUES
 from protea.finetune.pair_predictions import predict_pairs
 from protea.finetune.prediction_columns import columns, rows
-from protea.finetune.prediction_store import SUFFIXES, PredictionStore, provenance_of
+from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
 from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
 from protea.output import WRITTEN, read_run, sha256
@@ -82,6 +82,7 @@ def predict(
     kind = SUFFIXES.get(output.suffix)
     if kind is None:
         raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}; use {', '.join(SUFFIXES)}")
+    check_names(output, kind, columns(predictor).names)
     options = {
         **values,
         "model": str(folder),

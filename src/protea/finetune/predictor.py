@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -138,10 +138,14 @@ def read_predictor(folder: Path) -> Predictor:
         config = HeadConfig(**numbers["head"])
         head = Head(config)
         head.load_state_dict(_tensors(folder / HEAD))
+        if len(numbers["classes"]) != (0 if head.task.kind == "value" else config.outputs):
+            raise ValueError(f"{len(numbers['classes'])} classes for {config.outputs} outputs")
+        if numbers["long"] not in get_args(Long):
+            raise ValueError(f"long: {numbers['long']}")
         reference = None
         if numbers["far"] is not None:
             arrays = _tensors(folder / _REFERENCE)
-            reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), numbers["far"])
+            reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), float(numbers["far"]))
         return Predictor(
             head=head.eval().requires_grad_(False),
             classes=tuple(numbers["classes"]),

@@ -86,15 +86,20 @@ def split(labelled: Labelled, how: Split, seed: int, progress: Progress = SILENT
         else:
             folds = _kfold(labelled, groups, how.folds, rng, notes)
     for number, fold in enumerate(folds, start=1):
-        _check_training(fold, f"fold {number}: " if len(folds) > 1 else "")
+        check_training(fold, f"fold {number}: " if len(folds) > 1 else "")
     return folds
 
 
 def calibration(labelled: Labelled, share: float, seed: int, least: int) -> Labelled:
     """The data with a share of the validation part as a part of its own that chooses nothing else.
 
-    Nothing is taken if the validation part has fewer than ``least`` examples, or all of them have one sequence.
+    Nothing is taken if the share is 0, if the data have such a part already, if the validation part has fewer than
+    ``least`` examples, or if all of them have one sequence.
     """
+    if given := sum(example.part == "calibration" for example in labelled.examples):
+        return _with_parts(labelled, {}, [f"calibration: {counted(given, 'example')}, as the data say"])
+    if not share:
+        return _with_parts(labelled, {}, ["calibration: none; probabilities and intervals are not calibrated"])
     places = [place for place, example in enumerate(labelled.examples) if example.part == "validation"]
     groups = group_numbers(labelled)[places]
     if len(places) < least or len(set(groups.tolist())) < 2:
@@ -280,7 +285,7 @@ def _with_parts(labelled: Labelled, parts: Mapping[int, Part], notes: Sequence[s
     return replace(labelled, examples=examples, notes=[*labelled.notes, *notes], rows=list(labelled.rows))
 
 
-def _check_training(labelled: Labelled, where: str) -> None:
+def check_training(labelled: Labelled, where: str) -> None:
     """Refuse a training part whose labels are all missing or all the same."""
     train = labelled.part("train")
     targets = train.all_targets()
