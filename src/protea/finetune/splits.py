@@ -149,7 +149,7 @@ def validation(labelled: Labelled, groups: Sequence[object] | None, seed: int) -
     everything = list(range(len(numbers)))
     drawn = _validation(labelled, everything, numbers, rng, notes)
     found = _with_parts(labelled, {**dict.fromkeys(everything, "train"), **drawn}, notes)
-    _check_training(found, "")
+    check_training(found, "")
     return found
 
 
