@@ -231,7 +231,7 @@ class _Run:
             return Calibration(
                 data.task, alpha=alpha, notes=("nothing to calibrate with: the calibration part is empty",)
             )
-        return calibrate(data.task, best.predictions("calibration"), data.all_targets(), alpha=alpha)
+        return calibrate(data.task, best.predictions("calibration"), data.all_targets(), data.groups, alpha)
 
     def _predictor(self, best: Member, calibrated: Calibration) -> Predictor:
         vectors = _mean_vectors(best)
