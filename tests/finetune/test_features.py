@@ -78,9 +78,14 @@ def test_a_killed_run_continues_with_the_same_bits(
     np.testing.assert_array_equal(continued.values, whole.values)
     with pytest.raises(ResumeError, match="other settings"):
         compute(tmp_path / "cut", model, prepared.sequences, **{**asked, "identity": {"seed": 2}})
-    (tmp_path / "cut" / "done.json").write_text("{")
-    with pytest.raises(ResumeError, match="damaged"):
+    with (tmp_path / "cut" / "values.f32").open("ab") as stream:  # lost bytes are not taken for zeros
+        stream.truncate(100)
+    with pytest.raises(ResumeError, match="100 of"):
         compute(tmp_path / "cut", model, prepared.sequences, **asked)
+    for text in ("{", "{}", "[]"):
+        (tmp_path / "cut" / "done.json").write_text(text)
+        with pytest.raises(ResumeError, match="damaged"):
+            compute(tmp_path / "cut", model, prepared.sequences, **asked)
 
 
 def test_labels_of_residues_that_are_cut(load_small: LoadModel) -> None:

@@ -181,6 +181,12 @@ def test_residues_in_tables(read: Read) -> None:
         assert np.concatenate(found.targets).tolist() == pytest.approx([0.5, nan, nan, 2, 1, 2, 3.5], nan_ok=True)
 
 
+def test_a_label_that_is_missing_at_the_end(read: Read) -> None:
+    found = read({"a.csv": "id,sequence,target\na,MKT,0.5;1.5;\nb,MK,1;2;\nc,MKV,;2;\n"})
+    expected = [0.5, 1.5, nan, 1, 2, nan, 2, nan]
+    assert np.concatenate(found.targets).tolist() == pytest.approx(expected, nan_ok=True)
+
+
 def test_labels_of_residues_may_have_several_letters(read: Read) -> None:
     found = read({"a.tsv": 'id\tsequence\ttarget\na\tMKT\t["helix", null, "coil"]\nb\tMK\t["coil", "coil"]\n'})
     assert found.task.name == "residue-class"

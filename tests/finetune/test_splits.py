@@ -184,6 +184,21 @@ def test_calibration_is_not_taken_unasked() -> None:
     assert "as the data say" in found.notes[-1]
 
 
+def test_clusters_stay_whole_in_the_calibration_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relatives of what chose the model would make intervals too narrow for the families of the test part."""
+    monkeypatch.setattr("protea.finetune.likeness._PROGRAM", "no-mmseqs")
+    families = [[text, text[:-1] + "W", "W" + text[1:]] for text in proteins(40, low=50)]
+    data = labelled([text for family in families for text in family], list(range(120)))
+    (found,) = split(data, parse("cluster:0.5"), 0)
+    found = calibration(found, 0.5, 0, 5)
+    assert {"calibration", "validation"} <= set(counts(found))
+    for place in range(0, 120, 3):
+        assert len({example.part for example in found.examples[place : place + 3]}) == 1
+    part = found.part("calibration")
+    assert part.groups is not None
+    assert len(set(part.groups.tolist())) == len(part.examples) / 3
+
+
 # ---- words and errors ----
 @pytest.mark.parametrize("text", ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25"])
 def test_words(text: str) -> None:

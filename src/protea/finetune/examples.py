@@ -51,7 +51,7 @@ class EncodedExamples:
             replace(example, part=other.part)
             for example, other in zip(self.labelled.examples, labelled.examples, strict=True)
         ]
-        return replace(self, labelled=replace(self.labelled, examples=examples))
+        return replace(self, labelled=replace(self.labelled, examples=examples, groups=labelled.groups))
 
 
 def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow]) -> EncodedExamples:

@@ -100,7 +100,11 @@ def compute(
     runner: Runner = Runner(model, budget)
     asked = Asked(layers=layers, poolings=() if reads == RESIDUES else (reads,), residues=reads == RESIDUES)
     with values.open("ab") as stream:
-        stream.truncate(int(offsets[done]) * width * 4)
+        if stream.tell() < (written := int(offsets[done]) * width * 4):
+            raise ResumeError(
+                f"{values}: is damaged: {stream.tell():,} of {written:,} bytes; pass --overwrite to start again"
+            )
+        stream.truncate(written)
         saved = time.monotonic()
         start = 0
         for group in packs:
@@ -127,13 +131,14 @@ def _done(note: Path, identity: dict[str, Any]) -> tuple[int, int | None]:
     """How many sequences a folder holds, and the token budget of their packs."""
     try:
         stored = json.loads(note.read_text())
+        done, budget, of = int(stored["done"]), int(stored["budget"]), stored["identity"]
     except FileNotFoundError:
         return 0, None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ResumeError(f"{note}: is damaged ({error}); pass --overwrite to start again") from error
-    if stored["identity"] != identity:
+    if of != identity:
         raise ResumeError(f"{note.parent}: was computed with other settings; pass --overwrite to start again")
-    return int(stored["done"]), int(stored["budget"])
+    return done, budget
 
 
 def random_twin(model: Encoder, seed: int) -> Encoder:

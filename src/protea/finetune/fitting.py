@@ -65,7 +65,7 @@ def _calibrated(best: Member, alpha: float) -> Calibration:
     data = best.prepared.labelled.part("calibration")
     if not data.examples:
         return Calibration(data.task, alpha=alpha)  # ``splits.calibration`` has said why
-    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), alpha=alpha)
+    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), data.groups, alpha)
 
 
 def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -96,7 +96,9 @@ def by_residue(example: RawExample) -> list[str]:
     if not isinstance(target, str):
         return target
     if ";" in target:
-        return [item.strip() for item in target.removesuffix(";").split(";")]
+        items = [item.strip() for item in target.split(";")]
+        # A last ";" may end the list, or stand before a missing label.
+        return items[:-1] if not items[-1] and len(items) not in example.lengths else items
     if " " in target:
         return target.split()
     return [target] if len(target) not in example.lengths and number(target) is not None else list(target)

@@ -81,6 +81,7 @@ def split(labelled: Labelled, how: Split, seed: int, progress: Progress = SILENT
         groups = group_numbers(labelled)
         if how.identity is not None:
             groups = _clustered(labelled, how.identity, notes, progress)
+            labelled = replace(labelled, groups=groups)
         if how.folds == 1:
             folds = [_random(labelled, groups, rng, notes)]
         else:
@@ -94,14 +95,14 @@ def calibration(labelled: Labelled, share: float, seed: int, least: int) -> Labe
     """The data with a share of the validation part as a part of its own that chooses nothing else.
 
     Nothing is taken if the share is 0, if the data have such a part already, if the validation part has fewer than
-    ``least`` examples, or if all of them have one sequence.
+    ``least`` examples, or if all of them are one cluster or sequence. Clusters of a split by clusters stay whole.
     """
     if given := sum(example.part == "calibration" for example in labelled.examples):
         return _with_parts(labelled, {}, [f"calibration: {counted(given, 'example')}, as the data say"])
     if not share:
         return _with_parts(labelled, {}, ["calibration: none; probabilities and intervals are not calibrated"])
     places = [place for place, example in enumerate(labelled.examples) if example.part == "validation"]
-    groups = group_numbers(labelled)[places]
+    groups = (group_numbers(labelled) if labelled.groups is None else labelled.groups)[places]
     if len(places) < least or len(set(groups.tolist())) < 2:
         few = f"the validation part has {counted(len(places), 'example')}"
         note = f"calibration: {few}, too few to take any from it; probabilities and intervals are not calibrated"

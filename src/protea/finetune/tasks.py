@@ -109,6 +109,7 @@ class Labelled:
             values ``[n]`` float64, with NaN; for multilabel ``[1, C]`` float64 of 0, 1 and NaN.
         notes: sentences that a user must see: how the task was detected, what is missing, what was left out.
         rows: rows of a report: what was changed or left out, and which records contradict each other.
+        groups: ``[N]``, the cluster of each example, if the data were divided by clusters.
     """
 
     task: Task
@@ -117,6 +118,7 @@ class Labelled:
     targets: list[NDArray[np.float64] | NDArray[np.int64]]
     notes: list[str] = field(default_factory=list)
     rows: list[ReportRow] = field(default_factory=list)
+    groups: Ints | None = None
 
     def part(self, name: Part) -> Labelled:
         """The examples of one part, in order, without notes and rows."""
@@ -126,7 +128,8 @@ class Labelled:
     def chosen(self, places: Sequence[int]) -> Labelled:
         """The examples at these places, without notes and rows."""
         examples = [self.examples[place] for place in places]
-        return Labelled(self.task, self.classes, examples, [self.targets[place] for place in places])
+        groups = None if self.groups is None else self.groups[np.array(places, np.int64)]
+        return Labelled(self.task, self.classes, examples, [self.targets[place] for place in places], groups=groups)
 
     def all_targets(self) -> Targets:
         """All targets as one array."""
