@@ -47,10 +47,13 @@ def values(folder: Path, name: str, seed: int, *, packed: bool = False) -> None:
     write(folder / name, text, packed=packed)
 
 
-def residues(folder: Path, task: str, classes: str, seed: int, *, masked: bool = False, test: int = 8) -> None:
-    """A task with a class for each residue, in FLIP's two or three files."""
+def residues(
+    folder: Path, task: str, classes: str, seed: int, *, masked: bool = False, test: int = 8, longest: int = 0
+) -> None:
+    """A task with a class for each residue, in FLIP's two or three files; the last protein may be a long one."""
     parts = PARTS[:16] + ["test"] * test
     sequences = proteins(16, 0) + proteins(test, seed)
+    sequences[-1] = (sequences[-1] * longest)[:longest] or sequences[-1]
     files = {"sequences": "", "sampled": "", "mask": ""}
     for i, (sequence, part) in enumerate(zip(sequences, parts, strict=True)):
         name = f"p{i}" if part != "test" else f"t{seed}-{i}"
@@ -90,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flip")
     values(folder, "gb1/two_vs_rest.fasta.gz", 1, packed=True)
     residues(folder, "secondary_structure", "HEC", 2, masked=True)
-    residues(folder, "secondary_structure_2022-12", "HEC", 3, masked=True, test=5)
+    residues(folder, "secondary_structure_2022-12", "HEC", 3, masked=True, test=5, longest=1100)
     residues(folder, "conservation", "123456789", 4)
     localisation(folder)
     records = zip(proteins(len(PARTS), 5), PARTS, strict=True)
@@ -213,10 +216,10 @@ def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path, m
     labels = gzip.decompress((folder / "sampled.fasta.gz").read_bytes()).decode().split(">")[1:]
     states = {record.split()[0]: record.split("\n")[1] for record in labels if "SET=test" in record}
     for row in parquet.read_table(tmp_path / "predicted.parquet").to_pylist():
-        if row["id"] in states and 1 < row["position"] < 24:  # the ends are masked
+        if row["id"] in states and 1 < row["position"] < len(states[row["id"]]):  # the ends are masked
             truth.append(states[row["id"]][row["position"] - 1])
             predicted.append(row["predicted"])
-    assert len(truth) == 5 * 22
+    assert len(truth) == 4 * 22 + 1021  # the last protein is cut to 1,022 residues
     assert later["value"] == pytest.approx(accuracy_score(truth, predicted))
     assert later["low"] <= later["value"] <= later["high"]
 

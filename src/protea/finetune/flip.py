@@ -256,6 +256,8 @@ class FlipRun:
         """The numbers of a predictor and of baselines without a model on the test part of other data."""
         load = ModelLoader(self.options.get("device", "auto"), self.options.get("dtype", "float32"))
         predictor = with_encoder(read_predictor(folder), folder, load, self.options.get("model"))
+        assert predictor.encoder is not None
+        data = prepare(data, predictor.encoder, predictor.long, []).labelled  # without labels that are cut off
         methods = {OURS: _predictions(predictor, data, folder.parent, self.options.get("token_budget"), self.progress)}
         for name, baseline in baselines.BASELINES.items():
             self.progress.begin(f"baseline {name}")
