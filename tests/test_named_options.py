@@ -35,6 +35,12 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.finetune_settings", "--layer-decay"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--recompute"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--class-weights"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--epochs"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--coverage"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--rank"): "evaluate flip",
     ("protea.finetune.labels", "--task"): "predict",
     ("protea.finetune.finetune_settings", "--head"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--dora"): "evaluate flip",

@@ -126,7 +126,7 @@ def test_every_task_has_a_page(name: str, tmp_path: Path) -> None:
         *measures(task),
     ):
         assert told in page.text
-    assert ("protea predict 'my run' " in page.text) == (task.unit != "pair")
+    assert f"protea predict 'my run' {'pairs.csv' if task.unit == 'pair' else 'proteins.fasta'}" in page.text
     for odd in classes[1:] if classes else ("T<m>",):
         assert odd in page.text
     assert "\x1b" not in page.source
