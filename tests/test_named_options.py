@@ -35,6 +35,8 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.finetuning", "--class-weights"): "evaluate flip",
+    ("protea.finetune.finetuning", "--rank"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--layer-decay"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--recompute"): "evaluate flip",
     ("protea.finetune.finetune_settings", "--class-weights"): "evaluate flip",

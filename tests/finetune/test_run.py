@@ -342,6 +342,7 @@ def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) ->
         (("--task", "structure"), ("structure", "residue-class")),
         (("--layer", "9"), ("layer 9", "0 to 3")),
         (("--lr", "1e-4"), ("--lr", "--head-lr")),
+        (("--method", "lora", "--rank", "41"), ("--rank 41", "width, 40")),
         (("--method", "lora", "--layer", "2"), ("--layer", "frozen")),
         (("--split", "leave-one-out"), ("leave-one-out", "kfold:5")),
         (("--coverage", "1.5"), ("coverage", "1.5")),
@@ -539,3 +540,14 @@ def test_pairs_are_predicted(run: Run, data: Callable[[str], Path], model: Path)
     Path("in.fasta").write_text(">a\nMK\n")
     fails(run("predict", "out", "in.fasta", "-o", "q.csv"), 1, "in.fasta", "table")
     assert not list(Path().glob("q.csv*"))
+
+
+def test_predictions_take_the_policies_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    given = data("residue-class")
+    assert run("finetune", given, "-m", model, "-o", "out", "--gaps", "drop", "--unknown", "skip", *NO_TIME).code == 0
+    Path("odd.fasta").write_text(">gapped\nMK--TAY\n>odd\nMKJ\n")
+    result = run("predict", "out", "odd.fasta", "-o", "p.csv")
+    assert result.code == 0, result
+    assert "".join(pd.read_csv("p.csv").residue) == "MKTAY"
+    assert run("predict", "out", "odd.fasta", "-o", "q.csv", "--gaps", "keep", "--unknown", "x").code == 0
+    assert "".join(pd.read_csv("q.csv").residue) == "MK--TAYMKX"

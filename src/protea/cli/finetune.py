@@ -162,9 +162,8 @@ def finetune(
         if config is None:
             raise UsageError(f"--data-folder {data_folder}: is for the files that --config names; give DATA in full")
         values = located(values, data_folder)
-    source = ctx.get_parameter_source
     given = {name: value for name, value in ctx.params.items() if name not in ("config", "data_folder", "overwrite")}
-    values |= {name: value for name, value in given.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
+    values |= {name: value for name, value in given.items() if _is_given(ctx, name)}
     settings = parse(values, "protea finetune" if config is None else f"--config {config}")
     computed = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
     settings = settings.model_copy(update={"dtype": computed, "fast": False})
@@ -195,8 +194,14 @@ def _show(finished: Measurements, task: Task, *, folds: int) -> None:
     typer.echo(f"{finished.part} part, {counted(finished.examples, 'example')}; {brackets} in parentheses")
 
 
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 @options.options_of(options.columns, options.letters)
 def predict(
+    ctx: typer.Context,
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder that `protea finetune`, transformers or peft wrote.")
     ],
@@ -246,8 +251,9 @@ def predict(
     from protea.finetune.predictions import predict as compute
 
     values = {"inputs": inputs, "sequences": output, "duplicates": duplicates, "token_budget": token_budget}
-    values |= reading | {"dtype": dtype, "fast": fast, "device": device}
-    values |= {} if long is None else {"long": long}
+    values |= {"dtype": dtype, "fast": fast, "device": device}
+    policies = reading | {"long": long}  # as in training, unless they are given
+    values |= {name: policies[name] for name in policies if _is_given(ctx, name)}
     load = loader(device=device, dtype=dtype, fast=fast)
     with interruptible(), bars("residues") as progress:
         totals, was_complete = compute(run, values, load=load, base=model, overwrite=overwrite, progress=progress)

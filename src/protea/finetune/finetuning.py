@@ -167,6 +167,9 @@ class _Run:
                 gaps=settings.gaps,
             )
         )
+        width = loaded.module.config.hidden_size
+        if settings.method == "lora" and settings.rank > width:
+            raise UsageError(f"--rank {settings.rank:,}: more than the model's width, {width:,}; 4 to 16 are usual")
         if settings.class_weights and labelled.task.kind == "value":
             raise UsageError(f"--class-weights: a {labelled.task.name} task has no classes; leave it out")
         self.rows = list(labelled.rows)

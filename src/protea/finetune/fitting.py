@@ -52,6 +52,8 @@ def fit_predictor(trainer: Trainer, prepared: EncodedExamples) -> Fitted:
         classes=prepared.labelled.classes,
         layer=best.chosen.layer,
         long=trainer.settings.long,
+        unknown=trainer.settings.unknown,
+        gaps=trainer.settings.gaps,
         base=Base.of(trainer.loaded),
         method=trainer.settings.method,
         calibration=calibrated,

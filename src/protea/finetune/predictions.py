@@ -70,7 +70,7 @@ def predict(
 
     Args:
         folder: of the predictor, or of a model of others (``foreign.py``).
-        values: options as for ``EmbedSettings``: inputs, sequences (the output), and policies; ``long`` is by default
+        values: options as for ``EmbedSettings``: inputs, sequences (the output), and policies, which are by default
             the predictor's.
         load: loads the base model.
         base: its name, if it is not where it was.
@@ -89,7 +89,8 @@ def predict(
         "layers": [predictor.layer],
         "pool": [name for name in predictor.kinds if name != RESIDUES],
     }
-    settings = EmbedSettings.model_validate({"long": predictor.long, **options})
+    trained = {"long": predictor.long, "unknown": predictor.unknown, "gaps": predictor.gaps}
+    settings = EmbedSettings.model_validate(trained | options)
     if predictor.encoder is None:
         predictor = with_encoder(predictor, folder, load, base)
     encoder = predictor.encoder

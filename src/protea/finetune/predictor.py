@@ -32,6 +32,7 @@ from protea.finetune.distances import Reference
 from protea.finetune.heads import RESIDUES, Head, HeadConfig
 from protea.finetune.tasks import TASKS, Task
 from protea.infer.loading import LoadedModel, ModelLoader, load_model
+from protea.letters import Gaps, Unknown
 from protea.models.encoder import Encoder
 from protea.transforms.cpu import pack_for_cpu
 from protea.transforms.mixed import mix
@@ -66,7 +67,7 @@ class Predictor:
         head: in evaluation mode.
         classes: names of classes or labels; none for values.
         layer: number of the layer that the head reads.
-        long: policy for long sequences in training, which is the default in prediction.
+        long: policy for long sequences in training; with ``unknown`` and ``gaps`` the default of predictions.
         base: the model that it was made from.
         method: frozen, lora or full; hf for a model of others.
         calibration: of probabilities, sets and intervals; ``None`` if nothing was calibrated.
@@ -83,6 +84,8 @@ class Predictor:
     calibration: Calibration | None
     reference: Reference | None
     encoder: Encoder | None = None
+    unknown: Unknown = "x"
+    gaps: Gaps = "keep"
 
     @property
     def task(self) -> Task:
@@ -108,6 +111,8 @@ class Predictor:
             "method": self.method,
             "layer": self.layer,
             "long": self.long,
+            "unknown": self.unknown,
+            "gaps": self.gaps,
             "head": self.head.config.numbers(),
             "base": {"name": self.base.name, "files": self.base.files, "letters": self.base.letters},
             "calibration": None if self.calibration is None else self.calibration.numbers(),
@@ -140,8 +145,9 @@ def read_predictor(folder: Path) -> Predictor:
         head.load_state_dict(_tensors(folder / HEAD))
         if len(numbers["classes"]) != (0 if head.task.kind == "value" else config.outputs):
             raise ValueError(f"{len(numbers['classes'])} classes for {config.outputs} outputs")
-        if numbers["long"] not in get_args(Long):
-            raise ValueError(f"long: {numbers['long']}")
+        for name, policy in (("long", Long), ("unknown", Unknown), ("gaps", Gaps)):
+            if numbers[name] not in get_args(policy):
+                raise ValueError(f"{name}: {numbers[name]}")
         reference = None
         if numbers["far"] is not None:
             arrays = _tensors(folder / _REFERENCE)
@@ -151,6 +157,8 @@ def read_predictor(folder: Path) -> Predictor:
             classes=tuple(numbers["classes"]),
             layer=numbers["layer"],
             long=numbers["long"],
+            unknown=numbers["unknown"],
+            gaps=numbers["gaps"],
             base=Base(**numbers["base"]),
             method=numbers["method"],
             calibration=Calibration.from_numbers(TASKS[config.task], numbers["calibration"]),
