@@ -36,7 +36,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # peft reads it
 ]
 logging.set_verbosity_error()
-logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> None:
+    """Other tests switch transformers' bars on; they write to standard error, which these tests compare."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
 
 SEQUENCE, TOKEN = "EsmForSequenceClassification", "EsmForTokenClassification"
 CLASSES: dict[str, Any] = {SEQUENCE: EsmForSequenceClassification, TOKEN: EsmForTokenClassification}
