@@ -137,7 +137,10 @@ def column(make: Callable[[list[Any]], Any], values: list[Any]) -> Any:
             kept = len(made) == len(values) and all(
                 type(a) is type(b) and a == b for a, b in zip(made, values, strict=True)
             )
-        except Exception:
+        except BaseException as error:
+            # polars panics at some objects, and its panics are no Exceptions
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             return values
     return made if kept else values
 
