@@ -8,8 +8,8 @@ Both are in ``protea.sklearn``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,8 +58,8 @@ class _SharedLoader(ModelLoader):
         return opened(model, self.device, self.dtype).loaded.loaded
 
 
-class _Estimator(BaseEstimator):
-    """What the classifier and the regressor share."""
+class _Estimator(BaseEstimator, ABC):
+    """The base class of ``ProteaClassifier`` and ``ProteaRegressor``; ``_labelled`` reads the labels of a task."""
 
     _task: str
     _files: dict[str, bytes]
@@ -193,7 +193,7 @@ class _Estimator(BaseEstimator):
         """Values ``[N]`` or calibrated probabilities ``[N, C]`` of a column."""
         check_is_fitted(self)
         load = self._loader()
-        with opened(str(self.model), load.device, load.dtype).lock if self.method != "full" else _nothing():
+        with opened(str(self.model), load.device, load.dtype).lock if self.method != "full" else nullcontext():
             if not hasattr(self, "_ready"):
                 with TemporaryDirectory() as folder:
                     self._write(Path(folder))
@@ -205,8 +205,9 @@ class _Estimator(BaseEstimator):
             len(found), *([len(self._ready.classes)] if self._ready.classes else [])
         )
 
+    @abstractmethod
     def _labelled(self, sequences: list[str], y: list[Any]) -> Labelled:
-        raise NotImplementedError
+        """Labelled examples of sequences ``[N]`` and their labels ``[N]``."""
 
     def _fitted_as(self, predictor: Predictor) -> None:
         """Set what ``fit`` sets beside the predictor."""
@@ -290,11 +291,6 @@ class ProteaRegressor(RegressorMixin, _Estimator):
         if not np.isfinite(values).all():
             raise DataError(f"y: {values[~np.isfinite(values)][0]} is not finite; correct it, or leave it out")
         return Labelled(TASKS[self._task], (), _examples(sequences), [*values[:, None]])
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _sequences(X: Any, alphabet: Alphabet) -> list[str]:  # noqa: N803

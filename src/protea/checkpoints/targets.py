@@ -47,7 +47,7 @@ def check_target(
 
 
 def _incomplete(target: Path, name: str, model: Encoder, head: Path | None) -> str | None:
-    """What is missing or changed among the files beside a checkpoint's tensors and configuration."""
+    """Name the first file beside a checkpoint's tensors and configuration that is missing or has changed."""
     with TemporaryDirectory() as folder:
         write_config(Path(folder), model, torch.float32)
         texts = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.name != CONFIG}

@@ -221,7 +221,8 @@ def predict(
     long: Annotated[
         str | None,
         typer.Option(
-            metavar="POLICY", help="What to do with a long sequence: truncate, window, full, error; as trained."
+            metavar="POLICY",
+            help="What to do with a long sequence: truncate, window, full or error; default: as in training.",
         ),
     ] = None,
     duplicates: Annotated[

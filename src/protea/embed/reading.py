@@ -165,7 +165,7 @@ class StoredEmbeddings:
         return np.concatenate([matrix for _, matrix in named], axis=1), columns
 
     def _keys(self) -> dict[str, list[Any]]:
-        """What names each row: an id, or an id and the number of a residue."""
+        """The columns that identify a row: ``id``, and for residues ``residue``, their number from 1."""
         if self.pooled is not None:
             return {"id": self.ids}
         places = [(record.id, number + 1) for record in self.records for number in range(record.length)]

@@ -43,7 +43,7 @@ _KINDS: Final = {
     "lora_B": f"lora_B.{_NAME}.weight",
     "lora_magnitude_vector": f"lora_magnitude_vector.{_NAME}.weight",
 }
-"""What an adapted matrix has, as files and as peft's modules spell it; the last with DoRA alone."""
+"""The tensors of an adapted matrix: their names in files, and in peft's modules. Only DoRA has the last one."""
 
 _STORED: Final = re.compile(r"base_model\.model\.(?:esm\.)?(.+?)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 _OTHER_ARITHMETIC: Final = ("rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias", "use_qalora", "use_bdlora")

@@ -79,7 +79,7 @@ def prepare(labelled: Labelled, model: Encoder, long: Long, rows: list[ReportRow
 
 
 def length_notes(labelled: Labelled, prepared: EncodedExamples) -> list[str]:
-    """What the policy for length did to labelled examples, for the user."""
+    """Notes for the user: how many examples were cut, with how many labels, and how many have several windows."""
     long = [record.truncated_from is not None for record in prepared.sequences]
     cut = sum(any(long[number] for number in numbers) for numbers in prepared.which.tolist())
     windowed = sum(any(len(prepared.sequences[n].windows) > 1 for n in numbers) for numbers in prepared.which.tolist())
