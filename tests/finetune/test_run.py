@@ -26,7 +26,7 @@ import yaml
 
 import protea
 from conftest import Run, fails
-from protea.finetune import likeness
+from protea.finetune import frozen, likeness
 from protea.finetune.members import best_member
 from protea.finetune.predictor import read_predictor
 from protea.output import sha256
@@ -270,6 +270,24 @@ def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Pa
     losses = pd.read_csv("layers/layers.tsv", sep="\t")
     assert losses.layer.tolist() == [0, 1, 2, 3]
     assert read_predictor(Path("layers")).layer == losses.layer[losses.validation_loss.idxmin()]
+
+
+def test_folds_that_choose_other_layers_have_baselines(
+    run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model with random weights is read at the layer of each fold."""
+    given, layers = data("sequence-value"), iter([1, 3])
+
+    def losses(*_: Any, **__: Any) -> dict[int, float]:
+        best = next(layers)
+        return {layer: float(layer != best) for layer in range(4)}
+
+    monkeypatch.setattr(frozen, "_losses", losses)
+    monkeypatch.setattr("protea.finetune.measuring.baselines.BASELINES", {})
+    result = run("finetune", given, "-m", model, "-o", "out", "--split", "kfold:2", "--layer", "auto")
+    assert result.code == 0, result
+    assert [read_predictor(Path(f"out/fold-{fold}")).layer for fold in (1, 2)] == [1, 3]
+    assert numbers("out", "random weights")
 
 
 @pytest.mark.parametrize("task", ["sequence-value", "residue-class"])

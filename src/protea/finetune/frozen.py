@@ -89,8 +89,8 @@ def features_of_layer(
 ) -> Chosen:
     """The hidden states that a head reads, of one layer or of the best."""
     if layer != AUTO:
-        layers = resolve_layers([int(layer)], source.model)
-        return Chosen(source.features(prepared, config.reads, layers, "features", progress), 0, {})
+        (number,) = resolve_layers([int(layer)], source.model)
+        return Chosen(source.features(prepared, config.reads, (number,), f"layer-{number}", progress), 0, {})
     every = tuple(range(source.model.config.num_hidden_layers + 1))
     probe = replace(config, kind="linear")
     if probe.reads != RESIDUES:
