@@ -278,11 +278,12 @@ def test_folds_that_choose_other_layers_have_baselines(
     """The model with random weights is read at the layer of each fold."""
     given, layers = data("sequence-value"), iter([1, 3])
 
-    def losses(*_: Any, **__: Any) -> dict[int, float]:
-        best = next(layers)
-        return {layer: float(layer != best) for layer in range(4)}
+    def scores(*_: Any, **__: Any) -> np.ndarray:
+        found = np.ones((4, 1, 2))
+        found[next(layers)] = 0
+        return found
 
-    monkeypatch.setattr(frozen, "_losses", losses)
+    monkeypatch.setattr(frozen, "_scores", scores)
     monkeypatch.setattr("protea.finetune.measuring.baselines.BASELINES", {})
     result = run("finetune", given, "-m", model, "-o", "out", "--split", "kfold:2", "--layer", "auto")
     assert result.code == 0, result

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from messages import check_message
 from protea.errors import DataError, UsageError
-from protea.finetune.splits import Split, calibration, parse, split
+from protea.finetune.splits import Split, calibration, inner_folds, parse, split
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample, Part
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -152,6 +152,66 @@ def test_parts_of_the_data_are_not_used_silently() -> None:
     check_message("splits.unused", split(data, RANDOM, 0)[0].notes[0])
 
 
+# ---- inner folds ----
+@given(
+    st.lists(st.integers(0, 40), min_size=40, max_size=120),
+    st.integers(2, 5),
+    st.sampled_from(["sequence-value", "sequence-class", "pair-class"]),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_inner_folds_divide_all_but_test_and_calibration(
+    numbers: list[int], inner: int, task: str, seed: int, clustered: bool
+) -> None:
+    assume(len(set(numbers)) >= 20)
+    pool = proteins(41)
+    items: list[Any] = [(pool[n], pool[0]) if task.startswith("pair") else pool[n] for n in numbers]
+    data = labelled(items, [place % 3 for place in range(len(numbers))], task=task)
+    for fold in split(data, FOLDS, seed):
+        outer = calibration(fold, 0.5, seed, 3)
+        if clustered:
+            outer.groups = np.array([number // 3 for number in numbers])
+            assume(
+                len({number // 3 for number, e in zip(numbers, outer.examples, strict=True) if e.part[0] in "tv"}) > 9
+            )
+        divisions = inner_folds(outer, inner, seed)
+        assert len(divisions) == inner
+        assert [one.examples for one in inner_folds(outer, inner, seed)] == [one.examples for one in divisions]
+        groups = numbers if outer.groups is None else outer.groups.tolist()
+        for place, example in enumerate(outer.examples):
+            parts = Counter(division.examples[place].part for division in divisions)
+            if example.part in ("test", "calibration"):
+                assert parts == {example.part: inner}
+            else:
+                assert parts == {"validation": 1, "train": inner - 1}
+        for division in divisions:
+            found = defaultdict(set)
+            for group, example in zip(groups, division.examples, strict=True):
+                if example.part in ("train", "validation"):
+                    found[group].add(example.part)
+            assert {len(parts) for parts in found.values()} == {1}
+            assert {"train", "validation"} <= set(counts(division))
+
+
+@given(st.integers(0, 2**32 - 1), st.randoms())
+def test_inner_folds_do_not_look_at_test_labels(seed: int, rng: random.Random) -> None:
+    data = labelled(proteins(60), [place % 3 for place in range(60)], task="sequence-class")
+    outer = split(data, FOLDS, seed)[0]
+    other = [
+        np.array([rng.randrange(3)]) if example.part == "test" else target
+        for example, target in zip(outer.examples, outer.targets, strict=True)
+    ]
+    changed = Labelled(outer.task, outer.classes, outer.examples, other)
+    for one, two in zip(inner_folds(outer, 4, seed), inner_folds(changed, 4, seed), strict=True):
+        assert one.examples == two.examples
+
+
+def test_nested_folds_are_those_of_kfold() -> None:
+    data = labelled(proteins(60), list(range(60)))
+    nested, plain = split(data, parse("nested:3:4"), 2), split(data, FOLDS, 2)
+    assert [fold.examples for fold in nested] == [fold.examples for fold in plain]
+
+
 # ---- calibration ----
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 0.9]), st.integers(0, 2))
 def test_calibration_takes_whole_groups_of_validation(seed: int, share: float, repeats: int) -> None:
@@ -200,18 +260,41 @@ def test_clusters_stay_whole_in_the_calibration_part(monkeypatch: pytest.MonkeyP
 
 
 # ---- words and errors ----
-@pytest.mark.parametrize("text", ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25"])
+@pytest.mark.parametrize(
+    "text",
+    ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25", "nested:5:4", "cluster-nested:5:4:0.3"],
+)
 def test_words(text: str) -> None:
     assert str(parse(text)) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "kfold", "kfold:1", "kfold:2.5", "kfold:5:0.3", "cluster", "cluster:0", "cluster:1", "cluster:1.2.3"],
+    [
+        *(
+            "",
+            "x",
+            "kfold",
+            "kfold:1",
+            "kfold:2.5",
+            "kfold:5:0.3",
+            "cluster",
+            "cluster:0",
+            "cluster:1",
+            "cluster:1.2.3",
+        ),
+        *("nested:5", "nested:5:1", "nested:1:5", "nested:5:4:0.3", "cluster-nested:5:4", "cluster-nested:5:4:2"),
+    ],
 )
 def test_wrong_words(text: str) -> None:
     with pytest.raises(UsageError, match=f"split '{text}'"):
         parse(text)
+
+
+def test_too_few_groups_for_inner_folds() -> None:
+    with pytest.raises(DataError) as caught:
+        inner_folds(labelled(proteins(3) * 5, list(range(15)), ["train"] * 15), 4, 0)
+    check_message("splits.error-few-inner", caught.value)
 
 
 def test_wording() -> None:

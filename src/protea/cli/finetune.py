@@ -65,7 +65,9 @@ def finetune(
     split: Annotated[
         str,
         typer.Option(
-            metavar="HOW", help="given (in the data), random, cluster:0.3 (by identity), kfold:5, cluster-kfold:5:0.3."
+            metavar="HOW",
+            help="given (in the data), random, cluster:0.3 (by identity), kfold:5, cluster-kfold:5:0.3; nested:5:4 and "
+            "cluster-nested:5:4:0.3 choose --layer auto or --lr on inner folds.",
         ),
     ] = "given",
     labels: Annotated[

@@ -2,6 +2,7 @@
 
 The test part is predicted here, and nowhere else. Files, beside those of ``evaluation.py``:
 
+``choices.tsv``      the candidates of a nested split, by their numbers on the inner folds (``choices.py``).
 ``calibration.tsv``  probabilities before and after temperature; how often intervals or sets hold the truth.
 ``curve.tsv``        the learning curve, where a head was trained.
 ``layers.tsv``       the loss of every layer, where the layer was chosen.
@@ -39,13 +40,15 @@ _CURVE: Final = ("step", "training_loss", "validation_loss", "validation_number"
 class Measurements:
     """The numbers of all methods; ``part`` is test, or validation where there is no test part.
 
-    ``metrics`` and ``comparison`` are the tables of ``evaluation.py``; ``notes`` are for the user.
+    ``metrics`` and ``comparison`` are the tables of ``evaluation.py``, ``choices`` is that of ``choices.py``; ``notes``
+    are for the user.
     """
 
     part: Part
     examples: int
     metrics: pa.Table
     comparison: pa.Table | None = None
+    choices: pa.Table | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -85,6 +88,9 @@ def measure_member(
     if best.chosen.losses:
         losses = {"layer": list(best.chosen.losses), "validation_loss": list(best.chosen.losses.values())}
         write_table(folder / "layers.tsv", pa.table(losses))
+    if best.choice is not None:
+        found.choices = best.choice.table()
+        write_table(folder / "choices.tsv", found.choices)
     write_table(folder / "parts.tsv", _parts_table(data))
     if len(members) > 1:
         write_table(folder / "seeds.tsv", _seeds_table(members, shown, part))
@@ -102,7 +108,7 @@ def _baselines(trainer: Trainer, best: Member, parts: list[Part]) -> Iterator[tu
     member = trainer.random(best.prepared, best.chosen.layer)
     yield "random weights", {part: member.predictions(part) for part in parts}
     if trainer.settings.method != "frozen":
-        member = trainer.frozen(best.prepared, best.chosen.layer, trainer.settings.seed)
+        (member,) = trainer.frozen(best.prepared, best.chosen.layer, [trainer.settings.seed])
         yield "frozen", {part: member.predictions(part) for part in parts}
 
 
