@@ -33,10 +33,11 @@ class Choice(Generic[C]):
         means = self.scores.mean(1).tolist()
         return max(zip(self.candidates, means, strict=True), key=lambda one: rank(*one[1]))[0]
 
-    def table(self) -> pa.Table:
-        """``choices.tsv``."""
-        number, loss = self.scores.mean(1).T.tolist()
-        columns = {"choice": [self.what] * len(number), "candidate": self.candidates, "mean": number, "loss": loss}
+    def table(self, number: str) -> pa.Table:
+        """``choices.tsv``; ``number`` is the name of the task's."""
+        mean, loss = self.scores.mean(1).T.tolist()
+        columns = {"choice": [self.what] * len(mean), "candidate": self.candidates, "number": [number] * len(mean)}
+        columns |= {"mean": mean, "loss": loss}
         columns |= {f"inner_{fold + 1}": of_fold.tolist() for fold, of_fold in enumerate(self.scores[:, :, 0].T)}
         columns["chosen"] = [candidate == self.best for candidate in self.candidates]
         return pa.table({name: np.asarray(column) for name, column in columns.items()})

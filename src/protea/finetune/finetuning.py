@@ -279,4 +279,4 @@ def _with_folds(tables: Sequence[pa.Table]) -> pa.Table:
 def _chosen(choices: pa.Table, inner: int) -> str:
     rows = [row for row in choices.to_pylist() if row["chosen"]]
     found = ", ".join(f"{row['choice']} {row['candidate']:g} in fold {row['fold']}" for row in rows)
-    return f"chosen by the mean over {inner} inner folds: {found}; choices.tsv has all candidates"
+    return f"chosen by the mean {rows[0]['number']} over {inner} inner folds: {found}; choices.tsv has all candidates"

@@ -24,7 +24,7 @@ from protea.finetune import baselines, evaluation
 from protea.finetune.calibration import Calibration
 from protea.finetune.evaluation import OURS
 from protea.finetune.likeness import clusters, leak, nearest
-from protea.finetune.measures import measure, reliability
+from protea.finetune.measures import SELECTED, measure, reliability
 from protea.finetune.members import Member, Trainer
 from protea.finetune.tasks import PARTS, Floats, Ints, Labelled, Part
 from protea.tables import write_table
@@ -89,7 +89,7 @@ def measure_member(
         losses = {"layer": list(best.chosen.losses), "validation_loss": list(best.chosen.losses.values())}
         write_table(folder / "layers.tsv", pa.table(losses))
     if best.choice is not None:
-        found.choices = best.choice.table()
+        found.choices = best.choice.table(SELECTED[data.task.name][0])
         write_table(folder / "choices.tsv", found.choices)
     write_table(folder / "parts.tsv", _parts_table(data))
     if len(members) > 1:

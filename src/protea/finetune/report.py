@@ -237,7 +237,7 @@ def _choices(folds: Sequence[Results]) -> Markup | None:
         found = [(fold, row) for fold, row in found if row["chosen"] == "True"]
     if not found:
         return None
-    names = [name for name in found[0][1] if name not in ("choice", "candidate", "chosen")]
+    names = [name for name in found[0][1] if name not in ("choice", "candidate", "number", "chosen")]
     rows = []
     for fold, row in found:
         first = fold if len(folds) > 1 else "chosen" if row["chosen"] == "True" else ""
