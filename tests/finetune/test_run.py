@@ -150,6 +150,19 @@ def test_a_task_that_the_model_can_learn_beats_the_constant(run: Run, data: Call
     assert 0.6 < calibration["coverage"] <= 1
 
 
+def test_baselines_with_a_model_are_predictors(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """``protea predict`` gives the numbers of random weights in the folder, without what was not calibrated."""
+    given = data("sequence-value")
+    assert run("finetune", given, "-m", model, "-o", "out", "--epochs", 2, "--seed", 3).code == 0
+    result = run("predict", "out/baselines/random-weights", given, "-o", "p.csv")
+    assert result.code == 0, result
+    truth, found = pd.read_csv(given).set_index("id"), pd.read_csv("p.csv").set_index("id")
+    assert found.columns.tolist() == ["predicted", "truncated_from"]
+    errors = (truth["target"] - found["predicted"])[truth["set"] == "test"]
+    assert (errors**2).mean() == pytest.approx(numbers("out", "random weights")["mse"], rel=1e-4)
+    assert numbers("out")["mse"] != pytest.approx(numbers("out", "random weights")["mse"], rel=1e-2)
+
+
 def test_predictions_are_those_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
     """Predicting the test part again gives the numbers in the folder, whatever the format."""
     for task in ("sequence-class", "residue-class", "multilabel"):
