@@ -238,6 +238,38 @@ def test_the_same_command_again(run: Run, data: Callable[[str], Path], model: Pa
     fails(run("finetune", given, "-m", model, "-o", "mine", *NO_TIME), 1, "mine", "not written by this command")
 
 
+def test_a_data_set_on_the_hub_with_other_contents(
+    run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared by its rows, also beside a file, however they are divided into chunks."""
+    given = data("sequence-value")
+    lines = given.read_text().splitlines()
+    given.write_text("\n".join([lines[0], *lines[100:]]) + "\n")
+    Path("hub.csv").write_text("\n".join(lines[:100]) + "\n")
+    rows = pa.Table.from_pandas(pd.read_csv("hub.csv"))
+    hub = {"table": rows}
+
+    class Split:
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+        def with_format(self, kind: str) -> Split:
+            return self
+
+        def __getitem__(self, chosen: slice) -> pa.Table:
+            return hub["table"]
+
+    datasets = SimpleNamespace(load_dataset=lambda name, configuration: {"train": Split()})
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    command = ("finetune", given, "hf:owner/name", "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    hub["table"] = pa.concat_tables([rows[:10], rows[10:]])
+    assert "nothing to do" in run(*command).err
+    values = rows["target"].to_pylist()
+    changed = pa.array([values[0] + 1, *values[1:]])
+    hub["table"] = rows.set_column(rows.column_names.index("target"), "target", changed)
+    fails(run(*command), 1, "out: exists already, of another run", "input")
+
+
 def test_a_saved_data_set_with_other_contents(run: Run, data: Callable[[str], Path], model: Path) -> None:
     """A folder of files is compared by what it holds, as a file is."""
     table = pa.Table.from_pandas(pd.read_csv(data("sequence-value")))
