@@ -29,7 +29,7 @@ from protea.finetune.finetune_settings import FinetuneSettings, parse
 from protea.finetune.fitting import LEAST, Fitted, fit_predictor
 from protea.finetune.labelled_data import check_targets
 from protea.finetune.members import Trainer, head_of
-from protea.finetune.predictor import Predictor, is_predictor, read_predictor, with_encoder
+from protea.finetune.predictor import Predictor, is_predictor, predictor_files, read_predictor, with_encoder
 from protea.finetune.splits import calibration, validation
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample
 from protea.infer.loading import LoadedModel, ModelLoader
@@ -154,7 +154,7 @@ class _Estimator(BaseEstimator, ABC):
             dtype=dtype,
             device=device,
         )
-        names = [path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors")]
+        names = [path for path in predictor_files(Path(folder)) if path.suffix in (".json", ".safetensors")]
         found._files = {str(path.relative_to(folder)): path.read_bytes() for path in names}
         found._fitted_as(read)
         found.notes_ = []

@@ -150,6 +150,19 @@ def test_a_task_that_the_model_can_learn_beats_the_constant(run: Run, data: Call
     assert 0.6 < calibration["coverage"] <= 1
 
 
+def test_baselines_with_a_model_are_predictors(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """``protea predict`` gives the numbers of random weights in the folder, without what was not calibrated."""
+    given = data("sequence-value")
+    assert run("finetune", given, "-m", model, "-o", "out", "--epochs", 2, "--seed", 3).code == 0
+    result = run("predict", "out/baselines/random-weights", given, "-o", "p.csv")
+    assert result.code == 0, result
+    truth, found = pd.read_csv(given).set_index("id"), pd.read_csv("p.csv").set_index("id")
+    assert found.columns.tolist() == ["predicted", "truncated_from"]
+    errors = (truth["target"] - found["predicted"])[truth["set"] == "test"]
+    assert (errors**2).mean() == pytest.approx(numbers("out", "random weights")["mse"], rel=1e-4)
+    assert numbers("out")["mse"] != pytest.approx(numbers("out", "random weights")["mse"], rel=1e-2)
+
+
 def test_predictions_are_those_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
     """Predicting the test part again gives the numbers in the folder, whatever the format."""
     for task in ("sequence-class", "residue-class", "multilabel"):
@@ -223,6 +236,38 @@ def test_the_same_command_again(run: Run, data: Callable[[str], Path], model: Pa
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("text")
     fails(run("finetune", given, "-m", model, "-o", "mine", *NO_TIME), 1, "mine", "not written by this command")
+
+
+def test_a_data_set_on_the_hub_with_other_contents(
+    run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared by its rows, also beside a file, however they are divided into chunks."""
+    given = data("sequence-value")
+    lines = given.read_text().splitlines()
+    given.write_text("\n".join([lines[0], *lines[100:]]) + "\n")
+    Path("hub.csv").write_text("\n".join(lines[:100]) + "\n")
+    rows = pa.Table.from_pandas(pd.read_csv("hub.csv"))
+    hub = {"table": rows}
+
+    class Split:
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+        def with_format(self, kind: str) -> Split:
+            return self
+
+        def __getitem__(self, chosen: slice) -> pa.Table:
+            return hub["table"]
+
+    datasets = SimpleNamespace(load_dataset=lambda name, configuration: {"train": Split()})
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    command = ("finetune", given, "hf:owner/name", "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    hub["table"] = pa.concat_tables([rows[:10], rows[10:]])
+    assert "nothing to do" in run(*command).err
+    values = rows["target"].to_pylist()
+    changed = pa.array([values[0] + 1, *values[1:]])
+    hub["table"] = rows.set_column(rows.column_names.index("target"), "target", changed)
+    fails(run(*command), 1, "out: exists already, of another run", "input")
 
 
 def test_a_saved_data_set_with_other_contents(run: Run, data: Callable[[str], Path], model: Path) -> None:

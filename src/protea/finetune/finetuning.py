@@ -26,6 +26,7 @@ from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.fitting import LEAST, fit_predictor
 from protea.finetune.frozen import AUTO
 from protea.finetune.heads import HF, RESIDUES
+from protea.finetune.label_tables import hub_fingerprint, is_hub
 from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.measuring import Measurements, measure_member
 from protea.finetune.members import Trainer, head_of
@@ -107,7 +108,7 @@ def _identity(settings: FinetuneSettings, loaded: LoadedModel) -> dict[str, Any]
     """All that a run depends on, as plain values."""
     shown = {name: value for name, value in settings.shown().items() if name not in _NAMES_ONLY}
     files = [*settings.data, *(str(path) for path in (settings.labels, settings.mask) if path is not None)]
-    inputs = [fingerprint(_files_of(name)) or name for name in files]
+    inputs = [hub_fingerprint(name) if is_hub(name) else fingerprint(_files_of(name)) or name for name in files]
     return {**shown, "model_files": loaded.weights_sha256(), _INPUT: inputs}
 
 

@@ -5,7 +5,7 @@ Nothing here looks at the test part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,20 +47,28 @@ def fit_predictor(trainer: Trainer, prepared: EncodedExamples) -> Fitted:
     vectors = _mean_vectors(best)
     train, validation = (vectors[np.unique(prepared.which[prepared.places(part)])] for part in ("train", "validation"))
     calibrated = _calibrated(best, round(1 - trainer.settings.coverage, 10))
-    predictor = Predictor(
-        head=best.head.eval(),
-        classes=prepared.labelled.classes,
-        layer=best.chosen.layer,
+    reference = None if best.head.task.unit == "pair" else Reference.of(train, validation, trainer.settings.seed)
+    predictor = replace(
+        predictor_of(trainer, best), method=trainer.settings.method, calibration=calibrated, reference=reference
+    )
+    return Fitted(members, best, calibrated, predictor)
+
+
+def predictor_of(trainer: Trainer, member: Member) -> Predictor:
+    """A member with a frozen model as a predictor, not calibrated."""
+    return Predictor(
+        head=member.head.eval(),
+        classes=member.prepared.labelled.classes,
+        layer=member.chosen.layer,
         long=trainer.settings.long,
         unknown=trainer.settings.unknown,
         gaps=trainer.settings.gaps,
         base=Base.of(trainer.loaded),
-        method=trainer.settings.method,
-        calibration=calibrated,
-        reference=None if best.head.task.unit == "pair" else Reference.of(train, validation, trainer.settings.seed),
-        encoder=best.encoder,
+        method="frozen",
+        calibration=None,
+        reference=None,
+        encoder=member.encoder,
     )
-    return Fitted(members, best, calibrated, predictor)
 
 
 def _calibrated(best: Member, alpha: float) -> Calibration:
