@@ -6,7 +6,7 @@
                     of the true class for classes (LAC; Sadinle et al. 2019). The threshold is a quantile of the scores.
                     An interval is prediction ± threshold; a set holds the classes with 1 - probability <= threshold.
 
-Rows of one protein are alike, so proteins, not rows, are the units: with K proteins, each row of a protein with n rows
+Rows of one protein are alike, so proteins, not rows, are the units, and copies of one sequence are one protein: with K proteins, each row of a protein with n rows
 weighs 1 / ((K + 1) n), and infinity weighs 1 / (K + 1). The threshold is the smallest score up to which the weights
 reach 1 - alpha. This is hierarchical conformal prediction (HCP; Lee, Barber and Willett 2023). With one row for each
 protein it is the usual ceil((K + 1)(1 - alpha))-th smallest score (Vovk et al. 2005).
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from protea.errors import DataError, UsageError
 from protea.finetune.measures import SMALLEST
 from protea.finetune.tasks import Floats, Ints, Targets, Task
+from protea.text import counted
 
 ALPHA: Final = 0.1
 _COLDEST, _HOTTEST = 0.01, 100.0
@@ -92,7 +93,12 @@ class Calibration:
 
 
 def calibrate(
-    task: Task, predictions: Floats, targets: Targets, groups: Ints | None = None, alpha: float = ALPHA
+    task: Task,
+    predictions: Floats,
+    targets: Targets,
+    groups: Ints | None = None,
+    alpha: float = ALPHA,
+    noun: str = "protein",
 ) -> Calibration:
     """Calibrate a model by its predictions of the calibration part.
 
@@ -100,8 +106,10 @@ def calibrate(
         task: what is predicted.
         predictions: probabilities ``[R, C]``, or values ``[R]``.
         targets: their targets; rows without a label are left out.
-        groups: ``[N]``, the cluster of each example, which then counts as one unit; by default each example is a unit.
+        groups: ``[N]``, equal for examples that count as one unit together: of one sequence, or of one cluster; by
+            default each example is a unit.
         alpha: the share of rows that may lie outside an interval or a set, above 0 and below 1.
+        noun: what messages call a unit.
     """
     if not 0 < alpha < 1:
         raise UsageError(f"alpha: {alpha}: must be above 0 and below 1")
@@ -123,14 +131,19 @@ def calibrate(
     threshold = _threshold(scores, unit, len(units), alpha)
     if not isfinite(threshold):
         what = "intervals are infinite" if task.kind == "value" else "sets hold all classes"
-        least = int(np.ceil(1 / alpha - 1e-9)) - 1
+        least = least_units(alpha)
         notes.append(
-            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least {least} labelled "
-            f"{'proteins' if groups is None else 'clusters'}, there are {len(units)}"
+            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least {counted(least, f'labelled {noun}')}, "
+            f"there are {len(units):,}; give more data, or a lower --coverage"
             if len(units) < least
             else f"{what}: too many predictions of the calibration part are not finite"
         )
     return Calibration(task, temperature, threshold, alpha, len(units), tuple(notes))
+
+
+def least_units(alpha: float) -> int:
+    """Proteins or clusters from which on a threshold is finite."""
+    return int(np.ceil(1 / alpha - 1e-9)) - 1
 
 
 def _threshold(scores: Floats, unit: Ints, units: int, alpha: float) -> float:

@@ -255,7 +255,8 @@ class FlipRun:
     def _measured(self, folder: Path, data: Labelled) -> pa.Table:
         """The numbers of a predictor and of baselines without a model on the test part of other data."""
         load = ModelLoader(self.options.get("device", "auto"), self.options.get("dtype", "float32"))
-        predictor = with_encoder(read_predictor(folder), folder, load, self.options.get("model"))
+        read = read_predictor(folder)
+        predictor = with_encoder(read, folder, load, None if read.method == "full" else self.options.get("model"))
         assert predictor.encoder is not None
         data = prepare(data, predictor.encoder, predictor.long, []).labelled  # without labels that are cut off
         methods = {OURS: _predictions(predictor, data, folder.parent, self.options.get("token_budget"), self.progress)}

@@ -115,16 +115,22 @@ class Trainer:
             model, self.folder / name, self.fold, {**self.identity, **identity}, self.settings.token_budget, title
         )
 
+    def _lengths(self) -> dict[str, Any]:
+        """How long to train, as far as it is given."""
+        given = self.settings.model_dump(include={"epochs", "batch", "patience"})
+        return {name: value for name, value in given.items() if value is not None}
+
     def _probe(self, source: Source, prepared: EncodedExamples, layer: int | str, seed: int) -> Member:
+        """A head on hidden states of ``source``; epochs, batch and patience of lora and full are not for baselines."""
         config, settings = head_of(self.settings, self.loaded.module, prepared.labelled), self.settings
+        own = self._lengths() if settings.method == "frozen" else {}
+        own["epochs"] = int(own.get("epochs", ProbeSettings.epochs))
         chosen = frozen.features_of_layer(source, prepared, config, layer, settings.seed, self.progress)
         probe = ProbeSettings(
             lr=settings.head_lr,
             weight_decay=settings.weight_decay,
-            batch=settings.batch or ProbeSettings.batch,
-            epochs=int(settings.epochs or ProbeSettings.epochs),
-            patience=settings.patience or ProbeSettings.patience,
             class_weights=settings.class_weights,
+            **own,
         )
         trained = frozen.fit(config, prepared, chosen, probe, seed=seed, progress=self.progress)
         notes = list(trained.notes)
@@ -139,7 +145,6 @@ class Trainer:
         from protea.finetune.tuning import TuneSettings, tune
 
         settings = self.settings
-        given = {"epochs": settings.epochs, "batch": settings.batch, "patience": settings.patience}
         tuning = TuneSettings(
             method=settings.method,  # type: ignore[arg-type]
             lr=rate,
@@ -153,7 +158,7 @@ class Trainer:
             precision=settings.precision,
             recompute=settings.recompute,
             class_weights=settings.class_weights,
-            **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+            **self._lengths(),
         )
         label = f"{self.fold}-seed-{seed}" + ("" if rate is None else f"-lr-{rate:g}")
         tuned = tune(
