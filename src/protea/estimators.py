@@ -199,9 +199,8 @@ class _Estimator(BaseEstimator, ABC):
                 with TemporaryDirectory() as folder:
                     self._write(Path(folder))
                     read = read_predictor(Path(folder))
-                    self._ready = TrainedPredictor(
-                        with_encoder(read, Path(folder), load, None if self.method == "full" else str(self.model))
-                    )
+                    base = None if read.method == "full" else str(self.model)
+                    self._ready = TrainedPredictor(with_encoder(read, Path(folder), load, base))
             named = dict(enumerate(_sequences(X, self._ready.alphabet)))
             found = list(self._ready.predict(named, token_budget=self.token_budget).values())
         return np.array(found, np.float64).reshape(

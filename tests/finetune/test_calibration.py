@@ -182,7 +182,7 @@ def test_too_few_proteins_are_said() -> None:
     check_message("finetune.too-few-proteins", *values.notes)
     assert calibrate(VALUE, np.arange(9.0), single(np.arange(9.0) + 1)).threshold == 1
     classes = calibrate(
-        CLASS, np.full((4, 2), 0.5), single(np.array([0, 1, 0, MISSING])), groups=np.array([0, 1, 1, 2])
+        CLASS, np.full((4, 2), 0.5), single(np.array([0, 1, 0, MISSING])), groups=np.array([0, 1, 1, 2]), noun="cluster"
     )
     assert classes.groups == 2
     assert classes.sets(np.array([[0.0, 1.0]])).all()

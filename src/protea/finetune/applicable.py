@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from protea.errors import UsageError
 from protea.finetune.heads import DEFAULTS, HEADS, HF
 from protea.finetune.tasks import Task
 
@@ -96,22 +95,22 @@ _SCOPES: Final = (
     _Scope(
         ("class_weights",),
         lambda setup: setup.task.kind != "value",
-        "a task of values has no classes; leave it out",
+        "a {task} task has no classes; leave it out",
     ),
     _Scope(
         ("coverage",),
         lambda setup: setup.task.kind != "labels",
-        "several labels have no sets and no intervals; leave it out",
+        "a {task} task has no sets and no intervals; leave it out",
     ),
 )
 
 
 def misplaced(given: Mapping[str, Any], method: str, head: str | None, tasks: Iterable[Task]) -> dict[str, str]:
-    """Messages about the ``given`` options that can do nothing for any of the ``tasks``; ``head`` None is the default."""
+    """Messages about ``given`` options that can do nothing for any of the ``tasks``; ``head`` None is the default."""
     heads = ((head or DEFAULTS[task.unit], task) for task in tasks)
     setups = [_Setup(method, kind, task) for kind, task in heads if kind in HEADS[task.unit]]
     return {
-        name: f"{_flag(name, given[name])}: {scope.elsewhere.format(head=setups[0].head)}"
+        name: f"{_flag(name, given[name])}: {scope.elsewhere.format(head=setups[0].head, task=setups[0].task.name)}"
         for scope in (_SCOPES if setups else ())
         if not any(map(scope.applies, setups))
         for name in scope.options
@@ -121,5 +120,6 @@ def misplaced(given: Mapping[str, Any], method: str, head: str | None, tasks: It
 
 def _flag(name: str, value: Any) -> str:
     """An option with its value, as on a command line."""
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    values = value if isinstance(value, tuple) else (value,)
+    text = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in values)
     return f"--{name.replace('_', '-')}{'' if value is True else f' {text}'}"

@@ -6,10 +6,11 @@
                     of the true class for classes (LAC; Sadinle et al. 2019). The threshold is a quantile of the scores.
                     An interval is prediction ± threshold; a set holds the classes with 1 - probability <= threshold.
 
-Rows of one protein are alike, so proteins, not rows, are the units, and copies of one sequence are one protein: with K proteins, each row of a protein with n rows
-weighs 1 / ((K + 1) n), and infinity weighs 1 / (K + 1). The threshold is the smallest score up to which the weights
-reach 1 - alpha. This is hierarchical conformal prediction (HCP; Lee, Barber and Willett 2023). With one row for each
-protein it is the usual ceil((K + 1)(1 - alpha))-th smallest score (Vovk et al. 2005).
+Rows of one protein are alike, so proteins, not rows, are the units; examples of one sequence are one protein. With K
+proteins, each row of a protein with n rows weighs 1 / ((K + 1) n), and infinity weighs 1 / (K + 1). The threshold is
+the smallest score up to which the weights reach 1 - alpha. This is hierarchical conformal prediction (HCP; Lee, Barber
+and Willett 2023). With one row for each protein it is the usual ceil((K + 1)(1 - alpha))-th smallest score (Vovk et al.
+2005).
 
 What is promised: if proteins of the calibration part and a new protein are exchangeable, the truth of a row drawn at
 random from the new protein is inside with a probability of at least 1 - alpha, over the draw of all these proteins.
@@ -133,8 +134,8 @@ def calibrate(
         what = "intervals are infinite" if task.kind == "value" else "sets hold all classes"
         least = least_units(alpha)
         notes.append(
-            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least {counted(least, f'labelled {noun}')}, "
-            f"there are {len(units):,}; give more data, or a lower --coverage"
+            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least "
+            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or a lower --coverage"
             if len(units) < least
             else f"{what}: too many predictions of the calibration part are not finite"
         )

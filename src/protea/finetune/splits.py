@@ -113,7 +113,7 @@ def calibration(labelled: Labelled, share: float | None, seed: int, coverage: fl
     if count < (2 * least if share is None else 2):
         return _with_parts(labelled, {}, [_uncalibrated(labelled, count, 2 * least, coverage)])
     if share is None:
-        share = min(count / 2, max(count - CHOOSING, least)) / count
+        share = min(count // 2, max(count - CHOOSING, least)) / count
     strata = _strata(labelled)[places]
     taken = _draw(groups, strata, {"calibration": share * len(places)}, np.random.default_rng(seed), "validation")
     parts = dict(zip(places, taken, strict=True))
