@@ -135,7 +135,7 @@ def calibrate(
         least = least_units(alpha)
         notes.append(
             f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least "
-            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or a lower --coverage"
+            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or ask for a lower coverage"
             if len(units) < least
             else f"{what}: too many predictions of the calibration part are not finite"
         )

@@ -179,9 +179,7 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
     """
     if predictor.method == "full":
         if model is not None:
-            raise UsageError(
-                f"{folder}: holds a whole model (--method full), and no other can take its place; leave out -m"
-            )
+            raise UsageError(f"{folder}: holds a whole model, all of whose weights were trained; leave out -m")
         predictor.encoder = load(str(folder / MODEL)).module
         return predictor
     name = model or predictor.base.name

@@ -125,7 +125,7 @@ def _uncalibrated(labelled: Labelled, count: int, needed: int, coverage: float) 
     """Why nothing is calibrated, and what would help."""
     noun = "sequence" if labelled.groups is None else "cluster"
     total = -(-len(labelled.examples) * needed // max(1, count))
-    fewer = "" if labelled.task.kind == "labels" else f"; a lower --coverage than {coverage:g} needs fewer"
+    fewer = "" if labelled.task.kind == "labels" else f"; a lower coverage than {coverage:g} needs fewer"
     return (
         f"calibration: the validation part has {counted(count, noun)}, too few to take any from it; probabilities and "
         f"intervals are not calibrated. It needs {needed:,}: about {total:,} examples, divided like these, would "
