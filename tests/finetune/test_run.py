@@ -521,12 +521,23 @@ def test_trained_encoders(run: Run, data: Callable[[str], Path], model: Path, ar
     stored = pq.read_table("out/predictions.parquet").to_pandas()
     joined = stored.merge(pq.read_table("p.parquet").to_pandas(), on="id", suffixes=("", "_again"))
     np.testing.assert_allclose(joined["probability_many"], joined["probability_many_again"], atol=1e-5)
+    if "full" in arguments:
+        fails(run("predict", "out", given, "-o", "q.csv", "-m", model), 2, "out", "leave out -m")
     frozen = protea.load(model, device="cpu").embed(sequences(), pool="mean")
     predictor = read_predictor(Path("out"))
     with torch.no_grad():
         unchanged = predictor.head.outcome(predictor.head(torch.from_numpy(frozen), torch.ones(len(frozen))))[:, 1]
     by_id = dict(zip((f"p{i}" for i in range(len(frozen))), unchanged.tolist(), strict=True))
     assert np.abs(joined["probability_many"] - joined["id"].map(by_id)).max() > 1e-4  # the encoder has changed
+
+
+def test_the_frozen_baseline_is_trained_as_long_as_ever(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Epochs, batch and patience of LoRA are not those of the head beside it."""
+    given = data("sequence-class")
+    lengths = ("--epochs", 0.5, "--batch", 5, "--patience", 0.5, "--precision", "float32")
+    assert run("finetune", given, "-m", model, "-o", "lora", "--head", "mlp", "--method", "lora", *lengths).code == 0
+    assert run("finetune", given, "-m", model, "-o", "frozen", "--head", "mlp", *NO_TIME).code == 0
+    assert numbers("lora", "frozen") == pytest.approx(numbers("frozen"), nan_ok=True)
 
 
 def test_killed_predictions_end_with_the_same_bytes(
