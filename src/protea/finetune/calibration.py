@@ -1,7 +1,9 @@
 """Probabilities that can be believed, and intervals and sets that hold the truth as often as they say.
 
 ``temperature``     Guo et al. 2017: logits are divided by one number, which minimises the log-loss of the calibration
-                    part. The most probable class stays the same.
+                    part. The most probable class stays the same. With n rows, the truth of a row counts as (n + 1) /
+                    (n + C) of its class and 1 / (n + C) of each other one (Platt 1999, for two classes); else a few
+                    predictions that are all right would make every probability 0 or 1.
 ``threshold``       split conformal prediction. A row's score is |target - prediction| for values, and 1 - probability
                     of the true class for classes (LAC; Sadinle et al. 2019). The threshold is a quantile of the scores.
                     An interval is prediction ± threshold; a set holds the classes with 1 - probability <= threshold.
@@ -135,7 +137,7 @@ def calibrate(
         least = least_units(alpha)
         notes.append(
             f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least "
-            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or ask for a lower coverage"
+            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or lower the coverage"
             if len(units) < least
             else f"{what}: too many predictions of the calibration part are not finite"
         )
@@ -157,13 +159,14 @@ def _threshold(scores: Floats, unit: Ints, units: int, alpha: float) -> float:
 
 
 def _temperature(logits: Floats, truth: Ints, notes: list[str]) -> float:
-    """The temperature at which the log-loss of ``logits`` ``[R, C]`` is least; 1, with a note, where none is.
+    """The temperature at which the smoothed log-loss of ``logits`` ``[R, C]`` is least; 1, with a note, where none is.
 
     The loss is convex in 1 / temperature, so bisection of its slope finds the minimum.
     """
     finite = np.isfinite(logits).all(1)
     logits, truth = logits[finite], truth[finite]
-    right = logits[np.arange(len(truth)), truth]
+    rows, classes = logits.shape
+    right = (rows * logits[np.arange(rows), truth] + logits.sum(1)) / (rows + classes)
 
     def slope(temperature: float) -> float:
         """Of the mean log-loss over 1 / temperature."""
@@ -175,7 +178,7 @@ def _temperature(logits: Floats, truth: Ints, notes: list[str]) -> float:
     elif not np.ptp(logits, axis=1).any():
         reason = "all classes have the same probability"
     elif slope(_COLDEST) <= 0:
-        reason = "nearly every prediction of the calibration part is right"
+        reason = "on the calibration part, the probabilities are right, but nearly equal"
     elif slope(_HOTTEST) >= 0:
         reason = "on the calibration part, the probabilities are no better than equal ones"
     if reason:
