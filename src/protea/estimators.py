@@ -26,7 +26,7 @@ from protea.embed.prepare import Long
 from protea.errors import DataError, UsageError, warn
 from protea.finetune.examples import prepare
 from protea.finetune.finetune_settings import FinetuneSettings, parse
-from protea.finetune.fitting import LEAST, Fitted, fit_predictor
+from protea.finetune.fitting import Fitted, fit_predictor
 from protea.finetune.heads import RESIDUES
 from protea.finetune.labelled_data import check_targets
 from protea.finetune.members import Trainer, head_of
@@ -78,7 +78,7 @@ class _Estimator(BaseEstimator, ABC):
         head_lr: float = 1e-3,
         epochs: float | None = None,
         batch: int | None = None,
-        patience: int | None = None,
+        patience: float | None = None,
         rank: int = 8,
         class_weights: bool = False,
         seed: int = 0,
@@ -118,7 +118,8 @@ class _Estimator(BaseEstimator, ABC):
         labelled = self._labelled(sequences, _labels("y", y, len(sequences)))
         check_targets(labelled)
         parts = validation(labelled, None if groups is None else _labels("groups", groups, len(sequences)), self.seed)
-        parts = calibration(parts, settings.calibration, self.seed, LEAST)
+        parts = calibration(parts, settings.calibration, self.seed, settings.coverage)
+        settings.check(TASKS[self._task])
         head_of(settings, loaded.module, parts)
         rows: list[ReportRow] = []
         prepared = prepare(parts, loaded.module, settings.long, rows)
@@ -214,7 +215,9 @@ class _Estimator(BaseEstimator, ABC):
         if not hasattr(self, "_ready"):
             with TemporaryDirectory() as name:
                 self._write(folder := Path(name))
-                read = with_encoder(read_predictor(folder), folder, self._loader(), str(self.model))
+                read = read_predictor(folder)
+                base = None if read.method == "full" else str(self.model)
+                read = with_encoder(read, folder, self._loader(), base)
             self._ready = read, None if read.method == "full" else self._shared()
         predictor, shared = self._ready
         own = predictor.method != "frozen" or predictor.random_seed is not None  # weights that are not the base's
@@ -238,7 +241,7 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
 
     A column is a list or an array of sequences, a ``Series`` of pandas or polars, or a table with one column. ``fit``
     draws a tenth of the sequences as a validation part, which chooses penalty, layer, epoch or learning rate; half of
-    it calibrates instead, if there are 20 or more. Equal sequences stay together, and so do equal ``groups``.
+    it or less calibrates instead, if it has 18 or more. Equal sequences stay together, and so do equal ``groups``.
 
     The fitted predictor is kept as the files of its folder, in memory. A pickle holds these and no weights of the base
     model, unless all of them were trained (``method="full"``); the base must have the same weights when it is used.
@@ -253,7 +256,7 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
         head_lr: learning rate of a head that is trained, not solved.
         epochs: most passes over the training part.
         batch: examples of an update.
-        patience: validations without a better one, after which training stops.
+        patience: epochs without a better validation, after which training stops.
         rank: of LoRA's matrices.
         class_weights: give rare classes more weight.
         seed: of the validation part and of training.

@@ -39,7 +39,7 @@ def load_predictor(
 
     Args:
         folder: of the predictor: what ``protea finetune`` or ``ProteaClassifier.save`` wrote, or a fold of a run.
-        model: the base model, if it is not where it was; its weights must be the same.
+        model: the base model, if it is not where it was; its weights must be the same. Not for ``--method full``.
         device: as for ``protea.load``.
         dtype: as for ``protea.load``.
     """

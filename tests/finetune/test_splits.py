@@ -218,8 +218,8 @@ def test_calibration_takes_whole_groups_of_validation(seed: int, share: float, r
     pool = proteins(60)
     parts: list[Part] = [*["train"] * 20, *["validation"] * 40, *["validation"] * 40 * repeats]
     data = labelled([*pool, *pool[20:] * repeats], list(range(len(parts))), parts)
-    found = calibration(data, share, seed, 20)
-    assert found.examples == calibration(data, share, seed, 20).examples
+    found = calibration(data, share, seed, 0.9)
+    assert found.examples == calibration(data, share, seed, 0.9).examples
     assert [example.part for example in found.examples[:20]] == ["train"] * 20
     assert {len(names) for names in by_sequence(found).values()} == {1}
     assert counts(found)["calibration"] == pytest.approx(share * counts(data)["validation"], abs=1 + repeats)
@@ -227,19 +227,35 @@ def test_calibration_takes_whole_groups_of_validation(seed: int, share: float, r
 
 
 def test_calibration_needs_examples() -> None:
-    data = labelled(proteins(10), list(range(10)), ["validation"] * 10)
-    found = calibration(data, 0.5, 0, 11)
+    data = labelled(proteins(170), list(range(170)), [*["train"] * 153, *["validation"] * 17])
+    found = calibration(data, None, 0, 0.9)
     assert found.examples == data.examples
     check_message("splits.no-calibration", found.notes[0])
-    same = labelled(proteins(1) * 10, list(range(10)), ["validation"] * 10)
-    assert counts(calibration(same, 0.5, 0, 5)) == {"validation": 10}
+    more = labelled(proteins(180), list(range(180)), [*["train"] * 162, *["validation"] * 18])  # as the note says
+    assert counts(calibration(more, None, 0, 0.9))["calibration"] == 9
+    same = labelled(proteins(1) * 40, list(range(40)), ["validation"] * 40)
+    assert counts(calibration(same, 0.5, 0, 0.9)) == {"validation": 40}
+
+
+@pytest.mark.parametrize(
+    ("size", "coverage", "taken"),
+    [
+        *((18, 0.9, 9), (39, 0.9, 9), (43, 0.9, 13), (60, 0.9, 30), (61, 0.9, 30), (400, 0.9, 200)),
+        *((37, 0.95, 0), (38, 0.95, 19), (50, 0.95, 20), (40, 0.5, 10), (100, 0.99, 0)),
+    ],
+)
+def test_calibration_takes_less_of_a_small_validation_part(size: int, coverage: float, taken: int) -> None:
+    """Half, but not what leaves fewer than 30 to choose by, unless the coverage needs them."""
+    data = labelled(proteins(size), list(range(size)), ["validation"] * size)
+    assert counts(calibration(data, None, 0, coverage))["calibration"] == taken
+    assert counts(calibration(data, 0.25, 0, coverage))["calibration"] == pytest.approx(size / 4, abs=0.5)
 
 
 def test_calibration_is_not_taken_unasked() -> None:
     data = labelled(proteins(40), list(range(40)), ["validation"] * 40)
-    assert counts(calibration(data, 0, 0, 20)) == {"validation": 40}
+    assert counts(calibration(data, 0, 0, 0.9)) == {"validation": 40}
     given = labelled(proteins(60), list(range(60)), [*["validation"] * 40, *["calibration"] * 20])
-    found = calibration(given, 0.5, 0, 20)
+    found = calibration(given, 0.5, 0, 0.9)
     assert found.examples == given.examples
     assert "as the data say" in found.notes[-1]
 
@@ -250,7 +266,7 @@ def test_clusters_stay_whole_in_the_calibration_part(monkeypatch: pytest.MonkeyP
     families = [[text, text[:-1] + "W", "W" + text[1:]] for text in proteins(40, low=50)]
     data = labelled([text for family in families for text in family], list(range(120)))
     (found,) = split(data, parse("cluster:0.5"), 0)
-    found = calibration(found, 0.5, 0, 5)
+    found = calibration(found, 0.5, 0, 0.9)
     assert {"calibration", "validation"} <= set(counts(found))
     for place in range(0, 120, 3):
         assert len({example.part for example in found.examples[place : place + 3]}) == 1

@@ -23,7 +23,7 @@ from protea.errors import DataError, FinishedError, OutputError, ResumeError, Us
 from protea.finetune.adapters import has_class
 from protea.finetune.examples import length_notes, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
-from protea.finetune.fitting import LEAST, fit_predictor
+from protea.finetune.fitting import fit_predictor
 from protea.finetune.frozen import AUTO
 from protea.finetune.heads import HF, RESIDUES
 from protea.finetune.label_tables import hub_fingerprint, is_hub
@@ -148,6 +148,17 @@ def _explained(output: Path) -> Iterator[None]:
         ) from error
 
 
+def _joined_notes(folds: list[list[str]]) -> list[str]:
+    """The notes of all folds, once where all have the same; the others name their fold."""
+    common = set(folds[0]).intersection(*folds[1:])
+    named = [
+        note if note in common else f"fold {number}: {note}"
+        for number, notes in enumerate(folds, start=1)
+        for note in notes
+    ]
+    return list(dict.fromkeys(named))
+
+
 class _Run:
     """A run whose data are read, divided and checked; calling it does the work."""
 
@@ -172,12 +183,11 @@ class _Run:
         width = loaded.module.config.hidden_size
         if settings.method == "lora" and settings.rank > width:
             raise UsageError(f"--rank {settings.rank:,}: more than the model's width, {width:,}; 4 to 16 are usual")
-        if settings.class_weights and labelled.task.kind == "value":
-            raise UsageError(f"--class-weights: a {labelled.task.name} task has no classes; leave it out")
+        settings.check(labelled.task)
         self.rows = list(labelled.rows)
         self.how = parse_split(settings.split)
         folds = split(labelled, self.how, settings.seed, progress)
-        self.folds = [calibration(fold, settings.calibration, settings.seed, LEAST) for fold in folds]
+        self.folds = [calibration(fold, settings.calibration, settings.seed, settings.coverage) for fold in folds]
         self.whole = prepare(labelled, loaded.module, settings.long, self.rows)
         config = head_of(settings, loaded.module, labelled)
         self.notes = []
@@ -255,7 +265,7 @@ class _Run:
         values = together.group_by(keys, use_threads=False).aggregate(
             [("value", how) for how in ("mean", "min", "max")]
         )
-        notes = list(dict.fromkeys(note for fold in folds for note in fold.measured.notes))
+        notes = _joined_notes([fold.measured.notes for fold in folds])
         notes.append(
             f"numbers are means over {len(folds)} folds, with the lowest and the highest; fold-N is a predictor"
         )

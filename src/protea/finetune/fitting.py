@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,9 @@ from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import EncodedExamples
 from protea.finetune.heads import RESIDUES
+from protea.finetune.labelled_data import groups_of
 from protea.finetune.members import Member, Trainer, best_member
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
-
-LEAST: Final = 20
-"""Examples of a validation part from which some are taken for calibration."""
 
 
 @dataclass
@@ -75,7 +73,8 @@ def _calibrated(best: Member, alpha: float) -> Calibration:
     data = best.prepared.labelled.part("calibration")
     if not data.examples:
         return Calibration(data.task, alpha=alpha)  # ``splits.calibration`` has said why
-    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), data.groups, alpha)
+    noun = "protein" if data.groups is None else "cluster"
+    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), groups_of(data), alpha, noun)
 
 
 def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:

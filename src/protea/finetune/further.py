@@ -84,7 +84,8 @@ class FurtherSets:
 
     def _predicted(self, folder: Path, data: Labelled, name: str, rows: list[ReportRow]) -> tuple[Labelled, Floats]:
         """The data without labels that are cut off, and the predictions of the test part by one predictor."""
-        predictor = with_encoder(read_predictor(folder), folder, self.load, self.model)
+        read = read_predictor(folder)
+        predictor = with_encoder(read, folder, self.load, None if read.method == "full" else self.model)
         encoder = predictor.encoder
         assert encoder is not None
         data = prepare(data, encoder, predictor.long, []).labelled

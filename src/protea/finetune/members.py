@@ -132,18 +132,24 @@ class Trainer:
             model, self.folder / name, self.fold, {**self.identity, **identity}, self.settings.token_budget, title
         )
 
+    def _lengths(self) -> dict[str, Any]:
+        """How long to train, as far as it is given."""
+        given = self.settings.model_dump(include={"epochs", "batch", "patience"})
+        return {name: value for name, value in given.items() if value is not None}
+
     def _probes(
         self, source: Source, prepared: EncodedExamples, layer: int | str, seeds: Sequence[int]
     ) -> list[Member]:
+        """Heads on hidden states of ``source``; epochs, batch and patience of lora and full are not for baselines."""
         config, settings = head_of(self.settings, self.loaded.module, prepared.labelled), self.settings
+        own = self._lengths() if settings.method == "frozen" else {}
+        own["epochs"] = int(own.get("epochs", ProbeSettings.epochs))
         chosen = frozen.features_of_layer(source, prepared, config, layer, settings.seed, self.inner, self.progress)
         probe = ProbeSettings(
             lr=settings.head_lr,
             weight_decay=settings.weight_decay,
-            batch=settings.batch or ProbeSettings.batch,
-            epochs=int(settings.epochs or ProbeSettings.epochs),
-            patience=settings.patience or ProbeSettings.patience,
             class_weights=settings.class_weights,
+            **own,
         )
         found = [f"layer {chosen.layer} has the least loss on the validation part"] if chosen.losses else []
         members = []
@@ -193,7 +199,6 @@ class Trainer:
         from protea.finetune.tuning import TuneSettings, tune
 
         settings = self.settings
-        given = {"epochs": settings.epochs, "batch": settings.batch, "patience": settings.patience}
         tuning = TuneSettings(
             method=settings.method,  # type: ignore[arg-type]
             lr=rate,
@@ -207,7 +212,7 @@ class Trainer:
             precision=settings.precision,
             recompute=settings.recompute,
             class_weights=settings.class_weights,
-            **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+            **self._lengths(),
         )
         return tune(
             lambda: load_model(self.loaded.path, device=settings.device, trainable=True).module,

@@ -196,6 +196,8 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
     The base must have the weights that the predictor was made from.
     """
     if predictor.method == "full":
+        if model is not None:
+            raise UsageError(f"{folder}: holds a whole model, all of whose weights were trained; leave out -m")
         predictor.encoder = load(str(folder / MODEL)).module
         return predictor
     name = model or predictor.base.name

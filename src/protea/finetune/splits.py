@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import DataError, UsageError
-from protea.finetune.labelled_data import group_numbers
+from protea.finetune.calibration import least_units
+from protea.finetune.labelled_data import group_numbers, groups_of
 from protea.finetune.likeness import clusters, joined
 from protea.finetune.tasks import PARTS, Ints, Labelled, Part
 from protea.progress import SILENT, Progress
@@ -25,6 +26,9 @@ from protea.text import counted, shown
 
 SHARE: Final = 0.1
 """The share of the test part of a random split, and of a validation part that is drawn."""
+
+CHOOSING: Final = 30
+"""Sequences or clusters of a validation part that are left to choose by, before calibration takes half."""
 
 _MOST_FOLDS: Final = 100
 _FORMS: Final = "given, random, cluster:0.3, kfold:5, cluster-kfold:5:0.3, nested:5:4, cluster-nested:5:4:0.3"
@@ -104,7 +108,7 @@ def inner_folds(labelled: Labelled, folds: int, seed: int) -> list[Labelled]:
     the calibration part. Groups stay whole.
     """
     places = [place for place, example in enumerate(labelled.examples) if example.part in ("train", "validation")]
-    groups = _groups(labelled)[places]
+    groups = groups_of(labelled)[places]
     numbers = _fold_numbers(groups, _strata(labelled)[places], folds, np.random.default_rng(seed), "inner folds")
     found = []
     for fold in range(folds):
@@ -113,27 +117,42 @@ def inner_folds(labelled: Labelled, folds: int, seed: int) -> list[Labelled]:
     return found
 
 
-def calibration(labelled: Labelled, share: float, seed: int, least: int) -> Labelled:
+def calibration(labelled: Labelled, share: float | None, seed: int, coverage: float) -> Labelled:
     """The data with a share of the validation part as a part of its own that chooses nothing else.
 
-    Nothing is taken if the share is 0, if the data have such a part already, if the validation part has fewer than
-    ``least`` examples, or if all of them are one cluster or sequence. Clusters of a split by clusters stay whole.
+    ``share`` None is half of the sequences or clusters; of a small validation part less, so that ``CHOOSING`` are left,
+    but not less than intervals of this ``coverage`` need; nothing if half is less than that. Nothing is taken, too, if
+    the share is 0, if the data have such a part already, or if all of the validation part is one cluster or sequence.
+    Clusters of a split by clusters stay whole.
     """
     if given := sum(example.part == "calibration" for example in labelled.examples):
         return _with_parts(labelled, {}, [f"calibration: {counted(given, 'example')}, as the data say"])
-    if not share:
+    if share == 0:
         return _with_parts(labelled, {}, ["calibration: none; probabilities and intervals are not calibrated"])
     places = [place for place, example in enumerate(labelled.examples) if example.part == "validation"]
-    groups = _groups(labelled)[places]
-    if len(places) < least or len(set(groups.tolist())) < 2:
-        few = f"the validation part has {counted(len(places), 'example')}"
-        note = f"calibration: {few}, too few to take any from it; probabilities and intervals are not calibrated"
-        return _with_parts(labelled, {}, [note])
+    groups = groups_of(labelled)[places]
+    count, least = len(np.unique(groups)), least_units(1 - coverage)
+    if count < (2 * least if share is None else 2):
+        return _with_parts(labelled, {}, [_uncalibrated(labelled, count, 2 * least, coverage)])
+    if share is None:
+        share = min(count // 2, max(count - CHOOSING, least)) / count
     strata = _strata(labelled)[places]
     taken = _draw(groups, strata, {"calibration": share * len(places)}, np.random.default_rng(seed), "validation")
     parts = dict(zip(places, taken, strict=True))
-    count = sum(part == "calibration" for part in taken)
-    return _with_parts(labelled, parts, [f"calibration: {count:,} of {counted(len(places), 'validation example')}"])
+    found = sum(part == "calibration" for part in taken)
+    return _with_parts(labelled, parts, [f"calibration: {found:,} of {counted(len(places), 'validation example')}"])
+
+
+def _uncalibrated(labelled: Labelled, count: int, needed: int, coverage: float) -> str:
+    """Why nothing is calibrated, and what would help."""
+    noun = "sequence" if labelled.groups is None else "cluster"
+    total = -(-len(labelled.examples) * needed // max(1, count))
+    fewer = "" if labelled.task.kind == "labels" else f"; a lower coverage than {coverage:g} needs fewer"
+    return (
+        f"calibration: the validation part has {counted(count, noun)}, too few to take any from it; probabilities and "
+        f"intervals are not calibrated. It needs {needed:,}: about {total:,} examples, divided like these, would "
+        f"do{fewer}"
+    )
 
 
 def _given(labelled: Labelled, rng: np.random.Generator) -> Labelled:
@@ -203,7 +222,7 @@ def _kfold(
         drawn = _draw(groups[rest], strata[rest], {"validation": SHARE * len(rest)}, rng, "train")
         for place, part in zip(rest.tolist(), drawn, strict=True):
             parts[place] = part
-        found.append(_finished(labelled, parts, [*notes, f"fold {fold + 1} of {folds}"]))
+        found.append(_finished(labelled, parts, notes))
     return found
 
 
@@ -229,11 +248,6 @@ def _clustered(labelled: Labelled, identity: float, notes: list[str], progress: 
 
 
 # ---- drawing groups ----
-def _groups(labelled: Labelled) -> Ints:
-    """``[N]``: the cluster of each example, or the number of its sequence."""
-    return group_numbers(labelled) if labelled.groups is None else labelled.groups
-
-
 def _strata(labelled: Labelled) -> Ints:
     """``[N]``: the class of each example, -1 if it has none; 0 for all where an example has no single class."""
     if labelled.task.kind != "class" or labelled.task.unit == "residue":

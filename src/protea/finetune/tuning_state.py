@@ -40,13 +40,13 @@ _BEST: Final = "best."
 class TuningState:
     """How far a run is.
 
-    ``since`` counts validations since the best one, whose number and loss are ``selected`` and ``loss``. ``total`` and
+    ``best`` is the step of the best validation, whose number and loss are ``selected`` and ``loss``. ``total`` and
     ``count`` are the training loss since the last validation, and what to divide it by. ``overflows`` counts updates in
     a row whose float16 gradients overflowed.
     """
 
     step: int = 0
-    since: int = 0
+    best: int = 0
     selected: float = -inf
     loss: float = inf
     total: float = 0.0
