@@ -35,6 +35,7 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.finetune.features", "--overwrite"): "export",
     ("protea.finetune.applicable", "--head-lr"): "evaluate flip",
     ("protea.finetune.applicable", "--head"): "evaluate flip",
     ("protea.finetune.finetuning", "--rank"): "evaluate flip",

@@ -156,7 +156,7 @@ def test_a_task_that_the_model_can_learn_beats_the_constant(run: Run, data: Call
 def test_baselines_with_a_model_are_predictors(run: Run, data: Callable[[str], Path], model: Path) -> None:
     """``protea predict`` gives the numbers of random weights in the folder, without what was not calibrated."""
     given = data("sequence-value")
-    assert run("finetune", given, "-m", model, "-o", "out", "--epochs", 2, "--seed", 3).code == 0
+    assert run("finetune", given, "-m", model, "-o", "out", "--seed", 3).code == 0
     result = run("predict", "out/baselines/random-weights", given, "-o", "p.csv")
     assert result.code == 0, result
     truth, found = pd.read_csv(given).set_index("id"), pd.read_csv("p.csv").set_index("id")
