@@ -46,8 +46,8 @@ class TuneSettings:
         clip: largest norm of a gradient; None for no limit.
         validations: validations of an epoch, if it has updates enough.
         apart: updates from one validation to the next, at least.
-        patience: epochs without a better validation, after which training stops; None is a third of all epochs, and at
-            least one.
+        patience: epochs in which neither the number of the validation part nor its loss got better, after which
+            training stops; None is a third of all epochs, and at least one.
         precision: ``float32``, ``bf16-mixed``, ``fp16-mixed``, or ``auto``: ``bf16-mixed`` if the device multiplies
             bfloat16 natively, else ``float32``.
         recompute: keep only the inputs of layers for the backward pass; saves memory, costs a third more time.
@@ -98,7 +98,7 @@ class TuneSettings:
         return max(EPOCHS * of_epoch, min(ENOUGH, MOST_EPOCHS * of_epoch))
 
     def waits(self, of_epoch: int) -> int:
-        """Updates without a better validation, after which training stops."""
+        """Updates that ``patience`` stands for."""
         if self.patience is None:
             return max(of_epoch, -(-self.updates(of_epoch) // 3))
         return max(1, round(self.patience * of_epoch))

@@ -158,7 +158,7 @@ class _Tuning:
                 state.step += 1
                 if self.updates.validates(state.step):
                     self._validate()
-                    state.ended = state.step == steps or state.step - state.best >= self.waits
+                    state.ended = state.step == steps or state.step - state.better >= self.waits
                 self.checkpoints.save(state, self.best, now=state.ended)
                 self.progress.advance()
         except KeyboardInterrupt:
@@ -224,8 +224,11 @@ class _Tuning:
             )
         state.curve.append((state.step, state.total / max(state.count, 1e-12), loss, selected))
         state.total = state.count = 0.0
+        if loss < state.least:
+            state.least, state.better = loss, state.step
         if not self.best or rank(selected, loss) > rank(state.selected, state.loss):
-            state.selected, state.loss, state.best = selected, loss, state.step
+            state.selected, state.loss = selected, loss
+            state.best = state.better = state.step
             self.best = {name: value.detach().cpu().clone() for name, value in tunable.tensors.items()}
 
     def _result(self, load: Callable[[], Encoder]) -> Tuned:
