@@ -43,9 +43,13 @@ def make_loader(store: TrainingStore, split: str, recipe: Recipe, *, seed: int, 
 
 def masked_loss(model: Encoder, pack: TrainingBatch) -> Tensor:
     """Summed cross-entropy of the masked tokens in nats, float32; the pack is on the model's device."""
-    hidden = model(pack.inputs).index_select(0, pack.rows)
+    return loss_of_hidden(model, model(pack.inputs), pack)
+
+
+def loss_of_hidden(model: Encoder, hidden: Tensor, pack: TrainingBatch) -> Tensor:
+    """The same from the last hidden states, ``[T, D]``."""
     # The vocabulary may have padding rows at its end.
-    logits = model.head(hidden)[:, : len(model.alphabet)].float()
+    logits = model.head(hidden.index_select(0, pack.rows))[:, : len(model.alphabet)].float()
     return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
 
 
