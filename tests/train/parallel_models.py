@@ -62,9 +62,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def alone(
-    model: Encoder, batches: Sequence[TrainingBatch], seeds: Sequence[int] | None = None
+    model: Encoder, batches: Sequence[TrainingBatch], seeds: Sequence[int] | None = None, *, keep: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of one process, and its gradients."""
+    """The loss of one process, and its gradients, which stay in the model with ``keep``."""
     total = torch.zeros(())
     masked = sum(len(batch.rows) for batch in batches)
     for number, batch in enumerate(batches):
@@ -74,7 +74,8 @@ def alone(
         share.backward()
         total += share.detach()
     found = gradients(model)
-    model.zero_grad()
+    if not keep:
+        model.zero_grad()
     return total, found
 
 

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -93,14 +94,17 @@ def _needs(task: Task, stages: int) -> Task | None:
 
 def _order(rank: int, ranks: int, per_rank: int, packs: int, *, backward: bool) -> list[Task]:
     """The tasks of one rank: some forward, then one forward and one backward in turn, then the rest backward."""
-    groups = [range(first, min(first + ranks, packs)) for first in range(0, packs, ranks)]
+    # In each turn a rank computes several packs with each of its stages: at least one for each rank, if there are enough.
+    turns = max(1, packs // ranks)
+    ends = [packs * (turn + 1) // turns for turn in range(turns)]
+    groups = [range(first, end) for first, end in pairwise([0, *ends])]
     mine = range(rank, ranks * per_rank, ranks)
     forward = [Task(True, pack, stage) for group in groups for stage in mine for pack in group]
     if not backward:
         return forward
     back = [Task(False, pack, stage) for group in groups for stage in reversed(mine) for pack in group]
     distance = ranks - 1 - rank
-    ahead = distance if per_rank == 1 else 2 * distance + (per_rank - 1) * ranks
+    ahead = distance if per_rank == 1 else 2 * distance + (per_rank - 1) * max(map(len, groups))
     order = forward[:ahead]
     for number, task in enumerate(back):
         order += [*forward[ahead + number : ahead + number + 1], task]
