@@ -140,4 +140,6 @@ def test_every_plan_is_complete_and_possible(ranks: int, per_rank: int, packs: i
             if (task := tick[rank]) is not None:
                 held += 1 if task.forward else -1
                 most = max(most, held)
-        assert most <= (ranks - rank if per_rank == 1 else 2 * (ranks - rank) - 1 + (per_rank - 1) * min(packs, 2 * ranks))
+        assert most <= (
+            ranks - rank if per_rank == 1 else 2 * (ranks - rank) - 1 + (per_rank - 1) * min(packs, 2 * ranks)
+        )

@@ -123,7 +123,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, model: Encoder, mesh: DeviceMesh, *, per_rank: int = 1, tensor: int = 1, dtype: torch.dtype = torch.float32
+        self,
+        model: Encoder,
+        mesh: DeviceMesh,
+        *,
+        per_rank: int = 1,
+        tensor: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.rank, self.ranks, self.per_rank = model, mesh.get_local_rank(), mesh.size(), per_rank
         self.stages = stages_of(model, self.ranks, per_rank)
