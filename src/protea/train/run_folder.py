@@ -17,6 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 
@@ -280,6 +281,11 @@ def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState
             "surroundings": surroundings(trainable),
         },
     )
+
+
+def versions() -> dict[str, str]:
+    """The versions that all processes of a run must share."""
+    return {"Protea": protea.__version__, "PyTorch": torch.__version__, "NumPy": np.__version__}
 
 
 def surroundings(trainable: Trainable) -> dict[str, str]:
