@@ -194,6 +194,22 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if part is None else part()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; if it is divided among processes, they gather it together."""
+    gathered = getattr(tensor, "full_tensor", None)
+    return tensor if gathered is None else gathered()
+
+
+def divided(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided among processes as another one is; each process takes its own part of it."""
+    if not isinstance(placements := getattr(like, "placements", None), tuple) or not tensor.ndim:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh: Any = getattr(like, "device_mesh", None)
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
 def is_first() -> bool:
     """Whether the environment says that this process is the first of a run, or the only one."""
     return int(os.environ.get(_SIZE, "1")) == 1 or os.environ.get("RANK") == "0"
