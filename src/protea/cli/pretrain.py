@@ -82,8 +82,9 @@ def pretrain(
     with interruptible():
         from protea.cli.pretrain_view import TrainingView
         from protea.train.loop import pretrain as train
+        from protea.train.world import is_first
 
-        view = TrainingView()
+        view = TrainingView(quiet=not is_first())
         try:
             with view.bar:
                 outcome = train(settings, output, view, accept_changes=accept_changes)
@@ -93,6 +94,8 @@ def pretrain(
                 typer.echo(f"{output}: stopped; the same command continues from the newest checkpoint", err=True)
                 os._exit(INTERRUPTED)
             raise
+    if not is_first():
+        raise typer.Exit(0 if outcome.finished else INTERRUPTED)
     if not outcome.finished:
         saved = "; a checkpoint is saved" if outcome.step else ""
         typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)

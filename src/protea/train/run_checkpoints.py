@@ -151,10 +151,14 @@ class RunCheckpoints:
         error, self._writing = self._writing.exception(), None
         if error is None:
             return None
-        self.last, self._retry = None, step + max(1, self.settings.every // 10)
+        self.retry(step)
         # PyTorch's writer wraps the errors of the operating system.
         error = next((wrapped for wrapped, _ in getattr(error, "failures", {}).values()), error)
         return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+    def retry(self, step: int) -> None:
+        """Plan another checkpoint some steps after this one."""
+        self.last, self._retry = None, step + max(1, self.settings.every // 10)
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy to main memory that is reused each time, page-locked if the tensors are on a GPU."""
