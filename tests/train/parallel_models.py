@@ -17,6 +17,7 @@ from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.packing import pack
 from protea.train.objective import masked_loss
+from protea.train.world import World
 
 SIZE = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -77,6 +78,14 @@ def alone(
     if not keep:
         model.zero_grad()
     return total, found
+
+
+def sum_shared(world: World, model: nn.Module, tensor: int = 1) -> None:
+    """Add up the gradients of what is not in layers. Some stages have none, and ranks that divide layers the same."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith("layers."):
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = world.sum(gradient) / tensor
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from parallel_models import alone, assert_equal, gradients, packs, small, sum_shared
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from parallel_models import alone, assert_equal, gradients, packs, small
 from protea.models.encoder import Encoder
 from protea.train.model import architecture
 from protea.train.objective import loss_of_hidden
@@ -29,9 +30,11 @@ NAMES = ("pipeline", "replicate", "shard", "tensor")
 
 def shard(model: Encoder, mesh: object) -> None:
     """FSDP2 that adds up gradients, for every layer and for the rest."""
+    options: Any = {"mesh": mesh, "reshard_after_forward": False}
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        fully_shard(layer, **options)
+    outside = {parameter for name, parameter in model.named_parameters() if not name.startswith("layers.")}
+    fully_shard(model, ignored_params=outside, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -68,7 +71,7 @@ def layout(
             lambda hidden, pack: loss_of_hidden(model, hidden, pack) / masked,
             before_backward=before_backward,
         )
-        stages.sum_shared_gradients()
+        sum_shared(world, model, tensor)
         sum_partial_gradients(model)
         torch.testing.assert_close(world.sum(loss) / tensor, expected, rtol=1e-6, atol=0)
         assert_equal(gradients(model), complete, 1e-6 if tensor == 1 else 1e-5)
@@ -89,10 +92,6 @@ def test_layouts_of_four_processes_equal_one() -> None:
     run_ranks(4, all_of_four, seconds=300)
 
 
-def all_of_two(world: World) -> None:
-    layout(world, "esm2", 1, 2, 1)
-
-
 @contextmanager
 def pretended(size: int, rank: int) -> Iterator[None]:
     """A process group of many processes, of which only this one exists."""
@@ -104,26 +103,34 @@ def pretended(size: int, rank: int) -> Iterator[None]:
 
 
 LARGE = [
-    ("esm2_650M", 1, 1),
-    ("esm2_650M", 1, 4),
-    ("esm1b", 3, 1),
-    ("esm1nv", 2, 1),
-    ("esm2_3B", 4, 1),
-    ("esm2nv_3B", 4, 2),
-    ("esm2_15B", 8, 1),
-    ("esm2_15B", 8, 2),
-    ("esm2nv_15B", 8, 4),
-    ("esm2nv_20B", 8, 1),
-    ("esm2nv_20B", 8, 8),
+    ("esm2_650M", 1, 1, 64),
+    ("esm2_3B", 4, 1, 256),
+    ("esm2nv_15B", 8, 2, 256),
+    ("esm2nv_20B", 8, 8, 256),
+]
+MORE = [
+    (name, pipeline, tensor, size)
+    for size in (64, 256)
+    for name, pipeline, tensors in (
+        ("esm1b", 3, (1, 4)),
+        ("esm1nv", 2, (1,)),
+        ("esm2_650M", 1, (1, 4)),
+        ("esm2_3B", 4, (1, 2, 8)),
+        ("esm2nv_3B", 4, (1,)),
+        ("esm2_15B", 8, (1, 2, 4, 8)),
+        ("esm2nv_20B", 8, (1, 2, 4)),
+    )
+    for tensor in tensors
 ]
 
 
-@pytest.mark.parametrize("size", [64, 256])
-@pytest.mark.parametrize(("name", "pipeline", "tensor"), LARGE)
+@pytest.mark.parametrize(
+    ("name", "pipeline", "tensor", "size"), [*LARGE, *(pytest.param(*each, marks=pytest.mark.long) for each in MORE)]
+)
 def test_layouts_of_the_recipes(name: str, pipeline: int, tensor: int, size: int) -> None:
     """Every stage of every recipe builds on the meta device; together they have every parameter once."""
     recipe = read_recipe(name)
-    whole = {name: parameter.numel() for name, parameter in architecture(recipe).named_parameters()}
+    whole = {key: parameter.numel() for key, parameter in architecture(recipe).named_parameters()}
     data = size // (pipeline * tensor)
     found: dict[str, int] = {}
     for stage in range(pipeline):
@@ -134,10 +141,10 @@ def test_layouts_of_the_recipes(name: str, pipeline: int, tensor: int, size: int
             cut(model, stage, pipeline)
             if tensor > 1:
                 apply_tensor_parallel(model, mesh["tensor"])
-            for name, parameter in model.named_parameters():
+            shard(model, mesh["shard"])
+            for key, parameter in model.named_parameters():
                 assert parameter.is_meta
-                divided = isinstance(parameter, DTensor) and any(place.is_shard() for place in parameter.placements)
-                local = parameter.to_local().numel() * tensor if divided else parameter.numel()
-                assert name not in found or not name.startswith("layers.")
-                found[name] = local
+                assert isinstance(parameter, DTensor) == key.startswith("layers.")
+                assert key not in found or not key.startswith("layers.")
+                found[key] = parameter.numel()
     assert found == whole

@@ -6,27 +6,38 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel_models import alone, assert_equal, gradients, packs, small, sum_shared
 from torch.distributed.device_mesh import init_device_mesh
 
-from parallel_models import alone, assert_equal, gradients, packs, small
 from protea.errors import UsageError
 from protea.train.objective import loss_of_hidden
 from protea.train.pipeline import Pipeline, Task, cut, schedule, stages_of
 from protea.train.world import World
+from protea.transforms.training import recompute_layers
 from ranks import run_ranks
 
-FAMILIES = ("esm2", "esm1b", "esm1v", "esm1nv")
 SEEDS = [11, 12, 13, 14]
 
 
-def staged(world: World, family: str, *, per_rank: int = 1, dropout: float = 0.0, number: int = 4) -> None:
-    """Compare losses and gradients of five steps with those of one process, and the copies with each other."""
+def staged(
+    world: World,
+    family: str,
+    *,
+    steps: int = 5,
+    per_rank: int = 1,
+    dropout: float = 0.0,
+    number: int = 4,
+    recompute: bool = False,
+) -> None:
+    """Compare losses and gradients of some steps with those of one process, and the copies with each other."""
     whole, model = small(family, dropout=dropout), small(family, dropout=dropout)
     cut(model, world.rank, world.size, per_rank)
+    if recompute:
+        recompute_layers(model)
     mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("pipeline",))
     pipeline = Pipeline(model, mesh, per_rank=per_rank)
     optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3, eps=1e-4) for each in (whole, model)]
-    for step in range(5):
+    for step in range(steps):
         # Packs of another number of tokens in each step.
         batches = packs(whole, number, 48 + step)
         masked = sum(len(batch.rows) for batch in batches)
@@ -41,7 +52,7 @@ def staged(world: World, family: str, *, per_rank: int = 1, dropout: float = 0.0
         )
         assert last.count(True) == per_rank
         assert len(last) == number * per_rank
-        pipeline.sum_shared_gradients()
+        sum_shared(world, model)
         torch.testing.assert_close(world.sum(loss.clone()), expected, rtol=1e-6, atol=0)
         assert bool(loss) == (world.rank == world.size - 1)
         found = gradients(model)
@@ -53,7 +64,7 @@ def staged(world: World, family: str, *, per_rank: int = 1, dropout: float = 0.0
             optimizer.step()
             optimizer.zero_grad()
     parameters = dict(model.named_parameters())
-    shared = {name: parameter.detach() for name, parameter in parameters.items() if pipeline.copies(name) > 1}
+    shared = {name: parameter.detach() for name, parameter in parameters.items() if not name.startswith("layers.")}
     for other in world.gather(shared):
         assert other.keys() == shared.keys()
         assert all(torch.equal(other[name], shared[name]) for name in shared)
@@ -74,17 +85,28 @@ def validated(world: World) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def all_of_two(world: World) -> None:
-    for family in FAMILIES:
-        staged(world, family)
-    staged(world, "esm2", per_rank=2)
-    staged(world, "esm1nv", per_rank=2, dropout=0.1)
-    staged(world, "esm1nv", dropout=0.1, number=1)
+def some(world: World) -> None:
+    staged(world, "esm2")
+    staged(world, "esm1nv", steps=2, per_rank=2, dropout=0.1, recompute=True)
+    staged(world, "esm1b", steps=1, number=1)
     validated(world)
 
 
 def test_stages_equal_one_process() -> None:
-    run_ranks(2, all_of_two)
+    run_ranks(2, some)
+
+
+def many(world: World) -> None:
+    for family in ("esm2nv", "esm1b", "esm1v", "esm1nv"):
+        staged(world, family, number=3, dropout=0.1)
+        if world.size == 2:
+            staged(world, family, number=3, per_rank=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_stages_of_all_families(ranks: int) -> None:
+    run_ranks(ranks, many)
 
 
 def test_parameters_keep_their_names() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from parallel_models import TOKENS, alone, assert_equal, gradients, packs, small
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from parallel_models import TOKENS, alone, assert_equal, gradients, packs, small
 from protea.errors import UsageError
 from protea.train.objective import masked_loss
 from protea.train.tensor_parallel import apply_tensor_parallel, check_tensor_parallel, sum_partial_gradients
@@ -15,10 +17,8 @@ from protea.train.world import World
 from protea.transforms.training import recompute_layers
 from ranks import run_ranks
 
-FAMILIES = ("esm2", "esm1b", "esm1v", "esm1nv")
 
-
-def divided(world: World, family: str, *, recompute: bool = False, precision: str = "float32") -> None:
+def divided(world: World, family: str, *, recompute: bool = False) -> None:
     """Compare the loss and all gradients of a divided model with those of the whole one."""
     model = small(family)
     batches = packs(model, 3)
@@ -54,19 +54,24 @@ def divided(world: World, family: str, *, recompute: bool = False, precision: st
 def odd_pack(world: World) -> None:
     model = small("esm2")
     apply_tensor_parallel(model, init_device_mesh("cpu", (world.size,), mesh_dim_names=("tensor",)))
-    with pytest.raises(UsageError, match="batch.pack"):
+    with pytest.raises(UsageError, match=r"batch\.pack"):
         masked_loss(model, packs(model, 1, TOKENS + 1)[0])
 
 
-def all_of_two(world: World) -> None:
-    for family in FAMILIES:
-        divided(world, family)
-    divided(world, "esm2", recompute=True)
+def several(world: World, families: Sequence[str]) -> None:
+    for family in families:
+        divided(world, family, recompute=family == "esm2")
     odd_pack(world)
 
 
 def test_divided_layers_equal_one_process() -> None:
-    run_ranks(2, all_of_two)
+    run_ranks(2, several, ("esm2", "esm1nv"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_all_families_can_be_divided(ranks: int) -> None:
+    run_ranks(ranks, several, ("esm2", "esm2nv", "esm1b", "esm1v", "esm1nv"))
 
 
 @pytest.mark.parametrize("ranks", [3, 8])

@@ -1,14 +1,15 @@
-"""Pipeline parallelism: ranks that each hold some layers of a model, and the order in which they compute a step's packs.
+"""Pipeline parallelism: ranks with some layers each, and the order in which they compute the packs of a step.
 
 The layers are cut into stages of equal size. Rank r of p holds stages r, r + p, ...; it computes the packs in the order
 of 1F1B (Narayanan et al. 2019), or of its interleaved form (Narayanan et al. 2021) with several stages on a rank. Time
 is counted in ticks, in each of which a rank computes at most one stage of one pack, forward or backward; after a tick,
 the ranks exchange what was computed in it. Every rank knows the plan of all, so that each message has its receiver.
 
-Every rank also holds what is not in a layer, such as the embeddings, and computes what its stages need of it. The
-gradients of these parameters are added up over the pipeline, so that tied embeddings are no special case and all copies
-stay equal to the bit. Random numbers are those of one process: the state of the generator goes with each pack from
-stage to stage.
+Every rank also holds what is not in a layer, such as the embeddings, and uses what its stages need of it. The gradients
+of these parameters, of which a rank may have none, are to be added up over all ranks: then tied embeddings are no
+special case, and all copies stay equal to the bit.
+
+Random numbers are those of one process: the state of the generator goes with each pack from stage to stage.
 
 Shapes: T tokens, D model width.
 """
@@ -20,19 +21,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from protea.data.loader import TrainingBatch
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
-
-_LAYERS: Final = "layers."
 
 
 def stages_of(model: Encoder, ranks: int, per_rank: int = 1) -> list[range]:
@@ -94,7 +92,7 @@ def _needs(task: Task, stages: int) -> Task | None:
 
 def _order(rank: int, ranks: int, per_rank: int, packs: int, *, backward: bool) -> list[Task]:
     """The tasks of one rank: some forward, then one forward and one backward in turn, then the rest backward."""
-    # In each turn a rank computes several packs with each of its stages: at least one for each rank, if there are enough.
+    # In a turn, a rank computes some packs with each of its stages: as many as there are ranks, or a few more.
     turns = max(1, packs // ranks)
     ends = [packs * (turn + 1) // turns for turn in range(turns)]
     groups = [range(first, end) for first, end in pairwise([0, *ends])]
@@ -131,20 +129,11 @@ class Pipeline:
         tensor: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.model, self.rank, self.ranks, self.per_rank = model, mesh.get_local_rank(), mesh.size(), per_rank
+        self.model, self.group, self.rank, self.ranks = model, mesh.get_group(), mesh.get_local_rank(), mesh.size()
+        self.per_rank, self.tensor, self.dtype = per_rank, tensor, dtype
         self.stages = stages_of(model, self.ranks, per_rank)
-        self._group, self._tensor, self._dtype = mesh.get_group(), tensor, dtype
         # NCCL wants all ranks of a group in its first operation.
-        dist.all_reduce(torch.zeros(1, device=model.device), group=self._group)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank saves what all ranks of the pipeline hold."""
-        return self.rank == 0
-
-    def copies(self, name: str) -> int:
-        """The number of ranks of the pipeline that hold a parameter."""
-        return 1 if name.startswith(_LAYERS) else self.ranks
+        dist.all_reduce(torch.zeros(1, device=model.device), group=self.group)
 
     def run(
         self,
@@ -154,7 +143,6 @@ class Pipeline:
         seeds: Sequence[int] | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         before_backward: Callable[[bool], None] = lambda last: None,
-        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
     ) -> Tensor:
         """Compute the packs, and their gradients if gradients are on. Returns the sum of their losses, else 0.
 
@@ -164,27 +152,15 @@ class Pipeline:
         Args:
             packs: all packs of a step of this data rank.
             loss: the share of the step's loss; called within ``autocast``.
-            seeds: one for each pack.
+            seeds: of the random numbers of each pack.
             autocast: a context for forward passes.
             before_backward: told, before each backward pass, whether it is the last of its layers in this step.
-            scale: applied to each loss before its backward pass.
         """
-        step = _Step(self, packs, loss, seeds, autocast, before_backward, scale)
+        step = _Step(self, packs, loss, seeds, autocast, before_backward)
         for tick in schedule(self.ranks, self.per_rank, len(packs), backward=torch.is_grad_enabled()):
             task = tick[self.rank]
-            result = None if task is None else step.compute(task)
-            step.exchange(tick, result)
+            step.exchange(tick, None if task is None else step.compute(task))
         return step.total
-
-    def sum_shared_gradients(self) -> None:
-        """Add up the gradients of the parameters outside the layers; to be called once a step, on all ranks."""
-        for name, parameter in self.model.named_parameters():
-            if name.startswith(_LAYERS) or not parameter.requires_grad:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradient = parameter.grad
-            dist.all_reduce(gradient.to_local() if isinstance(gradient, DTensor) else gradient, group=self._group)
 
 
 class _Step:
@@ -198,15 +174,13 @@ class _Step:
         seeds: Sequence[int] | None,
         autocast: Callable[[], AbstractContextManager[Any]],
         before_backward: Callable[[bool], None],
-        scale: Callable[[Tensor], Tensor],
     ) -> None:
         self._pipeline, self._packs, self._loss, self._seeds = pipeline, packs, loss, seeds
-        self._autocast, self._before_backward, self._scale = autocast, before_backward, scale
-        self._last = len(pipeline.stages) - 1
+        self._autocast, self._before_backward = autocast, before_backward
+        self._last, self._device = len(pipeline.stages) - 1, pipeline.model.device
         self._received: dict[Task, Tensor] = {}  # inputs of tasks to come
         self._states: dict[Task, Tensor] = {}  # of the generator, before forward tasks to come
         self._kept: dict[Task, tuple[Tensor | None, Tensor]] = {}  # input and output, until the backward task
-        self._device = pipeline.model.device
         self.total = torch.zeros((), device=self._device)
 
     def compute(self, task: Task) -> Tensor | None:
@@ -238,15 +212,12 @@ class _Step:
     def _backward(self, task: Task) -> Tensor | None:
         x, y = self._kept.pop(task)
         self._before_backward(task.pack == len(self._packs) - 1)
-        if task.stage == self._last:
-            self._scale(y).backward()  # type: ignore[no-untyped-call]
-        else:
-            torch.autograd.backward(y, self._received.pop(task))
+        torch.autograd.backward(y, self._received.pop(task, None))
         return None if x is None else x.grad
 
     def exchange(self, tick: Tick, result: Tensor | None) -> None:
         """Send the result of this rank's task, and receive what others computed for this rank in the same tick."""
-        group, ranks = self._pipeline._group, self._pipeline.ranks
+        group, ranks = self._pipeline.group, self._pipeline.ranks
         rows: list[dist.P2POp] = []
         states: list[dist.P2POp] = []
         for rank, task in enumerate(tick):
@@ -277,8 +248,8 @@ class _Step:
     def _blank(self, pack: int) -> Tensor:
         """``[T, D]``, or the rows of one of the ranks that divide a layer."""
         pipeline = self._pipeline
-        rows = len(self._packs[pack].inputs.input_ids) // pipeline._tensor
-        return torch.empty(rows, pipeline.model.config.hidden_size, dtype=pipeline._dtype, device=self._device)
+        rows = len(self._packs[pack].inputs.input_ids) // pipeline.tensor
+        return torch.empty(rows, pipeline.model.config.hidden_size, dtype=pipeline.dtype, device=self._device)
 
 
 def _random_state(device: torch.device) -> Tensor:
