@@ -71,7 +71,7 @@ def alone(
     for number, batch in enumerate(batches):
         if seeds is not None:
             torch.manual_seed(seeds[number])
-        share = masked_loss(model, batch) / masked
+        share = masked_loss(model, model(batch.inputs), batch) / masked
         share.backward()
         total += share.detach()
     found = gradients(model)

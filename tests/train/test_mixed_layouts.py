@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from protea.models.encoder import Encoder
 from protea.train.model import architecture
-from protea.train.objective import loss_of_hidden
+from protea.train.objective import masked_loss
 from protea.train.pipeline import Pipeline, cut
 from protea.train.recipe import read_recipe
 from protea.train.tensor_parallel import apply_tensor_parallel, sum_partial_gradients
@@ -68,7 +68,7 @@ def layout(
         model.zero_grad()
         loss = stages.run(
             batches[mesh.get_local_rank("shard") :: data],
-            lambda hidden, pack: loss_of_hidden(model, hidden, pack) / masked,
+            lambda hidden, pack: masked_loss(model, hidden, pack) / masked,
             before_backward=before_backward,
         )
         sum_shared(world, model, tensor)

@@ -10,7 +10,7 @@ from parallel_models import alone, assert_equal, gradients, packs, small, sum_sh
 from torch.distributed.device_mesh import init_device_mesh
 
 from protea.errors import UsageError
-from protea.train.objective import loss_of_hidden
+from protea.train.objective import masked_loss
 from protea.train.pipeline import Pipeline, Task, cut, schedule, stages_of
 from protea.train.world import World
 from protea.transforms.training import recompute_layers
@@ -46,7 +46,7 @@ def staged(
         last = []
         loss = pipeline.run(
             batches,
-            lambda hidden, pack, masked=masked: loss_of_hidden(model, hidden, pack) / masked,
+            lambda hidden, pack, masked=masked: masked_loss(model, hidden, pack) / masked,
             seeds=seeds,
             before_backward=last.append,
         )
@@ -80,7 +80,7 @@ def validated(world: World) -> None:
     pipeline = Pipeline(model, init_device_mesh("cpu", (world.size,), mesh_dim_names=("pipeline",)))
     masked = sum(len(batch.rows) for batch in batches)
     with torch.no_grad():
-        loss = pipeline.run(batches, lambda hidden, pack: loss_of_hidden(model, hidden, pack) / masked)
+        loss = pipeline.run(batches, lambda hidden, pack: masked_loss(model, hidden, pack) / masked)
     torch.testing.assert_close(world.sum(loss), expected, rtol=1e-6, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
 

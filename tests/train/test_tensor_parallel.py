@@ -36,7 +36,7 @@ def divided(world: World, family: str, *, recompute: bool = False) -> None:
         total = torch.zeros(())
         masked = sum(len(batch.rows) for batch in batches)
         for batch in batches:
-            share = masked_loss(model, batch) / masked
+            share = masked_loss(model, model(batch.inputs), batch) / masked
             share.backward()
             total += share.detach()
         sum_partial_gradients(model)
@@ -55,7 +55,7 @@ def odd_pack(world: World) -> None:
     model = small("esm2")
     apply_tensor_parallel(model, init_device_mesh("cpu", (world.size,), mesh_dim_names=("tensor",)))
     with pytest.raises(UsageError, match=r"batch\.pack"):
-        masked_loss(model, packs(model, 1, TOKENS + 1)[0])
+        model(packs(model, 1, TOKENS + 1)[0].inputs)
 
 
 def several(world: World, families: Sequence[str]) -> None:

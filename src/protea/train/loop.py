@@ -113,6 +113,7 @@ def _pretrain(
             f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
             f"{model.config.family}; lower it"
         )
+    parallel.check(model)
     opened = open_run_folder(output, recipe, device, accept_changes=accept_changes)
     with _explaining_failures(recipe, output, device), ExitStack() as stack:
         folder = world.first(lambda: stack.enter_context(opened))
@@ -185,7 +186,7 @@ class _Trainer:
         costs = estimate(model, recipe, mean_length(self.loader.sampler))
         check_memory(costs, device)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
-        self.trainable = prepare(initialise(recipe, device), recipe, progress, parallel)
+        self.trainable = prepare(initialise(recipe, device, parallel), recipe, progress, parallel)
         self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
@@ -337,27 +338,19 @@ def train_step(
 
     Of many processes, each has ``packs`` of its own; the loss and the norm are those of all.
     """
-    model, optimizers, scaler, parallel = (
-        trainable.model,
-        trainable.optimizers,
-        trainable.precision.scaler,
-        trainable.parallel,
-    )
-    loss = torch.zeros((), device=model.device)
+    model, optimizers, parallel = trainable.model, trainable.optimizers, trainable.parallel
+    scaler, autocast = trainable.precision.scaler, trainable.precision.autocast
+    seeds = [key(seed, step, _DROPOUT, parallel.number(place)) >> 1 for place in range(len(packs))]
     (masked,) = parallel.total(sum(len(pack.rows) for pack in packs))
     optimizers.zero_grad()
-    for place, pack in enumerate(packs):
-        if place and stop():
-            optimizers.zero_grad()
-            return None
-        batch = pack.to(model.device, non_blocking=True)
-        parallel.begin(model, last=place + 1 == len(packs))
-        torch.manual_seed(key(seed, step, _DROPOUT, parallel.number(place)) >> 1)
-        with trainable.precision.autocast():
-            total = masked_loss(model, batch)
-        share = total / max(1, masked)
-        scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
+
+    def share(hidden: Tensor, pack: TrainingBatch) -> Tensor:
+        return masked_loss(model, hidden, pack) / max(1, masked)
+
+    loss = parallel.compute(model, packs, share, seeds=seeds, autocast=autocast, scale=scaler.scale, stop=stop)
+    if loss is None:
+        optimizers.zero_grad()
+        return None
     loss = parallel.reduce(model, loss)
     norm = optimizers.clip(scaler, clip, parallel.norm)
     optimizers.step(scaler, rate)

@@ -55,10 +55,11 @@ def architecture(recipe: Recipe) -> Encoder:
     return _freeze_contact_head(model)
 
 
-def initialise(recipe: Recipe, device: torch.device) -> Encoder:
-    """The same model with its first weights, in float32."""
+def initialise(recipe: Recipe, device: torch.device, parallel: Parallel = ALONE) -> Encoder:
+    """The same model with its first weights, in float32, or this process's stage of it."""
     if recipe.init is None:
         model = architecture(recipe)
+        parallel.cut(model)
         names = [name for name, _ in model.named_parameters()]
         state = {name: initial_value(model, name, recipe.run.seed).to(device) for name in names}
         state |= {name: buffer.to(device) for name, buffer in model.stored_buffers.items()}
@@ -69,6 +70,7 @@ def initialise(recipe: Recipe, device: torch.device) -> Encoder:
         for parameter in model.parameters():
             # float32 weights are still mapped from the file, which training must not change.
             parameter.data = parameter.data.clone()
+    parallel.cut(model)
     return _freeze_contact_head(model)
 
 
@@ -155,6 +157,7 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parall
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
     # FSDP2. Each must see the modules that those before it leave.
     run = settle_precision(recipe, model.device).run
+    parallel.divide(model)
     if run.recompute:
         recompute_layers(model)
     if run.compile:

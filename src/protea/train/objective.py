@@ -25,6 +25,7 @@ from protea.models.encoder import Encoder
 from protea.text import counted
 from protea.train.model import Precision, Trainable
 from protea.train.parallel import ALONE, Parallel
+from protea.train.pipeline import Pipeline
 from protea.train.recipe import Recipe, RunSettings
 from protea.train.world import World
 
@@ -49,13 +50,11 @@ def make_loader(
     return Loader(sampler, masking=data.masking, packing=packing, workers=workers, pin=pin, **options)
 
 
-def masked_loss(model: Encoder, pack: TrainingBatch) -> Tensor:
-    """Summed cross-entropy of the masked tokens in nats, float32; the pack is on the model's device."""
-    return loss_of_hidden(model, model(pack.inputs), pack)
+def masked_loss(model: Encoder, hidden: Tensor, pack: TrainingBatch) -> Tensor:
+    """Summed cross-entropy of the masked tokens in nats, float32, from the last hidden states, ``[T, D]``.
 
-
-def loss_of_hidden(model: Encoder, hidden: Tensor, pack: TrainingBatch) -> Tensor:
-    """The same from the last hidden states, ``[T, D]``."""
+    The pack is on the model's device.
+    """
     # The vocabulary may have padding rows at its end.
     logits = model.head(hidden.index_select(0, pack.rows))[:, : len(model.alphabet)].float()
     return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
@@ -106,6 +105,8 @@ class Validation:
             UsageError: the split is so small that no token of it is masked.
             TrainingError: the loss is not finite.
         """
+        if self._parallel.pipeline is not None:
+            return self._staged(self._parallel.pipeline, model, precision, stop)
         runner = Runner(model, self._pack, partial(_evaluating, precision))
         packs = ((own, _jobs(own[0])) for own in self._own())
         total = torch.zeros((), dtype=torch.float64)
@@ -122,6 +123,30 @@ class Validation:
         finally:
             model.train()
             self._parallel.rest(model)
+        return self._mean(total, masked)
+
+    def _staged(
+        self, pipeline: Pipeline, model: Encoder, precision: Precision, stop: Callable[[], bool]
+    ) -> float | None:
+        """The same of a pipeline, pack by pack."""
+        total = torch.zeros((), dtype=torch.float64, device=model.device)
+        masked = 0
+        model.eval()
+        try:
+            for pack, counts in self._own():
+                with torch.no_grad():
+                    loss = pipeline.run([pack], partial(masked_loss, model), autocast=precision.autocast)
+                if stop():
+                    return None
+                if counts:
+                    masked += len(pack.rows)
+                    total += loss
+        finally:
+            model.train()
+            self._parallel.rest(model)
+        return self._mean(total, masked)
+
+    def _mean(self, total: Tensor, masked: int) -> float:
         total, masked = self._parallel.sum(total), self._parallel.total(masked)[0]
         if not total.isfinite():
             raise TrainingError(
@@ -211,7 +236,8 @@ class DivergenceGuard:
             draws = self._sampler.draw(epoch, index)
             names = self._sampler.split.ids(draws.sequence)
             records += zip(names, (draws.offset + 1).tolist(), draws.residues.tolist(), strict=True)
-        records = list(chain.from_iterable(self._world.gather(records)))
+        # Processes that compute the same pack list it once.
+        records = list(dict.fromkeys(chain.from_iterable(self._world.gather(records))))
         ids = [name for name, _, _ in records]
         rows = ["id\tfirst\tresidues", *("\t".join(map(str, record)) for record in records), ""]
         try:

@@ -8,23 +8,35 @@ Everything is a sum over processes, never a mean of means. The gradient of a ste
 already divided by the number of tokens predicted in the whole step. Dropout depends on the number of the pack in the
 step. So all layouts compute what one process does, except for the order of sums.
 
-FSDP2 shards the layers. What is outside them, such as the word embeddings, which the head uses too, is small: every
-process has it whole, and its gradients are summed after the last pack.
+FSDP2 shards the layers, or what stages and divided matrices leave of them. What is outside them, such as the word
+embeddings, which the head uses too, is small: every process has it whole, and its gradients are summed after the last
+pack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from protea.data.loader import TrainingBatch
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.text import counted
 from protea.train.recipe import Recipe
 from protea.train.world import World, local
+
+if TYPE_CHECKING:
+    from protea.train.pipeline import Pipeline
+
+Loss = Callable[[Tensor, TrainingBatch], Tensor]
+"""A pack's share of a loss, from its last hidden states."""
+
+_STAGES: Final = {"1f1b": 1, "interleaved": 2}
+"""Stages of each process of a pipeline, by its schedule."""
 
 _KEPT: Final = 16 << 30
 """Bytes of a model's weights and gradients up to which each process keeps all of them until the end of a step."""
@@ -65,12 +77,15 @@ def plan_layout(recipe: Recipe, processes: int) -> Layout:
             f"{told.pipeline} does not make {processes} processes, the number started; change parallel, or start "
             f"{layout.processes} with torchrun"
         )
-    if layout.tensor > 1 or layout.pipeline > 1:
-        raise UsageError("parallel.tensor and parallel.pipeline must be 1; use parallel.shard for large models")
-    if layout.shard > 1 and recipe.optimizer.name == "muon":
+    if layout.shard * layout.tensor > 1 and recipe.optimizer.name == "muon":
         raise UsageError(
-            "optimizer.name=muon needs whole matrices, which parallel.shard cuts; set parallel.shard=1 and "
-            f"parallel.replicate={layout.data}, or optimizer.name=adamw"
+            "optimizer.name=muon needs whole matrices, which parallel.shard and parallel.tensor cut; set both to 1 and "
+            f"parallel.replicate={processes // layout.pipeline}, or optimizer.name=adamw"
+        )
+    if recipe.batch.pack % layout.tensor:
+        raise UsageError(
+            f"parallel.tensor={layout.tensor} does not divide the {recipe.batch.pack:,} tokens of batch.pack; set it "
+            f"to a multiple of {layout.tensor}"
         )
     if processes > 1 and recipe.run.precision == "fp16-mixed":
         raise UsageError(
@@ -107,8 +122,19 @@ class Parallel:
     def __init__(self, world: World, layout: Layout) -> None:
         self.world, self.layout = world, layout
 
+    pipeline: Pipeline | None = None
+
+    def check(self, model: Encoder) -> None:
+        """Raise ``UsageError`` if a model cannot be divided."""
+
+    def cut(self, model: Encoder) -> None:
+        """Drop the layers of other stages from a model, which may be on the meta device, in place."""
+
+    def divide(self, model: Encoder) -> None:
+        """Divide the matrices of the layers of a finished model, in place, before any other transform."""
+
     def apply(self, model: Encoder) -> None:
-        """Divide a finished model, in place; its parameters keep their names."""
+        """Shard a finished model, in place, after all other transforms; its parameters keep their names."""
 
     def number(self, place: int) -> int:
         """The number in its step of a pack that is at a place among those of this process."""
@@ -122,8 +148,37 @@ class Parallel:
         """The same of a tensor, which is replaced."""
         return tensor
 
+    def compute(
+        self,
+        model: Encoder,
+        packs: Sequence[TrainingBatch],
+        loss: Loss,
+        *,
+        seeds: Sequence[int],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        scale: Callable[[Tensor], Tensor],
+        stop: Callable[[], bool],
+    ) -> Tensor | None:
+        """Compute the gradients of this process's packs; returns the sum of their losses.
+
+        ``seeds`` are those of the packs' random numbers, and ``scale`` is applied to losses before backward passes.
+        ``stop`` may be asked between packs; if it returns true, the result is ``None``.
+        """
+        total = torch.zeros((), device=model.device)
+        for place, pack in enumerate(packs):
+            if place and stop():
+                return None
+            batch = pack.to(model.device, non_blocking=True)
+            self.begin(model, last=place + 1 == len(packs))
+            torch.manual_seed(seeds[place])
+            with autocast():
+                share = loss(model(batch.inputs), batch)
+            scale(share).backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        return total
+
     def begin(self, model: Encoder, *, last: bool) -> None:
-        """Before a pack's forward pass; after the ``last`` pack of a step, gradients are summed over processes."""
+        """Before a pack's passes; after the ``last`` pack of a step, gradients are summed over processes."""
 
     def reduce(self, model: Encoder, loss: Tensor) -> Tensor:
         """After the last pack: complete the gradients; returns the sum of the losses of all processes."""
@@ -149,15 +204,42 @@ class Sharded(Parallel):
         self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
         place = dict(zip(names, self.mesh.get_coordinate() or (), strict=True))
         self.share = place["replicate"] * layout.shard + place["shard"]
-        self.fixed = recipe.run.compile
+        self.fixed = recipe.run.compile or layout.tensor > 1
+        self._stages, self._stage = _STAGES[recipe.parallel.schedule], place["pipeline"]
         self._reshards = True
 
+    def check(self, model: Encoder) -> None:
+        """Raise ``UsageError`` if a model cannot be divided."""
+        if self.layout.pipeline > 1:
+            from protea.train.pipeline import stages_of
+
+            stages_of(model, self.layout.pipeline, self._stages)
+        if self.layout.tensor > 1:
+            from protea.train.tensor_parallel import check_tensor_parallel
+
+            check_tensor_parallel(model, self.layout.tensor)
+
+    def cut(self, model: Encoder) -> None:
+        """Drop the layers of other stages from a model, which may be on the meta device, in place."""
+        if self.layout.pipeline > 1:
+            from protea.train.pipeline import cut
+
+            cut(model, self._stage, self.layout.pipeline, self._stages)
+
+    def divide(self, model: Encoder) -> None:
+        """Divide the matrices of the layers of a finished model, in place, before any other transform."""
+        if self.layout.tensor > 1:
+            from protea.train.tensor_parallel import apply_tensor_parallel
+
+            apply_tensor_parallel(model, self.mesh["tensor"])
+
     def apply(self, model: Encoder) -> None:
-        """Divide a finished model, in place; its parameters keep their names."""
+        """Shard a finished model, in place, after all other transforms; its parameters keep their names."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        layers = sum(parameter.numel() for parameter in model.layers.parameters())
-        self._reshards = 2 * 4 * layers > _KEPT
+        layers = sum(local(parameter).numel() for parameter in model.layers.parameters())
+        # A stage would gather its layers again for each pack.
+        self._reshards = self.layout.pipeline == 1 and 2 * 4 * layers > _KEPT
         options: dict[str, Any] = {
             "mesh": self.mesh["shard"] if self.layout.replicate == 1 else self.mesh["replicate", "shard"],
             "reshard_after_forward": self._reshards,
@@ -172,14 +254,30 @@ class Sharded(Parallel):
             part.set_gradient_divide_factor(1.0)
             # Without this, the factor becomes an operation that Gloo lacks.
             part.set_force_sum_reduction_for_comms(True)
+        if self.layout.pipeline > 1:
+            from protea.train.pipeline import Pipeline
+
+            mesh, tensor = self.mesh["pipeline"], self.layout.tensor
+            self.pipeline = Pipeline(model, mesh, per_rank=self._stages, tensor=tensor)
+
+    def compute(self, model: Encoder, packs: Sequence[TrainingBatch], loss: Loss, **options: Any) -> Tensor | None:
+        """Compute the gradients of this process's packs; returns the sum of their losses."""
+        if self.pipeline is None:
+            return super().compute(model, packs, loss, **options)
+
+        def begin(last: bool) -> None:
+            self.begin(model, last=last)
+
+        told = {name: options[name] for name in ("seeds", "autocast")}
+        return self.pipeline.run(packs, loss, **told, before_backward=begin)
 
     def total(self, *numbers: int) -> list[int]:
         """The sum of each number that data ranks have, over them."""
         return [number // (self.layout.tensor * self.layout.pipeline) for number in self.world.total(*numbers)]
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The same of a tensor, which is replaced."""
-        return self.world.sum(tensor).div_(self.layout.tensor * self.layout.pipeline)
+        """The same of a tensor, which is replaced; of a pipeline, the last stage has it, and the others have 0."""
+        return self.world.sum(tensor).div_(self.layout.tensor)
 
     def begin(self, model: Encoder, *, last: bool) -> None:
         """Before a pack's forward pass; after the ``last`` pack of a step, gradients are summed over processes."""
@@ -193,11 +291,13 @@ class Sharded(Parallel):
 
     def reduce(self, model: Encoder, loss: Tensor) -> Tensor:
         """After the last pack: complete the gradients; returns the sum of the losses of all processes."""
-        gradients = [parameter.grad for parameter in self._outside(model) if parameter.grad is not None]
-        flat = self.world.sum(torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)]))
+        outside = [parameter for parameter in self._outside(model) if parameter.requires_grad]
+        # Stages have gradients of what they use.
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in outside]
+        flat = self.sum(torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)]))
         parts = torch.split(flat[1:], [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        for parameter, part in zip(outside, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
         return flat[0]
 
     def rest(self, model: Encoder) -> None:
@@ -215,7 +315,7 @@ class Sharded(Parallel):
         if not hasattr(tensor, "placements"):
             return self.world.size
         sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
-        outside = self.world.size // tensor.device_mesh.size()
+        outside = self.world.size // self.layout.pipeline // tensor.device_mesh.size()
         for placement, size in sizes:
             outside *= size if placement.is_replicate() else 1
         return int(outside)
