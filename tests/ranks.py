@@ -53,7 +53,7 @@ def _member(
     world = Ranks(dist.FileStore(str(folder / "store"), size), rank, size, seconds)
     with world.together():
         try:
-            world.connect(torch.device("cpu"))
+            world.connect(torch.device("cpu"), seconds)
             torch.save(function(world, *arguments), folder / f"result-{rank}")
         except BaseException:
             (folder / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")

@@ -14,7 +14,6 @@ process has it whole, and its gradients are summed after the last pack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -132,7 +131,7 @@ class Parallel:
     def rest(self, model: Encoder) -> None:
         """After passes without gradients: let go of other processes' parts of the model."""
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         return nn.utils.get_total_norm(tensors)
 
@@ -205,7 +204,7 @@ class Sharded(Parallel):
         for layer in model.layers:
             layer.reshard()  # type: ignore[operator]
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         squares = [local(each).double().square().sum() / self._holders(each) for each in tensors]
         return self.world.sum(torch.stack(squares).sum()).sqrt().float()
