@@ -14,7 +14,6 @@ process has it whole, and its gradients are summed after the last pack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -62,8 +61,8 @@ def plan_layout(recipe: Recipe, processes: int) -> Layout:
     if layout.processes != processes:
         raise UsageError(
             f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} does not make {processes} processes, the number started; change parallel, or start "
-            f"{layout.processes} with torchrun"
+            f"{told.pipeline} needs {layout.processes}, but the number of processes is {processes}; change parallel, "
+            f"or start {layout.processes} with torchrun"
         )
     if layout.tensor > 1 or layout.pipeline > 1:
         raise UsageError("parallel.tensor and parallel.pipeline must be 1; use parallel.shard for large models")
@@ -132,7 +131,7 @@ class Parallel:
     def rest(self, model: Encoder) -> None:
         """After passes without gradients: let go of other processes' parts of the model."""
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         return nn.utils.get_total_norm(tensors)
 
@@ -205,7 +204,7 @@ class Sharded(Parallel):
         for layer in model.layers:
             layer.reshard()  # type: ignore[operator]
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         squares = [local(each).double().square().sum() / self._holders(each) for each in tensors]
         return self.world.sum(torch.stack(squares).sum()).sqrt().float()
