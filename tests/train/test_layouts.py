@@ -13,10 +13,10 @@ from torch import Tensor
 
 from protea.data.training_store import TrainingStore
 from protea.progress import SILENT
+from protea.train import parallel
 from protea.train.loop import train_step
 from protea.train.model import initialise, prepare
 from protea.train.objective import Validation, make_loader
-from protea.train.parallel import join_layout
 from protea.train.recipe import Recipe
 from protea.train.world import World, local
 from ranks import run_ranks
@@ -67,16 +67,16 @@ def complete(
 
 def run(world: World, made: Recipe) -> Outcome:
     """A few steps; everything that must be equal whatever the layout."""
-    parallel = join_layout(world, made, CPU)
-    trainable = prepare(initialise(made, CPU, parallel), made, SILENT, parallel)
+    layout = parallel.join_layout(world, made, CPU)
+    trainable = prepare(initialise(made, CPU, layout), made, SILENT, layout)
     store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
-    options = {"fill": parallel.fixed, "rank": parallel.share, "world": parallel.layout.data}
+    options = {"fill": layout.fixed, "rank": layout.share, "world": layout.layout.data}
     loader = make_loader(store, "train", made, seed=made.run.seed, workers=0, pin=False, **options)
     batches = loader.batches()
-    validation = Validation(store, made, parallel)
+    validation = Validation(store, made, layout)
     found: Outcome = {"packs": [], "positions": [], "loss": [], "norm": [], "validation": []}
     for step in range(1, STEPS + 1):
-        packs = [next(batches) for _ in range(made.batch.packs // parallel.layout.data)]
+        packs = [next(batches) for _ in range(made.batch.packs // layout.layout.data)]
         result = train_step(trainable, packs, step=step, rate=1e-3, seed=5, clip=made.optimizer.clip)
         assert result is not None
         if step == 1:
@@ -92,23 +92,27 @@ def run(world: World, made: Recipe) -> Outcome:
     return found
 
 
-def runs(world: World, recipes: list[Recipe]) -> list[Outcome]:
+def runs(world: World, recipes: list[Recipe], kept: int) -> list[Outcome]:
+    parallel._KEPT = kept
     return [run(world, made) for made in recipes]
 
 
 def assert_equal(results: list[Outcome], one: Outcome, made: Recipe) -> None:
     copies, first = made.parallel.tensor, results[: len(results) // made.parallel.pipeline]
-    ranks = len(first) // copies
+    exact, ranks = 1e-6 if copies == 1 else 1e-5, len(first) // copies
+    # Muon rounds to bfloat16, which magnifies differences from its first update on.
+    later, weights = (exact, 10 * exact) if made.optimizer.name == "adamw" else (1e-4, 1e-3)
     for step in range(STEPS):
-        own = [result["packs"][step] for result in first[::copies]]
+        own, packs = [result["packs"][step] for result in first[::copies]], one["packs"][step]
         # Data rank r of d has packs r, r + d, ...
-        assert [own[number % ranks][number // ranks] for number in range(4)] == one["packs"][step]
+        assert [own[number % ranks][number // ranks] for number in range(len(packs))] == packs
     for result in results:
         assert result["positions"] == one["positions"]
-        exact = 1e-6 if copies == 1 else 1e-5
         for name in ("loss", "norm", "validation"):
-            assert result[name] == pytest.approx(one[name], rel=exact), name
-        for kind, most in {"gradients": exact, "weights": 10 * exact, "moments": 10 * exact}.items():
+            assert result[name] == pytest.approx(one[name], rel=later), name
+        for name in ("loss", "norm"):
+            assert result[name][0] == pytest.approx(one[name][0], rel=exact), name
+        for kind, most in {"gradients": exact, "weights": weights, "moments": 2 * weights}.items():
             assert result[kind].keys() == one[kind].keys()
             for name, expected in one[kind].items():
                 # The softmax ignores what all keys have in common: the gradient of their bias is rounding alone, which
@@ -130,8 +134,8 @@ def alone(made: Recipe) -> Outcome:
     return run(World(), made.model_copy(update={"parallel": recipe().parallel}))
 
 
-def check(size: int, recipes: list[Recipe]) -> None:
-    for made, *results in zip(recipes, *run_ranks(size, runs, recipes), strict=True):
+def check(size: int, recipes: list[Recipe], *, kept: int = parallel._KEPT) -> None:
+    for made, *results in zip(recipes, *run_ranks(size, runs, recipes, kept), strict=True):
         assert all(result["sharded"] for result in results)
         assert_equal(results, alone(made), made)
 
@@ -146,16 +150,24 @@ def test_two_processes(stores: dict[str, Path]) -> None:
         told(esm, model=DIVISIBLE, parallel={"tensor": 2}),
         told(esm, model=DIVISIBLE, parallel={"pipeline": 2}),
         told(stores["esm-1nv"], "esm1nv", model=DEEPER, parallel=INTERLEAVED, run={"recompute": True}),
+        told(esm, optimizer={"name": "muon"}, parallel={"replicate": 2}),
     ]
     check(2, recipes)
 
 
-def test_four_processes(stores: dict[str, Path]) -> None:
-    """Of four data ranks, each has one pack; the matrices do not divide equally."""
+def test_four_processes_of_a_large_model(stores: dict[str, Path]) -> None:
+    """Whole gradients do not fit: each pack's are divided at once. The matrices do not divide equally."""
+    esm, batch = stores["esm"], {"tokens": 8 * 128}
+    recipes = [
+        told(esm, parallel={"replicate": 2, "shard": 2}, batch=batch),
+        told(esm, parallel={"shard": 4}, run={"recompute": True}),
+    ]
+    check(4, recipes, kept=0)
+
+
+def test_four_processes_of_several_kinds(stores: dict[str, Path]) -> None:
     esm = stores["esm"]
     recipes = [
-        told(esm, parallel={"replicate": 2, "shard": 2}),
-        told(esm, parallel={"shard": 4}),
         told(esm, model=DEEPER, parallel={"pipeline": 2, "shard": 2}),
         told(esm, model=DIVISIBLE, parallel={"pipeline": 2, "tensor": 2}),
     ]

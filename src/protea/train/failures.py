@@ -75,7 +75,7 @@ class Watch:
     """Watches over one process of several; ``seconds`` is the longest time without progress."""
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
-        self._store, self._rank, self._size, self._seconds = store, rank, size, seconds
+        self._store, self._rank, self._size, self.seconds = store, rank, size, seconds
         self._visits, self._place, self._since = 0, "the start", time.monotonic()
         self._patient = False
         self._ending, self._stopped = threading.Lock(), threading.Event()
@@ -111,15 +111,18 @@ class Watch:
 
     def end(self, error: BaseException) -> NoReturn:
         """This process failed: raise what it is to end with, after the first process said the reason."""
-        with self._ending:
-            raise self._agreed(error) from (None if self._rank else error)
-
-    def _agreed(self, error: BaseException) -> BaseException:
+        self._ending.acquire()  # for good: the thread leaves the end to this method
         try:
-            return self._told(self._first_failure(error), error)
+            end = self._told(self._first_failure(error), error)
         except (dist.DistError, RuntimeError):
-            # The first process ended, and the store with it. One of the others says so.
-            return self._reason(error) if self._rank == 1 else SystemExit(1)
+            # The store is gone, and with it the process that held it. One of the others says so.
+            end = TrainingError(f"rank 0 of {self._size} ended, at {self._place}; {_CONTINUE}")
+            end = end if self._rank == 1 else SystemExit(1)
+        self._stopped.set()
+        self._thread.join()
+        if end is error:
+            raise error
+        raise end from None
 
     def _first_failure(self, error: BaseException) -> Failure:
         if is_lost_connection(error):
@@ -153,12 +156,11 @@ class Watch:
                 self._beat(store)
                 if store.check([_FAILURE]):
                     self._leave(store, Failure(*json.loads(store.get(_FAILURE))))
-                if not self._patient and time.monotonic() - self._since > self._seconds:
+                if not self._patient and time.monotonic() - self._since > self.seconds:
                     self._propose(store, failure_of(self._reason(None, store), self._rank))
         except (dist.DistError, RuntimeError):
-            # The store is gone, and with it the first process. The main thread notices it where it waits for others.
-            time.sleep(_TELL_SECONDS)
-            if not self._stopped.is_set() and self._ending.acquire(blocking=False):
+            # The store is gone. The main thread notices it where it waits for others, if it is not stuck there.
+            if not self._stopped.wait(_TELL_SECONDS) and self._ending.acquire(blocking=False):
                 os._exit(1)
 
     def _leave(self, store: Store, failure: Failure) -> None:
@@ -196,12 +198,12 @@ class Watch:
             place = after[rank][2]
             return TrainingError(f"rank {rank} of {self._size} ended or hangs, at {place}; {_CONTINUE}")
         for rank in behind:
-            place, limit = after[rank][2], f"parallel.timeout is {self._seconds:g} seconds"
+            place, limit = after[rank][2], f"parallel.timeout is {self.seconds:g} seconds"
             return TrainingError(f"rank {rank} of {self._size} hangs at {place}, and the others wait for it: {limit}")
         why = f": {' '.join(str(error).split())}" if error is not None else ""
         return TrainingError(
             f"the {self._size} processes wait for one another at {self._place}, for longer than parallel.timeout, "
-            f"{self._seconds:g} seconds{why}; {_CONTINUE}"
+            f"{self.seconds:g} seconds{why}; {_CONTINUE}"
         )
 
     def _pulses(self, store: Store) -> dict[int, tuple[int, int, str]]:

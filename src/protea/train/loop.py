@@ -56,7 +56,7 @@ from protea.train.model import (
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.parallel import Parallel, join_layout
+from protea.train.parallel import ALONE, Parallel, join_layout
 from protea.train.recipe import Recipe, flatten, read_recipe, recipe_names
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import (
@@ -69,7 +69,7 @@ from protea.train.run_folder import (
     versions,
     write_recipe,
 )
-from protea.train.world import World, join
+from protea.train.world import World
 
 _DROPOUT: Final = 6
 """Seeds of dropout, besides the purposes that ``protea.data.draws`` numbers."""
@@ -85,20 +85,20 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool = False) -> Outcome:
+def pretrain(
+    recipe: Recipe,
+    output: Path,
+    progress: TrainingProgress,
+    *,
+    accept_changes: bool = False,
+    world: World = ALONE.world,
+) -> Outcome:
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
-    With ``accept_changes`` the run continues although its recipe changed.
+    With ``accept_changes`` the run continues although its recipe changed. All processes of a ``world`` call this,
+    inside ``world.together()``.
     """
-    world = join(recipe.parallel.timeout)
-    with world.together():
-        return _pretrain(world, recipe, output, progress, accept_changes=accept_changes)
-
-
-def _pretrain(
-    world: World, recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool
-) -> Outcome:
-    device = world.connect(resolve_device(recipe.run.device))
+    device = world.connect(resolve_device(recipe.run.device), recipe.parallel.timeout)
     if device.type == "cuda":
         # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
@@ -352,7 +352,7 @@ def train_step(
         optimizers.zero_grad()
         return None
     loss = parallel.reduce(model, loss)
-    norm = optimizers.clip(scaler, clip, parallel.norm)
+    norm = optimizers.clip(scaler, clip)
     optimizers.step(scaler, rate)
     return loss, norm
 

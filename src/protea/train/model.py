@@ -174,7 +174,7 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parall
     if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
     parallel.apply(model)
-    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer, norm=parallel.norm)
     return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs), parallel)
 
 

@@ -52,7 +52,8 @@ class Optimizers:
     updates the layers' matrices, scaled so that AdamW's learning rates fit (Liu et al. 2025); AdamW updates embeddings,
     norms, biases and the head.
 
-    ``shares`` are what the learning rate of some parameters is multiplied by.
+    ``shares`` are what the learning rate of some parameters is multiplied by. ``norm`` computes the norm of all values
+    of gradients, those of other processes included.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class Optimizers:
         parameters: Mapping[str, nn.Parameter],
         settings: OptimizerSettings,
         shares: Mapping[str, float] = MappingProxyType({}),
+        norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
     ) -> None:
         if not parameters:
             raise UsageError("there is nothing to train: no parameter of the model requires gradients")
-        self.parameters = dict(parameters)
+        self.parameters, self._norm = dict(parameters), norm
         names = {name for name in parameters if settings.name == "muon" and is_matrix_of_layer(name, parameters[name])}
         matrices = [parameters[name] for name in parameters if name in names]
         by_kind: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
@@ -92,25 +94,17 @@ class Optimizers:
                 )
             )
 
-    def clip(
-        self,
-        scaler: torch.amp.GradScaler,
-        limit: float | None,
-        norm_of: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
-    ) -> Tensor:
-        """Scale the gradients down to a norm, if a limit is given; returns their norm before that.
-
-        ``norm_of`` computes the norm of gradients, those of other processes included.
-        """
+    def clip(self, scaler: torch.amp.GradScaler, limit: float | None) -> Tensor:
+        """Scale the gradients down to a norm, if a limit is given; returns their norm before that."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if scaler.is_enabled() and len(self.members) > 1:
             # The scaler judges each optimizer separately, but both must skip a step that overflows for one of them.
-            overflow = 0 * norm_of(gradients)
+            overflow = 0 * self._norm(gradients)
             for optimizer in self.members:
                 optimizer.param_groups[0]["params"][0].grad.add_(overflow)
         for optimizer in self.members:
             scaler.unscale_(optimizer)
-        norm = norm_of(gradients)
+        norm = self._norm(gradients)
         if limit is not None:
             factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
             torch._foreach_mul_([local(gradient) for gradient in gradients], factor)

@@ -15,7 +15,7 @@ pack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -74,8 +74,8 @@ def plan_layout(recipe: Recipe, processes: int) -> Layout:
     if layout.processes != processes:
         raise UsageError(
             f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} does not make {processes} processes, the number started; change parallel, or start "
-            f"{layout.processes} with torchrun"
+            f"{told.pipeline} needs {layout.processes}, but the number of processes is {processes}; change parallel, "
+            f"or start {layout.processes} with torchrun"
         )
     if layout.shard * layout.tensor > 1 and recipe.optimizer.name == "muon":
         raise UsageError(
@@ -187,7 +187,7 @@ class Parallel:
     def rest(self, model: Encoder) -> None:
         """After passes without gradients: let go of other processes' parts of the model."""
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         return nn.utils.get_total_norm(tensors)
 
@@ -305,7 +305,7 @@ class Sharded(Parallel):
         for layer in model.layers:
             layer.reshard()  # type: ignore[operator]
 
-    def norm(self, tensors: Iterable[Tensor]) -> Tensor:
+    def norm(self, tensors: list[Tensor]) -> Tensor:
         """The norm of all values of some tensors, those of other processes included."""
         squares = [local(each).double().square().sum() / self._holders(each) for each in tensors]
         return self.world.sum(torch.stack(squares).sum()).sqrt().float()

@@ -28,6 +28,7 @@ Value = TypeVar("Value")
 _SIZE: Final = "WORLD_SIZE"
 _NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _PAUSE: Final = 0.2
+_START_SECONDS: Final = 600.0
 _LONGER: Final = 60.0
 """Seconds that PyTorch waits longer than the watch, whose message says more."""
 
@@ -53,8 +54,11 @@ class World:
         """Whatever raises inside ends all processes, with one message and one exit code."""
         yield
 
-    def connect(self, device: torch.device) -> torch.device:
-        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``."""
+    def connect(self, device: torch.device, seconds: float) -> torch.device:
+        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``.
+
+        From now on, a process may take so many seconds for a pack, and for what the others wait for.
+        """
         return device
 
     def at(self, place: str) -> None:
@@ -96,7 +100,7 @@ class Ranks(World):
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size = rank, size
-        self._seconds, self._works = seconds, 0
+        self._works = 0
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
         self._watch = Watch(self._store, rank, size, seconds)
 
@@ -111,8 +115,12 @@ class Ranks(World):
         self._watch.stop()
         dist.destroy_process_group()
 
-    def connect(self, device: torch.device) -> torch.device:
-        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``."""
+    def connect(self, device: torch.device, seconds: float) -> torch.device:
+        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``.
+
+        From now on, a process may take so many seconds for a pack, and for what the others wait for.
+        """
+        self._watch.seconds = seconds
         on_gpu = device.type == "cuda"
         if on_gpu:
             if device.index is not None:
@@ -124,7 +132,7 @@ class Ranks(World):
             store=self._groups,
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=self._seconds + _LONGER),
+            timeout=timedelta(seconds=seconds + _LONGER),
             device_id=device if on_gpu else None,
         )
         return device
@@ -210,15 +218,10 @@ def divided(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
 
 
-def is_first() -> bool:
-    """Whether the environment says that this process is the first of a run, or the only one."""
-    return int(os.environ.get(_SIZE, "1")) == 1 or os.environ.get("RANK") == "0"
-
-
-def join(seconds: float) -> World:
+def join(seconds: float = _START_SECONDS) -> World:
     """The world that ``torchrun`` or a scheduler describes in the environment; without that, one process.
 
-    ``seconds`` is how long a process may wait for the others.
+    All processes must start within so many seconds.
     """
     if int(os.environ.get(_SIZE, "1")) == 1:
         return World()
@@ -229,6 +232,6 @@ def join(seconds: float) -> World:
     except (dist.DistError, RuntimeError) as error:
         raise TrainingError(
             f"the {os.environ[_SIZE]} processes of this run did not find each other at {os.environ['MASTER_ADDR']} "
-            f"within {seconds:g} seconds (parallel.timeout): {' '.join(str(error).split())}"
+            f"within {seconds:g} seconds: {' '.join(str(error).split())}"
         ) from error
     return Ranks(store, rank, size, seconds)
