@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from protea.errors import UsageError
 from protea.train.objective import masked_loss
-from protea.train.pipeline import Pipeline, Task, cut, schedule, stages_of
+from protea.train.pipeline import Pipeline, StageTask, cut, schedule, stages_of
 from protea.train.world import World
 from protea.transforms.training import recompute_layers
 from ranks import run_ranks
@@ -137,7 +137,7 @@ def test_layers_that_do_not_divide() -> None:
 def test_every_plan_is_complete_and_possible(ranks: int, per_rank: int, packs: int) -> None:
     stages = ranks * per_rank
     ticks = schedule(ranks, per_rank, packs)
-    when: dict[Task, int] = {}
+    when: dict[StageTask, int] = {}
     for time, tick in enumerate(ticks):
         for rank, task in enumerate(tick):
             if task is not None:

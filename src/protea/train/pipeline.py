@@ -55,7 +55,7 @@ def cut(model: Encoder, rank: int, ranks: int, per_rank: int = 1) -> None:
         delattr(model.layers, str(number))
 
 
-class Task(NamedTuple):
+class StageTask(NamedTuple):
     """One stage's part of one pack."""
 
     forward: bool
@@ -63,7 +63,7 @@ class Task(NamedTuple):
     stage: int
 
 
-Tick = tuple[Task | None, ...]
+Tick = tuple[StageTask | None, ...]
 """What each rank computes at one time."""
 
 
@@ -71,7 +71,7 @@ Tick = tuple[Task | None, ...]
 def schedule(ranks: int, per_rank: int, packs: int, *, backward: bool = True) -> tuple[Tick, ...]:
     """The ticks of a step."""
     queues = [deque(_order(rank, ranks, per_rank, packs, backward=backward)) for rank in range(ranks)]
-    done: set[Task | None] = {None}
+    done: set[StageTask | None] = {None}
     ticks = []
     while any(queues):
         ready = [bool(queue) and _needs(queue[0], ranks * per_rank) in done for queue in queues]
@@ -82,7 +82,7 @@ def schedule(ranks: int, per_rank: int, packs: int, *, backward: bool = True) ->
     return tuple(ticks)
 
 
-def _needs(task: Task, stages: int) -> Task | None:
+def _needs(task: StageTask, stages: int) -> StageTask | None:
     """The task of another stage, or of the same, whose result a task needs."""
     if task.forward:
         return task._replace(stage=task.stage - 1) if task.stage else None
@@ -90,17 +90,17 @@ def _needs(task: Task, stages: int) -> Task | None:
     return task._replace(forward=True) if last else task._replace(stage=task.stage + 1)
 
 
-def _order(rank: int, ranks: int, per_rank: int, packs: int, *, backward: bool) -> list[Task]:
+def _order(rank: int, ranks: int, per_rank: int, packs: int, *, backward: bool) -> list[StageTask]:
     """The tasks of one rank: some forward, then one forward and one backward in turn, then the rest backward."""
     # In a turn, a rank computes some packs with each of its stages: as many as there are ranks, or a few more.
     turns = max(1, packs // ranks)
     ends = [packs * (turn + 1) // turns for turn in range(turns)]
     groups = [range(first, end) for first, end in pairwise([0, *ends])]
     mine = range(rank, ranks * per_rank, ranks)
-    forward = [Task(True, pack, stage) for group in groups for stage in mine for pack in group]
+    forward = [StageTask(True, pack, stage) for group in groups for stage in mine for pack in group]
     if not backward:
         return forward
-    back = [Task(False, pack, stage) for group in groups for stage in reversed(mine) for pack in group]
+    back = [StageTask(False, pack, stage) for group in groups for stage in reversed(mine) for pack in group]
     distance = ranks - 1 - rank
     ahead = distance if per_rank == 1 else 2 * distance + (per_rank - 1) * max(map(len, groups))
     order = forward[:ahead]
@@ -178,16 +178,16 @@ class _Step:
         self._pipeline, self._packs, self._loss, self._seeds = pipeline, packs, loss, seeds
         self._autocast, self._before_backward = autocast, before_backward
         self._last, self._device = len(pipeline.stages) - 1, pipeline.model.device
-        self._received: dict[Task, Tensor] = {}  # inputs of tasks to come
-        self._states: dict[Task, Tensor] = {}  # of the generator, before forward tasks to come
-        self._kept: dict[Task, tuple[Tensor | None, Tensor]] = {}  # input and output, until the backward task
+        self._received: dict[StageTask, Tensor] = {}  # inputs of tasks to come
+        self._states: dict[StageTask, Tensor] = {}  # of the generator, before forward tasks to come
+        self._kept: dict[StageTask, tuple[Tensor | None, Tensor]] = {}  # input and output, until the backward task
         self.total = torch.zeros((), device=self._device)
 
-    def compute(self, task: Task) -> Tensor | None:
+    def compute(self, task: StageTask) -> Tensor | None:
         """What the next task needs: hidden states, or their gradient; ``None`` after the last."""
         return self._forward(task) if task.forward else self._backward(task)
 
-    def _forward(self, task: Task) -> Tensor | None:
+    def _forward(self, task: StageTask) -> Tensor | None:
         model, backward = self._pipeline.model, torch.is_grad_enabled()
         x = self._received.pop(task, None)
         if x is not None:
@@ -209,7 +209,7 @@ class _Step:
         self.total += y.detach()
         return None
 
-    def _backward(self, task: Task) -> Tensor | None:
+    def _backward(self, task: StageTask) -> Tensor | None:
         x, y = self._kept.pop(task)
         self._before_backward(task.pack == len(self._packs) - 1)
         torch.autograd.backward(y, self._received.pop(task, None))
