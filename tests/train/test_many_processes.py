@@ -19,8 +19,9 @@ import yaml
 from messages import check_message
 from protea.errors import ResumeError, TrainingError, UsageError
 from protea.train.failures import Failure, failure_of
+from protea.train.model import architecture, estimate
 from protea.train.parallel import Layout, plan_layout
-from protea.train.recipe import Recipe
+from protea.train.recipe import Recipe, read_recipe
 from protea.train.run_checkpoints import choose
 from trials import assert_same, make_store, metrics, recipe, train
 
@@ -225,3 +226,30 @@ def test_failures_travel(error: BaseException, code: int) -> None:
     else:
         assert type(again) is type(error)
         assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "fits"),
+    [
+        ("esm2_650M", Layout(replicate=16), True),
+        ("esm2_3B", Layout(replicate=4, shard=8), True),
+        ("esm2_15B", Layout(shard=4), False),
+        ("esm2_15B", Layout(shard=32), True),
+        ("esm2nv_20B", Layout(shard=64), True),
+    ],
+)
+def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
+    """Of the large recipes on cards of 80 GB, whose products are in bfloat16."""
+    made = read_recipe(name, ["run.precision=bf16-mixed", "run.device=cuda"])
+    model = architecture(made)
+    whole, needs = estimate(model, made, 400), estimate(model, made, 400, layout)
+    assert (needs.state < 80e9) == fits, needs.state
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    # Weights, gradients and moments of a shard, and narrow weights of the whole model.
+    assert 16 * weights / layout.shard + 2 * weights < needs.state < whole.state * 1.5
+    assert needs.copies == whole.copies // layout.shard
+    assert (needs.parameters, needs.flops) == (whole.parameters, whole.flops)
+    less = estimate(
+        model, made.model_copy(update={"run": made.run.model_copy(update={"recompute": True})}), 400, layout
+    )
+    assert less.state < needs.state - 1.7 * weights

@@ -43,6 +43,8 @@ class World:
 
     rank = 0
     size = 1
+    neighbours = 1
+    """The number of processes on this machine."""
 
     @property
     def is_first(self) -> bool:
@@ -100,6 +102,7 @@ class Ranks(World):
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size = rank, size
+        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._works = 0
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
         self._watch = Watch(self._store, rank, size, seconds)
