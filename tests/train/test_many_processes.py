@@ -233,14 +233,17 @@ def test_failures_travel(error: BaseException, code: int) -> None:
     [
         ("esm2_650M", Layout(replicate=16), True),
         ("esm2_3B", Layout(replicate=4, shard=8), True),
-        ("esm2_15B", Layout(shard=4), False),
+        ("esm2_15B", Layout(shard=2), False),
         ("esm2_15B", Layout(shard=32), True),
         ("esm2nv_20B", Layout(shard=64), True),
     ],
 )
 def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
     """Of the large recipes on cards of 80 GB, whose products are in bfloat16."""
-    made = read_recipe(name, ["run.precision=bf16-mixed", "run.device=cuda"])
+    made, again = (
+        read_recipe(name, ["run.precision=bf16-mixed", "run.device=cuda", f"run.recompute={recompute}"])
+        for recompute in ("false", "true")
+    )
     model = architecture(made)
     whole, needs = estimate(model, made, 400), estimate(model, made, 400, layout)
     assert (needs.state < 80e9) == fits, needs.state
@@ -249,7 +252,5 @@ def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
     assert 16 * weights / layout.shard + 2 * weights < needs.state < whole.state * 1.5
     assert needs.copies == whole.copies // layout.shard
     assert (needs.parameters, needs.flops) == (whole.parameters, whole.flops)
-    less = estimate(
-        model, made.model_copy(update={"run": made.run.model_copy(update={"recompute": True})}), 400, layout
-    )
-    assert less.state < needs.state - 1.7 * weights
+    # With recomputation, the narrow weights of a few layers.
+    assert estimate(model, again, 400, layout).state < needs.state - 1.7 * weights
