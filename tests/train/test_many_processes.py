@@ -254,3 +254,27 @@ def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
     assert (needs.parameters, needs.flops) == (whole.parameters, whole.flops)
     # With recomputation, the narrow weights of a few layers.
     assert estimate(model, again, 400, layout).state < needs.state - 1.7 * weights
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
+def test_torchrun_starts_again(store: Path, tmp_path: Path) -> None:
+    """After a kill, all continue from the newest checkpoint, and end with the bits of an undisturbed run."""
+    made, folder = told(store, run={"steps": 40}, save={"every": 5}), tmp_path / "run"
+    assert finish(start(2, made, tmp_path / "whole"))[0] == [0, 0]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(made.shown()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    process = subprocess.Popen(
+        [*command, "-m", "protea", "pretrain", str(path), "-o", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    wait([process], lambda: steps(folder) > 12)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    assert "continues after step" in error
+    assert_same(folder, tmp_path / "whole")
