@@ -193,6 +193,7 @@ class Sharded(Parallel):
 
     def begin(self, model: Encoder, *, last: bool) -> None:
         """Before a pack's forward pass; after the ``last`` pack of a step, gradients are summed over processes."""
+        self.world.at("")
         root: Any = model
         root.set_is_last_backward(last)
         if self._reshards:

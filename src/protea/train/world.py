@@ -64,7 +64,10 @@ class World:
         return device
 
     def at(self, place: str) -> None:
-        """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
+        """Tell what this process does now, as in ``step 12``; messages name it if the process stops.
+
+        It makes progress, even if it does the same as before (an empty string).
+        """
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
