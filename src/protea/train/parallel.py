@@ -1,8 +1,8 @@
 """How the processes of a run share its model and its packs.
 
-A ``Division`` (a layout) says how many processes there are of each kind: replicas of the model, shards of its weights, parts of its
-matrices (tensor) and stages of its layers (pipeline). ``replicate x shard`` processes, the data ranks, compute
-different packs: data rank r of d takes packs r, r + d, ... of a step.
+A ``Division``, or layout, says how many processes there are of each kind: replicas of the model, shards of its weights,
+parts of its matrices (tensor) and stages of its layers (pipeline). ``replicate x shard`` processes, the data ranks,
+compute different packs: data rank r of d takes packs r, r + d, ... of a step.
 
 Everything is a sum over processes, never a mean of means. The gradient of a step is the sum of those of all packs, each
 already divided by the number of tokens predicted in the whole step. Dropout depends on the number of the pack in the
