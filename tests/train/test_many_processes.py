@@ -137,7 +137,7 @@ def _packs(number: int) -> object:
 @pytest.mark.long
 def test_a_process_that_hangs(store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    processes = start(2, told(store, **LONG, parallel={"timeout": 5}), folder)
+    processes = start(2, told(store, **LONG, parallel={"timeout": 40}), folder)
     wait(processes, lambda: steps(folder) > 2)
     processes[1].send_signal(signal.SIGSTOP)
     code, (error, _) = processes[0].wait(timeout=600), (processes[0].communicate()[1], None)
