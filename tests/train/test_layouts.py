@@ -202,7 +202,7 @@ def test_filled_packs(stores: dict[str, Path], family: str) -> None:
     store = stores["esm-1nv" if family == "esm1nv" else "esm"]
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     made = told(store, family, model=none, parallel={"shard": 1})
-    one, filled = run(World(), made), run(World(), made, Filled(World(), parallel.Layout()))
+    one, filled = run(World(), made), run(World(), made, Filled(World(), parallel.Division()))
     assert_equal([filled], one, made)
     loaded = TrainingStore(store, initialise(made, CPU).alphabet)
     options = {"seed": 3, "workers": 0, "pin": False}

@@ -20,7 +20,7 @@ from messages import check_message
 from protea.errors import ResumeError, TrainingError, UsageError
 from protea.train.failures import Failure, failure_of
 from protea.train.model import architecture, estimate
-from protea.train.parallel import Layout, plan_layout
+from protea.train.parallel import Division, plan_layout
 from protea.train.recipe import Recipe, read_recipe
 from protea.train.run_checkpoints import choose
 from trials import assert_same, make_store, metrics, recipe, train
@@ -137,7 +137,7 @@ def _packs(number: int) -> object:
 @pytest.mark.long
 def test_a_process_that_hangs(store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    processes = start(2, told(store, **LONG, parallel={"timeout": 5}), folder)
+    processes = start(2, told(store, **LONG, parallel={"timeout": 40}), folder)
     wait(processes, lambda: steps(folder) > 2)
     processes[1].send_signal(signal.SIGSTOP)
     code, (error, _) = processes[0].wait(timeout=600), (processes[0].communicate()[1], None)
@@ -172,13 +172,13 @@ def test_processes_with_different_recipes(
 @pytest.mark.parametrize(
     ("parallel", "processes", "expected"),
     [
-        ({}, 1, Layout()),
-        ({}, 4, Layout(shard=4)),
-        ({"replicate": 2}, 4, Layout(2, 2)),
-        ({"replicate": 4, "shard": 1}, 4, Layout(4)),
+        ({}, 1, Division()),
+        ({}, 4, Division(shard=4)),
+        ({"replicate": 2}, 4, Division(2, 2)),
+        ({"replicate": 4, "shard": 1}, 4, Division(4)),
     ],
 )
-def test_layouts(parallel: dict[str, int], processes: int, expected: Layout) -> None:
+def test_layouts(parallel: dict[str, int], processes: int, expected: Division) -> None:
     made = told(Path("store"), parallel=parallel)
     assert plan_layout(made, processes) == expected
 
@@ -231,14 +231,14 @@ def test_failures_travel(error: BaseException, code: int) -> None:
 @pytest.mark.parametrize(
     ("name", "layout", "fits"),
     [
-        ("esm2_650M", Layout(replicate=16), True),
-        ("esm2_3B", Layout(replicate=4, shard=8), True),
-        ("esm2_15B", Layout(shard=2), False),
-        ("esm2_15B", Layout(shard=32), True),
-        ("esm2nv_20B", Layout(shard=64), True),
+        ("esm2_650M", Division(replicate=16), True),
+        ("esm2_3B", Division(replicate=4, shard=8), True),
+        ("esm2_15B", Division(shard=2), False),
+        ("esm2_15B", Division(shard=32), True),
+        ("esm2nv_20B", Division(shard=64), True),
     ],
 )
-def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
+def test_memory_of_layouts(name: str, layout: Division, fits: bool) -> None:
     """Of the large recipes on cards of 80 GB, whose products are in bfloat16."""
     made, again = (
         read_recipe(name, ["run.precision=bf16-mixed", "run.device=cuda", f"run.recompute={recompute}"])

@@ -29,7 +29,7 @@ from protea.models.registry import build, initial_value
 from protea.progress import Progress
 from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
-from protea.train.parallel import ALONE, Layout, Parallel
+from protea.train.parallel import ALONE, Division, Parallel
 from protea.train.recipe import Recipe
 from protea.transforms import native
 from protea.transforms.training import compile_layers, recompute_layers
@@ -216,7 +216,7 @@ class Costs:
         )
 
 
-def estimate(model: Encoder, recipe: Recipe, length: float, layout: Layout = ALONE.layout) -> Costs:
+def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = ALONE.layout) -> Costs:
     """What a recipe takes, with the bytes of one process of a layout.
 
     ``length`` is the mean length of sequences, weighted by tokens.

@@ -1,8 +1,8 @@
 """How the processes of a run share its model and its packs.
 
-A ``Layout`` says how many processes there are of each kind: replicas of the model, shards of its weights, parts of its
-matrices (tensor) and stages of its layers (pipeline). ``replicate x shard`` processes, the data ranks, compute
-different packs: data rank r of d takes packs r, r + d, ... of a step.
+A ``Division``, or layout, says how many processes there are of each kind: replicas of the model, shards of its weights,
+parts of its matrices (tensor) and stages of its layers (pipeline). ``replicate x shard`` processes, the data ranks,
+compute different packs: data rank r of d takes packs r, r + d, ... of a step.
 
 Everything is a sum over processes, never a mean of means. The gradient of a step is the sum of those of all packs, each
 already divided by the number of tokens predicted in the whole step. Dropout depends on the number of the pack in the
@@ -42,7 +42,7 @@ _KEPT: Final = 16 << 30
 """Bytes of a model's weights and gradients up to which each process keeps all of them until the end of a step."""
 
 
-class Layout(NamedTuple):
+class Division(NamedTuple):
     """The number of processes of each kind."""
 
     replicate: int = 1
@@ -70,18 +70,18 @@ class Layout(NamedTuple):
         return " x ".join(kinds) or "one process"
 
 
-def named_layout(recipe: Recipe) -> Layout:
+def named_layout(recipe: Recipe) -> Division:
     """The smallest layout that a recipe names."""
     told = recipe.parallel
-    return Layout(told.replicate, 1 if told.shard == "auto" else told.shard, told.tensor, told.pipeline)
+    return Division(told.replicate, 1 if told.shard == "auto" else told.shard, told.tensor, told.pipeline)
 
 
-def plan_layout(recipe: Recipe, processes: int) -> Layout:
+def plan_layout(recipe: Recipe, processes: int) -> Division:
     """The layout of a recipe for a number of processes; ``UsageError`` if they do not fit."""
     told = recipe.parallel
     others = told.replicate * told.tensor * told.pipeline
     shard = max(1, processes // others) if told.shard == "auto" else told.shard
-    layout = Layout(told.replicate, shard, told.tensor, told.pipeline)
+    layout = Division(told.replicate, shard, told.tensor, told.pipeline)
     if layout.processes != processes:
         raise UsageError(
             f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
@@ -107,7 +107,7 @@ def plan_layout(recipe: Recipe, processes: int) -> Layout:
     return layout
 
 
-def _check_packs(recipe: Recipe, layout: Layout) -> None:
+def _check_packs(recipe: Recipe, layout: Division) -> None:
     packs, pack, ranks = recipe.batch.packs, recipe.batch.pack, layout.data
     if packs % ranks == 0:
         return
@@ -130,7 +130,7 @@ class Parallel:
     share = 0
     fixed = False
 
-    def __init__(self, world: World, layout: Layout) -> None:
+    def __init__(self, world: World, layout: Division) -> None:
         self.world, self.layout = world, layout
 
     pipeline: Pipeline | None = None
@@ -206,7 +206,7 @@ class Parallel:
 class Sharded(Parallel):
     """One of many processes, each with a part of the model and of the packs."""
 
-    def __init__(self, world: World, layout: Layout, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, world: World, layout: Division, recipe: Recipe, device: torch.device) -> None:
         from torch.distributed.device_mesh import init_device_mesh
 
         super().__init__(world, layout)
@@ -336,7 +336,7 @@ class Sharded(Parallel):
         return [parameter for name, parameter in model.named_parameters() if not name.startswith("layers.")]
 
 
-ALONE: Final = Parallel(World(), Layout())
+ALONE: Final = Parallel(World(), Division())
 
 
 def join_layout(world: World, recipe: Recipe, device: torch.device) -> Parallel:
