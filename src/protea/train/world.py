@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,11 +21,14 @@ from torch.distributed.rendezvous import rendezvous
 from protea.errors import TrainingError
 
 Value = TypeVar("Value")
+Gather = Callable[[Any], list[Any]]
+"""Tells all processes a value of each; returns the values by rank."""
 
 SECONDS: Final = 1800.0
 """How long a process waits for the others."""
 
 _PAUSE: Final = 0.2
+_DAY: Final = timedelta(days=1)
 
 
 class World:
@@ -73,6 +76,10 @@ class World:
     def first(self, work: Callable[[], Value]) -> Value:
         """Do something on the first process alone, however long it takes; all return its result."""
         return work()
+
+    def gather_apart(self) -> Gather:
+        """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
+        return self.gather
 
     def close(self) -> None:
         """Leave, when all processes are done."""
@@ -136,10 +143,27 @@ class Ranks(World):
         self._store.set(key, "done")
         return self.broadcast(result)
 
+    def gather_apart(self) -> Gather:
+        """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
+        group = dist.new_group(backend="gloo", timeout=_DAY)
+
+        def gather(value: Any) -> list[Any]:
+            values: list[Any] = [None] * self.size
+            dist.all_gather_object(values, value, group=group)
+            return values
+
+        return gather
+
     def close(self) -> None:
         """Leave, when all processes are done."""
         self.barrier()
         dist.destroy_process_group()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it, unless the tensor is divided among processes."""
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else part()
 
 
 def join(device: torch.device, seconds: float = SECONDS) -> World:
