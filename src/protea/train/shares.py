@@ -100,8 +100,9 @@ class Parts(Mapping[str, Tensor]):
         model, shape = self._models[key], self._stored.shape(key)
         if model is None or local(model) is model or shape != tuple(model.shape):
             return self._stored[key]
-        tensor = torch.empty_like(model)
-        fill(tensor, self._stored, key)
+        part = self._stored.part(key, part_of(model).box)
+        tensor = torch.empty_like(model, dtype=part.dtype, requires_grad=False)
+        local(tensor).copy_(part)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
