@@ -1,31 +1,40 @@
-"""Checkpoints that many processes write together: any layout reads what any other wrote, to the bit, or nothing does."""
+"""Checkpoints that many processes write together: any layout reads, to the bit, what any other wrote."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pickle
 import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from divided import LAYOUTS, divided, full, tensors, whole
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import recipe
 from torch import Tensor
 
-from divided import LAYOUTS, divided, full, tensors, whole
 from protea.checkpoints.distcp import METADATA, DistributedTensors, Piece, data_file, metadata, write_pieces
+from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.tensors import Box, same_bits
+from protea.data.loader import Position
 from protea.errors import CheckpointError, OutputError, TrainingError
 from protea.train import run_checkpoints
+from protea.train.model import Trainable, initialise, prepare
+from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import SaveSettings
-from protea.train.run_checkpoints import RunCheckpoints, newest_intact, read_verified
+from protea.train.run_checkpoints import RunCheckpoints, average, export, newest_intact
+from protea.train.run_folder import TrainingState, resume, save
 from protea.train.shares import Part, Parts, all_do, fill, own_share
 from protea.train.world import World
 from ranks import run_ranks
@@ -62,7 +71,9 @@ def read(world: World, root: Path) -> int:
         models = tensors(toy)
         for name, parameter in toy.named_parameters():
             fill(parameter, stored, f"model.{name}")
-        of_parameters = {key: toy.get_parameter(key.split(".", 1)[1].rpartition(".")[0]) for key in models if "opt" in key}
+        of_parameters = {
+            key: toy.get_parameter(key.split(".", 1)[1].rpartition(".")[0]) for key in models if "opt" in key
+        }
         found = {f"model.{name}": parameter.detach() for name, parameter in toy.named_parameters()}
         found |= Parts(stored, of_parameters)
         theirs = tensors(divided(world, layout, full(seed=2)))
@@ -77,42 +88,154 @@ def read(world: World, root: Path) -> int:
     return compared
 
 
-def write_and_read(world: World, root: Path) -> int:
-    write(world, root)
-    return read(world, root)
+def two(world: World, root: Path) -> dict[str, Any]:
+    """All that two processes are needed for, since starting them takes longest."""
+    layouts = root / "layouts"
+    write(world, layouts)
+    return {
+        "compared": read(world, layouts),
+        "failures": fail(world, root / "failures"),
+        "trained": train(world, root),
+        "resumed": resume_divided(world, root / "alone"),
+    }
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("layouts")
-    write(World(), root)
-    run_ranks(4, write, root)
-    return root
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A folder of checkpoints that one, two and four processes wrote, and what each of two found in it."""
+    root = tmp_path_factory.mktemp("shares")
+    write(World(), root / "layouts")
+    run_ranks(4, write, root / "layouts")
+    train(World(), root)
+    return root, run_ranks(2, two, root)
 
 
-def test_every_layout_reads_every_other(written: Path) -> None:
+Results = tuple[Path, list[dict[str, Any]]]
+
+
+def test_every_layout_reads_every_other(results: Results) -> None:
     """What we read and what PyTorch's own reader does."""
-    assert all(run_ranks(2, write_and_read, written))
-    assert read(World(), written) == 10 * len(full())
+    root, found = results
+    assert all(each["compared"] for each in found)
+    assert read(World(), root / "layouts") == 10 * len(full())
 
 
 @pytest.mark.long
-def test_four_processes_read_every_layout(written: Path) -> None:
-    run_ranks(2, write, written)
-    assert all(run_ranks(4, read, written))
+def test_four_processes_read_every_layout(results: Results) -> None:
+    assert all(run_ranks(4, read, results[0] / "layouts"))
 
 
-def test_each_part_is_written_once(written: Path) -> None:
-    for folder in sorted(written.iterdir()):
-        stored = DistributedTensors(folder / STEP)
-        size = sum(tensor.nbytes for tensor in stored.values())
-        files = sorted((folder / STEP).glob("*.distcp"))
-        assert len(files) == int(folder.name[0])
-        # Every piece has a header of its own, of about a kilobyte.
-        pieces = sum(path.read_bytes().count(b"data.pkl") // 2 for path in files)
-        assert size < sum(path.stat().st_size for path in files) < size + 1500 * pieces
-        sizes = [path.stat().st_size for path in files]
-        assert max(sizes) < 2 * min(sizes) or "pipeline" in folder.name
+def test_each_part_is_written_once(results: Results) -> None:
+    for folder in sorted((results[0] / "layouts").iterdir()):
+        ours = pickle.loads((folder / STEP / METADATA).read_bytes())
+        for described in ours.state_dict_metadata.values():
+            assert sum(chunk.sizes.numel() for chunk in described.chunks) == described.size.numel()
+        files = {path.name: path.stat().st_size for path in (folder / STEP).glob("*.distcp")}
+        assert files.keys() == {data_file(rank) for rank in range(int(folder.name[0]))}
+        assert len(ours.storage_data) == sum(len(each.chunks) for each in ours.state_dict_metadata.values())
+        total = sum(info.length for info in ours.storage_data.values())
+        assert total <= sum(files.values()) < total + 64 * len(ours.storage_data)
+        assert max(files.values()) < 2 * min(files.values()) or "pipeline" in folder.name
+
+
+# --- models and their optimizers ---------------------------------------------------------------------------------
+
+
+STATE_OF_RUN = TrainingState(step=3, position=Position(1, 2, 5), tokens=99)
+
+
+def trainable(world: World, *, seed: int = 3, apart: bool = False) -> Trainable:
+    """A model after an update; of many processes, each has a shard of every parameter, or trains some (``apart``)."""
+    told = recipe(run={"seed": seed})
+    model = initialise(told, torch.device("cpu"))
+    if world.size > 1 and not apart:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    parameters = parameters_to_train(model)
+    if apart:
+        parameters = dict(list(parameters.items())[world.rank :: world.size])
+    ours = replace(prepare(model, told, Witness()), optimizers=Optimizers(parameters, told.optimizer))
+    for parameter in parameters.values():
+        parameter.grad = parameter.detach() * 0.5
+    ours.optimizers.step(ours.precision.scaler, 1e-2)
+    return ours
+
+
+def content(ours: Trainable) -> dict[str, Tensor]:
+    """All weights and moments, put together."""
+    found = {f"model.{name}": parameter.detach() for name, parameter in ours.model.named_parameters()}
+    return {name: whole(tensor).clone() for name, tensor in {**found, **dict(ours.optimizers.state())}.items()}
+
+
+def train(world: World, root: Path) -> dict[str, Tensor]:
+    """Saves a run of one process, ``alone``, or of many, ``divided``; returns its tensors."""
+    ours = trainable(world)
+    checkpoints = RunCheckpoints(
+        root / ("alone" if world.size == 1 else "divided") / "checkpoints", SaveSettings(), world
+    )
+    save(checkpoints, ours, STATE_OF_RUN, recipe=recipe(), data="these")
+    checkpoints.wait()
+    assert checkpoints.failure(3) is None
+    return content(ours)
+
+
+def resume_divided(world: World, run: Path) -> list[dict[str, Tensor]]:
+    """The tensors of a run that goes on in shards, and as the stages of a pipeline do."""
+    found = []
+    for apart in (False, True):
+        ours = trainable(world, seed=8, apart=apart)
+        checkpoints = RunCheckpoints(run / "checkpoints", SaveSettings(), world)
+        assert resume(checkpoints, ours, Witness(), data="these") == STATE_OF_RUN
+        assert checkpoints.last == 3
+        found.append(content(ours))
+    return found
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(same_bits(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_one_process_goes_on_from_two(results: Results) -> None:
+    root, (first, second) = results
+    assert_equal(first["trained"], second["trained"])
+    ours = trainable(World(), seed=8)
+    checkpoints = RunCheckpoints(root / "divided/checkpoints", SaveSettings())
+    assert resume(checkpoints, ours, Witness(), data="these") == STATE_OF_RUN
+    assert_equal(content(ours), first["trained"])
+
+
+def test_two_processes_go_on_from_one(results: Results) -> None:
+    root, found = results
+    ours = trainable(World())
+    resume(RunCheckpoints(root / "alone/checkpoints", SaveSettings()), ours, Witness(), data="these")
+    expected = content(ours)
+    for each in found:
+        assert_equal(each["resumed"][0], expected)
+    first, second = (set(each["resumed"][1]) for each in found)
+    assert first | second == expected.keys()
+    assert all(name.startswith("model.") for name in first & second)
+    for each in found:
+        stage = each["resumed"][1]
+        assert_equal(stage, {name: expected[name] for name in stage})
+
+
+def test_models_of_many_processes_are_exported(results: Results, tmp_path: Path) -> None:
+    root, (first, _) = results
+    export(root / "divided", tmp_path / "model")
+    average(root / "divided", tmp_path / "mean", last=1)
+    for folder in ("model", "mean"):
+        with open_checkpoint(tmp_path / folder) as checkpoint:
+            model = checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
+        for name, parameter in model.named_parameters():
+            assert same_bits(parameter.detach(), first["trained"][f"model.{name}"])
+    (root / "divided/checkpoints/step-000000003" / data_file(1)).rename(tmp_path / "away")
+    for write_model in (export, partial(average, last=1)):
+        with pytest.raises(CheckpointError, match=f"step-000000003/{data_file(1)}: .*No such file"):
+            write_model(root / "divided", tmp_path / "other")
 
 
 # --- failures ----------------------------------------------------------------------------------------------------
@@ -158,10 +281,10 @@ def fail(world: World, root: Path) -> list[Any]:
     return [told, witness.notes, saved.step]
 
 
-def test_a_failure_of_one_is_a_failure_of_all(tmp_path: Path) -> None:
-    first, second = run_ranks(2, fail, tmp_path)
-    assert first == second
-    told, notes, step = first
+def test_a_failure_of_one_is_a_failure_of_all(results: Results) -> None:
+    first, second = results[1]
+    assert first["failures"] == second["failures"]
+    told, notes, step = first["failures"]
     full_disk = os.strerror(errno.ENOSPC)
     assert told == [
         (10, None, 10, False),
@@ -190,7 +313,7 @@ def die(world: World, root: Path, place: str) -> None:
     raise TrainingError(f"saved {checkpoints._writing.exception() is None}")
 
 
-@pytest.mark.parametrize("place", [pytest.param("write_pieces", id="writing"), pytest.param("sha256", id="hashing")])
+@pytest.mark.parametrize("place", ["write_pieces", pytest.param("sha256", marks=pytest.mark.long)])
 def test_a_process_killed_while_it_saves(tmp_path: Path, place: str) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"exit codes \[1, -9\], too late \[\](.|\n)*saved False"):
         run_ranks(2, die, tmp_path, place)
