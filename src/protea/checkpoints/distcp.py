@@ -30,6 +30,10 @@ _ALIGNMENT: Final = 64
 """Pieces begin at multiples of this many bytes, as values do within a file of torch.save, so they can be mapped."""
 
 
+_WRITERS: Final = 32
+"""So many processes describe the pieces of a model of 48 layers, and of its moments, in half of what may be read."""
+
+
 class _Piece(NamedTuple):
     """A piece's place in its tensor, and where its bytes are."""
 
@@ -64,7 +68,9 @@ class DistributedTensors(Tensors):
         super().__init__([])
         self._folder, self._metadata = folder, folder / METADATA
         self._files: dict[str, Region] = {}
-        metadata = unpickle(Region.of_file(self._metadata), str(self._metadata))
+        # Each process that writes adds a piece of each tensor.
+        scale = 1 + len([*folder.glob("*.distcp")]) // _WRITERS
+        metadata = unpickle(Region.of_file(self._metadata), str(self._metadata), scale)
         try:
             self._add_all(metadata)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

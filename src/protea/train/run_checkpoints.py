@@ -26,8 +26,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.checkpoints import hf
-from protea.checkpoints.checkpoint import contact_head
 from protea.checkpoints.distcp import (
     METADATA,
     DistributedTensors,
@@ -37,14 +35,9 @@ from protea.checkpoints.distcp import (
     metadata,
     write_pieces,
 )
-from protea.checkpoints.hf_config import config_from
-from protea.checkpoints.targets import check_target
 from protea.errors import CheckpointError, ResumeError
-from protea.models.encoder import Encoder
-from protea.models.registry import build
-from protea.output import sha256, staged, sync_folder, write_durably
+from protea.output import sha256, sync_folder, write_durably
 from protea.progress import Progress
-from protea.text import counted
 from protea.train.recipe import SaveSettings
 from protea.train.shares import Part, all_do, own_share, part_of, reason_of
 from protea.train.world import Value, World, local
@@ -148,6 +141,7 @@ class RunCheckpoints:
         self._share: frozenset[str] = frozenset()  # the names of those that it writes
         self._copies: dict[str, Tensor] = {}
         self._written: list[list[WrittenPiece]] = [[] for _ in range(self.world.size)]
+        self._metadata = b""
         self._gather = self.world.gather_apart()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -236,9 +230,10 @@ class RunCheckpoints:
     ) -> None:
         if not self.world.is_first:
             return
-        content = metadata({data_file(rank): pieces for rank, pieces in enumerate(written)})
-        write_durably(unfinished / METADATA, content)
-        values["files"][METADATA] = hashlib.sha256(content).hexdigest()
+        if written != self._written:
+            self._metadata = metadata({data_file(rank): pieces for rank, pieces in enumerate(written)})
+        write_durably(unfinished / METADATA, self._metadata)
+        values["files"][METADATA] = sha256(unfinished / METADATA)
         values[_SEAL] = _seal(values)
         write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
         sync_folder(unfinished)
@@ -310,59 +305,3 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
-    """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
-
-    ``which`` is ``newest``, ``best`` by validation loss, or a step.
-    """
-    saved = choose(run, which)
-    _write_mean([saved], output, dtype)
-    return saved
-
-
-def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[SavedCheckpoint]:
-    """Write the mean of the weights of a run's ``last`` checkpoints, as ``export`` writes one checkpoint.
-
-    The sum is computed in float64, one parameter at a time. ESM-1nv's final model is such a mean, of 47 checkpoints.
-    """
-    folders = run_folders(run)
-    if len(folders) < last:
-        raise ResumeError(
-            f"{run}: has {counted(len(folders), 'checkpoint')}, not {last}; save.newest and save.keep_every decide "
-            "which are kept"
-        )
-    saved = [read_verified(folder) for folder in folders[-last:]]
-    _write_mean(saved, output, dtype)
-    return saved
-
-
-def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
-    model = _model(checkpoints[-1])
-    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
-
-    def mean(name: str) -> Tensor:
-        total = torch.zeros(model.get_parameter(name).shape, dtype=torch.float64)
-        for tensors in stored:
-            total += tensors[f"{MODEL}{name}"]
-        return (total / len(stored)).to(dtype)
-
-    check_target(output, hf.NAME, model, mean)
-    with staged(output) as folder:
-        hf.write(folder, model, mean, dtype)
-
-
-def _model(saved: SavedCheckpoint) -> Encoder:
-    """The checkpoint's model on the meta device, with the heads and buffers that are stored."""
-    tensors = saved.tensors()
-    try:
-        model = build(config_from(dict(saved.values["config"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{saved.folder}: does not say which model it holds: {error!r}") from error
-    shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
-    model.contact_head = contact_head(model.config, shapes)
-    for name in model.stored_buffers:
-        if f"{MODEL}{name}" in tensors:
-            model.set_buffer(name, tensors[f"{MODEL}{name}"])
-    return model
