@@ -50,11 +50,11 @@ def _member(
     folder: Path, rank: int, size: int, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    try:
-        store = dist.FileStore(str(folder / "store"), size)
-        world = Ranks(store, rank, size, torch.device("cpu"), seconds)
-        torch.save(function(world, *arguments), folder / f"result-{rank}")
-        world.close()
-    except BaseException:
-        (folder / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
-        raise
+    world = Ranks(dist.FileStore(str(folder / "store"), size), rank, size, seconds)
+    with world.together():
+        try:
+            world.connect(torch.device("cpu"), seconds)
+            torch.save(function(world, *arguments), folder / f"result-{rank}")
+        except BaseException:
+            (folder / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+            raise

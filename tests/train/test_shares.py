@@ -42,6 +42,8 @@ from ranks import run_ranks
 from trials import Witness
 
 STEP = "step-000000001"
+SECONDS = 400
+"""Far more than any of this takes, on a machine that is busy with other work."""
 
 
 # --- every layout ------------------------------------------------------------------------------------------------
@@ -106,9 +108,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
     """A folder of checkpoints that one, two and four processes wrote, and what each of two found in it."""
     root = tmp_path_factory.mktemp("shares")
     write(World(), root / "layouts")
-    run_ranks(4, write, root / "layouts")
+    run_ranks(4, write, root / "layouts", seconds=SECONDS)
     train(World(), root)
-    return root, run_ranks(2, two, root)
+    return root, run_ranks(2, two, root, seconds=SECONDS)
 
 
 Results = tuple[Path, list[dict[str, Any]]]
@@ -123,7 +125,7 @@ def test_every_layout_reads_every_other(results: Results) -> None:
 
 @pytest.mark.long
 def test_four_processes_read_every_layout(results: Results) -> None:
-    assert all(run_ranks(4, read, results[0] / "layouts"))
+    assert all(run_ranks(4, read, results[0] / "layouts", seconds=SECONDS))
 
 
 def test_each_part_is_written_once(results: Results) -> None:
@@ -317,7 +319,7 @@ def die(world: World, root: Path, place: str) -> None:
 @pytest.mark.parametrize("place", ["write_pieces", pytest.param("sha256", marks=pytest.mark.long)])
 def test_a_process_killed_while_it_saves(tmp_path: Path, place: str) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"exit codes \[1, -9\], too late \[\](.|\n)*saved False"):
-        run_ranks(2, die, tmp_path, place)
+        run_ranks(2, die, tmp_path, place, seconds=SECONDS)
     witness = Witness()
     saved = newest_intact(tmp_path / "checkpoints", witness)
     assert saved is not None

@@ -29,6 +29,7 @@ from protea.models.registry import build, initial_value
 from protea.progress import Progress
 from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
+from protea.train.parallel import ALONE, Parallel
 from protea.train.recipe import Recipe
 from protea.transforms import native
 from protea.transforms.training import compile_layers, recompute_layers
@@ -146,9 +147,10 @@ class Trainable:
     model: Encoder
     optimizers: Optimizers
     precision: Precision
+    parallel: Parallel = ALONE
 
 
-def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
+def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parallel = ALONE) -> Trainable:
     """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen."""
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
     # FSDP2. Each must see the modules that those before it leave.
@@ -157,7 +159,7 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
         recompute_layers(model)
     if run.compile:
         try:
-            compile_layers(model)
+            compile_layers(model, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
     if run.precision == "bf16-mixed" and model.device.type == "cpu":
@@ -168,8 +170,9 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
             progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
     if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
-    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
-    return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs))
+    parallel.apply(model)
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer, norm=parallel.norm)
+    return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs), parallel)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from protea.output import sha256, sync_folder, write_durably
 from protea.progress import Progress
 from protea.train.recipe import SaveSettings
 from protea.train.shares import Part, all_do, own_share, part_of, reason_of
-from protea.train.world import Value, World, local
+from protea.train.world import Gather, Value, World, local
 
 CHECKPOINTS: Final = "checkpoints"
 STATE: Final = "state.json"
@@ -107,10 +107,13 @@ def read_verified(folder: Path, share: int = 0, shares: int = 1) -> SavedCheckpo
     return saved
 
 
-def newest_intact(folder: Path, progress: Progress, world: World | None = None) -> SavedCheckpoint | None:
+def newest_intact(
+    folder: Path, progress: Progress, world: World | None = None, gather: Gather | None = None
+) -> SavedCheckpoint | None:
     """The newest checkpoint that is intact, if there is any; damaged ones are skipped with a note.
 
-    Of many processes, each verifies some of the files, and all get the same checkpoint.
+    Of many processes, each verifies some of the files, and all get the same checkpoint. ``gather`` waits for the
+    slowest.
     """
     world = world or World()
     if world.is_first:
@@ -119,7 +122,8 @@ def newest_intact(folder: Path, progress: Progress, world: World | None = None) 
     folders = world.broadcast(step_folders(folder))
     for path in reversed(folders):
         try:
-            return all_do(world, partial(read_verified, path, world.rank, world.size))[world.rank]
+            with world.patience():
+                return all_do(world, partial(read_verified, path, world.rank, world.size), gather)[world.rank]
         except CheckpointError as error:
             progress.note(f"{error}; skipped")
     if folders:
@@ -146,6 +150,10 @@ class RunCheckpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
+    def newest(self, progress: Progress) -> SavedCheckpoint | None:
+        """See ``newest_intact``."""
+        return newest_intact(self.folder, progress, self.world, self._gather)
+
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after a step."""
         return step > 0 and step != self.last and (step % self.settings.every == 0 or step == self._retry)
@@ -164,7 +172,8 @@ class RunCheckpoints:
     def wait(self) -> None:
         """Return when nothing is being written."""
         if self._writing is not None:
-            self._writing.exception()
+            with self.world.patience():
+                self._writing.exception()
 
     def failure(self, step: int) -> str | None:
         """The reason why the last checkpoint was not written, given only once. It plans another one after ``step``."""

@@ -17,6 +17,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 
@@ -49,6 +50,7 @@ from protea.text import counted
 from protea.train.model import TYPES, Trainable, settle_precision
 from protea.train.objective import Validation, make_loader
 from protea.train.optim import PREFIX
+from protea.train.parallel import ALONE
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
     CHECKPOINTS,
@@ -56,7 +58,6 @@ from protea.train.run_checkpoints import (
     STATE,
     RunCheckpoints,
     SavedCheckpoint,
-    newest_intact,
     step_folders,
 )
 from protea.train.shares import Parts, fill
@@ -69,6 +70,7 @@ _SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
 _PRECISION: Final = "run.precision"
+_LAYOUT: Final = "layout"
 _VALID: Final = "5%"  # of sequences without clusters: a family is small
 _REASONS: Final = {
     "bf16-mixed": "which this device multiplies natively",
@@ -103,9 +105,9 @@ def open_run_folder(
         raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
     path.mkdir(parents=True, exist_ok=True)
     with lock(path / _LOCK, path):
-        recorded = _recorded(path / RECIPE) if is_run else {}
+        recorded = _without_layout(_recorded(path / RECIPE)) if is_run else {}
         recipe, notes = _settle(recipe, device, recorded.get(_PRECISION) if begun else None)
-        now = flatten(recipe.shown())
+        now = _without_layout(flatten(recipe.shown()))
         before = recorded if is_run else now
         changes = differences(before, now)
         if changes and begun and not accept_changes:
@@ -118,6 +120,11 @@ def open_run_folder(
         if changes:
             notes.append(f"the recipe changed: {changes}")
         yield RunFolder(path, recipe, notes, {key for key in before | now if before.get(key) != now.get(key)})
+
+
+def _without_layout(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe on which a run depends: it may continue with any number of processes."""
+    return {key: value for key, value in values.items() if not key.startswith("parallel.")}
 
 
 def _settle(recipe: Recipe, device: torch.device, recorded: object) -> tuple[Recipe, list[str]]:
@@ -138,7 +145,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     write_durably(folder / RECIPE, yaml.safe_dump(recipe.shown(), sort_keys=False))
 
 
-def _recorded(path: Path) -> dict[str, object]:
+def _recorded(path: Path) -> dict[str, Any]:
     """The values of a run's recipe by dotted key; a key that an earlier version did not know has its default."""
     try:
         values = read_yaml(path)
@@ -285,6 +292,11 @@ def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState
     )
 
 
+def versions() -> dict[str, str]:
+    """The versions that all processes of a run must share."""
+    return {"Protea": protea.__version__, "PyTorch": torch.__version__, "NumPy": np.__version__}
+
+
 def surroundings(trainable: Trainable) -> dict[str, str]:
     """What the last bits of a step depend on besides the recipe and the data."""
     device = trainable.model.device
@@ -295,11 +307,13 @@ def surroundings(trainable: Trainable) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "PyTorch": torch.__version__,
         "attention kernel": "Protea's" if own_kernel else "PyTorch's",
+        _LAYOUT: str(trainable.parallel.layout),
     }
 
 
 def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progress: Progress) -> None:
     """Tell what changed of that on which the last bits of a step depend."""
+    before = {_LAYOUT: str(ALONE.layout), **before}
     for name, now in surroundings(trainable).items():
         if before[name] != now:
             progress.note(f"{name} was {before[name]}, is now {now}: results will not be the same to the last bit")
@@ -307,7 +321,7 @@ def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progre
 
 def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress, *, data: str) -> TrainingState:
     """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note."""
-    saved = newest_intact(checkpoints.folder, progress, checkpoints.world)
+    saved = checkpoints.newest(progress)
     if saved is None:
         return TrainingState()
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -18,16 +19,20 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from protea.errors import TrainingError
+from protea.errors import TrainingError, UsageError
+from protea.journal import differences
+from protea.train.failures import Watch
 
 Value = TypeVar("Value")
 Gather = Callable[[Any], list[Any]]
 """Tells all processes a value of each; returns the values by rank."""
 
-SECONDS: Final = 1800.0
-"""How long a process waits for the others."""
-
+_SIZE: Final = "WORLD_SIZE"
+_NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 _PAUSE: Final = 0.2
+_START_SECONDS: Final = 600.0
+_LONGER: Final = 60.0
+"""Seconds that PyTorch waits longer than the watch, whose message says more."""
 _DAY: Final = timedelta(days=1)
 
 
@@ -46,6 +51,18 @@ class World:
     def is_first(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Whatever raises inside ends all processes, with one message and one exit code."""
+        yield
+
+    def connect(self, device: torch.device, seconds: float) -> torch.device:
+        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``.
+
+        From now on, a process may take so many seconds for a pack, and for what the others wait for.
+        """
+        return device
 
     def at(self, place: str) -> None:
         """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
@@ -81,26 +98,60 @@ class World:
         """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
         return self.gather
 
-    def close(self) -> None:
-        """Leave, when all processes are done."""
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Allow any time for what happens inside."""
+        yield
+
+    def check_same(self, what: str, values: Mapping[str, Any]) -> None:
+        """Raise ``TrainingError`` if the values of this process are not those of the first."""
 
 
 class Ranks(World):
     """Many processes, each of which is one rank of PyTorch's default process group."""
 
-    def __init__(self, store: Store, rank: int, size: int, device: torch.device, seconds: float) -> None:
-        self.rank, self.size, self.seconds = rank, size, seconds
-        self._store = PrefixStore("protea", store)
+    def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
+        self.rank, self.size = rank, size
         self._works = 0
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
+        self._watch = Watch(self._store, rank, size, seconds)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Whatever raises inside ends all processes, with one message and one exit code."""
+        try:
+            yield
+            self.barrier()
+        except BaseException as error:
+            self._watch.end(error)
+        self._watch.stop()
+        dist.destroy_process_group()
+
+    def connect(self, device: torch.device, seconds: float) -> torch.device:
+        """Prepare to compute; returns the device of this process, as in ``cuda:3`` for ``cuda``.
+
+        From now on, a process may take so many seconds for a pack, and for what the others wait for.
+        """
+        self._watch.seconds = seconds
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            if device.index is not None:
+                raise UsageError(f"run.device={device} is one GPU for {self.size} processes; set run.device=cuda")
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank % torch.cuda.device_count())))
+            torch.cuda.set_device(device)
         dist.init_process_group(
-            backend,
-            store=PrefixStore("groups", store),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=seconds),
-            device_id=device if device.type == "cuda" else None,
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=self._groups,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=seconds + _LONGER),
+            device_id=device if on_gpu else None,
         )
+        return device
+
+    def at(self, place: str) -> None:
+        """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
+        self._watch.visit(place)
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -108,6 +159,7 @@ class Ranks(World):
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor, on any device, by its sum over all processes; returns it. The bits are equal on all."""
+        self._watch.visit()
         dist.all_reduce(tensor)
         return tensor
 
@@ -121,12 +173,14 @@ class Ranks(World):
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes by rank, on every process."""
+        self._watch.visit()
         values: list[Value | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def broadcast(self, value: Value) -> Value:
         """The value of the first process, on every process."""
+        self._watch.visit()
         values = [value]
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
@@ -134,14 +188,14 @@ class Ranks(World):
     def first(self, work: Callable[[], Value]) -> Value:
         """Do something on the first process alone, however long it takes; all return its result."""
         self._works += 1
-        key = f"work {self._works}"
-        if not self.is_first:
+        key, result = f"work {self._works}", None
+        with self.patience():
+            if self.is_first:
+                result = work()
+                self._store.set(key, "done")
             while not self._store.check([key]):
                 time.sleep(_PAUSE)
-            return self.broadcast(None)  # type: ignore[return-value]
-        result = work()
-        self._store.set(key, "done")
-        return self.broadcast(result)
+        return self.broadcast(result)  # type: ignore[return-value]
 
     def gather_apart(self) -> Gather:
         """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
@@ -154,10 +208,21 @@ class Ranks(World):
 
         return gather
 
-    def close(self) -> None:
-        """Leave, when all processes are done."""
-        self.barrier()
-        dist.destroy_process_group()
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Allow any time for what happens inside."""
+        with self._watch.patience():
+            yield
+
+    def check_same(self, what: str, values: Mapping[str, Any]) -> None:
+        """Raise ``TrainingError`` if the values of this process are not those of the first."""
+        ours, *others = self.gather(dict(values))
+        for rank, theirs in enumerate(others, 1):
+            if theirs != ours:
+                raise TrainingError(
+                    f"rank {rank} has {what} that rank 0 does not have: {differences(ours, theirs)}; give all "
+                    "processes the same command, data and versions"
+                )
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -166,11 +231,20 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if part is None else part()
 
 
-def join(device: torch.device, seconds: float = SECONDS) -> World:
-    """The world that ``torchrun`` or a scheduler describes in the environment; without that, one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def join(seconds: float = _START_SECONDS) -> World:
+    """The world that ``torchrun`` or a scheduler describes in the environment; without that, one process.
+
+    All processes must start within so many seconds.
+    """
+    if int(os.environ.get(_SIZE, "1")) == 1:
         return World()
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise TrainingError(f"WORLD_SIZE is set, but {', '.join(missing)} is not: start the processes with torchrun")
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
-    return Ranks(store, rank, size, device, seconds)
+    if missing := [name for name in _NEEDED if name not in os.environ]:
+        raise TrainingError(f"{_SIZE} is set, but {', '.join(missing)} is not: start the processes with torchrun")
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    except (dist.DistError, RuntimeError) as error:
+        raise TrainingError(
+            f"the {os.environ[_SIZE]} processes of this run did not find each other at {os.environ['MASTER_ADDR']} "
+            f"within {seconds:g} seconds: {' '.join(str(error).split())}"
+        ) from error
+    return Ranks(store, rank, size, seconds)

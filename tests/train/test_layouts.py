@@ -1,0 +1,130 @@
+"""Every layout of several processes trains as one process does: loss, gradients, weights, packs, dropout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import CPU, make_store, recipe
+from torch import Tensor
+
+from protea.data.training_store import TrainingStore
+from protea.progress import SILENT
+from protea.train.loop import train_step
+from protea.train.model import initialise, prepare
+from protea.train.objective import Validation, make_loader
+from protea.train.parallel import join_layout
+from protea.train.recipe import Recipe
+from protea.train.world import World, local
+from ranks import run_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 3
+Outcome = dict[str, Any]
+
+
+def told(store: Path, family: str = "esm2", **sections: Any) -> Recipe:
+    """Four packs a step, with dropout, norms and clipping that matter."""
+    model = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "intermediate_size": 162}
+    values: dict[str, Any] = {
+        "model": model | sections.pop("model", {}),
+        "data": {"store": str(store), "max_tokens": 40},
+        "batch": {"tokens": 4 * 128, "pack": 128},
+        "optimizer": {"clip": 0.5},
+        "validation": {"every": 1, "tokens": 5 * 128},
+    }
+    return recipe(family, **{name: values.get(name, {}) | sections.pop(name, {}) for name in {*values, *sections}})
+
+
+def whole(tensor: Any) -> Tensor:
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
+    return full
+
+
+def run(world: World, made: Recipe) -> Outcome:
+    """A few steps; everything that must be equal whatever the layout."""
+    parallel = join_layout(world, made, CPU)
+    trainable = prepare(initialise(made, CPU), made, SILENT, parallel)
+    store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
+    options = {"fill": parallel.fixed, "rank": parallel.share, "world": parallel.layout.data}
+    loader = make_loader(store, "train", made, seed=made.run.seed, workers=0, pin=False, **options)
+    batches = loader.batches()
+    validation = Validation(store, made, parallel)
+    found: Outcome = {"packs": [], "positions": [], "loss": [], "norm": [], "validation": []}
+    for step in range(1, STEPS + 1):
+        packs = [next(batches) for _ in range(made.batch.packs // parallel.layout.data)]
+        result = train_step(trainable, packs, step=step, rate=1e-3, seed=5, clip=made.optimizer.clip)
+        assert result is not None
+        if step == 1:
+            found["gradients"] = {name: whole(each.grad) for name, each in trainable.optimizers.parameters.items()}
+        found["loss"].append(result[0].item())
+        found["norm"].append(result[1].item())
+        found["packs"].append([pack.index.tolist() for pack in packs])
+        found["positions"].append(packs[-1].position)
+        found["validation"].append(validation.loss(trainable.model, trainable.precision))
+    found["weights"] = {name: whole(each) for name, each in trainable.model.named_parameters()}
+    found["moments"] = {name: whole(each) for name, each in trainable.optimizers.state()}
+    found["sharded"] = sum(local(each) is not each for each in trainable.model.parameters())
+    return found
+
+
+def runs(world: World, recipes: list[Recipe]) -> list[Outcome]:
+    return [run(world, made) for made in recipes]
+
+
+def assert_equal(results: list[Outcome], one: Outcome) -> None:
+    ranks = len(results)
+    for step in range(STEPS):
+        own = [result["packs"][step] for result in results]
+        # Data rank r of d has packs r, r + d, ...
+        assert [own[number % ranks][number // ranks] for number in range(4)] == one["packs"][step]
+    for result in results:
+        assert result["positions"] == one["positions"]
+        for name in ("loss", "norm", "validation"):
+            assert result[name] == pytest.approx(one[name], rel=1e-6), name
+        for kind, most in {"gradients": 1e-6, "weights": 1e-5, "moments": 1e-5}.items():
+            assert result[kind].keys() == one[kind].keys()
+            for name, expected in one[kind].items():
+                # The softmax ignores what all keys have in common: the gradient of their bias is rounding alone, which
+                # AdamW magnifies.
+                if kind == "gradients" or "k_proj.bias" not in name:
+                    difference = (result[kind][name] - expected).norm() / expected.norm().clamp(min=1e-12)
+                    assert difference < most, (kind, name, difference)
+        for name, weight in results[0]["weights"].items():
+            assert torch.equal(result["weights"][name], weight), name
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {kind: make_store(folder / kind, sequences=160, valid=25, alphabet=kind) for kind in ("esm", "esm-1nv")}
+
+
+def alone(made: Recipe) -> Outcome:
+    return run(World(), made.model_copy(update={"parallel": recipe().parallel}))
+
+
+def check(size: int, recipes: list[Recipe]) -> None:
+    for made, *results in zip(recipes, *run_ranks(size, runs, recipes), strict=True):
+        assert all(result["sharded"] for result in results)
+        assert_equal(results, alone(made))
+
+
+def test_two_processes(stores: dict[str, Path]) -> None:
+    esm = stores["esm"]
+    recipes = [
+        told(esm, parallel={"shard": 2}),
+        told(esm, parallel={"replicate": 2}),
+        told(esm, "esm1b", run={"recompute": True}),
+        told(stores["esm-1nv"], "esm1nv"),
+    ]
+    check(2, recipes)
+
+
+def test_four_processes(stores: dict[str, Path]) -> None:
+    """Each has one pack; the matrices do not divide equally."""
+    esm = stores["esm"]
+    check(4, [told(esm, parallel={"replicate": 2, "shard": 2}), told(esm, parallel={"shard": 4})])
