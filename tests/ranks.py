@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import tempfile
 import time
@@ -17,7 +18,7 @@ from torch import distributed as dist
 from protea.train.world import Ranks
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120) -> list[Any]:
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 600) -> list[Any]:
     """Call ``function(world, *arguments)`` in ``size`` processes; returns what each returned.
 
     The function is one of a test's module, found by its name. All errors of all ranks are shown, and processes that
@@ -39,7 +40,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds:
         for member in members:
             member.kill()
             member.join()
-        errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
+        errors = [f"{path.name}: {path.read_text()}" for path in sorted(folder.glob("*.txt")) if path.stat().st_size]
         codes = [member.exitcode for member in members]
         if late or errors or any(codes):
             pytest.fail(f"exit codes {codes}, too late {late}\n" + "\n".join(errors), pytrace=False)
@@ -50,11 +51,15 @@ def _member(
     folder: Path, rank: int, size: int, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
+    # The stacks of a process that is about to be killed.
+    late = (folder / f"late-{rank}.txt").open("w")
+    faulthandler.dump_traceback_later(seconds / 2, file=late)
     world = Ranks(dist.FileStore(str(folder / "store"), size), rank, size, seconds)
     with world.together():
         try:
             world.connect(torch.device("cpu"), seconds)
             torch.save(function(world, *arguments), folder / f"result-{rank}")
         except BaseException:
-            (folder / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+            (folder / f"error-{rank}.txt").write_text(traceback.format_exc())
             raise
+    faulthandler.cancel_dump_traceback_later()

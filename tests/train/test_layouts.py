@@ -12,10 +12,10 @@ from torch import Tensor
 
 from protea.data.training_store import TrainingStore
 from protea.progress import SILENT
+from protea.train import parallel
 from protea.train.loop import train_step
 from protea.train.model import initialise, prepare
 from protea.train.objective import Validation, make_loader
-from protea.train.parallel import join_layout
 from protea.train.recipe import Recipe
 from protea.train.world import World, local
 from ranks import run_ranks
@@ -46,16 +46,16 @@ def whole(tensor: Any) -> Tensor:
 
 def run(world: World, made: Recipe) -> Outcome:
     """A few steps; everything that must be equal whatever the layout."""
-    parallel = join_layout(world, made, CPU)
-    trainable = prepare(initialise(made, CPU), made, SILENT, parallel)
+    layout = parallel.join_layout(world, made, CPU)
+    trainable = prepare(initialise(made, CPU), made, SILENT, layout)
     store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
-    options = {"fill": parallel.fixed, "rank": parallel.share, "world": parallel.layout.data}
+    options = {"fill": layout.fixed, "rank": layout.share, "world": layout.layout.data}
     loader = make_loader(store, "train", made, seed=made.run.seed, workers=0, pin=False, **options)
     batches = loader.batches()
-    validation = Validation(store, made, parallel)
+    validation = Validation(store, made, layout)
     found: Outcome = {"packs": [], "positions": [], "loss": [], "norm": [], "validation": []}
     for step in range(1, STEPS + 1):
-        packs = [next(batches) for _ in range(made.batch.packs // parallel.layout.data)]
+        packs = [next(batches) for _ in range(made.batch.packs // layout.layout.data)]
         result = train_step(trainable, packs, step=step, rate=1e-3, seed=5, clip=made.optimizer.clip)
         assert result is not None
         if step == 1:
@@ -71,21 +71,26 @@ def run(world: World, made: Recipe) -> Outcome:
     return found
 
 
-def runs(world: World, recipes: list[Recipe]) -> list[Outcome]:
+def runs(world: World, recipes: list[Recipe], kept: int) -> list[Outcome]:
+    parallel._KEPT = kept
     return [run(world, made) for made in recipes]
 
 
-def assert_equal(results: list[Outcome], one: Outcome) -> None:
+def assert_equal(results: list[Outcome], one: Outcome, made: Recipe) -> None:
+    # Muon rounds to bfloat16, which magnifies differences from its first update on.
+    later, weights = (1e-6, 1e-5) if made.optimizer.name == "adamw" else (1e-4, 1e-3)
     ranks = len(results)
     for step in range(STEPS):
-        own = [result["packs"][step] for result in results]
+        own, packs = [result["packs"][step] for result in results], one["packs"][step]
         # Data rank r of d has packs r, r + d, ...
-        assert [own[number % ranks][number // ranks] for number in range(4)] == one["packs"][step]
+        assert [own[number % ranks][number // ranks] for number in range(len(packs))] == packs
     for result in results:
         assert result["positions"] == one["positions"]
         for name in ("loss", "norm", "validation"):
-            assert result[name] == pytest.approx(one[name], rel=1e-6), name
-        for kind, most in {"gradients": 1e-6, "weights": 1e-5, "moments": 1e-5}.items():
+            assert result[name] == pytest.approx(one[name], rel=later), name
+        for name in ("loss", "norm"):
+            assert result[name][0] == pytest.approx(one[name][0], rel=1e-6), name
+        for kind, most in {"gradients": 1e-6, "weights": weights, "moments": 2 * weights}.items():
             assert result[kind].keys() == one[kind].keys()
             for name, expected in one[kind].items():
                 # The softmax ignores what all keys have in common: the gradient of their bias is rounding alone, which
@@ -107,10 +112,10 @@ def alone(made: Recipe) -> Outcome:
     return run(World(), made.model_copy(update={"parallel": recipe().parallel}))
 
 
-def check(size: int, recipes: list[Recipe]) -> None:
-    for made, *results in zip(recipes, *run_ranks(size, runs, recipes), strict=True):
+def check(size: int, recipes: list[Recipe], *, kept: int = parallel._KEPT) -> None:
+    for made, *results in zip(recipes, *run_ranks(size, runs, recipes, kept), strict=True):
         assert all(result["sharded"] for result in results)
-        assert_equal(results, alone(made))
+        assert_equal(results, alone(made), made)
 
 
 def test_two_processes(stores: dict[str, Path]) -> None:
@@ -120,11 +125,16 @@ def test_two_processes(stores: dict[str, Path]) -> None:
         told(esm, parallel={"replicate": 2}),
         told(esm, "esm1b", run={"recompute": True}),
         told(stores["esm-1nv"], "esm1nv"),
+        told(esm, optimizer={"name": "muon"}, parallel={"replicate": 2}),
     ]
     check(2, recipes)
 
 
-def test_four_processes(stores: dict[str, Path]) -> None:
-    """Each has one pack; the matrices do not divide equally."""
-    esm = stores["esm"]
-    check(4, [told(esm, parallel={"replicate": 2, "shard": 2}), told(esm, parallel={"shard": 4})])
+def test_four_processes_of_a_large_model(stores: dict[str, Path]) -> None:
+    """Whole gradients do not fit: each pack's are divided at once. The matrices do not divide equally."""
+    esm, batch = stores["esm"], {"tokens": 8 * 128}
+    recipes = [
+        told(esm, parallel={"replicate": 2, "shard": 2}, batch=batch),
+        told(esm, parallel={"shard": 4}, run={"recompute": True}),
+    ]
+    check(4, recipes, kept=0)

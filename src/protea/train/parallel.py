@@ -61,8 +61,8 @@ def plan_layout(recipe: Recipe, processes: int) -> Layout:
     if layout.processes != processes:
         raise UsageError(
             f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} does not make {processes} processes, the number started; change parallel, or start "
-            f"{layout.processes} with torchrun"
+            f"{told.pipeline} needs {layout.processes}, but the number of processes is {processes}; change parallel, "
+            f"or start {layout.processes} with torchrun"
         )
     if layout.tensor > 1 or layout.pipeline > 1:
         raise UsageError("parallel.tensor and parallel.pipeline must be 1; use parallel.shard for large models")

@@ -1,0 +1,227 @@
+"""``protea pretrain`` in several processes: one message, one exit code, one step at which all stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import yaml
+
+from messages import check_message
+from protea.errors import ResumeError, TrainingError, UsageError
+from protea.train.failures import Failure, failure_of
+from protea.train.parallel import Layout, plan_layout
+from protea.train.recipe import Recipe
+from protea.train.run_checkpoints import choose
+from trials import assert_same, make_store, metrics, recipe, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LONG = {"run": {"steps": 100_000}, "validation": {"every": None}, "save": {"every": 10, "newest": 10**6}}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("data") / "esm")
+
+
+def told(store: Path, **sections: dict[str, object]) -> Recipe:
+    return recipe(store, batch={"tokens": 4 * 96, "pack": 96}, **sections)
+
+
+def start(
+    size: int, told: Recipe, folder: Path, own: Mapping[int, Sequence[str]] = MappingProxyType({})
+) -> list[subprocess.Popen[str]]:
+    """The same command in several processes, as a scheduler starts them; ``own`` are further arguments of some."""
+    path = folder.with_name(f"{folder.name}.yaml")
+    path.write_text(yaml.safe_dump(told.shown()))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(size):
+        here = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "protea", "pretrain", str(path), *own.get(rank, ()), "-o", str(folder)]
+        environment = os.environ | here | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """The exit code and the standard error of each; no traceback."""
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    assert not [error for error in errors if "Traceback" in error], errors
+    return [process.returncode for process in processes], errors
+
+
+def wait(processes: list[subprocess.Popen[str]], there: Callable[[], bool]) -> None:
+    while not there():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.01)
+
+
+def steps(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b'"loss"') if path.exists() else 0
+
+
+def test_a_signal_to_one_process(store: Path, tmp_path: Path) -> None:
+    """All stop after the same step, and save it; one process goes on with it."""
+    folder = tmp_path / "run"
+    processes = start(2, told(store, **LONG), folder)
+    wait(processes, lambda: steps(folder) > 2)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [130, 130]
+    assert not errors[1]
+    saved = choose(folder, "newest")
+    assert saved.step == steps(folder) > 2
+    assert f"stopped after step {saved.step:,} of 100,000; a checkpoint is saved" in errors[0]
+    end = saved.step + 2
+    train(told(store, **LONG | {"run": {"steps": end}}), folder, accept_changes=True)
+    assert [line["step"] for line in metrics(folder)] == list(range(1, end + 1))
+
+
+@pytest.mark.long
+def test_a_whole_run(store: Path, tmp_path: Path) -> None:
+    """As in one process, but for rounding: metrics, validation, best checkpoint, layout; stopped or not."""
+    made = told(store, run={"steps": 6})
+    train(made, tmp_path / "one")
+    assert finish(start(2, made, tmp_path / "two"))[0] == [0, 0]
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    layout = choose(tmp_path / "two", "newest").values["surroundings"]["layout"]
+    assert layout == "shard 2"
+    codes, errors = finish(start(2, made, tmp_path / "two"))
+    assert codes == [0, 0]
+    assert "complete, nothing to do" in errors[0]
+    assert not errors[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process(store: Path, tmp_path: Path, victim: int) -> None:
+    """The others end, and say which one; the same command repeats what an undisturbed run does, to the bit."""
+    made = told(store, run={"steps": 60}, save={"every": 5})
+    assert not any(finish(start(3, made.model_copy(update={"batch": _packs(6)}), tmp_path / "whole"))[0])
+    made, folder = made.model_copy(update={"batch": _packs(6)}), tmp_path / "run"
+    processes = start(3, made, folder)
+    wait(processes, lambda: steps(folder) > 12)
+    processes[victim].kill()
+    codes, errors = finish(processes)
+    assert codes.pop(victim) == -signal.SIGKILL
+    assert codes == [1, 1]
+    told_by = [error for number, error in enumerate(errors) if "error: " in error and number != victim]
+    assert len(told_by) == 1
+    assert f"rank {victim} of 3 ended" in told_by[0]
+    assert finish(start(3, made, folder))[0] == [0, 0, 0]
+    assert_same(folder, tmp_path / "whole")
+
+
+def _packs(number: int) -> object:
+    return recipe(None, batch={"tokens": number * 96, "pack": 96}).batch
+
+
+@pytest.mark.long
+def test_a_process_that_hangs(store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    processes = start(2, told(store, **LONG, parallel={"timeout": 5}), folder)
+    wait(processes, lambda: steps(folder) > 2)
+    processes[1].send_signal(signal.SIGSTOP)
+    code, (error, _) = processes[0].wait(timeout=600), (processes[0].communicate()[1], None)
+    processes[1].kill()
+    processes[1].communicate()
+    assert code == 1
+    assert "rank 1 of 2 ended or hangs, at step " in error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("own", "code", "parts"),
+    [
+        (("run.seed=9",), 1, ("rank 1", "run.seed 0 -> 9")),
+        (("optimizer.lr=-1",), 2, ("optimizer.lr",)),
+        (("data.store=/nowhere",), 1, ("rank 1", "data.store")),
+    ],
+)
+def test_processes_with_different_recipes(
+    store: Path, tmp_path: Path, own: tuple[str, ...], code: int, parts: tuple[str, ...]
+) -> None:
+    codes, errors = finish(start(2, told(store), tmp_path / "run", {1: own}))
+    assert codes == [code, code]
+    assert not errors[1]
+    (line,) = errors[0].strip().splitlines()
+    assert line.startswith("protea: error: ")
+    assert not [part for part in parts if part not in line], line
+    assert not (tmp_path / "run").exists()
+
+
+# ---- layouts ----
+@pytest.mark.parametrize(
+    ("parallel", "processes", "expected"),
+    [
+        ({}, 1, Layout()),
+        ({}, 4, Layout(shard=4)),
+        ({"replicate": 2}, 4, Layout(2, 2)),
+        ({"replicate": 4, "shard": 1}, 4, Layout(4)),
+    ],
+)
+def test_layouts(parallel: dict[str, int], processes: int, expected: Layout) -> None:
+    made = told(Path("store"), parallel=parallel)
+    assert plan_layout(made, processes) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "sections", "processes"),
+    [
+        ("product", {"parallel": {"replicate": 2, "shard": 3}}, 4),
+        ("started alone", {"parallel": {"replicate": 2}}, 1),
+        ("packs", {"batch": {"tokens": 20 * 96, "pack": 96}}, 8),
+        ("few packs", {"batch": {"tokens": 2 * 96, "pack": 96}}, 4),
+        ("muon", {"optimizer": {"name": "muon"}, "parallel": {"replicate": 2}}, 4),
+        ("float16", {"run": {"precision": "fp16-mixed"}}, 2),
+    ],
+)
+def test_wording_of_refused_layouts(key: str, sections: dict[str, dict[str, object]], processes: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_layout(recipe(Path("store"), **({"batch": {"tokens": 384, "pack": 96}} | sections)), processes)
+    check_message(f"train.parallel: {key}", caught.value)
+
+
+@pytest.mark.parametrize("ranks", [3, 7, 64])
+def test_the_named_numbers_of_tokens_are_accepted(ranks: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan_layout(recipe(Path("store"), batch={"tokens": 100 * 96, "pack": 96}), ranks)
+    named = [int(number) for number in re.findall(r"\d+", str(caught.value).split("batch.tokens=")[1])]
+    assert len(named) == 2
+    assert named[0] < 100 * 96 < named[1]
+    for tokens in named:
+        assert plan_layout(recipe(Path("store"), batch={"tokens": tokens, "pack": 96}), ranks).data == ranks
+
+
+# ---- failures ----
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UsageError("a"), 2), (ResumeError("b"), 1), (KeyboardInterrupt(), 130), (KeyError("c"), 1)],
+)
+def test_failures_travel(error: BaseException, code: int) -> None:
+    failure = Failure(*failure_of(error, 3))
+    assert (failure.rank, failure.code) == (3, code)
+    again = failure.error()
+    if isinstance(error, KeyError):
+        assert isinstance(again, TrainingError)
+        assert str(again) == "rank 3: KeyError: 'c'"
+    else:
+        assert type(again) is type(error)
+        assert str(again) == str(error)
