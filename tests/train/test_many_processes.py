@@ -19,8 +19,9 @@ import yaml
 from messages import check_message
 from protea.errors import ResumeError, TrainingError, UsageError
 from protea.train.failures import Failure, failure_of
+from protea.train.model import architecture, estimate
 from protea.train.parallel import Layout, plan_layout
-from protea.train.recipe import Recipe
+from protea.train.recipe import Recipe, read_recipe
 from protea.train.run_checkpoints import choose
 from trials import assert_same, make_store, metrics, recipe, train
 
@@ -225,3 +226,55 @@ def test_failures_travel(error: BaseException, code: int) -> None:
     else:
         assert type(again) is type(error)
         assert str(again) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "fits"),
+    [
+        ("esm2_650M", Layout(replicate=16), True),
+        ("esm2_3B", Layout(replicate=4, shard=8), True),
+        ("esm2_15B", Layout(shard=2), False),
+        ("esm2_15B", Layout(shard=32), True),
+        ("esm2nv_20B", Layout(shard=64), True),
+    ],
+)
+def test_memory_of_layouts(name: str, layout: Layout, fits: bool) -> None:
+    """Of the large recipes on cards of 80 GB, whose products are in bfloat16."""
+    made, again = (
+        read_recipe(name, ["run.precision=bf16-mixed", "run.device=cuda", f"run.recompute={recompute}"])
+        for recompute in ("false", "true")
+    )
+    model = architecture(made)
+    whole, needs = estimate(model, made, 400), estimate(model, made, 400, layout)
+    assert (needs.state < 80e9) == fits, needs.state
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    # Weights, gradients and moments of a shard, and narrow weights of the whole model.
+    assert 16 * weights / layout.shard + 2 * weights < needs.state < whole.state * 1.5
+    assert needs.copies == whole.copies // layout.shard
+    assert (needs.parameters, needs.flops) == (whole.parameters, whole.flops)
+    # With recomputation, the narrow weights of a few layers.
+    assert estimate(model, again, 400, layout).state < needs.state - 1.7 * weights
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of child processes")
+def test_torchrun_starts_again(store: Path, tmp_path: Path) -> None:
+    """After a kill, all continue from the newest checkpoint, and end with the bits of an undisturbed run."""
+    made, folder = told(store, run={"steps": 40}, save={"every": 5}), tmp_path / "run"
+    assert finish(start(2, made, tmp_path / "whole"))[0] == [0, 0]
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(made.shown()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    process = subprocess.Popen(
+        [*command, "-m", "protea", "pretrain", str(path), "-o", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    wait([process], lambda: steps(folder) > 12)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=900)
+    assert process.returncode == 0, error
+    assert "continues after step" in error
+    assert_same(folder, tmp_path / "whole")

@@ -56,7 +56,7 @@ from protea.train.model import (
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.parallel import ALONE, Parallel, join_layout
+from protea.train.parallel import ALONE, Parallel, join_layout, named_layout
 from protea.train.recipe import Recipe, flatten, read_recipe, recipe_names
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
 from protea.train.run_folder import (
@@ -126,13 +126,16 @@ def dry_run(recipe: Recipe) -> list[str]:
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
     model = architecture(told)
     run_folder.check_data(told, model.alphabet)
-    costs = estimate(model, told, told.data.max_tokens)
+    layout = named_layout(told)
+    costs = estimate(model, told, told.data.max_tokens, layout)
     try:
         unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
         memory = unknown if device is None else check_memory(costs, device)
     except TrainingError as error:
         memory = str(error)
-    return [f"computes in {told.run.precision}", *costs.lines(told, peak), memory]
+    peak = None if peak is None else peak * layout.processes
+    processes = [] if layout.processes == 1 else [f"{layout.processes} processes: {layout}; memory of each below"]
+    return [f"computes in {told.run.precision}", *processes, *costs.lines(told, peak), memory]
 
 
 def listing() -> Iterator[str]:
@@ -182,8 +185,8 @@ class _Trainer:
             world=shares,
         )
         self.validation = None if recipe.validation.every is None else Validation(store, recipe, parallel)
-        costs = estimate(model, recipe, mean_length(self.loader.sampler))
-        check_memory(costs, device)
+        costs = estimate(model, recipe, mean_length(self.loader.sampler), parallel.layout)
+        check_memory(costs, device, world.neighbours)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
         self.trainable = prepare(initialise(recipe, device), recipe, progress, parallel)
         self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save, world)

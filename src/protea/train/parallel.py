@@ -47,9 +47,20 @@ class Layout(NamedTuple):
         """All processes."""
         return self.data * self.tensor * self.pipeline
 
+    def keeps_layers(self, weights: int) -> bool:
+        """Whether a process keeps the whole layers of its stage during a step, which have so many bytes of weights."""
+        # A stage would gather its layers again for each pack.
+        return self.pipeline > 1 or 2 * weights <= _KEPT
+
     def __str__(self) -> str:
         kinds = [f"{name} {number}" for name, number in self._asdict().items() if number > 1]
         return " x ".join(kinds) or "one process"
+
+
+def named_layout(recipe: Recipe) -> Layout:
+    """The smallest layout that a recipe names."""
+    told = recipe.parallel
+    return Layout(told.replicate, 1 if told.shard == "auto" else told.shard, told.tensor, told.pipeline)
 
 
 def plan_layout(recipe: Recipe, processes: int) -> Layout:
@@ -155,8 +166,8 @@ class Sharded(Parallel):
         """Divide a finished model, in place; its parameters keep their names."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        layers = sum(parameter.numel() for parameter in model.layers.parameters())
-        self._reshards = 2 * 4 * layers > _KEPT
+        layers = sum(local(parameter).numel() for parameter in model.layers.parameters())
+        self._reshards = not self.layout.keeps_layers(4 * layers)
         options: dict[str, Any] = {
             "mesh": self.mesh["shard"] if self.layout.replicate == 1 else self.mesh["replicate", "shard"],
             "reshard_after_forward": self._reshards,
@@ -182,6 +193,7 @@ class Sharded(Parallel):
 
     def begin(self, model: Encoder, *, last: bool) -> None:
         """Before a pack's forward pass; after the ``last`` pack of a step, gradients are summed over processes."""
+        self.world.at("")
         root: Any = model
         root.set_is_last_backward(last)
         if self._reshards:

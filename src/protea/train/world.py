@@ -46,6 +46,8 @@ class World:
 
     rank = 0
     size = 1
+    neighbours = 1
+    """The number of processes on this machine."""
 
     @property
     def is_first(self) -> bool:
@@ -65,7 +67,10 @@ class World:
         return device
 
     def at(self, place: str) -> None:
-        """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
+        """Tell what this process does now, as in ``step 12``; messages name it if the process stops.
+
+        It makes progress, even if it does the same as before (an empty string).
+        """
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -112,6 +117,7 @@ class Ranks(World):
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size = rank, size
+        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._works = 0
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
         self._watch = Watch(self._store, rank, size, seconds)
