@@ -158,7 +158,7 @@ def export(
     """
     from protea.device import resolve_dtype
     from protea.finetune.export import is_tuned
-    from protea.train.run_checkpoints import export as write
+    from protea.train.run_export import export as write
 
     if to != "hf":
         raise UsageError(f"--to {to}: a run is exported as hf; `protea convert` writes other formats of it")
@@ -194,7 +194,7 @@ def average(
       protea average run/ --last 47 -o model/
     """
     from protea.device import resolve_dtype
-    from protea.train.run_checkpoints import average as write
+    from protea.train.run_export import average as write
 
     with interruptible():
         saved = write(run, output, last=last, dtype=resolve_dtype(dtype))

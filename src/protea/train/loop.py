@@ -190,7 +190,7 @@ class _Trainer:
         check_memory(costs, device, world.neighbours)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
         self.trainable = prepare(initialise(recipe, device, parallel), recipe, progress, parallel)
-        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
+        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save, world)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
         if self._validation_due():
@@ -293,18 +293,11 @@ class _Trainer:
         self.guard.settle(self.trainable)
         save(self.checkpoints, self.trainable, self.state, recipe=self.recipe, data=self.data)
 
-    def _failure(self, step: int) -> str | None:
-        """The reason why the last checkpoint was not written, on all processes; it is begun again on all of them."""
-        reason = self.checkpoints.failure(step)
-        if self.world.size > 1 and (reason := self.world.broadcast(reason)) and not self.world.is_first:
-            self.checkpoints.retry(step)
-        return reason
-
     def _save_if_due(self) -> None:
         step = self.state.step
         if self.checkpoints.due(step):
             self.checkpoints.wait()
-        if reason := self._failure(step):
+        if reason := self.checkpoints.failure(step):
             self.progress.note(f"a checkpoint could not be written: {reason}; training continues and tries again later")
         if self.checkpoints.due(step):
             self._save()
@@ -312,11 +305,11 @@ class _Trainer:
     def _save_last(self) -> None:
         checkpoints, step = self.checkpoints, self.state.step
         checkpoints.wait()
-        self._failure(step)  # if writing the checkpoint failed, this resets ``last``, so that it is written again
+        checkpoints.failure(step)  # if writing the checkpoint failed, this resets ``last``, so that it is written again
         if step and checkpoints.last != step:
             self._save()
             checkpoints.wait()
-        if reason := self._failure(step):
+        if reason := checkpoints.failure(step):
             raise OutputError(
                 f"{checkpoints.folder}: the checkpoint of step {step:,} could not be written: {reason}; free some "
                 "space and give the same command again: it continues from the checkpoint before"

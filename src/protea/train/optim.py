@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from protea.errors import CheckpointError, UsageError
 from protea.train.recipe import OptimizerSettings, ScheduleSettings
-from protea.train.world import divided, local
+from protea.train.world import local
 
 PREFIX: Final = "optimizer."
 _SHARE: Final = "share"  # of the learning rate, in a group of parameters
@@ -145,9 +145,7 @@ class Optimizers:
             if parameter is None or (value.ndim and value.shape != parameter.shape):
                 raise CheckpointError(f"{key} belongs to no parameter of this model")
             # AdamW's fused kernels need its step counts on the parameter's device.
-            optimizer_of[id(parameter)].state[parameter][kind] = divided(
-                value.to(parameter.device, copy=True), parameter
-            )
+            optimizer_of[id(parameter)].state[parameter][kind] = value.to(parameter.device, copy=True)
         for name, parameter in self.parameters.items():
             optimizer = optimizer_of[id(parameter)]
             kinds, expected = set(optimizer.state.get(parameter, ())), _STATE_OF[type(optimizer)]

@@ -24,6 +24,7 @@ import yaml
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
+from protea.checkpoints.tensors import Tensors
 from protea.data.build_settings import BuildSettings, ClusterSettings, sample_size
 from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.loader import Position
@@ -57,10 +58,10 @@ from protea.train.run_checkpoints import (
     STATE,
     RunCheckpoints,
     SavedCheckpoint,
-    newest_intact,
     step_folders,
 )
-from protea.train.world import divided, whole
+from protea.train.shares import Parts, fill
+from protea.train.world import World
 from protea.transforms import native
 
 RECIPE: Final = "recipe.yaml"
@@ -274,14 +275,9 @@ def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState
     """Save everything that the next step depends on; ``data`` is the hash of the training data."""
     model = trainable.model
     weights = {**dict(model.named_parameters()), **model.stored_buffers}
-    tensors = {f"{MODEL}{name}": tensor for name, tensor in weights.items()} | dict(trainable.optimizers.state())
-    tensors = {name: whole(tensor) for name, tensor in tensors.items()}
-    if not trainable.parallel.world.is_first:
-        checkpoints.last = state.step
-        return
     checkpoints.save(
         state.step,
-        tensors,
+        {f"{MODEL}{name}": tensor for name, tensor in weights.items()} | dict(trainable.optimizers.state()),
         {
             "position": list(state.position),
             "tokens": state.tokens,
@@ -325,11 +321,11 @@ def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progre
 
 def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress, *, data: str) -> TrainingState:
     """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note."""
-    saved = trainable.parallel.world.first(lambda: newest_intact(checkpoints.folder, progress))
+    saved = checkpoints.newest(progress)
     if saved is None:
         return TrainingState()
     try:
-        state = _restore(saved, trainable, progress, data)
+        state = _restore(saved, trainable, progress, data, checkpoints.world)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{saved.folder / STATE}: is not from a training run: {error!r}") from error
     checkpoints.last = state.step
@@ -337,7 +333,9 @@ def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress
     return state
 
 
-def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str) -> TrainingState:
+def _restore(
+    saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str, world: World
+) -> TrainingState:
     values = saved.values
     if values["data"] != data:
         raise ResumeError(f"{saved.folder}: was trained on other data; use that data again, or name a new folder")
@@ -348,11 +346,22 @@ def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, d
     model, precision = trainable.model, trainable.precision
     weights = {**dict(model.named_parameters()), **model.stored_buffers}
     tensors = saved.tensors(weights.items())
-    with torch.no_grad():
-        for name, value in weights.items():
-            value.copy_(divided(tensors[f"{MODEL}{name}"], value))
-    trainable.optimizers.load({key: tensors[key] for key in tensors if key.startswith(PREFIX)})
+    for name, value in weights.items():
+        fill(value, tensors, f"{MODEL}{name}")
+    trainable.optimizers.load(_moments(tensors, trainable, world))
     scaler: dict[str, Any] = values["scaler"]
     if precision.scaler.is_enabled() and scaler:
         precision.scaler.load_state_dict(scaler)
     return TrainingState(saved.step, position, int(values["tokens"]), saved.loss)
+
+
+def _moments(tensors: Tensors, trainable: Trainable, world: World) -> Parts:
+    """The stored state of optimizers, divided as the parameters are; that of other processes' parameters left out."""
+    parameters = trainable.optimizers.parameters
+    elsewhere = {name for names in world.gather([*parameters]) for name in names} - parameters.keys()
+    models = {}
+    for key in tensors:
+        name = key.removeprefix(PREFIX).rpartition(".")[0]
+        if key.startswith(PREFIX) and name not in elsewhere:
+            models[key] = parameters.get(name)
+    return Parts(tensors, models)

@@ -24,6 +24,8 @@ from protea.journal import differences
 from protea.train.failures import Watch
 
 Value = TypeVar("Value")
+Gather = Callable[[Any], list[Any]]
+"""Tells all processes a value of each; returns the values by rank."""
 
 _SIZE: Final = "WORLD_SIZE"
 _NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -31,6 +33,7 @@ _PAUSE: Final = 0.2
 _START_SECONDS: Final = 600.0
 _LONGER: Final = 60.0
 """Seconds that PyTorch waits longer than the watch, whose message says more."""
+_DAY: Final = timedelta(days=1)
 
 
 class World:
@@ -95,6 +98,15 @@ class World:
     def first(self, work: Callable[[], Value]) -> Value:
         """Do something on the first process alone, however long it takes; all return its result."""
         return work()
+
+    def gather_apart(self) -> Gather:
+        """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
+        return self.gather
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Allow any time for what happens inside."""
+        yield
 
     def check_same(self, what: str, values: Mapping[str, Any]) -> None:
         """Raise ``TrainingError`` if the values of this process are not those of the first."""
@@ -183,13 +195,30 @@ class Ranks(World):
         """Do something on the first process alone, however long it takes; all return its result."""
         self._works += 1
         key, result = f"work {self._works}", None
-        with self._watch.patience():
+        with self.patience():
             if self.is_first:
                 result = work()
                 self._store.set(key, "done")
             while not self._store.check([key]):
                 time.sleep(_PAUSE)
         return self.broadcast(result)  # type: ignore[return-value]
+
+    def gather_apart(self) -> Gather:
+        """A ``gather`` for a thread, which waits as long as all processes live, whatever they do meanwhile."""
+        group = dist.new_group(backend="gloo", timeout=_DAY)
+
+        def gather(value: Any) -> list[Any]:
+            values: list[Any] = [None] * self.size
+            dist.all_gather_object(values, value, group=group)
+            return values
+
+        return gather
+
+    @contextmanager
+    def patience(self) -> Iterator[None]:
+        """Allow any time for what happens inside."""
+        with self._watch.patience():
+            yield
 
     def check_same(self, what: str, values: Mapping[str, Any]) -> None:
         """Raise ``TrainingError`` if the values of this process are not those of the first."""
@@ -206,22 +235,6 @@ def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds: all of it, unless the tensor is divided among processes."""
     part = getattr(tensor, "to_local", None)
     return tensor if part is None else part()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; if it is divided among processes, they gather it together."""
-    gathered = getattr(tensor, "full_tensor", None)
-    return tensor if gathered is None else gathered()
-
-
-def divided(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, divided among processes as another one is; each process takes its own part of it."""
-    if not isinstance(placements := getattr(like, "placements", None), tuple) or not tensor.ndim:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh: Any = getattr(like, "device_mesh", None)
-    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
 
 
 def join(seconds: float = _START_SECONDS) -> World:
