@@ -81,7 +81,7 @@ test-long: $(VENV)/.tested mmseqs
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
 # these versions have no wheels for the newest. TORCH_FLOOR=2.13.0 tests with another PyTorch.
-FLOOR_EXTRAS := evaluate plot sklearn train
+FLOOR_EXTRAS := evaluate finetune plot sklearn train
 TORCH_FLOOR ?= $(shell sed -n 's/.*"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 test-floors:
 	rm -rf $(FLOORS)
@@ -89,7 +89,7 @@ test-floors:
 	$(PYTHON) tests/floors.py $(FLOOR_EXTRAS) | grep -v '^torch==' > $(FLOORS)/constraints.txt
 	@echo "torch==$(TORCH_FLOOR)" && cat $(FLOORS)/constraints.txt
 	$(call install_torch,$(FLOORS)/bin/python,$(TORCH_FLOOR))
-	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq '.[evaluate,plot,sklearn,train]' \
+	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq ".[$$(echo $(FLOOR_EXTRAS) | tr ' ' ,)]" \
 	  --constraint $(FLOORS)/constraints.txt
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
 

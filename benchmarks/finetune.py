@@ -87,7 +87,7 @@ def parts(arguments: argparse.Namespace, updates: int) -> tuple[Any, Any, Any, A
     head = HeadConfig(kind="linear", task="residue-class", width=width, outputs=CLASSES)
     settings = TuneSettings(steps=updates, validations=1, patience=1000, precision="float32")
     train = data.places("train")
-    schedule = Updates(len(train), settings.batch, updates, 1, 0)
+    schedule = Updates(len(train), settings.batch, updates, 1, 1, 0)
     return data, head, settings, [train[schedule[step]] for step in range(1, updates + 1)]
 
 
@@ -115,7 +115,7 @@ def curves(arguments: argparse.Namespace) -> None:
     from plain_tuning import PlainLoop
 
     data, head, settings, groups = parts(arguments, 50)
-    tuned = ours(arguments, data, head, replace(settings, validations=1000))
+    tuned = ours(arguments, data, head, replace(settings, validations=1000, apart=1))
     with tempfile.TemporaryDirectory() as folder:
         loop = PlainLoop(arguments.model, data, Path(folder), settings, head, "sdpa")
         loop.scales = tuned.head.centre.clone(), tuned.head.spread.clone()

@@ -1,7 +1,7 @@
 """One run of every part of Protea, on small inputs: ``python tests/smoke.py``, in any environment.
 
-Needs Protea with its extras ``evaluate``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make test-floors``
-runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
+Needs Protea with its extras ``evaluate``, ``finetune``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make
+test-floors`` runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 import protea
 from protea.cli import main
-from protea.sklearn import EmbeddingTransformer
+from protea.sklearn import EmbeddingTransformer, ProteaClassifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "GDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSL", "MSDQEAKPSTEDLGDKKEGEYIKLKVIGQ"]
@@ -87,6 +87,23 @@ def contact_heads(folder: Path) -> None:
     run("evaluate", "contacts", EXAMPLES / "structures", "-m", folder / "head", "-o", folder / "precision.csv")
 
 
+def predictors(folder: Path) -> None:
+    """Train heads, LoRA (by peft) and all weights, predict, and export: the parts that need peft and scikit-learn."""
+    table, options = folder / "labels.csv", ["--device", "cpu", "--split", "random", "--epochs", 1]
+    texts = [sequence[start:] for sequence in SEQUENCES for start in range(14)]
+    labels = ["many" if text.count("K") > 2 else "few" for text in texts]
+    table.write_text("".join(f"{a},{b}\n" for a, b in [("sequence", "label"), *zip(texts, labels, strict=True)]))
+    for method in ("frozen", "lora", "full"):
+        predictor = folder / method
+        run("finetune", table, "-o", predictor, "--method", method, *options)
+        run("predict", predictor, folder / "in.fasta", "-o", folder / f"{method}.parquet")
+        assert pq.read_table(folder / f"{method}.parquet").num_rows == len(SEQUENCES)
+        assert (predictor / "report.html").stat().st_size > 1000
+    run("export", folder / "lora", "-o", folder / "adapter", "--adapter")
+    classifier = ProteaClassifier(device="cpu").fit(texts, labels)
+    assert classifier.predict_proba(SEQUENCES).shape == (len(SEQUENCES), 2)
+
+
 def run_all() -> None:
     """Run every part in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -97,6 +114,7 @@ def run_all() -> None:
         score(folder, fasta)
         train(folder)
         contact_heads(folder)
+        predictors(folder)
     print("all parts ran")
 
 

@@ -20,10 +20,11 @@ from sklearn.utils.validation import check_is_fitted
 import protea
 from conftest import Run
 from messages import check_message
+from protea.embed import embeddings
 from protea.errors import CheckpointError, DataError, OutputError, ProteaWarning, UsageError
 from protea.finetune.splits import validation
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample
-from protea.sklearn import ProteaClassifier, ProteaRegressor
+from protea.sklearn import EmbeddingTransformer, ProteaClassifier, ProteaRegressor
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
 RNG = np.random.default_rng(0)
@@ -79,7 +80,7 @@ def test_what_is_learned(classifier: Make, regressor: Make) -> None:
     probabilities = ours.predict_proba(SEQUENCES[test])
     np.testing.assert_allclose(probabilities.sum(1), 1)
     np.testing.assert_array_equal(ours.predict(SEQUENCES[test]), ours.classes_[probabilities.argmax(1)])
-    assert "calibration: 10 of 20 validation examples" in ours.notes_
+    assert "calibration: 9 of 20 validation examples" in ours.notes_
     assert regressor().fit(SEQUENCES[train], VALUES[train]).score(SEQUENCES[test], VALUES[test]) > 0.8
 
 
@@ -167,6 +168,59 @@ def test_searches_and_folds(classifier: Make, regressor: Make) -> None:
     assert classifier(layer="auto").fit(SEQUENCES[:60], CLASSES[:60]).notes_[-2].startswith("layer ")
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect the sequences that a model computes, one entry for each pass."""
+    computed: list[str] = []
+    jobs_of = embeddings.jobs_of
+
+    def counted(record: Any, *others: Any) -> Any:
+        for job in jobs_of(record, *others):
+            computed.append(record.record.sequence)
+            yield job
+
+    monkeypatch.setattr(embeddings, "jobs_of", counted)
+    return computed
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])
+def test_a_search_computes_each_sequence_once(
+    kind: str, request: pytest.FixtureRequest, passes: list[str], tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    """Over layers, poolings and heads, with predictions; the numbers are those without a cache."""
+    make, y = request.getfixturevalue(kind), (CLASSES if kind == "classifier" else VALUES)[:60]
+    x = SEQUENCES[:60]
+    options = {"layer": [0, 2, "auto"], "pool": ["mean", "max"]}
+    search = GridSearchCV(make(cache=tmp_path), options, cv=2, error_score="raise").fit(x, y)
+    search.predict(x)
+    assert sorted(passes) == sorted(x)
+    loaded = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(loaded.predict(x), search.predict(x))
+    EmbeddingTransformer(model_folders["esm2"], layer=1, pool="std", device="cpu", cache=tmp_path).transform(x)
+    assert len(passes) == len(x)
+    without = GridSearchCV(make(), options, cv=2, error_score="raise").fit(x, y)
+    assert len(passes) > 10 * len(x)
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], without.cv_results_["mean_test_score"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "lora", "epochs": 1, "layer": -1}, {"head": "light-attention", "epochs": 1}]
+)
+def test_a_cache_does_not_serve_what_it_does_not_hold(
+    classifier: Make, passes: list[str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A trained encoder and vectors of residues: the numbers are those without a cache."""
+    x, y = SEQUENCES[:40], CLASSES[:40]
+    classifier(layer=-1, cache=tmp_path).fit(x, y)
+    passes.clear()
+    ours = classifier(cache=tmp_path, **options).fit(x, y)
+    assert passes
+    passes.clear()
+    found = ours.predict_proba(NEW)
+    assert sorted(passes) == sorted(NEW)
+    np.testing.assert_allclose(found, classifier(**options).fit(x, y).predict_proba(NEW), atol=1e-6)
+
+
 def test_groups_stay_together(classifier: Make) -> None:
     """In one part lie all sequences of a group, and all equal sequences, whichever groups they are of."""
     texts = [*SEQUENCES[:60], *SEQUENCES[:10]]
@@ -199,6 +253,7 @@ def test_mistakes(classifier: Make, regressor: Make, tmp_path: Path, model_folde
         (classifier(method="lora", layer=1), some, labels, "frozen"),
         (classifier(head="cnn"), some, labels, "cnn"),
         (classifier(pool="sum"), some, labels, "pool"),
+        (classifier(cache=3), some, labels, "cache"),
     ):
         with pytest.raises(protea.ProteaError, match=words):
             estimator.fit(x, y)
@@ -237,7 +292,7 @@ def test_predictors_in_python(run: Run, one_thread: None, model_folders: dict[st
         blocks.append(f">p{len(blocks)} TARGET={target} SET={part}\n{text}\n")
     Path("data.fasta").write_text("".join(blocks))
     result = run(
-        "finetune", "data.fasta", "-m", model_folders["esm2"], "-o", "out", "--no-baselines", "--epochs", 1,
+        "finetune", "data.fasta", "-m", model_folders["esm2"], "-o", "out", "--no-baselines",
         "--device", "cpu",
     )  # fmt: skip
     assert result.code == 0, result

@@ -29,7 +29,7 @@ from protea.transforms.cpu import unpacked
 
 WIDTH: Final = SMALL["hidden_size"]
 LETTERS: Final = "ACDEFGHIKLMNPQRSTVWY"
-FLOAT32: Final = TuneSettings(precision="float32")
+FLOAT32: Final = TuneSettings(precision="float32", apart=1)
 
 
 def write_model(folder: Path, config: Any = None, seed: int = 1) -> Path:

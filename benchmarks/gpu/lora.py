@@ -132,7 +132,7 @@ def train(given: argparse.Namespace, way: Way, data: EncodedExamples) -> tuple[l
     with tempfile.TemporaryDirectory(dir=given.work) as work, suppress(EnoughError):
         tune(load, data, head, settings, Path(work), identity={}, seed=0, progress=watch)
     places = data.places("train")
-    updates = Updates(len(places), way.batch, settings.steps or 0, settings.validations, 0)
+    updates = Updates(len(places), way.batch, settings.steps or 0, settings.validations, settings.apart, 0)
     groups = [places[updates[step]] for step in range(1, len(watch.ends) + 1)]
     return [sum(data.sequences[data.which[place, 0]].tokens for place in group) for group in groups], watch.ends
 

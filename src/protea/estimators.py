@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Self
@@ -21,24 +20,34 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea import sequences as door
 from protea.alphabet import Alphabet
+from protea.arguments import check
 from protea.device import resolve_device
 from protea.embed.prepare import Long
 from protea.errors import DataError, UsageError, warn
 from protea.finetune.examples import prepare
 from protea.finetune.finetune_settings import FinetuneSettings, parse
-from protea.finetune.fitting import LEAST, Fitted, fit_predictor
+from protea.finetune.fitting import Fitted, fit_predictor
+from protea.finetune.heads import RESIDUES
 from protea.finetune.labelled_data import check_targets
 from protea.finetune.members import Trainer, head_of
-from protea.finetune.predictor import Predictor, is_predictor, read_predictor, with_encoder
+from protea.finetune.predictor import Predictor, is_predictor, predictor_files, read_predictor, with_encoder
 from protea.finetune.splits import calibration, validation
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample
-from protea.infer.loading import LoadedModel, ModelLoader
 from protea.language_model import Device
 from protea.letters import ReportRow
 from protea.optional import extra
 from protea.output import check_output, put_in_place
 from protea.progress import SILENT
-from protea.shared_models import column, no_column, opened
+from protea.shared_models import (
+    CachedPredictor,
+    CachedTrainer,
+    CacheFolder,
+    SharedLoader,
+    SharedModel,
+    column,
+    no_column,
+    opened,
+)
 from protea.text import counted, shown
 from protea.trained import TrainedPredictor
 
@@ -46,16 +55,8 @@ with extra("sklearn", "protea.sklearn needs scikit-learn"):
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.utils.validation import check_is_fitted
 
-_OURS: Final = "data", "output", "model"
-"""Settings of the command that say where things lie."""
-
-
-@dataclass(frozen=True)
-class _SharedLoader(ModelLoader):
-    """Gives the model that all estimators of a process share."""
-
-    def __call__(self, model: str) -> LoadedModel:
-        return opened(model, self.device, self.dtype).loaded.loaded
+_OURS: Final = "cache", "model"
+"""Options that are no settings of the command, or not in this form."""
 
 
 class _Estimator(BaseEstimator, ABC):
@@ -63,6 +64,7 @@ class _Estimator(BaseEstimator, ABC):
 
     _task: str
     _files: dict[str, bytes]
+    _ready: tuple[Predictor, SharedModel | None]
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class _Estimator(BaseEstimator, ABC):
         head_lr: float = 1e-3,
         epochs: float | None = None,
         batch: int | None = None,
-        patience: int | None = None,
+        patience: float | None = None,
         rank: int = 8,
         class_weights: bool = False,
         seed: int = 0,
@@ -84,6 +86,7 @@ class _Estimator(BaseEstimator, ABC):
         long: Long = "truncate",
         dtype: str = "float32",
         device: Device = "auto",
+        cache: str | Path | None = None,
         token_budget: int | None = None,
     ) -> None:
         self.model = model
@@ -103,6 +106,7 @@ class _Estimator(BaseEstimator, ABC):
         self.long = long
         self.dtype = dtype
         self.device = device
+        self.cache = cache
         self.token_budget = token_budget
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:  # noqa: N803
@@ -114,16 +118,21 @@ class _Estimator(BaseEstimator, ABC):
         labelled = self._labelled(sequences, _labels("y", y, len(sequences)))
         check_targets(labelled)
         parts = validation(labelled, None if groups is None else _labels("groups", groups, len(sequences)), self.seed)
-        parts = calibration(parts, settings.calibration, self.seed, LEAST)
+        parts = calibration(parts, settings.calibration, self.seed, settings.coverage)
+        settings.check(TASKS[self._task])
         head_of(settings, loaded.module, parts)
         rows: list[ReportRow] = []
         prepared = prepare(parts, loaded.module, settings.long, rows)
         for row in rows:
             warn(f"{row.id} {row.what}: {row.detail}")
-        with TemporaryDirectory() as folder, opened(str(self.model), load.device, load.dtype).lock:
+        shared = self._shared()
+        with TemporaryDirectory() as folder, shared.lock:
             trainer = Trainer(settings, loaded, Path(folder), "fit", {}, SILENT)
+            if self.cache is not None:
+                trainer = CachedTrainer(**vars(trainer), shared=shared, cache=Path(self.cache))
             fitted = fit_predictor(trainer, prepared)
             self._keep(fitted, Path(folder) / "predictor")
+            self._ready = fitted.predictor, shared
         self.notes_ = [*parts.notes, *fitted.best.notes, *fitted.calibration.notes]
         return self
 
@@ -154,7 +163,7 @@ class _Estimator(BaseEstimator, ABC):
             dtype=dtype,
             device=device,
         )
-        names = [path for path in Path(folder).rglob("*") if path.suffix in (".json", ".safetensors")]
+        names = [path for path in predictor_files(Path(folder)) if path.suffix in (".json", ".safetensors")]
         found._files = {str(path.relative_to(folder)): path.read_bytes() for path in names}
         found._fitted_as(read)
         found.notes_ = []
@@ -171,18 +180,21 @@ class _Estimator(BaseEstimator, ABC):
 
     def _settings(self) -> FinetuneSettings:
         values = {name: value for name, value in self.get_params(deep=False).items() if name not in _OURS}
+        check("cache", self.cache, CacheFolder)
         values |= {"device": str(self.device), "data": ["X"], "output": "X", "model": str(self.model)}
         return parse(values, type(self).__name__)
 
-    def _loader(self) -> _SharedLoader:
-        return _SharedLoader(str(resolve_device(str(self.device))), self.dtype)
+    def _shared(self) -> SharedModel:
+        return opened(str(self.model), str(resolve_device(str(self.device))), self.dtype)
+
+    def _loader(self) -> SharedLoader:
+        return SharedLoader(str(resolve_device(str(self.device))), self.dtype)
 
     def _keep(self, fitted: Fitted, folder: Path) -> None:
-        """Keep the files of a predictor, and the predictor itself until this is pickled."""
+        """Keep the files of a predictor."""
         folder.mkdir()
         fitted.save(folder)
         self._files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        self._ready = TrainedPredictor(fitted.predictor)
 
     def _write(self, folder: Path) -> None:
         for name, content in self._files.items():
@@ -192,18 +204,26 @@ class _Estimator(BaseEstimator, ABC):
     def _outcomes(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Values ``[N]`` or calibrated probabilities ``[N, C]`` of a column."""
         check_is_fitted(self)
-        load = self._loader()
-        with opened(str(self.model), load.device, load.dtype).lock if self.method != "full" else nullcontext():
-            if not hasattr(self, "_ready"):
-                with TemporaryDirectory() as folder:
-                    self._write(Path(folder))
-                    read = read_predictor(Path(folder))
-                    self._ready = TrainedPredictor(with_encoder(read, Path(folder), load, str(self.model)))
-            named = dict(enumerate(_sequences(X, self._ready.alphabet)))
-            found = list(self._ready.predict(named, token_budget=self.token_budget).values())
-        return np.array(found, np.float64).reshape(
-            len(found), *([len(self._ready.classes)] if self._ready.classes else [])
-        )
+        with self._shared().lock if self.method != "full" else nullcontext():
+            trained = self._trained()
+            named = dict(enumerate(_sequences(X, trained.alphabet)))
+            found = list(trained.predict(named, token_budget=self.token_budget).values())
+        return np.array(found, np.float64).reshape(len(found), *([len(trained.classes)] if trained.classes else []))
+
+    def _trained(self) -> TrainedPredictor:
+        """The predictor of ``fit``, or of the files, which a pickle or a folder had."""
+        if not hasattr(self, "_ready"):
+            with TemporaryDirectory() as name:
+                self._write(folder := Path(name))
+                read = read_predictor(folder)
+                base = None if read.method == "full" else str(self.model)
+                read = with_encoder(read, folder, self._loader(), base)
+            self._ready = read, None if read.method == "full" else self._shared()
+        predictor, shared = self._ready
+        own = predictor.method != "frozen" or predictor.random_seed is not None  # weights that are not the base's
+        if self.cache is None or own or shared is None or RESIDUES in predictor.kinds:
+            return TrainedPredictor(predictor)
+        return CachedPredictor(predictor, shared, Path(self.cache))
 
     @abstractmethod
     def _labelled(self, sequences: list[str], y: list[Any]) -> Labelled:
@@ -221,7 +241,7 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
 
     A column is a list or an array of sequences, a ``Series`` of pandas or polars, or a table with one column. ``fit``
     draws a tenth of the sequences as a validation part, which chooses penalty, layer, epoch or learning rate; half of
-    it calibrates instead, if there are 20 or more. Equal sequences stay together, and so do equal ``groups``.
+    it or less calibrates instead, if it has 18 or more. Equal sequences stay together, and so do equal ``groups``.
 
     The fitted predictor is kept as the files of its folder, in memory. A pickle holds these and no weights of the base
     model, unless all of them were trained (``method="full"``); the base must have the same weights when it is used.
@@ -236,7 +256,7 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
         head_lr: learning rate of a head that is trained, not solved.
         epochs: most passes over the training part.
         batch: examples of an update.
-        patience: validations without a better one, after which training stops.
+        patience: epochs without a better validation, after which training stops.
         rank: of LoRA's matrices.
         class_weights: give rare classes more weight.
         seed: of the validation part and of training.
@@ -244,6 +264,9 @@ class ProteaClassifier(ClassifierMixin, _Estimator):
         long: the policy for a sequence over the model's limit.
         dtype: what to compute in, as for ``protea.load``; training has its own precision.
         device: as for ``protea.load``.
+        cache: a folder that keeps vectors, as of ``EmbeddingTransformer``, which may share it: in a search over layers,
+            poolings and heads the model computes each sequence once. Of no use to ``lora``, ``full`` and
+            ``light-attention``, which do not read vectors of the model as it is.
         token_budget: the number of tokens computed at a time, which bounds memory.
 
     Attributes:

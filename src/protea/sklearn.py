@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, get_type_hints
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 
@@ -16,25 +14,19 @@ from protea import bundled
 from protea import sequences as door
 from protea.arguments import check
 from protea.device import resolve_device
-from protea.embed import embeddings
-from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
+from protea.embed.embeddings import Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long
-from protea.embed.vector_cache import VectorCache
 from protea.errors import CheckpointError
 from protea.estimators import ProteaClassifier, ProteaRegressor
 from protea.infer.runner import FloatArray
 from protea.language_model import Device, Dtype, ModelName, under_policy
 from protea.optional import extra
-from protea.score.expected import runner_for
-from protea.shared_models import SharedModel, column, no_column, opened
+from protea.shared_models import CacheFolder, SharedModel, column, no_column, opened
 
 with extra("sklearn", "protea.sklearn needs scikit-learn"):
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 __all__ = ["EmbeddingTransformer", "ProteaClassifier", "ProteaRegressor"]
-
-_FORMAT: Final = 1
-"""Of the cache; another number for a version whose vectors are others."""
 
 
 class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -91,13 +83,13 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def transform(self, X: Any) -> FloatArray:  # noqa: N803
         """The vectors ``[N, D]`` of a column, in its order."""
         records = self._read(X)
-        distinct = {record.record.sequence: record for record in records}
         model = self._model()
-        with model.lock:
-            vectors = dict(self._vectors(model, list(distinct.values())))
         if not records:
             return np.empty((0, model.outline.config.hidden_size), np.float32)
-        return np.stack([vectors[record.record.sequence] for record in records])
+        asked = Asked(layers=resolve_layers([self.layer], model.outline), poolings=(self.pool,))
+        with model.lock:
+            found = model.embed(records, asked, long=self.long, cache=self.cache, token_budget=self.token_budget)
+            return np.stack([embedding.pooled[self.pool][0] for embedding in found])
 
     def fit_transform(self, X: Any, y: Any = None) -> FloatArray:  # noqa: N803
         """``transform``, which checks what ``fit`` checks."""
@@ -131,7 +123,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def _model(self) -> SharedModel:
         """The model of the settings; ``CheckpointError`` if a pickle of this transformer had other weights."""
         hints = get_type_hints(EmbeddingTransformer.__init__, include_extras=True)
-        special = {"model": ModelName, "cache": _Folder, "dtype": Dtype}
+        special = {"model": ModelName, "cache": CacheFolder, "dtype": Dtype}
         for name, value in self.get_params(deep=False).items():
             check(name, value, special.get(name, hints[name]))
         model = opened(str(self.model), str(resolve_device(str(self.device))), self.dtype)
@@ -142,47 +134,3 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
                 f"{', '.join(model.weights)} now, {', '.join(weights)} then); restore them, or make a new transformer"
             )
         return model
-
-    def _vectors(self, model: SharedModel, records: list[EncodedRecord]) -> Iterator[tuple[str, FloatArray]]:
-        """The vector of each sequence: from the cache, or computed, with all that the cache stores beside it."""
-        (layer,) = resolve_layers([self.layer], model.outline)
-        cache, asked = None, Asked(layers=(layer,), poolings=(self.pool,))
-        if self.cache is not None:
-            cache, asked = self._opened_cache(Path(self.cache), model)
-        place = asked.poolings.index(self.pool), asked.layers.index(layer)
-        missing = []
-        for record in records:
-            sequence = record.record.sequence
-            if cache is not None and (known := cache.get(sequence, *place)) is not None:
-                yield sequence, known
-            else:
-                missing.append(record)
-        if not missing:
-            return
-        runner = runner_for(model.loaded.module, self.token_budget)
-        for computed in embeddings.embed(runner, missing, asked):
-            sequence = computed.encoded.record.sequence
-            vectors = np.stack([computed.pooled[name] for name in asked.poolings])
-            if cache is not None:
-                cache.put(sequence, vectors)
-            yield sequence, vectors[place].copy()
-
-    def _opened_cache(self, folder: Path, model: SharedModel) -> tuple[VectorCache, Asked]:
-        """The cache for what the vectors depend on, and all that it stores of a sequence."""
-        config, frame = model.outline.config, model.outline.alphabet.frame
-        poolings = tuple(name for name in POOLINGS if name != "bos" or frame.bos is not None)
-        asked = Asked(layers=tuple(range(config.num_hidden_layers + 1)), poolings=poolings)
-        settings = {
-            "format": _FORMAT,
-            "weights": model.weights,
-            "family": config.family,
-            "config": {name: str(value) for name, value in asdict(config).items()},
-            "dtype": self.dtype,
-            "computed_on": "any" if self.dtype == "float32" else model.device.partition(":")[0],
-            "long": self.long,
-            "poolings": poolings,
-        }
-        return VectorCache(folder, settings, (len(poolings), len(asked.layers), config.hidden_size)), asked
-
-
-_Folder = Annotated[Path, "the path of a folder"] | None

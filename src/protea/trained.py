@@ -14,7 +14,7 @@ from protea.alphabet import Alphabet
 from protea.arguments import check, checked
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding
-from protea.embed.prepare import Long
+from protea.embed.prepare import EncodedRecord, Long
 from protea.errors import UsageError
 from protea.finetune.heads import RESIDUES
 from protea.finetune.prediction_columns import columns, outcomes, rows
@@ -39,7 +39,7 @@ def load_predictor(
 
     Args:
         folder: of the predictor: what ``protea finetune`` or ``ProteaClassifier.save`` wrote, or a fold of a run.
-        model: the base model, if it is not where it was; its weights must be the same.
+        model: the base model, if it is not where it was; its weights must be the same. Not for ``--method full``.
         device: as for ``protea.load``.
         dtype: as for ``protea.load``.
     """
@@ -127,5 +127,10 @@ class TrainedPredictor:
             poolings=tuple(name for name in kinds if name != RESIDUES),
             residues=RESIDUES in kinds,
         )
-        encoded = under_policy(given, self._encoder, long or self._predictor.long)
-        return embeddings.embed(runner_for(self._encoder, token_budget), encoded, asked)
+        long = long or self._predictor.long
+        return self._embed(under_policy(given, self._encoder, long), asked, long, token_budget)
+
+    def _embed(
+        self, records: list[EncodedRecord], asked: Asked, long: Long, token_budget: int | None
+    ) -> Iterator[Embedding]:
+        return embeddings.embed(runner_for(self._encoder, token_budget), records, asked)

@@ -38,7 +38,8 @@ def test_temperature_is_that_of_an_optimiser(seed: int, true: float) -> None:
     rows = np.flatnonzero(targets != MISSING)
 
     def loss(logarithm: float) -> float:
-        return -float(log_softmax(logits[rows] / np.exp(logarithm), 1)[np.arange(len(rows)), targets[rows]].mean())
+        truth = (len(rows) * np.eye(4)[targets[rows]] + 1) / (len(rows) + 4)
+        return -float((log_softmax(logits[rows] / np.exp(logarithm), 1) * truth).sum(1).mean())
 
     best = np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-9}).x)
     assert found.temperature == pytest.approx(best, rel=1e-4)
@@ -56,8 +57,9 @@ def test_temperature_of_labels() -> None:
     found = calibrate(LABELS, expit(logits), single(truth))
 
     def loss(logarithm: float) -> float:
-        signed = np.where(truth == 1, 1, -1) * logits / np.exp(logarithm)
-        return float(np.logaddexp(0, -signed)[known].mean())
+        signed = (np.where(truth == 1, 1, -1) * logits / np.exp(logarithm))[known]
+        wrong = 1 / (known.sum() + 2)
+        return float(((1 - wrong) * np.logaddexp(0, -signed) + wrong * np.logaddexp(0, signed)).mean())
 
     best = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-9}).x)
     assert found.temperature == pytest.approx(best, rel=1e-4)
@@ -73,12 +75,20 @@ def test_temperatures_that_do_not_exist_stay_1() -> None:
         return next(note for note in calibration.notes if "probabilities" in note)
 
     certain = np.array([[0.9, 0.1], [0.2, 0.8]])
-    check_message("finetune.temperature-right", note(certain, [0, 1]))
+    check_message("finetune.temperature-right", note(np.array([[0.5001, 0.4999]] * 3), [0, 0, 0]))
     check_message("finetune.temperature-wrong", note(certain, [1, 0]))
     check_message("finetune.temperature-equal", note(np.full((2, 2), 0.5), [0, 1]))
     check_message("finetune.temperature-nothing", note(certain, [MISSING, MISSING]))
     assert "nothing to calibrate" in note(np.full((2, 2), nan), [0, 1])
-    assert "is right" in note(np.eye(2), [0, 1])
+
+
+def test_few_right_predictions_do_not_make_certainties() -> None:
+    """Of n rows that are all right and alike, the next is right with (n + 1) / (n + 2): the rule of succession."""
+    for n in (2, 10, 1000):
+        for sure in (0.9, 1.0):
+            predictions = np.tile([sure, 1 - sure], (n, 1))
+            found = calibrate(CLASS, predictions, single(np.zeros(n, int)), alpha=0.5)
+            assert found.probabilities(predictions)[0, 0] == pytest.approx((n + 1) / (n + 2))
 
 
 def test_one_row_for_each_protein_gives_the_usual_quantile() -> None:
@@ -182,7 +192,7 @@ def test_too_few_proteins_are_said() -> None:
     check_message("finetune.too-few-proteins", *values.notes)
     assert calibrate(VALUE, np.arange(9.0), single(np.arange(9.0) + 1)).threshold == 1
     classes = calibrate(
-        CLASS, np.full((4, 2), 0.5), single(np.array([0, 1, 0, MISSING])), groups=np.array([0, 1, 1, 2])
+        CLASS, np.full((4, 2), 0.5), single(np.array([0, 1, 0, MISSING])), groups=np.array([0, 1, 1, 2]), noun="cluster"
     )
     assert classes.groups == 2
     assert classes.sets(np.array([[0.0, 1.0]])).all()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from pyarrow import parquet
 from sklearn.metrics import accuracy_score
 
@@ -18,7 +20,9 @@ from conftest import Run, fails
 from protea import bundled
 from protea.errors import DataError
 from protea.finetune import evaluation, flip, flip_data
+from protea.finetune.baselines import BASELINES
 from protea.finetune.finetune_settings import parse
+from protea.progress import Progress
 from protea.train.recipe import RECIPES
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -224,6 +228,51 @@ def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path, m
     assert later["low"] <= later["value"] <= later["high"]
 
 
+def numbers(path: Path) -> dict[tuple[str, str], str]:
+    """The numbers on the test part, by method and name, from a table of metrics."""
+    with path.open() as stream:
+        rows = csv.DictReader(stream, delimiter="\t")
+        return {(row["method"], row["number"]): row["value"] for row in rows if row["part"] == "test"}
+
+
+@pytest.mark.parametrize(
+    "method", ["frozen", *(pytest.param(name, marks=pytest.mark.long) for name in ("full", "lora"))]
+)
+def test_a_further_test_set_has_the_methods_of_the_first(tmp_path: Path, method: str) -> None:
+    """The same proteins as a further set: every method gives its numbers on the first set. Other files: measured anew.
+
+    A run that kept no baselines with a model, as an earlier version, says so.
+    """
+    folder, out = tmp_path / "flip", tmp_path / "out"
+    for name in ("secondary_structure", "secondary_structure_2022-12"):
+        residues(folder, name, "HEC", 2, masked=True, longest=1100 if method == "lora" else 0)
+    options = {"tasks": ["secondary_structure"], "options": {"model": bundled.NAME, "device": "cpu", "method": method}}
+    flip.FlipRun(folder=folder, output=out, **options)()
+    run = out / "secondary_structure/sampled"
+    table = run / "further-secondary_structure_2022-12-sequences.tsv"
+    first, further = numbers(run / "metrics.tsv"), numbers(table)
+    assert further.keys() == first.keys()
+    models = {"predictor", "random weights"} | ({"frozen"} if method != "frozen" else set())
+    assert {name for name, _ in first} == models | set(BASELINES)
+    for key, value in first.items():
+        assert float(further[key]) == pytest.approx(float(value), abs=1e-4, nan_ok=True), key
+    assert ("truncated" in table.with_name(f"{table.name}.report.tsv").read_text()) == (method == "lora")
+    before = table.stat().st_mtime_ns
+    flip.FlipRun(folder=folder, output=out, **options)()
+    assert table.stat().st_mtime_ns == before
+    residues(folder, "secondary_structure_2022-12", "HEC", 3, masked=True, test=5)
+    shutil.rmtree(run / "baselines")
+    recorded = yaml.safe_load((run / "run.yaml").read_text())
+    recorded["written"] = {key: value for key, value in recorded["written"].items() if "baselines" not in key}
+    (run / "run.yaml").write_text(yaml.safe_dump(recorded))
+    heard = Heard()
+    rows = flip.FlipRun(folder=folder, output=out, progress=heard, **options)().to_pylist()
+    assert find(rows, test=5)
+    assert {name for name, _ in numbers(table)} == {"predictor", *BASELINES}
+    for words in (f"{table}: is of other files", "kept no baselines with a model"):
+        assert any(words in note for note in heard.notes)
+
+
 def test_stand_in_leaves_out_what_is_measured(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "stand-in.csv"
     flip_data.stand_in(made, path, None, flip.SILENT)
@@ -281,6 +330,16 @@ def test_what_differs(ours: Mapping[str, Any], source: str, differs: str) -> Non
     assert len(found) == 1
     assert differs in found[0]["differs"]
     assert (differs == "same") == (found[0]["differs"] == "same")
+
+
+class Heard(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
 
 
 class Broken:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import permutations
 from math import isnan, nan
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn import calibration, metrics
 
-from protea.evaluate.ranking import Ranking
+from protea.evaluate.ranking import RankAgreement, Ranking
 from protea.finetune.measures import SELECTED, Meter, confusion, measure, measures, reliability
 from protea.finetune.tasks import MISSING, TASKS, Floats, Targets, Task
 
@@ -84,9 +86,17 @@ def oracle_value(task: Task, p: Floats, targets: Targets) -> dict[str, float]:
         found |= {"spearman": stats.spearmanr(y, q).statistic, "pearson": stats.pearsonr(y, q).statistic}
         gains = (y - y.min()) / np.ptp(y)
         found["ndcg"] = metrics.ndcg_score([gains], [q], k=max(1, len(y) // 10))
-        best = y >= np.percentile(y, 90)
-        found["top_recall"] = (best & (q >= np.percentile(q, 90))).sum() / best.sum()
+        found["top_recall"] = top_recall(q, y >= np.percentile(y, 90))
     return found
+
+
+def top_recall(q: Floats, best: NDArray[np.bool_]) -> float:
+    """Of the rows with the highest predictions; of those that tie for the last places, by a hypergeometric mean."""
+    size = int(best.sum())
+    last = np.sort(q)[-size]
+    above, tied = q > last, q == last
+    hits = stats.hypergeom(tied.sum(), (best & tied).sum(), size - above.sum()).mean()
+    return float(((best & above).sum() + hits) / size)
 
 
 def oracle_labels(task: Task, p: Floats, targets: Targets) -> dict[str, float]:
@@ -224,6 +234,34 @@ def test_percentiles_are_those_of_numpy(rows: int, seed: int) -> None:
         threshold = np.percentile(np.repeat(scores, counts), 100 - percent)
         found = Ranking(scores).best(counts.astype(float), percent)
         assert found[counts > 0].tolist() == (scores >= threshold)[counts > 0].tolist()
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 7), st.sampled_from([10, 30, 50]), seeds)
+def test_top_recall_is_the_mean_over_all_orders_of_equal_predictions(rows: int, percent: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    predicted, measured = rng.integers(0, 3, rows) / 2, rng.integers(0, 5, rows) / 4
+    assume(np.ptp(predicted) > 0)
+    assume(np.ptp(measured) > 0)
+    best = set(np.flatnonzero(measured >= np.percentile(measured, 100 - percent)).tolist())
+    orders = [sorted(order, key=lambda row: -predicted[row]) for order in permutations(range(rows))]  # a stable sort
+    expected = np.mean([len(best & set(order[: len(best)])) / len(best) for order in orders])
+    agreement = RankAgreement(predicted, measured)
+    assert agreement.expected_top_recall(np.ones(rows), percent) == pytest.approx(expected)
+
+
+def test_top_recall_of_equal_and_of_different_predictions() -> None:
+    """Nearly constant predictions find what chance finds; without equal values it is ProteinGym's number."""
+    rng = np.random.default_rng(3)
+    measured, counts = rng.permutation(200) / 7, np.ones(200)
+    nearly_constant = np.where(measured == measured.min(), -1.0, 0.0)
+    assert RankAgreement(nearly_constant, measured).top_recall(counts, 10) == 1
+    assert RankAgreement(nearly_constant, measured).expected_top_recall(counts, 10) == pytest.approx(20 / 199)
+    assert RankAgreement(measured, measured).expected_top_recall(counts, 10) == 1
+    for rows in (5, 10, 11, 99, 200):
+        agreement = RankAgreement(rng.permutation(rows) / 3, rng.permutation(rows) / 3)
+        ones = np.ones(rows)
+        assert agreement.expected_top_recall(ones, 10) == pytest.approx(agreement.top_recall(ones, 10))
 
 
 def test_confusion_and_reliability() -> None:

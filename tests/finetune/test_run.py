@@ -26,7 +26,9 @@ import yaml
 
 import protea
 from conftest import Run, fails
-from protea.finetune import likeness
+from messages import check_message
+from protea.finetune import frozen, likeness
+from protea.finetune.finetuning import _joined_notes
 from protea.finetune.members import best_member
 from protea.finetune.predictor import read_predictor
 from protea.output import sha256
@@ -34,7 +36,8 @@ from protea.output import sha256
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 PARTS = ["train"] * 60 + ["validation"] * 40 + ["test"] * 30
 TABLES = ("metrics.tsv", "comparison.tsv", "by_identity.tsv", "predictions.parquet", "calibration.tsv")
-NO_TIME = ("--epochs", 2, "--no-baselines")
+NO_TIME = ("--no-baselines",)
+SHORT = ("--epochs", 2, *NO_TIME)  # of heads that are trained
 
 
 def sequences(count: int = len(PARTS), seed: int = 0) -> list[str]:
@@ -120,7 +123,7 @@ def numbers(folder: str, method: str = "predictor", part: str = "test") -> dict[
 @pytest.mark.parametrize("task", WRITERS)
 def test_every_task_with_all_baselines(run: Run, data: Callable[[str], Path], model: Path, task: str) -> None:
     given = data(task)
-    result = run("finetune", given, "-m", model, "-o", "out", "--epochs", 3)
+    result = run("finetune", given, "-m", model, "-o", "out", *SHORT[: 2 * (task == "residue-class")])
     assert result.code == 0, result
     assert f"task: {task}" in result.err
     folder = Path("out")
@@ -148,6 +151,19 @@ def test_a_task_that_the_model_can_learn_beats_the_constant(run: Run, data: Call
     calibration = pd.read_csv("out/calibration.tsv", sep="\t", index_col="number").value
     assert calibration["stated_coverage"] == 0.9
     assert 0.6 < calibration["coverage"] <= 1
+
+
+def test_baselines_with_a_model_are_predictors(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """``protea predict`` gives the numbers of random weights in the folder, without what was not calibrated."""
+    given = data("sequence-value")
+    assert run("finetune", given, "-m", model, "-o", "out", "--seed", 3).code == 0
+    result = run("predict", "out/baselines/random-weights", given, "-o", "p.csv")
+    assert result.code == 0, result
+    truth, found = pd.read_csv(given).set_index("id"), pd.read_csv("p.csv").set_index("id")
+    assert found.columns.tolist() == ["predicted", "truncated_from"]
+    errors = (truth["target"] - found["predicted"])[truth["set"] == "test"]
+    assert (errors**2).mean() == pytest.approx(numbers("out", "random weights")["mse"], rel=1e-4)
+    assert numbers("out")["mse"] != pytest.approx(numbers("out", "random weights")["mse"], rel=1e-2)
 
 
 def test_predictions_are_those_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
@@ -225,6 +241,38 @@ def test_the_same_command_again(run: Run, data: Callable[[str], Path], model: Pa
     fails(run("finetune", given, "-m", model, "-o", "mine", *NO_TIME), 1, "mine", "not written by this command")
 
 
+def test_a_data_set_on_the_hub_with_other_contents(
+    run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is compared by its rows, also beside a file, however they are divided into chunks."""
+    given = data("sequence-value")
+    lines = given.read_text().splitlines()
+    given.write_text("\n".join([lines[0], *lines[100:]]) + "\n")
+    Path("hub.csv").write_text("\n".join(lines[:100]) + "\n")
+    rows = pa.Table.from_pandas(pd.read_csv("hub.csv"))
+    hub = {"table": rows}
+
+    class Split:
+        features: dict[str, Any] = {}  # noqa: RUF012
+
+        def with_format(self, kind: str) -> Split:
+            return self
+
+        def __getitem__(self, chosen: slice) -> pa.Table:
+            return hub["table"]
+
+    datasets = SimpleNamespace(load_dataset=lambda name, configuration: {"train": Split()})
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    command = ("finetune", given, "hf:owner/name", "-m", model, "-o", "out", *NO_TIME)
+    assert run(*command).code == 0
+    hub["table"] = pa.concat_tables([rows[:10], rows[10:]])
+    assert "nothing to do" in run(*command).err
+    values = rows["target"].to_pylist()
+    changed = pa.array([values[0] + 1, *values[1:]])
+    hub["table"] = rows.set_column(rows.column_names.index("target"), "target", changed)
+    fails(run(*command), 1, "out: exists already, of another run", "input")
+
+
 def test_a_saved_data_set_with_other_contents(run: Run, data: Callable[[str], Path], model: Path) -> None:
     """A folder of files is compared by what it holds, as a file is."""
     table = pa.Table.from_pandas(pd.read_csv(data("sequence-value")))
@@ -248,7 +296,7 @@ def test_a_saved_data_set_with_other_contents(run: Run, data: Callable[[str], Pa
 
 def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Path) -> None:
     given = data("sequence-class")
-    assert run("finetune", given, "-m", model, "-o", "seeds", "--head", "mlp", "--seeds", 2, *NO_TIME).code == 0
+    assert run("finetune", given, "-m", model, "-o", "seeds", "--head", "mlp", "--seeds", 2, *SHORT).code == 0
     assert pd.read_csv("seeds/seeds.tsv", sep="\t").seed.unique().tolist() == [0, 1]
     assert {"step", "validation_loss"} <= set(pd.read_csv("seeds/curve.tsv", sep="\t"))
     result = run("finetune", given, "-m", model, "-o", "folds", "--split", "kfold:3", *NO_TIME)
@@ -272,12 +320,32 @@ def test_seeds_folds_and_layers(run: Run, data: Callable[[str], Path], model: Pa
     assert read_predictor(Path("layers")).layer == losses.layer[losses.validation_loss.idxmin()]
 
 
+def test_folds_that_choose_other_layers_have_baselines(
+    run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model with random weights is read at the layer of each fold."""
+    given, layers = data("sequence-value"), iter([1, 3])
+
+    def scores(*_: Any, **__: Any) -> np.ndarray:
+        found = np.ones((4, 1, 2))
+        found[next(layers)] = 0
+        return found
+
+    monkeypatch.setattr(frozen, "_scores", scores)
+    monkeypatch.setattr("protea.finetune.measuring.baselines.BASELINES", {})
+    result = run("finetune", given, "-m", model, "-o", "out", "--split", "kfold:2", "--layer", "auto")
+    assert result.code == 0, result
+    assert [read_predictor(Path(f"out/fold-{fold}")).layer for fold in (1, 2)] == [1, 3]
+    assert numbers("out", "random weights")
+
+
 @pytest.mark.parametrize("task", ["sequence-value", "residue-class"])
 def test_killed_runs_end_with_the_same_bits(
     run: Run, data: Callable[[str], Path], model: Path, tmp_path: Path, task: str
 ) -> None:
     given = data(task)
-    command = ("finetune", given, "-m", model, "--no-baselines", "--epochs", 3, "--token-budget", 64)
+    lengths = SHORT[: 2 * (task == "residue-class")]
+    command = ("finetune", given, "-m", model, "--no-baselines", "--token-budget", 64, *lengths)
     assert run(*command, "-o", "whole").code == 0
     arguments = [sys.executable, "-m", "protea", *map(str, command), "-o", "killed"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -351,6 +419,24 @@ def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) ->
         (("--layer-decay", "0.5"), ("--layer-decay", "full")),
         (("--recompute",), ("--recompute", "lora")),
         (("--class-weights",), ("--class-weights", "sequence-value")),
+        (("--rank", "8"), ("--rank 8", "--method lora")),
+        (("--method", "full", "--lora-alpha", "8"), ("--lora-alpha 8", "--method lora")),
+        (("--dora",), ("--dora", "--method lora")),
+        (("--precision", "float32"), ("--precision float32", "--dtype")),
+        (("--method", "lora", "--layer-decay", "0.9"), ("--layer-decay 0.9", "--method full")),
+        (("--hidden", "64"), ("--hidden 64", "--head linear", "mlp")),
+        (("--method", "lora", "--head", "hf", "--hidden", "64"), ("--hidden 64", "--head hf")),
+        (("--dropout", "0.1"), ("--dropout 0.1", "--head linear")),
+        (("--head-lr", "1e-4"), ("--head-lr 0.0001", "solved", "--head mlp")),
+        (("--weight-decay", "0.1"), ("--weight-decay 0.1", "solved")),
+        (("--epochs", "3"), ("--epochs 3", "solved")),
+        (("--batch", "3"), ("--batch 3", "solved")),
+        (("--patience", "3"), ("--patience 3", "solved")),
+        (("--seeds", "3"), ("--seeds 3", "solved")),
+        (("--head", "light-attention", "--pool", "max"), ("--pool max", "every residue")),
+        (("--task", "multilabel", "--coverage", "0.8"), ("--coverage 0.8", "multilabel")),
+        (("--head", "hf", "--layer", "1"), ("--layer 1", "hf")),
+        (("--method", "full", "--long", "window"), ("--long window", "frozen")),
         (("--coverage", "0.99999999999"), ("coverage",)),
     ):
         fails(run("finetune", given, "-m", model, "-o", "out", *arguments), 2, *parts)
@@ -358,6 +444,56 @@ def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) ->
     assert not Path("out").exists()
     assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
     fails(run("predict", "out", given, "-o", "p.xlsx"), 2, "p.xlsx", ".parquet")
+
+
+def test_options_of_a_file_for_another_method(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """What a recipe sets for its own method and head is left out where the command line names another."""
+    lines = [f"data: {data('sequence-value')}", f"model: {model}", "head: mlp", "hidden: 8", "batch: 16", "epochs: 2"]
+    Path("mlp.yaml").write_text("\n".join([*lines, "layer: 1", "dropout: 0.25", "rank: 8"]))
+    result = run("finetune", "--config", "mlp.yaml", "-o", "mlp", *NO_TIME)
+    assert result.code == 0, result
+    for name, options in (("linear", ("--head", "linear")), ("lora", ("--method", "lora"))):
+        result = run("finetune", "--config", "mlp.yaml", "-o", name, *options, *NO_TIME)
+        assert result.code == 0, result
+    used = yaml.safe_load(Path("lora/run.yaml").read_text())["settings"]
+    assert (used["layer"], used["hidden"], used["batch"]) == (-1, 8, 16)
+    assert read_predictor(Path("linear")).layer == 1
+    fails(run("finetune", "--config", "mlp.yaml", "-o", "no", "--head", "linear", "--hidden", 8), 2, "--hidden 8")
+    Path("bad.yaml").write_text("\n".join([*lines, "rank: 4"]))
+    fails(run("finetune", "--config", "bad.yaml", "-o", "no"), 2, "--config bad.yaml", "--rank 4", "lora")
+    assert not Path("no").exists()
+
+
+def test_options_that_the_data_decide_about(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Which head is the default is known once the task is."""
+    fails(run("finetune", data("residue-class"), "-m", model, "-o", "out", "--pool", "max"), 2, "--pool max")
+    assert run("finetune", data("residue-class"), "-m", model, "-o", "out", "--hidden", 4, *SHORT).code == 0
+    fails(run("finetune", data("multilabel"), "-m", model, "-o", "no", "--coverage", 0.8), 2, "--coverage 0.8")
+    result = run("finetune", data("sequence-class"), "-m", model, "-o", "no", "--seeds", 2)
+    check_message("finetune.solved-head", result.err)
+    assert not Path("no").exists()
+
+
+def test_notes_of_folds_name_their_fold(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    result = run("finetune", data("sequence-value"), "-m", model, "-o", "out", "--split", "kfold:3", *NO_TIME)
+    assert result.code == 0, result
+    notes = yaml.safe_load(Path("out/run.yaml").read_text())["notes"]
+    assert all(note in result.err for note in notes)
+    penalties = [note for note in notes if "penalty" in note]
+    assert penalties == [penalties[0]] or [note[:8] for note in penalties] == ["fold 1: ", "fold 2: ", "fold 3: "]
+    assert _joined_notes([["a", "b"], ["a", "c"]]) == ["a", "fold 1: b", "fold 2: c"]
+
+
+def test_copies_of_a_sequence_calibrate_once(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Eight sequences, ten times each with other labels, are eight proteins: too few for a coverage of 0.9."""
+    given = data("sequence-value")
+    rng, pool = np.random.default_rng(0), sequences(8, seed=9)
+    copies = [f"c{n},{pool[n % 8]},{rng.normal():.3f},calibration" for n in range(80)]
+    given.write_text(given.read_text() + "\n".join(copies) + "\n")
+    result = run("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert result.code == 0, result
+    assert "at least 9 labelled proteins, there are 8" in result.err
+    assert json.loads(Path("out/predictor.json").read_text())["calibration"]["groups"] == 8
 
 
 def test_under_torchrun(run: Run, data: Callable[[str], Path], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,14 +526,14 @@ def test_labels_that_are_cut_off(run: Run, data: Callable[[str], Path], model_fo
     given, model = data("residue-class"), model_folders["esm1nv"]
     text = f">long TARGET={'H' * 300}{'C' * 300} SET=test\n{'MK' * 300}\n"
     given.write_text(given.read_text() + text + text.replace("long", "again"))
-    result = run("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    result = run("finetune", given, "-m", model, "-o", "out", *SHORT)
     assert result.code == 0, result
     assert "2 examples cut to what the model takes with 180 residue labels" in result.err
     report = pd.read_csv("out/data.report.tsv", sep="\t")
     assert report.id[report.what == "truncated"].tolist() == ["long", "again"]
     parts = ("train", "validation", "test")
     given.write_text("".join(f">{part} TARGET={'H' * 540}{'C' * 60} SET={part}\n{'MK' * 300}\n" for part in parts))
-    fails(run("finetune", given, "-m", model, "-o", "no", *NO_TIME), 1, "cut", "'H'")
+    fails(run("finetune", given, "-m", model, "-o", "no", *SHORT), 1, "cut", "'H'")
     assert not Path("no").exists()
 
 
@@ -449,6 +585,8 @@ def test_trained_encoders(run: Run, data: Callable[[str], Path], model: Path, ar
     stored = pq.read_table("out/predictions.parquet").to_pandas()
     joined = stored.merge(pq.read_table("p.parquet").to_pandas(), on="id", suffixes=("", "_again"))
     np.testing.assert_allclose(joined["probability_many"], joined["probability_many_again"], atol=1e-5)
+    if "full" in arguments:
+        fails(run("predict", "out", given, "-o", "q.csv", "-m", model), 2, "out", "leave out -m")
     frozen = protea.load(model, device="cpu").embed(sequences(), pool="mean")
     predictor = read_predictor(Path("out"))
     with torch.no_grad():
@@ -457,11 +595,20 @@ def test_trained_encoders(run: Run, data: Callable[[str], Path], model: Path, ar
     assert np.abs(joined["probability_many"] - joined["id"].map(by_id)).max() > 1e-4  # the encoder has changed
 
 
+def test_the_frozen_baseline_is_trained_as_long_as_ever(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Epochs, batch and patience of LoRA are not those of the head beside it."""
+    given = data("sequence-class")
+    lengths = ("--epochs", 0.5, "--batch", 5, "--patience", 0.5, "--precision", "float32")
+    assert run("finetune", given, "-m", model, "-o", "lora", "--head", "mlp", "--method", "lora", *lengths).code == 0
+    assert run("finetune", given, "-m", model, "-o", "frozen", "--head", "mlp", *NO_TIME).code == 0
+    assert numbers("lora", "frozen") == pytest.approx(numbers("frozen"), nan_ok=True)
+
+
 def test_killed_predictions_end_with_the_same_bytes(
     run: Run, data: Callable[[str], Path], model: Path, tmp_path: Path
 ) -> None:
     given = data("residue-class")
-    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    assert run("finetune", given, "-m", model, "-o", "out", *SHORT).code == 0
     many = "".join(f">s{i}\n{text}\n" for i, text in enumerate(sequences(1500, seed=3)))
     Path("many.fasta").write_text(many)
     for suffix in ("parquet", "csv"):
@@ -492,7 +639,7 @@ def test_bad_input_of_predictions(run: Run, data: Callable[[str], Path], model_f
     """Every policy of ``embed`` holds: cut, unknown and repeated records are said and reported."""
     model = model_folders["esm1nv"]
     given = data("residue-class")
-    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    assert run("finetune", given, "-m", model, "-o", "out", *SHORT).code == 0
     Path("odd.fasta").write_text(f">long\n{'M' * 600}\n>lower\nmkt*\n>j\nMJK\n>none\n\n>a/b\nMK\n")
     result = run("predict", "out", "odd.fasta", "-o", "p.csv")
     assert result.code == 0, result
@@ -544,7 +691,7 @@ def test_pairs_are_predicted(run: Run, data: Callable[[str], Path], model: Path)
 
 def test_predictions_take_the_policies_of_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
     given = data("residue-class")
-    assert run("finetune", given, "-m", model, "-o", "out", "--gaps", "drop", "--unknown", "skip", *NO_TIME).code == 0
+    assert run("finetune", given, "-m", model, "-o", "out", "--gaps", "drop", "--unknown", "skip", *SHORT).code == 0
     Path("odd.fasta").write_text(">gapped\nMK--TAY\n>odd\nMKJ\n")
     result = run("predict", "out", "odd.fasta", "-o", "p.csv")
     assert result.code == 0, result

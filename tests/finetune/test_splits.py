@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from messages import check_message
 from protea.errors import DataError, UsageError
-from protea.finetune.splits import Split, calibration, parse, split
+from protea.finetune.splits import Split, calibration, inner_folds, parse, split
 from protea.finetune.tasks import TASKS, Labelled, LabelledExample, Part
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -152,14 +152,74 @@ def test_parts_of_the_data_are_not_used_silently() -> None:
     check_message("splits.unused", split(data, RANDOM, 0)[0].notes[0])
 
 
+# ---- inner folds ----
+@given(
+    st.lists(st.integers(0, 40), min_size=40, max_size=120),
+    st.integers(2, 5),
+    st.sampled_from(["sequence-value", "sequence-class", "pair-class"]),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_inner_folds_divide_all_but_test_and_calibration(
+    numbers: list[int], inner: int, task: str, seed: int, clustered: bool
+) -> None:
+    assume(len(set(numbers)) >= 20)
+    pool = proteins(41)
+    items: list[Any] = [(pool[n], pool[0]) if task.startswith("pair") else pool[n] for n in numbers]
+    data = labelled(items, [place % 3 for place in range(len(numbers))], task=task)
+    for fold in split(data, FOLDS, seed):
+        outer = calibration(fold, 0.5, seed, 3)
+        if clustered:
+            outer.groups = np.array([number // 3 for number in numbers])
+            assume(
+                len({number // 3 for number, e in zip(numbers, outer.examples, strict=True) if e.part[0] in "tv"}) > 9
+            )
+        divisions = inner_folds(outer, inner, seed)
+        assert len(divisions) == inner
+        assert [one.examples for one in inner_folds(outer, inner, seed)] == [one.examples for one in divisions]
+        groups = numbers if outer.groups is None else outer.groups.tolist()
+        for place, example in enumerate(outer.examples):
+            parts = Counter(division.examples[place].part for division in divisions)
+            if example.part in ("test", "calibration"):
+                assert parts == {example.part: inner}
+            else:
+                assert parts == {"validation": 1, "train": inner - 1}
+        for division in divisions:
+            found = defaultdict(set)
+            for group, example in zip(groups, division.examples, strict=True):
+                if example.part in ("train", "validation"):
+                    found[group].add(example.part)
+            assert {len(parts) for parts in found.values()} == {1}
+            assert {"train", "validation"} <= set(counts(division))
+
+
+@given(st.integers(0, 2**32 - 1), st.randoms())
+def test_inner_folds_do_not_look_at_test_labels(seed: int, rng: random.Random) -> None:
+    data = labelled(proteins(60), [place % 3 for place in range(60)], task="sequence-class")
+    outer = split(data, FOLDS, seed)[0]
+    other = [
+        np.array([rng.randrange(3)]) if example.part == "test" else target
+        for example, target in zip(outer.examples, outer.targets, strict=True)
+    ]
+    changed = Labelled(outer.task, outer.classes, outer.examples, other)
+    for one, two in zip(inner_folds(outer, 4, seed), inner_folds(changed, 4, seed), strict=True):
+        assert one.examples == two.examples
+
+
+def test_nested_folds_are_those_of_kfold() -> None:
+    data = labelled(proteins(60), list(range(60)))
+    nested, plain = split(data, parse("nested:3:4"), 2), split(data, FOLDS, 2)
+    assert [fold.examples for fold in nested] == [fold.examples for fold in plain]
+
+
 # ---- calibration ----
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 0.9]), st.integers(0, 2))
 def test_calibration_takes_whole_groups_of_validation(seed: int, share: float, repeats: int) -> None:
     pool = proteins(60)
     parts: list[Part] = [*["train"] * 20, *["validation"] * 40, *["validation"] * 40 * repeats]
     data = labelled([*pool, *pool[20:] * repeats], list(range(len(parts))), parts)
-    found = calibration(data, share, seed, 20)
-    assert found.examples == calibration(data, share, seed, 20).examples
+    found = calibration(data, share, seed, 0.9)
+    assert found.examples == calibration(data, share, seed, 0.9).examples
     assert [example.part for example in found.examples[:20]] == ["train"] * 20
     assert {len(names) for names in by_sequence(found).values()} == {1}
     assert counts(found)["calibration"] == pytest.approx(share * counts(data)["validation"], abs=1 + repeats)
@@ -167,19 +227,35 @@ def test_calibration_takes_whole_groups_of_validation(seed: int, share: float, r
 
 
 def test_calibration_needs_examples() -> None:
-    data = labelled(proteins(10), list(range(10)), ["validation"] * 10)
-    found = calibration(data, 0.5, 0, 11)
+    data = labelled(proteins(170), list(range(170)), [*["train"] * 153, *["validation"] * 17])
+    found = calibration(data, None, 0, 0.9)
     assert found.examples == data.examples
     check_message("splits.no-calibration", found.notes[0])
-    same = labelled(proteins(1) * 10, list(range(10)), ["validation"] * 10)
-    assert counts(calibration(same, 0.5, 0, 5)) == {"validation": 10}
+    more = labelled(proteins(180), list(range(180)), [*["train"] * 162, *["validation"] * 18])  # as the note says
+    assert counts(calibration(more, None, 0, 0.9))["calibration"] == 9
+    same = labelled(proteins(1) * 40, list(range(40)), ["validation"] * 40)
+    assert counts(calibration(same, 0.5, 0, 0.9)) == {"validation": 40}
+
+
+@pytest.mark.parametrize(
+    ("size", "coverage", "taken"),
+    [
+        *((18, 0.9, 9), (39, 0.9, 9), (43, 0.9, 13), (60, 0.9, 30), (61, 0.9, 30), (400, 0.9, 200)),
+        *((37, 0.95, 0), (38, 0.95, 19), (50, 0.95, 20), (40, 0.5, 10), (100, 0.99, 0)),
+    ],
+)
+def test_calibration_takes_less_of_a_small_validation_part(size: int, coverage: float, taken: int) -> None:
+    """Half, but not what leaves fewer than 30 to choose by, unless the coverage needs them."""
+    data = labelled(proteins(size), list(range(size)), ["validation"] * size)
+    assert counts(calibration(data, None, 0, coverage))["calibration"] == taken
+    assert counts(calibration(data, 0.25, 0, coverage))["calibration"] == pytest.approx(size / 4, abs=0.5)
 
 
 def test_calibration_is_not_taken_unasked() -> None:
     data = labelled(proteins(40), list(range(40)), ["validation"] * 40)
-    assert counts(calibration(data, 0, 0, 20)) == {"validation": 40}
+    assert counts(calibration(data, 0, 0, 0.9)) == {"validation": 40}
     given = labelled(proteins(60), list(range(60)), [*["validation"] * 40, *["calibration"] * 20])
-    found = calibration(given, 0.5, 0, 20)
+    found = calibration(given, 0.5, 0, 0.9)
     assert found.examples == given.examples
     assert "as the data say" in found.notes[-1]
 
@@ -190,7 +266,7 @@ def test_clusters_stay_whole_in_the_calibration_part(monkeypatch: pytest.MonkeyP
     families = [[text, text[:-1] + "W", "W" + text[1:]] for text in proteins(40, low=50)]
     data = labelled([text for family in families for text in family], list(range(120)))
     (found,) = split(data, parse("cluster:0.5"), 0)
-    found = calibration(found, 0.5, 0, 5)
+    found = calibration(found, 0.5, 0, 0.9)
     assert {"calibration", "validation"} <= set(counts(found))
     for place in range(0, 120, 3):
         assert len({example.part for example in found.examples[place : place + 3]}) == 1
@@ -200,18 +276,41 @@ def test_clusters_stay_whole_in_the_calibration_part(monkeypatch: pytest.MonkeyP
 
 
 # ---- words and errors ----
-@pytest.mark.parametrize("text", ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25"])
+@pytest.mark.parametrize(
+    "text",
+    ["given", "random", "cluster:0.3", "kfold:5", "cluster-kfold:10:0.25", "nested:5:4", "cluster-nested:5:4:0.3"],
+)
 def test_words(text: str) -> None:
     assert str(parse(text)) == text
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "kfold", "kfold:1", "kfold:2.5", "kfold:5:0.3", "cluster", "cluster:0", "cluster:1", "cluster:1.2.3"],
+    [
+        *(
+            "",
+            "x",
+            "kfold",
+            "kfold:1",
+            "kfold:2.5",
+            "kfold:5:0.3",
+            "cluster",
+            "cluster:0",
+            "cluster:1",
+            "cluster:1.2.3",
+        ),
+        *("nested:5", "nested:5:1", "nested:1:5", "nested:5:4:0.3", "cluster-nested:5:4", "cluster-nested:5:4:2"),
+    ],
 )
 def test_wrong_words(text: str) -> None:
     with pytest.raises(UsageError, match=f"split '{text}'"):
         parse(text)
+
+
+def test_too_few_groups_for_inner_folds() -> None:
+    with pytest.raises(DataError) as caught:
+        inner_folds(labelled(proteins(3) * 5, list(range(15)), ["train"] * 15), 4, 0)
+    check_message("splits.error-few-inner", caught.value)
 
 
 def test_wording() -> None:

@@ -75,7 +75,7 @@ def test_losses_beside_a_plain_loop(
     train = theirs.prepared.places("train")
     theirs.scale(train)
     assert settings.steps is not None
-    updates = Updates(len(train), settings.batch, settings.steps, 100, 0)
+    updates = Updates(len(train), settings.batch, settings.steps, 100, 1, 0)
     losses = theirs.train(settings, [train[updates[step]] for step in range(1, settings.steps + 1)])
     assert losses[-1] < losses[0]
     assert [row[0] for row in ours.curve] == list(range(1, len(losses) + 1))
@@ -180,12 +180,15 @@ def test_layer_decay_orders_the_changes(folder: Path, tmp_path: Path) -> None:
             assert torch.equal(value, tuned.model.get_parameter(f"{part}.{name}"))
 
 
-def test_early_stopping(folder: Path, tmp_path: Path) -> None:
-    """The weights of the best validation are kept; three later ones were not better."""
-    tuned = run(folder, examples("residue-class"), tmp_path, lr=0.05, head_lr=0.1, epochs=40, patience=3)
+@pytest.mark.parametrize(("patience", "waits"), [(3, 12), (0.5, 2)])
+def test_early_stopping(folder: Path, tmp_path: Path, patience: float, waits: int) -> None:
+    """The weights of the best validation are kept; for so many epochs, of four updates, neither number was better."""
+    tuned = run(folder, examples("residue-class"), tmp_path, lr=0.05, head_lr=0.1, epochs=40, patience=patience)
     ranks = [(row[3], -row[2]) for row in tuned.curve]
     best = max(ranks)
-    assert ranks.index(best) == len(ranks) - 4
+    losses = [row[2] for row in tuned.curve]
+    last = max(ranks.index(best), losses.index(min(losses)))
+    assert [row[0] for row in tuned.curve] == list(range(1, last + waits + 2))
     assert (tuned.selected, -tuned.loss) == best
     assert any("stopped after step" in note for note in tuned.notes)
 
@@ -334,9 +337,38 @@ def test_settings_that_are_not_allowed(name: str, value: Any) -> None:
         TuneSettings(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("of_epoch", "settings", "updates", "waits"),
+    [
+        (1000, {}, 10_000, 3334),
+        (40, {}, 400, 134),
+        (12, {}, 400, 134),  # 33 epochs of 381 examples, 32 at a time
+        (3, {}, 150, 50),  # 50 epochs are the most
+        (12, {"epochs": 10}, 120, 40),
+        (12, {"epochs": 1}, 12, 12),  # one epoch, at least
+        (12, {"epochs": 0.5, "patience": 0.1}, 6, 1),
+        (12, {"epochs": 20, "patience": 2.5}, 240, 30),
+        (12, {"steps": 7}, 7, 12),
+    ],
+)
+def test_lengths_of_training(of_epoch: int, settings: dict[str, Any], updates: int, waits: int) -> None:
+    found = TuneSettings(**settings)
+    assert (found.updates(of_epoch), found.waits(of_epoch)) == (updates, waits)
+
+
+def test_validations_are_some_updates_apart() -> None:
+    def validated(examples: int, steps: int) -> list[int]:
+        updates = Updates(examples=examples, batch=8, steps=steps, validations=4, apart=10, seed=0)
+        return [step for step in range(1, steps + 1) if updates.validates(step)]
+
+    assert validated(24, 35) == [10, 20, 30, 35]
+    assert validated(12 * 8, 25) == [10, 20, 25]
+    assert validated(100 * 8, 110) == [25, 50, 75, 100, 110]
+
+
 def test_updates_cover_an_epoch() -> None:
     """Each example once in every epoch, in another order, in updates of nearly equal size."""
-    updates = Updates(examples=23, batch=8, steps=9, validations=2, seed=4)
+    updates = Updates(examples=23, batch=8, steps=9, validations=2, apart=1, seed=4)
     groups = [updates[step] for step in range(1, 10)]
     for first in (0, 3, 6):
         assert sorted(np.concatenate(groups[first : first + 3])) == list(range(23))

@@ -65,7 +65,9 @@ def finetune(
     split: Annotated[
         str,
         typer.Option(
-            metavar="HOW", help="given (in the data), random, cluster:0.3 (by identity), kfold:5, cluster-kfold:5:0.3."
+            metavar="HOW",
+            help="given (in the data), random, cluster:0.3 (by identity), kfold:5, cluster-kfold:5:0.3; nested:5:4 and "
+            "cluster-nested:5:4:0.3 choose --layer auto or --lr on inner folds.",
         ),
     ] = "given",
     labels: Annotated[
@@ -85,11 +87,11 @@ def finetune(
     head_lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate of the head.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(metavar="X", help="Weight decay of AdamW.")] = 0.01,
     epochs: Annotated[
-        float | None, typer.Option(metavar="N", help="Most passes over the training part; stops earlier by validation.")
+        float | None, typer.Option(metavar="N", help="Most passes over the training part; training may stop earlier.")
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Examples of an update.")] = None,
     patience: Annotated[
-        int | None, typer.Option(metavar="N", help="Validations without a better one, after which training stops.")
+        float | None, typer.Option(metavar="N", help="Epochs without a better validation, after which training stops.")
     ] = None,
     hidden: Annotated[int, typer.Option(metavar="N", help="Width of the head's hidden layer.")] = 32,
     dropout: Annotated[float, typer.Option(metavar="X", help="Dropout in the head.")] = 0.25,
@@ -106,8 +108,9 @@ def finetune(
         int, typer.Option(metavar="N", help="Trainings with seeds SEED, SEED+1, ...; keeps the best.")
     ] = 1,
     calibration: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the validation part that calibrates, and nothing else.")
-    ] = 0.5,
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the validation part that calibrates only; default: half or less."),
+    ] = None,
     coverage: Annotated[
         float, typer.Option(metavar="SHARE", help="How often intervals and sets shall hold the truth.")
     ] = 0.9,
@@ -163,8 +166,8 @@ def finetune(
             raise UsageError(f"--data-folder {data_folder}: is for the files that --config names; give DATA in full")
         values = located(values, data_folder)
     given = {name: value for name, value in ctx.params.items() if name not in ("config", "data_folder", "overwrite")}
-    values |= {name: value for name, value in given.items() if _is_given(ctx, name)}
-    settings = parse(values, "protea finetune" if config is None else f"--config {config}")
+    given = {name: value for name, value in given.items() if _is_given(ctx, name)}
+    settings = parse(values | given, "protea finetune" if config is None else f"--config {config}", given)
     computed = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
     settings = settings.model_copy(update={"dtype": computed, "fast": False})
     with interruptible(), bars() as progress:
@@ -215,7 +218,7 @@ def predict(
             "-m",
             "--model",
             metavar="MODEL",
-            help="The base model, if it is not where it was, or an adapter names none.",
+            help="The base model, if it is not where it was, or an adapter names none; not for --method full.",
         ),
     ] = None,
     long: Annotated[

@@ -70,6 +70,12 @@ class Ranking:
         means = np.diff(self.above(counts * gains)) / np.maximum(np.diff(above), 1)
         return float(means @ np.diff(discounts[np.minimum(above, top).astype(np.int64)]))
 
+    def hits(self, counts: Floats, wanted: NDArray[np.bool_], top: float) -> float:
+        """How many of the ``top`` rows are ``wanted``: the mean over all orders of rows with equal scores."""
+        above = self.above(counts)
+        shares = np.diff(self.above(counts * wanted)) / np.maximum(np.diff(above), 1)
+        return float(shares @ np.diff(np.minimum(above, top)))
+
     def best(self, counts: Floats, percent: float) -> NDArray[np.bool_]:
         """``[R]``: scores from the percentile ``100 - percent`` up, interpolated as in ``np.percentile``."""
         above = self.above(counts)
@@ -144,3 +150,16 @@ class RankAgreement:
             return nan
         found, best = (ranking.best(counts, percent) for ranking in self._rankings)
         return float(counts @ (found & best) / (counts @ best))
+
+    def expected_top_recall(self, counts: Floats, percent: float) -> float:
+        """Share of the best measured ``percent`` that is in equally many rows with the highest predictions.
+
+        It is the mean over all orders of equal predictions. Where no value occurs twice, it is ``top_recall``, which
+        otherwise counts all rows with the lowest prediction of the best, and so rewards equal predictions.
+        """
+        if not self._defined(counts):
+            return nan
+        predicted, measured = self._rankings
+        best = measured.best(counts, percent)
+        size = float(counts @ best)
+        return predicted.hits(counts, best, size) / size

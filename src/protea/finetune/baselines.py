@@ -14,7 +14,7 @@ Shapes: N examples, R rows, C outputs, F inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -65,7 +65,7 @@ def one_hot(data: Labelled, parts: Iterable[Part]) -> Predictions:
         return _linear(data, parts, _windows)
     lengths = {len(sequence) for example in data.examples for sequence in example.sequences}
     if len(lengths) == 1 and max(lengths) <= _MOST_POSITIONS:
-        return _linear(data, parts, _positions)
+        return _linear(data, parts, _positions(data.part("train")))
     return _linear(data, parts, _neighbours)
 
 
@@ -136,13 +136,11 @@ def _sample(data: Labelled, most: int) -> Labelled:
     return data.chosen(np.sort(order[:count]).tolist())
 
 
-def _encoded(data: Labelled) -> list[Ints]:
+def _encoded(data: Labelled) -> Iterator[Ints]:
     """The sequences of all examples, one after the other, as numbers from 0 to 20."""
-    return [
-        _LETTERS[np.frombuffer(sequence.encode("latin-1", "replace"), np.uint8)]
-        for example in data.examples
-        for sequence in example.sequences
-    ]
+    for example in data.examples:
+        for sequence in example.sequences:
+            yield _LETTERS[np.frombuffer(sequence.encode("latin-1", "replace"), np.uint8)]
 
 
 def _composition(data: Labelled) -> Tensor:
@@ -157,10 +155,22 @@ def _composition(data: Labelled) -> Tensor:
     return torch.repeat_interleave(x, torch.tensor([len(target) for target in data.targets], dtype=torch.int64), 0)
 
 
-def _positions(data: Labelled) -> Tensor:
-    """``[.., L * 21]``: which residue each position has."""
-    letters = torch.from_numpy(np.stack(_encoded(data)))
-    return torch.nn.functional.one_hot(letters, _KINDS).flatten(1).float()
+def _positions(train: Labelled) -> Callable[[Labelled], Tensor]:
+    """Inputs ``[.., F]``: whether a position has a residue, for the F pairs of these that vary in the training part.
+
+    The others are constant there, so that a linear model gives them the weight 0. Variants of one protein have few F.
+    """
+    letters = _aligned(train)
+    present = np.stack([(letters == kind).sum(0) for kind in range(_KINDS)], 1)
+    varying = (present > 0) & (present < len(letters))
+    varying[0, 0] |= not varying.any()  # a model of no input at all does not exist
+    positions, kinds = np.nonzero(varying)
+    return lambda data: torch.from_numpy(_aligned(data)[:, positions] == kinds.astype(np.uint8)).float()
+
+
+def _aligned(data: Labelled) -> NDArray[np.uint8]:
+    """``[.., L]``: the letters of sequences of one length."""
+    return np.stack([letters.astype(np.uint8) for letters in _encoded(data)])
 
 
 def _neighbours(data: Labelled) -> Tensor:

@@ -1,15 +1,18 @@
 """Probabilities that can be believed, and intervals and sets that hold the truth as often as they say.
 
 ``temperature``     Guo et al. 2017: logits are divided by one number, which minimises the log-loss of the calibration
-                    part. The most probable class stays the same.
+                    part. The most probable class stays the same. With n rows, the truth of a row counts as (n + 1) /
+                    (n + C) of its class and 1 / (n + C) of each other one (Platt 1999, for two classes); else a few
+                    predictions that are all right would make every probability 0 or 1.
 ``threshold``       split conformal prediction. A row's score is |target - prediction| for values, and 1 - probability
                     of the true class for classes (LAC; Sadinle et al. 2019). The threshold is a quantile of the scores.
                     An interval is prediction ± threshold; a set holds the classes with 1 - probability <= threshold.
 
-Rows of one protein are alike, so proteins, not rows, are the units: with K proteins, each row of a protein with n rows
-weighs 1 / ((K + 1) n), and infinity weighs 1 / (K + 1). The threshold is the smallest score up to which the weights
-reach 1 - alpha. This is hierarchical conformal prediction (HCP; Lee, Barber and Willett 2023). With one row for each
-protein it is the usual ceil((K + 1)(1 - alpha))-th smallest score (Vovk et al. 2005).
+Rows of one protein are alike, so proteins, not rows, are the units; examples of one sequence are one protein. With K
+proteins, each row of a protein with n rows weighs 1 / ((K + 1) n), and infinity weighs 1 / (K + 1). The threshold is
+the smallest score up to which the weights reach 1 - alpha. This is hierarchical conformal prediction (HCP; Lee, Barber
+and Willett 2023). With one row for each protein it is the usual ceil((K + 1)(1 - alpha))-th smallest score (Vovk et al.
+2005).
 
 What is promised: if proteins of the calibration part and a new protein are exchangeable, the truth of a row drawn at
 random from the new protein is inside with a probability of at least 1 - alpha, over the draw of all these proteins.
@@ -33,6 +36,7 @@ from numpy.typing import NDArray
 from protea.errors import DataError, UsageError
 from protea.finetune.measures import SMALLEST
 from protea.finetune.tasks import Floats, Ints, Targets, Task
+from protea.text import counted
 
 ALPHA: Final = 0.1
 _COLDEST, _HOTTEST = 0.01, 100.0
@@ -92,7 +96,12 @@ class Calibration:
 
 
 def calibrate(
-    task: Task, predictions: Floats, targets: Targets, groups: Ints | None = None, alpha: float = ALPHA
+    task: Task,
+    predictions: Floats,
+    targets: Targets,
+    groups: Ints | None = None,
+    alpha: float = ALPHA,
+    noun: str = "protein",
 ) -> Calibration:
     """Calibrate a model by its predictions of the calibration part.
 
@@ -100,8 +109,10 @@ def calibrate(
         task: what is predicted.
         predictions: probabilities ``[R, C]``, or values ``[R]``.
         targets: their targets; rows without a label are left out.
-        groups: ``[N]``, the cluster of each example, which then counts as one unit; by default each example is a unit.
+        groups: ``[N]``, equal for examples that count as one unit together: of one sequence, or of one cluster; by
+            default each example is a unit.
         alpha: the share of rows that may lie outside an interval or a set, above 0 and below 1.
+        noun: what messages call a unit.
     """
     if not 0 < alpha < 1:
         raise UsageError(f"alpha: {alpha}: must be above 0 and below 1")
@@ -123,14 +134,19 @@ def calibrate(
     threshold = _threshold(scores, unit, len(units), alpha)
     if not isfinite(threshold):
         what = "intervals are infinite" if task.kind == "value" else "sets hold all classes"
-        least = int(np.ceil(1 / alpha - 1e-9)) - 1
+        least = least_units(alpha)
         notes.append(
-            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least {least} labelled "
-            f"{'proteins' if groups is None else 'clusters'}, there are {len(units)}"
+            f"{what}: coverage of {1 - alpha:.4g} needs calibration with at least "
+            f"{counted(least, f'labelled {noun}')}, there are {len(units):,}; give more data, or lower the coverage"
             if len(units) < least
             else f"{what}: too many predictions of the calibration part are not finite"
         )
     return Calibration(task, temperature, threshold, alpha, len(units), tuple(notes))
+
+
+def least_units(alpha: float) -> int:
+    """Proteins or clusters from which on a threshold is finite."""
+    return int(np.ceil(1 / alpha - 1e-9)) - 1
 
 
 def _threshold(scores: Floats, unit: Ints, units: int, alpha: float) -> float:
@@ -143,13 +159,14 @@ def _threshold(scores: Floats, unit: Ints, units: int, alpha: float) -> float:
 
 
 def _temperature(logits: Floats, truth: Ints, notes: list[str]) -> float:
-    """The temperature at which the log-loss of ``logits`` ``[R, C]`` is least; 1, with a note, where none is.
+    """The temperature at which the smoothed log-loss of ``logits`` ``[R, C]`` is least; 1, with a note, where none is.
 
     The loss is convex in 1 / temperature, so bisection of its slope finds the minimum.
     """
     finite = np.isfinite(logits).all(1)
     logits, truth = logits[finite], truth[finite]
-    right = logits[np.arange(len(truth)), truth]
+    rows, classes = logits.shape
+    right = (rows * logits[np.arange(rows), truth] + logits.sum(1)) / (rows + classes)
 
     def slope(temperature: float) -> float:
         """Of the mean log-loss over 1 / temperature."""
@@ -161,7 +178,7 @@ def _temperature(logits: Floats, truth: Ints, notes: list[str]) -> float:
     elif not np.ptp(logits, axis=1).any():
         reason = "all classes have the same probability"
     elif slope(_COLDEST) <= 0:
-        reason = "nearly every prediction of the calibration part is right"
+        reason = "on the calibration part, the probabilities are right, but nearly equal"
     elif slope(_HOTTEST) >= 0:
         reason = "on the calibration part, the probabilities are no better than equal ones"
     if reason:

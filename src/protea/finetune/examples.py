@@ -45,6 +45,12 @@ class EncodedExamples:
         chosen = [place for place, example in enumerate(self.labelled.examples) if example.part == part]
         return np.array(chosen, np.int64)
 
+    def chosen(self, places: Ints) -> EncodedExamples:
+        """The examples at these places, with their sequences alone."""
+        sequences, which = np.unique(self.which[places], return_inverse=True)
+        records = [self.sequences[number] for number in sequences]
+        return EncodedExamples(self.labelled.chosen(places.tolist()), records, which.reshape(len(places), -1))
+
     def split(self, labelled: Labelled) -> EncodedExamples:
         """The same examples in the parts of another split."""
         examples = [

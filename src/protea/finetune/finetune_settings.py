@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,9 +11,10 @@ from pydantic import BeforeValidator, Field
 from protea import bundled
 from protea.embed.prepare import Long
 from protea.errors import UsageError
+from protea.finetune.applicable import misplaced
 from protea.finetune.frozen import AUTO
-from protea.finetune.heads import HEADS, HF
-from protea.finetune.tasks import TASKS
+from protea.finetune.heads import HEADS
+from protea.finetune.tasks import TASKS, Task
 from protea.letters import Gaps, Unknown
 from protea.settings_errors import Section, validate
 
@@ -62,14 +63,14 @@ class FinetuneSettings(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[float, Field(gt=0)] | None = None
     rank: Annotated[int, Field(ge=1)] = 8
     lora_alpha: Annotated[int, Field(ge=1)] = 16
     dora: bool = False
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     recompute: bool = False
     class_weights: bool = False
-    calibration: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    calibration: Annotated[float, Field(ge=0, lt=1)] | None = None
     coverage: Annotated[float, Field(ge=1e-6, le=1 - 1e-6)] = 0.9
     baselines: bool = True
     unknown: Unknown = "x"
@@ -81,35 +82,48 @@ class FinetuneSettings(Section):
     device: str = "auto"
     token_budget: Annotated[int, Field(ge=1)] | None = None
 
+    _meant: frozenset[str] = frozenset()
+
+    def check(self, *tasks: Task) -> None:
+        """Refuse options that somebody means, and that can do nothing for any of the tasks."""
+        for message in self._misplaced(self._meant, tasks).values():
+            raise UsageError(message)
+
+    def _misplaced(self, names: Iterable[str], tasks: Iterable[Task]) -> dict[str, str]:
+        return misplaced({name: getattr(self, name) for name in names}, self.method, self.head, tasks)
+
     def shown(self) -> dict[str, Any]:
         """The settings as plain values for YAML."""
         return self.model_dump(mode="json")
 
 
-def parse(values: Mapping[str, Any], origin: str) -> FinetuneSettings:
-    """Make settings of values by option name; ``origin`` says in messages where the values come from."""
+def parse(values: Mapping[str, Any], origin: str, given: Collection[str] = ()) -> FinetuneSettings:
+    """Make settings of values by option name; ``origin`` says in messages where the values come from.
+
+    An option that can do nothing is an error if it is among ``given``, the names on a command line, or if its value is
+    not the default. But where the command line chooses the method, the head or the task, a file's options for its own
+    are no mistake, and are left out.
+    """
     settings = validate(FinetuneSettings, values, origin, noun="option")
     if settings.task not in (AUTO, *TASKS):
-        raise UsageError(f"{origin}: task {settings.task!r} is unknown; use auto, {', '.join(TASKS)}")
+        raise UsageError(f"{origin}: task {settings.task!r} is unknown; use {AUTO}, {', '.join(TASKS)}")
     heads = sorted({head for heads in HEADS.values() for head in heads})
     if settings.head not in (None, *heads):
         raise UsageError(f"{origin}: head {settings.head!r} is unknown; use {', '.join(heads)}")
-    if settings.head == HF and settings.layer != -1:
-        raise UsageError(f"{origin}: --head {HF} reads the last layer, as transformers does; leave out --layer")
-    if settings.method != "frozen" and settings.layer not in (-1,):
-        raise UsageError(f"{origin}: --layer is for --method frozen; {settings.method} trains the last layer's states")
-    if settings.method != "frozen" and settings.long == "window":
-        raise UsageError(f"{origin}: --long window is for --method frozen; use truncate, full or error")
-    if settings.method != "lora" and settings.dora:
-        raise UsageError(f"{origin}: --dora is for --method lora")
-    if settings.method == "frozen" and settings.lr is not None:
-        raise UsageError(f"{origin}: --lr trains the encoder (lora, full); the head of a frozen model has --head-lr")
-    if settings.method != "full" and settings.layer_decay != 1:
-        raise UsageError(f"{origin}: --layer-decay is for --method full")
-    if settings.method == "frozen" and settings.recompute:
-        raise UsageError(f"{origin}: --recompute is for --method lora and full")
     if settings.method == "frozen" and settings.epochs is not None and settings.epochs % 1:
         raise UsageError(f"{origin}: --epochs {settings.epochs:g}: the head of a frozen model takes a whole number")
     if settings.fast and settings.dtype != "float32":
         raise UsageError(f"{origin}: --fast chooses the type; leave out --dtype {settings.dtype}")
+    defaults = {name: FinetuneSettings.model_fields[name].default for name in values if name not in given}
+    tasks = list(TASKS.values()) if settings.task == AUTO else [TASKS[settings.task]]
+    settings._meant = frozenset(given)
+    if {"method", "head", "task"} & settings._meant:
+        idle = settings._misplaced(defaults, tasks).keys() - {"long"}  # training says what it would cut
+        settings = settings.model_copy(update={name: defaults[name] for name in idle})
+    else:
+        settings._meant |= {name for name, default in defaults.items() if getattr(settings, name) != default}
+    try:
+        settings.check(*tasks)
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from error
     return settings

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +21,20 @@ from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.adapters import has_class
-from protea.finetune.examples import EncodedExamples, length_notes, prepare
+from protea.finetune.examples import length_notes, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
-from protea.finetune.fitting import LEAST, fit_predictor
+from protea.finetune.fitting import fit_predictor
 from protea.finetune.frozen import AUTO
 from protea.finetune.heads import HF, RESIDUES
+from protea.finetune.label_tables import hub_fingerprint, is_hub
 from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.measuring import Measurements, measure_member
 from protea.finetune.members import Trainer, head_of
 from protea.finetune.predictor import Predictor
 from protea.finetune.report import write_pages
-from protea.finetune.splits import calibration, check_training, split
+from protea.finetune.splits import calibration, check_training, inner_folds, split
 from protea.finetune.splits import parse as parse_split
+from protea.finetune.tasks import Labelled
 from protea.infer.loading import LoadedModel, ModelLoader
 from protea.journal import REFUSED, WorkFolder, complete, differences
 from protea.output import WRITTEN, check_output, fingerprint, measured, put_in_place, write_report
@@ -106,7 +108,7 @@ def _identity(settings: FinetuneSettings, loaded: LoadedModel) -> dict[str, Any]
     """All that a run depends on, as plain values."""
     shown = {name: value for name, value in settings.shown().items() if name not in _NAMES_ONLY}
     files = [*settings.data, *(str(path) for path in (settings.labels, settings.mask) if path is not None)]
-    inputs = [fingerprint(_files_of(name)) or name for name in files]
+    inputs = [hub_fingerprint(name) if is_hub(name) else fingerprint(_files_of(name)) or name for name in files]
     return {**shown, "model_files": loaded.weights_sha256(), _INPUT: inputs}
 
 
@@ -146,6 +148,17 @@ def _explained(output: Path) -> Iterator[None]:
         ) from error
 
 
+def _joined_notes(folds: list[list[str]]) -> list[str]:
+    """The notes of all folds, once where all have the same; the others name their fold."""
+    common = set(folds[0]).intersection(*folds[1:])
+    named = [
+        note if note in common else f"fold {number}: {note}"
+        for number, notes in enumerate(folds, start=1)
+        for note in notes
+    ]
+    return list(dict.fromkeys(named))
+
+
 class _Run:
     """A run whose data are read, divided and checked; calling it does the work."""
 
@@ -170,11 +183,11 @@ class _Run:
         width = loaded.module.config.hidden_size
         if settings.method == "lora" and settings.rank > width:
             raise UsageError(f"--rank {settings.rank:,}: more than the model's width, {width:,}; 4 to 16 are usual")
-        if settings.class_weights and labelled.task.kind == "value":
-            raise UsageError(f"--class-weights: a {labelled.task.name} task has no classes; leave it out")
+        settings.check(labelled.task)
         self.rows = list(labelled.rows)
-        folds = split(labelled, parse_split(settings.split), settings.seed, progress)
-        self.folds = [calibration(fold, settings.calibration, settings.seed, LEAST) for fold in folds]
+        self.how = parse_split(settings.split)
+        folds = split(labelled, self.how, settings.seed, progress)
+        self.folds = [calibration(fold, settings.calibration, settings.seed, settings.coverage) for fold in folds]
         self.whole = prepare(labelled, loaded.module, settings.long, self.rows)
         config = head_of(settings, loaded.module, labelled)
         self.notes = []
@@ -185,24 +198,37 @@ class _Run:
                 self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
         if settings.layer != AUTO:
             resolve_layers([settings.layer], loaded.module)
+        if self.how.inner > 1 and settings.layer != AUTO and len(set(settings.lr or ())) < 2:
+            self.notes.append(
+                f"split {self.how}: the same as k-fold, because one layer or learning rate leaves nothing to choose"
+            )
+            self.how = replace(self.how, inner=1)
         cut = length_notes(labelled, self.whole)
-        for fold in self.folds:
+        for number, fold in enumerate(self.folds, start=1):
             fold.notes.extend(cut)
-            kept = self.whole.split(fold).labelled
-            check_training(kept, "after long sequences are cut: " if cut else "")
-            for part in ("train", "validation"):
-                if not kept.part(part).all_targets().known().any():
-                    where = ", ".join(settings.data)
-                    raise DataError(f"{where}: no labelled example in the {part} part; choose another --split")
+            self._check(fold, "after long sequences are cut: " if cut else "")
+            for place, division in enumerate(self._inner(fold), start=1):
+                self._check(division, f"fold {number}, inner fold {place}: ")
+
+    def _inner(self, fold: Labelled) -> list[Labelled]:
+        """The divisions of a fold on which layer or learning rate is chosen; none if the split is not nested."""
+        return inner_folds(fold, self.how.inner, self.settings.seed) if self.how.inner > 1 else []
+
+    def _check(self, divided: Labelled, where: str) -> None:
+        """Refuse parts that teach nothing, or that nothing can be chosen on."""
+        kept = self.whole.split(divided).labelled
+        check_training(kept, where)
+        for part in ("train", "validation"):
+            if not kept.part(part).all_targets().known().any():
+                place = ", ".join(self.settings.data)
+                raise DataError(f"{place}: {where}no labelled example in the {part} part; choose another --split")
 
     def __call__(self) -> Finished:
         target = self.work / "complete"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         count = len(self.folds)
-        finished = [
-            self._fold(self.whole.split(fold), fold.notes, number, count) for number, fold in enumerate(self.folds)
-        ]
+        finished = [self._fold(fold, number, count) for number, fold in enumerate(self.folds)]
         result = finished[0] if count == 1 else self._joined(finished)
         write_report(target / "data", self.rows)
         files = sorted(path for path in target.rglob("*") if path.is_file())
@@ -214,41 +240,54 @@ class _Run:
         write_pages(target)
         return result
 
-    def _fold(self, prepared: EncodedExamples, notes: list[str], number: int, folds: int) -> Finished:
+    def _fold(self, fold: Labelled, number: int, folds: int) -> Finished:
         """Train, calibrate and measure one split of the data."""
         name = "run" if folds == 1 else f"fold-{number + 1}"
         whole = self.work / "complete"
         folder = whole / ("" if folds == 1 else name)
         folder.mkdir(exist_ok=True)
-        trainer = Trainer(self.settings, self.loaded, self.work, name, self.identity, self.progress)
-        fitted = fit_predictor(trainer, prepared)
+        inner = [self.whole.split(division) for division in self._inner(fold)]
+        trainer = Trainer(self.settings, self.loaded, self.work, name, self.identity, self.progress, inner)
+        fitted = fit_predictor(trainer, self.whole.split(fold))
         fitted.save(folder)
         best, calibrated = fitted.best, fitted.calibration
         measured = measure_member(folder, trainer, fitted.members, best, calibrated)
-        measured.notes = [*self.notes, *notes, *best.notes, *calibrated.notes, *measured.notes]
+        measured.notes = [*self.notes, *fold.notes, *best.notes, *calibrated.notes, *measured.notes]
         return_freed_memory()
         output = self.settings.output
         return Finished(output, fitted.predictor, measured, (output / folder.relative_to(whole),))
 
     def _joined(self, folds: list[Finished]) -> Finished:
         """The means over all folds, each of which is in a folder of its own."""
-        tables = [
-            fold.measured.metrics.append_column("fold", pa.array([number + 1] * len(fold.measured.metrics)))
-            for number, fold in enumerate(folds)
-        ]
-        together = pa.concat_tables(tables, promote_options="permissive")
+        together = _with_folds([fold.measured.metrics for fold in folds])
         write_table(self.work / "complete" / "metrics.tsv", together)
         keys = ["part", "method", "number"]
         values = together.group_by(keys, use_threads=False).aggregate(
             [("value", how) for how in ("mean", "min", "max")]
         )
-        notes = list(dict.fromkeys(note for fold in folds for note in fold.measured.notes))
+        notes = _joined_notes([fold.measured.notes for fold in folds])
         notes.append(
             f"numbers are means over {len(folds)} folds, with the lowest and the highest; fold-N is a predictor"
         )
+        if choices := [fold.measured.choices for fold in folds if fold.measured.choices is not None]:
+            table = _with_folds(choices)
+            write_table(self.work / "complete" / "choices.tsv", table)
+            notes.append(_chosen(table, self.how.inner))
         examples = sum(fold.measured.examples for fold in folds)
         metrics = values.rename_columns([*keys, "value", "low", "high"])
         part = folds[0].measured.part
         folders = tuple(folder for fold in folds for folder in fold.folders)
         measured = Measurements(part, examples, metrics, notes=notes)
         return Finished(self.settings.output, folds[0].predictor, measured, folders)
+
+
+def _with_folds(tables: Sequence[pa.Table]) -> pa.Table:
+    """The tables of all folds as one, with a column ``fold``."""
+    numbered = [table.append_column("fold", pa.array([n] * len(table))) for n, table in enumerate(tables, start=1)]
+    return pa.concat_tables(numbered, promote_options="permissive")
+
+
+def _chosen(choices: pa.Table, inner: int) -> str:
+    rows = [row for row in choices.to_pylist() if row["chosen"]]
+    found = ", ".join(f"{row['choice']} {row['candidate']:g} in fold {row['fold']}" for row in rows)
+    return f"chosen by the mean {rows[0]['number']} over {inner} inner folds: {found}; choices.tsv has all candidates"

@@ -5,9 +5,9 @@ Nothing here looks at the test part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +15,9 @@ from protea.finetune.calibration import Calibration, calibrate
 from protea.finetune.distances import Reference
 from protea.finetune.examples import EncodedExamples
 from protea.finetune.heads import RESIDUES
+from protea.finetune.labelled_data import groups_of
 from protea.finetune.members import Member, Trainer, best_member
 from protea.finetune.predictor import ADAPTER, Base, Predictor, save_encoder
-
-LEAST: Final = 20
-"""Examples of a validation part from which some are taken for calibration."""
 
 
 @dataclass
@@ -47,27 +45,36 @@ def fit_predictor(trainer: Trainer, prepared: EncodedExamples) -> Fitted:
     vectors = _mean_vectors(best)
     train, validation = (vectors[np.unique(prepared.which[prepared.places(part)])] for part in ("train", "validation"))
     calibrated = _calibrated(best, round(1 - trainer.settings.coverage, 10))
-    predictor = Predictor(
-        head=best.head.eval(),
-        classes=prepared.labelled.classes,
-        layer=best.chosen.layer,
+    reference = None if best.head.task.unit == "pair" else Reference.of(train, validation, trainer.settings.seed)
+    predictor = replace(
+        predictor_of(trainer, best), method=trainer.settings.method, calibration=calibrated, reference=reference
+    )
+    return Fitted(members, best, calibrated, predictor)
+
+
+def predictor_of(trainer: Trainer, member: Member) -> Predictor:
+    """A member with a frozen model as a predictor, not calibrated."""
+    return Predictor(
+        head=member.head.eval(),
+        classes=member.prepared.labelled.classes,
+        layer=member.chosen.layer,
         long=trainer.settings.long,
         unknown=trainer.settings.unknown,
         gaps=trainer.settings.gaps,
         base=Base.of(trainer.loaded),
-        method=trainer.settings.method,
-        calibration=calibrated,
-        reference=None if best.head.task.unit == "pair" else Reference.of(train, validation, trainer.settings.seed),
-        encoder=best.encoder,
+        method="frozen",
+        calibration=None,
+        reference=None,
+        encoder=member.encoder,
     )
-    return Fitted(members, best, calibrated, predictor)
 
 
 def _calibrated(best: Member, alpha: float) -> Calibration:
     data = best.prepared.labelled.part("calibration")
     if not data.examples:
         return Calibration(data.task, alpha=alpha)  # ``splits.calibration`` has said why
-    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), data.groups, alpha)
+    noun = "protein" if data.groups is None else "cluster"
+    return calibrate(data.task, best.predictions("calibration"), data.all_targets(), groups_of(data), alpha, noun)
 
 
 def _mean_vectors(member: Member) -> np.ndarray[Any, np.dtype[np.float32]]:

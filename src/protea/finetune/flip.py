@@ -7,30 +7,24 @@ split is trained once; sets that were published for the same training set are me
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 
 from protea.device import return_freed_memory
 from protea.errors import DataError, FinishedError, UsageError
-from protea.finetune import baselines, evaluation, flip_data
+from protea.finetune import flip_data
 from protea.finetune.evaluation import OURS
-from protea.finetune.examples import Examples, prepare
 from protea.finetune.finetune_settings import parse
 from protea.finetune.finetuning import finetune
 from protea.finetune.flip_data import FILES, SOURCE
-from protea.finetune.frozen import Source
-from protea.finetune.likeness import clusters
-from protea.finetune.predictor import Predictor, read_predictor, with_encoder
-from protea.finetune.probe import predict
-from protea.finetune.tasks import MISSING, Floats, Labelled
+from protea.finetune.further import FurtherSets, with_test
+from protea.finetune.tasks import Labelled
 from protea.infer.loading import ModelLoader
 from protea.journal import REFUSED
-from protea.output import check_output, read_run, run_path, write_run
+from protea.output import check_output, fingerprint, read_run, run_path, write_run
 from protea.progress import SILENT, Progress
 from protea.rerun import check_same
 from protea.tables import read_table, write_table
@@ -55,7 +49,6 @@ _NO_MODELS: Final = (
 )
 _LOWER_IS_BETTER: Final = ("mse", "rmse")
 _STAND_IN: Final = "stand-in for "
-_LEAST: Final = 20  # clusters to resample, at least
 
 _TUNED: Final[Mapping[str, Mapping[str, tuple[int, int]]]] = {
     "secondary_structure": {"lora": (5, 1), "full": (5, 1)},
@@ -235,6 +228,9 @@ class FlipRun:
 
     def _further(self, split: Benchmark, folder: Path, data: Labelled) -> Iterator[tuple[str, Labelled, pa.Table]]:
         """The further test sets of a split: name, data, and the numbers of all methods, which are kept in a file."""
+        load = ModelLoader(self.options.get("device", "auto"), self.options.get("dtype", "float32"))
+        given = {name: self.options.get(name) for name in ("model", "token_budget")}
+        sets = FurtherSets(folder=folder, load=load, progress=self.progress, **given)
         done = set()
         for name, files in split.further:
             if name in done or not all(flip_data.find(self.folder, file) for file in files.values()):
@@ -245,60 +241,20 @@ class FlipRun:
                 test = flip_data.in_ten_classes(flip_data.read(values | {"task": "sequence-class"}), "test")
             else:
                 test = flip_data.read(values | {"task": data.task.name})
-            both = _with_test(data, test.part("test"))
+            self.progress.note(f"{split.task}, {name}: the same methods on a further test set")
+            both = with_test(data, test.part("test"))
             path = folder / f"further-{Path(next(iter(files.values()))).parent.name}-{Path(files['data']).stem}.tsv"
-            if not path.exists():
-                self.progress.note(f"{split.task}, {name}: the same predictor on a further test set")
-                write_table(path, self._measured(folder, both))
-            yield name, both, read_table(path)
-
-    def _measured(self, folder: Path, data: Labelled) -> pa.Table:
-        """The numbers of a predictor and of baselines without a model on the test part of other data."""
-        load = ModelLoader(self.options.get("device", "auto"), self.options.get("dtype", "float32"))
-        predictor = with_encoder(read_predictor(folder), folder, load, self.options.get("model"))
-        assert predictor.encoder is not None
-        data = prepare(data, predictor.encoder, predictor.long, []).labelled  # without labels that are cut off
-        methods = {OURS: _predictions(predictor, data, folder.parent, self.options.get("token_budget"), self.progress)}
-        for name, baseline in baselines.BASELINES.items():
-            self.progress.begin(f"baseline {name}")
-            methods[name] = baseline(data, ["test"])["test"]
-        test = data.part("test")
-        groups = clusters([example.sequences for example in test.examples], flip_data.IDENTITY, self.progress)
-        enough = len(np.unique(groups)) >= _LEAST
-        resamples = evaluation.resample(test, methods, groups if enough else None, 0, self.progress)
-        return evaluation.metrics_table(test, "test", methods, resamples)
+            made_of = {"input": fingerprint([*values["data"], *(values[name] for name in FILES[1:] if name in values)])}
+            yield name, both, sets.numbers(path, both, made_of)
+        if done:
+            for note in sets.notes():
+                self.progress.note(note)
 
 
 def _is_ours(path: Path) -> bool:
     return path.is_dir() and all(
         item.name in NUMBERS or item.name.lstrip(".").startswith(TABLE) for item in path.iterdir()
     )
-
-
-def _with_test(data: Labelled, test: Labelled) -> Labelled:
-    """Data with another test part; its classes must be among those of the data."""
-    places = {name.replace(".", " "): place for place, name in enumerate(data.classes)}
-    if strange := {name.replace(".", " ") for name in test.classes} - places.keys():
-        raise DataError(f"{test.examples[0].place}: class {min(strange)}: no such class was trained")
-    rest = [place for place, example in enumerate(data.examples) if example.part != "test"]
-    kept = data.chosen(rest)
-    targets = test.targets
-    if data.task.kind == "class":
-        numbers = np.array([*(places[name.replace(".", " ")] for name in test.classes), MISSING], np.int64)
-        targets = [numbers[target.astype(np.int64)] for target in targets]
-    return replace(kept, examples=[*kept.examples, *test.examples], targets=[*kept.targets, *targets])
-
-
-def _predictions(
-    predictor: Predictor, data: Labelled, place: Path, token_budget: int | None, progress: Progress
-) -> Floats:
-    encoder = predictor.encoder
-    assert encoder is not None
-    prepared = prepare(data.part("test"), encoder, predictor.long, [])
-    with TemporaryDirectory(prefix=".further-", dir=place) as name:
-        source = Source(encoder, Path(name), "further", {}, token_budget)
-        features = source.features(prepared, predictor.head.config.reads, (predictor.layer,), "features", progress)
-        return predict(predictor.head, Examples.of(prepared, "test", features))
 
 
 # ---- the table ----

@@ -19,7 +19,7 @@ from protea.errors import DataError, OutputError, UsageError
 from protea.finetune.labelled_data import DataFiles, read_labelled
 from protea.finetune.likeness import nearest
 from protea.finetune.tasks import MISSING, Ints, Labelled, Part
-from protea.output import fingerprint, read_run
+from protea.output import WRITTEN, fingerprint, measured, read_run
 from protea.progress import Progress
 from protea.settings_errors import read_yaml, suggestion
 from protea.tables import Beside, read_table, write_table
@@ -141,7 +141,7 @@ def stand_in(folder: Path, path: Path, limit: int | None, progress: Progress) ->
     held = {part: _found(folder, name) for part, name in _HELD_OUT.items()}
     hard = [str(place)] if (place := find(folder, _HARD)) else []
     made_of = {"input": fingerprint([*folds, *held.values(), *hard]), "limit": limit, "identity": IDENTITY}
-    if _made(path, made_of):
+    if is_made_of(path, made_of):
         return
     kept = [in_ten_classes(read({"data": name, "task": "sequence-class"}), part) for part, name in held.items()]
     others = [read({"data": name, "task": "sequence-class"}) for name in hard]
@@ -177,9 +177,11 @@ def in_ten_classes(data: Labelled, part: Part) -> Labelled:
     return replace(data, classes=classes, examples=examples, targets=[number[target] for target in data.targets])
 
 
-def _made(path: Path, made_of: Mapping[str, Any]) -> bool:
+def is_made_of(path: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether a table is there, is intact, and has these settings in its run file."""
     try:
         recorded = read_run(path)
     except OutputError:
         return False
-    return path.is_file() and all(recorded.get(name) == value for name, value in made_of.items())
+    wanted = {**made_of, WRITTEN: measured(path) if path.is_file() else None}
+    return all(recorded.get(name) == value for name, value in wanted.items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,9 +71,14 @@ class _Chosen:
         return {role: name for role, name in names.items() if name}
 
 
+def is_hub(name: str) -> bool:
+    """Whether an input is a data set on Hugging Face's hub."""
+    return name.startswith(HUB)
+
+
 def is_dataset(name: str) -> bool:
     """Whether an input is a data set of ``datasets``: on the hub, or a folder that it saved."""
-    return name.startswith(HUB) or any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+    return is_hub(name) or any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
 
 
 def read_label_table(name: str, columns: LabelColumns, prefix: str, *, labelled: bool = True) -> Raw:
@@ -89,7 +95,7 @@ def read_label_table(name: str, columns: LabelColumns, prefix: str, *, labelled:
 def read_dataset(name: str, columns: LabelColumns, prefix: str) -> Raw:
     """A data set; its splits are parts unless a column names parts."""
     raw = Raw()
-    for split, table, classes in _hub(name) if name.startswith(HUB) else _saved(Path(name)):
+    for split, table, classes in _hub(name) if is_hub(name) else _saved(Path(name)):
         place = f"{name}, split {split}" if split else name
         raw.add(_rows(place, table, columns, f"{prefix}{split}:" if split else prefix, split, classes), place)
     return raw
@@ -240,3 +246,14 @@ def _hub(name: str) -> Iterator[_Split]:
         features = {column: getattr(value, "feature", value) for column, value in data.features.items()}
         classes = {column: value.names for column, value in features.items() if hasattr(value, "names")}
         yield str(split), data.with_format("arrow")[:], classes
+
+
+def hub_fingerprint(name: str) -> str:
+    """A hash of the contents of a data set on the hub: of its splits, classes, columns and rows."""
+    digest = sha256()
+    for split, table, classes in _hub(name):
+        digest.update(repr((split, sorted(classes.items()), table.num_rows)).encode())
+        for batch in table.to_batches():
+            for row in batch.to_pylist():
+                digest.update(repr(row).encode())
+    return digest.hexdigest()

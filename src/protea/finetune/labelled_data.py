@@ -156,8 +156,11 @@ def _cleaned(raw: Raw, files: DataFiles) -> Raw:
         if len(kept) == len(results):
             remaining = _remaining_residues(example.sequences[0], files.gaps) if mine else None
             examples.append(replace(example, sequences=tuple(kept), kept=remaining))
-    verbs = {"altered": "letters changed in", "skipped": "left out for their letters:"}
-    notes = [f"{verbs[what]} {counted(number, 'record')}; the report lists them" for what, number in counts.items()]
+    verbs = {"altered": "letters changed in", "skipped": "left out:"}
+    notes = [
+        f"{verbs[what]} {counted(number, 'record')}; the report lists {'it' if number == 1 else 'them'}"
+        for what, number in counts.items()
+    ]
     if not examples:
         raise DataError(f"{raw.examples[0].place}: no records remain, all were left out; {rows[0].detail}")
     return Raw(examples, [*raw.notes, *notes, *doubts.lines()], rows, raw.columns)
@@ -280,3 +283,8 @@ def group_numbers(labelled: Labelled) -> NDArray[np.int64]:
     places: dict[tuple[str, ...], int] = {}
     keys = (tuple(sorted(example.sequences)) for example in labelled.examples)
     return np.array([places.setdefault(key, len(places)) for key in keys], np.int64)
+
+
+def groups_of(labelled: Labelled) -> NDArray[np.int64]:
+    """``[N]``: the cluster of each example, if the data were divided by clusters; else as ``group_numbers``."""
+    return group_numbers(labelled) if labelled.groups is None else labelled.groups

@@ -125,8 +125,9 @@ def leak(found: Likeness, threshold: float = 0.3) -> str:
         return f"{none} ({found.method})"
     equal = f", {same:,} of them fully" if same else ""
     return (
-        f"{near:,} of {counted(total, 'test sequence')} are more than {threshold:.0%} identical to a training sequence"
-        f"{equal} ({found.method}); the numbers hold for such relatives, not for other families"
+        f"{near:,} of {counted(total, 'test sequence')} {'is' if near == 1 else 'are'} more than {threshold:.0%} "
+        f"identical to a training sequence{equal} ({found.method}); the numbers hold for such relatives, not for other "
+        "families"
     )
 
 

@@ -164,9 +164,13 @@ def _label_log_loss(rows: _Rows) -> Count:
 
 
 def _order(rows: _Rows) -> Count:
-    """``spearman``, ``ndcg`` and ``top_recall`` of the best tenth (``RankAgreement``)."""
+    """``spearman``, ``ndcg`` and ``top_recall`` of the best tenth, which is ``RankAgreement.expected_top_recall``."""
     agreement = RankAgreement(rows.predicted, rows.truth.astype(np.float64))
-    return lambda counts: (agreement.spearman(counts), agreement.ndcg(counts, _TOP), agreement.top_recall(counts, _TOP))
+    return lambda counts: (
+        agreement.spearman(counts),
+        agreement.ndcg(counts, _TOP),
+        agreement.expected_top_recall(counts, _TOP),
+    )
 
 
 def _errors(rows: _Rows) -> Count:

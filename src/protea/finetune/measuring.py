@@ -2,7 +2,9 @@
 
 The test part is predicted here, and nowhere else. Files, beside those of ``evaluation.py``:
 
+``choices.tsv``      the candidates of a nested split, by their numbers on the inner folds (``choices.py``).
 ``calibration.tsv``  probabilities before and after temperature; how often intervals or sets hold the truth.
+``baselines/``       a predictor for each baseline with a model: random weights, and for LoRA and full the frozen model.
 ``curve.tsv``        the learning curve, where a head was trained.
 ``layers.tsv``       the loss of every layer, where the layer was chosen.
 ``parts.tsv``        how many examples, and labelled rows, each part has.
@@ -12,7 +14,7 @@ The test part is predicted here, and nowhere else. Files, beside those of ``eval
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +24,22 @@ import pyarrow as pa
 from protea.finetune import baselines, evaluation
 from protea.finetune.calibration import Calibration
 from protea.finetune.evaluation import OURS
+from protea.finetune.fitting import predictor_of
 from protea.finetune.likeness import clusters, leak, nearest
-from protea.finetune.measures import measure, reliability
+from protea.finetune.measures import SELECTED, measure, reliability
 from protea.finetune.members import Member, Trainer
+from protea.finetune.predictor import baseline_folder
 from protea.finetune.tasks import PARTS, Floats, Ints, Labelled, Part
+from protea.progress import Progress
 from protea.tables import write_table
 
 _LEAST: Final = 20
 """Clusters to resample, at least."""
 _FAMILY: Final = 0.3
 """Identity above which test proteins are drawn together in a bootstrap, and called relatives of training proteins."""
+RANDOM: Final = "random weights"
+FROZEN: Final = "frozen"
+"""The baselines with a model."""
 _CURVE: Final = ("step", "training_loss", "validation_loss", "validation_number")
 
 
@@ -39,13 +47,15 @@ _CURVE: Final = ("step", "training_loss", "validation_loss", "validation_number"
 class Measurements:
     """The numbers of all methods; ``part`` is test, or validation where there is no test part.
 
-    ``metrics`` and ``comparison`` are the tables of ``evaluation.py``; ``notes`` are for the user.
+    ``metrics`` and ``comparison`` are the tables of ``evaluation.py``, ``choices`` is that of ``choices.py``; ``notes``
+    are for the user.
     """
 
     part: Part
     examples: int
     metrics: pa.Table
     comparison: pa.Table | None = None
+    choices: pa.Table | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,7 +67,7 @@ def measure_member(
     part: Part = "test" if data.part("test").examples else "validation"
     parts: list[Part] = ["validation", "test"] if part == "test" else ["validation"]
     methods: dict[Part, dict[str, Floats]] = {part: {OURS: best.predictions(part)} for part in parts}
-    for name, predictions in _baselines(trainer, best, parts):
+    for name, predictions in _baselines(folder, trainer, best, parts):
         for of_part in parts:
             methods[of_part][name] = predictions[of_part]
     shown = data.part(part)
@@ -66,7 +76,7 @@ def measure_member(
         notes.append("there is no test part: the numbers are of the validation part, which chose the predictor")
     elif not shown.all_targets().known().any():
         notes.append("the test part has no labels, so it has predictions but no numbers")
-    groups = _groups(shown, part, notes, trainer)
+    groups = families(shown, part, notes, trainer.progress)
     resamples = evaluation.resample(shown, methods[part], groups, trainer.settings.seed, trainer.progress)
     tables = [evaluation.metrics_table(data.part(other), other, methods[other], None) for other in parts[:-1]]
     tables.append(evaluation.metrics_table(shown, part, methods[part], resamples))
@@ -85,30 +95,38 @@ def measure_member(
     if best.chosen.losses:
         losses = {"layer": list(best.chosen.losses), "validation_loss": list(best.chosen.losses.values())}
         write_table(folder / "layers.tsv", pa.table(losses))
+    if best.choice is not None:
+        found.choices = best.choice.table(SELECTED[data.task.name][0])
+        write_table(folder / "choices.tsv", found.choices)
     write_table(folder / "parts.tsv", _parts_table(data))
     if len(members) > 1:
         write_table(folder / "seeds.tsv", _seeds_table(members, shown, part))
     return found
 
 
-def _baselines(trainer: Trainer, best: Member, parts: list[Part]) -> Iterator[tuple[str, dict[Part, Floats]]]:
-    """Each baseline's name and its predictions of the parts."""
+def _baselines(
+    folder: Path, trainer: Trainer, best: Member, parts: list[Part]
+) -> Iterator[tuple[str, dict[Part, Floats]]]:
+    """Each baseline's name and its predictions of the parts; those with a model are kept in the folder."""
     if not trainer.settings.baselines:
         return
     data = best.prepared.labelled
     for name, predict in baselines.BASELINES.items():
         trainer.progress.begin(f"baseline {name}")
         yield name, predict(data, parts)
-    member = trainer.random(best.prepared, best.chosen.layer)
-    yield "random weights", {part: member.predictions(part) for part in parts}
+    members = {RANDOM: trainer.random(best.prepared, best.chosen.layer)}
     if trainer.settings.method != "frozen":
-        member = trainer.frozen(best.prepared, best.chosen.layer, trainer.settings.seed)
-        yield "frozen", {part: member.predictions(part) for part in parts}
+        (members[FROZEN],) = trainer.frozen(best.prepared, best.chosen.layer, [trainer.settings.seed])
+    for name, member in members.items():
+        predictor = replace(predictor_of(trainer, member), random_seed=member.seed if name == RANDOM else None)
+        (place := baseline_folder(folder, name)).mkdir(parents=True)
+        predictor.save(place)
+        yield name, {part: member.predictions(part) for part in parts}
 
 
-def _groups(data: Labelled, part: Part, notes: list[str], trainer: Trainer) -> Ints | None:
-    """Clusters of a part's examples, where there are enough of them."""
-    found = clusters([example.sequences for example in data.examples], _FAMILY, trainer.progress)
+def families(data: Labelled, part: Part, notes: list[str], progress: Progress) -> Ints | None:
+    """Clusters ``[N]`` of a part's examples, to be drawn whole; ``None``, with a note, if they are too few."""
+    found = clusters([example.sequences for example in data.examples], _FAMILY, progress)
     count = len(np.unique(found))
     if count < _LEAST:
         notes.append(

@@ -22,7 +22,7 @@ from protea.finetune.heads import RESIDUES
 from protea.finetune.pair_predictions import predict_pairs
 from protea.finetune.prediction_columns import columns, rows
 from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
-from protea.finetune.predictor import FILE, Predictor, read_predictor, with_encoder
+from protea.finetune.predictor import FILE, Predictor, predictor_files, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
 from protea.output import WRITTEN, read_run, sha256
 from protea.progress import SILENT, Progress
@@ -98,8 +98,8 @@ def predict(
     _check_alphabet(predictor, folder)
     files = {
         path.name: sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.suffix in (".safetensors",) or path.name == FILE
+        for path in predictor_files(folder)
+        if path.suffix == ".safetensors" or path.name == FILE
     }
     if predictor.task.unit == "pair":
         return predict_pairs(predictor, settings, kind, files | predictor.base.files, overwrite, progress)

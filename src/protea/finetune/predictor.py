@@ -5,6 +5,7 @@
 ``adapter/``            LoRA's weights, in peft's own layout (``--method lora``).
 ``model/``              the whole encoder, as a Hugging Face folder (``--method full``).
 ``reference.safetensors``  vectors of training proteins, for distances.
+``baselines/NAME/``     the predictors with another model below them that a run compares itself with.
 
 The base model is not copied: the folder names it, and the SHA-256 of its weights must be the same when it is used.
 """
@@ -29,6 +30,7 @@ from protea.errors import CheckpointError, DataError, UsageError
 from protea.finetune.adapters import Adapter
 from protea.finetune.calibration import Calibration
 from protea.finetune.distances import Reference
+from protea.finetune.features import random_twin
 from protea.finetune.heads import RESIDUES, Head, HeadConfig
 from protea.finetune.tasks import TASKS, Task
 from protea.infer.loading import LoadedModel, ModelLoader, load_model
@@ -42,6 +44,7 @@ HEAD: Final = "head.safetensors"
 _REFERENCE: Final = "reference.safetensors"
 ADAPTER: Final = "adapter"
 MODEL: Final = "model"
+_BASELINES: Final = "baselines"
 _FORMAT: Final = 1
 
 
@@ -73,6 +76,7 @@ class Predictor:
         calibration: of probabilities, sets and intervals; ``None`` if nothing was calibrated.
         reference: the training proteins; ``None`` if they are unknown.
         encoder: the model with its final weights; ``None`` until it is loaded.
+        random_seed: of the random weights that the encoder has in place of the base's; ``None`` if it has the base's.
     """
 
     head: Head
@@ -86,6 +90,7 @@ class Predictor:
     encoder: Encoder | None = None
     unknown: Unknown = "x"
     gaps: Gaps = "keep"
+    random_seed: int | None = None
 
     @property
     def task(self) -> Task:
@@ -110,6 +115,7 @@ class Predictor:
             "classes": list(self.classes),
             "method": self.method,
             "layer": self.layer,
+            "random_seed": self.random_seed,
             "long": self.long,
             "unknown": self.unknown,
             "gaps": self.gaps,
@@ -132,6 +138,17 @@ def is_predictor(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
+def baseline_folder(folder: Path, name: str) -> Path:
+    """Where a run keeps the predictor of a baseline."""
+    return folder / _BASELINES / name.replace(" ", "-")
+
+
+def predictor_files(folder: Path) -> list[Path]:
+    """All files in the folder of a predictor, without those of its baselines."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in files if path.relative_to(folder).parts[0] != _BASELINES]
+
+
 def read_predictor(folder: Path) -> Predictor:
     """A predictor without its encoder; ``CheckpointError`` if the folder holds none, or a damaged one."""
     numbers = _read_numbers(folder)
@@ -148,7 +165,7 @@ def read_predictor(folder: Path) -> Predictor:
         for name, policy in (("long", Long), ("unknown", Unknown), ("gaps", Gaps)):
             if numbers[name] not in get_args(policy):
                 raise ValueError(f"{name}: {numbers[name]}")
-        reference = None
+        reference, calibrated = None, numbers["calibration"]
         if numbers["far"] is not None:
             arrays = _tensors(folder / _REFERENCE)
             reference = Reference(arrays["directions"].numpy(), arrays["centre"].numpy(), float(numbers["far"]))
@@ -161,8 +178,9 @@ def read_predictor(folder: Path) -> Predictor:
             gaps=numbers["gaps"],
             base=Base(**numbers["base"]),
             method=numbers["method"],
-            calibration=Calibration.from_numbers(TASKS[config.task], numbers["calibration"]),
+            calibration=calibrated and Calibration.from_numbers(TASKS[config.task], calibrated),
             reference=reference,
+            random_seed=numbers.get("random_seed"),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, DataError | UsageError):
@@ -178,6 +196,8 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
     The base must have the weights that the predictor was made from.
     """
     if predictor.method == "full":
+        if model is not None:
+            raise UsageError(f"{folder}: holds a whole model, all of whose weights were trained; leave out -m")
         predictor.encoder = load(str(folder / MODEL)).module
         return predictor
     name = model or predictor.base.name
@@ -192,7 +212,7 @@ def with_encoder(predictor: Predictor, folder: Path, load: ModelLoader, model: s
     if predictor.method == "lora":
         Adapter.read(folder / ADAPTER).merge_into(encoder)
         convert(encoder, load.dtype)
-    predictor.encoder = encoder
+    predictor.encoder = encoder if predictor.random_seed is None else random_twin(encoder, predictor.random_seed)
     return predictor
 
 

@@ -37,7 +37,7 @@ class ProbeSettings:
         weight_decay: of AdamW.
         batch: examples of a batch.
         epochs: most passes over the training part.
-        patience: validations in a row without a better one, after which training stops.
+        patience: epochs without a better validation, after which training stops, at the end of an epoch.
         most_steps: steps between two validations, at most; an epoch ends with one.
         class_weights: weigh classes by the inverse of their number.
     """
@@ -46,7 +46,7 @@ class ProbeSettings:
     weight_decay: float = 0.01
     batch: int = 32
     epochs: int = 60
-    patience: int = 8
+    patience: float = 8
     most_steps: int = 150
     class_weights: bool = False
 
@@ -179,7 +179,7 @@ def _trained(
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     best = Trained(copy.deepcopy(head), -inf, inf)
     curve: list[tuple[int, float, float, float]] = []
-    step = since = 0
+    step = best_step = 0
     total = count = 0.0
     progress.begin("training the head", settings.epochs * len(train))
     for _ in range(settings.epochs):
@@ -195,10 +195,8 @@ def _trained(
             curve.append((step, total / max(count, 1e-12), validation_loss, selected))
             total = count = 0.0
             if rank(selected, validation_loss) > rank(best.selected, best.loss):
-                best, since = Trained(copy.deepcopy(head), selected, validation_loss), 0
-            else:
-                since += 1
-        if since >= settings.patience:
+                best, best_step = Trained(copy.deepcopy(head), selected, validation_loss), step
+        if step - best_step >= settings.patience * len(groups):
             break
     best.curve = curve
     return best

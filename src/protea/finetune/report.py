@@ -61,6 +61,7 @@ def _sections(results: Results) -> list[Markup | None]:
         _calibration(results),
         _identity(results),
         _training(results),
+        _choices([results]),
         _seeds(results),
         _notes(results),
     ]
@@ -87,6 +88,7 @@ def _overview(folds: Sequence[Results]) -> list[Markup | None]:
         _trained(whole),
         _numbers(whole, f"Means over {len(folds)} folds, with the lowest and the highest fold in parentheses."),
         _section(f"Folds: {first.chosen}", TOLD["folds"], _table(header, rows)),
+        _choices(folds),
         _notes(whole),
     ]
 
@@ -226,6 +228,23 @@ def _training(results: Results) -> Markup | None:
         layer, loss = ([as_number(row[name]) for row in layers] for name in layers[0])
         pictures.append(plot("loss by layer", "layer", "validation loss", [Series("", layer, loss, "both")]))
     return _section("Training", TOLD["training"], *pictures) if pictures else None
+
+
+def _choices(folds: Sequence[Results]) -> Markup | None:
+    """All candidates of one fold, or the chosen ones of several."""
+    found = [(f"fold {place}", row) for place, fold in enumerate(folds, start=1) for row in fold.rows("choices")]
+    if len(folds) > 1:
+        found = [(fold, row) for fold, row in found if row["chosen"] == "True"]
+    if not found:
+        return None
+    names = [name for name in found[0][1] if name not in ("choice", "candidate", "number", "chosen")]
+    rows = []
+    for fold, row in found:
+        first = fold if len(folds) > 1 else "chosen" if row["chosen"] == "True" else ""
+        numbers = (number_text(as_number(row[name])) for name in names)
+        rows.append((first, f"{row['choice']} {row['candidate']}", *numbers))
+    header = ("", "candidate", *(name.replace("_", " ") for name in names))
+    return _section(f"Choices: {folds[0].chosen}", TOLD["choices"], _table(header, rows))
 
 
 def _seeds(results: Results) -> Markup | None:

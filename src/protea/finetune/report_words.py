@@ -81,6 +81,8 @@ TOLD: Final = {
     "good at high identity alone. Numbers of few examples say little.",
     "training": "Loss: how wrong predictions are, lower is better. Training keeps the best number on the validation "
     "part. Layer 0 is the input embedding.",
+    "choices": "All examples but those of test and calibration were divided into inner folds, and each was predicted "
+    "once. The candidate with the highest mean was chosen; of equal ones, the one with the least loss.",
     "seeds": "The same training from other random numbers. The seed that is best on the validation part was kept.",
     "use": "Where the column far is true, a protein is unlike the training data: trust its predictions less.",
     "pairs": "The table needs the columns sequence and sequence_2.",

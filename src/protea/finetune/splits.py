@@ -1,4 +1,4 @@
-"""Divides labelled data into parts: as the data say, at random, by clusters, or into folds.
+"""Divides labelled data into parts: as the data say, at random, by clusters, or into folds, which may be nested.
 
 Examples with the same sequence, or the same two in either order, are one group, and a split by clusters makes larger
 groups. A group never lies in two parts of a split that is made here. Pairs with one protein in common are different
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protea.errors import DataError, UsageError
-from protea.finetune.labelled_data import group_numbers
+from protea.finetune.calibration import least_units
+from protea.finetune.labelled_data import group_numbers, groups_of
 from protea.finetune.likeness import clusters, joined
 from protea.finetune.tasks import PARTS, Ints, Labelled, Part
 from protea.progress import SILENT, Progress
@@ -26,21 +27,28 @@ from protea.text import counted, shown
 SHARE: Final = 0.1
 """The share of the test part of a random split, and of a validation part that is drawn."""
 
+CHOOSING: Final = 30
+"""Sequences or clusters of a validation part that are left to choose by, before calibration takes half."""
+
 _MOST_FOLDS: Final = 100
-_FORMS: Final = "given, random, cluster:0.3, kfold:5, cluster-kfold:5:0.3"
-_PATTERN: Final = re.compile(r"(given|random|cluster|kfold|cluster-kfold)((?::[\d.]+)*)")
+_FORMS: Final = "given, random, cluster:0.3, kfold:5, cluster-kfold:5:0.3, nested:5:4, cluster-nested:5:4:0.3"
+_PATTERN: Final = re.compile(r"(given|random|cluster|(?:cluster-)?(?:kfold|nested))((?::[\d.]+)*)")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A way to divide data: ``folds`` is 1 unless each fold is the test part once; ``identity`` makes clusters."""
+    """A way to divide data: ``folds`` is 1 unless each fold is the test part once; ``identity`` makes clusters.
 
-    kind: Literal["given", "random", "cluster", "kfold", "cluster-kfold"]
+    ``inner`` is 1 unless the examples outside each test part are divided again (``inner_folds``).
+    """
+
+    kind: Literal["given", "random", "cluster", "kfold", "cluster-kfold", "nested", "cluster-nested"]
     folds: int = 1
+    inner: int = 1
     identity: float | None = None
 
     def __str__(self) -> str:
-        folds = [str(self.folds)] if "kfold" in self.kind else []
+        folds = [str(number) for number in (self.folds, self.inner) if number > 1]
         return ":".join([self.kind, *folds, *([] if self.identity is None else [f"{self.identity:g}"])])
 
 
@@ -48,21 +56,23 @@ def parse(text: str) -> Split:
     """The split that a text names, as in ``cluster-kfold:5:0.3``."""
     match = _PATTERN.fullmatch(text.strip())
     kind, numbers = (match[1], match[2].split(":")[1:]) if match else ("", [])
-    folds, identity = 1, None
+    identity, levels = None, ("kfold" in kind) + 2 * ("nested" in kind)
+    folds: list[int] = []
     try:
-        if "kfold" in kind:
-            folds = int(numbers.pop(0))
+        folds = [int(numbers.pop(0)) for _ in range(levels)]
         if "cluster" in kind:
             identity = float(numbers.pop(0))
     except (IndexError, ValueError):
         match = None
     if match is None or numbers:
         raise UsageError(f"split {shown(text)}: use one of these forms: {_FORMS}")
-    if "kfold" in kind and not 2 <= folds <= _MOST_FOLDS:
-        raise UsageError(f"split {shown(text)}: {folds} folds; use 2 to {_MOST_FOLDS}")
+    for number in folds:
+        if not 2 <= number <= _MOST_FOLDS:
+            raise UsageError(f"split {shown(text)}: {number} folds; use 2 to {_MOST_FOLDS}")
     if identity is not None and not 0 < identity < 1:
         raise UsageError(f"split {shown(text)}: identity {identity:g}; use a number between 0 and 1, as in 0.3")
-    return Split(kind, folds, identity)  # type: ignore[arg-type]
+    outer, inner = (*folds, 1, 1)[:2]
+    return Split(kind, outer, inner, identity)  # type: ignore[arg-type]
 
 
 def split(labelled: Labelled, how: Split, seed: int, progress: Progress = SILENT) -> list[Labelled]:
@@ -91,27 +101,58 @@ def split(labelled: Labelled, how: Split, seed: int, progress: Progress = SILENT
     return folds
 
 
-def calibration(labelled: Labelled, share: float, seed: int, least: int) -> Labelled:
+def inner_folds(labelled: Labelled, folds: int, seed: int) -> list[Labelled]:
+    """Divisions of the training and validation parts together: each inner fold is the validation part once.
+
+    The other parts stay as they are: what chooses between candidates on the divisions sees neither the test part nor
+    the calibration part. Groups stay whole.
+    """
+    places = [place for place, example in enumerate(labelled.examples) if example.part in ("train", "validation")]
+    groups = groups_of(labelled)[places]
+    numbers = _fold_numbers(groups, _strata(labelled)[places], folds, np.random.default_rng(seed), "inner folds")
+    found = []
+    for fold in range(folds):
+        parts: list[Part] = ["validation" if number == fold else "train" for number in numbers.tolist()]
+        found.append(_with_parts(labelled, dict(zip(places, parts, strict=True)), []))
+    return found
+
+
+def calibration(labelled: Labelled, share: float | None, seed: int, coverage: float) -> Labelled:
     """The data with a share of the validation part as a part of its own that chooses nothing else.
 
-    Nothing is taken if the share is 0, if the data have such a part already, if the validation part has fewer than
-    ``least`` examples, or if all of them are one cluster or sequence. Clusters of a split by clusters stay whole.
+    ``share`` None is half of the sequences or clusters; of a small validation part less, so that ``CHOOSING`` are left,
+    but not less than intervals of this ``coverage`` need; nothing if half is less than that. Nothing is taken, too, if
+    the share is 0, if the data have such a part already, or if all of the validation part is one cluster or sequence.
+    Clusters of a split by clusters stay whole.
     """
     if given := sum(example.part == "calibration" for example in labelled.examples):
         return _with_parts(labelled, {}, [f"calibration: {counted(given, 'example')}, as the data say"])
-    if not share:
+    if share == 0:
         return _with_parts(labelled, {}, ["calibration: none; probabilities and intervals are not calibrated"])
     places = [place for place, example in enumerate(labelled.examples) if example.part == "validation"]
-    groups = (group_numbers(labelled) if labelled.groups is None else labelled.groups)[places]
-    if len(places) < least or len(set(groups.tolist())) < 2:
-        few = f"the validation part has {counted(len(places), 'example')}"
-        note = f"calibration: {few}, too few to take any from it; probabilities and intervals are not calibrated"
-        return _with_parts(labelled, {}, [note])
+    groups = groups_of(labelled)[places]
+    count, least = len(np.unique(groups)), least_units(1 - coverage)
+    if count < (2 * least if share is None else 2):
+        return _with_parts(labelled, {}, [_uncalibrated(labelled, count, 2 * least, coverage)])
+    if share is None:
+        share = min(count // 2, max(count - CHOOSING, least)) / count
     strata = _strata(labelled)[places]
     taken = _draw(groups, strata, {"calibration": share * len(places)}, np.random.default_rng(seed), "validation")
     parts = dict(zip(places, taken, strict=True))
-    count = sum(part == "calibration" for part in taken)
-    return _with_parts(labelled, parts, [f"calibration: {count:,} of {counted(len(places), 'validation example')}"])
+    found = sum(part == "calibration" for part in taken)
+    return _with_parts(labelled, parts, [f"calibration: {found:,} of {counted(len(places), 'validation example')}"])
+
+
+def _uncalibrated(labelled: Labelled, count: int, needed: int, coverage: float) -> str:
+    """Why nothing is calibrated, and what would help."""
+    noun = "sequence" if labelled.groups is None else "cluster"
+    total = -(-len(labelled.examples) * needed // max(1, count))
+    fewer = "" if labelled.task.kind == "labels" else f"; a lower coverage than {coverage:g} needs fewer"
+    return (
+        f"calibration: the validation part has {counted(count, noun)}, too few to take any from it; probabilities and "
+        f"intervals are not calibrated. It needs {needed:,}: about {total:,} examples, divided like these, would "
+        f"do{fewer}"
+    )
 
 
 def _given(labelled: Labelled, rng: np.random.Generator) -> Labelled:
@@ -181,7 +222,7 @@ def _kfold(
         drawn = _draw(groups[rest], strata[rest], {"validation": SHARE * len(rest)}, rng, "train")
         for place, part in zip(rest.tolist(), drawn, strict=True):
             parts[place] = part
-        found.append(_finished(labelled, parts, [*notes, f"fold {fold + 1} of {folds}"]))
+        found.append(_finished(labelled, parts, notes))
     return found
 
 
@@ -262,10 +303,11 @@ def _draw(groups: Ints, strata: Ints, wanted: Mapping[Part, float], rng: np.rand
     return parts
 
 
-def _fold_numbers(groups: Ints, strata: Ints, folds: int, rng: np.random.Generator) -> Ints:
+def _fold_numbers(groups: Ints, strata: Ints, folds: int, rng: np.random.Generator, noun: str = "folds") -> Ints:
     """``[N]``: the fold of each example; large groups first, each to the fold that has least of its stratum."""
     if (count := len(np.unique(groups))) < max(folds, 3):
-        raise DataError(f"split: {counted(count, 'group')} of like sequences for {folds} folds; use fewer, or add data")
+        few = f"{counted(count, 'group')} of like sequences for {folds} {noun}"
+        raise DataError(f"split: {few}; use fewer, or add data")
     total, numbers = np.zeros(folds), np.zeros(len(groups), np.int64)
     for members in _in_strata(groups, strata, rng):
         here = np.zeros(folds)

@@ -139,8 +139,8 @@ class _Tuning:
         self.notes = parts.prepare_device(model, settings, precision)
         self.tunable = parts.make_tunable(model, config, settings, seed=seed, precision=precision, adapted=adapted)
         per_epoch = -(-len(self.train) // settings.batch)
-        steps = settings.steps or max(1, round(settings.epochs * per_epoch))
-        self.updates = Updates(len(self.train), settings.batch, steps, settings.validations, seed)
+        steps, self.waits = settings.updates(per_epoch), settings.waits(per_epoch)
+        self.updates = Updates(len(self.train), settings.batch, steps, settings.validations, settings.apart, seed)
         self.checkpoints = TuningCheckpoints(work, self.tunable.trainable, self.tunable.tensors, progress)
         self.state, self.best = self.checkpoints.restore() or (TuningState(), {})
         if not self.state.step:
@@ -158,7 +158,7 @@ class _Tuning:
                 state.step += 1
                 if self.updates.validates(state.step):
                     self._validate()
-                state.ended = state.step == steps or state.since >= self.settings.patience
+                    state.ended = state.step == steps or state.step - state.better >= self.waits
                 self.checkpoints.save(state, self.best, now=state.ended)
                 self.progress.advance()
         except KeyboardInterrupt:
@@ -224,11 +224,12 @@ class _Tuning:
             )
         state.curve.append((state.step, state.total / max(state.count, 1e-12), loss, selected))
         state.total = state.count = 0.0
+        if loss < state.least:
+            state.least, state.better = loss, state.step
         if not self.best or rank(selected, loss) > rank(state.selected, state.loss):
-            state.selected, state.loss, state.since = selected, loss, 0
+            state.selected, state.loss = selected, loss
+            state.best = state.better = state.step
             self.best = {name: value.detach().cpu().clone() for name, value in tunable.tensors.items()}
-        else:
-            state.since += 1
 
     def _result(self, load: Callable[[], Encoder]) -> Tuned:
         head, state, adapted, old = self.tunable.head, self.state, self.tunable.adapted, self.tunable.model
@@ -244,8 +245,8 @@ class _Tuning:
             parameter.data = value.to(parameter.device)
         if state.step < self.updates.steps:
             self.notes.append(
-                f"training stopped after step {state.step:,} of {self.updates.steps:,}: "
-                f"{counted(state.since, 'validation')} without a better one"
+                f"training stopped after step {state.step:,} of {self.updates.steps:,}: the weights of step "
+                f"{state.best:,} were the best on the validation part"
             )
         model.eval().requires_grad_(False)
         return Tuned(head.eval(), model, adapter, state.selected, state.loss, state.curve, self.notes)

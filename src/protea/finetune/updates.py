@@ -35,7 +35,8 @@ class Updates:
         examples: how many there are to train on.
         batch: examples of an update, at most; the updates of an epoch have equal numbers of them.
         steps: updates in all.
-        validations: validations of an epoch, at most one after each update.
+        validations: validations of an epoch, if it has updates enough.
+        apart: updates from one validation to the next, at least.
         seed: of the orders of all epochs.
     """
 
@@ -43,6 +44,7 @@ class Updates:
     batch: int
     steps: int
     validations: int
+    apart: int
     seed: int
 
     @property
@@ -59,7 +61,8 @@ class Updates:
 
     def validates(self, step: int) -> bool:
         """Whether weights are validated after an update; the last update is always followed by one."""
-        before, after = ((step - 1) * self.validations // self.of_epoch, step * self.validations // self.of_epoch)
+        span = max(self.of_epoch, self.apart * self.validations)  # updates in which there are so many validations
+        before, after = ((step - 1) * self.validations // span, step * self.validations // span)
         return after > before or step == self.steps
 
 
