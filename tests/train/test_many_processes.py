@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from protea.train.model import architecture, estimate
 from protea.train.parallel import Division, plan_layout
 from protea.train.recipe import Recipe, read_recipe
 from protea.train.run_checkpoints import choose
+from ranks import Command, start_commands
 from trials import assert_same, make_store, metrics, recipe, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,34 +41,26 @@ def told(store: Path, **sections: dict[str, object]) -> Recipe:
 
 def start(
     size: int, told: Recipe, folder: Path, own: Mapping[int, Sequence[str]] = MappingProxyType({})
-) -> list[subprocess.Popen[str]]:
-    """The same command in several processes, as a scheduler starts them; ``own`` are further arguments of some."""
+) -> list[Command]:
+    """The same command in several processes; ``own`` are further arguments of some."""
     path = folder.with_name(f"{folder.name}.yaml")
     path.write_text(yaml.safe_dump(told.shown()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(size):
-        here = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "protea", "pretrain", str(path), *own.get(rank, ()), "-o", str(folder)]
-        environment = os.environ | here | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-        processes.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        )
-    return processes
+    return start_commands(
+        size, lambda rank: ["pretrain", path, *own.get(rank, ()), "-o", folder], folder.with_name(f"{folder.name}-err")
+    )
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+def finish(commands: Sequence[Command]) -> tuple[list[int], list[str]]:
     """The exit code and the standard error of each; no traceback."""
-    errors = [process.communicate(timeout=600)[1] for process in processes]
+    ended = [command.finish() for command in commands]
+    codes, errors = ([each[number] for each in ended] for number in (0, 1))
     assert not [error for error in errors if "Traceback" in error], errors
-    return [process.returncode for process in processes], errors
+    return codes, errors
 
 
-def wait(processes: list[subprocess.Popen[str]], there: Callable[[], bool]) -> None:
+def wait(processes: Sequence[Command | subprocess.Popen[str]], there: Callable[[], bool]) -> None:
     while not there():
-        assert all(process.poll() is None for process in processes), finish(processes)
+        assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
 
 
@@ -119,7 +111,7 @@ def test_a_killed_process(store: Path, tmp_path: Path, victim: int) -> None:
     made, folder = made.model_copy(update={"batch": _packs(6)}), tmp_path / "run"
     processes = start(3, made, folder)
     wait(processes, lambda: steps(folder) > 12)
-    processes[victim].kill()
+    processes[victim].send_signal(signal.SIGKILL)
     codes, errors = finish(processes)
     assert codes.pop(victim) == -signal.SIGKILL
     assert codes == [1, 1]
@@ -140,9 +132,9 @@ def test_a_process_that_hangs(store: Path, tmp_path: Path) -> None:
     processes = start(2, told(store, **LONG, parallel={"timeout": 40}), folder)
     wait(processes, lambda: steps(folder) > 2)
     processes[1].send_signal(signal.SIGSTOP)
-    code, (error, _) = processes[0].wait(timeout=600), (processes[0].communicate()[1], None)
-    processes[1].kill()
-    processes[1].communicate()
+    code, error = processes[0].finish()
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].finish()
     assert code == 1
     assert "rank 1 of 2 ended or hangs, at step " in error
 
