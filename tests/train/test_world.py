@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from protea.errors import TrainingError
-from protea.train.world import World, join
+from protea.train.world import World, _meet, join
 from ranks import run_ranks
 
 
@@ -62,3 +64,23 @@ def test_an_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(TrainingError, match="RANK"):
         join(torch.device("cpu"))
+
+
+def start_in_a_used_store(world: World, folder: Path) -> str:
+    """As after a restart: the store has what earlier processes wrote."""
+    store = dist.FileStore(str(folder / "store"), world.size)
+    names = [_meet(store, world.rank, world.size, 60) for _ in range(3)]
+    assert len(set(names)) == 3
+    assert world.gather(names) == [names] * world.size
+    return names[-1]
+
+
+def test_processes_that_start_again_meet(tmp_path: Path) -> None:
+    assert len(set(run_ranks(2, start_in_a_used_store, tmp_path))) == 1
+
+
+def test_a_process_that_does_not_start(tmp_path: Path) -> None:
+    for rank, missing in ((0, "rank 1, 2 of 3"), (1, "rank 0 of 3")):
+        store = dist.FileStore(str(tmp_path / str(rank)), 3)
+        with pytest.raises(TrainingError, match=missing):
+            _meet(store, rank, 3, 0.2)

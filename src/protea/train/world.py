@@ -6,12 +6,14 @@ A ``World`` of one process, which every run without ``torchrun`` has, does nothi
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -119,6 +121,7 @@ class Ranks(World):
         self.rank, self.size = rank, size
         self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._works = 0
+        store = PrefixStore(_meet(store, rank, size, seconds), store)
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
         self._watch = Watch(self._store, rank, size, seconds)
 
@@ -229,6 +232,33 @@ class Ranks(World):
                     f"rank {rank} has {what} that rank 0 does not have: {differences(ours, theirs)}; give all "
                     "processes the same command, data and versions"
                 )
+
+
+def _meet(store: Store, rank: int, size: int, seconds: float) -> str:
+    """Wait until all processes are there; returns a name of this start, the same for all.
+
+    ``torchrun`` keeps its store when it starts processes again: what it holds may be of processes that ended. A process
+    takes the name that the first one gives, as soon as the first one knows of this process and not of an earlier one.
+    """
+    mine = uuid4().hex
+    store.set(f"hello {rank}", mine)
+    end, missing = time.monotonic() + seconds, [0]
+    while time.monotonic() < end:
+        if rank == 0:
+            there = {str(each): store.get(key) for each in range(size) if store.check([key := f"hello {each}"])}
+            store.set("start", json.dumps([mine, {each: name.decode() for each, name in there.items()}]))
+            missing = [each for each in range(1, size) if not store.check([f"{mine} {each}"])]
+            if not missing:
+                return mine
+        elif store.check(["start"]):
+            name, known = json.loads(store.get("start"))
+            if known.get(str(rank)) == mine:
+                store.set(f"{name} {rank}", "there")
+                return str(name)
+        time.sleep(_PAUSE / 4)
+    raise TrainingError(
+        f"rank {', '.join(map(str, missing))} of {size} did not start within {seconds:g} seconds; start all processes"
+    )
 
 
 def local(tensor: Tensor) -> Tensor:
