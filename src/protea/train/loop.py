@@ -211,7 +211,7 @@ class _Trainer:
         finally:
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 # After Ctrl-C nobody waits for a checkpoint; the next run removes a half-written one.
-                self.checkpoints.wait()
+                self.checkpoints.close()
             self.logbook.close()
         step = self.state.step
         return Outcome(step, step == self.recipe.run.steps and not self._validation_due())

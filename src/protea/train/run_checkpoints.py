@@ -175,6 +175,11 @@ class RunCheckpoints:
             with self.world.patience():
                 self._writing.exception()
 
+    def close(self) -> None:
+        """Wait, and end the thread: it must not use connections that are about to be closed."""
+        self.wait()
+        self._thread.shutdown()
+
     def failure(self, step: int) -> str | None:
         """The reason why the last checkpoint was not written, given only once. It plans another one after ``step``."""
         if self._writing is None or self.world.any(not self._writing.done()):
