@@ -138,8 +138,7 @@ class Watch:
 
     def _told(self, failure: Failure, error: BaseException) -> BaseException:
         own = failure.rank == self._rank
-        if self._rank:
-            self._wait(lambda: self._store.check([_TOLD]), _TELL_SECONDS)
+        self._listen(self._store)
         speaks = self._store.compare_set(_TOLD, "", str(self._rank)) == str(self._rank).encode()
         self._store.add(_LEFT, 1)
         if self._rank == 0:
@@ -149,6 +148,16 @@ class Watch:
             # An error of Protea itself shows its traceback, too.
             return SystemExit(failure.code) if lost or isinstance(error, ProteaError | KeyboardInterrupt) else error
         return error if own and not lost else failure.error()
+
+    def _listen(self, store: Store) -> None:
+        """Wait for the first process, if this is another one, to say what failed; not if it has ended itself."""
+        end, pulse, since = time.monotonic() + _TELL_SECONDS, b"", time.monotonic()
+        while self._rank and not store.check([_TOLD]) and (now := time.monotonic()) < end:
+            before, pulse = pulse, store.get("pulse 0") if store.check(["pulse 0"]) else b""
+            since = since if pulse == before else now
+            if now - since > _SILENT_SECONDS:
+                return
+            time.sleep(_PAUSE)
 
     def _run(self, store: Store) -> None:
         try:
@@ -167,8 +176,7 @@ class Watch:
         """Another process failed, or the main thread hangs: end this process, if the main thread does not."""
         if not self._ending.acquire(timeout=_PAUSE):
             return
-        if self._rank:
-            self._wait(lambda: store.check([_TOLD]), _TELL_SECONDS)
+        self._listen(store)
         if store.compare_set(_TOLD, "", str(self._rank)) == str(self._rank).encode():
             kind = "" if failure.code == INTERRUPTED else "error: "
             print(f"protea: {kind}{printable(str(failure.error()) or failure.message)}", file=sys.stderr, flush=True)
