@@ -32,6 +32,7 @@ _PRELOADED: Final = (
     "protea.train.run_export",
     "protea.train.tensor_parallel",
     "pytest",
+    "torch._dynamo",
     "torch.distributed.checkpoint",
     "torch.distributed.elastic.multiprocessing",
     "torch.distributed.fsdp",

@@ -90,10 +90,14 @@ def test_checkpoints_of_one_layout_serve_every_other(store: Path, tmp_path: Path
 
 # ---- kills ----
 def killed(command: list[str], seed: int, kills: int, most: int) -> None:
-    """A run that dies on a random process, at a random moment of one of its first ``most`` steps; the last does not."""
+    """A run that dies on a random process, at a random moment after at most so many steps; the last does not."""
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     rng = random.Random(f"{seed} {start}")
-    victim, step, delay = rng.randrange(int(os.environ["WORLD_SIZE"])), rng.randint(1, most), rng.uniform(0, 0.02)
+    victim, step, delay = (
+        rng.randrange(int(os.environ["WORLD_SIZE"])),
+        rng.randint(most // 3, most),
+        rng.uniform(0, 0.02),
+    )
     if start < kills and int(os.environ["RANK"]) == victim:
         train_step, steps = loop.train_step, 0
 

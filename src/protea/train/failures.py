@@ -29,6 +29,7 @@ _CONTINUE: Final = "the same command continues from the newest checkpoint"
 _FAILURE: Final = "failure"
 _TOLD: Final = "told"
 _LEFT: Final = "left"
+_FIRST: Final = "pulse 0"
 _PAUSE: Final = 0.25
 _SILENT_SECONDS: Final = 3.0
 """A process that has not told for this long that it lives has ended, or hangs."""
@@ -79,7 +80,7 @@ class Watch:
         self._visits, self._place, self._since = 0, "the start", time.monotonic()
         self._patient = False
         self._ending, self._stopped = threading.Lock(), threading.Event()
-        self._beats = 0
+        self._beats, self._first, self._heard = 0, b"", time.monotonic()
         self._beat()
         # A client of its own: the other one may wait for a key, and then answers nobody else.
         own: Any = store
@@ -151,18 +152,22 @@ class Watch:
 
     def _listen(self, store: Store) -> None:
         """Wait for the first process, if this is another one, to say what failed; not if it has ended itself."""
-        end, pulse, since = time.monotonic() + _TELL_SECONDS, b"", time.monotonic()
-        while self._rank and not store.check([_TOLD]) and (now := time.monotonic()) < end:
-            before, pulse = pulse, store.get("pulse 0") if store.check(["pulse 0"]) else b""
-            since = since if pulse == before else now
-            if now - since > _SILENT_SECONDS:
-                return
+        end = time.monotonic() + _TELL_SECONDS
+        while self._rank and not store.check([_TOLD]) and time.monotonic() < min(end, self._heard + _SILENT_SECONDS):
             time.sleep(_PAUSE)
+            self._hear(store)
+
+    def _hear(self, store: Store) -> None:
+        """Note when the first process beats."""
+        pulse = store.get(_FIRST) if store.check([_FIRST]) else b""
+        if pulse != self._first:
+            self._first, self._heard = pulse, time.monotonic()
 
     def _run(self, store: Store) -> None:
         try:
             while not self._stopped.wait(_PAUSE):
                 self._beat(store)
+                self._hear(store)
                 if store.check([_FAILURE]):
                     self._leave(store, Failure(*json.loads(store.get(_FAILURE))))
                 if not self._patient and time.monotonic() - self._since > self.seconds:
