@@ -192,11 +192,11 @@ def read_run(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path}: its run file {place} is missing or damaged") from error
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write or replace a small file; after a crash of the machine it holds the old text or the new one."""
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write or replace a small file; after a crash of the machine it holds the old content or the new one."""
     aside = path.with_name(f".{path.name}.unfinished")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with aside.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)

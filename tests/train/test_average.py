@@ -29,7 +29,7 @@ from protea.models.registry import build
 from protea.text import counted
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
-from protea.train.run_checkpoints import average, export
+from protea.train.run_export import average, export
 from references import from_fair_esm, hf_name, load_transformers, new_fair_esm
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -436,7 +436,7 @@ def _kept(ours: Trainable, batch: TrainingBatch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), ours.precision.autocast():
-        loss = masked_loss(ours.model, batch)
+        loss = masked_loss(ours.model, ours.model(batch.inputs), batch)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
 

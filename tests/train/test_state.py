@@ -26,13 +26,12 @@ from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import (
     STATE,
     RunCheckpoints,
-    average,
     choose,
-    export,
     read_saved,
     read_verified,
     step_folders,
 )
+from protea.train.run_export import average, export
 from trials import Witness, assert_same, finished, make_store, metrics, mostly_long, recipe, reseal, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,7 +23,7 @@ from protea.train.metrics import TrainingProgress
 from protea.train.model import Precision
 from protea.train.objective import Validation
 from protea.train.recipe import Recipe
-from protea.train.run_checkpoints import export
+from protea.train.run_export import export
 from references import load_transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

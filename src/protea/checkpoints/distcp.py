@@ -6,8 +6,9 @@ reader runs that pickle; this one does not.
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -17,8 +18,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from protea.checkpoints.region import Region, damaged, hostile
-from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, type_name
+from protea.checkpoints.region import Region, aligned, damaged, hostile
+from protea.checkpoints.tensors import Box, Planned, StoredTensor, Tensors, type_name
 from protea.checkpoints.torch_file import TorchFile, to_bytes
 from protea.checkpoints.unpickle import MAX_AXES, MAX_LENGTH, Inert, TensorRef, unpickle
 from protea.errors import CheckpointError
@@ -29,11 +30,35 @@ _ALIGNMENT: Final = 64
 """Pieces begin at multiples of this many bytes, as values do within a file of torch.save, so they can be mapped."""
 
 
-class _Piece(NamedTuple):
-    """Where a piece begins and ends on each axis of its tensor, and where its bytes are."""
+_WRITERS: Final = 32
+"""So many processes describe the pieces of a model of 48 layers, and of its moments, in half of what may be read."""
 
-    box: tuple[tuple[int, int], ...]
+
+class _Piece(NamedTuple):
+    """A piece's place in its tensor, and where its bytes are."""
+
+    box: Box
     region: Region
+
+
+class Piece(NamedTuple):
+    """A piece to write: the shape of its tensor, its place in it, and its values, which ``make`` computes."""
+
+    key: str
+    shape: tuple[int, ...]
+    box: Box
+    make: Callable[[], Tensor]
+
+
+class WrittenPiece(NamedTuple):
+    """A piece in a file: its type, and where its bytes are."""
+
+    key: str
+    shape: tuple[int, ...]
+    box: Box
+    dtype: torch.dtype
+    start: int
+    length: int
 
 
 class DistributedTensors(Tensors):
@@ -43,7 +68,9 @@ class DistributedTensors(Tensors):
         super().__init__([])
         self._folder, self._metadata = folder, folder / METADATA
         self._files: dict[str, Region] = {}
-        metadata = unpickle(Region.of_file(self._metadata), str(self._metadata))
+        # Each process that writes adds a piece of each tensor.
+        scale = 1 + len([*folder.glob("*.distcp")]) // _WRITERS
+        metadata = unpickle(Region.of_file(self._metadata), str(self._metadata), scale)
         try:
             self._add_all(metadata)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -93,31 +120,38 @@ class DistributedTensors(Tensors):
 
 
 def _read(
-    name: str, pieces: list[_Piece], shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
+    name: str, pieces: list[_Piece], shape: tuple[int, ...], dtype: torch.dtype, box: Box | None = None
 ) -> Tensor:
-    """A tensor, or one entry along its first axis; only the pieces that hold it are read."""
-    axes = [(0, length) for length in shape]
-    if row is not None:
-        axes[0] = (row, row + 1)
-    size = tuple(stop - start for start, stop in axes)
+    """A tensor, or a box of it; of the pieces, only what lies in the box is read."""
+    box = whole(shape) if box is None else box
+    size = size_of(box)
     parts: list[tuple[tuple[slice, ...], Tensor]] = []
     for piece in pieces:
-        shared = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(axes, piece.box, strict=True)]
+        shared = [(max(a, b), min(c, d)) for (a, c), (b, d) in zip(box, piece.box, strict=True)]
         if all(start < stop for start, stop in shared):
-            parts.append((_within(shared, axes), _piece(piece, dtype)[_within(shared, piece.box)]))
+            parts.append((_within(shared, box), _piece(piece, dtype)[_within(shared, piece.box)]))
     if len(parts) == 1 and parts[0][1].shape == size:
-        values = parts[0][1]
-    else:
-        # Count the values first: a damaged shape may be too large to reserve memory for.
-        if sum(part.numel() for _, part in parts) != prod(size):
-            raise damaged(name, "its pieces do not fill it")
-        values, filled = torch.empty(size, dtype=dtype), torch.zeros(size, dtype=torch.bool)
-        for place, part in parts:
-            values[place] = part
-            filled[place] = True
-        if not filled.all():
-            raise damaged(name, "its pieces do not fill it")
-    return values if row is None else values[0]
+        return aligned(parts[0][1])
+    # Count the values first: a damaged shape may be too large to reserve memory for.
+    if sum(part.numel() for _, part in parts) != prod(size):
+        raise damaged(name, "its pieces do not fill it")
+    values, filled = torch.empty(size, dtype=dtype), torch.zeros(size, dtype=torch.bool)
+    for place, part in parts:
+        values[place] = part
+        filled[place] = True
+    if not filled.all():
+        raise damaged(name, "its pieces do not fill it")
+    return values
+
+
+def whole(shape: Iterable[int]) -> Box:
+    """The box that is a whole tensor."""
+    return tuple((0, length) for length in shape)
+
+
+def size_of(box: Box) -> tuple[int, ...]:
+    """The lengths of the axes of a box."""
+    return tuple(stop - start for start, stop in box)
 
 
 def _within(box: Iterable[tuple[int, int]], outer: Iterable[tuple[int, int]]) -> tuple[slice, ...]:
@@ -126,11 +160,11 @@ def _within(box: Iterable[tuple[int, int]], outer: Iterable[tuple[int, int]]) ->
 
 
 def _piece(piece: _Piece, dtype: torch.dtype) -> Tensor:
-    name, shape = piece.region.name, tuple(stop - start for start, stop in piece.box)
+    name, shape = piece.region.name, size_of(piece.box)
     file = TorchFile(piece.region)
     if not isinstance(file.content, TensorRef):
         raise damaged(name, "a piece that holds no tensor")
-    tensor = file.tensor(file.content)
+    tensor = file.mapped(file.content)
     if (tensor.shape, tensor.dtype) != (shape, dtype):
         raise damaged(name, f"a piece of {tensor.dtype}{list(tensor.shape)} where {METADATA} says {dtype}{list(shape)}")
     return tensor
@@ -157,32 +191,59 @@ def write_distributed(folder: Path, plan: Iterable[Planned]) -> None:
 
     Tensors with the same key are pieces of one tensor, in order along its first axis.
     """
+    by_key: dict[str, list[Planned]] = {}
+    for planned in plan:
+        by_key.setdefault(planned.key, []).append(planned)
+    pieces: list[Piece] = []
+    for key, members in by_key.items():
+        shape, row = (sum(member.shape[0] for member in members), *members[0].shape[1:]), 0
+        for member in members:
+            box = ((row, row + member.shape[0]), *whole(shape[1:]))
+            pieces.append(Piece(key, shape, box, member.make))
+            row += member.shape[0]
+    name = data_file()
+    (folder / METADATA).write_bytes(metadata({name: write_pieces(folder / name, pieces)}))
+
+
+def data_file(rank: int = 0) -> str:
+    """The name of the file that a process writes."""
+    return f"__{rank}_0.distcp"
+
+
+def write_pieces(path: Path, pieces: Iterable[Piece]) -> list[WrittenPiece]:
+    """Write pieces to a file, and the file to disk, with one piece in memory at a time."""
+    written: list[WrittenPiece] = []
+    with path.open("wb") as stream:
+        for piece in pieces:
+            values = piece.make()
+            # torch.save writes the whole storage of a view.
+            data = to_bytes(values if values.nbytes == values.untyped_storage().nbytes() else values.clone())
+            stream.write(bytes(-stream.tell() % _ALIGNMENT))
+            written.append(WrittenPiece(*piece[:3], values.dtype, stream.tell(), len(data)))
+            stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return written
+
+
+def metadata(files: Mapping[str, Iterable[WrittenPiece]]) -> bytes:
+    """The content of ``.metadata`` for pieces in files, by their names."""
     # The format consists of these classes, pickled. One of them is private.
     from torch.distributed.checkpoint import metadata as dcp
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-    by_key: dict[str, list[Planned]] = {}
-    for planned in plan:
-        by_key.setdefault(planned.key, []).append(planned)
-    name = "__0_0.distcp"
     described: dict[str, Any] = {}
     places: dict[dcp.MetadataIndex, _StorageInfo] = {}
-    with (folder / name).open("wb") as stream:
-        for key, pieces in by_key.items():
-            chunks: list[dcp.ChunkStorageMetadata] = []
-            row = 0
-            for number, piece in enumerate(pieces):
-                data = to_bytes(piece.make().clone())  # torch.save writes the whole storage of a view
-                stream.write(bytes(-stream.tell() % _ALIGNMENT))
-                offsets = torch.Size((row, *[0] * (len(piece.shape) - 1)))
-                places[dcp.MetadataIndex(key, offsets, number)] = _StorageInfo(name, stream.tell(), len(data))
-                chunks.append(dcp.ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(piece.shape)))
-                stream.write(data)
-                row += piece.shape[0]
-            properties = dcp.TensorProperties(dtype=pieces[0].dtype)
-            size = torch.Size((row, *pieces[0].shape[1:]))
-            described[key] = dcp.TensorStorageMetadata(properties=properties, size=size, chunks=chunks)
+    sizes: dict[tuple[int, ...], torch.Size] = {}  # an equal one is pickled once
+    for name, pieces in files.items():
+        for piece in pieces:
+            if piece.key not in described:
+                properties, size = dcp.TensorProperties(dtype=piece.dtype), torch.Size(piece.shape)
+                described[piece.key] = dcp.TensorStorageMetadata(properties=properties, size=size, chunks=[])
+            start, length = tuple(first for first, _ in piece.box), size_of(piece.box)
+            start, length = (sizes.setdefault(each, torch.Size(each)) for each in (start, length))
+            chunks = described[piece.key].chunks
+            places[dcp.MetadataIndex(piece.key, start, len(chunks))] = _StorageInfo(name, piece.start, piece.length)
+            chunks.append(dcp.ChunkStorageMetadata(offsets=start, sizes=length))
     planner_data = {key: (key,) for key in described}
-    metadata = dcp.Metadata(state_dict_metadata=described, planner_data=planner_data, storage_data=places)
-    with (folder / METADATA).open("wb") as file:
-        pickle.dump(metadata, file)
+    return pickle.dumps(dcp.Metadata(state_dict_metadata=described, planner_data=planner_data, storage_data=places))

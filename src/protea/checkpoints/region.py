@@ -49,6 +49,11 @@ def hostile(where: str | Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{where}: {reason}; this file may be hostile and was not loaded")
 
 
+def aligned(mapped: Tensor) -> Tensor:
+    """A tensor where its place in the file allows computing with it, else a copy."""
+    return mapped.clone() if mapped.data_ptr() % _ALIGNMENT else mapped
+
+
 @dataclass(frozen=True)
 class Region:
     """A part of a memory-mapped file: its place in the file, and its name in messages."""
@@ -92,13 +97,12 @@ class Region:
         """
         return _Stream(self)
 
-    def tensor(self, dtype: torch.dtype) -> Tensor:
-        """The bytes as a vector: mapped where their place in the file allows it, else copied."""
+    def mapped(self, dtype: torch.dtype) -> Tensor:
+        """The bytes as a vector, mapped, at whatever place in the file; see ``aligned``."""
         count = self.size // dtype.itemsize
         if not count:
             return torch.empty(0, dtype=dtype)
-        mapped = torch.frombuffer(self._data, dtype=dtype, count=count, offset=self.start)
-        return mapped.clone() if self.start % _ALIGNMENT else mapped
+        return torch.frombuffer(self._data, dtype=dtype, count=count, offset=self.start)
 
 
 class _Stream(io.RawIOBase):

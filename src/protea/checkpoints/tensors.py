@@ -28,18 +28,26 @@ _NAMES: Final = {dtype: name for name, dtype in FLOATS.items()}
 _MAX_HEADER: Final = 16 << 20
 
 
+Box = tuple[tuple[int, int], ...]
+"""A part of a tensor: where it begins and ends on each axis."""
+
+
 class StoredTensor(NamedTuple):
-    """A tensor in a file. ``read_row`` reads one entry along the first axis, where the file allows it."""
+    """A tensor in a file. ``read_part`` reads a box of it, where the file allows it."""
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
-    read_row: Callable[[int], Tensor] | None = None
+    read_part: Callable[[Box], Tensor] | None = None
+
+    def part(self, box: Box) -> Tensor:
+        """The values in a box of the tensor."""
+        return self.read()[tuple(slice(*axis) for axis in box)] if self.read_part is None else self.read_part(box)
 
     def row(self, index: int) -> Tensor:
         """One entry along the first axis."""
-        return self.read()[index] if self.read_row is None else self.read_row(index)
+        return self.part(((index, index + 1), *((0, length) for length in self.shape[1:])))[0]
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -78,6 +86,10 @@ class Tensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.stored)
+
+    def part(self, key: str, box: Box) -> Tensor:
+        """The values in a box of a tensor."""
+        return self.stored[key].part(box)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""

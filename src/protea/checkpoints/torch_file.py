@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from protea.checkpoints.region import Region, damaged
+from protea.checkpoints.region import Region, aligned, damaged
 from protea.checkpoints.tensors import Planned, StoredTensor, Tensors, check_expected, type_name
 from protea.checkpoints.unpickle import MAX_PICKLE_BYTES, TensorRef, unpickle
 from protea.errors import CheckpointError, ProteaWarning
@@ -63,10 +63,17 @@ class TorchFile:
 
     def tensor(self, ref: TensorRef) -> Tensor:
         """A tensor, mapped where possible."""
+        return self._view(ref, aligned)
+
+    def mapped(self, ref: TensorRef) -> Tensor:
+        """A tensor, mapped at whatever place in the file; ``region.aligned`` copies what of it is needed."""
+        return self._view(ref, lambda vector: vector)
+
+    def _view(self, ref: TensorRef, placed: Callable[[Tensor], Tensor]) -> Tensor:
         storage = self.storage(ref)
         if 0 in ref.shape:
             return torch.empty(ref.shape, dtype=ref.storage.dtype)
-        return storage.tensor(ref.storage.dtype).as_strided(ref.shape, ref.stride, ref.offset)
+        return placed(storage.mapped(ref.storage.dtype)).as_strided(ref.shape, ref.stride, ref.offset)
 
     def storage(self, ref: TensorRef) -> Region:
         """Where the storage of a tensor is, which must hold the whole tensor. Nothing is read."""

@@ -93,17 +93,18 @@ class _Name(NamedTuple):
     call: Callable[..., Any]
 
 
-def unpickle(source: Region | io.IOBase, where: str) -> Any:
+def unpickle(source: Region | io.IOBase, where: str, scale: int = 1) -> Any:
     """What a pickle describes: dicts, lists, tuples, strings, numbers, types, ``TensorRef`` and ``Inert``.
 
-    A stream is read from its position to the end of the pickle. Messages call the pickle ``where``.
+    A stream is read from its position to the end of the pickle. Messages call the pickle ``where``. ``scale`` is what
+    the usual limits are multiplied by.
     """
     if isinstance(source, Region):
-        if source.size > MAX_PICKLE_BYTES:
+        if source.size > scale * MAX_PICKLE_BYTES:
             raise CheckpointError(f"{where}: {source.size:,} bytes, far beyond what describes a model; not read")
         source = io.BytesIO(source.read())
     try:
-        return _Unpickler(source, where).load()
+        return _Unpickler(source, where, scale).load()
     except CheckpointError:
         raise
     # Damage raises almost any exception: missing bytes, wrong types, numbers that are too large.
@@ -118,10 +119,10 @@ class _Unpickler(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
     proto: int
 
-    def __init__(self, stream: io.IOBase, where: str) -> None:
+    def __init__(self, stream: io.IOBase, where: str, scale: int) -> None:
         super().__init__(stream)
         self.where = where
-        self.operations = 0
+        self.left = scale * _MAX_OPERATIONS
 
     def find_class(self, module: str, name: str) -> Any:
         # Nothing is imported.
@@ -197,8 +198,8 @@ def _guarded(code: int, operation: Callable[[Any], None] | None) -> Callable[[An
     def run(reader: _Unpickler) -> None:
         if operation is None:
             raise hostile(reader.where, f"asks for the operation {bytes([code])!r}, which no checkpoint needs")
-        reader.operations += 1
-        if reader.operations > _MAX_OPERATIONS:
+        reader.left -= 1
+        if reader.left < 0:
             raise CheckpointError(f"{reader.where}: describes far more than a model; not read")
         operation(reader)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -96,7 +97,7 @@ def main() -> NoReturn:
         # Commands report the files they know of. What remains is standard output on a full disk, or a vanished file.
         _drop_unwritten_output()
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and os.environ.get("RANK", "0") == "0":
         typer.echo(
             "protea: interrupted; embed, data, pretrain, finetune, predict and evaluate flip continue when you run the "
             "same command again without --overwrite; other commands start again",

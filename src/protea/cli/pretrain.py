@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,10 @@ from protea.cli.options import Dtype
 from protea.cli.terminal import tell
 from protea.errors import UsageError
 from protea.text import counted
+
+if TYPE_CHECKING:
+    from protea.train.loop import Outcome
+    from protea.train.world import World
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain`.")]
 AnyRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `protea pretrain` or `finetune`.")]
@@ -56,8 +60,6 @@ def pretrain(
       protea pretrain my.yaml optimizer.name=muon optimizer.lr=1e-3 run.compile=true -o run/
       protea pretrain esm2_650M --dry-run
     """
-    from protea.train.recipe import read_recipe
-
     if names:
         from protea.train.loop import listing
 
@@ -66,40 +68,58 @@ def pretrain(
         return
     if recipe is None:
         raise UsageError("no recipe: give a file, or a name from `protea pretrain --list`")
-    settings = read_recipe(recipe, changes or [])
     if dry_run:
         import yaml
 
         from protea.train.loop import dry_run as costs_of
+        from protea.train.recipe import read_recipe
 
+        settings = read_recipe(recipe, changes or [])
         costs = costs_of(settings)
         typer.echo(yaml.safe_dump(settings.shown(), sort_keys=False).rstrip())
         for line in costs:
             typer.echo(f"# {line}")
         return
+    with interruptible():
+        from protea.train.world import join
+
+        world = join()
+        with world.together():
+            outcome = _train(world, recipe, changes or [], output, accept_changes=accept_changes)
+    if not outcome.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _train(world: World, recipe: str, changes: list[str], output: Path | None, *, accept_changes: bool) -> Outcome:
+    """Train as one process of a world, the first of which tells how it goes."""
+    from protea.cli.pretrain_view import TrainingView
+    from protea.train.loop import pretrain as train
+    from protea.train.recipe import read_recipe
+
+    settings = read_recipe(recipe, changes)
     if output is None:
         raise UsageError("no output: give a folder for the run with -o RUN; `--dry-run` needs none")
-    with interruptible():
-        from protea.cli.pretrain_view import TrainingView
-        from protea.train.loop import pretrain as train
-
-        view = TrainingView()
-        try:
-            with view.bar:
-                outcome = train(settings, output, view, accept_changes=accept_changes)
-        except KeyboardInterrupt:
-            if view.stop():
-                # A second signal: leave at once, before Python waits for the checkpoint that is being written.
-                typer.echo(f"{output}: stopped; the same command continues from the newest checkpoint", err=True)
-                os._exit(INTERRUPTED)
-            raise
-    if not outcome.finished:
+    view = TrainingView(quiet=not world.is_first)
+    try:
+        with view.bar:
+            outcome = train(settings, output, view, accept_changes=accept_changes, world=world)
+    except KeyboardInterrupt:
+        if view.stop():
+            # A second signal: leave at once, before Python waits for the checkpoint that is being written.
+            typer.echo(f"{output}: stopped; the same command continues from the newest checkpoint", err=True)
+            os._exit(INTERRUPTED)
+        raise
+    steps = settings.run.steps
+    if not world.is_first:
+        return outcome
+    if outcome.finished:
+        typer.echo(
+            f"{output}: {counted(outcome.step, 'step')} done; `protea export {output} -o FOLDER` makes a model of it"
+        )
+    else:
         saved = "; a checkpoint is saved" if outcome.step else ""
-        typer.echo(f"{output}: stopped after step {outcome.step:,} of {settings.run.steps:,}{saved}", err=True)
-        raise typer.Exit(INTERRUPTED)
-    typer.echo(
-        f"{output}: {counted(outcome.step, 'step')} done; `protea export {output} -o FOLDER` makes a model of it"
-    )
+        typer.echo(f"{output}: stopped after step {outcome.step:,} of {steps:,}{saved}", err=True)
+    return outcome
 
 
 def export(
@@ -138,7 +158,7 @@ def export(
     """
     from protea.device import resolve_dtype
     from protea.finetune.export import is_tuned
-    from protea.train.run_checkpoints import export as write
+    from protea.train.run_export import export as write
 
     if to != "hf":
         raise UsageError(f"--to {to}: a run is exported as hf; `protea convert` writes other formats of it")
@@ -174,7 +194,7 @@ def average(
       protea average run/ --last 47 -o model/
     """
     from protea.device import resolve_dtype
-    from protea.train.run_checkpoints import average as write
+    from protea.train.run_export import average as write
 
     with interruptible():
         saved = write(run, output, last=last, dtype=resolve_dtype(dtype))

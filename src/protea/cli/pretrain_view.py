@@ -23,10 +23,14 @@ _LINE_SECONDS: Final = 10.0
 
 
 class TrainingView(TrainingProgress):
-    """Shows the metrics and notes of a run while its ``bar`` is open; a signal makes ``stop`` return true."""
+    """Shows the metrics and notes of a run while its ``bar`` is open; a signal makes ``stop`` return true.
 
-    def __init__(self) -> None:
+    A ``quiet`` one, for all processes of a run but the first, shows nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
         console = Console(stderr=True)
+        self._quiet = quiet
         self._terminal = console.is_terminal
         self.bar = Progress(
             MofNCompleteColumn(),
@@ -36,7 +40,7 @@ class TrainingView(TrainingProgress):
             TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=console,
             expand=True,
-            disable=not self._terminal,
+            disable=quiet or not self._terminal,
             # The default, 30 seconds, may be shorter than the time between two logged steps.
             speed_estimate_period=math.inf,
         )
@@ -100,6 +104,8 @@ class TrainingView(TrainingProgress):
             self.note("stopping: saves a checkpoint first; a second signal stops at once, without saving")
 
     def _print(self, line: str) -> None:
+        if self._quiet:
+            return
         # A full disk or a closed pipe behind standard error must not end the run.
         with suppress(OSError):
             if self._terminal:

@@ -49,6 +49,7 @@ class TrainingBatch:
         index: ``[B]`` int64, the places of these sequences in the epoch; in host memory.
         position: where to continue after this batch.
         epoch: the epoch of these places.
+        filling: tokens of padding at the end, which belong to no sequence of the data.
     """
 
     inputs: PackedBatch
@@ -57,6 +58,17 @@ class TrainingBatch:
     index: NDArray[np.int64]
     position: Position
     epoch: int
+    filling: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of sequences."""
+        return self.inputs.input_ids.numel() - self.filling
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[B]`` int64 in host memory: tokens of each sequence."""
+        return self.inputs.cu_seqlens.host_offsets.diff().long()[: len(self.index)]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
@@ -105,6 +117,11 @@ def first_fit(sizes: list[int], packing: Packing) -> list[list[int]]:
     return done + packs
 
 
+def _cut(start: int, end: int, most: int) -> NDArray[np.int64]:
+    """The ends of pieces of at most so many tokens."""
+    return np.minimum(np.arange(start, end, most) + most, end)
+
+
 class Loader:
     """Masked packs of a split.
 
@@ -117,6 +134,7 @@ class Loader:
         workers: threads that make batches; with 0, they are made when they are asked for.
         ahead: the most batches made in advance.
         pin: whether batches are in page-locked memory; by default if there is CUDA.
+        fill: whether packs are filled to the most tokens with padding, in sequences of their own.
 
     Attributes:
         packs: packs planned so far, of all ranks.
@@ -134,6 +152,7 @@ class Loader:
         workers: int = 1,
         ahead: int = 4,
         pin: bool | None = None,
+        fill: bool = False,
     ) -> None:
         self.sampler, self.packing = sampler, packing or Packing()
         if not 0 <= rank < world:
@@ -147,6 +166,7 @@ class Loader:
             )
         self._rank, self._world, self._workers, self._ahead = rank, world, workers, ahead
         self._pin = torch.cuda.is_available() if pin is None else pin
+        self._fill = fill
         alphabet = sampler.split.alphabet
         self._masker = Masker(masking_named(masking) if isinstance(masking, str) else masking, alphabet)
         self.packs = self.packed = 0
@@ -214,8 +234,13 @@ class Loader:
                 tokens[ends] = special
         keys = fold(self.sampler.seed, epoch, MASK, draws.index.astype(np.uint64))
         masked, hidden = self._masker(tokens, keys, starts)
+        filling = self.packing.tokens - len(tokens) if self._fill else 0
+        if filling:
+            pad = self.sampler.split.alphabet.pad
+            masked, tokens = (np.pad(each, (0, filling), constant_values=pad) for each in (masked, tokens))
+            starts = np.append(starts, _cut(starts[-1], len(tokens), self.sampler.max_tokens))
         host = torch.from_numpy(starts.astype(np.int32))
-        boundaries = CuSeqlens(host, host, int(lengths.max()))
+        boundaries = CuSeqlens(host, host, int(np.diff(starts).max()))
         # Converted with NumPy: PyTorch would use its threads, which then spin while they wait for each other.
         result = TrainingBatch(
             PackedBatch(torch.from_numpy(masked.astype(np.int64)), boundaries),
@@ -224,6 +249,7 @@ class Loader:
             draws.index,
             position,
             epoch,
+            filling,
         )
         return result.pin_memory() if self._pin else result
 

@@ -85,21 +85,36 @@ class Encoder(nn.Module, ABC):
     # --- what all families share -----------------------------------------------------------------------------------
 
     def forward(
-        self, batch: PackedBatch, on_hidden: HiddenObserver | None = None, on_attention: AttentionObserver | None = None
+        self,
+        batch: PackedBatch,
+        on_hidden: HiddenObserver | None = None,
+        on_attention: AttentionObserver | None = None,
+        *,
+        layers: range | None = None,
+        x: Tensor | None = None,
     ) -> Tensor:
-        """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences."""
+        """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences.
+
+        With ``layers``, only these run, and what they need of the rest: they begin with ``x``, the output of the layer
+        before them, unless they are the first, and end with ``final`` if they are the last.
+        """
         self.check_length(batch.cu_seqlens.max_length)
         context = self.context(batch)
-        x = self.embed_tokens(batch)
-        for number, layer in enumerate(self.layers):
+        numbers = range(len(self.layers)) if layers is None else layers
+        if x is None:
+            x = self.embed_tokens(batch)
+        for number in numbers:
             if on_hidden is not None:
                 on_hidden(number, x)
             if on_attention is not None:
                 context = replace(context, on_attention=partial(on_attention, number + 1))
-            x = layer(x, context)
+            # By its name: a model may lack other layers.
+            x = self.layers.get_submodule(str(number))(x, context)
+        if layers is not None and layers.stop < self.config.num_hidden_layers:
+            return x
         x = self.final(x)
         if on_hidden is not None:
-            on_hidden(len(self.layers), x)
+            on_hidden(numbers.stop, x)
         return x
 
     def check_length(self, tokens: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from protea.data.draws import key
 from protea.data.loader import TrainingBatch
+from protea.data.training_store import TrainingStore
 from protea.device import resolve_device, return_freed_memory
 from protea.errors import (
     DeviceError,
@@ -55,9 +56,20 @@ from protea.train.model import (
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.recipe import Recipe, read_recipe, recipe_names
+from protea.train.parallel import ALONE, Parallel, join_layout, named_layout
+from protea.train.recipe import Recipe, flatten, read_recipe, recipe_names
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
-from protea.train.run_folder import RunFolder, TrainingState, open_run_folder, open_store, resume, save, write_recipe
+from protea.train.run_folder import (
+    RunFolder,
+    TrainingState,
+    open_run_folder,
+    open_store,
+    resume,
+    save,
+    versions,
+    write_recipe,
+)
+from protea.train.world import World
 
 _DROPOUT: Final = 6
 """Seeds of dropout, besides the purposes that ``protea.data.draws`` numbers."""
@@ -73,15 +85,26 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept_changes: bool = False) -> Outcome:
+def pretrain(
+    recipe: Recipe,
+    output: Path,
+    progress: TrainingProgress,
+    *,
+    accept_changes: bool = False,
+    world: World = ALONE.world,
+) -> Outcome:
     """Train, from the beginning or from the newest intact checkpoint in the output folder.
 
-    With ``accept_changes`` the run continues although its recipe changed.
+    With ``accept_changes`` the run continues although its recipe changed. All processes of a ``world`` call this,
+    inside ``world.together()``.
     """
-    device = resolve_device(recipe.run.device)
+    device = world.connect(resolve_device(recipe.run.device), recipe.parallel.timeout)
     if device.type == "cuda":
         # Events and synchronisation belong to the current device, not to that of the tensors.
         torch.cuda.set_device(device)
+    world.check_same("a recipe", flatten(recipe.shown()))
+    world.check_same("versions", versions())
+    parallel = join_layout(world, recipe, device)
     if recipe.log.wandb is not None and find_spec("wandb") is None:
         raise MissingExtraError(f"log.wandb needs Weights & Biases: {install('wandb')}")
     model = architecture(recipe)
@@ -90,9 +113,11 @@ def pretrain(recipe: Recipe, output: Path, progress: TrainingProgress, *, accept
             f"data.max_tokens {recipe.data.max_tokens:,} exceeds the {model.max_tokens:,} positions of "
             f"{model.config.family}; lower it"
         )
+    parallel.check(model)
     opened = open_run_folder(output, recipe, device, accept_changes=accept_changes)
-    with _explaining_failures(recipe, output, device), opened as folder:
-        return _Trainer(folder, model, device, progress).run()
+    with _explaining_failures(recipe, output, device), ExitStack() as stack:
+        folder = world.first(lambda: stack.enter_context(opened))
+        return _Trainer(folder, model, device, progress, parallel).run()
 
 
 def dry_run(recipe: Recipe) -> list[str]:
@@ -102,13 +127,16 @@ def dry_run(recipe: Recipe) -> list[str]:
     peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
     model = architecture(told)
     run_folder.check_data(told, model.alphabet)
-    costs = estimate(model, told, told.data.max_tokens)
+    layout = named_layout(told)
+    costs = estimate(model, told, told.data.max_tokens, layout)
     try:
         unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
         memory = unknown if device is None else check_memory(costs, device)
     except TrainingError as error:
         memory = str(error)
-    return [f"computes in {told.run.precision}", *costs.lines(told, peak), memory]
+    peak = None if peak is None else peak * layout.processes
+    processes = [] if layout.processes == 1 else [f"{layout.processes} processes: {layout}; memory of each below"]
+    return [f"computes in {told.run.precision}", *processes, *costs.lines(told, peak), memory]
 
 
 def listing() -> Iterator[str]:
@@ -130,20 +158,39 @@ def listing() -> Iterator[str]:
 class _Trainer:
     """A run in progress: its step, and the work that is due between two steps."""
 
-    def __init__(self, folder: RunFolder, model: Encoder, device: torch.device, progress: TrainingProgress) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: Encoder,
+        device: torch.device,
+        progress: TrainingProgress,
+        parallel: Parallel,
+    ) -> None:
         self.recipe = recipe = folder.recipe
         self.folder, self.device, self.progress = folder, device, progress
+        self.world = world = parallel.world
         for note in folder.notes:
             progress.note(note)
-        store = open_store(recipe, folder.path, model.alphabet, progress)
+        made = world.first(lambda: open_store(recipe, folder.path, model.alphabet, progress).folder)
+        store = TrainingStore(made, model.alphabet)
         run, self.data, pin = recipe.run, store.fingerprint, device.type == "cuda"
-        self.loader = make_loader(store, "train", recipe, seed=run.seed, workers=run.workers, pin=pin)
-        self.validation = None if recipe.validation.every is None else Validation(store, recipe)
-        costs = estimate(model, recipe, mean_length(self.loader.sampler))
-        check_memory(costs, device)
-        self.guard = DivergenceGuard(run, folder.path, self.loader.sampler)
-        self.trainable = prepare(initialise(recipe, device), recipe, progress)
-        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save)
+        world.check_same("training data", {"store": self.data})
+        share, shares = parallel.share, parallel.layout.data
+        self.loader = make_loader(
+            *(store, "train", recipe),
+            seed=run.seed,
+            workers=run.workers,
+            pin=pin,
+            fill=parallel.fixed,
+            rank=share,
+            world=shares,
+        )
+        self.validation = None if recipe.validation.every is None else Validation(store, recipe, parallel)
+        costs = estimate(model, recipe, mean_length(self.loader.sampler), parallel.layout)
+        check_memory(costs, device, world.neighbours)
+        self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
+        self.trainable = prepare(initialise(recipe, device, parallel), recipe, progress, parallel)
+        self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save, world)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()
         if self._validation_due():
@@ -152,8 +199,10 @@ class _Trainer:
         elif self.state.step == run.steps and not folder.changed:
             raise FinishedError(complete(folder.path))
         peak = peak_flops(recipe.log, device, self.trainable.precision.dtype)
+        peak = None if peak is None else peak * world.size
         progress.start(list(costs.lines(recipe, peak)), run.steps, self.state.step)
-        self.logbook = Logbook(open_sinks(folder.path, recipe, self.state), recipe, self.trainable, progress, peak)
+        sinks = open_sinks(folder.path, recipe, self.state) if world.is_first else []
+        self.logbook = Logbook(sinks, recipe, self.trainable, progress, peak)
 
     def run(self) -> Outcome:
         """Train to the last step, or until asked to stop."""
@@ -162,7 +211,7 @@ class _Trainer:
         finally:
             if not isinstance(sys.exception(), KeyboardInterrupt):
                 # After Ctrl-C nobody waits for a checkpoint; the next run removes a half-written one.
-                self.checkpoints.wait()
+                self.checkpoints.close()
             self.logbook.close()
         step = self.state.step
         return Outcome(step, step == self.recipe.run.steps and not self._validation_due())
@@ -183,31 +232,37 @@ class _Trainer:
         if state.position.pack and folder.changed & _REPACKING:
             state.position = state.position._replace(pack=0)  # the old number counts packs of the earlier recipe
             self.progress.note("the changes affect packing: the current block of the epoch begins again")
-        if folder.changed:
+        if folder.changed and self.world.is_first:
             write_recipe(folder.path, self.recipe)
 
     def _repeat(self) -> None:
+        parallel = self.trainable.parallel
         with closing(self.loader.batches(self.state.position)) as batches:
             while True:
                 if self._validation_due():
                     self._validate()
-                if self.state.step == self.recipe.run.steps or self.progress.stop():
+                if self.state.step == self.recipe.run.steps or self._stop():
                     break
                 self._save_if_due()
-                packs = [next(batches) for _ in range(self.recipe.batch.packs)]
+                packs = [next(batches) for _ in range(self.recipe.batch.packs // parallel.layout.data)]
                 if not self._step(packs):
                     break
             self._save_last()
+
+    def _stop(self) -> bool:
+        """Whether any process was asked to stop; all of them ask at the same places of a run."""
+        return self.world.any(self.progress.stop())
 
     def _step(self, packs: Sequence[TrainingBatch]) -> bool:
         """Train for one step and log it; false if the run was asked to stop during the step."""
         step, run, optimizer = self.state.step + 1, self.recipe.run, self.recipe.optimizer
         rate = learning_rate(self.recipe.schedule, step, highest=optimizer.lr, steps=run.steps)
-        stop = self.progress.stop
+        self.world.at(f"step {step:,}")
+        stop = self._stop
         result = train_step(self.trainable, packs, step=step, rate=rate, seed=run.seed, clip=optimizer.clip, stop=stop)
         if result is None:
             return False
-        tokens = sum(pack.inputs.input_ids.numel() for pack in packs)
+        (tokens,) = self.trainable.parallel.total(sum(pack.tokens for pack in packs))
         self.state = TrainingState(step, packs[-1].position, self.state.tokens + tokens)
         self.guard.add(step, packs, *result)
         self.logbook.count(packs)
@@ -229,7 +284,7 @@ class _Trainer:
         assert self.validation is not None
         self.guard.settle(self.trainable)
         began = time.perf_counter()
-        loss = self.validation.loss(self.trainable.model, self.trainable.precision, self.progress.stop)
+        loss = self.validation.loss(self.trainable.model, self.trainable.precision, self._stop)
         if loss is not None:
             self.state.validation_loss = loss
             self.logbook.validated(self.state.step, loss, time.perf_counter() - began)
@@ -276,22 +331,23 @@ def train_step(
     The run's ``seed``, the ``step`` (from 1) and the pack's number in the step seed dropout. Gradients are scaled down
     to the norm ``clip``. ``stop`` is asked between packs. If it returns true, weights and optimizers stay as they were,
     and the result is ``None``; else the loss and the norm of its gradient before clipping, on the device.
+
+    Of many processes, each has ``packs`` of its own; the loss and the norm are those of all.
     """
-    model, optimizers, scaler = trainable.model, trainable.optimizers, trainable.precision.scaler
-    loss = torch.zeros((), device=model.device)
-    masked = max(1, sum(len(pack.rows) for pack in packs))
+    model, optimizers, parallel = trainable.model, trainable.optimizers, trainable.parallel
+    scaler, autocast = trainable.precision.scaler, trainable.precision.autocast
+    seeds = [key(seed, step, _DROPOUT, parallel.number(place)) >> 1 for place in range(len(packs))]
+    (masked,) = parallel.total(sum(len(pack.rows) for pack in packs))
     optimizers.zero_grad()
-    for number, pack in enumerate(packs):
-        if number and stop():
-            optimizers.zero_grad()
-            return None
-        batch = pack.to(model.device, non_blocking=True)
-        torch.manual_seed(key(seed, step, _DROPOUT, number) >> 1)
-        with trainable.precision.autocast():
-            total = masked_loss(model, batch)
-        share = total / masked
-        scaler.scale(share).backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
+
+    def share(hidden: Tensor, pack: TrainingBatch) -> Tensor:
+        return masked_loss(model, hidden, pack) / max(1, masked)
+
+    loss = parallel.compute(model, packs, share, seeds=seeds, autocast=autocast, scale=scaler.scale, stop=stop)
+    if loss is None:
+        optimizers.zero_grad()
+        return None
+    loss = parallel.reduce(model, loss)
     norm = optimizers.clip(scaler, clip)
     optimizers.step(scaler, rate)
     return loss, norm

@@ -73,10 +73,10 @@ class Logbook:
     ) -> None:
         self._sinks, self._recipe, self._progress = sinks, recipe, progress
         self._config, self._device = trainable.model.config, trainable.model.device
-        self._scaler = trainable.precision.scaler
+        self._scaler, self._parallel = trainable.precision.scaler, trainable.parallel
         self._peak = peak
         self._failing = False
-        self._padding = 0.0
+        self._filled = self._room = 0  # tokens of the last step, and those that its packs could hold
         self._reset()
 
     def due(self, step: int) -> bool:
@@ -84,17 +84,22 @@ class Logbook:
         return step % self._recipe.log.every == 0 or step == self._recipe.run.steps
 
     def count(self, packs: Sequence[TrainingBatch]) -> None:
-        """Add one step's tokens to the counters."""
-        lengths = torch.cat([pack.inputs.cu_seqlens.host_offsets.diff().long() for pack in packs])
-        tokens = int(lengths.sum())
-        self._tokens += tokens
+        """Add the tokens of one step of this process to the counters."""
+        lengths = torch.cat([pack.lengths for pack in packs])
+        self._filled, self._room = int(lengths.sum()), len(packs) * self._recipe.batch.pack
+        self._tokens += self._filled
         self._squares += int(lengths.square().sum())
         self._masked += sum(len(pack.rows) for pack in packs)
-        self._padding = 1 - tokens / (len(packs) * self._recipe.batch.pack)
 
     def step(self, state: TrainingState, loss: Tensor, norm: Tensor, rate: float) -> None:
-        """Log a step's metrics, with averages since the last logged step; this reads from the device."""
+        """Log a step's metrics, with averages since the last logged step; this reads from the device.
+
+        All processes do this together; their tokens are added.
+        """
         nats = loss.item()
+        total, squares, masked, filled, room = self._parallel.total(
+            self._tokens, self._squares, self._masked, self._filled, self._room
+        )
         seconds = max(time.perf_counter() - self._began, 1e-9)
         values = {
             "loss": nats,
@@ -103,14 +108,14 @@ class Logbook:
             "learning_rate": rate,
             "epoch": state.position.epoch,
             "tokens": state.tokens,
-            "padding": self._padding,
-            "tokens_per_second": self._tokens / seconds,
+            "padding": 1 - filled / room if room else 0.0,
+            "tokens_per_second": total / seconds,
         }
         if self._peak is not None:
-            tokens = max(self._tokens, 1)
-            flops = 3 * self._config.forward_flops(self._squares / tokens, self._masked / tokens)
-            values["utilisation"] = self._tokens * flops / seconds / self._peak
-        values["peak_memory"] = peak_memory(self._device)
+            tokens = max(total, 1)
+            flops = 3 * self._config.forward_flops(squares / tokens, masked / tokens)
+            values["utilisation"] = total * flops / seconds / self._peak
+        values["peak_memory"] = max(self._parallel.world.gather(peak_memory(self._device)))
         if self._scaler.is_enabled():
             values["loss_scale"] = self._scaler.get_scale()
         self._reset()

@@ -29,6 +29,7 @@ from protea.models.registry import build, initial_value
 from protea.progress import Progress
 from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
+from protea.train.parallel import ALONE, Division, Parallel
 from protea.train.recipe import Recipe
 from protea.transforms import native
 from protea.transforms.training import compile_layers, recompute_layers
@@ -37,6 +38,9 @@ TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "floa
 """The type that products are computed in, by the name of a precision."""
 
 _SAMPLE: Final = 4096
+_GATHERED: Final = 3
+"""Layers whose weights a process has at a time: the one that computes, the next, and the one before."""
+
 _MASKED: Final = 0.15
 """Share of the tokens that the language-model head is computed for."""
 
@@ -54,10 +58,11 @@ def architecture(recipe: Recipe) -> Encoder:
     return _freeze_contact_head(model)
 
 
-def initialise(recipe: Recipe, device: torch.device) -> Encoder:
-    """The same model with its first weights, in float32."""
+def initialise(recipe: Recipe, device: torch.device, parallel: Parallel = ALONE) -> Encoder:
+    """The same model with its first weights, in float32, or this process's stage of it."""
     if recipe.init is None:
         model = architecture(recipe)
+        parallel.cut(model)
         names = [name for name, _ in model.named_parameters()]
         state = {name: initial_value(model, name, recipe.run.seed).to(device) for name in names}
         state |= {name: buffer.to(device) for name, buffer in model.stored_buffers.items()}
@@ -68,6 +73,7 @@ def initialise(recipe: Recipe, device: torch.device) -> Encoder:
         for parameter in model.parameters():
             # float32 weights are still mapped from the file, which training must not change.
             parameter.data = parameter.data.clone()
+    parallel.cut(model)
     return _freeze_contact_head(model)
 
 
@@ -124,19 +130,22 @@ def explaining_memory(too_large: DeviceError) -> Iterator[None]:
 class Precision:
     """The type that matrix products are computed in, by the name that a recipe gives.
 
-    ``scaler`` scales the loss so that float16 gradients do not vanish; it is disabled for other types.
+    ``scaler`` scales the loss so that float16 gradients do not vanish; it is disabled for other types. ``cached`` says
+    whether narrow weights are kept until the end of a forward pass.
     """
 
-    def __init__(self, name: str, device: torch.device, packs: int = 1) -> None:
+    def __init__(self, name: str, device: torch.device, packs: int = 1, *, cached: bool = True) -> None:
         self.dtype = TYPES[name]
-        self._device = device
+        self._device, self._cached = device, cached
         # A pack's gradient is a small share of its step's: it must not vanish before the scale has grown.
         scale = 2.0 ** (16 + (packs - 1).bit_length())
         self.scaler = torch.amp.GradScaler(device.type, init_scale=scale, enabled=self.dtype == torch.float16)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute products in the narrow type; norms and the residual stream stay in float32."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self._device.type, self.dtype)
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, self.dtype, cache_enabled=self._cached)
 
 
 @dataclass(frozen=True)
@@ -146,18 +155,20 @@ class Trainable:
     model: Encoder
     optimizers: Optimizers
     precision: Precision
+    parallel: Parallel = ALONE
 
 
-def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
+def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parallel = ALONE) -> Trainable:
     """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen."""
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
     # FSDP2. Each must see the modules that those before it leave.
     run = settle_precision(recipe, model.device).run
+    parallel.divide(model)
     if run.recompute:
         recompute_layers(model)
     if run.compile:
         try:
-            compile_layers(model)
+            compile_layers(model, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
     if run.precision == "bf16-mixed" and model.device.type == "cpu":
@@ -168,8 +179,12 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress) -> Trainable:
             progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
     if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
-    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer)
-    return Trainable(model.train(), optimizers, Precision(run.precision, model.device, recipe.batch.packs))
+    parallel.apply(model)
+    optimizers = Optimizers(parameters_to_train(model), recipe.optimizer, norm=parallel.norm)
+    # Narrow weights that are kept until the end of a forward pass would undo what sharding saves.
+    cached = parallel.layout.processes == 1
+    precision = Precision(run.precision, model.device, recipe.batch.packs, cached=cached)
+    return Trainable(model.train(), optimizers, precision, parallel)
 
 
 @dataclass(frozen=True)
@@ -201,8 +216,11 @@ class Costs:
         )
 
 
-def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
-    """What a recipe takes; ``length`` is the mean length of sequences, weighted by tokens."""
+def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = ALONE.layout) -> Costs:
+    """What a recipe takes, with the bytes of one process of a layout.
+
+    ``length`` is the mean length of sequences, weighted by tokens.
+    """
     trained = parameters_to_train(model)
     weights = sum(parameter.numel() for parameter in model.parameters())
     count = sum(parameter.numel() for parameter in trained.values())
@@ -212,12 +230,24 @@ def estimate(model: Encoder, recipe: Recipe, length: float) -> Costs:
     run = settle_precision(recipe, device).run
     mixed, on_cpu = run.precision != "float32", device is not None and device.type == "cpu"
     kept = model.config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
+    state, copies = 4 * weights + 4 * count + moments, 4 * weights + moments
+    narrow = 2 * weights if mixed else 0
+    if layout.processes > 1:
+        own = layout.tensor * layout.pipeline
+        layers = 4 * sum(parameter.numel() for parameter in model.layers.parameters()) // own
+        outside = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("layers."))
+        few = _GATHERED / len(model.layers)
+        gathered = 2 * layers * (1 if layout.keeps_layers(layers) else few)
+        # Narrow weights are kept for the backward pass, unless they are made again.
+        narrow = round(narrow * (few if run.recompute else 1)) // own
+        state = state // (layout.shard * own) + 16 * outside + round(gathered)
+        copies //= layout.shard * own
     return Costs(
         parameters=count,
         flops=3 * model.config.forward_flops(length, _MASKED),
-        state=4 * weights + 4 * count + moments + (2 * weights if mixed else 0),
-        copies=4 * weights + moments,
-        activations=recipe.batch.pack * kept,
+        state=state + narrow,
+        copies=copies,
+        activations=recipe.batch.pack * kept // layout.tensor,
     )
 
 
@@ -227,12 +257,16 @@ def mean_length(sampler: Sampler) -> float:
     return float((lengths**2).sum() / lengths.sum())
 
 
-def check_memory(costs: Costs, device: torch.device) -> str:
-    """The memory that a run needs and what is free, in words; ``TrainingError`` if it does not fit."""
+def check_memory(costs: Costs, device: torch.device, neighbours: int = 1) -> str:
+    """The memory that a run needs and what is free, in words; ``TrainingError`` if it does not fit.
+
+    ``neighbours`` is the number of processes that share the main memory.
+    """
+    free = available_memory() // neighbours
     if device.type != "cuda":
-        return _compare(costs.state + costs.copies, costs.activations, available_memory(), "of main memory")
+        return _compare(costs.state + costs.copies, costs.activations, free, "of main memory")
     on_device = _compare(costs.state, costs.activations, torch.cuda.mem_get_info(device)[0], f"on {device}")
-    return f"{on_device}; {_compare(costs.copies, 0, available_memory(), 'of main memory for checkpoints')}"
+    return f"{on_device}; {_compare(costs.copies, 0, free, 'of main memory for checkpoints')}"
 
 
 def _compare(model: int, activations: int, available: int, place: str) -> str:

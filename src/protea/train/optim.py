@@ -18,7 +18,7 @@ run can be extended while the rate is still at its maximum: the steps so far do 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from protea.errors import CheckpointError, UsageError
 from protea.train.recipe import OptimizerSettings, ScheduleSettings
+from protea.train.world import local
 
 PREFIX: Final = "optimizer."
 _SHARE: Final = "share"  # of the learning rate, in a group of parameters
@@ -51,7 +52,8 @@ class Optimizers:
     updates the layers' matrices, scaled so that AdamW's learning rates fit (Liu et al. 2025); AdamW updates embeddings,
     norms, biases and the head.
 
-    ``shares`` are what the learning rate of some parameters is multiplied by.
+    ``shares`` are what the learning rate of some parameters is multiplied by. ``norm`` computes the norm of all values
+    of gradients, those of other processes included.
     """
 
     def __init__(
@@ -59,19 +61,22 @@ class Optimizers:
         parameters: Mapping[str, nn.Parameter],
         settings: OptimizerSettings,
         shares: Mapping[str, float] = MappingProxyType({}),
+        norm: Callable[[list[Tensor]], Tensor] = nn.utils.get_total_norm,
     ) -> None:
         if not parameters:
             raise UsageError("there is nothing to train: no parameter of the model requires gradients")
-        self.parameters = dict(parameters)
+        self.parameters, self._norm = dict(parameters), norm
         names = {name for name in parameters if settings.name == "muon" and is_matrix_of_layer(name, parameters[name])}
         matrices = [parameters[name] for name in parameters if name in names]
-        by_kind: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        by_kind: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters.items():
             if name not in names:
-                by_kind.setdefault((parameter.ndim > 1, shares.get(name, 1.0)), []).append(parameter)
+                # A fused kernel takes either whole tensors or divided ones.
+                kind = (parameter.ndim > 1, shares.get(name, 1.0), local(parameter) is parameter)
+                by_kind.setdefault(kind, []).append(parameter)
         groups: list[dict[str, Any]] = [
             {"params": members, "weight_decay": settings.weight_decay if is_matrix else 0.0, _SHARE: share}
-            for (is_matrix, share), members in sorted(by_kind.items(), key=lambda item: item[0], reverse=True)
+            for (is_matrix, share, _), members in sorted(by_kind.items(), key=lambda item: item[0], reverse=True)
         ]
         self.members: list[torch.optim.Optimizer] = []
         if groups:
@@ -94,14 +99,15 @@ class Optimizers:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if scaler.is_enabled() and len(self.members) > 1:
             # The scaler judges each optimizer separately, but both must skip a step that overflows for one of them.
-            overflow = 0 * nn.utils.get_total_norm(gradients)
+            overflow = 0 * self._norm(gradients)
             for optimizer in self.members:
                 optimizer.param_groups[0]["params"][0].grad.add_(overflow)
         for optimizer in self.members:
             scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._norm(gradients)
         if limit is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), limit, norm)
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
         return norm
 
     def step(self, scaler: torch.amp.GradScaler, rate: float) -> None:

@@ -98,6 +98,17 @@ class RunSettings(Section):
     workers: NonNegative = 1  # threads that prepare batches
 
 
+class ParallelSettings(Section):
+    """How many processes share the model and the packs; ``protea.train.parallel`` explains the layout."""
+
+    replicate: Count = 1  # copies of the model
+    shard: Literal["auto"] | Count = "auto"  # parts of the weights of a copy; auto: all processes that remain
+    tensor: Count = 1  # parts of each matrix
+    pipeline: Count = 1  # stages of layers
+    schedule: Literal["1f1b", "interleaved"] = "1f1b"  # order of packs in a pipeline
+    timeout: Positive = 1800.0  # seconds that a process may take for a pack, or wait for the others
+
+
 class ValidationSettings(Section):
     """How often to validate, and on how much of the validation split."""
 
@@ -135,6 +146,7 @@ class Recipe(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     run: RunSettings = RunSettings()
+    parallel: ParallelSettings = ParallelSettings()
     validation: ValidationSettings = ValidationSettings()
     save: SaveSettings = SaveSettings()
     log: LogSettings = LogSettings()

@@ -4,6 +4,9 @@ A checkpoint is a folder in PyTorch's distributed checkpoint format with a ``sta
 is not a tensor, the SHA-256 of the other files, and the SHA-256 of its own content. A thread writes it from copies in
 main memory, under another name, and renames it when all of it is on disk. Protea's own reader reads it, which runs no
 pickle.
+
+Of many processes, each writes a file with its share of the tensors' parts, and the first one writes the rest. If one of
+them fails, all drop the checkpoint. Whatever layout wrote a checkpoint, any other can read it.
 """
 
 from __future__ import annotations
@@ -12,29 +15,32 @@ import hashlib
 import json
 import re
 import shutil
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from protea.checkpoints import hf
-from protea.checkpoints.checkpoint import contact_head
-from protea.checkpoints.distcp import DistributedTensors
-from protea.checkpoints.hf_config import config_from
-from protea.checkpoints.targets import check_target
+from protea.checkpoints.distcp import (
+    METADATA,
+    DistributedTensors,
+    Piece,
+    WrittenPiece,
+    data_file,
+    metadata,
+    write_pieces,
+)
 from protea.errors import CheckpointError, ResumeError
-from protea.models.encoder import Encoder
-from protea.models.registry import build
-from protea.output import sha256, staged, sync_folder, write_durably
+from protea.output import sha256, sync_folder, write_durably
 from protea.progress import Progress
-from protea.text import counted
 from protea.train.recipe import SaveSettings
+from protea.train.shares import Part, all_do, own_share, part_of, reason_of
+from protea.train.world import Gather, Value, World, local
 
 CHECKPOINTS: Final = "checkpoints"
 STATE: Final = "state.json"
@@ -87,10 +93,10 @@ def read_saved(folder: Path) -> SavedCheckpoint:
         raise CheckpointError(f"{path}: is damaged: {error}") from error
 
 
-def read_verified(folder: Path) -> SavedCheckpoint:
-    """A checkpoint by its folder, with all files compared with their hashes."""
+def read_verified(folder: Path, share: int = 0, shares: int = 1) -> SavedCheckpoint:
+    """A checkpoint by its folder, with all files compared with their hashes, or a share of them."""
     saved = read_saved(folder)
-    for name, expected in saved.values["files"].items():
+    for name, expected in [*saved.values["files"].items()][share::shares]:
         path = folder / name
         try:
             actual = sha256(path)
@@ -101,14 +107,23 @@ def read_verified(folder: Path) -> SavedCheckpoint:
     return saved
 
 
-def newest_intact(folder: Path, progress: Progress) -> SavedCheckpoint | None:
-    """The newest checkpoint that is intact, if there is any; damaged ones are skipped with a note."""
-    for unfinished in folder.glob(".*"):  # half written or half removed by a killed process
-        shutil.rmtree(unfinished, ignore_errors=True)
-    folders = step_folders(folder)
+def newest_intact(
+    folder: Path, progress: Progress, world: World | None = None, gather: Gather | None = None
+) -> SavedCheckpoint | None:
+    """The newest checkpoint that is intact, if there is any; damaged ones are skipped with a note.
+
+    Of many processes, each verifies some of the files, and all get the same checkpoint. ``gather`` waits for the
+    slowest.
+    """
+    world = world or World()
+    if world.is_first:
+        for unfinished in folder.glob(".*"):  # half written or half removed by a killed process
+            shutil.rmtree(unfinished, ignore_errors=True)
+    folders = world.broadcast(step_folders(folder))
     for path in reversed(folders):
         try:
-            return read_verified(path)
+            with world.patience():
+                return all_do(world, partial(read_verified, path, world.rank, world.size), gather)[world.rank]
         except CheckpointError as error:
             progress.note(f"{error}; skipped")
     if folders:
@@ -117,15 +132,27 @@ def newest_intact(folder: Path, progress: Progress) -> SavedCheckpoint | None:
 
 
 class RunCheckpoints:
-    """Writes the checkpoints of one run, and removes old ones."""
+    """Writes the checkpoints of one run, and removes old ones.
 
-    def __init__(self, folder: Path, settings: SaveSettings) -> None:
-        self.folder, self.settings = folder, settings
+    All processes of ``world`` call the same methods at the same steps.
+    """
+
+    def __init__(self, folder: Path, settings: SaveSettings, world: World | None = None) -> None:
+        self.folder, self.settings, self.world = folder, settings, world or World()
         self.last: int | None = None  # step of the newest checkpoint begun or read; None after a failure
         self._retry = 0
+        self._held: dict[str, Part] = {}  # what this process has of each tensor
+        self._share: frozenset[str] = frozenset()  # the names of those that it writes
         self._copies: dict[str, Tensor] = {}
+        self._written: list[list[WrittenPiece]] = [[] for _ in range(self.world.size)]
+        self._metadata = b""
+        self._gather = self.world.gather_apart()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+
+    def newest(self, progress: Progress) -> SavedCheckpoint | None:
+        """See ``newest_intact``."""
+        return newest_intact(self.folder, progress, self.world, self._gather)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after a step."""
@@ -134,7 +161,10 @@ class RunCheckpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Copy everything, and write it while training continues; ``values`` must be what JSON can hold."""
         self.wait()
-        self._copy(tensors)
+        held = {name: part_of(tensor) for name, tensor in tensors.items()}
+        if self.world.any(held != self._held):
+            self._held, self._share = held, own_share(self.world.gather(held), self.world.rank)
+        self._copy({name: local(tensor) for name, tensor in tensors.items() if name in self._share})
         self.last = step
         plain = {"format": _FORMAT, "version": _VERSION, "step": step, **values}
         self._writing = self._thread.submit(self._write, step, plain)
@@ -142,19 +172,23 @@ class RunCheckpoints:
     def wait(self) -> None:
         """Return when nothing is being written."""
         if self._writing is not None:
-            self._writing.exception()
+            with self.world.patience():
+                self._writing.exception()
+
+    def close(self) -> None:
+        """Wait, and end the thread: it must not use connections that are about to be closed."""
+        self.wait()
+        self._thread.shutdown()
 
     def failure(self, step: int) -> str | None:
         """The reason why the last checkpoint was not written, given only once. It plans another one after ``step``."""
-        if self._writing is None or not self._writing.done():
+        if self._writing is None or self.world.any(not self._writing.done()):
             return None
         error, self._writing = self._writing.exception(), None
-        if error is None:
-            return None
-        self.last, self._retry = None, step + max(1, self.settings.every // 10)
-        # PyTorch's writer wraps the errors of the operating system.
-        error = next((wrapped for wrapped, _ in getattr(error, "failures", {}).values()), error)
-        return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reasons = self.world.gather(None if error is None else reason_of(error))
+        if reason := next(filter(None, reasons), None):
+            self.last, self._retry = None, step + max(1, self.settings.every // 10)
+        return reason
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy to main memory that is reused each time, page-locked if the tensors are on a GPU."""
@@ -169,29 +203,59 @@ class RunCheckpoints:
             torch.cuda.synchronize()
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        # no_dist says that there is a single process.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         target = self.folder / f"step-{step:09d}"
         unfinished = self.folder / f".{target.name}"
         try:
+            self._all_do(lambda: self._begin(unfinished))
+            written, files = self._write_parts(unfinished)
+            self._all_do(lambda: self._finish(unfinished, target, written, {**values, "files": files}))
+        except Exception:
+            if self.world.is_first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        keeps = range(self.world.size) if self.world.is_first else (self.world.rank,)
+        self._written = [pieces if rank in keeps else [] for rank, pieces in enumerate(written)]
+
+    def _all_do(self, work: Callable[[], Value]) -> list[Value]:
+        return all_do(self.world, work, self._gather)
+
+    def _begin(self, unfinished: Path) -> None:
+        if self.world.is_first:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            save(self._copies, storage_writer=FileSystemWriter(unfinished), no_dist=True)
-            values["files"] = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
-            values[_SEAL] = _seal(values)
-            write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
-            sync_folder(unfinished)
-            if target.exists():
-                _remove(target)
-            unfinished.rename(target)
-            sync_folder(self.folder)
-            self._remove_old(step)
-        except BaseException:  # PyTorch's CheckpointException is no Exception
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+
+    def _write_parts(self, folder: Path) -> tuple[list[list[WrittenPiece]], dict[str, str]]:
+        """Write this process's file; what is in the files of all, by rank, and the SHA-256 of each file by its name."""
+
+        def write() -> tuple[list[WrittenPiece] | None, str]:
+            path = folder / data_file(self.world.rank)
+            parts = {key: self._held[key] for key in self._copies}
+            pieces = [Piece(key, part.shape, part.box, self._copies[key].detach) for key, part in parts.items()]
+            written = write_pieces(path, pieces)
+            # Places in files hardly ever change, and those of many processes are long lists: only changes are told.
+            return None if written == self._written[self.world.rank] else written, sha256(path)
+
+        results = self._all_do(write)
+        written = [before if now is None else now for (now, _), before in zip(results, self._written, strict=True)]
+        return written, {data_file(rank): digest for rank, (_, digest) in enumerate(results)}
+
+    def _finish(
+        self, unfinished: Path, target: Path, written: list[list[WrittenPiece]], values: dict[str, Any]
+    ) -> None:
+        if not self.world.is_first:
+            return
+        if written != self._written:
+            self._metadata = metadata({data_file(rank): pieces for rank, pieces in enumerate(written)})
+        write_durably(unfinished / METADATA, self._metadata)
+        values["files"][METADATA] = sha256(unfinished / METADATA)
+        values[_SEAL] = _seal(values)
+        write_durably(unfinished / STATE, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        sync_folder(unfinished)
+        if target.exists():
+            _remove(target)
+        unfinished.rename(target)
+        sync_folder(self.folder)
+        self._remove_old(values["step"])
 
     def _remove_old(self, newest: int) -> None:
         folders, settings = step_folders(self.folder), self.settings
@@ -255,59 +319,3 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
-    """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
-
-    ``which`` is ``newest``, ``best`` by validation loss, or a step.
-    """
-    saved = choose(run, which)
-    _write_mean([saved], output, dtype)
-    return saved
-
-
-def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[SavedCheckpoint]:
-    """Write the mean of the weights of a run's ``last`` checkpoints, as ``export`` writes one checkpoint.
-
-    The sum is computed in float64, one parameter at a time. ESM-1nv's final model is such a mean, of 47 checkpoints.
-    """
-    folders = run_folders(run)
-    if len(folders) < last:
-        raise ResumeError(
-            f"{run}: has {counted(len(folders), 'checkpoint')}, not {last}; save.newest and save.keep_every decide "
-            "which are kept"
-        )
-    saved = [read_verified(folder) for folder in folders[-last:]]
-    _write_mean(saved, output, dtype)
-    return saved
-
-
-def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
-    model = _model(checkpoints[-1])
-    stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
-
-    def mean(name: str) -> Tensor:
-        total = torch.zeros(model.get_parameter(name).shape, dtype=torch.float64)
-        for tensors in stored:
-            total += tensors[f"{MODEL}{name}"]
-        return (total / len(stored)).to(dtype)
-
-    check_target(output, hf.NAME, model, mean)
-    with staged(output) as folder:
-        hf.write(folder, model, mean, dtype)
-
-
-def _model(saved: SavedCheckpoint) -> Encoder:
-    """The checkpoint's model on the meta device, with the heads and buffers that are stored."""
-    tensors = saved.tensors()
-    try:
-        model = build(config_from(dict(saved.values["config"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{saved.folder}: does not say which model it holds: {error!r}") from error
-    shapes = {key.removeprefix(MODEL): tensors.shape(key) for key in tensors if key.startswith(f"{MODEL}contact_head.")}
-    model.contact_head = contact_head(model.config, shapes)
-    for name in model.stored_buffers:
-        if f"{MODEL}{name}" in tensors:
-            model.set_buffer(name, tensors[f"{MODEL}{name}"])
-    return model

@@ -17,12 +17,14 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 
 import protea
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
+from protea.checkpoints.tensors import Tensors
 from protea.data.build_settings import BuildSettings, ClusterSettings, sample_size
 from protea.data.from_fasta import build_fasta, build_uniref
 from protea.data.loader import Position
@@ -48,6 +50,7 @@ from protea.text import counted
 from protea.train.model import TYPES, Trainable, settle_precision
 from protea.train.objective import Validation, make_loader
 from protea.train.optim import PREFIX
+from protea.train.parallel import ALONE
 from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import (
     CHECKPOINTS,
@@ -55,9 +58,10 @@ from protea.train.run_checkpoints import (
     STATE,
     RunCheckpoints,
     SavedCheckpoint,
-    newest_intact,
     step_folders,
 )
+from protea.train.shares import Parts, fill
+from protea.train.world import World
 from protea.transforms import native
 
 RECIPE: Final = "recipe.yaml"
@@ -66,6 +70,7 @@ _SOURCES: Final = "store.sources.json"
 _LOCK: Final = ".lock"
 _UNFINISHED: Final = f".{RECIPE}.unfinished"
 _PRECISION: Final = "run.precision"
+_LAYOUT: Final = "layout"
 _VALID: Final = "5%"  # of sequences without clusters: a family is small
 _REASONS: Final = {
     "bf16-mixed": "which this device multiplies natively",
@@ -100,9 +105,9 @@ def open_run_folder(
         raise OutputError(f"{path}: holds something else ({strangers[0]}); name a new folder")
     path.mkdir(parents=True, exist_ok=True)
     with lock(path / _LOCK, path):
-        recorded = _recorded(path / RECIPE) if is_run else {}
+        recorded = _without_layout(_recorded(path / RECIPE)) if is_run else {}
         recipe, notes = _settle(recipe, device, recorded.get(_PRECISION) if begun else None)
-        now = flatten(recipe.shown())
+        now = _without_layout(flatten(recipe.shown()))
         before = recorded if is_run else now
         changes = differences(before, now)
         if changes and begun and not accept_changes:
@@ -115,6 +120,11 @@ def open_run_folder(
         if changes:
             notes.append(f"the recipe changed: {changes}")
         yield RunFolder(path, recipe, notes, {key for key in before | now if before.get(key) != now.get(key)})
+
+
+def _without_layout(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a recipe on which a run depends: it may continue with any number of processes."""
+    return {key: value for key, value in values.items() if not key.startswith("parallel.")}
 
 
 def _settle(recipe: Recipe, device: torch.device, recorded: object) -> tuple[Recipe, list[str]]:
@@ -135,7 +145,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     write_durably(folder / RECIPE, yaml.safe_dump(recipe.shown(), sort_keys=False))
 
 
-def _recorded(path: Path) -> dict[str, object]:
+def _recorded(path: Path) -> dict[str, Any]:
     """The values of a run's recipe by dotted key; a key that an earlier version did not know has its default."""
     try:
         values = read_yaml(path)
@@ -282,6 +292,11 @@ def save(checkpoints: RunCheckpoints, trainable: Trainable, state: TrainingState
     )
 
 
+def versions() -> dict[str, str]:
+    """The versions that all processes of a run must share."""
+    return {"Protea": protea.__version__, "PyTorch": torch.__version__, "NumPy": np.__version__}
+
+
 def surroundings(trainable: Trainable) -> dict[str, str]:
     """What the last bits of a step depend on besides the recipe and the data."""
     device = trainable.model.device
@@ -292,11 +307,13 @@ def surroundings(trainable: Trainable) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "PyTorch": torch.__version__,
         "attention kernel": "Protea's" if own_kernel else "PyTorch's",
+        _LAYOUT: str(trainable.parallel.layout),
     }
 
 
 def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progress: Progress) -> None:
     """Tell what changed of that on which the last bits of a step depend."""
+    before = {_LAYOUT: str(ALONE.layout), **before}
     for name, now in surroundings(trainable).items():
         if before[name] != now:
             progress.note(f"{name} was {before[name]}, is now {now}: results will not be the same to the last bit")
@@ -304,11 +321,11 @@ def compare_surroundings(before: Mapping[str, str], trainable: Trainable, progre
 
 def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress, *, data: str) -> TrainingState:
     """Load the newest intact checkpoint, if there is any; damaged ones are skipped with a note."""
-    saved = newest_intact(checkpoints.folder, progress)
+    saved = checkpoints.newest(progress)
     if saved is None:
         return TrainingState()
     try:
-        state = _restore(saved, trainable, progress, data)
+        state = _restore(saved, trainable, progress, data, checkpoints.world)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{saved.folder / STATE}: is not from a training run: {error!r}") from error
     checkpoints.last = state.step
@@ -316,7 +333,9 @@ def resume(checkpoints: RunCheckpoints, trainable: Trainable, progress: Progress
     return state
 
 
-def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str) -> TrainingState:
+def _restore(
+    saved: SavedCheckpoint, trainable: Trainable, progress: Progress, data: str, world: World
+) -> TrainingState:
     values = saved.values
     if values["data"] != data:
         raise ResumeError(f"{saved.folder}: was trained on other data; use that data again, or name a new folder")
@@ -327,11 +346,22 @@ def _restore(saved: SavedCheckpoint, trainable: Trainable, progress: Progress, d
     model, precision = trainable.model, trainable.precision
     weights = {**dict(model.named_parameters()), **model.stored_buffers}
     tensors = saved.tensors(weights.items())
-    with torch.no_grad():
-        for name, value in weights.items():
-            value.copy_(tensors[f"{MODEL}{name}"])
-    trainable.optimizers.load({key: tensors[key] for key in tensors if key.startswith(PREFIX)})
+    for name, value in weights.items():
+        fill(value, tensors, f"{MODEL}{name}")
+    trainable.optimizers.load(_moments(tensors, trainable, world))
     scaler: dict[str, Any] = values["scaler"]
     if precision.scaler.is_enabled() and scaler:
         precision.scaler.load_state_dict(scaler)
     return TrainingState(saved.step, position, int(values["tokens"]), saved.loss)
+
+
+def _moments(tensors: Tensors, trainable: Trainable, world: World) -> Parts:
+    """The stored state of optimizers, divided as the parameters are; that of other processes' parameters left out."""
+    parameters = trainable.optimizers.parameters
+    elsewhere = {name for names in world.gather([*parameters]) for name in names} - parameters.keys()
+    models = {}
+    for key in tensors:
+        name = key.removeprefix(PREFIX).rpartition(".")[0]
+        if key.startswith(PREFIX) and name not in elsewhere:
+            models[key] = parameters.get(name)
+    return Parts(tensors, models)

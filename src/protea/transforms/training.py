@@ -11,8 +11,11 @@ from protea.errors import DeviceError
 from protea.models.encoder import Encoder
 
 
-def compile_layers(model: Encoder) -> None:
-    """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler."""
+def compile_layers(model: Encoder, *, fixed: bool = False) -> None:
+    """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler.
+
+    ``fixed`` says that all packs have the same number of tokens.
+    """
     if model.device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -23,7 +26,7 @@ def compile_layers(model: Encoder) -> None:
             raise DeviceError("no C++ compiler was found; install one (g++)") from error
     for layer in model.layers:
         for name in getattr(layer, "tokenwise", ()):
-            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=True))
+            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=not fixed))
 
 
 def recompute_layers(model: Encoder) -> None:

@@ -1,0 +1,232 @@
+"""Every layout of several processes trains as one process does: loss, gradients, weights, packs, dropout."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import CPU, make_store, recipe
+from torch import Tensor
+
+from protea.data.training_store import TrainingStore
+from protea.progress import SILENT
+from protea.train import parallel
+from protea.train.loop import train_step
+from protea.train.model import initialise, prepare
+from protea.train.objective import Validation, make_loader
+from protea.train.recipe import Recipe
+from protea.train.world import World, local
+from ranks import run_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 3
+DIVISIBLE = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+DEEPER = {"num_hidden_layers": 4}
+INTERLEAVED = {"pipeline": 2, "schedule": "interleaved"}
+Outcome = dict[str, Any]
+
+
+def told(store: Path, family: str = "esm2", **sections: Any) -> Recipe:
+    """Four packs a step, with dropout, norms and clipping that matter."""
+    model = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "intermediate_size": 162}
+    values: dict[str, Any] = {
+        "model": model | sections.pop("model", {}),
+        "data": {"store": str(store), "max_tokens": 40},
+        "batch": {"tokens": 4 * 128, "pack": 128},
+        "optimizer": {"clip": 0.5},
+        "validation": {"every": 1, "tokens": 5 * 128},
+    }
+    return recipe(family, **{name: values.get(name, {}) | sections.pop(name, {}) for name in {*values, *sections}})
+
+
+def whole(tensor: Any) -> Tensor:
+    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
+    return full
+
+
+def complete(
+    world: World, tensors: Mapping[str, Any], of: Callable[[Any], Any] = lambda each: each
+) -> dict[str, Tensor]:
+    """Whole tensors of all stages; those that several have are equal to the bit."""
+    own = {name: whole(of(each)) for name, each in tensors.items()}
+    found: dict[str, Tensor] = {}
+    for other in world.gather(own):
+        for name, tensor in other.items():
+            assert torch.equal(found.setdefault(name, tensor), tensor), name
+    return found
+
+
+def run(world: World, made: Recipe, layout: parallel.Parallel | None = None) -> Outcome:
+    """A few steps; everything that must be equal whatever the layout."""
+    layout = layout or parallel.join_layout(world, made, CPU)
+    trainable = prepare(initialise(made, CPU, layout), made, SILENT, layout)
+    store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
+    options = {"fill": layout.fixed, "rank": layout.share, "world": layout.layout.data}
+    loader = make_loader(store, "train", made, seed=made.run.seed, workers=0, pin=False, **options)
+    batches = loader.batches()
+    validation = Validation(store, made, layout)
+    found: Outcome = {"packs": [], "positions": [], "loss": [], "norm": [], "validation": []}
+    for step in range(1, STEPS + 1):
+        packs = [next(batches) for _ in range(made.batch.packs // layout.layout.data)]
+        result = train_step(trainable, packs, step=step, rate=1e-3, seed=5, clip=made.optimizer.clip)
+        assert result is not None
+        if step == 1:
+            found["gradients"] = complete(world, trainable.optimizers.parameters, lambda each: each.grad)
+        found["loss"].append(result[0].item())
+        found["norm"].append(result[1].item())
+        found["packs"].append([pack.index.tolist() for pack in packs])
+        found["positions"].append(packs[-1].position)
+        found["validation"].append(validation.loss(trainable.model, trainable.precision))
+    found["weights"] = complete(world, dict(trainable.model.named_parameters()))
+    found["moments"] = complete(world, dict(trainable.optimizers.state()))
+    found["sharded"] = sum(local(each) is not each for each in trainable.model.parameters())
+    return found
+
+
+def runs(world: World, recipes: list[Recipe], kept: int) -> list[Outcome]:
+    parallel._KEPT = kept
+    return [run(world, made) for made in recipes]
+
+
+def assert_equal(results: list[Outcome], one: Outcome, made: Recipe) -> None:
+    copies, first = made.parallel.tensor, results[: len(results) // made.parallel.pipeline]
+    exact, ranks = 1e-6 if copies == 1 else 1e-5, len(first) // copies
+    # Muon rounds to bfloat16, which magnifies differences from its first update on.
+    later, weights = (exact, 10 * exact) if made.optimizer.name == "adamw" else (1e-4, 1e-3)
+    for step in range(STEPS):
+        own, packs = [result["packs"][step] for result in first[::copies]], one["packs"][step]
+        # Data rank r of d has packs r, r + d, ...
+        assert [own[number % ranks][number // ranks] for number in range(len(packs))] == packs
+    for result in results:
+        assert result["positions"] == one["positions"]
+        for name in ("loss", "norm", "validation"):
+            assert result[name] == pytest.approx(one[name], rel=later), name
+        for name in ("loss", "norm"):
+            assert result[name][0] == pytest.approx(one[name][0], rel=exact), name
+        for kind, most in {"gradients": exact, "weights": weights, "moments": 2 * weights}.items():
+            assert result[kind].keys() == one[kind].keys()
+            for name, expected in one[kind].items():
+                # The softmax ignores what all keys have in common: the gradient of their bias is rounding alone, which
+                # AdamW magnifies.
+                of_keys = "k_proj.bias" in name
+                if kind == "gradients" or not of_keys:
+                    size = expected.norm().clamp(min=1e-2 if of_keys else 1e-12)
+                    difference = (result[kind][name] - expected).norm() / size
+                    assert difference < most, (kind, name, difference)
+        for name, weight in results[0]["weights"].items():
+            assert torch.equal(result["weights"][name], weight), name
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {kind: make_store(folder / kind, sequences=160, valid=25, alphabet=kind) for kind in ("esm", "esm-1nv")}
+
+
+def alone(made: Recipe) -> Outcome:
+    return run(World(), made.model_copy(update={"parallel": recipe().parallel}))
+
+
+def check(size: int, recipes: list[Recipe], *, kept: int = parallel._KEPT) -> None:
+    for made, *results in zip(recipes, *run_ranks(size, runs, recipes, kept), strict=True):
+        assert all(result["sharded"] for result in results)
+        assert_equal(results, alone(made), made)
+
+
+def test_two_processes(stores: dict[str, Path]) -> None:
+    esm = stores["esm"]
+    recipes = [
+        told(esm, parallel={"shard": 2}),
+        told(esm, parallel={"replicate": 2}),
+        told(esm, "esm1b", run={"recompute": True}),
+        told(stores["esm-1nv"], "esm1nv"),
+        told(esm, model=DIVISIBLE, parallel={"tensor": 2}),
+        told(esm, model=DIVISIBLE, parallel={"pipeline": 2}),
+        told(stores["esm-1nv"], "esm1nv", model=DEEPER, parallel=INTERLEAVED, run={"recompute": True}),
+        told(esm, optimizer={"name": "muon"}, parallel={"replicate": 2}),
+    ]
+    check(2, recipes)
+
+
+def test_four_processes_of_a_large_model(stores: dict[str, Path]) -> None:
+    """Whole gradients do not fit: each pack's are divided at once. The matrices do not divide equally."""
+    esm, batch = stores["esm"], {"tokens": 8 * 128}
+    recipes = [
+        told(esm, parallel={"replicate": 2, "shard": 2}, batch=batch),
+        told(esm, parallel={"shard": 4}, run={"recompute": True}),
+    ]
+    check(4, recipes, kept=0)
+
+
+def test_four_processes_of_several_kinds(stores: dict[str, Path]) -> None:
+    esm = stores["esm"]
+    recipes = [
+        told(esm, model=DEEPER, parallel={"pipeline": 2, "shard": 2}),
+        told(esm, model=DIVISIBLE, parallel={"pipeline": 2, "tensor": 2}),
+    ]
+    check(4, recipes)
+
+
+@pytest.mark.long
+def test_more_of_four_processes(stores: dict[str, Path]) -> None:
+    esm, esm1nv = stores["esm"], stores["esm-1nv"]
+    recipes = [
+        told(esm, "esm1b", model=DIVISIBLE, parallel={"tensor": 2, "shard": 2}),
+        told(esm, "esm1b", model=DIVISIBLE, parallel={"tensor": 2, "replicate": 2}, run={"recompute": True}),
+        told(esm1nv, "esm1nv", model=DIVISIBLE, parallel={"tensor": 4}),
+        told(esm, "esm1b", model=DEEPER, parallel={"pipeline": 4}),
+        told(esm1nv, "esm1nv", model=DEEPER, parallel={**INTERLEAVED, "replicate": 2}),
+    ]
+    check(4, recipes)
+
+
+class Filled(parallel.Parallel):
+    """One process with packs of constant size."""
+
+    fixed = True
+
+
+@pytest.mark.parametrize("family", ["esm2", "esm1b", "esm1nv"])
+def test_filled_packs(stores: dict[str, Path], family: str) -> None:
+    """All packs have the same number of tokens; the padding counts nowhere, and no position exceeds the limit."""
+    store = stores["esm-1nv" if family == "esm1nv" else "esm"]
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    made = told(store, family, model=none, parallel={"shard": 1})
+    one, filled = run(World(), made), run(World(), made, Filled(World(), parallel.Division()))
+    assert_equal([filled], one, made)
+    loaded = TrainingStore(store, initialise(made, CPU).alphabet)
+    options = {"seed": 3, "workers": 0, "pin": False}
+    plain, full = (make_loader(loaded, "train", made, **options, fill=fill).batches(epochs=1) for fill in (False, True))
+    padded = 0
+    for short, long in zip(plain, full, strict=True):
+        assert long.inputs.input_ids.numel() == long.targets.numel() == 128
+        assert (long.tokens, long.filling) == (short.tokens, 128 - short.tokens)
+        assert torch.equal(long.lengths, short.lengths)
+        assert torch.equal(long.rows, short.rows)
+        assert torch.equal(long.inputs.input_ids[: short.tokens], short.inputs.input_ids)
+        assert (long.inputs.input_ids[short.tokens :] == loaded.alphabet.pad).all()
+        assert long.inputs.cu_seqlens.max_length <= 40
+        assert long.inputs.cu_seqlens.host_offsets[-1] == 128
+        padded += long.filling > 40
+    assert padded
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_compiled_layers(stores: dict[str, Path]) -> None:
+    """With packs of constant size, so that the compiler sees one shape."""
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
+    made = told(stores["esm"], model=none, run={"compile": True}, parallel={"shard": 2})
+    results = [result for (result,) in run_ranks(2, runs, [made], parallel._KEPT, seconds=1800)]
+    plain = made.model_copy(update={"run": made.run.model_copy(update={"compile": False})})
+    assert_equal(results, alone(plain), made)
