@@ -28,6 +28,7 @@ FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
     *("--index-url", "--python"),  # pip
     *("--array", "--wrap"),  # sbatch
+    *("--nproc-per-node", "--max-restarts"),  # torchrun
     "--logdir",  # tensorboard
     "--version",  # of compilers, and of protea itself
     *("--page", "--ink", "--faint", "--rule", "--one", "--two", "--bar"),  # colours of pages
