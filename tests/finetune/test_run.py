@@ -558,16 +558,24 @@ def test_a_number_that_is_not_defined_does_not_win() -> None:
     assert best_member(losses).loss == 1.0  # type: ignore[arg-type]
 
 
-def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path) -> None:
-    """Intervals are infinite, and it is said; nothing pretends to be calibrated."""
-    given = data("sequence-value")
+@pytest.mark.parametrize("task", ["sequence-value", "sequence-class", "multilabel"])
+def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path, task: str) -> None:
+    """It is said, and nothing pretends to be calibrated."""
+    given = data(task)
     lines = given.read_text().splitlines()
     given.write_text("\n".join([*lines[:70], *lines[-10:], ""]))
     result = run("finetune", given, "-m", model, "-o", "out", "--no-baselines")
     assert result.code == 0, result
     assert "too few" in result.err
-    assert run("predict", "out", given, "-o", "p.csv").code == 0
-    assert np.isinf(pd.read_csv("p.csv")["high"]).all()
+    result = run("predict", "out", given, "-o", "p.csv")
+    assert result.code == 0
+    assert result.err.count("not calibrated") == 1
+    columns = pd.read_csv("p.csv").columns
+    assert not [name for name in columns if name.startswith(("calibrated", "set", "low", "high"))]
+    assert any(name.startswith("probability") for name in columns) == (task != "sequence-value")
+    calibration = pd.read_csv("out/calibration.tsv", sep="\t")
+    assert set(calibration.number) <= {"log_loss_before", "calibration_error_before"}
+    assert ("after temperature" in Path("out/report.html").read_text()) is False
 
 
 @pytest.mark.parametrize("arguments", [("--method", "lora"), ("--method", "lora", "--dora"), ("--method", "full")])

@@ -145,26 +145,33 @@ def _by_identity(folder: Path, data: Labelled, methods: dict[str, Floats], notes
 
 
 def calibration_table(data: Labelled, predicted: Floats, calibrated: Calibration) -> pa.Table:
-    """What calibration does to probabilities, and how often intervals or sets hold the truth, on a part."""
+    """What calibration does to probabilities, and how often intervals or sets hold the truth, on a part.
+
+    What was not calibrated has no numbers.
+    """
     targets, task = data.all_targets(), data.task
-    numbers: dict[str, float] = {"stated_coverage": 1 - calibrated.alpha, "temperature": calibrated.temperature}
+    numbers: dict[str, float] = {"stated_coverage": 1 - calibrated.alpha} if calibrated.bounded else {}
     rated = targets.known()
     if task.kind != "value":
-        after = calibrated.probabilities(predicted)
-        for when, values in (("before", predicted), ("after", after)):
+        values_at = {"before": predicted}
+        if calibrated.tempered:
+            numbers["temperature"] = calibrated.temperature
+            values_at["after"] = calibrated.probabilities(predicted)
+        for when, values in values_at.items():
             numbers[f"log_loss_{when}"] = measure(task, values, targets, data.classes)["log_loss"]
             numbers[f"calibration_error_{when}"] = reliability(values, targets).error
-    if task.kind == "value":
+    if task.kind == "value" and calibrated.bounded:
         ends = calibrated.intervals(predicted)[rated]
         truth = targets.values[rated]
         numbers["coverage"] = float(np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))) if len(truth) else np.nan
         numbers["interval_width"] = 2 * calibrated.threshold
-    elif task.kind == "class":
+    elif task.kind == "class" and calibrated.bounded:
         inside = calibrated.sets(predicted)[rated]
         truth = targets.values[rated].astype(np.int64)
         numbers["coverage"] = float(inside[np.arange(len(truth)), truth].mean()) if len(truth) else np.nan
         numbers["set_size"] = float(inside.sum(1).mean()) if len(truth) else np.nan
-    return pa.table({"number": list(numbers), "value": [float(value) for value in numbers.values()]})
+    schema = pa.schema([("number", pa.string()), ("value", pa.float64())])
+    return pa.table([list(numbers), list(map(float, numbers.values()))], schema=schema)
 
 
 def _parts_table(data: Labelled) -> pa.Table:
