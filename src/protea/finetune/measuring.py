@@ -8,6 +8,7 @@ The test part is predicted here, and nowhere else. Files, beside those of ``eval
 ``curve.tsv``        the learning curve, where a head was trained.
 ``layers.tsv``       the loss of every layer, where the layer was chosen.
 ``parts.tsv``        how many examples, and labelled rows, each part has.
+``classes.tsv``      how many labelled rows of each class, or with each label, each part has.
 ``seeds.tsv``        the numbers of each seed, where there are several.
 """
 
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from protea.finetune import baselines, evaluation
 from protea.finetune.calibration import Calibration
+from protea.finetune.class_counts import class_table
 from protea.finetune.evaluation import OURS
 from protea.finetune.fitting import predictor_of
 from protea.finetune.likeness import clusters, leak, nearest
@@ -99,6 +101,8 @@ def measure_member(
         found.choices = best.choice.table(SELECTED[data.task.name][0])
         write_table(folder / "choices.tsv", found.choices)
     write_table(folder / "parts.tsv", _parts_table(data))
+    if data.classes:
+        write_table(folder / "classes.tsv", class_table(data))
     if len(members) > 1:
         write_table(folder / "seeds.tsv", _seeds_table(members, shown, part))
     return found
