@@ -71,7 +71,7 @@ def uncalibrated(predictor: Predictor) -> str:
         missing += ["set"] if kind == "class" else ["low", "high"]
     if not missing:
         return ""
-    return f"without the columns {', '.join(missing)}: the predictor is not calibrated; report.html of its run says why"
+    return f"without the columns {', '.join(missing)}: they are not calibrated; the notes of its training say why"
 
 
 def rows(predictor: Predictor, embedding: Embedding) -> dict[str, Any]:
