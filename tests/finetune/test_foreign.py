@@ -364,7 +364,9 @@ def test_trained_heads_are_those_of_transformers(
     if method != "lora":
         fails(run("export", "out", "-o", "adapter", "--adapter"), 2, method, "--adapter")
         return
-    assert run("export", "out", "-o", "adapter", "--adapter").code == 0
+    result = run("export", "out", "-o", "adapter", "--adapter")
+    assert result.code == 0
+    assert "protea convert" not in result.err  # the base is a folder
     assert "nothing to do" in run("export", "out", "-o", "adapter", "--adapter").err
     stock = CLASSES[kind].from_pretrained(base, config=EsmConfig.from_pretrained("adapter"))
     loaded = PeftModel.from_pretrained(stock, "adapter")  # peft warns of missing keys, and warnings are errors here
@@ -374,6 +376,18 @@ def test_trained_heads_are_those_of_transformers(
     np.testing.assert_allclose(logits(loaded.eval()), logits(model), rtol=0, atol=TOLERANCE)
     assert run("predict", "adapter", proteins, "-o", "a.csv").code == 0
     agrees(pd.read_csv("a.csv"), logits(model), KINDS[task], names)
+
+
+def test_an_adapter_of_a_base_that_transformers_does_not_know(run: Run, data: Callable[[str], Path]) -> None:
+    """The note says how to get the base as a folder."""
+    options = ("--method", "lora", "--head", "hf", "--epochs", 0.1, "--no-baselines")
+    assert run("finetune", data("sequence-value"), "-o", "out", *options).code == 0
+    result = run("export", "out", "-o", "adapter", "--adapter")
+    assert result.code == 0, result
+    assert "protea convert protea-mini base/ --to hf" in result.err
+    assert run("convert", "protea-mini", "base/", "--to", "hf", "--no-peers").code == 0
+    config = EsmConfig.from_pretrained("adapter")
+    PeftModel.from_pretrained(EsmForSequenceClassification.from_pretrained("base", config=config), "adapter")
 
 
 def test_exports_of_other_heads(run: Run, data: Callable[[str], Path], model_folders: dict[str, Path]) -> None:

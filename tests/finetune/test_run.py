@@ -402,6 +402,40 @@ def test_a_predictor_and_its_base(run: Run, data: Callable[[str], Path], model_f
     assert not list(Path().glob("q.csv*"))
 
 
+def test_a_run_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    """A folder that is missing, and one whose training was interrupted."""
+    Path("in.fasta").write_text(">a\nMK\n")
+    fails(run("predict", "no-run", "in.fasta", "-o", "p.csv"), 1, "no-run: there is no such folder")
+    Path(".no-run.partial").mkdir()
+    fails(run("predict", "no-run", "in.fasta", "-o", "p.csv"), 1, "no-run: its training is unfinished", "finetune")
+
+
+def test_layers_that_are_no_numbers(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    result = run("finetune", data("sequence-value"), "-m", model, "-o", "out", "--layer", "atuo")
+    fails(result, 2, "layer", "atuo", "use auto or a number")
+
+
+def test_what_is_known_is_told_before_training(run: Run, data: Callable[[str], Path], model: Path) -> None:
+    """Nothing is told twice, and ``run.yaml`` has all notes; classes are counted, and odd ones named."""
+    given = data("sequence-class")
+    lines = given.read_text().replace("p0,", "odd,", 1).splitlines()
+    lines[2] = ",".join([*lines[2].split(",")[:2], "MANY", "train"])
+    given.write_text("\n".join(lines) + "\n")
+    result = run("finetune", given, "-m", model, "-o", "out", *NO_TIME)
+    assert result.code == 0, result
+    notes = yaml.safe_load(Path("out/run.yaml").read_text())["notes"]
+    told = [line.removeprefix("protea: note: ") for line in result.err.splitlines()]
+    assert [told.count(note) for note in notes] == [1] * len(notes)
+    classes = [note for note in notes if note.startswith("classes")]
+    assert ["MANY" in note for note in classes] == [True, True, True]
+    frame = pd.read_csv("out/classes.tsv", sep="\t").set_index("class")
+    data_frame = pd.read_csv(given)
+    for name in frame.index:
+        assert frame.loc[name, ["train", "test"]].tolist() == [
+            ((data_frame.label == name) & (data_frame.stage == part)).sum() for part in ("train", "test")
+        ]
+
+
 def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) -> None:
     given = data("sequence-value")
     for arguments, parts in (
@@ -563,16 +597,24 @@ def test_a_number_that_is_not_defined_does_not_win() -> None:
     assert best_member(losses).loss == 1.0  # type: ignore[arg-type]
 
 
-def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path) -> None:
-    """Intervals are infinite, and it is said; nothing pretends to be calibrated."""
-    given = data("sequence-value")
+@pytest.mark.parametrize("task", ["sequence-value", "sequence-class", "multilabel"])
+def test_too_few_to_calibrate(run: Run, data: Callable[[str], Path], model: Path, task: str) -> None:
+    """It is said, and nothing pretends to be calibrated."""
+    given = data(task)
     lines = given.read_text().splitlines()
     given.write_text("\n".join([*lines[:70], *lines[-10:], ""]))
     result = run("finetune", given, "-m", model, "-o", "out", "--no-baselines")
     assert result.code == 0, result
     assert "too few" in result.err
-    assert run("predict", "out", given, "-o", "p.csv").code == 0
-    assert np.isinf(pd.read_csv("p.csv")["high"]).all()
+    result = run("predict", "out", given, "-o", "p.csv")
+    assert result.code == 0
+    assert result.err.count("not calibrated") == 1
+    columns = pd.read_csv("p.csv").columns
+    assert not [name for name in columns if name.startswith(("calibrated", "set", "low", "high"))]
+    assert any(name.startswith("probability") for name in columns) == (task != "sequence-value")
+    calibration = pd.read_csv("out/calibration.tsv", sep="\t")
+    assert set(calibration.number) <= {"log_loss_before", "calibration_error_before"}
+    assert ("after temperature" in Path("out/report.html").read_text()) is False
 
 
 @pytest.mark.parametrize("arguments", [("--method", "lora"), ("--method", "lora", "--dora"), ("--method", "full")])

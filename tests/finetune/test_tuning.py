@@ -18,6 +18,7 @@ from protea.finetune.examples import prepare
 from protea.finetune.heads import Head
 from protea.finetune.tasks import MISSING, Labelled
 from protea.finetune.tuning import Tuned, TuneSettings, tune
+from protea.finetune.tuning_state import TuningCheckpoints, TuningState
 from protea.finetune.updates import Packer, Updates, head_inputs
 from protea.models.encoder import Encoder
 from protea.train.model import Precision
@@ -231,10 +232,29 @@ def test_stopped_after_any_step(
         notes = Notes(ends_after=after)
         with pytest.raises(KeyboardInterrupt):
             run(folder, labelled, tmp_path / str(after), config=config, progress=notes, **told)
-        assert f"stopped after step {after}; the same command continues" in notes.notes[-1]
+        assert f"the same command continues after step {after}" in notes.notes[-1]
         again = Notes()
         assert_same(whole, run(folder, labelled, tmp_path / str(after), config=config, progress=again, **told))
         assert any("continues after step" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("saves", [0, 2])
+def test_the_step_of_the_last_checkpoint_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """Checkpoints are rare, and a run continues from the last one, not from where it stopped."""
+    save = TuningCheckpoints.save
+
+    def first_ones(self: TuningCheckpoints, state: TuningState, best: Any, *, now: bool = False) -> None:
+        if state.step <= saves:
+            save(self, state, best, now=True)
+
+    monkeypatch.setattr(TuningCheckpoints, "save", first_ones)
+    notes = Notes(ends_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, examples("sequence-value"), tmp_path, steps=6, progress=notes)
+    where = "after step 2" if saves else "from the beginning"
+    assert notes.notes[-1].endswith(f"the same command continues {where}")
 
 
 def test_damaged_checkpoints_are_skipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,8 @@ def finetune(
     with interruptible(), bars() as progress:
         finished = run(settings, overwrite=overwrite, progress=progress)
     for note in finished.measured.notes:
-        tell(note)
+        if note not in finished.told:
+            tell(note)
     predicted, first = finished.predictor.task, finished.folders[0]
     _show(finished.measured, predicted, folds=len(finished.folders))
     page = finished.output / "report.html"

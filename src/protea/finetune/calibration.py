@@ -63,9 +63,19 @@ class Calibration:
     groups: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def tempered(self) -> bool:
+        """Whether probabilities were calibrated."""
+        return self.temperature != 1
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are sets or intervals."""
+        return isfinite(self.threshold)
+
     def probabilities(self, predictions: Floats) -> Floats:
         """Probabilities ``[R, C]`` of the model at this temperature."""
-        if self.temperature == 1:
+        if not self.tempered:
             return predictions
         if self.task.kind == "labels":
             return _softmax(_both(predictions) / self.temperature)[..., 1]
@@ -83,7 +93,7 @@ class Calibration:
 
     def numbers(self) -> dict[str, float | None]:
         """All numbers, for a file; None stands for an infinite threshold, which JSON does not have."""
-        threshold = self.threshold if isfinite(self.threshold) else None
+        threshold = self.threshold if self.bounded else None
         return {"temperature": self.temperature, "threshold": threshold, "alpha": self.alpha, "groups": self.groups}
 
     @classmethod

@@ -78,17 +78,23 @@ def export(
             f"{run}: transformers has no class for {encoder.config.family}; only Protea can use it, as it is"
         )
     what = COUNTERPARTS[predictor.task.unit].name if _is_whole(predictor) else "the encoder alone"
+    name = base or predictor.base.name
     if adapter:
-        name = base or predictor.base.name
         written = f"a peft adapter of {name}" + (f" for {what}" if _is_whole(predictor) else "")
         _write(output, lambda folder: _write_adapter(folder, predictor, encoder, Adapter.read(run / ADAPTER), name))
     else:
         written = what
         _write(output, lambda folder: _write_model(folder, predictor, encoder, dtype))
-    if _is_whole(predictor):
-        return Exported(written)
-    kind = predictor.head.config.kind
-    return Exported(written, (f"the head {kind} is not one of transformers' heads; it stays in {run / HEAD}",))
+    notes = []
+    if not _is_whole(predictor):
+        kind = predictor.head.config.kind
+        notes.append(f"the head {kind} is not one of transformers' heads; it stays in {run / HEAD}")
+    if adapter and "/" not in name and not (Path(name) / CONFIG).is_file():
+        notes.append(
+            f"transformers does not know the base model by the name {name}: write it with `protea convert {name} base/ "
+            "--to hf`, and load the folder base/ below the adapter"
+        )
+    return Exported(written, tuple(notes))
 
 
 def _is_whole(predictor: Predictor) -> bool:

@@ -33,7 +33,12 @@ def _numbers(value: Any) -> Any:
 
 
 def _layer(value: Any) -> Any:
-    return value if isinstance(value, int) or value == AUTO else int(str(value))
+    if isinstance(value, int) or value == AUTO:
+        return value
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError(f"use {AUTO} or a number") from None
 
 
 class FinetuneSettings(Section):

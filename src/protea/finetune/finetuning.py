@@ -21,6 +21,7 @@ from protea.device import return_freed_memory
 from protea.embed.embeddings import resolve_layers
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, UsageError
 from protea.finetune.adapters import has_class
+from protea.finetune.class_counts import class_notes
 from protea.finetune.examples import length_notes, prepare
 from protea.finetune.finetune_settings import FinetuneSettings
 from protea.finetune.fitting import fit_predictor
@@ -52,13 +53,15 @@ _NAMES_ONLY: Final = ("data", "output", "labels", "mask", "model")
 class Finished:
     """A finished run: its folder, the predictor (of the first fold), and the numbers, with what to tell the user.
 
-    ``folders`` hold a predictor each: the output itself, or the folders of all folds.
+    ``folders`` hold a predictor each: the output itself, or the folders of all folds. ``told`` are the notes that the
+    progress has told already, before training.
     """
 
     output: Path
     predictor: Predictor
     measured: Measurements
     folders: tuple[Path, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: Progress = SILENT) -> Finished:
@@ -93,8 +96,11 @@ def finetune(settings: FinetuneSettings, *, overwrite: bool = False, progress: P
             work.commit({"identity": wanted})
         else:
             progress.note(f"continuing an unfinished run of {output}")
+        told = run.known()
+        for note in told:
+            progress.note(note)
         with _explained(output):
-            finished = run()
+            finished = replace(run(), told=tuple(told))
         put_in_place(work.path / "complete", output)
         work.remove()
     return finished
@@ -205,10 +211,14 @@ class _Run:
             self.how = replace(self.how, inner=1)
         cut = length_notes(labelled, self.whole)
         for number, fold in enumerate(self.folds, start=1):
-            fold.notes.extend(cut)
+            fold.notes.extend([*class_notes(fold), *cut])
             self._check(fold, "after long sequences are cut: " if cut else "")
             for place, division in enumerate(self._inner(fold), start=1):
                 self._check(division, f"fold {number}, inner fold {place}: ")
+
+    def known(self) -> list[str]:
+        """The notes of a run that is not trained yet."""
+        return _joined_notes([[*self.notes, *fold.notes] for fold in self.folds])
 
     def _inner(self, fold: Labelled) -> list[Labelled]:
         """The divisions of a fold on which layer or learning rate is chosen; none if the split is not nested."""

@@ -226,8 +226,8 @@ def _note_absent_classes(labelled: Labelled) -> None:
     """Tell which classes, or labels that are 1, occur in other parts but not in the training part or in none."""
     if labelled.task.kind == "value":
         return
-    counts = {part: _class_counts(labelled.part(part)) for part in PARTS}
-    counts["train"] += _class_counts(labelled.part(""))  # becomes training data
+    counts = {part: class_counts(labelled.part(part)) for part in PARTS}
+    counts["train"] += class_counts(labelled.part(""))  # becomes training data
     absent = [
         f"{name} ({', '.join(found) or 'nobody has it'})"
         for place, name in enumerate(labelled.classes)
@@ -242,7 +242,7 @@ def _note_absent_classes(labelled: Labelled) -> None:
         )
 
 
-def _class_counts(labelled: Labelled) -> NDArray[np.int64]:
+def class_counts(labelled: Labelled) -> NDArray[np.int64]:
     """``[C]``: how many rows have a class, or a label."""
     values = labelled.all_targets().values
     if values.ndim == 2:

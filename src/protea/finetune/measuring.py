@@ -8,6 +8,7 @@ The test part is predicted here, and nowhere else. Files, beside those of ``eval
 ``curve.tsv``        the learning curve, where a head was trained.
 ``layers.tsv``       the loss of every layer, where the layer was chosen.
 ``parts.tsv``        how many examples, and labelled rows, each part has.
+``classes.tsv``      how many labelled rows of each class, or with each label, each part has.
 ``seeds.tsv``        the numbers of each seed, where there are several.
 """
 
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from protea.finetune import baselines, evaluation
 from protea.finetune.calibration import Calibration
+from protea.finetune.class_counts import class_table
 from protea.finetune.evaluation import OURS
 from protea.finetune.fitting import predictor_of
 from protea.finetune.likeness import clusters, leak, nearest
@@ -99,6 +101,8 @@ def measure_member(
         found.choices = best.choice.table(SELECTED[data.task.name][0])
         write_table(folder / "choices.tsv", found.choices)
     write_table(folder / "parts.tsv", _parts_table(data))
+    if data.classes:
+        write_table(folder / "classes.tsv", class_table(data))
     if len(members) > 1:
         write_table(folder / "seeds.tsv", _seeds_table(members, shown, part))
     return found
@@ -145,26 +149,33 @@ def _by_identity(folder: Path, data: Labelled, methods: dict[str, Floats], notes
 
 
 def calibration_table(data: Labelled, predicted: Floats, calibrated: Calibration) -> pa.Table:
-    """What calibration does to probabilities, and how often intervals or sets hold the truth, on a part."""
+    """What calibration does to probabilities, and how often intervals or sets hold the truth, on a part.
+
+    What was not calibrated has no numbers.
+    """
     targets, task = data.all_targets(), data.task
-    numbers: dict[str, float] = {"stated_coverage": 1 - calibrated.alpha, "temperature": calibrated.temperature}
+    numbers: dict[str, float] = {"stated_coverage": 1 - calibrated.alpha} if calibrated.bounded else {}
     rated = targets.known()
     if task.kind != "value":
-        after = calibrated.probabilities(predicted)
-        for when, values in (("before", predicted), ("after", after)):
+        values_at = {"before": predicted}
+        if calibrated.tempered:
+            numbers["temperature"] = calibrated.temperature
+            values_at["after"] = calibrated.probabilities(predicted)
+        for when, values in values_at.items():
             numbers[f"log_loss_{when}"] = measure(task, values, targets, data.classes)["log_loss"]
             numbers[f"calibration_error_{when}"] = reliability(values, targets).error
-    if task.kind == "value":
+    if task.kind == "value" and calibrated.bounded:
         ends = calibrated.intervals(predicted)[rated]
         truth = targets.values[rated]
         numbers["coverage"] = float(np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))) if len(truth) else np.nan
         numbers["interval_width"] = 2 * calibrated.threshold
-    elif task.kind == "class":
+    elif task.kind == "class" and calibrated.bounded:
         inside = calibrated.sets(predicted)[rated]
         truth = targets.values[rated].astype(np.int64)
         numbers["coverage"] = float(inside[np.arange(len(truth)), truth].mean()) if len(truth) else np.nan
         numbers["set_size"] = float(inside.sum(1).mean()) if len(truth) else np.nan
-    return pa.table({"number": list(numbers), "value": [float(value) for value in numbers.values()]})
+    schema = pa.schema([("number", pa.string()), ("value", pa.float64())])
+    return pa.table([list(numbers), list(map(float, numbers.values()))], schema=schema)
 
 
 def _parts_table(data: Labelled) -> pa.Table:

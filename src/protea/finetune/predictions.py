@@ -20,7 +20,7 @@ from protea.errors import UsageError
 from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.heads import RESIDUES
 from protea.finetune.pair_predictions import predict_pairs
-from protea.finetune.prediction_columns import columns, rows
+from protea.finetune.prediction_columns import columns, rows, uncalibrated
 from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
 from protea.finetune.predictor import FILE, Predictor, predictor_files, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
@@ -83,6 +83,8 @@ def predict(
     if kind is None:
         raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}; use {', '.join(SUFFIXES)}")
     check_names(output, kind, columns(predictor).names)
+    if note := uncalibrated(predictor):
+        progress.note(f"{folder}: {note}")
     options = {
         **values,
         "model": str(folder),

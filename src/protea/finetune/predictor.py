@@ -34,6 +34,7 @@ from protea.finetune.features import random_twin
 from protea.finetune.heads import RESIDUES, Head, HeadConfig
 from protea.finetune.tasks import TASKS, Task
 from protea.infer.loading import LoadedModel, ModelLoader, load_model
+from protea.journal import work_path
 from protea.letters import Gaps, Unknown
 from protea.models.encoder import Encoder
 from protea.transforms.cpu import pack_for_cpu
@@ -244,6 +245,12 @@ def _read_numbers(folder: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         if is_predictor(first := folder / "fold-1"):
             raise CheckpointError(f"{folder}: holds a predictor for each fold; name one, as in {first}") from None
+        if not folder.exists():
+            if work_path(folder).is_dir():
+                raise CheckpointError(
+                    f"{folder}: its training is unfinished; the same `protea finetune` command continues it"
+                ) from None
+            raise CheckpointError(f"{folder}: there is no such folder; name one that `protea finetune` wrote") from None
         raise CheckpointError(f"{folder}: holds no {FILE}; name a folder that `protea finetune` wrote") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / FILE}: cannot be read ({error}); train again") from error

@@ -195,8 +195,8 @@ def _differences(results: Results) -> Markup | None:
 
 def _calibration(results: Results) -> Markup:
     found = {row["number"]: number_text(as_number(row["value"])) for row in results.rows("calibration")}
-    if results.task.kind == "value":
-        del found["temperature"]  # of probabilities
+    if not found:
+        return _section("How sure it is", TOLD["uncalibrated"])
     table = _table(("number", "value"), [(_explained(name), value) for name, value in found.items()])
     pictures = [] if results.task.kind == "value" else [reliability_diagram(results)]
     return _section("How sure it is", TOLD["reliability"] if pictures else "", *pictures, table)

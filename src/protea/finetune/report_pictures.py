@@ -159,7 +159,8 @@ def reliability_diagram(results: Results) -> Markup:
     places = {name: place for place, name in enumerate(classes)}
     probabilities, targets = ([f"{what}_{name}" for name in classes] for what in ("probability", "target"))
     targets = ["target"] if task.kind == "class" else targets
-    sums = np.zeros((2, 3, 10))  # of rows, probabilities and those that are right, in each bin
+    times = ("before", "after")[: 1 + calibrated.tempered]
+    sums = np.zeros((len(times), 3, 10))  # of rows, probabilities and those that are right, in each bin
     for batch in results.batches([*probabilities, *targets]):
         if task.kind == "class":
             codes = [places.get(name, MISSING) for name in batch["target"].to_pylist()]
@@ -167,14 +168,14 @@ def reliability_diagram(results: Results) -> Markup:
         else:
             truth = Targets(_cells(batch, targets), np.arange(len(batch) + 1))
         values = _cells(batch, probabilities)
-        for when, predicted in enumerate((values, calibrated.probabilities(values))):
+        for when, predicted in enumerate((values, calibrated.probabilities(values))[: len(times)]):
             rows, *means, _ = reliability(predicted, truth)
             sums[when] += np.nan_to_num([rows, *(rows * mean for mean in means)])
     series = [Series("", (0, 1), (0, 1), "guide")]
-    for name, of_time in zip(("before", "after"), sums, strict=True):
+    for name, of_time in zip(times, sums, strict=True):
         rows, probability, right = of_time[:, of_time[0] > 0]
         series.insert(-1, Series(name, (probability / rows).tolist(), (right / rows).tolist(), "both"))
-    return plot("reliability before and after temperature", "probability", "share that is right", series)
+    return plot(f"reliability {' and '.join(times)} temperature", "probability", "share that is right", series)
 
 
 def _cells(batch: pa.RecordBatch, columns: Sequence[str]) -> Floats:

@@ -77,6 +77,7 @@ TOLD: Final = {
     "folds": "Each fold was tested on other examples; its page says more.",
     "reliability": "On the dotted line, a probability of 0.7 is right 7 times in 10; below it, the predictor is too "
     "sure. Before and after: the model's own probabilities, and those at the temperature.",
+    "uncalibrated": "Nothing was calibrated, so predictions have no intervals. The notes say why.",
     "identity": "Test examples by identity to the most similar training sequence. A predictor that only remembers is "
     "good at high identity alone. Numbers of few examples say little.",
     "training": "Loss: how wrong predictions are, lower is better. Training keeps the best number on the validation "

@@ -162,7 +162,8 @@ class _Tuning:
                 self.checkpoints.save(state, self.best, now=state.ended)
                 self.progress.advance()
         except KeyboardInterrupt:
-            self.progress.note(f"{self.work}: stopped after step {state.step:,}; the same command continues")
+            where = f"after step {saved:,}" if (saved := self.checkpoints.newest()) else "from the beginning"
+            self.progress.note(f"{self.work}: stopped in step {state.step + 1:,}; the same command continues {where}")
             raise
         finally:
             self.checkpoints.close()  # the same call may follow in this process

@@ -25,7 +25,16 @@ from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.optim import PREFIX
 from protea.train.recipe import SaveSettings
-from protea.train.run_checkpoints import CHECKPOINTS, MODEL, STATE, RunCheckpoints, SavedCheckpoint, newest_intact
+from protea.train.run_checkpoints import (
+    CHECKPOINTS,
+    MODEL,
+    STATE,
+    RunCheckpoints,
+    SavedCheckpoint,
+    newest_intact,
+    step_folders,
+    step_of,
+)
 from protea.train.run_folder import compare_surroundings, surroundings
 
 SAVE_SECONDS: Final = 60.0
@@ -152,6 +161,11 @@ class TuningCheckpoints:
         files.save(state.step, tensors | dict(trainable.optimizers.state()), values)
         taken = time.monotonic() - began
         self._next = time.monotonic() + max(SAVE_SECONDS, taken / SAVE_SHARE)
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint when everything is written; 0 if there is none."""
+        self.close()
+        return max(map(step_of, step_folders(self._files.folder)), default=0)
 
     def close(self) -> None:
         """Return when everything is written."""
