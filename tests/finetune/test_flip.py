@@ -195,6 +195,10 @@ def test_one_task(run: Run, made: Path, tmp_path: Path) -> None:
     other = run(*command[:-4], "--limit", "11", "--device", "cpu")
     assert other.code == 1
     assert "another run (limit 10 -> 11)" in other.err
+    more = run(*command[:-6], "--task", "meltome", *command[-4:])
+    assert more.code == 0, more.err
+    assert table.read_text().splitlines()[: len(rows) + 1] == text.splitlines()
+    assert "\nmeltome\t" in table.read_text()
 
 
 def test_a_further_test_set_has_the_same_predictor(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

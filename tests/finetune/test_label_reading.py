@@ -419,6 +419,7 @@ ERRORS: dict[str, tuple[dict[str, str], dict[str, Any], type[ProteaError]]] = {
     "all-masked": ({"a.fasta": ">a TARGET=HH MASK=00\nMK\n>b TARGET=?C MASK=00\nMV\n"}, {}, DataError),
     "infinite": ({"a.fasta": ">a TARGET=inf\nMKTA\n>b TARGET=1.5\nMKV\n"}, {}, DataError),
     "comma": ({"a.fasta": ">a TARGET=1,5\nMKTA\n>b TARGET=1.5\nMKV\n"}, {"task": "sequence-value"}, DataError),
+    "comma-found": ({"a.tsv": table([f"{number % 5},5" for number in range(30)])}, {}, DataError),
     "not-a-number": (
         {"a.tsv": table([*(f"{number}.5" for number in range(30)), "high"])},
         {},

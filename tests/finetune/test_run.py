@@ -438,10 +438,15 @@ def test_mistaken_options(run: Run, data: Callable[[str], Path], model: Path) ->
         (("--head", "hf", "--layer", "1"), ("--layer 1", "hf")),
         (("--method", "full", "--long", "window"), ("--long window", "frozen")),
         (("--coverage", "0.99999999999"), ("coverage",)),
+        (("--method", "lora", "--lr", "0"), ("lr", "0")),
+        (("--method", "full", "--lr", "1e-4,-1"), ("lr", "-1")),
+        (("--method", "lora", "--weight-decay", "2"), ("weight_decay", "2")),
     ):
         fails(run("finetune", given, "-m", model, "-o", "out", *arguments), 2, *parts)
     fails(run("finetune", "-m", model, "-o", "out"), 2, "data")
+    fails(run("finetune", given, "-m", model, "-o", "out", "--calibration", "0.999"), 1, "another --calibration")
     assert not Path("out").exists()
+    assert not Path(".out.partial").exists()
     assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
     fails(run("predict", "out", given, "-o", "p.xlsx"), 2, "p.xlsx", ".parquet")
 

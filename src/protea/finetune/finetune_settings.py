@@ -58,9 +58,11 @@ class FinetuneSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
     layer: Annotated[int | Literal["auto"], BeforeValidator(_layer)] = -1
     pool: Literal["mean", "max", "std", "bos"] = "mean"
-    lr: Annotated[tuple[float, ...] | None, BeforeValidator(lambda v: v if v is None else _numbers(v))] = None
+    lr: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None, BeforeValidator(lambda v: v if v is None else _numbers(v))
+    ] = None
     head_lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch: Annotated[int, Field(ge=1)] | None = None
     patience: Annotated[float, Field(gt=0)] | None = None

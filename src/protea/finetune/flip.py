@@ -18,7 +18,7 @@ from protea.errors import DataError, FinishedError, UsageError
 from protea.finetune import flip_data
 from protea.finetune.evaluation import OURS
 from protea.finetune.finetune_settings import parse
-from protea.finetune.finetuning import finetune
+from protea.finetune.finetuning import RUN, finetune
 from protea.finetune.flip_data import FILES, SOURCE
 from protea.finetune.further import FurtherSets, with_test
 from protea.finetune.tasks import Labelled
@@ -151,7 +151,7 @@ class FlipRun:
         """The splits that the folder has, each with the options of its recipe; absent ones are told."""
         found, absent = [], []
         for split in SPLITS:
-            if self.tasks and split.task not in self.tasks:
+            if self.tasks and split.task not in self.tasks and not self._is_finished(split):
                 continue
             values = flip_data.read_recipe(f"flip/{split.task}")
             if split.files is not None:
@@ -178,9 +178,16 @@ class FlipRun:
             self.progress.note(what)
         return found
 
+    def _folder(self, split: Benchmark) -> Path:
+        return self.output / split.task / split.name.replace(" ", "-")
+
+    def _is_finished(self, split: Benchmark) -> bool:
+        """Whether the table has a split already, which stays there whatever tasks are asked for now."""
+        return not self.overwrite and (self._folder(split) / RUN).is_file()
+
     def _split(self, split: Benchmark, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Train on one split, and give the rows of the table."""
-        folder = self.output / split.task / split.name.replace(" ", "-")
+        folder = self._folder(split)
         folder.parent.mkdir(exist_ok=True)
         self.progress.note(f"{split.task}, {split.name}: {folder}")
         prepared = folder.with_name(f"{folder.name}.csv")

@@ -193,6 +193,12 @@ def _whole_task(unit: str, examples: list[RawExample]) -> tuple[Task, str]:
         if _few_whole(counts):
             return TASKS[f"{unit}-class"], f"the targets are {_whole_words(counts, f'{unit}-value')}"
         return TASKS[f"{unit}-value"], "every target is a number"
+    if all(number(text.replace(",", ".")) is not None for text in counts):
+        comma = next(example for example in examples if example.target not in numbers)
+        raise DataError(
+            f"{comma.place}: target {shown(comma.target)} has a comma; write numbers like 1.5 and 1000, or pass --task "
+            f"{unit}-class"
+        )
     if len(numbers) > max(_MOST_CLASSES, len(counts) / 2):
         wrong = next(example for example in examples if example.target not in numbers)
         raise DataError(

@@ -295,10 +295,10 @@ def _draw(groups: Ints, strata: Ints, wanted: Mapping[Part, float], rng: np.rand
             for place in left.pop().tolist():
                 parts[place] = part
     if len(set(parts)) <= len(wanted):
-        names = ", ".join((rest, *wanted))
+        names, other = ", ".join((rest, *wanted)), "--calibration" if "calibration" in wanted else "--split"
         raise DataError(
             f"split: {counted(len(np.unique(groups)), 'group')} of like sequences are too few for the parts {names}; "
-            "add data, or use another --split"
+            f"add data, or use another {other}"
         )
     return parts
 
