@@ -91,7 +91,8 @@ def test_checkpoints_of_one_layout_serve_every_other(store: Path, tmp_path: Path
 # ---- kills ----
 def killed(command: list[str], seed: int, kills: int, most: int) -> None:
     """A run that dies on a random process, at a random moment after at most so many steps; the last does not."""
-    start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    start, folder = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), Path(command[3])
+    folder.with_name(f"start-{start}").touch()
     rng = random.Random(f"{seed} {start}")
     victim, step, delay = (
         rng.randrange(int(os.environ["WORLD_SIZE"])),
@@ -116,6 +117,7 @@ def kill_often(made: Recipe, folder: Path, size: int, *, kills: int, most: int) 
     """Compare a run that is killed with one that is not; the random choices are those of the number of kills."""
     torchrun(size, run_command, written(made, folder / "whole"))
     torchrun(size, killed, written(made, folder / "run"), kills, kills, most, restarts=kills)
+    assert len([*folder.glob("start-*")]) == kills + 1
     assert_same(folder / "run", folder / "whole")
 
 
