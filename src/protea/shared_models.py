@@ -1,4 +1,4 @@
-"""What estimators share: models in memory, vectors in a cache, and columns of sequences as scikit-learn has them."""
+"""Parts that all estimators use: models in memory, vectors in a cache, and scikit-learn's columns of sequences."""
 
 from __future__ import annotations
 

@@ -96,3 +96,14 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         size = expected[name.replace("k_proj.bias", "q_proj.bias")].abs().max()
         difference = (tensor - expected[name]).abs().max() / size
         assert difference <= tolerance, f"{name} differs by {difference:.2g}"
+
+
+def sum_partial_gradients(model: nn.Module) -> None:
+    """Add up, over the ranks, gradients of which each rank has the part of its rows: those of the norms.
+
+    In training FSDP2 does this with the gradients that it reduces.
+    """
+    for parameter in model.parameters():
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+            parameter.grad = gradient.redistribute(placements=parameter.placements)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_models import alone, assert_equal, gradients, packs, small, sum_shared
+from parallel_models import alone, assert_equal, gradients, packs, small, sum_partial_gradients, sum_shared
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -20,7 +20,7 @@ from protea.train.model import architecture
 from protea.train.objective import masked_loss
 from protea.train.pipeline import Pipeline, cut
 from protea.train.recipe import read_recipe
-from protea.train.tensor_parallel import apply_tensor_parallel, sum_partial_gradients
+from protea.train.tensor_parallel import apply_tensor_parallel
 from protea.train.world import World
 from protea.transforms.training import recompute_layers
 from ranks import run_ranks

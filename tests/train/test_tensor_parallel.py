@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from parallel_models import TOKENS, alone, assert_equal, gradients, packs, small
+from parallel_models import TOKENS, alone, assert_equal, gradients, packs, small, sum_partial_gradients
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from protea.errors import UsageError
 from protea.train.objective import masked_loss
-from protea.train.tensor_parallel import apply_tensor_parallel, check_tensor_parallel, sum_partial_gradients
+from protea.train.tensor_parallel import apply_tensor_parallel, check_tensor_parallel
 from protea.train.world import World
 from protea.transforms.training import recompute_layers
 from ranks import run_ranks

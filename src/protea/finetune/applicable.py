@@ -11,7 +11,7 @@ from protea.finetune.tasks import Task
 
 
 class _Setup(NamedTuple):
-    """What is trained."""
+    """The method, the head and the task of a training."""
 
     method: str
     head: str

@@ -39,7 +39,7 @@ _FOLDS: Final = "fold-*"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, in words, and what a user must see."""
+    """The result of an export: a phrase that says what was written, and notes for the user."""
 
     what: str
     notes: tuple[str, ...] = ()

@@ -155,7 +155,7 @@ def _check_layers(folder: Path, config: Mapping[str, Any], layers: set[int], loa
 
 
 def _described(folder: Path, unit: Unit, loaded: LoadedModel, count: int) -> tuple[Path, Unit, dict[str, Any]]:
-    """What is said of an adapter's labels, and where: beside it, or in its base's folder if the number fits."""
+    """An adapter's labels and the file that names them: beside it, or in its base's folder if their number fits."""
     if (folder / CONFIG).is_file():
         return folder / CONFIG, unit, read_json(folder / CONFIG)
     path = loaded.path / CONFIG
@@ -238,7 +238,7 @@ def _names(path: Path, described: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _kind(path: Path, unit: Unit, described: Mapping[str, Any], count: int) -> Kind:
-    """What a model with so many labels predicts, by transformers' rules."""
+    """The task of a model with so many labels, by transformers' rules."""
     problem = described.get("problem_type")
     if problem is None:
         problem = PROBLEMS["value" if count == 1 else "class"]

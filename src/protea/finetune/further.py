@@ -57,7 +57,7 @@ class FurtherSets:
         return read_table(path)
 
     def notes(self) -> Iterator[str]:
-        """What a user must know of the methods."""
+        """Notes for the user on the methods that were measured."""
         if RANDOM not in self._kept():
             yield f"{self.folder}: an earlier version trained it and kept no baselines with a model; --overwrite does"
 

@@ -149,7 +149,7 @@ def _by_identity(folder: Path, data: Labelled, methods: dict[str, Floats], notes
 
 
 def calibration_table(data: Labelled, predicted: Floats, calibrated: Calibration) -> pa.Table:
-    """What calibration does to probabilities, and how often intervals or sets hold the truth, on a part.
+    """The effect of calibration on probabilities, and how often intervals or sets hold the truth, on a part.
 
     What was not calibrated has no numbers.
     """

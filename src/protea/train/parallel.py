@@ -125,15 +125,15 @@ class Parallel:
     Attributes:
         share: the number of this process among those that compute different packs.
         fixed: whether all packs have the same number of tokens, the last of them padding in no count.
+        pipeline: the schedule of the stages, if the layers are divided into stages.
     """
 
     share = 0
     fixed = False
+    pipeline: Pipeline | None = None
 
     def __init__(self, world: World, layout: Division) -> None:
         self.world, self.layout = world, layout
-
-    pipeline: Pipeline | None = None
 
     def check(self, model: Encoder) -> None:
         """Raise ``UsageError`` if a model cannot be divided."""

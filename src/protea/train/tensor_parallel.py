@@ -83,17 +83,6 @@ def check_tensor_parallel(model: Encoder, ranks: int) -> None:
             )
 
 
-def sum_partial_gradients(model: nn.Module) -> None:
-    """Add up, over the ranks, gradients of which each rank has the part of its rows: those of the norms.
-
-    To be called once a step, after the last backward pass. FSDP2 does the same with gradients that it reduces.
-    """
-    for parameter in model.parameters():
-        gradient = parameter.grad
-        if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-            parameter.grad = gradient.redistribute(placements=parameter.placements)
-
-
 def _plan() -> dict[str, ParallelStyle]:
     """How each part of a transformer layer is divided."""
     norm, columns, rows = _NormOfRows(), ColwiseParallel(), RowwiseParallel(output_layouts=Shard(0))
