@@ -32,7 +32,8 @@ struct Linear {
     int64_t rows, inputs, outputs;
 };
 
-// Softmax attention within the sequences of a pack. float32, or all tensors bfloat16 where an instruction set has it.
+// Softmax attention within the sequences of a pack. All tensors are float32, or bfloat16 where an instruction set has it;
+// `out` may be bfloat16 beside float32.
 struct Attention {
     const void *q, *k, *v;                // [Tq, H, K], [Tk, H, K], [Tk, H, K]
     int64_t q_stride, k_stride, v_stride;  // from token to token; heads follow one another without gaps

@@ -89,7 +89,8 @@ inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[
         if (call.bias) y = y + load_first(call.bias + column, n);
         if (call.cosine && column < call.rotated) {
             const int64_t at = row * call.angle_stride + column % call.head_width;
-            y = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
+            const vec turned = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
+            y = call.rotated - column >= LANES ? turned : joined(turned, y, call.rotated - column);
         }
         if (call.activation == GELU) y = gelu(y);
         if (call.activation == GELU_TANH) y = gelu_tanh(y);

@@ -81,6 +81,12 @@ inline void store_first(float* p, vec x, int64_t n) {
 #endif
 }
 
+// The first n lanes of x, and the others of y.
+inline vec joined(vec x, vec y, int64_t n) {
+    for (int64_t i = n; i < LANES; i++) x[i] = y[i];
+    return x;
+}
+
 // The bits of bfloat16 in the low half of each lane, rounded to the nearest, ties to even; NaN stays NaN.
 inline ivec narrow_bits(vec x) {
     const ivec bits = as_int(x), last = (bits >> 16) & 1;
