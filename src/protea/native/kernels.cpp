@@ -1,0 +1,1 @@
+// Compiled once for each instruction set, which PROTEA_SET names.
