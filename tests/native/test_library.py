@@ -22,7 +22,7 @@ LIBRARY = """
 #include <cstring>
 #define EXPORT extern "C" __attribute__((visibility("default")))
 EXPORT int protea_version() { return VERSION; }
-EXPORT const char* protea_instruction_set() { return "baseline"; }
+EXPORT const char* protea_instruction_set() { return NAME; }
 EXPORT int protea_use(const char* name) { return strcmp(name, "baseline") != 0; }
 """
 
@@ -53,9 +53,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> I
 def write(folder: Path, target: Target) -> Write:
     """Return a function that builds a library in the folder."""
 
-    def build(*, text: str = LIBRARY, version: int = native.VERSION) -> None:
+    def build(*, text: str = LIBRARY, version: int = native.VERSION, name: str = '"baseline"') -> None:
         (folder / "kernels.cpp").touch()
-        (folder / "library.cpp").write_text(text.replace("VERSION", str(version)))
+        (folder / "library.cpp").write_text(text.replace("VERSION", str(version)).replace("NAME", name))
         try:
             build_library.build(target, folder, build_library.find_compiler(), sources=folder)
         except BuildError as error:
@@ -108,6 +108,12 @@ def test_switched_off(write: Write, folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(native.CHOICE, "none")
     assert native.library() is None
     check_message("native.off", native.reason() or "")
+
+
+def test_an_old_processor(write: Write, target: Target) -> None:
+    write(name="nullptr")
+    assert native.library() is None
+    check_message("native.old_processor", native.reason() or "", sets=", ".join(target.sets))
 
 
 def test_a_chosen_instruction_set(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

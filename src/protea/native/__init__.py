@@ -64,8 +64,10 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     except _UnusableError as error:
         warn(f"the native library is not used, which costs speed: {error}; `{BUILD}` builds it again")
         return None, f"{error}; `{BUILD}` builds it again"
+    sets = Facts.read(FOLDER / target.facts).sets
+    if found.protea_instruction_set() is None:
+        return None, f"this processor has none of the instruction sets {', '.join(sets)}"
     if chosen and found.protea_use(chosen.encode()):
-        sets = Facts.read(FOLDER / target.facts).sets
         raise UsageError(
             f"{CHOICE}={chosen}: the native library has no such instruction set, or this processor lacks it; "
             f"leave it out, or give one of: {', '.join(sets)}, none"

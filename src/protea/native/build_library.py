@@ -69,7 +69,7 @@ class Target:
 TARGETS: Final = (
     Target(
         "linux-x86_64",
-        {"avx512bf16": (*_AVX512, "-mavx512bf16"), "avx512": _AVX512, "avx2": _AVX2, "baseline": ()},
+        {"avx512bf16": (*_AVX512, "-mavx512bf16"), "avx512": _AVX512, "avx2": _AVX2},
         zig="x86_64-linux-gnu.2.28",
         wheel="manylinux_2_28_x86_64",
     ),
