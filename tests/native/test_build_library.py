@@ -195,30 +195,32 @@ def test_unknown_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_library.find_target("linux-aarch64").wheel == "manylinux_2_28_aarch64"
 
 
-def test_the_program(to: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs without this package, builds what is missing or stale, and nothing else."""
     compiler()
     target = machine()
-    program = [sys.executable, "-S", "-E", build_library.__file__, "--to", str(to)]
+    program = shutil.copy(build_library.__file__, sources)
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*program, *more], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-S", "-E", str(program), *more]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert "is built: " in done.stdout
-    assert build_library.is_current(target, to)
+    assert Facts.read(sources / target.facts).library == build_library.file_hash(sources / target.library)
     assert (run().stdout, run("--force").stdout) == ("", done.stdout)
-    facts = json.loads((to / target.facts).read_text())
-    (to / target.facts).write_text(json.dumps({**facts, "sources": "other"}))
+    facts = json.loads((sources / target.facts).read_text())
+    (sources / target.facts).write_text(json.dumps({**facts, "sources": "other"}))
     assert run().stdout == done.stdout
-    (to / target.library).write_bytes(b"damaged")
+    (sources / target.library).write_bytes(b"damaged")
     assert run().stdout == done.stdout
     monkeypatch.setenv("CXX", "missing++")
-    assert build_library.main(["--to", str(to)]) == 0
-    assert build_library.main(["--to", str(to), "--force"]) == 1
-    check_message("native.not_built", capsys.readouterr().err)
-    assert build_library.is_current(target, to)
+    assert run().returncode == 0
+    failed = run("--force")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    check_message("native.not_built", failed.stderr)
+    assert run().stdout == ""
 
 
 def test_facts_that_are_damaged(tmp_path: Path) -> None:

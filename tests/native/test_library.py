@@ -116,14 +116,15 @@ def test_an_old_processor(write: Write, target: Target) -> None:
     check_message("native.old_processor", native.reason() or "", sets=", ".join(target.sets))
 
 
-def test_a_chosen_instruction_set(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chosen_instruction_set(write: Write, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
     monkeypatch.setenv(native.CHOICE, "baseline")
     assert native.instruction_set() == "baseline"
     native._loaded.cache_clear()
     monkeypatch.setenv(native.CHOICE, "abacus")
-    with pytest.raises(UsageError, match=r"PROTEA_INSTRUCTION_SET=abacus: .* baseline, none"):
+    with pytest.raises(UsageError, match="PROTEA_INSTRUCTION_SET=abacus: ") as caught:
         native.library()
+    assert str(caught.value).endswith(f": {', '.join(target.sets)}, none")
 
 
 def test_stale(write: Write, folder: Path) -> None:

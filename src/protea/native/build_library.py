@@ -239,7 +239,7 @@ def _run(command: list[str], folder: Path | None = None) -> str:
 
 
 def is_current(target: Target, folder: Path = FOLDER) -> bool:
-    """Whether a folder holds an undamaged library of today's sources."""
+    """Whether a folder holds an undamaged library of the sources beside this file."""
     try:
         facts = Facts.read(folder / target.facts)
         return facts.sources == sources_hash() and facts.library == file_hash(folder / target.library)
