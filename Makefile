@@ -25,9 +25,9 @@ if [ "$$(uname)" = Linux ]; then \
 else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
 endef
 
-.PHONY: demo mini test test-long test-floors lint types unit changelog lock mmseqs clean
+.PHONY: demo mini native test test-long test-floors lint types unit changelog lock mmseqs clean
 
-demo: $(VENV)/.installed
+demo: native
 	@mkdir -p $(dir $(DEMO))
 	@echo
 	@echo '$$ protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5'
@@ -39,10 +39,14 @@ demo: $(VENV)/.installed
 	@echo '$$ python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet'
 	@$(BIN)/python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet
 
+# Builds the native library again after a change of its sources; without a compiler everything works, more slowly.
+native: $(VENV)/.installed
+	-@$(BIN)/python src/protea/native/build_library.py
+
 # Train Protea-mini on your own sequences. This takes hours; if it stops, run the same command again to continue.
 # STRUCTURES names a folder of structures to fit the contact head on. ARGS overrides keys of the recipe, for example
 # ARGS=run.compile=false where there is no C++ compiler.
-mini: $(VENV)/.installed $(MINI)/store/manifest.json
+mini: native $(MINI)/store/manifest.json
 	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store $(ARGS) -o $(MINI)/run
 	rm -rf $(MINI)/export $(MINI)/model
 	$(BIN)/protea export $(MINI)/run -o $(MINI)/export --dtype bfloat16
@@ -72,11 +76,11 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
-unit: $(VENV)/.tested mmseqs
+unit: $(VENV)/.tested native mmseqs
 	$(PYTEST) -n 2 --dist loadfile -m 'not long'
 
 # Everything that `unit` leaves out: killed processes, load, whole matrices of options, large random runs.
-test-long: $(VENV)/.tested mmseqs
+test-long: $(VENV)/.tested native mmseqs
 	$(PYTEST) -n 2 --dist worksteal -m long
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:

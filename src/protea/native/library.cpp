@@ -6,14 +6,23 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-
-extern "C" const Kernels protea_kernels_avx2, protea_kernels_avx512, protea_kernels_avx512bf16;
+// PROTEA_SETS(X) is X(avx512) X(avx2), or what else the builder compiled, the best first.
+#define DECLARED(set) extern "C" const Kernels protea_kernels_##set;
+#define ADDRESS(set) &protea_kernels_##set,
+PROTEA_SETS(DECLARED)
 
 namespace {
 
-const Kernels* const ALL[] = {&protea_kernels_avx512bf16, &protea_kernels_avx512, &protea_kernels_avx2};  // best first
+const Kernels* const ALL[] = {PROTEA_SETS(ADDRESS)};
+
+bool is(const Kernels* kernels, const char* name) { return !strcmp(kernels->name, name); }
+
+}  // namespace
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+namespace {
 
 // Registers that the operating system saves when it switches threads; instructions on others would lose their values.
 uint64_t saved_registers() {
@@ -28,10 +37,10 @@ bool has(const Kernels* kernels) {
     const bool fma = c >> 12 & 1, saving = c >> 27 & 1, avx = c >> 28 & 1;
     if (!fma || !saving || !avx || (saved_registers() & 0x6) != 0x6) return false;
     if (!__get_cpuid_count(7, 0, &leaves, &b, &c, &d) || !(b >> 5 & 1)) return false;  // AVX2
-    if (kernels == &protea_kernels_avx2) return true;
+    if (is(kernels, "avx2")) return true;
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
     if ((b & f_dq_bw_vl) != f_dq_bw_vl || (saved_registers() & 0xe6) != 0xe6) return false;
-    if (kernels == &protea_kernels_avx512) return true;
+    if (is(kernels, "avx512")) return true;
     return leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);  // AVX-512 BF16
 }
 
@@ -39,11 +48,7 @@ bool has(const Kernels* kernels) {
 
 #elif defined(__aarch64__)
 
-extern "C" const Kernels protea_kernels_neon;
-
 namespace {
-
-const Kernels* const ALL[] = {&protea_kernels_neon};
 
 bool has(const Kernels*) { return true; }  // every 64-bit ARM has it
 
@@ -67,13 +72,16 @@ const Kernels* used = best();
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
+// The version of this interface, which protea/native/__init__.py expects.
+EXPORTED int protea_version() { return 1; }
+
 // The name of the instruction set in use; null if the processor has none of them, and then nothing else may be called.
 EXPORTED const char* protea_instruction_set() { return used ? used->name : nullptr; }
 
 // Use the set with a name. Returns 0, 1 if the library does not have it, or 2 if the processor does not.
 EXPORTED int protea_use(const char* name) {
     for (const Kernels* kernels : ALL)
-        if (!strcmp(kernels->name, name)) {
+        if (is(kernels, name)) {
             if (!has(kernels)) return 2;
             used = kernels;
             return 0;
