@@ -148,7 +148,9 @@ class FusedSelfAttention(nn.Module):
         self.head_width = attention.head_width
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         order = _pairs_together(q.out_features, self.head_width)
-        self.qk_proj = PackedLinear(torch.cat((q.weight[order], k.weight[order])), torch.cat((q.bias[order], k.bias[order])))
+        self.qk_proj = PackedLinear(
+            torch.cat((q.weight[order], k.weight[order])), torch.cat((q.bias[order], k.bias[order]))
+        )
         self.v_proj = PackedLinear(v.weight, v.bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
