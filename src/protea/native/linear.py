@@ -139,8 +139,8 @@ def linear(
 ) -> Tensor:
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
-    ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that; it may be transposed in memory. The first ``turned`` outputs are rotated
-    after the bias. Rows of tensors may lie apart.
+    ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
+    after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
     """
     outputs, inputs = weight.shape
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
