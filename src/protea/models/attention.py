@@ -76,7 +76,9 @@ class AttentionCall:
     @property
     def needs_gradients(self) -> bool:
         """Whether PyTorch records this call for a backward pass."""
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
+        return torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (self.q, self.k, self.v, self.bias)
+        )
 
     def maps(self, sequence: int) -> HeadMaps:
         """The attention maps of one sequence, for observers; no kernel holds those of all heads at once."""
@@ -207,7 +209,9 @@ NATIVE: Final = Kernel(
     head_widths=HEAD_WIDTHS,
     bias=True,
     gradients=True,
-    available=lambda call: supports(call.q.dtype) and (call.bias is None or not call.needs_gradients),
+    available=lambda call: (
+        supports(call.q.dtype) and (call.bias is None or (call.q.dtype == torch.float32 and not call.needs_gradients))
+    ),
 )
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 

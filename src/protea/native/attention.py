@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.native.linear import TYPES, check_tensor, run
+from protea.native.linear import TYPES, check_tensor, run, supports
 from protea.packing import CuSeqlens
 
 HEAD_WIDTHS: Final = range(8, 257, 8)
@@ -40,7 +40,9 @@ def attention(
 
     ``bias`` is ``[H, >=longest, >=longest]``, added to the scaled scores of every sequence, from its first token on.
     """
-    if bias is None and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
+        if bias is not None:
+            raise ValueError("the native library has no gradients of attention with a bias")
         out = _Differentiable.apply(q, k, v, cu_q, cu_k, scale)  # type: ignore[no-untyped-call]
         assert isinstance(out, Tensor)
         return out
@@ -86,8 +88,11 @@ def _forward(
     if lse is not None:
         call.lse = lse.data_ptr()
     if bias is not None:
+        if q.dtype != torch.float32:
+            raise TypeError(f"the native library adds a bias in float32, not in {q.dtype}")
         bias = bias.float().contiguous()
         heads, rows, columns = bias.shape
+        check_tensor(bias, torch.float32)
         if heads != q.shape[1] or rows < cu_q.max_length or columns < cu_k.max_length:
             raise ValueError(f"a bias of {heads} heads, {rows} by {columns}, does not fit")
         call.bias, call.bias_head_stride, call.bias_row_stride = bias.data_ptr(), bias.stride(0), bias.stride(1)
@@ -99,15 +104,17 @@ def _call(
     q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float
 ) -> tuple[_Attention, tuple[Tensor, ...]]:
     """What the library needs to know, and tensors that must live until it has run."""
+    if not supports(q.dtype) or q.device.type != "cpu":
+        raise TypeError(f"the native library has no attention in {q.dtype} on {q.device}")
+    if q.dim() != 3 or k.shape != v.shape or k.shape[1:] != q.shape[1:] or q.shape[2] not in HEAD_WIDTHS:
+        raise ValueError(f"queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit")
     q, k, v = map(_rows_of_heads, (q, k, v))
     heads, width = q.shape[1:]
-    if k.shape != v.shape or k.shape[1:] != q.shape[1:] or width not in HEAD_WIDTHS:
-        raise ValueError(f"queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit")
     offsets_q, offsets_k = cu_q.host_offsets, cu_k.host_offsets
-    for x, offsets in ((q, offsets_q), (k, offsets_k), (v, offsets_k)):
+    for x in (k, v):
         check_tensor(x, q.dtype)
-        if offsets.dtype != torch.int32 or not offsets.is_contiguous() or int(offsets[-1]) != len(x):
-            raise ValueError(f"the boundaries do not fit {len(x)} tokens")
+    for x, offsets in ((q, offsets_q), (k, offsets_k)):
+        _check_boundaries(offsets, len(x), len(offsets_q))
     # Longest first: otherwise one thread could begin a long sequence when the others are done.
     order = (offsets_q.diff() * offsets_k.diff().long()).argsort(descending=True, stable=True).int()
     call = _Attention(q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), sequences=len(order), heads=heads, width=width)
@@ -115,6 +122,18 @@ def _call(
     call.cu_q, call.cu_k, call.order = offsets_q.data_ptr(), offsets_k.data_ptr(), order.data_ptr()
     call.type, call.scale = TYPES[q.dtype], scale
     return call, (q, k, v, order)
+
+
+def _check_boundaries(offsets: Tensor, tokens: int, number: int) -> None:
+    if offsets.dtype != torch.int32 or offsets.device.type != "cpu" or not offsets.is_contiguous():
+        raise TypeError("the native library needs boundaries in int32 on the CPU")
+    if (
+        offsets.shape != (number,)
+        or number < 2
+        or (int(offsets[0]), int(offsets[-1])) != (0, tokens)
+        or bool((offsets.diff() < 1).any())
+    ):
+        raise ValueError(f"boundaries {offsets.tolist()} do not fit {tokens} tokens in {number - 1} sequences")
 
 
 def _rows_of_heads(x: Tensor) -> Tensor:

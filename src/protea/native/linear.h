@@ -17,9 +17,10 @@ constexpr int64_t CHUNK = 256;                  // steps that are summed apart: 
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
 
 // GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
-// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one.
+// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
+// infinity gives NaN.
 inline vec gelu(vec x) {
-    const vec a = as_float(as_int(x) & 0x7fffffff);
+    const vec a = larger(as_float(as_int(x) ^ INT32_MIN), x < 30.0f ? x : all(30.0f));
     const vec t = 1.0f / (1.0f + 0.3f * a);
     vec p = all(0.036630005f);
     p = p * t + -0.160839185f;
@@ -32,12 +33,11 @@ inline vec gelu(vec x) {
     return larger(x, vec{}) - a * t * p * exp2(a * a * -0.72134752f);  // log2(e) / 2
 }
 
-// x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2.
+// x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2. Minus infinity gives NaN.
 inline vec gelu_tanh(vec x) {
     const vec z = x * (0.79788456f + 0.035677408f * x * x);
-    const vec bounded = larger(z * -2.8853901f, all(-126.0f));
-    const vec exponent = bounded < 126.0f ? bounded : (bounded == bounded ? all(126.0f) : bounded);
-    return x / (1.0f + exp2(exponent));
+    const vec exponent = z * -2.8853901f;
+    return exponent < 126.0f ? x / (1.0f + exp2(exponent)) : x * 0.0f;
 }
 
 // One panel of a weight in float32 and in pairs of bfloat16; `Item` is what one lane holds of a row for a step.
@@ -165,7 +165,7 @@ struct LinearWork : Queue {
         block = most(ROWS, least(least(fits, 16 * ROWS), share));
         blocks = (call.rows + block - 1) / block;
         // Few blocks are divided among more threads by outputs.
-        groups = threads == 1 || blocks >= 4 * threads ? 1 : least(panels, (4 * threads + blocks - 1) / blocks);
+        groups = threads == 1 || blocks == 0 || blocks >= 4 * threads ? 1 : least(panels, (4 * threads + blocks - 1) / blocks);
         group = (panels + groups - 1) / groups;
         groups = (panels + group - 1) / group;
         // Rows that lie a multiple of 2 KB apart would fight for the same few lines of a cache.

@@ -61,7 +61,10 @@ class Packed:
     def of(cls, weight: Tensor) -> Packed:
         """Pack a float32 or bfloat16 weight, which may be transposed; every bit can be had again."""
         weight = weight.detach()
-        check_tensor(weight, weight.dtype)
+        if not supports(weight.dtype) or weight.device.type != "cpu":
+            raise TypeError(f"the native library multiplies no {weight.dtype} on {weight.device}")
+        if weight.dim() != 2 or not weight.numel():
+            raise ValueError(f"a weight needs two dimensions with items, got {tuple(weight.shape)}")
         shape, kind = (weight.shape[0], weight.shape[1]), TYPES[weight.dtype]
         size = _function("protea_packed_bytes", _number, *[_number] * 3)(*shape, kind)
         memory = torch.empty(size + _ALIGNED, dtype=torch.uint8)
@@ -143,10 +146,12 @@ def linear(
     after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
     """
     outputs, inputs = weight.shape
+    if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
+        raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
     call.w_step = weight.step if isinstance(weight, Columns) else 0
     call.w_type, call.activation = TYPES[weight.dtype], ACTIVATIONS[activation]
-    call.x_step, call.x_type = 1, TYPES[x.dtype]
+    call.x_step, call.x_type = 1, TYPES.get(x.dtype, 0)
     if x.stride(0) == 1 and x.stride(1) != 1:
         # Inputs that lie apart: the library can do no more than multiply them.
         if norm is not None or x.dtype != torch.float32 or weight.dtype != torch.float32:
@@ -154,11 +159,14 @@ def linear(
         call.x_stride, call.x_step = 1, x.stride(1)
         call.x, _ = _rows(x.T, torch.float32, len(x), inputs)
     else:
-        call.x, call.x_stride = _rows(x, x.dtype, inputs)
+        call.x, call.x_stride = _rows(x, torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32, inputs)
     if bias is not None:
         call.bias = _vector(bias, outputs)
     if norm is not None:
-        call.norm_weight, call.norm_bias = _vector(norm.weight, inputs), _vector(norm.bias, inputs)
+        if norm.weight is None:
+            raise ValueError("a norm needs weights")
+        call.norm_weight = _vector(norm.weight, inputs)
+        call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
         call.norm_epsilon = norm.eps
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
