@@ -293,6 +293,7 @@ def test_every_bit_comes_back(family: str, width: int, heads: int, precision: st
     model = small(
         family, precision=precision, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
     )
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     kept = set_any_bits(model)
     parameter = unpacked(model)
     for name, bits in kept.items():

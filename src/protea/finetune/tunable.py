@@ -30,6 +30,7 @@ from protea.models.encoder import Encoder
 from protea.train.model import Precision, Trainable
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import OptimizerSettings
+from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import recompute_layers
 
 ENCODER: Final = "encoder."
@@ -178,12 +179,14 @@ def default_token_budget(model: Encoder, packer: Packer, train: Ints, settings: 
 
 
 def prepare_device(model: Encoder, settings: TuneSettings, precision: str) -> list[str]:
-    """Apply what changes no number: recomputation, memory that is kept, fast attention; returns notes for the user."""
+    """Apply what changes no number: recomputation, memory that is kept, fast products; returns notes for the user."""
     if settings.recompute:
         recompute_layers(model)
     if model.device.type != "cpu":
         return []
     keep_freed_memory()
+    if precision == "float32":
+        multiply_natively(model)
     reason = native.reason()
     if precision == "bf16-mixed" and not native_bfloat16(model.device):
         return ["this processor has no bfloat16 products: --precision float32 trains many times faster"]

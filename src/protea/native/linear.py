@@ -29,9 +29,10 @@ _MOVING: Final = (_pointer, _pointer, _number, _number, _number)
 
 class _Linear(ctypes.Structure):
     _fields_ = (
-        *(("x", _pointer), ("x_stride", _number), ("x_type", _number)),
+        *(("x", _pointer), ("x_stride", _number), ("x_step", _number), ("x_type", _number)),
         *(("norm_weight", _pointer), ("norm_bias", _pointer), ("norm_epsilon", _real)),
-        *(("weight", _pointer), ("w_type", _number), ("bias", _pointer), ("activation", _number)),
+        *(("weight", _pointer), ("w_type", _number), ("w_step", _number)),
+        *(("bias", _pointer), ("activation", _number)),
         *(("cosine", _pointer), ("sine", _pointer), ("angle_stride", _number)),
         *(("head_width", _number), ("rotated", _number), ("residual", _pointer), ("residual_stride", _number)),
         *(("y", _pointer), ("y_stride", _number), ("y_type", _number)),
@@ -58,8 +59,8 @@ class Packed:
 
     @classmethod
     def of(cls, weight: Tensor) -> Packed:
-        """Pack a float32 or bfloat16 weight; every bit can be had again."""
-        weight = weight.detach().contiguous()
+        """Pack a float32 or bfloat16 weight, which may be transposed; every bit can be had again."""
+        weight = weight.detach()
         if not supports(weight.dtype) or weight.device.type != "cpu":
             raise TypeError(f"the native library multiplies no {weight.dtype} on {weight.device}")
         if weight.dim() != 2 or not weight.numel():
@@ -68,7 +69,8 @@ class Packed:
         size = _function("protea_packed_bytes", _number, *[_number] * 3)(*shape, kind)
         memory = torch.empty(size + _ALIGNED, dtype=torch.uint8)
         data = memory[-memory.data_ptr() % _ALIGNED :][:size]
-        _function("protea_pack_linear", None, *_MOVING)(data.data_ptr(), weight.data_ptr(), *shape, kind)
+        pack = _function("protea_pack_linear", None, *_MOVING, _number, _number)
+        pack(data.data_ptr(), weight.data_ptr(), *shape, kind, *weight.stride())
         return cls(data, shape, weight.dtype)
 
     def unpacked(self) -> Tensor:
@@ -78,6 +80,29 @@ class Packed:
             weight.data_ptr(), self.data.data_ptr(), *self.shape, TYPES[self.dtype]
         )
         return weight
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A float32 weight ``[N, D]`` that is multiplied where it lies, with its N items for an input side by side."""
+
+    data: Tensor
+    step: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.data.shape[0], self.data.shape[1]
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Columns | Packed:
+        """The weight as it is, if its shape allows that, else packed."""
+        weight = weight.detach()
+        if weight.dtype != torch.float32 or weight.stride(0) != 1 or weight.shape[0] % (2 * _LANES):
+            return Packed.of(weight)
+        check_tensor(weight, weight.dtype)
+        return cls(weight, weight.stride(1))
 
 
 @dataclass(frozen=True)
@@ -105,8 +130,8 @@ class Turn:
 
 def linear(
     x: Tensor,
-    weight: Packed,
-    bias: Tensor,
+    weight: Packed | Columns,
+    bias: Tensor | None = None,
     *,
     norm: torch.nn.LayerNorm | None = None,
     turn: Turn | None = None,
@@ -118,15 +143,25 @@ def linear(
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
-    after the bias. Rows of tensors may lie apart.
+    after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
     """
     outputs, inputs = weight.shape
     if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
         raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
+    call.w_step = weight.step if isinstance(weight, Columns) else 0
     call.w_type, call.activation = TYPES[weight.dtype], ACTIVATIONS[activation]
-    call.x, call.x_stride = _rows(x, torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32, inputs)
-    call.x_type, call.bias = TYPES[x.dtype], _vector(bias, outputs)
+    call.x_step, call.x_type = 1, TYPES.get(x.dtype, 0)
+    if x.stride(0) == 1 and x.stride(1) != 1:
+        # Inputs that lie apart: the library can do no more than multiply them.
+        if norm is not None or x.dtype != torch.float32 or weight.dtype != torch.float32:
+            raise ValueError("the native library needs rows whose items lie side by side")
+        call.x_stride, call.x_step = 1, x.stride(1)
+        call.x, _ = _rows(x.T, torch.float32, len(x), inputs)
+    else:
+        call.x, call.x_stride = _rows(x, torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32, inputs)
+    if bias is not None:
+        call.bias = _vector(bias, outputs)
     if norm is not None:
         if norm.weight is None:
             raise ValueError("a norm needs weights")

@@ -32,6 +32,7 @@ from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
 from protea.train.parallel import ALONE, Division, Parallel
 from protea.train.recipe import Recipe
+from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import compile_layers, recompute_layers
 
 TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "float32": torch.float32}
@@ -171,6 +172,8 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parall
             compile_layers(model, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
+    if run.precision == "float32" and not run.compile and parallel.layout.tensor == 1:
+        multiply_natively(model)
     if model.device.type == "cpu":
         if run.precision == "bf16-mixed" and not native_bfloat16(model.device):
             progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
