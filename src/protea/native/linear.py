@@ -152,7 +152,7 @@ def linear(
     call.w_step = weight.step if isinstance(weight, Columns) else 0
     call.w_type, call.activation = TYPES[weight.dtype], ACTIVATIONS[activation]
     call.x_step, call.x_type = 1, TYPES.get(x.dtype, 0)
-    if x.stride(0) == 1 and x.stride(1) != 1:
+    if x.dim() == 2 and x.stride(0) == 1 and x.stride(1) != 1:
         # Inputs that lie apart: the library can do no more than multiply them.
         if norm is not None or x.dtype != torch.float32 or weight.dtype != torch.float32:
             raise ValueError("the native library needs rows whose items lie side by side")

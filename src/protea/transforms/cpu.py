@@ -103,6 +103,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = Packed.of(weight)
         self.bias = bias.detach().float()
+        self.original_bias = bias.detach()
         self.activation = activation
 
     def forward(
@@ -134,7 +135,7 @@ class PackedLinear(nn.Module):
         """A copy of ``weight`` or ``bias`` in its original order and type."""
         if kind == "weight":
             return self.weight.unpacked()
-        return {"bias": self.bias}[kind].to(self.weight.dtype, copy=True)
+        return {"bias": self.original_bias}[kind].clone()
 
 
 class FusedSelfAttention(nn.Module):
