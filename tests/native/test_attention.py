@@ -209,8 +209,9 @@ def test_nan_and_infinity_stay_in_their_sequence_and_do_not_vanish(dtype: torch.
 # --- bits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("width", [8, 24, 64])
-def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int, _threads_as_before: None) -> None:
+def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int) -> None:
     """The same bits in every run, with any number of threads and in any pack; the work is split differently."""
     lengths = [700, 40, 300, 1, 33]
     cu = CuSeqlens.from_lengths(lengths)

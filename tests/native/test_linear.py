@@ -197,8 +197,9 @@ def test_rotation_of_every_head_width(dtype: torch.dtype, head_width: int) -> No
         Case.random(shape, dtype, head_width=head_width, turned=heads * head_width).check()
 
 
+@pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("inputs", [320, 1280, 2601])
-def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int, _threads_as_before: None) -> None:
+def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int) -> None:
     """Its bits depend neither on the rows beside it nor on the threads, nor on where it lies in memory."""
     options: list[dict[str, Any]] = [
         {"norm": "bias", "head_width": 20, "turned": 40},

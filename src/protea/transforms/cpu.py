@@ -148,9 +148,8 @@ class FusedSelfAttention(nn.Module):
         self.head_width = attention.head_width
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         order = _pairs_together(q.out_features, self.head_width)
-        self.qk_proj = PackedLinear(
-            torch.cat((q.weight[order], k.weight[order])), torch.cat((q.bias[order], k.bias[order]))
-        )
+        weights, biases = (q.weight[order], k.weight[order]), (q.bias[order], k.bias[order])
+        self.qk_proj = PackedLinear(torch.cat(weights), torch.cat(biases))
         self.v_proj = PackedLinear(v.weight, v.bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
@@ -159,7 +158,8 @@ class FusedSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]``, normed first, to queries, keys and values ``[T, H, K]``, rotated but not scaled."""
         turn = None if rotary is None else _turn(*rotary)
-        rotated = self.qk_proj(x, norm=norm, turn=turn, turned=self.qk_proj.weight.shape[0])
+        turned = 0 if turn is None else self.qk_proj.weight.shape[0]
+        rotated = self.qk_proj(x, norm=norm, turn=turn, turned=turned)
         q, k = rotated.view(len(x), 2, -1, self.head_width).unbind(1)
         return q, k, self.v_proj(x, norm=norm).view(len(x), -1, self.head_width)
 
