@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
-    {"arguments", "fasta", "packing"},
+    {"arguments", "fasta", "limits", "packing"},
     {"delimited", "letters"},
     {"output"},
     {"journal"},
