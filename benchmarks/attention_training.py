@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from protea.transforms.native import NATIVE
 from torch import Tensor
 from torch.nn import functional as F
 
 from protea.models.attention import SDPA, AttentionCall
 from protea.packing import CuSeqlens
 from protea.transforms import native
-from protea.transforms.native import NATIVE
 
 HEADS = 20
 

@@ -33,6 +33,7 @@ ON_CPU = (
     "protea bf16",
     "protea bf16 compiled",
     "protea float32",
+    "protea float32 compiled",
     "transformers float32 eager",
     "transformers float32 sdpa",
     "transformers bf16 eager",

@@ -14,7 +14,7 @@ import torch
 from protea import bundled
 from protea.checkpoints.formats import open_checkpoint, recognised
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
-from protea.device import DTYPES, MIXED
+from protea.device import DTYPES, MIXED, resolve_device
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
@@ -105,7 +105,7 @@ def _memory(module: Encoder, parameters: int) -> dict[str, int]:
     """Bytes of the weights by the type that a model computes in."""
     memory = {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()}
     with suppress(UsageError):  # a family without such layers
-        narrow = narrow_weights(module)
+        narrow = narrow_weights(module, resolve_device("auto"))
         halved = sum(parameter.numel() for name, parameter in module.named_parameters() if name in narrow)
         memory[MIXED] = memory["float32"] - 2 * halved
     return memory

@@ -94,7 +94,7 @@ def load_model(
         raise UsageError(f"a model in {MIXED} cannot be trained; load it in float32 and train it within torch.autocast")
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
-        others = narrow_weights(checkpoint.model) if mixed else None
+        others = narrow_weights(checkpoint.model, where) if mixed else None
         module = checkpoint.load(dtype=torch.float32 if mixed else DTYPES[dtype], device=where, others=others)
         files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):

@@ -1,8 +1,7 @@
 """Attention over packed sequences: the kernels, what each supports, and the function that picks one.
 
 Every kernel takes an ``AttentionCall`` and returns ``[Tq, H, K]``. To add a kernel, write the function and its entry in
-``KERNELS``, or give it to ``add_kernel`` if it must be switched on. ``benchmarks/attention.py`` measures which kernel
-is fastest for which shape.
+``KERNELS``. ``benchmarks/attention.py`` measures which kernel is fastest for which shape.
 
 Shapes: T tokens, H heads, K head width, L length of one sequence, n sequences of equal length.
 """
@@ -22,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
+from protea.native.attention import HEAD_WIDTHS, attention
+from protea.native.linear import supports
 from protea.packing import CuSeqlens
 
 
@@ -75,7 +76,9 @@ class AttentionCall:
     @property
     def needs_gradients(self) -> bool:
         """Whether PyTorch records this call for a backward pass."""
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
+        return torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (self.q, self.k, self.v, self.bias)
+        )
 
     def maps(self, sequence: int) -> HeadMaps:
         """The attention maps of one sequence, for observers; no kernel holds those of all heads at once."""
@@ -99,7 +102,7 @@ class AttentionCall:
 class Kernel:
     """A kernel and the calls it supports; ``None`` means no restriction.
 
-    ``inference`` says whether it serves calls without gradients, ``available`` whether the machine can run it.
+    ``available`` says whether the machine can run it, and whatever else a call must be like.
     """
 
     name: str
@@ -110,8 +113,7 @@ class Kernel:
     bias: bool = False
     dropout: bool = False
     gradients: bool = False
-    inference: bool = True
-    available: Callable[[torch.device], bool] = lambda device: True
+    available: Callable[[AttentionCall], bool] = lambda call: True
 
     def supports(self, call: AttentionCall) -> bool:
         """Whether the kernel can serve this call."""
@@ -122,8 +124,8 @@ class Kernel:
             and (self.head_widths is None or q.shape[-1] in self.head_widths)
             and (self.bias or call.bias is None)
             and (self.dropout or not call.dropout)
-            and (self.gradients if call.needs_gradients else self.inference)
-            and self.available(q.device)
+            and (self.gradients or not call.needs_gradients)
+            and self.available(call)
         )
 
 
@@ -168,6 +170,11 @@ def _fused(
     return y.transpose(1, 2).flatten(0, 1)
 
 
+def _native(call: AttentionCall) -> Tensor:
+    """The native library's, with the bits of a sequence the same in every pack."""
+    return attention(call.q, call.k, call.v, call.cu_q, call.cu_k, call.scale, call.bias)
+
+
 def _varlen(call: AttentionCall) -> Tensor:
     """PyTorch's FlashAttention for packed sequences."""
     cu_q, cu_k = call.cu_q, call.cu_k
@@ -193,21 +200,20 @@ VARLEN: Final = Kernel(
     dtypes=frozenset({torch.bfloat16, torch.float16}),
     head_widths=range(8, 257, 8),
     gradients=True,
-    available=native_bfloat16,
+    available=lambda call: native_bfloat16(call.q.device),
+)
+NATIVE: Final = Kernel(
+    "native",
+    _native,
+    device="cpu",
+    head_widths=HEAD_WIDTHS,
+    bias=True,
+    gradients=True,
+    available=lambda call: (
+        supports(call.q.dtype) and (call.bias is None or (call.q.dtype == torch.float32 and not call.needs_gradients))
+    ),
 )
 SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
 
-KERNELS: Final = [VARLEN, SDPA]
+KERNELS: Final = [VARLEN, NATIVE, SDPA]
 """In order of preference; the last supports every call."""
-
-
-def add_kernel(kernel: Kernel) -> None:
-    """Consider one more kernel in this process, before ``SDPA``. Adding it twice has no further effect."""
-    if kernel not in KERNELS:
-        KERNELS.insert(KERNELS.index(SDPA), kernel)
-
-
-def remove_kernel(kernel: Kernel) -> None:
-    """Stop considering a kernel. Removing it twice has no further effect."""
-    if kernel in KERNELS:
-        KERNELS.remove(kernel)

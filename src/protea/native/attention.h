@@ -43,14 +43,9 @@ inline void to_columns(float* to, const float* from, int64_t stride, int64_t n, 
 
 // Copy rows [n, K] to rows of `wide` items; zeros fill the rest, up to `size` rows.
 inline void to_rows(float* to, const float* from, int64_t stride, int64_t n, int64_t size, int64_t width, int64_t wide) {
-    for (int64_t row = 0; row < size; row++, to += wide) {
-        if (row >= n) {
-            memset(to, 0, wide * sizeof(float));
-            continue;
-        }
-        memcpy(to, from + row * stride, width * sizeof(float));
-        for (int64_t d = width; d < wide; d++) to[d] = 0.0f;
-    }
+    for (int64_t row = 0; row < size; row++, to += wide)
+        for (int64_t d = 0; d < wide; d += LANES)
+            store(to + d, row < n ? load_first(from + row * stride + d, width - d) : vec{});
 }
 
 // Sums [K, B * LANES] times one factor for each lane, to rows [n, K].

@@ -16,11 +16,11 @@ enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2 };
 // y = activation(norm(x) W + b) + residual, with pairs of outputs rotated before all but the bias.
 struct Linear {
     const void* x;  // [T, D]
-    int64_t x_stride, x_type;
+    int64_t x_stride, x_step, x_type;  // from row to row, and from input to input, which is 1 but for plain float32
     const float *norm_weight, *norm_bias;  // [D] each, or null: x is multiplied as it is
     double norm_epsilon;
     const void* weight;  // as pack_linear ordered it, of w_type; x is rounded to that type for the product
-    int64_t w_type;
+    int64_t w_type, w_step;  // 0, or a float32 weight is not packed but [D, N], its rows so far apart, N full panels
     const float* bias;  // [N], or null
     int64_t activation;
     const float *cosine, *sine;  // [T, angle_stride], angles of outputs 0:K once more from K on; or null
@@ -32,7 +32,8 @@ struct Linear {
     int64_t rows, inputs, outputs;
 };
 
-// Softmax attention within the sequences of a pack. float32, or all tensors bfloat16 where an instruction set has it.
+// Softmax attention within the sequences of a pack. All tensors are float32, or bfloat16 where an instruction set has it;
+// `out` may be bfloat16 beside float32.
 struct Attention {
     const void *q, *k, *v;                // [Tq, H, K], [Tk, H, K], [Tk, H, K]
     int64_t q_stride, k_stride, v_stride;  // from token to token; heads follow one another without gaps
@@ -51,7 +52,8 @@ struct Attention {
 struct Kernels {
     const char* name;
     int64_t (*packed_bytes)(int64_t outputs, int64_t inputs, int64_t type);
-    void (*pack_linear)(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type);
+    void (*pack_linear)(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type,
+                        int64_t output_stride, int64_t input_stride);
     void (*unpack_linear)(void* weight, const void* packed, int64_t outputs, int64_t inputs, int64_t type);
     int (*linear)(const Linear*, int64_t threads, Parallel);
     int (*attention_forward)(const Attention*, int64_t threads, Parallel);

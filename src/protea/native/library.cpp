@@ -95,8 +95,9 @@ EXPORTED int64_t protea_packed_bytes(int64_t outputs, int64_t inputs, int64_t ty
     return used->packed_bytes(outputs, inputs, type);
 }
 
-EXPORTED void protea_pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type) {
-    used->pack_linear(to, weight, outputs, inputs, type);
+EXPORTED void protea_pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type,
+                                 int64_t output_stride, int64_t input_stride) {
+    used->pack_linear(to, weight, outputs, inputs, type, output_stride, input_stride);
 }
 
 EXPORTED void protea_unpack_linear(void* to, const void* packed, int64_t outputs, int64_t inputs, int64_t type) {

@@ -12,12 +12,15 @@
 constexpr int WIDE = 2 * LANES;
 constexpr int ROWS = REGISTERS == 32 ? 12 : 6;  // 2 * ROWS sums, and registers for two weights and an input
 constexpr int64_t DEPTH = 1280;                 // inputs whose weights of a panel stay in the second-level cache
+constexpr int64_t DEPTH_APART = 320;            // the same for inputs that lie apart, each in a page of its own
+constexpr int64_t CHUNK = 256;                  // steps that are summed apart: shorter sums are more exact
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
 
 // GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
-// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one.
+// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
+// infinity gives NaN.
 inline vec gelu(vec x) {
-    const vec a = as_float(as_int(x) & 0x7fffffff);
+    const vec a = larger(as_float(as_int(x) ^ INT32_MIN), x < 30.0f ? x : all(30.0f));
     const vec t = 1.0f / (1.0f + 0.3f * a);
     vec p = all(0.036630005f);
     p = p * t + -0.160839185f;
@@ -30,12 +33,11 @@ inline vec gelu(vec x) {
     return larger(x, vec{}) - a * t * p * exp2(a * a * -0.72134752f);  // log2(e) / 2
 }
 
-// x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2.
+// x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2. Minus infinity gives NaN.
 inline vec gelu_tanh(vec x) {
     const vec z = x * (0.79788456f + 0.035677408f * x * x);
-    const vec bounded = larger(z * -2.8853901f, all(-126.0f));
-    const vec exponent = bounded < 126.0f ? bounded : (bounded == bounded ? all(126.0f) : bounded);
-    return x / (1.0f + exp2(exponent));
+    const vec exponent = z * -2.8853901f;
+    return exponent < 126.0f ? x / (1.0f + exp2(exponent)) : x * 0.0f;
 }
 
 // One panel of a weight in float32 and in pairs of bfloat16; `Item` is what one lane holds of a row for a step.
@@ -61,22 +63,30 @@ struct Pairs {
 };
 #endif
 
-// sums[M][2] += rows of x times a panel, over `steps` steps.
+// sums[M][2] += rows of x times a panel, over `steps` steps, which lie `wide` items apart in the panel. Either the steps
+// of a row or the rows of a step lie side by side.
 template <class Kind, int M>
-inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t stride, const typename Kind::Item* panel,
-                     int64_t steps) {
+inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t stride, int64_t apart,
+                     const typename Kind::Item* panel, int64_t wide, int64_t steps) {
     using Item = typename Kind::Item;
+    auto add = [&](int m, vec low, vec high, Item item) {
+        sums[m][0] = Kind::add(sums[m][0], low, Kind::repeat(item));
+        sums[m][1] = Kind::add(sums[m][1], high, Kind::repeat(item));
+    };
+    if (apart != 1) {
+        for (int64_t step = 0; step < steps; step++, panel += wide, x += apart) {
+            const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+            UNROLL for (int m = 0; m < M; m++) add(m, low, high, x[m]);
+        }
+        return;
+    }
     // Few addresses that change: three rows share one.
     constexpr int GROUPS = (M + 2) / 3;
     const Item* rows[GROUPS];
     UNROLL for (int g = 0; g < GROUPS; g++) rows[g] = x + 3 * g * stride;
-    for (int64_t step = 0; step < steps; step++, panel += WIDE) {
+    for (int64_t step = 0; step < steps; step++, panel += wide) {
         const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
-        UNROLL for (int m = 0; m < M; m++) {
-            const vec item = Kind::repeat(rows[m / 3][m % 3 * stride + step]);
-            sums[m][0] = Kind::add(sums[m][0], low, item);
-            sums[m][1] = Kind::add(sums[m][1], high, item);
-        }
+        UNROLL for (int m = 0; m < M; m++) add(m, low, high, rows[m / 3][m % 3 * stride + step]);
     }
 }
 
@@ -89,7 +99,8 @@ inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[
         if (call.bias) y = y + load_first(call.bias + column, n);
         if (call.cosine && column < call.rotated) {
             const int64_t at = row * call.angle_stride + column % call.head_width;
-            y = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
+            const vec turned = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
+            y = call.rotated - column >= LANES ? turned : joined(turned, y, call.rotated - column);
         }
         if (call.activation == GELU) y = gelu(y);
         if (call.activation == GELU_TANH) y = gelu_tanh(y);
@@ -138,6 +149,7 @@ struct LinearWork : Queue {
     int64_t size, steps, panels;                 // inputs with padding, steps of a sum, panels of the weight
     int64_t depths;                              // parts of a sum whose weights of a panel fit the cache
     int64_t stride;                              // between prepared rows
+    int64_t wide;                                // between the steps of a panel
     int64_t block, blocks, group, groups;        // rows of a block, panels of a group
     bool direct;                                 // whether x is multiplied where it lies
 
@@ -145,20 +157,23 @@ struct LinearWork : Queue {
         size = rounded_up(call.inputs, Kind::STEP);
         steps = size / Kind::STEP;
         panels = (call.outputs + WIDE - 1) / WIDE;
-        depths = (size + DEPTH - 1) / DEPTH;
-        const int64_t fits = BLOCK_BYTES / int64_t(least(size, DEPTH) * sizeof(Stored)) / ROWS * ROWS;
+        const int64_t deepest = call.x_step == 1 ? DEPTH : DEPTH_APART;
+        depths = (size + deepest - 1) / deepest;
+        wide = call.w_step ? call.w_step : WIDE;
+        const int64_t fits = BLOCK_BYTES / int64_t(least(size, deepest) * sizeof(Stored)) / ROWS * ROWS;
         const int64_t share = rounded_up((call.rows + threads - 1) / threads, ROWS);
         block = most(ROWS, least(least(fits, 16 * ROWS), share));
         blocks = (call.rows + block - 1) / block;
         // Few blocks are divided among more threads by outputs.
-        groups = threads == 1 || blocks >= 4 * threads ? 1 : least(panels, (4 * threads + blocks - 1) / blocks);
+        groups = threads == 1 || blocks == 0 || blocks >= 4 * threads ? 1 : least(panels, (4 * threads + blocks - 1) / blocks);
         group = (panels + groups - 1) / groups;
         groups = (panels + group - 1) / group;
         // Rows that lie a multiple of 2 KB apart would fight for the same few lines of a cache.
         const bool fitting = call.x_type == (sizeof(Stored) == 2 ? BFLOAT16 : FLOAT32);
         const int64_t apart = call.x_stride * int64_t(sizeof(Stored));
-        direct = fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
-                 apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0;
+        direct = call.x_step != 1 ||
+                 (fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
+                  apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
         stride = size + 64 / int64_t(sizeof(Stored));
     }
 
@@ -192,10 +207,11 @@ struct LinearWork : Queue {
         for (int64_t start = 0; start < steps; start += depth)
             for (int64_t p = panel; p < end; p++) {
                 const int64_t count = least(depth, steps - start);
-                const Item* weights = (const Item*)call.weight + (p * steps + start) * WIDE;
+                const Item* weights = (const Item*)call.weight +
+                                      (call.w_step ? start * wide + p * WIDE : (p * steps + start) * WIDE);
                 float* kept = sums + (p - panel) * block * WIDE;
-                const Part part{(const Item*)x + start, x_stride / Kind::STEP, weights, count, kept, start == 0,
-                                start + count == steps, first, p * WIDE};
+                const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
+                                start == 0, start + count == steps, first, p * WIDE};
                 int64_t row = 0;
                 for (; row + ROWS <= n; row += ROWS) tile<ROWS>(part, row);
                 if (ROWS > 8 && row + 8 <= n) tile<8>(part, row), row += 8;
@@ -217,19 +233,27 @@ struct LinearWork : Queue {
 
     template <int M>
     void tile(const Part& part, int64_t row) {
-        vec sums[M][2];
+        vec totals[M][2];
         float* kept = part.sums + row * WIDE;
         UNROLL for (int m = 0; m < M; m++) {
-            sums[m][0] = part.first ? vec{} : load(kept + m * WIDE);
-            sums[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
+            totals[m][0] = part.first ? vec{} : load(kept + m * WIDE);
+            totals[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
         }
-        multiply<Kind, M>(sums, part.x + row * part.stride, part.stride, part.weights, part.steps);
+        for (int64_t step = 0; step < part.steps; step += CHUNK) {
+            vec sums[M][2] = {};
+            multiply<Kind, M>(sums, part.x + row * part.stride + step * call.x_step, part.stride, call.x_step,
+                              part.weights + step * wide, wide, least(CHUNK, part.steps - step));
+            UNROLL for (int m = 0; m < M; m++) {
+                totals[m][0] = totals[m][0] + sums[m][0];
+                totals[m][1] = totals[m][1] + sums[m][1];
+            }
+        }
         if (part.last) {
-            for (int m = 0; m < M; m++) finish(call, part.row + row + m, part.column, sums[m]);
+            for (int m = 0; m < M; m++) finish(call, part.row + row + m, part.column, totals[m]);
         } else {
             UNROLL for (int m = 0; m < M; m++) {
-                store(kept + m * WIDE, sums[m][0]);
-                store(kept + m * WIDE + LANES, sums[m][1]);
+                store(kept + m * WIDE, totals[m][0]);
+                store(kept + m * WIDE + LANES, totals[m][1]);
             }
         }
     }
@@ -253,15 +277,9 @@ inline int linear(const Linear* call, int64_t threads, Parallel parallel) {
     return linear_of<Wide32>(call, threads, parallel);
 }
 
-// The order of items of a weight [N, D] in its panels; `step` inputs lie side by side.
-template <class Item, class Do>
-inline void each_item(int64_t outputs, int64_t inputs, int64_t step, Do with) {
-    const int64_t size = rounded_up(inputs, step);
-    for (int64_t n = 0; n < rounded_up(outputs, WIDE); n++)
-        for (int64_t d = 0; d < size; d++) {
-            const int64_t at = n / WIDE * WIDE * size + d / step * step * WIDE + n % WIDE * step + d % step;
-            with(at, n < outputs && d < inputs ? n * inputs + d : -1);
-        }
+// Where the item of output n and input d lies in the panels of a weight; `step` inputs lie side by side.
+inline int64_t place(int64_t n, int64_t d, int64_t size, int64_t step) {
+    return n / WIDE * WIDE * size + d / step * step * WIDE + n % WIDE * step + d % step;
 }
 
 inline int64_t packed_bytes(int64_t outputs, int64_t inputs, int64_t type) {
@@ -269,24 +287,36 @@ inline int64_t packed_bytes(int64_t outputs, int64_t inputs, int64_t type) {
     return rounded_up(outputs, WIDE) * rounded_up(inputs, step) * (type == BFLOAT16 ? 2 : 4);
 }
 
-inline void pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type) {
+template <class Item>
+inline void pack_items(Item* to, const Item* from, int64_t outputs, int64_t inputs, int64_t output_stride,
+                       int64_t input_stride) {
+    constexpr int64_t STEP = 4 / sizeof(Item);
+    const int64_t size = rounded_up(inputs, STEP);
+    for (int64_t first = 0; first < outputs; first += WIDE)
+        for (int64_t d = 0; d < size; d++)
+            for (int64_t n = first; n < first + WIDE; n++)
+                to[place(n, d, size, STEP)] =
+                    n < outputs && d < inputs ? from[n * output_stride + d * input_stride] : Item(0);
+}
+
+template <class Item>
+inline void unpack_items(Item* to, const Item* from, int64_t outputs, int64_t inputs) {
+    constexpr int64_t STEP = 4 / sizeof(Item);
+    for (int64_t n = 0; n < outputs; n++)
+        for (int64_t d = 0; d < inputs; d++) to[n * inputs + d] = from[place(n, d, rounded_up(inputs, STEP), STEP)];
+}
+
+inline void pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type,
+                        int64_t output_stride, int64_t input_stride) {
     if (type == BFLOAT16)
-        each_item<bf16>(outputs, inputs, 2, [=](int64_t at, int64_t from) {
-            ((bf16*)to)[at] = from < 0 ? bf16(0) : ((const bf16*)weight)[from];
-        });
+        pack_items((bf16*)to, (const bf16*)weight, outputs, inputs, output_stride, input_stride);
     else
-        each_item<uint32_t>(outputs, inputs, 1, [=](int64_t at, int64_t from) {
-            ((uint32_t*)to)[at] = from < 0 ? 0 : ((const uint32_t*)weight)[from];
-        });
+        pack_items((uint32_t*)to, (const uint32_t*)weight, outputs, inputs, output_stride, input_stride);
 }
 
 inline void unpack_linear(void* weight, const void* packed, int64_t outputs, int64_t inputs, int64_t type) {
     if (type == BFLOAT16)
-        each_item<bf16>(outputs, inputs, 2, [=](int64_t at, int64_t to) {
-            if (to >= 0) ((bf16*)weight)[to] = ((const bf16*)packed)[at];
-        });
+        unpack_items((bf16*)weight, (const bf16*)packed, outputs, inputs);
     else
-        each_item<uint32_t>(outputs, inputs, 1, [=](int64_t at, int64_t to) {
-            if (to >= 0) ((uint32_t*)weight)[to] = ((const uint32_t*)packed)[at];
-        });
+        unpack_items((uint32_t*)weight, (const uint32_t*)packed, outputs, inputs);
 }

@@ -81,6 +81,12 @@ inline void store_first(float* p, vec x, int64_t n) {
 #endif
 }
 
+// The first n lanes of x, and the others of y.
+inline vec joined(vec x, vec y, int64_t n) {
+    for (int64_t i = n; i < LANES; i++) x[i] = y[i];
+    return x;
+}
+
 // The bits of bfloat16 in the low half of each lane, rounded to the nearest, ties to even; NaN stays NaN.
 inline ivec narrow_bits(vec x) {
     const ivec bits = as_int(x), last = (bits >> 16) & 1;
@@ -135,7 +141,8 @@ inline float sum(vec x) {
 // 2^x for x below 127, with an error of 1e-7 of it: x is rounded to an integer, which becomes the exponent, and a
 // polynomial gives 2^f for the rest f in [-1/2, 1/2]. Below -126 the result is 2^-126; NaN stays NaN.
 inline vec exp2(vec x) {
-    const vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it leaves an integer in the low bits
+    // 1.5 * 2^23 + 127: adding it leaves an integer in the low bits, with the offset of exponents.
+    const vec magic = all(12583039.0f);
     x = larger(x, all(-126.0f));
     const vec shifted = x + magic;
     const vec f = x - (shifted - magic);
@@ -145,7 +152,7 @@ inline vec exp2(vec x) {
     y = y * f + 2.402224243e-1f;
     y = y * f + 6.931470037e-1f;
     y = y * f + 1.0f;
-    return as_float(as_int(y) + (as_int(shifted) << 23));
+    return y * as_float(as_int(shifted) << 23);
 }
 
 // Scratch memory of a thread: new pages for every call would take longer than the computation.

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from protea import native
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.data.sampler import Sampler
@@ -31,7 +32,7 @@ from protea.text import bytes_text, counted, duration_text
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
 from protea.train.parallel import ALONE, Division, Parallel
 from protea.train.recipe import Recipe
-from protea.transforms import native
+from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import compile_layers, recompute_layers
 
 TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "float32": torch.float32}
@@ -171,12 +172,15 @@ def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parall
             compile_layers(model, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
-    if run.precision == "bf16-mixed" and model.device.type == "cpu":
-        reason = native.enable()
-        if not native_bfloat16(model.device):
+    if run.precision == "float32" and not run.compile and parallel.layout.tensor == 1:
+        multiply_natively(model)
+    if model.device.type == "cpu":
+        if run.precision == "bf16-mixed" and not native_bfloat16(model.device):
             progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
-        elif reason is not None:
-            progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
+        elif (missing := native.reason()) is not None:
+            progress.note(
+                f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {missing}"
+            )
     if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
     parallel.apply(model)

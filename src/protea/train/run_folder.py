@@ -22,6 +22,7 @@ import torch
 import yaml
 
 import protea
+from protea import native
 from protea.alphabet import Alphabet
 from protea.checkpoints.hf_config import config_json
 from protea.checkpoints.tensors import Tensors
@@ -62,7 +63,6 @@ from protea.train.run_checkpoints import (
 )
 from protea.train.shares import Parts, fill
 from protea.train.world import World
-from protea.transforms import native
 
 RECIPE: Final = "recipe.yaml"
 STORE: Final = "store"
@@ -301,12 +301,12 @@ def surroundings(trainable: Trainable) -> dict[str, str]:
     """What the last bits of a step depend on besides the recipe and the data."""
     device = trainable.model.device
     on_gpu = device.type == "cuda"
-    own_kernel = native.compiled() is not None and not on_gpu and trainable.precision.dtype == torch.bfloat16
+    own = None if on_gpu else native.instruction_set()
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "PyTorch": torch.__version__,
-        "attention kernel": "Protea's" if own_kernel else "PyTorch's",
+        "attention kernel": "PyTorch's" if own is None else f"Protea's, {own}",
         _LAYOUT: str(trainable.parallel.layout),
     }
 
