@@ -9,6 +9,8 @@ TORCH ?= 2.13.0
 # Exact versions of everything that is installed for development; LOCK= installs the newest versions instead.
 LOCK ?= constraints/dev.txt
 CONSTRAINED = $(if $(LOCK),--constraint $(LOCK))
+# The compiler of wheels.
+ZIG ?= 0.17.1
 DEMO := build/demo/proteins
 MINI := build/mini
 FLOORS := build/floors
@@ -25,7 +27,7 @@ if [ "$$(uname)" = Linux ]; then \
 else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
 endef
 
-.PHONY: demo mini native test test-long test-floors lint types unit changelog lock mmseqs clean
+.PHONY: demo mini native test test-long test-floors lint types unit wheels changelog lock mmseqs clean
 
 demo: native
 	@mkdir -p $(dir $(DEMO))
@@ -96,6 +98,18 @@ test-floors:
 	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq ".[$$(echo $(FLOOR_EXTRAS) | tr ' ' ,)]" \
 	  --constraint $(FLOORS)/constraints.txt
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
+
+# Writes dist/: the source distribution, and a wheel with the native library for each platform; Zig compiles them all.
+WHEELS := build/wheels
+wheels:
+	$(PYTHON) -m venv --without-pip $(WHEELS)
+	$(PYTHON) -m pip --python $(WHEELS)/bin/python install -qq 'ziglang==$(ZIG)' build
+	rm -rf dist
+	$(WHEELS)/bin/python -m build --sdist --outdir dist . > $(WHEELS)/log
+	for platform in linux-x86_64 linux-aarch64 darwin-arm64; do \
+	  PROTEA_BUILD=$$platform CXX='$(CURDIR)/$(WHEELS)/bin/python -m ziglang c++' \
+	    $(WHEELS)/bin/python -m build --wheel --outdir dist . >> $(WHEELS)/log || exit 1; done
+	@ls dist
 
 # Moves the fragments in changelog.d/ to CHANGELOG.md.
 changelog:

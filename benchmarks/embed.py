@@ -58,12 +58,6 @@ def write_fasta(path: Path, count: int, seed: int = 0) -> int:
     return sum(lengths)
 
 
-def read_records(path: Path) -> list[tuple[str, str]]:
-    """Read FASTA as scripts for the other programs do."""
-    entries = path.read_text().split(">")[1:]
-    return [(name, "".join(lines)) for name, *lines in (entry.split("\n") for entry in entries)]
-
-
 def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
     from protea import load
     from protea.embed.run import EmbedRun
@@ -74,75 +68,6 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> 
 
     def job() -> None:
         EmbedRun(settings, loaded.module, {}, overwrite=True)()
-
-    return job
-
-
-def transformers_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import numpy as np
-    import torch
-    from transformers import EsmModel, EsmTokenizer
-
-    tokenizer = EsmTokenizer.from_pretrained(model)
-    loaded = EsmModel.from_pretrained(
-        model, dtype=getattr(torch, dtype), attn_implementation="sdpa", add_pooling_layer=False
-    ).eval()
-    loaded.to(device)
-
-    def job() -> None:
-        records = read_records(fasta)
-        order = sorted(range(len(records)), key=lambda n: len(records[n][1]))
-        means = np.zeros((len(records), loaded.config.hidden_size), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), 8):
-                numbers = order[start : start + 8]
-                batch = tokenizer([records[n][1] for n in numbers], return_tensors="pt", padding=True).to(device)
-                states = loaded(**batch).last_hidden_state
-                for row, n in enumerate(numbers):
-                    means[n] = states[row, 1 : len(records[n][1]) + 1].float().mean(0).cpu().numpy()
-        np.save(out.with_suffix(".npy"), means)
-
-    return job
-
-
-def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import numpy as np
-    import torch
-    from esm import Alphabet, FastaBatchedDataset
-    from esm.model.esm2 import ESM2
-
-    config = json.loads((model / "config.json").read_text())
-    alphabet = Alphabet.from_architecture("ESM-1b")
-    layers = config["num_hidden_layers"]
-    # It gets different random weights; their values do not affect the time.
-    loaded = ESM2(layers, config["hidden_size"], config["num_attention_heads"], alphabet).eval()
-
-    def job() -> None:
-        dataset = FastaBatchedDataset.from_file(fasta)
-        batches = dataset.get_batch_indices(4096, extra_toks_per_seq=1)
-        loader = torch.utils.data.DataLoader(dataset, collate_fn=alphabet.get_batch_converter(), batch_sampler=batches)
-        means = {}
-        with torch.inference_mode():
-            for labels, strings, tokens in loader:
-                states = loaded(tokens, repr_layers=[layers])["representations"][layers]
-                for row, label in enumerate(labels):
-                    means[label] = states[row, 1 : len(strings[row]) + 1].mean(0).numpy()
-        np.save(out.with_suffix(".npy"), np.stack(list(means.values())))
-
-    return job
-
-
-def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import esm_cpp
-    import numpy as np
-
-    loaded = esm_cpp.Model.load_from_safetensors(str(model / "model.safetensors"))
-    loaded.quantize_weights()
-    tokenizer = esm_cpp.Tokenizer()
-
-    def job() -> None:
-        ids = [np.array(tokenizer.encode(sequence), np.int32) for _, sequence in read_records(fasta)]
-        np.save(out.with_suffix(".npy"), np.stack([loaded.forward(one)[1:-1].mean(0) for one in ids]))
 
     return job
 
@@ -160,13 +85,7 @@ def ceiling_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) ->
     return job
 
 
-JOBS = {
-    "protea": protea_job,
-    "transformers": transformers_job,
-    "fair-esm": fair_esm_job,
-    "esm-cpp": esm_cpp_job,
-    "ceiling": ceiling_job,
-}
+JOBS = {"protea": protea_job, **peers.JOBS, "ceiling": ceiling_job}
 
 
 def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:

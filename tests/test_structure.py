@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
-    {"arguments", "fasta", "packing"},
+    {"arguments", "fasta", "limits", "packing"},
     {"delimited", "letters"},
     {"output"},
     {"journal"},
@@ -41,7 +41,7 @@ LAYERS = [
     {"embed", "data"},
     {"score"},
     {"contacts"},
-    {"evaluate", "plot", "sequences", "train"},
+    {"doctor", "evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
     {"trained"},
@@ -302,7 +302,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 36_400
+MOST_LINES_OF_ALL = 36_800
 
 
 def test_size_of_the_package() -> None:
@@ -310,7 +310,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 8_600
+MOST_LINES_OF_EMBED = 8_720
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

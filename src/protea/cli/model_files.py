@@ -10,7 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Dtype
+from protea.cli.options import Dtype, computing, options_of
 from protea.cli.terminal import bars, show_table
 from protea.errors import UsageError
 
@@ -82,6 +82,7 @@ def init(
     typer.echo(f"{output}: {known.name} with random weights (seed {seed}); it knows nothing of proteins yet")
 
 
+@options_of(computing)
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint of any format, or a published name.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="File or folder to write; must be new.")],
@@ -133,6 +134,7 @@ def convert(
             typer.echo(f"{label:<10}{line}")
 
 
+@options_of(computing)
 def check(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A published name, or a checkpoint of any format.")

@@ -45,6 +45,25 @@ Dtype = Annotated[
     str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bf16-mixed, bfloat16 or float16.")
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="Multiply in bfloat16 (--dtype bf16-mixed) if the hardware can.")]
+
+
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        from protea.limits import use_threads
+
+        use_threads(count)
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Number of CPU threads to compute with; by default one for each core that this process may use.",
+        callback=_use_threads,
+        expose_value=False,
+    ),
+]
 TokenBudget = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Number of tokens computed at a time; by default as memory allows."),
@@ -107,6 +126,10 @@ def letters(*, unknown: Unknown = "x", gaps: Gaps = "keep") -> None:
 
 def columns(*, id_column: IdColumn = None, sequence_column: SequenceColumn = None) -> None:
     """The columns of input tables."""
+
+
+def computing(*, threads: Threads = None) -> None:
+    """The threads of a command that computes. They are set when the option is read; commands do not receive it."""
 
 
 def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
-from protea.cli.options import Dtype
+from protea.cli.options import Dtype, computing, options_of
 from protea.cli.terminal import tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -23,6 +23,7 @@ AnyRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
 
 
+@options_of(computing)
 def pretrain(
     recipe: Annotated[
         str | None,

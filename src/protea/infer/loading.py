@@ -15,6 +15,7 @@ from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
 from protea.device import DTYPES, MIXED, native_bfloat16, resolve_device
 from protea.errors import UsageError
+from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.transforms.cpu import pack_for_cpu
@@ -85,6 +86,7 @@ def load_model(
 
     ``dtype`` is a name in ``DTYPES``, or ``MIXED``. On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
     """
+    limit_threads()
     where, mixed = resolve_device(device), dtype == MIXED
     if not mixed and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; use {', '.join(DTYPES)} or {MIXED}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from protea.native import library, parallel
 
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
-ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2}
+ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 _ALIGNED: Final = 64
 _LANES: Final = 16  # of the widest vectors
 
@@ -30,7 +30,8 @@ _MOVING: Final = (_pointer, _pointer, _number, _number, _number)
 class _Linear(ctypes.Structure):
     _fields_ = (
         *(("x", _pointer), ("x_stride", _number), ("x_step", _number), ("x_type", _number)),
-        *(("norm_weight", _pointer), ("norm_bias", _pointer), ("norm_epsilon", _real)),
+        *(("norm_weight", _pointer), ("norm_bias", _pointer)),
+        *(("norm_epsilon", _real), ("centred", _number)),
         *(("weight", _pointer), ("w_type", _number), ("w_step", _number)),
         *(("bias", _pointer), ("activation", _number)),
         *(("cosine", _pointer), ("sine", _pointer), ("angle_stride", _number)),
@@ -133,7 +134,7 @@ def linear(
     weight: Packed | Columns,
     bias: Tensor | None = None,
     *,
-    norm: torch.nn.LayerNorm | None = None,
+    norm: torch.nn.LayerNorm | torch.nn.RMSNorm | None = None,
     turn: Turn | None = None,
     turned: int = 0,
     activation: str | None = None,
@@ -166,8 +167,9 @@ def linear(
         if norm.weight is None:
             raise ValueError("a norm needs weights")
         call.norm_weight = _vector(norm.weight, inputs)
-        call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
-        call.norm_epsilon = norm.eps
+        centred = isinstance(norm, torch.nn.LayerNorm)
+        call.norm_bias = _vector(norm.bias, inputs) if centred and norm.bias is not None else None
+        call.norm_epsilon, call.centred = norm.eps or torch.finfo(torch.float32).eps, centred
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
         call.sine, _ = _rows(turn.sine, torch.float32, turn.head_width + _LANES, len(x))

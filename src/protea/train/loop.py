@@ -35,6 +35,7 @@ from protea.errors import (
     UsageError,
 )
 from protea.journal import complete
+from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.optional import install
 from protea.text import bytes_text, counted
@@ -98,6 +99,7 @@ def pretrain(
     With ``accept_changes`` the run continues although its recipe changed. All processes of a ``world`` call this,
     inside ``world.together()``.
     """
+    limit_threads()
     device = world.connect(resolve_device(recipe.run.device), recipe.parallel.timeout)
     if device.type == "cuda":
         # Events and synchronisation belong to the current device, not to that of the tensors.
