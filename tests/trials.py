@@ -87,7 +87,10 @@ class Killed(BaseException):
 
 
 class Witness(TrainingProgress):
-    """Writes down what it is told; asked for the n-th time whether to stop, says so, or kills."""
+    """Writes down what it is told; asked for the n-th time whether to stop, says so, or kills.
+
+    It leaves out that there is no native library: results of tests do not depend on that.
+    """
 
     def __init__(self, asked: int | None = None, *, kill: bool = False) -> None:
         self.asked, self._last, self._kill = 0, asked, kill
@@ -98,7 +101,8 @@ class Witness(TrainingProgress):
         self.tasks.append(task)
 
     def note(self, message: str) -> None:
-        self.notes.append(message)
+        if native.reason() is None or native.reason() not in message:
+            self.notes.append(message)
 
     def stop(self) -> bool:
         self.asked += 1

@@ -215,7 +215,7 @@ def test_the_command_line_gives_one_note(target: Target, tmp_path: Path) -> None
     code = "import sys, warnings; from protea import native; native.library(); native.library()"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path), native.CHOICE: ""},
         capture_output=True,
         text=True,
         check=False,

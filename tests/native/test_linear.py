@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ class Case:
     x: Tensor
     weight: Tensor
     bias: Tensor
-    norm: nn.LayerNorm | None = None
+    norm: nn.LayerNorm | nn.RMSNorm | None = None
     angles: Tensor | None = None
     turned: int = 0
     activation: str | None = None
@@ -65,7 +66,7 @@ class Case:
         narrow: bool = False,
         seed: int = 0,
     ) -> Case:
-        """Rows, inputs and outputs; ``norm`` is ``bias`` or ``no bias``."""
+        """Rows, inputs and outputs; ``norm`` is ``bias`` or ``no bias`` or ``no mean``."""
         rows, inputs, outputs = shape
         generator = torch.Generator().manual_seed(seed)
 
@@ -75,10 +76,10 @@ class Case:
         case = cls(normal(rows, inputs).to(x_dtype), normal(outputs, inputs).to(dtype), normal(outputs))
         case.weight = case.weight / inputs**0.5
         if norm is not None:
-            case.norm = nn.LayerNorm(inputs, bias=norm == "bias").requires_grad_(False)
-            case.norm.weight.copy_(normal(inputs))
-            if norm == "bias":
-                case.norm.bias.copy_(normal(inputs))
+            kinds = {"bias": nn.LayerNorm(inputs), "no bias": nn.LayerNorm(inputs, bias=False)}
+            case.norm = kinds.get(norm, nn.RMSNorm(inputs, eps=1e-6)).requires_grad_(False)
+            for parameter in case.norm.parameters():
+                parameter.copy_(normal(inputs))
             case.x = case.x * 3 + 5
         if head_width:
             case.angles, case.turned = normal(rows, 1, head_width // 2) * 10, turned
@@ -116,8 +117,8 @@ class Case:
             # What float32 loses of inputs that lie far from 0 and near one another.
             spread = (x - x.mean(1, keepdim=True)).square().mean(1, keepdim=True) + self.norm.eps
             lost = 2.0**-22 * x.abs().amax(1, keepdim=True) / spread.sqrt() * self.norm.weight.abs()
-            bias = None if self.norm.bias is None else self.norm.bias.double()
-            x = F.layer_norm(x, x.shape[1:], self.norm.weight.double(), bias, self.norm.eps)
+            norm = copy.deepcopy(self.norm).double()
+            x = norm(x)
         # A number in float32 may lie on the other side of the middle between two of bfloat16.
         unit = 2.0**-21 if dtype == torch.float32 or self.norm is None else 2.0**-8
         x = x.to(dtype).double()
@@ -132,7 +133,8 @@ class Case:
             sizes = size[:, : self.turned].unflatten(1, (-1, 2)).sum(2).repeat_interleave(2, dim=1)
             size = torch.cat((sizes, size[:, self.turned :]), dim=1)
         if self.activation is not None:
-            y, size = F.gelu(y, approximate="tanh" if self.activation == "gelu_tanh" else "none"), 1.2 * size + 0.5
+            ways = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu}
+            y, size = ways[self.activation](y), 1.2 * size + 0.5
         if self.residual is not None:
             y, size = y + self.residual, size + self.residual.abs()
         error = unit * (size + 1e-3)
@@ -151,9 +153,9 @@ class Case:
     rows=st.integers(0, 60),
     inputs=st.one_of(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1279, 1300, 2600, 5120])),
     outputs=st.integers(1, 70),
-    norm=st.sampled_from([None, "bias", "no bias"]),
+    norm=st.sampled_from([None, "bias", "no bias", "no mean"]),
     head_width=st.sampled_from([0, 2, 4, 6, 10, 16, 20, 30, 48, 64]),
-    activation=st.sampled_from([None, "gelu", "gelu_tanh"]),
+    activation=st.sampled_from([None, "gelu", "gelu_tanh", "relu"]),
     residual=st.booleans(),
     narrow=st.booleans(),
     narrow_x=st.booleans(),
@@ -206,6 +208,7 @@ def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int) -> No
         {"norm": "no bias", "activation": "gelu"},
         {"activation": "gelu_tanh", "residual": True},
         {"x_dtype": dtype, "activation": "gelu", "narrow": True},
+        {"norm": "no mean", "activation": "relu"},
     ]
     for chosen in options:
         case = Case.random((53, inputs, 75), dtype, **chosen)
@@ -277,6 +280,21 @@ def test_activations_of_unusual_numbers(activation: str, approximate: str) -> No
     for values in (x, sizes, -sizes):
         ours, theirs = activated(values, activation), F.gelu(values.double(), approximate=approximate).float()
         torch.testing.assert_close(ours, theirs, rtol=3e-7, atol=2e-7, equal_nan=True)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_relu_is_exact() -> None:
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -1e-45, 2.5, -2.5])
+    torch.testing.assert_close(activated(x, "relu"), F.relu(x), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_the_constant_of_a_norm() -> None:
+    """``RMSNorm`` has one of its own, where none is given; 0 stays 0."""
+    x, eye = torch.full((1, 4), 1e-4), Packed.of(torch.eye(4))
+    for eps in (None, 0.0, 1e-8):
+        norm = nn.RMSNorm(4, eps=eps)
+        torch.testing.assert_close(linear(x, eye, norm=norm), norm(x).detach())
 
 
 # --- packing ------------------------------------------------------------------------------------------------------
@@ -405,7 +423,8 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"residual": torch.zeros(5, 16, dtype=NARROW)}),
     (ValueError, {"residual": torch.zeros(5, 15)}),
     (ValueError, {"residual": torch.zeros(1, 16)}),
-    (ValueError, {"activation": "relu"}),
+    (ValueError, {"activation": "silu"}),
+    (ValueError, {"norm": nn.RMSNorm(24, elementwise_affine=False)}),
 ]
 
 

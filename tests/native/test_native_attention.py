@@ -177,6 +177,30 @@ def test_a_bias_decides_where_scores_are_far_apart() -> None:
     torch.testing.assert_close(out, v[150].expand(200, 1, 16))
 
 
+@settings(max_examples=10)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=3),
+    larger=st.integers(0, 3),
+)
+@pytest.mark.usefixtures("instruction_set")
+def test_a_relative_bias_is_that_of_the_distances(lengths: list[tuple[int, int]], larger: int) -> None:
+    """To the bit."""
+    cu_q, cu_k = (CuSeqlens.from_lengths(part) for part in zip(*lengths, strict=True))
+    size = max(cu_q.max_length, cu_k.max_length) + larger
+    q, k, v, _ = inputs(len_of(cu_q), len_of(cu_k), 3, 16, torch.float32)
+    relative = torch.randn(3, 2 * size - 1, generator=torch.Generator().manual_seed(1)) * 5
+    rows = torch.arange(size)
+    bias = relative[:, size - 1 + rows[:, None] - rows]
+    expected = attention(q, k, v, cu_q, cu_k, 0.3, bias)
+    assert attention(q, k, v, cu_q, cu_k, 0.3, relative=relative).equal(expected)
+    if sys.platform == "linux":
+        assert attention(q, k, v, cu_q, cu_k, 0.3, relative=guarded(relative)).equal(expected)
+
+
+def len_of(cu: CuSeqlens) -> int:
+    return int(cu.host_offsets[-1])
+
+
 # --- NaN and infinity ----------------------------------------------------------------------------------------------
 
 
@@ -371,6 +395,12 @@ WRONG: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "rows of bias": (ValueError, {"bias": torch.zeros(2, 2, 5)}),
     "columns of bias": (ValueError, {"bias": torch.zeros(2, 5, 2)}),
     "dimensions of bias": (ValueError, {"bias": torch.zeros(5, 5)}),
+    "two biases": (TypeError, {"relative": torch.zeros(2, 9)}),
+    "columns of relative bias": (ValueError, {"bias": None, "relative": torch.zeros(2, 3)}),
+    "even relative bias": (ValueError, {"bias": None, "relative": torch.zeros(2, 10)}),
+    "heads of relative bias": (ValueError, {"bias": None, "relative": torch.zeros(1, 9)}),
+    "dimensions of relative bias": (ValueError, {"bias": None, "relative": torch.zeros(2, 9, 9)}),
+    "gradients of relative bias": (ValueError, {"bias": None, "relative": torch.zeros(2, 9, requires_grad=True)}),
     "gradients with bias": (ValueError, {"q": torch.zeros(5, 2, 16, requires_grad=True)}),
     "gradients of bias": (ValueError, {"bias": torch.zeros(2, 5, 5, requires_grad=True)}),
 }

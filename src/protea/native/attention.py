@@ -104,9 +104,7 @@ def _forward(
     return out
 
 
-def _add_bias(
-    call: _Attention, added: list[Tensor], is_relative: bool, q: Tensor, queries: int, keys: int
-) -> None:
+def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tensor, queries: int, keys: int) -> None:
     if q.dtype != torch.float32 or len(added) > 1:
         raise TypeError(f"the native library adds one bias in float32, not {len(added)} in {q.dtype}")
     (bias,) = added

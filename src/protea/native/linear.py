@@ -169,7 +169,8 @@ def linear(
         call.norm_weight = _vector(norm.weight, inputs)
         centred = isinstance(norm, torch.nn.LayerNorm)
         call.norm_bias = _vector(norm.bias, inputs) if centred and norm.bias is not None else None
-        call.norm_epsilon, call.centred = norm.eps or torch.finfo(torch.float32).eps, centred
+        call.norm_epsilon = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
+        call.centred = centred
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
         call.sine, _ = _rows(turn.sine, torch.float32, turn.head_width + _LANES, len(x))
