@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from protea import native
 from protea.data.build_settings import BuildSettings
 from protea.data.from_fasta import build_uniref
 from protea.output import sha256
@@ -101,7 +102,8 @@ class Witness(TrainingProgress):
         self.tasks.append(task)
 
     def note(self, message: str) -> None:
-        if native.reason() is None or native.reason() not in message:
+        missing = native.reason()
+        if missing is None or missing not in message:
             self.notes.append(message)
 
     def stop(self) -> bool:
