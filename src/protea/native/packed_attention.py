@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.native.linear import TYPES, check_tensor, run, supports
+from protea.native.products import TYPES, check_tensor, run, supports
 from protea.packing import CuSeqlens
 
 HEAD_WIDTHS: Final = range(8, 257, 8)
@@ -104,9 +104,7 @@ def _forward(
     return out
 
 
-def _add_bias(
-    call: _Attention, added: list[Tensor], is_relative: bool, q: Tensor, queries: int, keys: int
-) -> None:
+def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tensor, queries: int, keys: int) -> None:
     if q.dtype != torch.float32 or len(added) > 1:
         raise TypeError(f"the native library adds one bias in float32, not {len(added)} in {q.dtype}")
     (bias,) = added

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guarded import guarded, needs_guards
-from protea.native.linear import Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, linear, supports
 
 NARROW = torch.bfloat16
 
@@ -319,7 +319,7 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"x": torch.zeros(5, 24, device=META)}),
     (ValueError, {"x": torch.zeros(5, 23)}),
     (ValueError, {"x": torch.zeros(24)}),
-    (ValueError, {"x": torch.zeros(24, 5).T}),
+    (ValueError, {"x": torch.zeros(24, 5).T, "norm": nn.LayerNorm(24)}),
     (ValueError, {"x": torch.zeros(4, 24)}),
     (TypeError, {"bias": torch.zeros(16, dtype=NARROW)}),
     (ValueError, {"bias": torch.zeros(15)}),
@@ -336,7 +336,7 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"residual": torch.zeros(5, 16, dtype=NARROW)}),
     (ValueError, {"residual": torch.zeros(5, 15)}),
     (ValueError, {"residual": torch.zeros(1, 16)}),
-    (ValueError, {"activation": "relu"}),
+    (ValueError, {"activation": "silu"}),
 ]
 
 
