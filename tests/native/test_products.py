@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guarded import guarded, needs_guards
-from protea.native.products import Unpacked, Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, Unpacked, linear, supports
 
 NARROW = torch.bfloat16
 
@@ -405,7 +405,7 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"residual": torch.zeros(5, 16, dtype=NARROW)}),
     (ValueError, {"residual": torch.zeros(5, 15)}),
     (ValueError, {"residual": torch.zeros(1, 16)}),
-    (ValueError, {"activation": "relu"}),
+    (ValueError, {"activation": "silu"}),
 ]
 
 
