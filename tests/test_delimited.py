@@ -16,7 +16,7 @@ from messages import check_message
 from protea.delimited import find_column, folded, text_rows
 from protea.errors import DataError, FastaError, ProteaWarning, UsageError
 from protea.records import InputColumns, read_groups, read_records
-from protea.score.variant_table import Unpacked, read_variants
+from protea.score.variant_table import Columns, read_variants
 from protea.tables import read_table
 from test_fasta import DISGUISES
 
@@ -186,8 +186,8 @@ def test_columns_are_found_without_case_and_blanks() -> None:
     check_message("delimited.two_columns", caught.value)
     Path("in.csv").write_text(" Mutant ,Change\nM1V,K2R\n")
     assert read_variants(Path("in.csv")).column_names == [" Mutant ", "Change"]  # as they are
-    table = read_variants(Path("in.csv"), Unpacked("change"))
-    assert Unpacked("change").of(table) == ["Change", None]
+    table = read_variants(Path("in.csv"), Columns("change"))
+    assert Columns("change").of(table) == ["Change", None]
     Path("in.csv").write_text("Id,Sequence,SEQUENCE\na,MKT,MKV\n")
     for wanted, found in (("SEQUENCE", "MKV"), ("Sequence", "MKT")):
         assert [record.sequence for record in read_records(["in.csv"], InputColumns(sequence=wanted))] == [found]
