@@ -68,7 +68,7 @@ REFERENCE = "protea float32"
 CEILINGS = ("ceiling float32", "ceiling bfloat16", "ceiling exponentials")
 CEILING_SIDE = 1024
 CEILING_ITEMS = 1 << 17  # two halves that fit a second-level cache each
-REPEATED = 200
+REPEATED = 50
 FARTHEST = {"float32": 1e-5, "bf16-mixed": 0.02, "bfloat16": 0.05, "int8": 0.2}
 """The largest difference of the averages that a type explains."""
 
