@@ -47,7 +47,7 @@ def in_batches(model: Path, fasta: Path, out: Path, encode: Encode) -> Job:
 
 
 def encoder(model: Path, dtype: str = "float32", device: str = "cpu") -> Any:
-    """Transformers' encoder, from ids and mask to the last hidden state."""
+    """The encoder of transformers, from ids and mask to the last hidden state."""
     import torch
     from transformers import EsmModel
 
@@ -133,7 +133,7 @@ def onnxruntime_job(model: Path, fasta: Path, out: Path, dtype: str, device: str
         quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return in_batches(
-        model, fasta, out, lambda ids, mask: session.run(None, dict(zip(names, (ids, mask), strict=True)))[0]
+        model, fasta, out, lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
     )
 
 
