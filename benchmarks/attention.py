@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 
 HEADS = 20

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from protea import native
 from protea.models.attention import NATIVE, SDPA, AttentionCall
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 
 HEADS = 20

@@ -72,7 +72,9 @@ def main() -> None:
         optimizer.step()
         losses.append(loss.item())
         if len(losses) % 200 == 0:
-            print(f"{len(losses)} packs, perplexity of masked residues {np.exp(np.mean(losses[-200:])):.2f}", flush=True)
+            print(
+                f"{len(losses)} packs, perplexity of masked residues {np.exp(np.mean(losses[-200:])):.2f}", flush=True
+            )
         if share >= 1:
             break
     model = protea.load(arguments.model, device="cpu", trainable=True)

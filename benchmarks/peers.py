@@ -47,7 +47,7 @@ def in_batches(model: Path, fasta: Path, out: Path, encode: Encode) -> Job:
 
 
 def encoder(model: Path, dtype: str = "float32", device: str = "cpu") -> Any:
-    """transformers' encoder, from ids and mask to the last hidden state."""
+    """The encoder of transformers, from ids and mask to the last hidden state."""
     import torch
     from transformers import EsmModel
 
@@ -132,7 +132,9 @@ def onnxruntime_job(model: Path, fasta: Path, out: Path, dtype: str, device: str
         source, path = path, out.with_suffix(".int8.onnx")
         quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return in_batches(model, fasta, out, lambda ids, mask: session.run(None, dict(zip(names, (ids, mask), strict=True)))[0])
+    return in_batches(
+        model, fasta, out, lambda ids, mask: session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    )
 
 
 def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Job:

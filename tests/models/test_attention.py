@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from protea.models.attention import KERNELS, NATIVE, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 from reference_attention import REFERENCE
 

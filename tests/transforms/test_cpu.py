@@ -26,7 +26,7 @@ from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext, rotary_angles
 from protea.models.registry import build, initial_value
 from protea.models.transformer import SelfAttention, TransformerLayer
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked

@@ -21,7 +21,7 @@ from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext
 from protea.models.registry import build
 from protea.models.transformer import TransformerLayer
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import is_packed, pack_for_cpu

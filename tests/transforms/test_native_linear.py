@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from conftest import CONFIGS, LoadModel
 from protea import native
 from protea.models.encoder import Encoder
-from protea.native.linear import supports
+from protea.native.products import supports
 from protea.packing import pack
 from protea.transforms import native_linear
 from protea.transforms.native_linear import NativeLinear, multiply_natively

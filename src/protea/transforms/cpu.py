@@ -24,7 +24,7 @@ from protea.models.attention import AttentionCall, attend
 from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext, Rotary
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
-from protea.native.linear import Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, linear, supports
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
 _QK: Final = ("q_proj", "k_proj")
@@ -102,8 +102,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
         super().__init__()
         self.weight = Packed.of(weight)
-        self.bias = bias.detach().float()
-        self.original_bias = bias.detach()
+        self.bias = bias.detach()
+        self._wide_bias = self.bias.float()
         self.activation = activation
 
     def forward(
@@ -116,13 +116,13 @@ class PackedLinear(nn.Module):
         residual: Tensor | None = None,
         narrow: bool = False,
     ) -> Tensor:
-        """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.linear.linear``."""
+        """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
         if x.requires_grad and torch.is_grad_enabled():
             _refusing("trained: it has no gradients")()
         return linear(
             x,
             self.weight,
-            self.bias,
+            self._wide_bias,
             norm=norm,
             turn=turn,
             turned=turned,
@@ -135,7 +135,7 @@ class PackedLinear(nn.Module):
         """A copy of ``weight`` or ``bias`` in its original order and type."""
         if kind == "weight":
             return self.weight.unpacked()
-        return {"bias": self.original_bias}[kind].clone()
+        return {"bias": self.bias}[kind].clone()
 
 
 class FusedSelfAttention(nn.Module):

@@ -84,7 +84,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Unpacked:
     """A float32 weight ``[N, D]`` that is multiplied where it lies, with its N items for an input side by side."""
 
     data: Tensor
@@ -97,7 +97,7 @@ class Columns:
         return self.data.shape[0], self.data.shape[1]
 
     @classmethod
-    def of(cls, weight: Tensor) -> Columns | Packed:
+    def of(cls, weight: Tensor) -> Unpacked | Packed:
         """The weight as it is, if its shape allows that, else packed."""
         weight = weight.detach()
         if weight.dtype != torch.float32 or weight.stride(0) != 1 or weight.shape[0] % (2 * _LANES):
@@ -131,7 +131,7 @@ class Turn:
 
 def linear(
     x: Tensor,
-    weight: Packed | Columns,
+    weight: Packed | Unpacked,
     bias: Tensor | None = None,
     *,
     norm: torch.nn.LayerNorm | torch.nn.RMSNorm | None = None,
@@ -150,10 +150,10 @@ def linear(
     if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
         raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
-    call.w_step = weight.step if isinstance(weight, Columns) else 0
+    call.w_step = weight.step if isinstance(weight, Unpacked) else 0
     call.w_type, call.activation = TYPES[weight.dtype], ACTIVATIONS[activation]
     call.x_step, call.x_type = 1, TYPES.get(x.dtype, 0)
-    if x.dim() == 2 and x.stride(0) == 1 and x.stride(1) != 1:
+    if x.dim() == 2 and x.stride(0) == 1 != x.stride(1):
         # Inputs that lie apart: the library can do no more than multiply them.
         if norm is not None or x.dtype != torch.float32 or weight.dtype != torch.float32:
             raise ValueError("the native library needs rows whose items lie side by side")
@@ -167,10 +167,10 @@ def linear(
         if norm.weight is None:
             raise ValueError("a norm needs weights")
         call.norm_weight = _vector(norm.weight, inputs)
-        centred = isinstance(norm, torch.nn.LayerNorm)
-        call.norm_bias = _vector(norm.bias, inputs) if centred and norm.bias is not None else None
+        if isinstance(norm, torch.nn.LayerNorm):
+            call.centred = 1
+            call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
         call.norm_epsilon = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-        call.centred = centred
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
         call.sine, _ = _rows(turn.sine, torch.float32, turn.head_width + _LANES, len(x))

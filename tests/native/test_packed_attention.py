@@ -22,8 +22,8 @@ from guarded import guarded, needs_guards
 from protea.alphabet import ESM
 from protea.models import attention as kernels
 from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel, attend, pick_kernel
-from protea.native.attention import HEAD_WIDTHS, attention
-from protea.native.linear import supports
+from protea.native.packed_attention import HEAD_WIDTHS, attention
+from protea.native.products import supports
 from protea.packing import CuSeqlens, pack
 from reference_attention import REFERENCE
 
@@ -427,7 +427,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from protea.native import library
-from protea.native.attention import attention
+from protea.native.packed_attention import attention
 from protea.packing import CuSeqlens
 
 assert library().protea_use(sys.argv[1].encode()) == 0

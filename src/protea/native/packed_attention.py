@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.native.linear import TYPES, check_tensor, run, supports
+from protea.native.products import TYPES, check_tensor, run, supports
 from protea.packing import CuSeqlens
 
 HEAD_WIDTHS: Final = range(8, 257, 8)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guarded import guarded, needs_guards
-from protea.native.linear import Columns, Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, Unpacked, linear, supports
 
 NARROW = torch.bfloat16
 
@@ -340,8 +340,8 @@ def test_tensors_that_are_multiplied_where_they_lie(
     x = torch.randn(rows, inputs, generator=generator)
     if transposed:
         x = torch.randn(inputs, rows + apart, generator=generator)[:, :rows].T
-    columns = Columns.of(weight)
-    assert isinstance(columns, Columns)
+    columns = Unpacked.of(weight)
+    assert isinstance(columns, Unpacked)
     assert columns.shape == (outputs, inputs)
     exact, size = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
     for packed in (columns, Packed.of(weight)):
@@ -356,7 +356,7 @@ def test_products_of_training_are_the_same_with_any_threads() -> None:
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append((linear(dy, Columns.of(weight.T)), linear(dy.T, Columns.of(x.T))))
+        found.append((linear(dy, Unpacked.of(weight.T)), linear(dy.T, Unpacked.of(x.T))))
     for results in found[1:]:
         assert all(map(torch.equal, results, found[0]))
 
@@ -366,17 +366,17 @@ def test_products_of_training_are_the_same_with_any_threads() -> None:
 def test_no_memory_behind_tensors_that_lie_apart_is_read() -> None:
     for rows in (1, 13, 64):
         x, weight = torch.randn(41, rows), torch.randn(41, 32)
-        expected = linear(x.T, Columns.of(weight.T))
-        assert linear(guarded(x).T, Columns.of(guarded(weight).T)).equal(expected)
+        expected = linear(x.T, Unpacked.of(weight.T))
+        assert linear(guarded(x).T, Unpacked.of(guarded(weight).T)).equal(expected)
 
 
 @pytest.mark.usefixtures("instruction_set")
 def test_weights_that_cannot_stay_where_they_are() -> None:
     for weight in (torch.zeros(32, 8), torch.zeros(8, 31).T):
-        assert isinstance(Columns.of(weight), Packed)
+        assert isinstance(Unpacked.of(weight), Packed)
     for wrong in (torch.zeros(8, 32, device="meta").T, torch.zeros(8, 32).double().T):
         with pytest.raises(TypeError):
-            Columns.of(wrong)
+            Unpacked.of(wrong)
     x = torch.zeros(24, 5).T
     with pytest.raises(ValueError, match="side by side"):
         linear(x, Packed.of(torch.zeros(16, 24)), norm=nn.LayerNorm(24))
