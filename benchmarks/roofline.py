@@ -33,7 +33,7 @@ import torch
 
 from embed import protea_job, write_fasta
 from protea.limits import limit_threads
-from protea.native import attention, instruction_set, linear
+from protea.native import instruction_set, packed_attention, products
 
 SIDE = 1024
 TYPES = {0: "float32", 1: "bfloat16"}  # as the native library numbers them
@@ -53,9 +53,9 @@ def product_rate(dtype: torch.dtype) -> float:
     """FLOP/s of the fastest large product."""
     a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
     jobs: list[Callable[[], object]] = [lambda: a @ b]
-    if linear.supports(dtype):
-        packed = linear.Packed.of(b)
-        jobs.append(lambda: linear.linear(a, packed))
+    if products.supports(dtype):
+        packed = products.Packed.of(b)
+        jobs.append(lambda: products.linear(a, packed))
     return 2 * SIDE**3 / min(map(best_seconds, jobs))
 
 
@@ -74,16 +74,16 @@ class Parts:
         self.repeated = 0.0
         self.flop: Counter[tuple[str, str]] = Counter()
         self.exponentials = 0
-        self._run = linear.run
+        self._run = products.run
 
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count what is computed meanwhile."""
-        linear.run = attention.run = self._timed
+        products.run = packed_attention.run = self._timed
         try:
             yield
         finally:
-            linear.run = attention.run = self._run
+            products.run = packed_attention.run = self._run
 
     def _timed(self, name: str, call: Any) -> None:
         took = self._clock(name, call)
