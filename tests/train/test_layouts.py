@@ -12,11 +12,14 @@ import torch
 from runs import CPU, make_store, recipe
 from torch import Tensor
 
+from conftest import CONFIGS, disturb
+from protea.checkpoints import hf
 from protea.data.training_store import TrainingStore
+from protea.models.registry import build, initial_value
 from protea.progress import SILENT
 from protea.train import parallel
 from protea.train.loop import train_step
-from protea.train.model import initialise, prepare
+from protea.train.model import architecture, prepare
 from protea.train.objective import Validation, make_loader
 from protea.train.recipe import Recipe
 from protea.train.world import World, local
@@ -69,7 +72,7 @@ def complete(
 def run(world: World, made: Recipe, layout: parallel.Parallel | None = None) -> Outcome:
     """A few steps; everything that must be equal whatever the layout."""
     layout = layout or parallel.join_layout(world, made, CPU)
-    trainable = prepare(initialise(made, CPU, layout), made, SILENT, layout)
+    trainable = prepare(architecture(made), made, CPU, SILENT, layout)
     store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
     options = {"fill": layout.fixed, "rank": layout.share, "world": layout.layout.data}
     loader = make_loader(store, "train", made, seed=made.run.seed, workers=0, pin=False, **options)
@@ -183,11 +186,50 @@ def test_more_of_four_processes(stores: dict[str, Path]) -> None:
     recipes = [
         told(esm, "esm1b", model=DIVISIBLE, parallel={"tensor": 2, "shard": 2}),
         told(esm, "esm1b", model=DIVISIBLE, parallel={"tensor": 2, "replicate": 2}, run={"recompute": True}),
-        told(esm1nv, "esm1nv", model=DIVISIBLE, parallel={"tensor": 4}),
+        told(esm1nv, "esm1nv", model=DIVISIBLE | {"intermediate_size": 164}, parallel={"tensor": 4}),
         told(esm, "esm1b", model=DEEPER, parallel={"pipeline": 4}),
         told(esm1nv, "esm1nv", model=DEEPER, parallel={**INTERLEAVED, "replicate": 2}),
     ]
     check(4, recipes)
+
+
+# ---- first weights ----
+def held(world: World, recipes: list[Recipe]) -> list[tuple[dict[str, Tensor], int, int]]:
+    """The first weights, put together; the bytes of this process's parts, and those of the memory that they take."""
+    found = []
+    for made in recipes:
+        layout = parallel.join_layout(world, made, CPU)
+        parameters = dict(prepare(architecture(made), made, CPU, SILENT, layout).model.named_parameters())
+        parts = [local(each) for each in parameters.values()]
+        taken = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in parts}
+        found.append((complete(world, parameters), sum(each.nbytes for each in parts), sum(taken.values())))
+    return found
+
+
+@pytest.mark.parametrize("family", ["esm2", "esm1b"])
+def test_first_weights(stores: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """Those of one process to the bit, drawn or read; no process makes room for more than its part."""
+    model = build(CONFIGS[family])
+    state = {name: initial_value(model, name, 0) for name, _ in model.named_parameters()}
+    model.load_state_dict(state | model.stored_buffers, assign=True)
+    disturb(model)
+    hf.save(model, tmp_path / "model")
+    recipes = [
+        told(stores["esm"], family, model=DIVISIBLE | {"intermediate_size": 166}, parallel={kind: 2})
+        for kind in ("shard", "tensor", "pipeline")
+    ]
+    recipes.append(recipe(family, init=str(tmp_path / "model"), parallel={"shard": 2}))
+    for made, *ranks in zip(recipes, *run_ranks(2, held, recipes), strict=True):
+        one = prepare(architecture(made), made, CPU, SILENT).model
+        size = sum(each.nbytes for each in one.parameters())
+        assert sum(part for _, part, _ in ranks) < 1.5 * size
+        for weights, part, taken in ranks:
+            assert taken < 1.05 * part
+            assert weights.keys() == dict(one.named_parameters()).keys()
+            for name, weight in one.named_parameters():
+                expected = initial_value(one, name, 3) if made.init is None else model.get_parameter(name)
+                assert torch.equal(weight, expected), name
+                assert torch.equal(weights[name], expected), name
 
 
 class Filled(parallel.Parallel):
@@ -204,7 +246,7 @@ def test_filled_packs(stores: dict[str, Path], family: str) -> None:
     made = told(store, family, model=none, parallel={"shard": 1})
     one, filled = run(World(), made), run(World(), made, Filled(World(), parallel.Division()))
     assert_equal([filled], one, made)
-    loaded = TrainingStore(store, initialise(made, CPU).alphabet)
+    loaded = TrainingStore(store, made.config.alphabet)
     options = {"seed": 3, "workers": 0, "pin": False}
     plain, full = (make_loader(loaded, "train", made, **options, fill=fill).batches(epochs=1) for fill in (False, True))
     padded = 0

@@ -47,7 +47,6 @@ from protea.train.model import (
     check_memory,
     estimate,
     explaining_memory,
-    initialise,
     mean_length,
     memory_of,
     planned_device,
@@ -189,7 +188,7 @@ class _Trainer:
         costs = estimate(model, recipe, mean_length(self.loader.sampler), parallel.layout)
         check_memory(costs, device, world.neighbours)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
-        self.trainable = prepare(initialise(recipe, device, parallel), recipe, progress, parallel)
+        self.trainable = prepare(model, recipe, device, progress, parallel)
         self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save, world)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()

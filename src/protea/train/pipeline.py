@@ -113,7 +113,7 @@ class Pipeline:
     """The stages of this process, and their part of a step.
 
     Args:
-        model: what ``cut`` left, with all later transforms applied.
+        model: what ``cut`` left, with all later transforms applied; it may get its weights later.
         mesh: the ranks of the pipeline, of one dimension.
         per_rank: stages of each rank.
         tensor: ranks that divide the rows of hidden states.
@@ -133,7 +133,7 @@ class Pipeline:
         self.per_rank, self.tensor, self.dtype = per_rank, tensor, dtype
         self.stages = stages_of(model, self.ranks, per_rank)
         # NCCL wants all ranks of a group in its first operation.
-        dist.all_reduce(torch.zeros(1, device=model.device), group=self.group)
+        dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=self.group)
 
     def run(
         self,
