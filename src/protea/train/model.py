@@ -197,7 +197,7 @@ def prepare(
             progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
     if recipe.optimizer.name == "muon" and not native_bfloat16(device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
-    parallel.apply(model)
+    parallel.apply(model, TYPES[run.precision])
     initialise(model, recipe, device)
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer, norm=parallel.norm)
     # Narrow weights that are kept until the end of a forward pass would undo what sharding saves.
@@ -257,6 +257,9 @@ def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = A
         outside = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("layers."))
         few = _GATHERED / len(model.layers)
         gathered = 2 * layers * (1 if layout.keeps_layers(layers) else few)
+        if layout.gathers_narrow(model, TYPES[run.precision]):
+            gathered *= 3 / 4
+            narrow = 0
         # Narrow weights are kept for the backward pass, unless they are made again.
         narrow = round(narrow * (few if run.recompute else 1)) // own
         state = state // (layout.shard * own) + 16 * outside + round(gathered)

@@ -118,6 +118,7 @@ class Pipeline:
         per_rank: stages of each rank.
         tensor: ranks that divide the rows of hidden states.
         dtype: the type of hidden states between layers.
+        arrive: told, by the group's name, when this rank comes to exchange what a tick computed.
     """
 
     def __init__(
@@ -128,9 +129,10 @@ class Pipeline:
         per_rank: int = 1,
         tensor: int = 1,
         dtype: torch.dtype = torch.float32,
+        arrive: Callable[[str], None] = lambda group: None,
     ) -> None:
         self.model, self.group, self.rank, self.ranks = model, mesh.get_group(), mesh.get_local_rank(), mesh.size()
-        self.per_rank, self.tensor, self.dtype = per_rank, tensor, dtype
+        self.per_rank, self.tensor, self.dtype, self.arrive = per_rank, tensor, dtype, arrive
         self.stages = stages_of(model, self.ranks, per_rank)
         # NCCL wants all ranks of a group in its first operation.
         dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=self.group)
@@ -159,7 +161,9 @@ class Pipeline:
         step = _Step(self, packs, loss, seeds, autocast, before_backward)
         for tick in schedule(self.ranks, self.per_rank, len(packs), backward=torch.is_grad_enabled()):
             task = tick[self.rank]
-            step.exchange(tick, None if task is None else step.compute(task))
+            result = None if task is None else step.compute(task)
+            self.arrive(self.group.group_name)
+            step.exchange(tick, result)
         return step.total
 
 

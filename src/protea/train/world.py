@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -73,6 +73,12 @@ class World:
 
         It makes progress, even if it does the same as before (an empty string).
         """
+
+    def arrive(self, group: str) -> None:
+        """Tell that this process comes to where those of a group wait for one another; a message may name who lacks."""
+
+    def follow(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """The same of groups whose processes do all operations together; PyTorch counts these."""
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -162,13 +168,21 @@ class Ranks(World):
         """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
         self._watch.visit(place)
 
+    def arrive(self, group: str) -> None:
+        """Tell that this process comes to where those of a group wait for one another; a message may name who lacks."""
+        self._watch.arrive(group)
+
+    def follow(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """The same of groups whose processes do all operations together; PyTorch counts these."""
+        self._watch.follow(groups)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.total(0)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor, on any device, by its sum over all processes; returns it. The bits are equal on all."""
-        self._watch.visit()
+        self._watch.arrive()
         dist.all_reduce(tensor)
         return tensor
 
@@ -182,14 +196,14 @@ class Ranks(World):
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes by rank, on every process."""
-        self._watch.visit()
+        self._watch.arrive()
         values: list[Value | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def broadcast(self, value: Value) -> Value:
         """The value of the first process, on every process."""
-        self._watch.visit()
+        self._watch.arrive()
         values = [value]
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
