@@ -28,7 +28,7 @@ from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.text import counted
 from protea.train.recipe import Recipe
-from protea.train.world import World, local
+from protea.train.world import Ranks, World, local
 
 if TYPE_CHECKING:
     from protea.train.pipeline import Pipeline
@@ -364,4 +364,4 @@ ALONE: Final = Parallel(World(), Division())
 def join_layout(world: World, recipe: Recipe, device: torch.device) -> Parallel:
     """This process's part in a run; ``UsageError`` if the recipe and the number of processes do not fit."""
     layout = plan_layout(recipe, world.size)
-    return Parallel(world, layout) if world.size == 1 else Sharded(world, layout, recipe, device)
+    return Sharded(world, layout, recipe, device) if isinstance(world, Ranks) else Parallel(world, layout)
