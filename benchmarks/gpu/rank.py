@@ -22,7 +22,7 @@ SECONDS = 300.0
 
 
 def main() -> None:
-    _, recipe, run = sys.argv
+    recipe, run = sys.argv[1:]
     store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=SECONDS)))
     world = Ranks(store, rank, size, SECONDS)
     with world.together():

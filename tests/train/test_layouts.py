@@ -18,7 +18,7 @@ from protea.checkpoints import hf
 from protea.data.training_store import TrainingStore
 from protea.models.registry import build, initial_value
 from protea.progress import SILENT
-from protea.train import parallel
+from protea.train import division, parallel
 from protea.train.loop import train_step
 from protea.train.model import architecture, prepare
 from protea.train.objective import Validation, make_loader
@@ -98,7 +98,7 @@ def run(world: World, made: Recipe, layout: parallel.Parallel | None = None) -> 
 
 
 def runs(world: World, recipes: list[Recipe], kept: int) -> list[Outcome]:
-    parallel._KEPT = kept
+    division._KEPT = kept
     return [run(world, made) for made in recipes]
 
 
@@ -142,7 +142,7 @@ def alone(made: Recipe) -> Outcome:
     return run(World(), made.model_copy(update={"parallel": recipe().parallel}))
 
 
-def check(size: int, recipes: list[Recipe], *, kept: int = parallel._KEPT) -> None:
+def check(size: int, recipes: list[Recipe], *, kept: int = division._KEPT) -> None:
     for made, *results in zip(recipes, *run_ranks(size, runs, recipes, kept), strict=True):
         assert all(result["sharded"] for result in results)
         assert_equal(results, alone(made), made)
@@ -166,11 +166,11 @@ def test_two_processes(stores: dict[str, Path]) -> None:
 def both_ways(world: World, made: Recipe, kept: int) -> tuple[Outcome, Outcome]:
     """With weights that are gathered in the type of the products, and in float32."""
     narrow = runs(world, [made], kept)
-    parallel.Division.gathers_narrow = lambda *_: False  # type: ignore[method-assign]
+    division.Division.gathers_narrow = lambda *_: False  # type: ignore[method-assign]
     return narrow[0], run(world, made)
 
 
-@pytest.mark.parametrize("kept", [parallel._KEPT, 0])
+@pytest.mark.parametrize("kept", [division._KEPT, 0])
 def test_products_in_bfloat16(stores: dict[str, Path], kept: int) -> None:
     """What one process rounds is rounded before it is sent; norms and sums are exact."""
     bf16 = {"precision": "bf16-mixed"}
@@ -261,7 +261,7 @@ def test_first_weights(stores: dict[str, Path], tmp_path: Path, family: str) -> 
 
 def gathered(world: World, made: Recipe, kept: int) -> list[int]:
     """The bytes that each step gathers from the other processes, beginning with the second."""
-    parallel._KEPT = kept
+    division._KEPT = kept
     layout = parallel.join_layout(world, made, CPU)
     trainable = prepare(architecture(made), made, CPU, SILENT, layout)
     store = TrainingStore(Path(str(made.data.store)), trainable.model.alphabet)
@@ -290,7 +290,7 @@ def test_weights_are_gathered_once_in_a_step(stores: dict[str, Path], precision:
     made = told(stores["esm"], run={"precision": precision}, model={"intermediate_size": 160})
     layers = architecture(made).layers.parameters()
     whole = size * sum(each.numel() for each in layers if size == 4 or each.ndim > 1)
-    for kept, times in ((parallel._KEPT, 1), (0, 4)):
+    for kept, times in ((division._KEPT, 1), (0, 4)):
         for found in run_ranks(2, gathered, made, kept):
             assert found == [whole * times] * 2
 
@@ -307,7 +307,7 @@ def test_filled_packs(stores: dict[str, Path], family: str) -> None:
     store = stores["esm-1nv" if family == "esm1nv" else "esm"]
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     made = told(store, family, model=none, parallel={"shard": 1})
-    one, filled = run(World(), made), run(World(), made, Filled(World(), parallel.Division()))
+    one, filled = run(World(), made), run(World(), made, Filled(World(), division.Division()))
     assert_equal([filled], one, made)
     loaded = TrainingStore(store, made.config.alphabet)
     options = {"seed": 3, "workers": 0, "pin": False}
@@ -332,6 +332,6 @@ def test_compiled_layers(stores: dict[str, Path]) -> None:
     """With packs of constant size, so that the compiler sees one shape."""
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 1}
     made = told(stores["esm"], model=none, run={"compile": True}, parallel={"shard": 2})
-    results = [result for (result,) in run_ranks(2, runs, [made], parallel._KEPT, seconds=1800)]
+    results = [result for (result,) in run_ranks(2, runs, [made], division._KEPT, seconds=1800)]
     plain = made.model_copy(update={"run": made.run.model_copy(update={"compile": False})})
     assert_equal(results, alone(plain), made)

@@ -24,7 +24,7 @@ from protea.train.objective import masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
-from protea.train.run_folder import TrainingState, resume, save
+from protea.train.run_state import TrainingState, resume, save
 from protea.transforms import native
 from trials import Witness
 

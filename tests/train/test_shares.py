@@ -35,7 +35,7 @@ from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, newest_intact
 from protea.train.run_export import average, export
-from protea.train.run_folder import TrainingState, resume, save
+from protea.train.run_state import TrainingState, resume, save
 from protea.train.shares import Part, Parts, all_do, fill, own_share
 from protea.train.world import World
 from ranks import run_ranks

@@ -30,8 +30,9 @@ from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.progress import Progress
 from protea.text import bytes_text, counted, duration_text
+from protea.train.division import Division
 from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
-from protea.train.parallel import ALONE, Division, Parallel
+from protea.train.parallel import ALONE, Parallel
 from protea.train.recipe import Recipe
 from protea.train.shares import part_of
 from protea.train.world import local
