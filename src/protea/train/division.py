@@ -66,7 +66,7 @@ def plan_layout(recipe: Recipe, processes: int) -> Division:
     if layout.processes != processes:
         raise UsageError(
             f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} needs {layout.processes}, but the number of processes is {processes}; change parallel, "
+            f"{told.pipeline} makes {layout.processes}, but the number of processes is {processes}; change parallel, "
             f"or start {layout.processes} with torchrun"
         )
     if layout.shard * layout.tensor > 1 and recipe.optimizer.name == "muon":

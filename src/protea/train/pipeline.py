@@ -39,9 +39,10 @@ def stages_of(model: Encoder, ranks: int, per_rank: int = 1) -> list[range]:
     if layers % stages:
         fitting = ", ".join(str(n) for n in range(1, layers + 1) if layers % (n * per_rank) == 0)
         several = f" with {per_rank} stages a rank" if per_rank > 1 else ""
+        simpler = " or set parallel.schedule=1f1b" if per_rank > 1 and layers % ranks == 0 else ""
         raise UsageError(
             f"parallel.pipeline={ranks}{several} does not divide the {layers} layers of this {model.config.family} "
-            f"model; it may be {fitting or '1 with schedule 1f1b'}"
+            f"model; {f'it may be {fitting}' if fitting else 'set it to 1'}{simpler and f',{simpler}'}"
         )
     size = layers // stages
     return [range(first, first + size) for first in range(0, layers, size)]

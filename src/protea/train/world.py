@@ -125,7 +125,7 @@ class Ranks(World):
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size = rank, size
-        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.neighbours = _number("LOCAL_WORLD_SIZE", 1, default=1)
         self._works = 0
         store = PrefixStore(_meet(store, rank, size, seconds), store)
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
@@ -152,7 +152,7 @@ class Ranks(World):
         if on_gpu:
             if device.index is not None:
                 raise UsageError(f"run.device={device} is one GPU for {self.size} processes; set run.device=cuda")
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank % torch.cuda.device_count())))
+            device = torch.device("cuda", _number("LOCAL_RANK", default=self.rank % torch.cuda.device_count()))
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -281,15 +281,29 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if part is None else part()
 
 
+def _number(name: str, least: int = 0, most: int | None = None, default: int | None = None) -> int:
+    """A number in the environment."""
+    value = os.environ.get(name) or str(default)
+    if value.isdecimal() and least <= int(value) and (most is None or int(value) <= most):
+        return int(value)
+    limits = f"from {least}" + ("" if most is None else f" to {most}")
+    raise TrainingError(
+        f"{name} is {value!r} in the environment, and must be {limits}: start the processes with torchrun"
+    )
+
+
 def join(seconds: float = _START_SECONDS) -> World:
     """The world that ``torchrun`` or a scheduler describes in the environment; without that, one process.
 
     All processes must start within so many seconds.
     """
-    if int(os.environ.get(_SIZE, "1")) == 1:
+    size = _number(_SIZE, 1, default=1)
+    if size == 1:
         return World()
-    if missing := [name for name in _NEEDED if name not in os.environ]:
+    if missing := [name for name in _NEEDED if not os.environ.get(name)]:
         raise TrainingError(f"{_SIZE} is set, but {', '.join(missing)} is not: start the processes with torchrun")
+    _number("RANK", most=size - 1)
+    _number("MASTER_PORT", 1, 65535)
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except (dist.DistError, RuntimeError) as error:
