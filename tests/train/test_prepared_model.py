@@ -20,12 +20,12 @@ from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, estimate, initialise
+from protea.train.model import Trainable, architecture, estimate, prepare
 from protea.train.objective import masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
-from protea.train.run_folder import TrainingState, resume, save
+from protea.train.run_state import TrainingState, resume, save
 from trials import Witness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +54,7 @@ def weights(model: Encoder) -> dict[str, Tensor]:
 
 def frozen(told: Recipe) -> Trainable:
     """A model whose word embeddings stay as they are, ready for training."""
-    model = initialise(told, CPU)
+    model = architecture(told)
     model.get_parameter(FROZEN).requires_grad_(False)
     return trained(told, model)
 
@@ -129,7 +129,7 @@ def test_the_contact_head_of_a_model_gone_on_from_is_frozen(tmp_path: Path) -> N
     hf.save(model, tmp_path / "model")
     told = recipe(init=str(tmp_path / "model"))
     head = {"contact_head.regression.weight", "contact_head.regression.bias"}
-    for one in (architecture(told), initialise(told, CPU)):
+    for one in (architecture(told), trained(told).model):
         assert {name for name, _ in one.named_parameters()} - set(parameters_to_train(one)) == head
 
 
@@ -140,7 +140,7 @@ def test_the_contact_head_of_a_model_gone_on_from_is_frozen(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
 def test_parameters_keep_their_names() -> None:
     told = recipe(run={"compile": True, "recompute": True})
-    plain = initialise(told, CPU)
+    plain = architecture(told)
     ours = trained(told)
     assert ours.model.training
     assert [name for name, _ in ours.model.named_parameters()] == [name for name, _ in plain.named_parameters()]
@@ -151,7 +151,6 @@ def test_parameters_keep_their_names() -> None:
 def test_what_is_slow_is_told(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A native library that is not there, and bfloat16 on a processor without its products."""
     from protea.train import model
-    from protea.train.model import prepare
 
     class Notes(TrainingProgress):
         def __init__(self) -> None:
@@ -166,7 +165,7 @@ def test_what_is_slow_is_told(precision: str, monkeypatch: pytest.MonkeyPatch) -
         for missing in (None, "this processor is an abacus"):
             monkeypatch.setattr(native, "reason", lambda missing=missing: missing)
             notes = Notes()
-            prepare(initialise(told, CPU), told, notes)
+            prepare(architecture(told), told, CPU, notes)
             if precision == "bf16-mixed" and not multiplies:
                 expected = ["run.precision=float32 "]
             else:
@@ -182,7 +181,7 @@ def test_muon_on_a_processor_without_bfloat16(multiplies: bool, notes: int, monk
 
     monkeypatch.setattr(model, "native_bfloat16", lambda device: multiplies)
     told, witness = recipe(optimizer={"name": "muon"}), Witness()
-    model.prepare(initialise(told, CPU), told, witness)
+    prepare(architecture(told), told, CPU, witness)
     assert len([note for note in witness.notes if "optimizer.name=adamw" in note]) == notes
 
 

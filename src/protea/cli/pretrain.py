@@ -62,7 +62,7 @@ def pretrain(
       protea pretrain esm2_650M --dry-run
     """
     if names:
-        from protea.train.loop import listing
+        from protea.train.preview import listing
 
         for line in listing():
             typer.echo(line)
@@ -72,7 +72,7 @@ def pretrain(
     if dry_run:
         import yaml
 
-        from protea.train.loop import dry_run as costs_of
+        from protea.train.preview import dry_run as costs_of
         from protea.train.recipe import read_recipe
 
         settings = read_recipe(recipe, changes or [])

@@ -25,7 +25,7 @@ from protea.output import write_durably
 from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.recipe import LogSettings, Recipe
-from protea.train.run_folder import TrainingState
+from protea.train.run_state import TrainingState
 
 _PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
 """TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""

@@ -21,8 +21,11 @@ _LEAST: Final = 64
 
 
 def multiply_natively(model: Encoder) -> None:
-    """Give the linear layers of a model's blocks the library's products, in place, if there is a library."""
-    if model.device.type != "cpu" or not supports(torch.float32):
+    """Give the linear layers of a model's blocks the library's products, in place, if there is a library.
+
+    The model is on a CPU, or will be: on meta it has no weights yet.
+    """
+    if not supports(torch.float32):
         return
     for part in model.layers.modules():
         if type(part) is nn.Linear and min(part.in_features, part.out_features) >= _LEAST:
