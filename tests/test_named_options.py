@@ -26,9 +26,11 @@ PRETRAIN = re.compile(r"protea pretrain (\w[\w.-]*)((?: [a-z_.]+=\S+)*)")
 
 FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
-    *("--index-url", "--python"),  # pip
+    *("--index-url", "--python", "--editable", "--force-reinstall"),  # pip
+    "--cpus",  # Docker
+    *("--target", "--force"),  # of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
-    *("--nproc-per-node", "--max-restarts"),  # torchrun
+    *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
     "--logdir",  # tensorboard
     "--version",  # of compilers, and of protea itself
     *("--page", "--ink", "--faint", "--rule", "--one", "--two", "--bar"),  # colours of pages
@@ -36,6 +38,8 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.cli.doctor", "--fast"): "doctor",  # it says what the option does in other commands
+    ("protea.doctor", "--fast"): "doctor",
     ("protea.finetune.features", "--overwrite"): "export",
     ("protea.finetune.applicable", "--head-lr"): "evaluate flip",
     ("protea.finetune.applicable", "--head"): "evaluate flip",
@@ -78,7 +82,7 @@ NEVER_SHOWN = {
     ): "info, check, init, fit-contacts, convert, export, average, pretrain",  # no pictures
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
         "info, init, merge, fit-contacts, convert, check, pretrain, export, average, data info, evaluate contacts, "
-        "evaluate proteingym"
+        "evaluate proteingym, evaluate flip"
     ),
     ("protea.output", "--overwrite"): (  # they use other functions of the module
         "info, init, fit-contacts, convert, check, pretrain, export, average, data info"

@@ -11,7 +11,7 @@ import typer
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show this machine, what Protea uses of it, what is missing, and the commands that mend it.
 
-    It shows processor, cores, memory, GPUs, compute kernels, what --fast does here, compilers, and optional packages.
+    It shows processor, cores, memory, GPUs, compute kernels, the types it multiplies, compilers, and optional packages.
     It changes nothing. Put its output into reports of bugs.
 
     \b
