@@ -1,4 +1,4 @@
-"""Compare the compiled attention kernel with PyTorch's, forward and backward on the CPU, by head width and length.
+"""Compare the native library's attention with PyTorch's, forward and backward on the CPU, by head width and length.
 
 One sequence with 20 heads. The kernels alternate within a round. Each figure is the median over rounds in milliseconds.
 The rate in GFLOP/s counts two products of 2·L²·H·K operations forward and five backward.
@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from protea.transforms.native import NATIVE
 from torch import Tensor
 from torch.nn import functional as F
 
-from protea.models.attention import SDPA, AttentionCall
+from protea import native
+from protea.models.attention import NATIVE, SDPA, AttentionCall
 from protea.packing import CuSeqlens
-from protea.transforms import native
 
 HEADS = 20
 
@@ -35,7 +34,8 @@ def ways(length: int, scale: float) -> dict[str, tuple[Call, torch.dtype]]:
         return y[0].transpose(0, 1)
 
     return {
-        "native": (lambda q, k, v: NATIVE.run(AttentionCall(q, k, v, cu, cu, scale)), torch.bfloat16),
+        "native, bfloat16": (lambda q, k, v: NATIVE.run(AttentionCall(q, k, v, cu, cu, scale)), torch.bfloat16),
+        "native, float32": (lambda q, k, v: NATIVE.run(AttentionCall(q, k, v, cu, cu, scale)), torch.float32),
         "sdpa, float32": (lambda q, k, v: SDPA.run(AttentionCall(q, k, v, cu, cu, scale)), torch.float32),
         "sdpa, bfloat16": (pytorch, torch.bfloat16),
     }
@@ -56,12 +56,12 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 345, 1000])
     arguments = parser.parse_args()
-    reason = native.enable()
+    reason = native.reason()
     if reason is not None:
         raise SystemExit(reason)
     print(f"{torch.get_num_threads()} threads; forward / backward\n")
-    print(f"| head width | length | {' | '.join(ways(1, 1.0))} | native, GFLOP/s |")
-    print("|---|---|---|---|---|---|")
+    print(f"| head width | length | {' | '.join(ways(1, 1.0))} | native float32, GFLOP/s |")
+    print("|---|---|---|---|---|---|---|")
     for width in arguments.widths:
         for length in arguments.lengths:
             tensors = [torch.randn(length, HEADS, width) for _ in range(4)]
@@ -74,7 +74,7 @@ def main() -> None:
             medians = {name: tuple(map(statistics.median, zip(*taken, strict=True))) for name, taken in times.items()}
             cells = " | ".join(f"{forward:.2f} / {backward:.2f}" for forward, backward in medians.values())
             product = 2e-6 * length**2 * HEADS * width
-            forward, backward = medians["native"]
+            forward, backward = medians["native, float32"]
             rates = f"{2 * product / forward:.0f} / {5 * product / backward:.0f}"
             print(f"| {width} | {length} | {cells} | {rates} |", flush=True)
 

@@ -79,10 +79,10 @@ static void check_linear(int64_t rows, int64_t inputs, int64_t outputs, int64_t 
     const Numbers x(rows * inputs), weight(outputs * inputs), bias(outputs), norm(inputs), shift(inputs);
     const Numbers residual(rows * outputs), y(rows * outputs);
     const Numbers packed(find<int64_t(int64_t, int64_t, int64_t)>("protea_packed_bytes")(outputs, inputs, FLOAT32) / 4);
-    find<void(void*, const void*, int64_t, int64_t, int64_t)>("protea_pack_linear")(packed.data, weight.data, outputs,
-                                                                                   inputs, FLOAT32);
+    using Pack = void(void*, const void*, int64_t, int64_t, int64_t, int64_t, int64_t);
+    find<Pack>("protea_pack_linear")(packed.data, weight.data, outputs, inputs, FLOAT32, inputs, 1);
     Linear call{};
-    call.x = x.data, call.x_stride = inputs, call.norm_weight = norm.data, call.norm_bias = shift.data;
+    call.x = x.data, call.x_stride = inputs, call.x_step = call.centred = 1, call.norm_weight = norm.data, call.norm_bias = shift.data;
     call.norm_epsilon = 1e-5, call.weight = packed.data, call.bias = bias.data, call.activation = GELU;
     call.residual = residual.data, call.residual_stride = outputs, call.y = y.data, call.y_stride = outputs;
     call.rows = rows, call.inputs = inputs, call.outputs = outputs;

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import CONFIGS, disturb
+from protea import native
 from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
@@ -25,7 +26,6 @@ from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
 from protea.train.run_folder import TrainingState, resume, save
-from protea.transforms import native
 from trials import Witness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,9 +147,9 @@ def test_parameters_keep_their_names() -> None:
     assert [name for name, _ in ours.model.named_buffers()] == [name for name, _ in plain.named_buffers()]
 
 
-@pytest.mark.parametrize(("precision", "asked"), [("bf16-mixed", 1), ("fp16-mixed", 0), ("float32", 0)])
-def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiled attention is wanted and cannot be had, or the processor has no bfloat16 at all."""
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed", "float32"])
+def test_what_is_slow_is_told(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A native library that is not there, and bfloat16 on a processor without its products."""
     from protea.train import model
     from protea.train.model import prepare
 
@@ -160,14 +160,19 @@ def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.Mo
         def note(self, message: str) -> None:
             self.notes.append(message)
 
-    monkeypatch.setattr(native, "enable", lambda: "this processor is an abacus")
     told = recipe(run={"precision": precision})
-    for multiplies, reason in ((True, "this processor is an abacus"), (False, "run.precision=float32 ")):
+    for multiplies in (True, False):
         monkeypatch.setattr(model, "native_bfloat16", lambda device, answer=multiplies: answer)
-        notes = Notes()
-        prepare(initialise(told, CPU), told, notes)
-        assert len(notes.notes) == asked
-        assert all(reason in note for note in notes.notes)
+        for missing in (None, "this processor is an abacus"):
+            monkeypatch.setattr(native, "reason", lambda missing=missing: missing)
+            notes = Notes()
+            prepare(initialise(told, CPU), told, notes)
+            if precision == "bf16-mixed" and not multiplies:
+                expected = ["run.precision=float32 "]
+            else:
+                expected = [] if missing is None else [missing]
+            assert len(notes.notes) == len(expected)
+            assert all(part in note for part, note in zip(expected, notes.notes, strict=True))
 
 
 @pytest.mark.parametrize(("multiplies", "notes"), [(True, 0), (False, 1)])
@@ -190,7 +195,6 @@ def test_the_objective_is_the_sum_of_cross_entropies(family: str, precision: str
     """Of float32 logits of the alphabet's tokens, whether under autocast or not."""
     told = recipe(family, run={"precision": precision})
     ours = trained(told)
-    native.disable()
     data = make_store(tmp_path / "data", sequences=20, alphabet="esm-1nv" if family == "esm1nv" else "esm")
     (batch,) = steps(told, data, 1, packs=1)[0]
     assert len(batch.rows) > 5

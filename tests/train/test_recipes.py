@@ -27,7 +27,6 @@ from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture, check_memory, estimate, mean_length, settle_precision
 from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, read_recipe, recipe_names
-from protea.transforms import native
 from reference_attention import REFERENCE
 from trials import mostly_long
 
@@ -472,7 +471,6 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
         share = len(batch.targets) / told.batch.pack
         needs = estimate(architecture(told), told, mean_length(packs.sampler))
         found[recompute] = _kept(ours, batch), needs.activations * share
-        native.disable()
     kept, expected = found[False]
     assert expected == pytest.approx(kept, rel=0.25)
     # Of a layer that is computed again, everything is there at once.

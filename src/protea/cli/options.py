@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -136,14 +137,20 @@ def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], 
     """Give a command the options of some groups; it receives their values as keyword arguments."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            if computing in groups:
+                values.pop("threads", None)  # Typer gives it, though it is not exposed
+            command(**values)
+
         parameters = {
             parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for function in (command, *groups)
             for parameter in inspect.signature(function, eval_str=True).parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
-        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-        return command
+        run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        return run
 
     return add
 

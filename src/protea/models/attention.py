@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
-from protea.native.attention import HEAD_WIDTHS, attention
-from protea.native.linear import supports
+from protea.native.packed_attention import HEAD_WIDTHS, attention
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 
 

@@ -126,10 +126,11 @@ inline void add_over_queries(float* sums, const float* x, const float* rows, int
 template <int B>
 inline void add_bias(const Attention& call, const Head& task, float* scores, int64_t row, int64_t n, int64_t first,
                      int64_t count) {
-    const float* bias = call.bias + task.head * call.bias_head_stride + row * call.bias_row_stride + first;
+    const float* bias = call.bias + task.head * call.bias_head_stride + row * call.bias_row_stride +
+                        first * call.bias_column_stride;
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < count; j++)
-            scores[j * B * LANES + i] += bias[i * call.bias_row_stride + j] * LOG2_E;
+            scores[j * B * LANES + i] += bias[i * call.bias_row_stride + j * call.bias_column_stride] * LOG2_E;
 }
 
 template <int B>

@@ -11,7 +11,7 @@
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 enum Type : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
-enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2 };
+enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
 
 // y = activation(norm(x) W + b) + residual, with pairs of outputs rotated before all but the bias.
 struct Linear {
@@ -19,6 +19,7 @@ struct Linear {
     int64_t x_stride, x_step, x_type;  // from row to row, and from input to input, which is 1 but for plain float32
     const float *norm_weight, *norm_bias;  // [D] each, or null: x is multiplied as it is
     double norm_epsilon;
+    int64_t centred;  // whether the norm subtracts the mean, as LayerNorm does and RMSNorm does not
     const void* weight;  // as pack_linear ordered it, of w_type; x is rounded to that type for the product
     int64_t w_type, w_step;  // 0, or a float32 weight is not packed but [D, N], its rows so far apart, N full panels
     const float* bias;  // [N], or null
@@ -41,7 +42,7 @@ struct Attention {
     int64_t out_stride, out_type;
     float* lse;        // [H, Tq], logarithms to base 2 of the sums of exponentials, or null if nobody needs them
     const float* bias;  // [H, rows, columns], added to scaled scores from the first token of each sequence on, or null
-    int64_t bias_head_stride, bias_row_stride;
+    int64_t bias_head_stride, bias_row_stride, bias_column_stride;
     const void* dout;                     // [Tq, H, K], contiguous, as are the gradients
     void *dq, *dk, *dv;
     const int32_t *cu_q, *cu_k, *order;  // [B + 1], [B + 1], [B]: boundaries, and the sequences, longest first

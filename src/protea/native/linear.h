@@ -104,6 +104,7 @@ inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[
         }
         if (call.activation == GELU) y = gelu(y);
         if (call.activation == GELU_TANH) y = gelu_tanh(y);
+        if (call.activation == RELU) y = larger(y, vec{});
         if (call.residual) y = y + load_first(call.residual + row * call.residual_stride + column, n);
         if (call.y_type == BFLOAT16)
             store_first((bf16*)call.y + row * call.y_stride + column, y, n);
@@ -119,7 +120,7 @@ inline void prepare(Stored* to, const From* x, const Linear& call, int64_t size)
     vec shift{}, factor = all(1.0f);
     if (call.norm_weight) {
         vec total{};
-        for (int64_t i = 0; i < n; i += LANES) total = total + load_first(x + i, n - i);
+        for (int64_t i = 0; call.centred && i < n; i += LANES) total = total + load_first(x + i, n - i);
         shift = all(sum(total) / float(n));
         vec squares{};
         for (int64_t i = 0; i < n; i += LANES) {

@@ -24,7 +24,7 @@ from protea.models.attention import AttentionCall, attend
 from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext, Rotary
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
-from protea.native.linear import Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, linear, supports
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
 _QK: Final = ("q_proj", "k_proj")
@@ -102,7 +102,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
         super().__init__()
         self.weight = Packed.of(weight)
-        self.bias = bias.detach().float()
+        self.bias = bias.detach()
+        self._wide_bias = self.bias.float()
         self.activation = activation
 
     def forward(
@@ -115,13 +116,13 @@ class PackedLinear(nn.Module):
         residual: Tensor | None = None,
         narrow: bool = False,
     ) -> Tensor:
-        """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.linear.linear``."""
+        """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
         if x.requires_grad and torch.is_grad_enabled():
             _refusing("trained: it has no gradients")()
         return linear(
             x,
             self.weight,
-            self.bias,
+            self._wide_bias,
             norm=norm,
             turn=turn,
             turned=turned,
@@ -134,7 +135,7 @@ class PackedLinear(nn.Module):
         """A copy of ``weight`` or ``bias`` in its original order and type."""
         if kind == "weight":
             return self.weight.unpacked()
-        return {"bias": self.bias}[kind].to(self.weight.dtype, copy=True)
+        return {"bias": self.bias}[kind].clone()
 
 
 class FusedSelfAttention(nn.Module):
@@ -148,9 +149,8 @@ class FusedSelfAttention(nn.Module):
         self.head_width = attention.head_width
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         order = _pairs_together(q.out_features, self.head_width)
-        self.qk_proj = PackedLinear(
-            torch.cat((q.weight[order], k.weight[order])), torch.cat((q.bias[order], k.bias[order]))
-        )
+        weights, biases = (q.weight[order], k.weight[order]), (q.bias[order], k.bias[order])
+        self.qk_proj = PackedLinear(torch.cat(weights), torch.cat(biases))
         self.v_proj = PackedLinear(v.weight, v.bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
@@ -159,7 +159,8 @@ class FusedSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]``, normed first, to queries, keys and values ``[T, H, K]``, rotated but not scaled."""
         turn = None if rotary is None else _turn(*rotary)
-        rotated = self.qk_proj(x, norm=norm, turn=turn, turned=self.qk_proj.weight.shape[0])
+        turned = 0 if turn is None else self.qk_proj.weight.shape[0]
+        rotated = self.qk_proj(x, norm=norm, turn=turn, turned=turned)
         q, k = rotated.view(len(x), 2, -1, self.head_width).unbind(1)
         return q, k, self.v_proj(x, norm=norm).view(len(x), -1, self.head_width)
 

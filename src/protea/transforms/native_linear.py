@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from protea.models.encoder import Encoder
-from protea.native.linear import Columns, Packed, linear, supports
+from protea.native.products import Packed, Unpacked, linear, supports
 
 _LEAST: Final = 64
 """Fewest inputs and outputs of a layer that is worth it."""
@@ -54,7 +54,7 @@ class _Product(torch.autograd.Function):
         dy = dy.contiguous()
         wanted = ctx.needs_input_grad
         return (
-            linear(dy, Columns.of(weight.T)) if wanted[0] else None,
-            linear(dy.T, Columns.of(x.contiguous().T)) if wanted[1] else None,
+            linear(dy, Unpacked.of(weight.T)) if wanted[0] else None,
+            linear(dy.T, Unpacked.of(x.contiguous().T)) if wanted[1] else None,
             dy.sum(0) if wanted[2] else None,
         )

@@ -19,7 +19,7 @@ from torch import Tensor
 from protea.native import library, parallel
 
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
-ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2}
+ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 _ALIGNED: Final = 64
 _LANES: Final = 16  # of the widest vectors
 
@@ -30,7 +30,8 @@ _MOVING: Final = (_pointer, _pointer, _number, _number, _number)
 class _Linear(ctypes.Structure):
     _fields_ = (
         *(("x", _pointer), ("x_stride", _number), ("x_step", _number), ("x_type", _number)),
-        *(("norm_weight", _pointer), ("norm_bias", _pointer), ("norm_epsilon", _real)),
+        *(("norm_weight", _pointer), ("norm_bias", _pointer)),
+        *(("norm_epsilon", _real), ("centred", _number)),
         *(("weight", _pointer), ("w_type", _number), ("w_step", _number)),
         *(("bias", _pointer), ("activation", _number)),
         *(("cosine", _pointer), ("sine", _pointer), ("angle_stride", _number)),
@@ -83,7 +84,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Unpacked:
     """A float32 weight ``[N, D]`` that is multiplied where it lies, with its N items for an input side by side."""
 
     data: Tensor
@@ -96,7 +97,7 @@ class Columns:
         return self.data.shape[0], self.data.shape[1]
 
     @classmethod
-    def of(cls, weight: Tensor) -> Columns | Packed:
+    def of(cls, weight: Tensor) -> Unpacked | Packed:
         """The weight as it is, if its shape allows that, else packed."""
         weight = weight.detach()
         if weight.dtype != torch.float32 or weight.stride(0) != 1 or weight.shape[0] % (2 * _LANES):
@@ -130,10 +131,10 @@ class Turn:
 
 def linear(
     x: Tensor,
-    weight: Packed | Columns,
+    weight: Packed | Unpacked,
     bias: Tensor | None = None,
     *,
-    norm: torch.nn.LayerNorm | None = None,
+    norm: torch.nn.LayerNorm | torch.nn.RMSNorm | None = None,
     turn: Turn | None = None,
     turned: int = 0,
     activation: str | None = None,
@@ -149,10 +150,10 @@ def linear(
     if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
         raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
-    call.w_step = weight.step if isinstance(weight, Columns) else 0
+    call.w_step = weight.step if isinstance(weight, Unpacked) else 0
     call.w_type, call.activation = TYPES[weight.dtype], ACTIVATIONS[activation]
     call.x_step, call.x_type = 1, TYPES.get(x.dtype, 0)
-    if x.stride(0) == 1 and x.stride(1) != 1:
+    if x.dim() == 2 and x.stride(0) == 1 != x.stride(1):
         # Inputs that lie apart: the library can do no more than multiply them.
         if norm is not None or x.dtype != torch.float32 or weight.dtype != torch.float32:
             raise ValueError("the native library needs rows whose items lie side by side")
@@ -166,8 +167,10 @@ def linear(
         if norm.weight is None:
             raise ValueError("a norm needs weights")
         call.norm_weight = _vector(norm.weight, inputs)
-        call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
-        call.norm_epsilon = norm.eps
+        if isinstance(norm, torch.nn.LayerNorm):
+            call.centred = 1
+            call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
+        call.norm_epsilon = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
         call.sine, _ = _rows(turn.sine, torch.float32, turn.head_width + _LANES, len(x))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.native.linear import TYPES, check_tensor, run, supports
+from protea.native.products import TYPES, check_tensor, run, supports
 from protea.packing import CuSeqlens
 
 HEAD_WIDTHS: Final = range(8, 257, 8)
@@ -25,7 +25,8 @@ class _Attention(ctypes.Structure):
         *(("q", _pointer), ("k", _pointer), ("v", _pointer)),
         *(("q_stride", _number), ("k_stride", _number), ("v_stride", _number)),
         *(("out", _pointer), ("out_stride", _number), ("out_type", _number), ("lse", _pointer)),
-        *(("bias", _pointer), ("bias_head_stride", _number), ("bias_row_stride", _number)),
+        *(("bias", _pointer), ("bias_head_stride", _number)),
+        *(("bias_row_stride", _number), ("bias_column_stride", _number)),
         *(("dout", _pointer), ("dq", _pointer), ("dk", _pointer), ("dv", _pointer)),
         *(("cu_q", _pointer), ("cu_k", _pointer), ("order", _pointer)),
         *(("sequences", _number), ("heads", _number), ("width", _number)),
@@ -34,19 +35,27 @@ class _Attention(ctypes.Structure):
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: CuSeqlens,
+    cu_k: CuSeqlens,
+    scale: float,
+    bias: Tensor | None = None,
+    relative: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention within each sequence, ``[Tq, H, K]``; with gradients, unless there is a bias.
 
-    ``bias`` is ``[H, >=longest, >=longest]``, added to the scaled scores of every sequence, from its first token on.
+    ``bias`` is ``[H, >=longest, >=longest]``, added to the scaled scores of every sequence, from its first token on;
+    ``relative`` is ``[H, 2M-1]`` instead, of which column M-1 + i - j is added for query i and key j.
     """
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias)):
-        if bias is not None:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, relative)):
+        if bias is not None or relative is not None:
             raise ValueError("the native library has no gradients of attention with a bias")
         out = _Differentiable.apply(q, k, v, cu_q, cu_k, scale)  # type: ignore[no-untyped-call]
         assert isinstance(out, Tensor)
         return out
-    return _forward(q, k, v, cu_q, cu_k, scale, bias)
+    return _forward(q, k, v, cu_q, cu_k, scale, bias, relative)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -80,6 +89,7 @@ def _forward(
     cu_k: CuSeqlens,
     scale: float,
     bias: Tensor | None = None,
+    relative: Tensor | None = None,
     lse: Tensor | None = None,
 ) -> Tensor:
     call, _kept = _call(q, k, v, cu_q, cu_k, scale)
@@ -87,17 +97,29 @@ def _forward(
     call.out, call.out_stride, call.out_type = out.data_ptr(), out.stride(0), TYPES[out.dtype]
     if lse is not None:
         call.lse = lse.data_ptr()
-    if bias is not None:
-        if q.dtype != torch.float32:
-            raise TypeError(f"the native library adds a bias in float32, not in {q.dtype}")
-        bias = bias.float().contiguous()
-        heads, rows, columns = bias.shape
-        check_tensor(bias, torch.float32)
-        if heads != q.shape[1] or rows < cu_q.max_length or columns < cu_k.max_length:
-            raise ValueError(f"a bias of {heads} heads, {rows} by {columns}, does not fit")
-        call.bias, call.bias_head_stride, call.bias_row_stride = bias.data_ptr(), bias.stride(0), bias.stride(1)
+    added = [x.float().contiguous() for x in (bias, relative) if x is not None]
+    if added:
+        _add_bias(call, added, relative is not None, q, cu_q.max_length, cu_k.max_length)
     run("protea_attention_forward", call)
     return out
+
+
+def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tensor, queries: int, keys: int) -> None:
+    if q.dtype != torch.float32 or len(added) > 1:
+        raise TypeError(f"the native library adds one bias in float32, not {len(added)} in {q.dtype}")
+    (bias,) = added
+    check_tensor(bias, torch.float32)
+    heads, columns = bias.shape[0], bias.shape[-1]
+    rows = bias.shape[1] if bias.dim() == 3 else 0
+    if is_relative:
+        rows = columns = (columns + 1) // 2 if bias.dim() == 2 and columns % 2 else 0
+    if heads != q.shape[1] or rows < queries or columns < keys:
+        raise ValueError(f"a bias {tuple(bias.shape)} does not fit {q.shape[1]} heads, {queries} queries, {keys} keys")
+    call.bias_head_stride = bias.stride(0)
+    if is_relative:
+        call.bias, call.bias_row_stride, call.bias_column_stride = bias[:, rows - 1 :].data_ptr(), 1, -1
+    else:
+        call.bias, call.bias_row_stride, call.bias_column_stride = bias.data_ptr(), columns, 1
 
 
 def _call(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guarded import guarded, needs_guards
-from protea.native.linear import Packed, Turn, linear, supports
+from protea.native.products import Packed, Turn, Unpacked, linear, supports
 
 NARROW = torch.bfloat16
 
@@ -197,8 +197,9 @@ def test_rotation_of_every_head_width(dtype: torch.dtype, head_width: int) -> No
         Case.random(shape, dtype, head_width=head_width, turned=heads * head_width).check()
 
 
+@pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("inputs", [320, 1280, 2601])
-def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int, _threads_as_before: None) -> None:
+def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int) -> None:
     """Its bits depend neither on the rows beside it nor on the threads, nor on where it lies in memory."""
     options: list[dict[str, Any]] = [
         {"norm": "bias", "head_width": 20, "turned": 40},
@@ -296,6 +297,75 @@ def test_every_bit_of_a_weight_comes_back(dtype: torch.dtype, outputs: int, inpu
     assert Packed.of(bits.view(dtype).T.contiguous().T).unpacked().view(kind).equal(bits)
 
 
+# --- products of training ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 60),
+    inputs=st.one_of(st.integers(1, 70), st.sampled_from([257, 321, 1300])),
+    panels=st.integers(1, 3),
+    transposed=st.booleans(),
+    apart=st.integers(0, 3),
+)
+@example(1, 1, 1, True, 0)
+@example(31, 1, 1, True, 0)
+@example(1, 40, 2, True, 3)
+@pytest.mark.usefixtures("instruction_set")
+def test_tensors_that_are_multiplied_where_they_lie(
+    rows: int, inputs: int, panels: int, transposed: bool, apart: int
+) -> None:
+    """As the gradients of a linear layer are: a weight that is not packed, and inputs that are transposed."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = panels * 32
+    weight = torch.randn(inputs, outputs + apart, generator=generator)[:, :outputs].T
+    x = torch.randn(rows, inputs, generator=generator)
+    if transposed:
+        x = torch.randn(inputs, rows + apart, generator=generator)[:, :rows].T
+    columns = Unpacked.of(weight)
+    assert isinstance(columns, Unpacked)
+    assert columns.shape == (outputs, inputs)
+    exact, size = x.double() @ weight.double().T, x.abs().double() @ weight.abs().double().T
+    for packed in (columns, Packed.of(weight)):
+        assert ((linear(x, packed) - exact).abs() <= 2.0**-21 * size).all()
+
+
+@pytest.mark.usefixtures("instruction_set", "_threads_as_before")
+def test_products_of_training_are_the_same_with_any_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, dy = torch.randn(203, 96, generator=generator), torch.randn(203, 64, generator=generator)
+    weight = torch.randn(64, 96, generator=generator)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append((linear(dy, Unpacked.of(weight.T)), linear(dy.T, Unpacked.of(x.T))))
+    for results in found[1:]:
+        assert all(map(torch.equal, results, found[0]))
+
+
+@needs_guards
+@pytest.mark.usefixtures("instruction_set")
+def test_no_memory_behind_tensors_that_lie_apart_is_read() -> None:
+    for rows in (1, 13, 64):
+        x, weight = torch.randn(41, rows), torch.randn(41, 32)
+        expected = linear(x.T, Unpacked.of(weight.T))
+        assert linear(guarded(x).T, Unpacked.of(guarded(weight).T)).equal(expected)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_weights_that_cannot_stay_where_they_are() -> None:
+    for weight in (torch.zeros(32, 8), torch.zeros(8, 31).T):
+        assert isinstance(Unpacked.of(weight), Packed)
+    for wrong in (torch.zeros(8, 32, device="meta").T, torch.zeros(8, 32).double().T):
+        with pytest.raises(TypeError):
+            Unpacked.of(wrong)
+    x = torch.zeros(24, 5).T
+    with pytest.raises(ValueError, match="side by side"):
+        linear(x, Packed.of(torch.zeros(16, 24)), norm=nn.LayerNorm(24))
+    with pytest.raises(ValueError, match="side by side"):
+        linear(x.bfloat16(), Packed.of(torch.zeros(16, 24)))
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +405,7 @@ WRONG: list[tuple[type[Exception], dict[str, Any]]] = [
     (TypeError, {"residual": torch.zeros(5, 16, dtype=NARROW)}),
     (ValueError, {"residual": torch.zeros(5, 15)}),
     (ValueError, {"residual": torch.zeros(1, 16)}),
-    (ValueError, {"activation": "relu"}),
+    (ValueError, {"activation": "silu"}),
 ]
 
 

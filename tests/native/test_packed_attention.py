@@ -22,8 +22,8 @@ from guarded import guarded, needs_guards
 from protea.alphabet import ESM
 from protea.models import attention as kernels
 from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel, attend, pick_kernel
-from protea.native.attention import HEAD_WIDTHS, attention
-from protea.native.linear import supports
+from protea.native.packed_attention import HEAD_WIDTHS, attention
+from protea.native.products import supports
 from protea.packing import CuSeqlens, pack
 from reference_attention import REFERENCE
 
@@ -209,8 +209,9 @@ def test_nan_and_infinity_stay_in_their_sequence_and_do_not_vanish(dtype: torch.
 # --- bits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("width", [8, 24, 64])
-def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int, _threads_as_before: None) -> None:
+def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int) -> None:
     """The same bits in every run, with any number of threads and in any pack; the work is split differently."""
     lengths = [700, 40, 300, 1, 33]
     cu = CuSeqlens.from_lengths(lengths)
@@ -396,7 +397,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from protea.native import library
-from protea.native.attention import attention
+from protea.native.packed_attention import attention
 from protea.packing import CuSeqlens
 
 assert library().protea_use(sys.argv[1].encode()) == 0
