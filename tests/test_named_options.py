@@ -28,7 +28,7 @@ FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
     *("--index-url", "--python", "--editable", "--force-reinstall"),  # pip
     "--cpus",  # Docker
-    *("--target", "--force"),  # of the program that builds the native library
+    *("--target", "--force", "--as-needed"),  # of the linker, and of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
     *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
     "--logdir",  # tensorboard
