@@ -115,7 +115,7 @@ def onnxruntime_job(model: Path, fasta: Path, out: Path, dtype: str, device: str
     import torch
 
     path = out.with_suffix(".onnx")
-    axes, names = {0: "batch", 1: "length"}, ("input_ids", "attention_mask")
+    axes, names = {0: "batch", 1: "length"}, ["input_ids", "attention_mask"]
     with torch.no_grad():
         torch.onnx.export(
             encoder(model),
@@ -123,7 +123,7 @@ def onnxruntime_job(model: Path, fasta: Path, out: Path, dtype: str, device: str
             path,
             input_names=names,
             output_names=["states"],
-            dynamic_axes=dict.fromkeys((*names, "states"), axes),
+            dynamic_axes=dict.fromkeys([*names, "states"], axes),
             dynamo=False,
         )
     if dtype == "int8":

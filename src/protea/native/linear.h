@@ -91,7 +91,8 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
 }
 
 // What follows the product, for the outputs column:column + n of a row.
-inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[2]) {
+// Never inlined: the compiler might fuse its operations otherwise in tiles of another height.
+__attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[2]) {
     UNROLL for (int half = 0; half < 2; half++, column += LANES) {
         const int64_t n = call.outputs - column;
         if (n <= 0) return;
