@@ -57,6 +57,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "esm2_3B": (META, (36, 2560, 40)),
     "esm2_15B": (META_15B, (48, 5120, 40)),
     "esm1b": (META, (33, 1280, 20)),
+    "esm1": (META, (34, 1280, 20)),
     "esm2nv_650M": (META | BIONEMO2, (33, 1280, 20)),
     "esm2nv_3B": (META | BIONEMO2, (36, 2560, 40)),
     "esm2nv_15B": (META_15B | BIONEMO2, (48, 5120, 40)),
@@ -151,16 +152,18 @@ def test_what_only_some_recipes_have() -> None:
     assert read_recipe("domain-adaptation").init == "esm2_t6_8M_UR50D"
 
 
-@pytest.mark.parametrize("name", mostly_long(PUBLISHED, quick={0, 3, 7, 11}))
+@pytest.mark.parametrize("name", mostly_long(PUBLISHED, quick={0, 3, 7, 12}))
 def test_parameters(name: str) -> None:
     """By the architectures' formulas; where a number was published, that."""
     told = read_recipe(name)
     _, (layers, width, _) = PUBLISHED[name]
-    rows = 33 if name.startswith(("esm2_", "esm1b")) else 128
+    rows = 33 if name.startswith(("esm2_", "esm1b")) else 35 if name == "esm1" else 128
     block = 4 * width**2 + 4 * width + 2 * 4 * width**2 + 4 * width + width + 4 * width
     head = width**2 + width + 2 * width + rows
     positions = {"esm1b": 1026 * width + 2 * width, "esm1nv": 512 * width}.get(name, 0)
     expected = rows * width + positions + layers * block + 2 * width + head
+    if name == "esm1":  # an added key and value in each layer, no last norm, an output matrix as the head
+        expected = 2 * rows * width + rows + layers * (block + 2 * width)
     found = estimate(architecture(told), told, 100.0).parameters
     assert found == expected
     known = {"esm1nv": 43_612_544, "esm2nv_650M": 651_164_288}
@@ -380,7 +383,7 @@ def test_a_recipe_of_few_words(tmp_path: Path) -> None:
 # --- what a recipe takes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["esm2", "esm2nv", "esm1b", "esm1nv"])
+@pytest.mark.parametrize("family", ["esm2", "esm2nv", "esm1b", "esm1nv", "esm1"])
 def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own count of a forward pass's products, of packs where all sequences are of one length."""
     config = replace(CONFIGS[family], num_hidden_layers=2)

@@ -76,9 +76,10 @@ def locate(model: str | Path) -> Path:
     known = published(name)
     if not known.place:
         raise CheckpointError(f"{name} has no published weights; `protea init {name}` makes random ones")
+    account = ", which needs an account there" if known.account else ""
     raise CheckpointError(
-        f"{name} is published at {known.place}, which needs an account there: fetch it and name the file, or the "
-        f"folder it unpacks to; or make random weights: `protea init {name} -o DIR`"
+        f"{name} is published at {known.place}{account}: fetch it and name the file, or the folder it "
+        f"unpacks to; or make random weights: `protea init {name} -o DIR`"
     )
 
 
@@ -152,7 +153,8 @@ def _on_disk(model: str | Path) -> Path | None:
             message = f"{bundled.NAME} is the model in the package; the one in this folder is ./{bundled.NAME}"
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
-    for path in (Path(model), Path(short if short in published_models() else model)):
+    others = [Path(short)] if short != str(model) and short in published_models() else []
+    for path in (Path(model), *others):
         try:
             if path.is_dir() or path.is_file():
                 return _only_file(checkpoint_path(path))

@@ -99,6 +99,7 @@ _STORED: Final = {
             "token_dropout": config.token_dropout,
             "final_bias": True,
         },
+        roots=esm_formats.META_ROOTS,
         unsupported=esm_formats.meta_epsilon,
         # Meta's loader sets this row to 0 for models with token dropout. Only the output matrix uses the row.
         zeroed=lambda config: {"word_embeddings.weight": ESM.mask} if config.token_dropout else {},

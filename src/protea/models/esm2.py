@@ -169,6 +169,7 @@ _STORED: Final = {
             "encoder_attention_heads": config.num_attention_heads,
             "token_dropout": config.token_dropout,
         },
+        roots=esm_formats.META_ROOTS,
         unsupported=_unsupported_by_meta,
         prefix="esm2",
     ),

@@ -45,6 +45,8 @@ FAIR_ESM: Final[Keys] = {name: name for name in HF} | {
 }
 """Meta's names, which are ours except for the embeddings, without the prefixes that Meta's loader removes."""
 
+META_ROOTS: Final = ("encoder.sentence_encoder.", "encoder.")  # of the encoder and of its heads in Meta's files
+
 _SUPPORTED: Final = {
     "is_folding_model": False,
     "is_decoder": False,

@@ -144,6 +144,8 @@ class StoredAs:
         padded: whether padding of the vocabulary is part of the architecture and stays.
         classes: the library's classes for a model with and without its language-model head.
         prefix: required start of file names, if the library tells families apart by it.
+        roots: what the keys of the encoder, and those of its heads, begin with in files, beside the table's names.
+        blanks: keys of one number each that the library's class has and never reads.
         zeroed: rows that the library sets to 0 when it loads, by parameter.
         tokenizer: the library's tokenizer class.
     """
@@ -156,6 +158,8 @@ class StoredAs:
     padded: bool = False
     classes: tuple[str, str] | None = None
     prefix: str = ""
+    roots: tuple[str, str] = ("", "")
+    blanks: tuple[str, ...] = ()
     zeroed: Callable[[Any], Mapping[str, int]] = lambda config: {}
     tokenizer: str = ""
 
@@ -170,7 +174,8 @@ class Published:
     """A published checkpoint; without published weights, only the first three fields have values.
 
     Users type its ``name``. ``licence`` is an SPDX id, ``format`` is spelled as by ``protea convert``, ``repository``
-    is on Hugging Face, and ``elsewhere`` says where users find other weights. Some publishers state a file's SHA-256.
+    is on Hugging Face, and ``elsewhere`` says where users find other weights, and ``account`` whether that place asks
+    for an account. Some publishers state a file's SHA-256.
     """
 
     name: str
@@ -180,6 +185,7 @@ class Published:
     format: str = ""
     repository: str | None = None
     elsewhere: str = ""
+    account: bool = False
     contact_head: bool = False
     sha256: str = ""
 
@@ -206,5 +212,12 @@ def by_nvidia(name: str, config: EncoderConfig, page: str, form: str = "nemo", s
         return Published(name=name, config=config, publisher="NVIDIA")
     place = f"{_NGC}/{page} ({'.nemo' if form == 'nemo' else '.tar.gz'})"
     return Published(
-        name=name, config=config, publisher="NVIDIA", licence="Apache-2.0", format=form, elsewhere=place, sha256=sha256
+        name=name,
+        config=config,
+        publisher="NVIDIA",
+        licence="Apache-2.0",
+        format=form,
+        elsewhere=place,
+        account=True,
+        sha256=sha256,
     )

@@ -1,4 +1,4 @@
-"""The transformer that ESM-1b, ESM-1v, ESM-2 and ESM-1nv share: pre-norm blocks, a final norm, a tied head.
+"""The transformer that most families share: pre-norm blocks, a final norm, a tied head.
 
 A family adds its positions, in the embedding or as rotary angles in the context. Parameter names are those of Meta's
 ``esm`` package, which LoRA users and converters know: ``self_attn.q_proj``, ``fc1``, ``final_layer_norm`` and so on.
@@ -47,7 +47,6 @@ class TransformerConfig(EncoderConfig):
 
     num_attention_heads: int
     intermediate_size: int
-    max_position_embeddings: int
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-5
@@ -148,12 +147,15 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
-        q, k, v = self.before(x, context.rotary)
-        dropout = self.attention_dropout if self.training else 0.0
-        call = AttentionCall(q, k, v, context.cu_seqlens, context.cu_seqlens, bias=context.bias, dropout=dropout)
+        call = self.call(*self.before(x, context.rotary), context)
         if context.on_attention is not None:
             context.on_attention(call)
         return self.after(x, attend(call).flatten(-2))
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> AttentionCall:
+        """The call of attention; a family may add keys and values to it."""
+        dropout = self.attention_dropout if self.training else 0.0
+        return AttentionCall(q, k, v, context.cu_seqlens, context.cu_seqlens, bias=context.bias, dropout=dropout)
 
     def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """The part before attention: ``[T, D]`` to queries, keys and values ``[T, H, K]``."""
@@ -176,13 +178,15 @@ class Transformer(Encoder):
     zero_padding: ClassVar[bool] = True
     """Whether the embedding of padding is 0 initially."""
 
+    layer_type: ClassVar[type[TransformerLayer]] = TransformerLayer
+
     config: TransformerConfig
-    lm_head: LanguageModelHead | None
+    emb_layer_norm_after: nn.Module
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_hidden_layers))
         self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
         if self.has_contact_head:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from protea.device import keep_freed_memory, native_bfloat16
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
-from protea.models.layers import Rotary
+from protea.models.layers import Rotary, rotate
 from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
@@ -33,7 +33,7 @@ _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 def pack_for_cpu(model: Encoder) -> None:
     """Rebuild the transformer layers of a model in place, if a CPU multiplies its dtype and PyTorch has oneDNN.
 
-    Other layers stay: those of a subclass, without biases, or with a linear layer that was replaced.
+    Layers that compute otherwise, without biases, or with a linear layer that was replaced, stay as they are.
     """
     if model.device.type != "cpu":
         return
@@ -129,13 +129,15 @@ class PackedLinear(nn.Module):
 
 
 class FusedSelfAttention(nn.Module):
-    """``SelfAttention`` with one product for queries, keys and values, and rotary pairs side by side."""
+    """``SelfAttention`` with one product for queries, keys and values; if ``paired``, rotary pairs are side by side."""
 
-    def __init__(self, attention: SelfAttention) -> None:
+    def __init__(self, attention: SelfAttention, *, paired: bool = True) -> None:
         super().__init__()
         self.head_width, self.mixed = attention.head_width, isinstance(attention, MixedSelfAttention)
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-        order = _pairs_together(q.out_features, self.head_width)
+        self.paired = paired
+        self.order = _pairs_together(q.out_features, self.head_width) if paired else torch.arange(q.out_features)
+        order = self.order
         weight = torch.cat((q.weight[order], k.weight[order], v.weight))
         bias = torch.cat((q.bias[order], k.bias[order], v.bias))
         self.qkv = PackedLinear(weight, bias)
@@ -148,6 +150,8 @@ class FusedSelfAttention(nn.Module):
         scale = self.head_width**-0.5
         if rotary is None:
             return q * scale, k, v
+        if not self.paired:
+            return rotate(q * scale, *rotary), rotate(k, *rotary), v
         turn = torch.complex(*rotary)
         return _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn), v
 
@@ -157,13 +161,15 @@ class FusedSelfAttention(nn.Module):
         if projection == "v_proj":
             return fused
         original = torch.empty_like(fused)
-        original[_pairs_together(len(fused), self.head_width)] = fused
+        original[self.order] = fused
         return original
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if type(layer) is not TransformerLayer or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+        return False
+    if any(getattr(type(layer), part) is not getattr(TransformerLayer, part) for part in TransformerLayer.tokenwise):
         return False
     attention = layer.self_attn
     linears = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
@@ -171,7 +177,8 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _pack(layer: Any) -> None:
-    layer.self_attn = FusedSelfAttention(layer.self_attn)
+    # A layer that changes keys before attention needs them in their own order.
+    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=type(layer).call is TransformerLayer.call)
     layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
     layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
     layer.activate = lambda x: x  # fc1 includes the activation
