@@ -173,6 +173,7 @@ def test_commands(run: Run, tmp_path: Path) -> None:
         "run.precision=float32",
         "validation.tokens=256",
         "log.tensorboard=false",
+        "run.compile=false",
     )
     write_fasta(tmp_path / "many.fasta", 1000)
     result = run("pretrain", "esm1", *changes, *sizes, *data, "-o", "trained")
