@@ -106,10 +106,10 @@ def check_alone(model: Encoder, sequences: Sequence[str] = SEQUENCES) -> None:
                 assert (a - b).abs().max() <= ALONE * max(1.0, a.abs().max().item())
 
 
-def check_packed(folder: Path) -> None:
+def check_packed(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
     """A model that is loaded for inference gives the numbers of the plain one, and saves the same weights."""
     plain, fast = (protea.load(folder, device="cpu", trainable=trainable) for trainable in (True, False))
-    sequences = [sequence for sequence in SEQUENCES if "<" not in sequence]
+    sequences = [sequence for sequence in sequences if "<" not in sequence]
     for a, b in zip(plain.embed(sequences, long="full"), fast.embed(sequences, long="full"), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=ALONE * max(1.0, float(np.abs(a).max())))
     fast.save(folder.with_name("again"))

@@ -12,6 +12,7 @@ from protea import bundled
 from protea.checkpoints.formats import checkpoint_path, has_weights, parts_of
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import INDEX, WEIGHTS
+from protea.checkpoints.vocabulary import FILES as VOCABULARY_FILES
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder
 from protea.models.family import HUB, META, Published
@@ -177,7 +178,7 @@ def _only_file(path: Path) -> Path:
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG, "model*.safetensors", INDEX, "vocab.txt"]
+    patterns = [CONFIG, "model*.safetensors", INDEX, *VOCABULARY_FILES]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=patterns))
         if not has_weights(folder):  # Meta published its largest models as pickles only

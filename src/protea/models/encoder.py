@@ -46,6 +46,8 @@ class Encoder(nn.Module, ABC):
     config_type: ClassVar[type[EncoderConfig]]
     stored: ClassVar[Mapping[str, StoredAs]]
     published: ClassVar[tuple[Published, ...]] = ()
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """Why no model of the family has a capability, and which families have it, by capability."""
     mixed = False
     """Whether the layers multiply in bfloat16, and the rest is float32 (``protea.transforms.mixed``)."""
 
@@ -188,4 +190,5 @@ class Encoder(nn.Module, ABC):
     def require(self, capability: str) -> None:
         """Raise ``CapabilityError`` with a remedy if the model lacks a capability."""
         if capability not in self.capabilities:
-            raise CapabilityError(f"this {self.config.family} model has no {capability}; {_REMEDIES[capability]}")
+            remedy = self.lacks.get(capability, _REMEDIES[capability])
+            raise CapabilityError(f"this {self.config.family} model has no {capability}; {remedy}")

@@ -82,7 +82,7 @@ _STORED: Final = {
         config=lambda described, sizes, shapes: ESM1bConfig(**sizes),
         describe=lambda config: esm_config("absolute", norm_before=config.emb_layer_norm_before),
         classes=esm_formats.HF_CLASSES,
-        tokenizer="EsmTokenizer",
+        tokenizer_files=esm_formats.tokenizer_files,
     ),
     "fair-esm": StoredAs(
         keys=esm_formats.FAIR_ESM,

@@ -154,7 +154,7 @@ _STORED: Final = {
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: esm_config("rotary", norm_before=False),
         classes=esm_formats.HF_CLASSES,
-        tokenizer="EsmTokenizer",
+        tokenizer_files=esm_formats.tokenizer_files,
     ),
     "fair-esm": StoredAs(
         keys=esm_formats.FAIR_ESM,

@@ -106,6 +106,15 @@ def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
     }
 
 
+def tokenizer_files(config: TransformerConfig) -> dict[str, Any]:
+    """The files, beside the vocabulary, from which transformers makes its tokenizer for ESM."""
+    alphabet = config.alphabet
+    names = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
+    ids = (alphabet.unk, alphabet.bos, alphabet.pad, alphabet.mask, alphabet.eos)
+    special = {name: alphabet.tokens[i] for name, i in zip(names, ids, strict=True) if i is not None}
+    return {"special_tokens_map.json": special, "tokenizer_config.json": special | {"tokenizer_class": "EsmTokenizer"}}
+
+
 def meta_epsilon(config: TransformerConfig) -> str | None:
     """The reason why Meta's classes cannot hold a model whose norms have another epsilon; ``None`` if they can."""
     if config.layer_norm_eps == 1e-5:

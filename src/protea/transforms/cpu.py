@@ -24,7 +24,12 @@ from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
 # oneDNN's names for operations on the output of a product.
-_POINTWISE: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+_POINTWISE: Final = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
 _TYPICAL_ROWS: Final = 4096  # oneDNN chooses the order of weights for this batch size; other sizes also run
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
 _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
@@ -33,7 +38,7 @@ _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 def pack_for_cpu(model: Encoder) -> None:
     """Rebuild the transformer layers of a model in place, if a CPU multiplies its dtype and PyTorch has oneDNN.
 
-    Layers that compute otherwise, without biases, or with a linear layer that was replaced, stay as they are.
+    Layers that compute otherwise, or with a linear layer that was replaced, stay as they are.
     """
     if model.device.type != "cpu":
         return
@@ -100,10 +105,10 @@ class PackedLinear(nn.Module):
     _load_from_state_dict = _refuse_weights
     __reduce_ex__ = _refusing("copied or pickled")
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
-        self.bias = bias.detach()
+        self.bias = None if bias is None else bias.detach()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,21 +116,23 @@ class PackedLinear(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             _refusing("trained: it has no gradients")()
         name, algorithm = _POINTWISE[self.activation]
-        x = x.to(self.bias.dtype)
+        x = x.to(self.weight.dtype)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
         return y
 
     def wide(self, x: Tensor) -> Tensor:
         """The same in float32, from two products: a second one returns what rounding took from the first."""
         rounded: Tensor = self(x)
-        x = x.to(self.bias.dtype)
+        x = x.to(self.weight.dtype)
         rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, rounded, self.weight, self.bias, "sub")
         return rounded.float() + rest
 
     def unpacked(self, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` in its original order."""
-        value: Tensor = {"weight": self.weight.to_dense, "bias": self.bias.clone}[kind]()
-        return value
+        value: Tensor | None = self.weight.to_dense() if kind == "weight" else self.bias
+        if value is None:
+            raise AttributeError(kind)
+        return value.clone()
 
 
 class FusedSelfAttention(nn.Module):
@@ -133,13 +140,14 @@ class FusedSelfAttention(nn.Module):
 
     def __init__(self, attention: SelfAttention, *, paired: bool = True) -> None:
         super().__init__()
-        self.head_width, self.mixed = attention.head_width, isinstance(attention, MixedSelfAttention)
+        self.head_width, self.scale = attention.head_width, attention.scale
+        self.mixed = isinstance(attention, MixedSelfAttention)
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         self.paired = paired
         self.order = _pairs_together(q.out_features, self.head_width) if paired else torch.arange(q.out_features)
         order = self.order
         weight = torch.cat((q.weight[order], k.weight[order], v.weight))
-        bias = torch.cat((q.bias[order], k.bias[order], v.bias))
+        bias = None if q.bias is None else torch.cat((q.bias[order], k.bias[order], v.bias))
         self.qkv = PackedLinear(weight, bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
@@ -147,13 +155,12 @@ class FusedSelfAttention(nn.Module):
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
         projected = self.qkv.wide(x) if self.mixed else self.qkv(x)
         q, k, v = projected.view(len(x), 3, -1, self.head_width).unbind(1)
-        scale = self.head_width**-0.5
         if rotary is None:
-            return q * scale, k, v
+            return q * self.scale, k, v
         if not self.paired:
-            return rotate(q * scale, *rotary), rotate(k, *rotary), v
+            return rotate(q * self.scale, *rotary), rotate(k, *rotary), v
         turn = torch.complex(*rotary)
-        return _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn), v
+        return _rotate_pairs(q, turn * self.scale), _rotate_pairs(k, turn), v
 
     def unpacked(self, projection: str, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` of a projection in its original order."""
@@ -173,7 +180,9 @@ def _is_plain(layer: nn.Module) -> bool:
         return False
     attention = layer.self_attn
     linears = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
-    return layer.activation in _POINTWISE and all(type(x) in _LINEARS and x.bias is not None for x in linears)
+    if len({getattr(attention, name).bias is None for name in _PROJECTIONS}) > 1:
+        return False
+    return layer.activation in _POINTWISE and all(type(x) in _LINEARS for x in linears)
 
 
 def _pack(layer: Any) -> None:
