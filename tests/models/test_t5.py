@@ -294,4 +294,4 @@ def test_commands(run: Run, tmp_path: Path) -> None:
     fails(run("contacts", "in.fasta", "-m", "model", "-o", "c.h5"), 1, "ProtT5", "fit-contacts")
     fails(run("embed", "in.fasta", "-m", "model", "-o", "b.h5", "--pool", "bos"), 2, "bos")
     check_lacks(protea.load("model", device="cpu"), logits=lambda: protea.load("model").logits(["MKT"]))
-    assert protea.load("model", device="cpu").attention("MKTW", layers=[2]).shape == (1, 5, 4, 4)
+    assert protea.load("model", device="cpu").attention("MKTW", layers=[2]).shape == (1, 5, 5, 5)

@@ -21,6 +21,7 @@ FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm1nv:ESM1nv",
     "protea.models.esm1:ESM1",
     "protea.models.t5:T5",
+    "protea.models.carp:CARP",
 ]
 """The class of each family, or its import path. Every command knows a family that is added here."""
 
