@@ -81,10 +81,11 @@ def check_parity(
     truth: Callable[[Tensor], Outputs],
     sequences: Sequence[str] = SEQUENCES,
 ) -> None:
-    """Every tensor is close to the reference's, and at most twice as far from float64 as the reference's is."""
-    for sequence, mine in zip(sequences, ours(model, sequences), strict=True):
+    """Every tensor that the reference gives is close to it, and at most twice as far from float64 as it is."""
+    for sequence, computed in zip(sequences, ours(model, sequences), strict=True):
         ids = torch.from_numpy(tokens_of(model, sequence).astype(np.int64))
         theirs, exact = reference(ids), truth(ids)
+        mine = computed if theirs.maps else computed._replace(maps=[])
         rows = zip(mine.tensors(), theirs.tensors(), exact.tensors(), strict=True)
         for number, (a, b, c) in enumerate(rows):
             assert a.shape == b.shape

@@ -38,6 +38,7 @@ _MODULES: Final = {
     "nemo": "nemo",
     "fair-esm": "fair_esm",
     "sequence-models": "sequence_models",
+    "evolutionaryscale": "evolutionary_scale",
 }
 """The module of each format, by the format's name."""
 
@@ -162,7 +163,7 @@ def parts_of(folder: Path) -> str | None:
 
 
 def _file_format(path: Path) -> str:
-    from protea.checkpoints import fair_esm, sequence_models
+    from protea.checkpoints import evolutionary_scale, fair_esm, sequence_models
     from protea.checkpoints.torch_file import TorchFile, is_torch_file
 
     region = Region.of_file(path)
@@ -170,7 +171,9 @@ def _file_format(path: Path) -> str:
         return "nemo"
     if is_torch_file(region):
         content = TorchFile(region).content
-        described = (form.NAME for form in (fair_esm, sequence_models) if form.is_described(content))
+        described = (
+            form.NAME for form in (fair_esm, sequence_models, evolutionary_scale) if form.is_described(content)
+        )
         return next(described, "state-dict")
     if is_safetensors(region):
         return "state-dict"

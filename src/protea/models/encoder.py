@@ -178,6 +178,11 @@ class Encoder(nn.Module, ABC):
         setattr(self.get_submodule(owner), own_name, value)
 
     @property
+    def restricted(self) -> Published | None:
+        """The published model of this architecture whose licence forbids a use that users may not expect."""
+        return next((known for known in self.published if known.restriction and known.config == self.config), None)
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
         present = {

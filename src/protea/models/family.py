@@ -180,9 +180,10 @@ _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 class Published:
     """A published checkpoint; without published weights, only the first three fields have values.
 
-    Users type its ``name``. ``licence`` is an SPDX id, ``format`` is spelled as by ``protea convert``, ``repository``
-    is on Hugging Face, and ``elsewhere`` says where users find other weights, and ``account`` whether that place asks
-    for an account. Some publishers state a file's SHA-256.
+    Users type its ``name``. ``licence`` is an SPDX id, and ``restriction`` says what it forbids that users may not
+    expect. ``format`` is spelled as by ``protea convert``, ``repository`` is on Hugging Face, ``elsewhere`` says where
+    users find other weights, and ``account`` whether that place asks for an account. Some publishers state a file's
+    SHA-256.
     """
 
     name: str
@@ -193,6 +194,7 @@ class Published:
     repository: str | None = None
     elsewhere: str = ""
     account: bool = False
+    restriction: str = ""
     contact_head: bool = False
     sha256: str = ""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -21,13 +21,23 @@ from protea.errors import CheckpointError
 from protea.models.attention import AttentionCall, attend
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
-from protea.models.layers import ContactHead, LanguageModelHead, LayerContext, Rotary, blank_embedding, rotate
+from protea.models.layers import (
+    ContactHead,
+    LanguageModelHead,
+    LayerContext,
+    Rotary,
+    blank_embedding,
+    inverse_frequencies,
+    rotary_angles,
+    rotate,
+)
 from protea.packing import PackedBatch
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],
 }
 
 
@@ -125,6 +135,25 @@ class TransformerConfig(EncoderConfig):
         return 4 * width * layers + layer if recompute else layer * layers
 
 
+@dataclass(frozen=True, kw_only=True)
+class RotaryConfig(TransformerConfig):
+    """The configuration of families with rotary positions, of base ``rope_theta``."""
+
+    rope_theta: float = 10000.0
+
+    max_tokens = None  # rotary positions have no limit
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_width % 2:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} makes heads "
+                f"{self.head_width} wide; rotary positions need an even width"
+            )
+        if not 1 <= self.rope_theta <= 1e12:
+            raise CheckpointError(f"rope_theta must be from 1 to 1e12, got {self.rope_theta}")
+
+
 class SelfAttention(nn.Module):
     """Projections of multi-head attention. The query is scaled before any rotation, as in Meta's code."""
 
@@ -217,7 +246,7 @@ class Transformer(Encoder):
             self.contact_head = ContactHead(sum(config.attention_heads))
 
     def context(self, batch: PackedBatch) -> LayerContext:
-        """The boundaries of the sequences; families with rotary positions add the angles."""
+        """The boundaries of the sequences."""
         return LayerContext(batch.cu_seqlens)
 
     def final(self, x: Tensor) -> Tensor:
@@ -249,3 +278,33 @@ class Transformer(Encoder):
     def initial_std(self, name: str) -> float:
         """The standard deviation of a weight's initial values."""
         return self.config.initializer_range
+
+
+class RotaryTransformer(Transformer):
+    """The model with rotary positions, whose base is ``config.rope_theta``.
+
+    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It has values from the start,
+    even on the meta device, so that no model runs without rotary frequencies.
+    """
+
+    config: RotaryConfig
+    inv_freq: Tensor
+
+    def __init__(self, config: RotaryConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("inv_freq", inverse_frequencies(config.head_width, config.rope_theta))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move ``inv_freq`` between devices with the rest, but never round it to a narrower type."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+    def buffer_origin(self, name: str) -> str:
+        """The base of the rotary frequencies."""
+        return f" from rope_theta {self.config.rope_theta:g}"
+
+    def context(self, batch: PackedBatch) -> LayerContext:
+        """Boundaries and rotary angles."""
+        return LayerContext(batch.cu_seqlens, rotary=rotary_angles(batch.positions(), self.inv_freq))
