@@ -29,6 +29,7 @@ from family_checks import (
     ours,
     random_model,
 )
+from hostile import Evil
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
 from protea.errors import CheckpointError
@@ -46,8 +47,8 @@ SEQUENCES_WITH_GAPS = [*SEQUENCES, "MK-TJ*O--W" * 5, "-", "ACD"]
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of sequence-models that loads models."""
-    folder = os.environ.get("PROTEA_SEQUENCE_MODELS")
-    if folder is None:
+    folder = os.environ.get("PROTEA_SEQUENCE_MODELS", "")
+    if not Path(folder, "sequence_models").is_dir():
         pytest.skip("PROTEA_SEQUENCE_MODELS does not name a folder with sequence-models; `make test` sets it")
     monkeypatch.setattr(sys, "path", [*sys.path, folder])
     with warnings.catch_warnings():
@@ -120,6 +121,34 @@ def test_a_file_of_theirs(reference: ModuleType, tmp_path: Path) -> None:
     for name, part in (("big", "bigcarp"), ("wrong", "shape")):
         with pytest.raises(CheckpointError, match=rf"{name}\.pt.*{part}"):
             open_checkpoint(tmp_path / f"{name}.pt")
+
+
+def test_damaged_and_hostile_files(tmp_path: Path) -> None:
+    random_model(ODD, tmp_path)
+    convert(tmp_path / "model", tmp_path / "carp.pt", "sequence-models")
+    good, bad = (tmp_path / "carp.pt").read_bytes(), tmp_path / "bad.pt"
+    for length in range(1, len(good), len(good) // 40):
+        bad.write_bytes(good[:length])
+        with pytest.raises(CheckpointError, match=r"bad\.pt"):
+            open_checkpoint(bad)
+    content = torch.load(tmp_path / "carp.pt")
+    wrong = {
+        "n_layers": 10**9,
+        "d_model": -1,
+        "kernel_size": 4,
+        "r": 0,
+        "activation": "tanh",
+        "d_embed": "8",
+        "slim": 3,
+    }
+    for name, value in wrong.items():
+        torch.save({**content, name: value}, bad)
+        with pytest.raises(CheckpointError, match=r"bad\.pt"):
+            open_checkpoint(bad)
+    torch.save({**content, "activation": Evil(f"touch {tmp_path / 'marker'}")}, bad)
+    with pytest.raises(CheckpointError, match="hostile"):
+        open_checkpoint(bad)
+    assert not (tmp_path / "marker").exists()
 
 
 def test_neighbours_in_a_pack_change_nothing(tmp_path: Path) -> None:

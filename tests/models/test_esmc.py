@@ -34,8 +34,8 @@ def reference(
     weights: Path, config: ESMCConfig, rows: list[list[int]], folder: Path
 ) -> dict[tuple[bool, int], Outputs]:
     """What their code computes of each row, in float64 or not."""
-    packages = os.environ.get("PROTEA_ESM_3")
-    if packages is None:
+    packages = os.environ.get("PROTEA_ESM_3", "")
+    if not Path(packages, "esm").is_dir():
         pytest.skip("PROTEA_ESM_3 does not name a folder with EvolutionaryScale's esm; `make test` sets it")
     (folder / "tokens.json").write_text(json.dumps(rows))
     script = Path(__file__).parents[1] / "esm3_reference.py"
@@ -104,6 +104,11 @@ def test_files(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match=r"part\.pth.*transformer\.blocks\.1\.ffn\.3\.weight"):
         open_checkpoint(tmp_path / "part.pth")
+    good = (tmp_path / "weights.pth").read_bytes()
+    for length in range(1, len(good), len(good) // 20):
+        (tmp_path / "cut.pth").write_bytes(good[:length])
+        with pytest.raises(CheckpointError, match=r"cut\.pth"):
+            open_checkpoint(tmp_path / "cut.pth")
     state["transformer.blocks.0.geom_attn.proj.weight"] = torch.zeros(3)
     state["encoder.sequence_embed.weight"] = state.pop("embed.weight")
     torch.save(state, tmp_path / "esm3.pth")

@@ -187,6 +187,19 @@ def test_a_whole_t5_gives_its_encoder(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.embed(["MKT"])[0], expected, rtol=0, atol=2e-5)
 
 
+def test_weights_by_any_name_beside_the_configuration(tmp_path: Path) -> None:
+    whole = publish(tmp_path / "whole", LETTERS)
+    (tmp_path / "whole" / "model.safetensors").unlink()
+    encoder = {key: value for key, value in whole.state_dict().items() if key.startswith(("encoder.", "shared."))}
+    torch.save(encoder, tmp_path / "whole" / "trained.pt")
+    with pytest.warns(ProteaWarning, match=r"read trained\.pt"):
+        model = protea.load(tmp_path / "whole", device="cpu")
+    del encoder["shared.weight"]
+    torch.save(encoder, tmp_path / "whole" / "again.pt")
+    again = protea.load(tmp_path / "whole" / "again.pt", device="cpu")
+    np.testing.assert_array_equal(again.embed(["MKT"])[0], model.embed(["MKT"])[0])
+
+
 def test_a_vocabulary_in_another_order_is_believed(tmp_path: Path) -> None:
     whole = publish(tmp_path / "whole", [*LETTERS[:3], *LETTERS[:2:-1]])
     with pytest.warns(ProteaWarning):

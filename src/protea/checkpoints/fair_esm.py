@@ -45,7 +45,12 @@ def layout(family: type[Encoder]) -> Layout:
     return Layout(keys=family.stored[NAME].keys, leftovers=r"lm_head\.weight|(.*\.)?(version|_float_tensor)")
 
 
-def normalize(tensors: Tensors) -> None:
+def words(family: type[Encoder] | None = None) -> tuple[str, ...]:
+    """How the key of the word embeddings may end."""
+    return (WORDS,)
+
+
+def normalize(tensors: Tensors, family: type[Encoder] | None = None) -> None:
     """Give tensors the names of the layout: without what a wrapper, or Meta's training, put before them."""
     unwrap(tensors, WORDS, _PREFIX)
     tensors.rename(lambda key: re.sub(r"^(decoder\.|(encoder\.)?(sentence_encoder\.)?)", "", key))

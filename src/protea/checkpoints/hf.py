@@ -67,13 +67,21 @@ def layout(family: type[Encoder]) -> Layout:
     return Layout(keys=stored.keys, leftovers="|".join((_LEFTOVERS, *map(re.escape, stored.repeats))))
 
 
+def words(family: type[Encoder] | None = None) -> tuple[str, ...]:
+    """How the key of the word embeddings may end; without a family, in one with the names of ``EsmForMaskedLM``."""
+    place = None if family is None else layout(family).place(VOCABULARY[0])
+    if family is None or place is None or place.key == f"{_ROOT}{WORDS}":
+        return (WORDS,)
+    return (place.key, *(repeat for repeat, key in family.stored[NAME].repeats.items() if key == place.key))
+
+
 def normalize(tensors: Tensors, family: type[Encoder] | None = None) -> None:
     """Give tensors, whichever class, version and wrapper wrote them, the names of the layout.
 
     Without a family, it is one with the names of ``EsmForMaskedLM``.
     """
-    place = None if family is None else layout(family).place(VOCABULARY[0])
-    if family is None or place is None or place.key == f"{_ROOT}{WORDS}":
+    own, *_ = words(family)
+    if family is None or own == WORDS:
         wrapped = bool(unwrap(tensors, WORDS, f"(?:{re.escape(_ROOT)})?"))
         bare = WORDS in tensors
         tensors.rename(lambda key: _normalized(key, bare, wrapped))
@@ -81,7 +89,7 @@ def normalize(tensors: Tensors, family: type[Encoder] | None = None) -> None:
     stored = family.stored[NAME]
     instead = {repeat: key for repeat, key in stored.repeats.items() if key not in tensors}
     tensors.rename(lambda key: instead.get(key, key))
-    unwrap(tensors, place.key)
+    unwrap(tensors, own)
     tensors.outside |= {key for key in tensors if re.fullmatch(stored.outside, key)}
 
 

@@ -68,9 +68,10 @@ def _config(content: dict[str, Any]) -> EncoderConfig:
     if family is None:
         raise CheckpointError(f"model {shown(name)} is not supported; CARP models are")
     settings = {key: count(content, key) for key in _SIZES}
-    return family.stored[NAME].config(
-        settings | {"activation": content.get("activation"), "slim": content.get("slim", True)}, {}, {}
-    )
+    others = {"activation": content.get("activation"), "slim": content.get("slim")}
+    if not isinstance(others["slim"], bool):
+        raise CheckpointError(f"slim is {shown(others['slim'])}, not true or false")
+    return family.stored[NAME].config(settings | others, {}, {})
 
 
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
