@@ -115,6 +115,7 @@ class Kernel:
     dtypes: frozenset[torch.dtype] | None = None
     head_widths: range | None = None
     bias: bool = False
+    relative: bool = False
     dropout: bool = False
     gradients: bool = False
     inference: bool = True
@@ -127,7 +128,8 @@ class Kernel:
             (self.device is None or self.device == q.device.type)
             and (self.dtypes is None or q.dtype in self.dtypes)
             and (self.head_widths is None or q.shape[-1] in self.head_widths)
-            and (self.bias or (call.bias is None and call.relative is None))
+            and (self.bias or call.bias is None)
+            and (self.relative or call.relative is None)
             and (self.dropout or not call.dropout)
             and (self.gradients if call.needs_gradients else self.inference)
             and self.available(q.device)
@@ -218,7 +220,7 @@ VARLEN: Final = Kernel(
     gradients=True,
     available=native_bfloat16,
 )
-SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
+SDPA: Final = Kernel("sdpa", _sdpa, bias=True, relative=True, dropout=True, gradients=True)
 
 KERNELS: Final = [VARLEN, SDPA]
 """In order of preference; the last supports every call."""
