@@ -14,7 +14,8 @@ ZIG ?= 0.17.1
 DEMO := build/demo/proteins
 MINI := build/mini
 FLOORS := build/floors
-PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 \
+  PROTEA_SEQUENCE_MODELS=$(CURDIR)/$(VENV)/sequence-models PROTEA_ESM_3=$(CURDIR)/$(VENV)/esm3 $(BIN)/python -m pytest
 
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
@@ -139,10 +140,14 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PIP) install -qq --editable . $(CONSTRAINED)
 	touch $@
 
-# transformers 4 is installed beside the environment: tests load our checkpoints with both major versions.
-$(VENV)/.tested: $(VENV)/.installed
+# Packages that tests compare with, and that do not fit into the environment, are installed beside it: transformers 4,
+# whose other major version is inside, and those of CARP and of ESM C, which has the name of Meta's esm.
+BESIDE = $(PIP) install -qq --target $(VENV)/$(1) --upgrade
+$(VENV)/.tested: $(VENV)/.installed constraints/esm3.txt constraints/sequence-models.txt
 	$(PIP) install -qq --editable '.[test]' $(CONSTRAINED)
-	$(PIP) install -qq --target $(VENV)/transformers4 --upgrade --requirement constraints/transformers4.txt
+	$(call BESIDE,transformers4) --requirement constraints/transformers4.txt
+	for name in sequence-models esm3; do $(call BESIDE,$$name) --no-deps --requirement constraints/$$name.txt || \
+	  echo "$$name could not be installed: tests that compare with it are skipped"; done
 	touch $@
 
 clean:

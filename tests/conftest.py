@@ -16,6 +16,7 @@ import protea
 from protea import native
 from protea.checkpoints import hf
 from protea.cli import main
+from protea.models.esm1 import ESM1Config
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
@@ -35,6 +36,7 @@ CONFIGS: dict[str, EncoderConfig] = {
     "esm1b": ESM1bConfig(**SMALL, emb_layer_norm_before=True),
     "esm1v": ESM1bConfig(**SMALL, emb_layer_norm_before=False),
     "esm1nv": ESM1nvConfig(**SMALL),
+    "esm1": ESM1Config(**SMALL),
 }
 
 LoadModel = Callable[..., protea.LanguageModel]

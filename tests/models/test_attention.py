@@ -76,6 +76,38 @@ def test_queries_and_keys_of_different_lengths(kernel: Kernel) -> None:
     assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() < 2e-2
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 7, 50, 51]), min_size=1, max_size=5),
+    longer=st.integers(0, 3),
+    both=st.booleans(),
+)
+def test_scores_by_distance_are_a_bias(lengths: list[int], longer: int, both: bool) -> None:
+    """What is added by distance gives the numbers of the same matrix, in outputs, maps and gradients."""
+    q, k, v = random_qkv(lengths, lengths, 16, torch.float32)
+    cu, most = CuSeqlens.from_lengths(lengths), max(lengths) + longer
+    generator = torch.Generator().manual_seed(1)
+    relative = torch.randn(HEADS, 2 * most - 1, generator=generator, requires_grad=True)
+    bias = torch.randn(HEADS, most, most, generator=generator) if both else None
+    places = torch.arange(most)
+    matrix = relative[:, most - 1 + places[:, None] - places]
+    outputs = []
+    for call in (
+        AttentionCall(q, k, v, cu, cu, 0.25, bias=bias, relative=relative),
+        AttentionCall(q, k, v, cu, cu, 0.25, bias=matrix if bias is None else matrix + bias),
+    ):
+        assert pick_kernel(call) is SDPA
+        out = SDPA.run(call)
+        maps = [torch.stack(list(call.maps(number))) for number in range(len(lengths))]
+        (gradient,) = torch.autograd.grad(out.square().sum(), relative, retain_graph=True)
+        outputs.append((out, *maps, gradient))
+    for ours, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        fast = SDPA.run(AttentionCall(q, k, v, cu, cu, 0.25, bias=bias, relative=relative.detach()))
+    torch.testing.assert_close(fast, outputs[1][0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_maps_are_what_attention_weighs_by(dtype: torch.dtype) -> None:
     lengths = [4, 9]

@@ -106,11 +106,14 @@ def convert(
 
     \b
     Formats:
-      hf        Hugging Face folder, Protea's own       esm2, esm1b, esm1v, esm1nv
-      fair-esm  NAME.pt of Meta's esm package           esm2, esm1b, esm1v
-      nemo      .nemo of BioNeMo 1                      esm2, esm1nv
-      nemo2     checkpoint directory of BioNeMo 2       esm2
-      te        folder of NVIDIA's TransformerEngine    esm2
+      hf                 Hugging Face folder, Protea's own
+      fair-esm           NAME.pt of Meta's esm package
+      nemo               .nemo of BioNeMo 1
+      nemo2              checkpoint directory of BioNeMo 2
+      te                 folder of NVIDIA's TransformerEngine
+      sequence-models    NAME.pt of Microsoft's sequence-models
+      evolutionaryscale  NAME.pth of EvolutionaryScale's esm
+    Which families a format has is in docs/checkpoints.md.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ from protea import bundled
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
 from protea.device import DTYPES, MIXED, native_bfloat16, resolve_device
-from protea.errors import UsageError
+from protea.errors import UsageError, warn
 from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.output import sha256
@@ -100,6 +100,10 @@ def load_model(
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models contain a contact head with random weights.
         module.contact_head = None
+    if (licensed := module.restricted) is not None:
+        warn(
+            f"{model}: if these weights come from {licensed.name}, they are {licensed.restriction} ({licensed.licence})"
+        )
     if mixed:
         mix(module)
     if not trainable:

@@ -130,7 +130,7 @@ inline void add_bias(const Attention& call, const Head& task, float* scores, int
                         first * call.bias_column_stride;
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < count; j++)
-            scores[j * B * LANES + i] += bias[i * call.bias_row_stride + j * call.bias_column_stride] * LOG2_E;
+            scores[j * B * LANES + i] += bias[i * call.bias_row_stride + j * call.bias_column_stride];
 }
 
 template <int B>
@@ -140,7 +140,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
     alignas(64) float scores[FORWARD_KEYS * B * LANES];
     alignas(64) float q[MAX_WIDTH * B * LANES], sums[MAX_WIDTH * B * LANES];
     const float* from = (const float*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
-    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale) * LOG2_E);
+    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale));
     memset(sums, 0, sizeof(float) * width * B * LANES);
 
     vec largest[B], total[B];
@@ -167,9 +167,12 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
                 for (int64_t j = 0; j < count; j++) largest[b] = larger(load(scores + (j * B + b) * LANES), largest[b]);
             }
         }
+        vec shift[B];
         UNROLL for (int b = 0; b < B; b++) {
+            // Its rounding is the same for all keys, and cancels.
+            shift[b] = largest[b] * LOG2_E;
             if (first == 0) continue;
-            const vec rescale = exp2(before[b] - largest[b]);
+            const vec rescale = exp2(before[b] * LOG2_E - shift[b]);
             total[b] = total[b] * rescale;
             for (int64_t d = 0; d < width; d++) {
                 float* at = sums + (d * B + b) * LANES;
@@ -179,7 +182,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
         for (int64_t j = 0; j < count; j++) {
             UNROLL for (int b = 0; b < B; b++) {
                 float* at = scores + (j * B + b) * LANES;
-                const vec weight = exp2(load(at) - largest[b]);
+                const vec weight = exp2(load(at) * LOG2_E - shift[b]);
                 total[b] = total[b] + weight;
                 store(at, weight);
             }
@@ -195,7 +198,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
     }
     if (call.lse) {
         float* lse = lse_of(call, task, row);
-        for (int64_t i = 0; i < n; i++) lse[i] = shifts[i] + __builtin_log2f(totals[i]);
+        for (int64_t i = 0; i < n; i++) lse[i] = shifts[i] + __builtin_logf(totals[i]);
     }
     const int64_t at = (task.q0 + row) * call.out_stride + task.head * width;
     if (call.out_type == BFLOAT16)
@@ -244,7 +247,7 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
     alignas(64) float sums[MAX_WIDTH * B * LANES], deltas[B * LANES] = {}, lses[B * LANES] = {}, scales[B * LANES];
     const float* from = (const float*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
     const float *out = (const float*)call.out + at, *slope = (const float*)call.dout + at;
-    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale) * LOG2_E);
+    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale));
     to_columns<B>(dout, slope, stride, n, width, 1.0f);
     if (part.dk) {
         to_rows(q_rows, from, call.q_stride, n, B * LANES, width, wide);
@@ -267,7 +270,8 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
             dot<B, TWIN_TILE>(ds, dout, part.values + (first + j) * wide, wide, width);
             UNROLL for (int t = 0; t < TWIN_TILE; t++) {
                 UNROLL for (int b = 0; b < B; b++) {
-                    const vec weight = exp2(p[t][b] - load(lses + b * LANES));
+                    // Not fused: where one key has all the weight, its score must cancel exactly.
+                    const vec weight = exp2((p[t][b] - load(lses + b * LANES)) * LOG2_E);
                     store(weights + ((j + t) * B + b) * LANES, weight);
                     store(slopes + ((j + t) * B + b) * LANES, weight * (ds[t][b] - load(deltas + b * LANES)));
                 }

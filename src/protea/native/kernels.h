@@ -40,7 +40,7 @@ struct Attention {
     int64_t q_stride, k_stride, v_stride;  // from token to token; heads follow one another without gaps
     void* out;                            // [Tq, H, K], forward writes it, backward reads it
     int64_t out_stride, out_type;
-    float* lse;        // [H, Tq], logarithms to base 2 of the sums of exponentials, or null if nobody needs them
+    float* lse;        // [H, Tq], logarithms of the sums of exponentials, of the kernel's own base; may be null
     const float* bias;  // [H, rows, columns], added to scaled scores from the first token of each sequence on, or null
     int64_t bias_head_stride, bias_row_stride, bias_column_stride;
     const void* dout;                     // [Tq, H, K], contiguous, as are the gradients

@@ -60,7 +60,7 @@ def architecture(recipe: Recipe) -> Encoder:
     else:
         with open_checkpoint(locate(recipe.init)) as checkpoint:
             model = checkpoint.model
-        model.require("logits")
+    model.require("logits")
     return _freeze_contact_head(model)
 
 

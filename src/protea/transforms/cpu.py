@@ -12,7 +12,8 @@ Shapes: T tokens, D model width, H heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, Final, NoReturn
 
 import torch
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 from protea.device import keep_freed_memory
 from protea.errors import UsageError
-from protea.models.attention import AttentionCall, attend
+from protea.models.attention import attend
 from protea.models.encoder import Encoder
-from protea.models.layers import LayerContext, Rotary
+from protea.models.layers import LanguageModelHead, LayerContext, Rotary, rotate
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
 from protea.native.products import Packed, Turn, linear, supports
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
@@ -30,11 +31,13 @@ from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, 
 _QK: Final = ("q_proj", "k_proj")
 _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 
+Norm = nn.LayerNorm | nn.RMSNorm
+
 
 def pack_for_cpu(model: Encoder) -> None:
     """Rebuild the transformer layers of a model in place, if the native library has the model's types.
 
-    Other layers stay: those of a subclass, without biases, or with a linear layer that was replaced.
+    Layers that compute otherwise, or with a linear layer that was replaced, stay as they are.
     """
     if model.device.type != "cpu":
         return
@@ -42,9 +45,11 @@ def pack_for_cpu(model: Encoder) -> None:
     if model.compute_dtype != torch.float32 or not supports(PRODUCTS if model.mixed else torch.float32):
         return
     with torch.inference_mode():
-        for number, layer in enumerate(model.layers):
+        for layer in model.layers:
             if _is_plain(layer):
-                model.layers[number] = PackedLayer(layer)
+                _pack(layer)
+        if is_packed(model) and type(model.lm_head) is LanguageModelHead:
+            model.lm_head = PackedHead(model.lm_head, model.get_parameter("word_embeddings.weight"))
     if is_packed(model):
         model._apply = _refuse_to_move  # type: ignore[method-assign]
         # PyTorch calls this before it loads weights into any part of the model.
@@ -99,18 +104,18 @@ class PackedLinear(nn.Module):
     _load_from_state_dict = _refuse_weights
     __reduce_ex__ = _refusing("copied or pickled")
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
         super().__init__()
         self.weight = Packed.of(weight)
-        self.bias = bias.detach()
-        self._wide_bias = self.bias.float()
+        self.bias = None if bias is None else bias.detach()
+        self._wide_bias = None if bias is None else bias.detach().float()
         self.activation = activation
 
     def forward(
         self,
         x: Tensor,
         *,
-        norm: nn.LayerNorm | None = None,
+        norm: Norm | None = None,
         turn: Turn | None = None,
         turned: int = 0,
         residual: Tensor | None = None,
@@ -133,68 +138,58 @@ class PackedLinear(nn.Module):
 
     def unpacked(self, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` in its original order and type."""
-        if kind == "weight":
-            return self.weight.unpacked()
-        return {"bias": self.bias}[kind].clone()
+        value = self.weight.unpacked() if kind == "weight" else self.bias
+        if value is None:
+            raise AttributeError(kind)
+        return value.clone()
 
 
 class FusedSelfAttention(nn.Module):
-    """``SelfAttention`` with one product for queries and keys, whose rotary pairs lie side by side.
+    """``SelfAttention`` with one product for queries and keys; if ``paired``, rotary pairs lie side by side.
 
     Values may have narrower weights than queries and keys.
     """
 
-    def __init__(self, attention: SelfAttention) -> None:
+    def __init__(self, attention: SelfAttention, *, paired: bool = True) -> None:
         super().__init__()
-        self.head_width = attention.head_width
-        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-        order = _pairs_together(q.out_features, self.head_width)
-        weights, biases = (q.weight[order], k.weight[order]), (q.bias[order], k.bias[order])
-        self.qk_proj = PackedLinear(torch.cat(weights), torch.cat(biases))
-        self.v_proj = PackedLinear(v.weight, v.bias)
+        self.head_width, self.scale, self.paired = attention.head_width, attention.scale, paired
+        q, k = attention.q_proj, attention.k_proj
+        rows = q.out_features
+        self.order = _pairs_together(rows, self.head_width) if paired else torch.arange(rows)
+        bias = None if q.bias is None else torch.cat((q.bias[self.order], k.bias[self.order]))
+        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias)
+        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def project(
-        self, x: Tensor, rotary: Rotary | None, norm: nn.LayerNorm | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: Rotary | None, norm: Norm | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]``, normed first, to queries, keys and values ``[T, H, K]``, rotated but not scaled."""
-        turn = None if rotary is None else _turn(*rotary)
+        turn = None if rotary is None or not self.paired else _turn(*rotary)
         turned = 0 if turn is None else self.qk_proj.weight.shape[0]
-        rotated = self.qk_proj(x, norm=norm, turn=turn, turned=turned)
-        q, k = rotated.view(len(x), 2, -1, self.head_width).unbind(1)
+        q, k = self.qk_proj(x, norm=norm, turn=turn, turned=turned).view(len(x), 2, -1, self.head_width).unbind(1)
+        if rotary is not None and turn is None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
         return q, k, self.v_proj(x, norm=norm).view(len(x), -1, self.head_width)
 
     def unpacked(self, projection: str, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` of the query's or the key's projection in its original order."""
         fused = self.qk_proj.unpacked(kind).chunk(2)[_QK.index(projection)]
         original = torch.empty_like(fused)
-        original[_pairs_together(len(fused), self.head_width)] = fused
+        original[self.order] = fused
         return original
 
 
-class PackedLayer(nn.Module):
-    """``TransformerLayer`` through the native library."""
+class PackedHead(nn.Module):
+    """``LanguageModelHead`` through the native library, so that logits too have the same bits in every pack."""
 
-    _apply = _refuse_to_move
-
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, head: LanguageModelHead, word_embeddings: Tensor) -> None:
         super().__init__()
-        self.self_attn_layer_norm, self.final_layer_norm = layer.self_attn_layer_norm, layer.final_layer_norm
-        self.self_attn = FusedSelfAttention(layer.self_attn)
-        self.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
-        self.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
+        self.dense = PackedLinear(head.dense.weight, head.dense.bias, "gelu")
+        self.layer_norm, self.bias = head.layer_norm, head.bias
+        self._words = Packed.of(word_embeddings)
 
-    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
-        """``[T, D]`` to ``[T, D]``, float32."""
-        q, k, v = self.self_attn.project(x, context.rotary, self.self_attn_layer_norm)
-        scale = self.self_attn.head_width**-0.5
-        call = AttentionCall(q, k, v, context.cu_seqlens, context.cu_seqlens, scale=scale, bias=context.bias)
-        if context.on_attention is not None:
-            context.on_attention(call)
-        x = self.self_attn.out_proj(attend(call).flatten(-2), residual=x)
-        inner = self.fc1(x, norm=self.final_layer_norm, narrow=True)
-        y: Tensor = self.fc2(inner, residual=x)
-        return y
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, V]``, with the word embeddings that the head was packed with."""
+        return linear(self.dense(x), self._words, self.bias, norm=self.layer_norm)
 
 
 @lru_cache(maxsize=1)
@@ -205,11 +200,41 @@ def _turn(cosine: Tensor, sine: Tensor) -> Turn:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if type(layer) is not TransformerLayer or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+        return False
+    own = (*TransformerLayer.tokenwise, "forward")
+    if any(getattr(type(layer), part) is not getattr(TransformerLayer, part) for part in own):
         return False
     attention = layer.self_attn
     linears = (*(getattr(attention, name) for name in _QK), attention.v_proj, attention.out_proj, layer.fc1, layer.fc2)
-    return layer.activation in ACTIVATIONS and all(type(x) in _LINEARS and x.bias is not None for x in linears)
+    norms = (layer.self_attn_layer_norm, layer.final_layer_norm)
+    return (
+        layer.activation in ACTIVATIONS
+        and all(type(x) in _LINEARS for x in linears)
+        and (attention.q_proj.bias is None) == (attention.k_proj.bias is None)
+        and all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
+    )
+
+
+def _pack(layer: Any) -> None:
+    # A layer that changes keys before attention needs them in their own order.
+    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=type(layer).call is TransformerLayer.call)
+    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
+    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
+    layer.forward = partial(_forward, layer)
+    layer._apply = _refuse_to_move
+
+
+def _forward(layer: Any, x: Tensor, context: LayerContext) -> Tensor:
+    """``TransformerLayer.forward`` with norms, activation and residuals inside the products; float32."""
+    q, k, v = layer.self_attn.project(x, context.rotary, layer.self_attn_layer_norm)
+    call = replace(layer.call(q, k, v, context), scale=layer.self_attn.scale)
+    if context.on_attention is not None:
+        context.on_attention(call)
+    x = layer.self_attn.out_proj(attend(call).flatten(-2), residual=x)
+    inner = layer.fc1(x, norm=layer.final_layer_norm, narrow=True)
+    y: Tensor = layer.fc2(inner, residual=x)
+    return y
 
 
 def _pairs_together(rows: int, width: int) -> Tensor:

@@ -38,11 +38,14 @@ class NarrowLinear(nn.Linear):
 
 
 class WideLinear(nn.Linear):
-    """A linear layer on a GPU that multiplies in the type of its weights, and returns the sums in float32."""
+    """A linear layer that multiplies in the type of its weights, and returns float32: on a GPU the sums themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[T, D']`` float32."""
-        y = torch.mm(x.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
+        x = x.to(self.weight.dtype)
+        if not x.is_cuda:
+            return F.linear(x, self.weight, self.bias).float()
+        y = torch.mm(x, self.weight.T, out_dtype=torch.float32)
         return y if self.bias is None else y + self.bias
 
 
@@ -52,7 +55,7 @@ class MixedSelfAttention(SelfAttention):
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated, in the type of the attention."""
         q, k, v = super().project(x, rotary)
-        return (q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)) if x.is_cuda else (q, k, v.float())
+        return (q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)) if x.is_cuda else (q, k, v)
 
 
 def narrow_weights(model: Encoder, device: torch.device) -> dict[str, torch.dtype]:
@@ -69,7 +72,7 @@ def mix(model: Encoder) -> None:
     device = model.device
     narrow_weights(model, device)
     for name, linear in _narrow_linears(model, device):
-        wide = device.type == "cuda" and name.endswith(("q_proj", "k_proj", "v_proj"))
+        wide = name.endswith(("q_proj", "k_proj", "v_proj"))
         linear.to(PRODUCTS).__class__ = WideLinear if wide else NarrowLinear
     for part in model.layers.modules():
         if type(part) is SelfAttention:
