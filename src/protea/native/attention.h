@@ -167,12 +167,9 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
                 for (int64_t j = 0; j < count; j++) largest[b] = larger(load(scores + (j * B + b) * LANES), largest[b]);
             }
         }
-        vec shift[B];
         UNROLL for (int b = 0; b < B; b++) {
-            // Its rounding is the same for all keys, and cancels.
-            shift[b] = largest[b] * LOG2_E;
             if (first == 0) continue;
-            const vec rescale = exp2(before[b] * LOG2_E - shift[b]);
+            const vec rescale = exp2((before[b] - largest[b]) * LOG2_E);
             total[b] = total[b] * rescale;
             for (int64_t d = 0; d < width; d++) {
                 float* at = sums + (d * B + b) * LANES;
@@ -182,7 +179,8 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
         for (int64_t j = 0; j < count; j++) {
             UNROLL for (int b = 0; b < B; b++) {
                 float* at = scores + (j * B + b) * LANES;
-                const vec weight = exp2(load(at) * LOG2_E - shift[b]);
+                // The largest score must cancel exactly, so this is not one operation.
+                const vec weight = exp2((load(at) - largest[b]) * LOG2_E);
                 total[b] = total[b] + weight;
                 store(at, weight);
             }
@@ -270,7 +268,6 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
             dot<B, TWIN_TILE>(ds, dout, part.values + (first + j) * wide, wide, width);
             UNROLL for (int t = 0; t < TWIN_TILE; t++) {
                 UNROLL for (int b = 0; b < B; b++) {
-                    // Not fused: where one key has all the weight, its score must cancel exactly.
                     const vec weight = exp2((p[t][b] - load(lses + b * LANES)) * LOG2_E);
                     store(weights + ((j + t) * B + b) * LANES, weight);
                     store(slopes + ((j + t) * B + b) * LANES, weight * (ds[t][b] - load(deltas + b * LANES)));
