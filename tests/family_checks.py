@@ -94,7 +94,7 @@ def check_parity(
             assert (a.double() - b.double()).abs().max().item() <= TOLERANCE * scale, place
             floor = torch.finfo(torch.float32).eps * scale
             our_error, their_error = ((x.double() - c.double()).abs().max().item() for x in (a, b))
-            assert our_error <= 2 * their_error + floor, place
+            assert our_error <= 2 * their_error + floor, f"{place}: {our_error} {their_error} {floor} {scale}"
 
 
 def check_alone(model: Encoder, sequences: Sequence[str] = SEQUENCES) -> None:

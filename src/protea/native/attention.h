@@ -30,6 +30,17 @@ struct Head {
     }
 };
 
+// The factor on scores in two parts. Scores stay as the products gave them until the largest has been subtracted, which
+// leaves no rounding of large scores; a sign, or 0, must be in the queries before the largest is found.
+struct Factor {
+    float sign, size;
+
+    explicit Factor(double scale) : sign(float(scale > 0) - float(scale < 0)), size(1.0f) {
+        if (scale != 0) size = __builtin_fabsf(float(scale));
+        if (scale != scale) sign = float(scale);
+    }
+};
+
 inline float* lse_of(const Attention& call, const Head& task, int64_t row) {
     return call.lse + task.head * call.cu_q[call.sequences] + task.q0 + row;
 }
@@ -122,15 +133,16 @@ inline void add_over_queries(float* sums, const float* x, const float* rows, int
 
 // ---- Forward ----
 
-// Add the bias of keys first:first + count to the scores of n queries from `row` on.
+// Scale the scores of n queries from `row` on with keys first:first + count, and add the bias.
 template <int B>
 inline void add_bias(const Attention& call, const Head& task, float* scores, int64_t row, int64_t n, int64_t first,
-                     int64_t count) {
+                     int64_t count, float size) {
     const float* bias = call.bias + task.head * call.bias_head_stride + row * call.bias_row_stride +
                         first * call.bias_column_stride;
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < count; j++)
-            scores[j * B * LANES + i] += bias[i * call.bias_row_stride + j * call.bias_column_stride];
+            scores[j * B * LANES + i] = scores[j * B * LANES + i] * size +
+                                        bias[i * call.bias_row_stride + j * call.bias_column_stride];
 }
 
 template <int B>
@@ -139,8 +151,10 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
     const int64_t width = call.width, wide = rounded_up(width, LANES);
     alignas(64) float scores[FORWARD_KEYS * B * LANES];
     alignas(64) float q[MAX_WIDTH * B * LANES], sums[MAX_WIDTH * B * LANES];
+    const Factor factor(call.scale);
+    const float times = (call.bias ? 1.0f : factor.size) * LOG2_E;
     const float* from = (const float*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
-    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale));
+    to_columns<B>(q, from, call.q_stride, n, width, factor.sign);
     memset(sums, 0, sizeof(float) * width * B * LANES);
 
     vec largest[B], total[B];
@@ -161,7 +175,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
             }
         }
         if (call.bias) {
-            add_bias<B>(call, task, scores, row, n, first, count);
+            add_bias<B>(call, task, scores, row, n, first, count, factor.size);
             UNROLL for (int b = 0; b < B; b++) {
                 largest[b] = before[b];
                 for (int64_t j = 0; j < count; j++) largest[b] = larger(load(scores + (j * B + b) * LANES), largest[b]);
@@ -169,7 +183,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
         }
         UNROLL for (int b = 0; b < B; b++) {
             if (first == 0) continue;
-            const vec rescale = exp2((before[b] - largest[b]) * LOG2_E);
+            const vec rescale = exp2((before[b] - largest[b]) * times);
             total[b] = total[b] * rescale;
             for (int64_t d = 0; d < width; d++) {
                 float* at = sums + (d * B + b) * LANES;
@@ -180,7 +194,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
             UNROLL for (int b = 0; b < B; b++) {
                 float* at = scores + (j * B + b) * LANES;
                 // The largest score must cancel exactly, so this is not one operation.
-                const vec weight = exp2((load(at) - largest[b]) * LOG2_E);
+                const vec weight = exp2((load(at) - largest[b]) * times);
                 total[b] = total[b] + weight;
                 store(at, weight);
             }
@@ -196,7 +210,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
     }
     if (call.lse) {
         float* lse = lse_of(call, task, row);
-        for (int64_t i = 0; i < n; i++) lse[i] = shifts[i] + __builtin_logf(totals[i]);
+        for (int64_t i = 0; i < n; i++) lse[i] = shifts[i] + __builtin_logf(totals[i]) / factor.size;
     }
     const int64_t at = (task.q0 + row) * call.out_stride + task.head * width;
     if (call.out_type == BFLOAT16)
@@ -243,19 +257,23 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
     alignas(64) float q_rows[B * LANES * MAX_WIDTH], dout_rows[B * LANES * MAX_WIDTH];
     alignas(64) float weights[BACKWARD_KEYS * B * LANES], slopes[BACKWARD_KEYS * B * LANES];
     alignas(64) float sums[MAX_WIDTH * B * LANES], deltas[B * LANES] = {}, lses[B * LANES] = {}, scales[B * LANES];
+    const Factor factor(call.scale);
+    const float times = factor.size * LOG2_E;
     const float* from = (const float*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
     const float *out = (const float*)call.out + at, *slope = (const float*)call.dout + at;
-    to_columns<B>(q, from, call.q_stride, n, width, float(call.scale));
+    to_columns<B>(q, from, call.q_stride, n, width, factor.sign);
     to_columns<B>(dout, slope, stride, n, width, 1.0f);
     if (part.dk) {
         to_rows(q_rows, from, call.q_stride, n, B * LANES, width, wide);
         to_rows(dout_rows, slope, stride, n, B * LANES, width, wide);
     }
-    for (int64_t i = 0; i < n; i++) {
+    // In the order of the products below: with one key, the difference of both must be 0.
+    to_columns<B>(sums, out, stride, n, width, 1.0f);
+    UNROLL for (int b = 0; b < B; b++) {
         vec total{};
-        for (int64_t d = 0; d < width; d += LANES)
-            total = total + load_first(out + i * stride + d, width - d) * load_first(slope + i * stride + d, width - d);
-        deltas[i] = sum(total);
+        for (int64_t d = 0; d < width; d++)
+            total = total + load(dout + (d * B + b) * LANES) * load(sums + (d * B + b) * LANES);
+        store(deltas + b * LANES, total);
     }
     memcpy(lses, lse_of(call, task, row), n * sizeof(float));
     memset(sums, 0, sizeof(float) * width * B * LANES);
@@ -268,7 +286,7 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
             dot<B, TWIN_TILE>(ds, dout, part.values + (first + j) * wide, wide, width);
             UNROLL for (int t = 0; t < TWIN_TILE; t++) {
                 UNROLL for (int b = 0; b < B; b++) {
-                    const vec weight = exp2((p[t][b] - load(lses + b * LANES)) * LOG2_E);
+                    const vec weight = exp2((p[t][b] - load(lses + b * LANES)) * times);
                     store(weights + ((j + t) * B + b) * LANES, weight);
                     store(slopes + ((j + t) * B + b) * LANES, weight * (ds[t][b] - load(deltas + b * LANES)));
                 }
