@@ -38,6 +38,11 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.checkpoints.formats", "--to"): (  # they write no model
+        "average, check, contacts, embed, evaluate contacts, evaluate flip, evaluate proteingym, finetune, "
+        "fit-contacts, info, init, merge, perplexity, predict, pretrain, score"
+    ),
+    ("protea.finetune.export", "--head"): "export",  # it says what another run needs
     ("protea.cli.doctor", "--fast"): "doctor",  # it says what the option does in other commands
     ("protea.doctor", "--fast"): "doctor",
     ("protea.finetune.features", "--overwrite"): "export",

@@ -83,14 +83,15 @@ inline void dot(vec (&out)[N][B], const float* x, const float* keys, int64_t wid
     }
 }
 
-// sums [K, B * LANES] += x [n, B * LANES] times rows [n, wide]: a sum over keys. K is a multiple of 4.
+// sums [K, B * LANES] += x [n, B * LANES] times rows [n, wide]: a sum over keys. K is a multiple of KEY_TILE. What is
+// added is summed apart: shorter sums are more exact.
 template <int B>
 inline void add_over_keys(float* sums, const float* x, const float* rows, int64_t n, int64_t wide, int64_t width) {
     constexpr int N = KEY_TILE;
     for (int64_t d = 0; d < width; d += N) {
         vec sum[N][B];
         UNROLL for (int t = 0; t < N; t++)
-            UNROLL for (int b = 0; b < B; b++) sum[t][b] = load(sums + ((d + t) * B + b) * LANES);
+            UNROLL for (int b = 0; b < B; b++) sum[t][b] = vec{};
         for (int64_t j = 0; j < n; j++) {
             vec weights[B];
             UNROLL for (int b = 0; b < B; b++) weights[b] = load(x + (j * B + b) * LANES);
@@ -100,7 +101,10 @@ inline void add_over_keys(float* sums, const float* x, const float* rows, int64_
             }
         }
         UNROLL for (int t = 0; t < N; t++)
-            UNROLL for (int b = 0; b < B; b++) store(sums + ((d + t) * B + b) * LANES, sum[t][b]);
+            UNROLL for (int b = 0; b < B; b++) {
+                float* at = sums + ((d + t) * B + b) * LANES;
+                store(at, load(at) + sum[t][b]);
+            }
     }
 }
 
@@ -108,7 +112,7 @@ inline void add_over_keys(float* sums, const float* x, const float* rows, int64_
 template <int B, int C, int N>
 inline void add_over_queries_at(float* sums, const float* x, const float* rows, int64_t wide) {
     vec sum[N][C];
-    UNROLL for (int t = 0; t < N; t++) UNROLL for (int c = 0; c < C; c++) sum[t][c] = load(sums + t * wide + c * LANES);
+    UNROLL for (int t = 0; t < N; t++) UNROLL for (int c = 0; c < C; c++) sum[t][c] = vec{};
     for (int64_t i = 0; i < B * LANES; i++) {
         vec columns[C];
         UNROLL for (int c = 0; c < C; c++) columns[c] = load(rows + i * wide + c * LANES);
@@ -117,7 +121,12 @@ inline void add_over_queries_at(float* sums, const float* x, const float* rows, 
             UNROLL for (int c = 0; c < C; c++) sum[t][c] = sum[t][c] + weight * columns[c];
         }
     }
-    UNROLL for (int t = 0; t < N; t++) UNROLL for (int c = 0; c < C; c++) store(sums + t * wide + c * LANES, sum[t][c]);
+    UNROLL for (int t = 0; t < N; t++) {
+        UNROLL for (int c = 0; c < C; c++) {
+            float* at = sums + t * wide + c * LANES;
+            store(at, load(at) + sum[t][c]);
+        }
+    }
 }
 
 // sums [keys, wide] += x [keys, B * LANES] times rows [B * LANES, wide]: a sum over queries.
@@ -190,15 +199,17 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
                 store(at, load(at) * rescale);
             }
         }
+        vec part[B] = {};
         for (int64_t j = 0; j < count; j++) {
             UNROLL for (int b = 0; b < B; b++) {
                 float* at = scores + (j * B + b) * LANES;
                 // The largest score must cancel exactly, so this is not one operation.
                 const vec weight = exp2((load(at) - largest[b]) * times);
-                total[b] = total[b] + weight;
+                part[b] = part[b] + weight;
                 store(at, weight);
             }
         }
+        UNROLL for (int b = 0; b < B; b++) total[b] = total[b] + part[b];
         add_over_keys<B>(sums, scores, values + first * wide, count, wide, width);
     }
 

@@ -138,19 +138,20 @@ inline float sum(vec x) {
     return parts[0];
 }
 
-// 2^x for x below 127, with an error of 1e-7 of it: x is rounded to an integer, which becomes the exponent, and a
-// polynomial gives 2^f for the rest f in [-1/2, 1/2]. Below -126 the result is 2^-126; NaN stays NaN.
+// 2^x for x below 127: x is rounded to an integer, which becomes the exponent, and a polynomial gives 2^f for the rest f
+// in [-1/2, 1/2], with an error of 2e-9 before rounding. Below -126 the result is 2^-126; NaN stays NaN.
 inline vec exp2(vec x) {
     // 1.5 * 2^23 + 127: adding it leaves an integer in the low bits, with the offset of exponents.
     const vec magic = all(12583039.0f);
     x = larger(x, all(-126.0f));
     const vec shifted = x + magic;
     const vec f = x - (shifted - magic);
-    vec y = all(1.326472731e-3f);
-    y = y * f + 9.671512991e-3f;
-    y = y * f + 5.550733581e-2f;
-    y = y * f + 2.402224243e-1f;
-    y = y * f + 6.931470037e-1f;
+    vec y = all(1.535336196e-4f);
+    y = y * f + 1.339887502e-3f;
+    y = y * f + 9.618436918e-3f;
+    y = y * f + 5.550332367e-2f;
+    y = y * f + 2.402264774e-1f;
+    y = y * f + 6.931471825e-1f;
     y = y * f + 1.0f;
     return y * as_float(as_int(shifted) << 23);
 }
