@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
-    {"arguments", "fasta", "packing"},
+    {"arguments", "client", "fasta", "packing"},
     {"delimited", "letters"},
     {"output"},
     {"journal"},
@@ -47,6 +47,7 @@ LAYERS = [
     {"shared_models"},
     {"estimators"},
     {"sklearn"},
+    {"serve"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -250,6 +251,7 @@ def test_no_test_asserts_a_time() -> None:
 # ---- public names and start-up ----
 def test_public_names() -> None:
     assert protea.__all__ == [
+        "Client",
         "LanguageModel",
         "ProteaError",
         "ProteaWarning",
