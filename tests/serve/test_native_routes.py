@@ -157,9 +157,14 @@ def test_large_answers_are_streamed(server: Running) -> None:
 def test_predict_gives_the_rows_of_the_command(run: Run, tmp_path: Path) -> None:
     from serving import running
 
-    rows = "\n".join(f"p{n},{'MK' * (5 + n)},{'a' if n % 2 else 'b'},{'test' if n > 9 else 'train'}" for n in range(14))
+    rng = random.Random(1)
+    parts = ["train"] * 12 + ["test"] * 6
+    rows = "\n".join(
+        f"p{n},{''.join(rng.choices('AVLK' if n % 2 else 'DEGS', k=30))},{'ab'[n % 2]},{part}"
+        for n, part in enumerate(parts)
+    )
     (tmp_path / "labels.csv").write_text(f"id,sequence,target,set\n{rows}\n")
-    assert run("finetune", "labels.csv", "-o", "adapter", "--seeds", "1").code == 0
+    assert run("finetune", "labels.csv", "-o", "adapter", "--split", "given").code == 0
     (tmp_path / "in.fasta").write_text(f">u\n{UBIQUITIN}\n>k\nMKTAYIAKQR\n")
     assert run("predict", "adapter", "in.fasta", "-o", "p.parquet").code == 0
     with running(adapters={"mine": tmp_path / "adapter"}, jobs=tmp_path / "jobs") as one:

@@ -64,6 +64,7 @@ def application(service: Service) -> Guard:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ProteaError, _refused)
+    app.add_exception_handler(UnicodeEncodeError, _half)
     app.add_exception_handler(Exception, _failed)
     keys = service.keys
     return Guard(_Refusing(app), service.metrics, keys, service.settings.limits, service.log, keys is None)
@@ -103,6 +104,10 @@ def error_response(request: Request, refused: RefusedError) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProteaError)
     return error_response(request, refusal(error))
+
+
+async def _half(request: Request, error: Exception) -> Response:
+    return error_response(request, RefusedError("a text holds half of a character (a lone surrogate); correct it"))
 
 
 async def _failed(request: Request, error: Exception) -> Response:

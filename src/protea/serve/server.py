@@ -15,6 +15,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from protea.device import keep_freed_memory
 from protea.errors import ProteaError, UsageError
 from protea.serve.application import application
 from protea.serve.service import Service
@@ -113,6 +114,7 @@ class _Server(uvicorn.Server):
 def serve(service: Service, *, tell: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Listen, then load the models, and serve until a signal or ``stop``; raises what prevents the start."""
     settings = service.settings
+    keep_freed_memory()  # before there are threads: they would get heaps of their own, which return memory all the time
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
@@ -164,11 +166,7 @@ def _listening(host: str, port: int) -> socket.socket:
     """A socket that listens; a ``UsageError`` if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family[0], socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(family[4])
-        made.listen(2048)
+        return socket.create_server(family[4][:2], family=family[0], backlog=2048)  # type: ignore[arg-type]
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--host {host} --port {port}: cannot listen there: {reason}; choose another port") from error
-    return made
