@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from typing import Any
 
-import pytest
-
-fastapi = pytest.importorskip("fastapi")
-
 from protea.serve.server import serve
 from protea.serve.service import Service, ServiceSettings
 

@@ -112,8 +112,7 @@ def test_a_client_with_much_work_does_not_hold_up_another(bench: Bench, model: p
     order: list[str] = []
 
     def ask(client: str, count: int) -> None:
-        for _ in bench.runner(client).run(jobs_of(model, ["A" * 298] * count)):
-            order.append(client)
+        order.extend(client for _ in bench.runner(client).run(jobs_of(model, ["A" * 298] * count)))
 
     many = threading.Thread(target=ask, args=("many", 12))
     many.start()
@@ -131,10 +130,8 @@ def test_a_client_with_much_work_does_not_hold_up_another(bench: Bench, model: p
 
 def test_one_clients_passes_are_computed_in_their_order(model: protea.LanguageModel) -> None:
     bench = Bench(model, 100)
-    tags: list[int] = []
     bench.engine.start()
-    for result in bench.runner().run(jobs_of(model, drawn(3, 30))):
-        tags.append(result.job.tag)
+    tags = [result.job.tag for result in bench.runner().run(jobs_of(model, drawn(3, 30)))]
     bench.engine.stop()
     assert tags == list(range(30))
 

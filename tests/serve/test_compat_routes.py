@@ -43,7 +43,7 @@ def test_openais_client(server: Running, vectors: np.ndarray, form: str) -> None
             client.embeddings.create(model="protea-mini", input="MK", dimensions=64)
         with pytest.raises(openai.BadRequestError, match="token ids"):
             client.embeddings.create(model="protea-mini", input=[[1, 2]])
-        with pytest.raises(openai.BadRequestError, match="position|at 3"):
+        with pytest.raises(openai.BadRequestError, match="at 3"):
             client.embeddings.create(model="protea-mini", input="MK1")
 
 

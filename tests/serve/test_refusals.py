@@ -120,7 +120,8 @@ def test_slow_clients_are_cut_off() -> None:
     with running(limits=Limits(head_seconds=0.3, body_seconds=0.3, send_seconds=0.5)) as one:
         assert b" 408 " in raw(one)
         assert b" 408 " in raw(one, b"GET / HT")
-        head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+        head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += b"Content-Length: 99\r\n\r\n"
         assert b" 408 " in raw(one, head, b'{"seq')
         # After an answer, too, the next head must come in time.
         with one.connect() as again:
