@@ -74,6 +74,19 @@ class Gate:
         if not self.ready:
             raise RefusedError("models are still being loaded; try again soon", 503, "loading", retry_after=5)
 
+    def check_room(self) -> None:
+        """Refuse while nothing more can be taken."""
+        if self.requests >= self.most_requests or self.tokens >= self.most_tokens:
+            raise self._busy()
+
+    def _busy(self) -> RefusedError:
+        return RefusedError(
+            f"the service is busy: {self.tokens:,} tokens of {counted(self.requests, 'request')} wait; try again later",
+            429,
+            "busy",
+            retry_after=self.tokens / self._rate,
+        )
+
     def admit(self, client: str, tokens: int) -> Ticket:
         """A ticket for a request of so many tokens; a refusal if there is no room."""
         self.check_open()
@@ -86,13 +99,7 @@ class Gate:
             )
         with self.lock:
             if self.tokens + tokens > self.most_tokens or self.requests >= self.most_requests:
-                why = counted(self.requests, "request")
-                raise RefusedError(
-                    f"the service is busy: {self.tokens:,} tokens of {why} wait; try again later",
-                    429,
-                    "busy",
-                    retry_after=self.tokens / self._rate,
-                )
+                raise self._busy()
             self.tokens += tokens
             self.requests += 1
         return Ticket(self, client, tokens, self.seconds)

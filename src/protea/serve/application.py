@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 
 import protea
 from protea.errors import ProteaError
+from protea.serve.answer_formats import JSON, as_json
 from protea.serve.answering import noted
 from protea.serve.compat_routes import nvidia_routes, openai_routes, tei_routes
-from protea.serve.formats import JSON, as_json
 from protea.serve.job_routes import job_routes
 from protea.serve.native_routes import native_routes
 from protea.serve.problems import RefusedError, nvidia_error, openai_error, problem, refusal, tei_error

@@ -23,8 +23,8 @@ from protea.embed.prepare import EncodedRecord, Long, RecordPolicies
 from protea.infer.runner import FloatArray, Runner
 from protea.letters import ReportRow
 from protea.serve import schemas
+from protea.serve.answer_formats import JSON, as_json
 from protea.serve.answering import in_thread, noted, respond
-from protea.serve.formats import JSON, as_json
 from protea.serve.native import prepared, records_of
 from protea.serve.problems import RefusedError
 from protea.serve.served import ServedModel

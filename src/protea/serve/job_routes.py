@@ -17,8 +17,8 @@ from protea.embed.prepare import Duplicates, Long
 from protea.embed.settings import parse
 from protea.fasta import disguise
 from protea.letters import Gaps, Unknown
+from protea.serve.answer_formats import as_json
 from protea.serve.answering import in_thread
-from protea.serve.formats import as_json
 from protea.serve.job_store import SUFFIXES, JobStore, StoredJob
 from protea.serve.native_routes import answers
 from protea.serve.problems import RefusedError

@@ -27,7 +27,7 @@ from protea.score.proteins import check_no_masks, choice
 from protea.score.variant_table import check_lengths, rows_of, scan_table, scores_of, variant_table
 from protea.score.variants import CANONICAL, chosen_places, scan_cells
 from protea.serve import schemas
-from protea.serve.formats import Answer, Column, Row, listed
+from protea.serve.answer_formats import Answer, Column, Row, listed
 from protea.serve.served import ServedAdapter, ServedModel, kinds_of
 
 _ID: Final = (Column("id", "text"), Column("length", "int"), Column("truncated_from", "int"))

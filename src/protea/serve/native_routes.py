@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from protea.serve import native, schemas
+from protea.serve.answer_formats import WRITERS, chosen, written
 from protea.serve.answering import in_thread, noted, respond
-from protea.serve.formats import WRITERS, chosen, written
 from protea.serve.native import Work
 from protea.serve.served import ServedAdapter, ServedModel
 from protea.serve.service import Service

@@ -22,8 +22,8 @@ from uuid import uuid4
 from starlette.exceptions import HTTPException
 
 from protea.errors import UsageError
-from protea.serve.metrics import Metrics
 from protea.serve.problems import RefusedError
+from protea.serve.service_metrics import Metrics
 from protea.text import bytes_text, printable
 
 Scope = MutableMapping[str, Any]

@@ -166,7 +166,7 @@ def _listening(host: str, port: int) -> socket.socket:
     """A socket that listens; a ``UsageError`` if the address cannot be had."""
     try:
         family = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(family[4][:2], family=family[0], backlog=2048)  # type: ignore[arg-type]
+        return socket.create_server(family[4][:2], family=family[0], backlog=2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--host {host} --port {port}: cannot listen there: {reason}; choose another port") from error

@@ -13,10 +13,10 @@ from protea.infer.loading import IN_FLOAT32, ModelLoader
 from protea.serve.admission import Gate
 from protea.serve.batching import Engine
 from protea.serve.job_store import JobStore, Means
-from protea.serve.metrics import Metrics
 from protea.serve.problems import RefusedError
 from protea.serve.safety import Keys, Limits, is_local, log_line
 from protea.serve.served import Served
+from protea.serve.service_metrics import Metrics
 from protea.text import counted
 
 _QUEUED_PACKS = 256
@@ -112,7 +112,8 @@ class Service:
         return self.served
 
     def check_count(self, sequences: int) -> None:
-        """Refuse a request of too many sequences."""
+        """Refuse a request of too many sequences, and any while there is no room, before it costs anything."""
+        self.gate.check_room()
         if sequences > self.settings.max_sequences:
             raise RefusedError(
                 f"the request has {counted(sequences, 'sequence')}, and at most {self.settings.max_sequences:,} are "
