@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from protea.models.esm2 import ESM2Config
 from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.native.build_library import TARGETS
+
+if TYPE_CHECKING:
+    from serving import Running
 
 # On a shared machine any example can take long, so hypothesis must not check times.
 settings.register_profile("protea", deadline=None)
@@ -170,3 +174,12 @@ def bounded() -> Iterator[None]:
 def _peak_kb() -> int:
     rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(rows["VmHWM"].split()[0])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """A running service with the bundled model, for all tests of a module."""
+    from serving import running
+
+    with running() as one:
+        yield one

@@ -14,12 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from protea.client import Client
     from protea.embed.reading import StoredEmbeddings, read_embeddings
     from protea.errors import ProteaError, ProteaWarning
     from protea.language_model import LanguageModel, load
     from protea.trained import TrainedPredictor, load_predictor
 
 __all__ = [
+    "Client",
     "LanguageModel",
     "ProteaError",
     "ProteaWarning",
@@ -34,6 +36,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "Client": "protea.client",
     "LanguageModel": "protea.language_model",
     "ProteaError": "protea.errors",
     "ProteaWarning": "protea.errors",

@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "pretrain": "pretrain",
     "export": "pretrain",
     "average": "pretrain",
+    "serve": "serve",
     "doctor": "doctor",
 }
 """Commands in the order of the help, each with its module in ``protea.cli``."""

@@ -38,10 +38,13 @@ _TINY: Final = torch.finfo(torch.float32).tiny
 _NAME: Final = "the sequence"
 
 
-def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> FloatArray:
+def contacts(
+    model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME, runner: Runner | None = None
+) -> FloatArray:
     """Probability ``[L, L]`` that two residues are in contact, from ids ``[L]``; ``name`` is for messages.
 
-    A map that would not fit into memory is a ``DeviceError``.
+    ``runner`` computes the pass; by default one of the model's own. A map that would not fit into memory is a
+    ``DeviceError``.
     """
     model.require("contacts")
     head = model.contact_head
@@ -49,9 +52,9 @@ def contacts(model: Encoder, sequence: NDArray[np.uint8], name: str = _NAME) -> 
     if reason := too_large(model, len(sequence)):
         raise DeviceError(f"{reason}; predict contacts of parts of the sequence, or use a machine with more memory")
     if isinstance(head, ContactHead):
-        probabilities = _from_attention(model, head, sequence)
+        probabilities = _from_attention(model, head, sequence, runner)
     else:
-        probabilities = _last_states(model, sequence, lambda x: head(x).sigmoid_(), name).numpy()
+        probabilities = _last_states(model, sequence, lambda x: head(x).sigmoid_(), name, runner).numpy()
     check_finite(probabilities, name, model.precision)
     # PyTorch's sigmoid of equal numbers can differ in the last bit, by their place in memory.
     symmetric: FloatArray = np.maximum(probabilities, probabilities.T)
@@ -78,7 +81,9 @@ def too_large(model: Encoder, length: int) -> str | None:
     return f"contacts of {length:,} residues need about {needed / 1e9:,.1f} GB of memory; {free / 1e9:,.1f} GB are free"
 
 
-def _from_attention(model: Encoder, head: ContactHead, sequence: NDArray[np.uint8]) -> FloatArray:
+def _from_attention(
+    model: Encoder, head: ContactHead, sequence: NDArray[np.uint8], runner: Runner | None
+) -> FloatArray:
     rows, length = model.alphabet.frame.rows, len(sequence)
     weights = torch.split(head.regression.weight.detach().float()[0], list(model.config.attention_heads))
     attention_sum, corrections = (torch.zeros(length, length, device=model.device) for _ in range(2))
@@ -93,7 +98,7 @@ def _from_attention(model: Encoder, head: ContactHead, sequence: NDArray[np.uint
         r = torch.stack(sums)
         corrections.addmm_((r * (own / r.sum(1).clamp_min(_TINY))[:, None]).T, r)
 
-    _run(model, sequence, Wanted(watch=lambda: add))
+    _run(model, sequence, Wanted(watch=lambda: add), runner=runner)
     with torch.inference_mode():
         logits = attention_sum + attention_sum.T - corrections + head.regression.bias.float()
         probabilities: FloatArray = logits.sigmoid_().cpu().numpy()
@@ -158,15 +163,21 @@ def attention(
 
 
 def _last_states(
-    model: Encoder, sequence: NDArray[np.uint8], reduce: Callable[[Tensor], Tensor], name: str = _NAME
+    model: Encoder,
+    sequence: NDArray[np.uint8],
+    reduce: Callable[[Tensor], Tensor],
+    name: str = _NAME,
+    runner: Runner | None = None,
 ) -> Tensor:
     """Apply ``reduce`` to the residues' last hidden states ``[L, D]`` float32; the result is in main memory."""
     last, rows = model.config.num_hidden_layers, model.alphabet.frame.rows
     wanted = Wanted(layers=(last,), reduce=lambda tokens: {"kept": reduce(tokens[rows])})
-    return _run(model, sequence, wanted, name).states[last, "kept"]
+    return _run(model, sequence, wanted, name, runner).states[last, "kept"]
 
 
-def _run(model: Encoder, sequence: NDArray[np.uint8], wanted: Wanted, name: str = _NAME) -> Result[None]:
+def _run(
+    model: Encoder, sequence: NDArray[np.uint8], wanted: Wanted, name: str = _NAME, runner: Runner | None = None
+) -> Result[None]:
     tokens = model.alphabet.frame.around(sequence)
-    (result,) = Runner(model, len(tokens)).run([Job(tokens, wanted, None, name)])
+    (result,) = (runner or Runner(model, len(tokens))).run([Job(tokens, wanted, None, name)])
     return result.checked()

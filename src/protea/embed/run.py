@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -62,8 +62,8 @@ class EmbedRun:
 
     ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
     ones; ``update`` replaces finished outputs of the same settings and computes only the sequences that they lack.
-    Progress counts residues. ``outputs`` are by default those of the settings. ``was_complete`` says afterwards that
-    there was nothing to do.
+    Progress counts residues. ``outputs`` are by default those of the settings. ``make_runner`` makes what computes,
+    from the model and a token budget. ``was_complete`` says afterwards that there was nothing to do.
     """
 
     settings: EmbedSettings
@@ -73,6 +73,7 @@ class EmbedRun:
     update: bool = False
     progress: Progress = SILENT
     outputs: Sequence[EmbeddingOutput] = ()
+    make_runner: Callable[[Encoder, int], Runner] = Runner
     was_complete: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -341,7 +342,7 @@ class EmbedRun:
             predicted=tuple(map(alphabet.tokens.index, alphabet.residues)) if LOG_PROBABILITIES in kinds else (),
         )
         frame = self.model.alphabet.frame
-        runner: Runner = Runner(self.model, budget)
+        runner = self.make_runner(self.model, budget)
         groups_and_jobs = (
             (group, (job for item in group.items if item.encoded for job in jobs_of(item.encoded, asked, frame)))
             for group in ready

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from protea.finetune.prediction_columns import columns, rows, uncalibrated
 from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
 from protea.finetune.predictor import FILE, Predictor, predictor_files, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
+from protea.infer.runner import Runner
+from protea.models.encoder import Encoder
 from protea.output import WRITTEN, read_run, sha256
 from protea.progress import SILENT, Progress
 
@@ -63,6 +65,7 @@ def predict(
     base: str | None = None,
     overwrite: bool = False,
     progress: Progress = SILENT,
+    make_runner: Callable[[Encoder, int], Runner] = Runner,
 ) -> tuple[Totals, bool]:
     """Predict the sequences of FASTA files or tables, or the pairs of tables.
 
@@ -76,6 +79,7 @@ def predict(
         base: its name, if it is not where it was.
         overwrite: replace an existing output.
         progress: counts residues.
+        make_runner: makes what computes, from a model and a token budget.
     """
     predictor = read_foreign(folder, load, base) if is_foreign(folder) else read_predictor(folder)
     output = Path(values["sequences"])
@@ -108,7 +112,13 @@ def predict(
     layout = ArrayLayout(predictor.kinds, (predictor.layer,), encoder.config.hidden_size, "float32")
     outputs = [PredictionOutput(output, kind, layout, predictor=predictor)]
     run = EmbedRun(
-        settings, encoder, files | predictor.base.files, overwrite=overwrite, progress=progress, outputs=outputs
+        settings,
+        encoder,
+        files | predictor.base.files,
+        overwrite=overwrite,
+        progress=progress,
+        outputs=outputs,
+        make_runner=make_runner,
     )
     return run(), run.was_complete
 

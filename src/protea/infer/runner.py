@@ -207,14 +207,17 @@ class Runner:
             for result, (start, _) in zip(able, spans, strict=True)
             if (places := result.job.wanted.places) is not None
         ]
+        # A CPU multiplies another number of rows in another order, so there each job has a product of its own: its
+        # logits are the same to the bit whatever shares the pack.
+        groups = [asking] if self._on_gpu and asking else [[pair] for pair in asking]
         # Copied before the model computes: later, on an accelerator, the copy would wait for it.
-        rows = self._moved(torch.from_numpy(np.concatenate([rows for _, rows in asking]))) if asking else None
+        rows = [self._moved(torch.from_numpy(np.concatenate([rows for _, rows in group]))) for group in groups]
         with self._around():
             hidden = model(batch, on_hidden=on_hidden, on_attention=on_attention)
-            if rows is not None:
-                logits = model.head(hidden.index_select(0, rows))[:, : len(model.alphabet)].float()
-                parts = torch.split(logits, [len(rows) for _, rows in asking])
-                for (result, _), part in zip(asking, parts, strict=True):
+            for group, of_group in zip(groups, rows, strict=True):
+                logits = model.head(hidden.index_select(0, of_group))[:, : len(model.alphabet)].float()
+                parts = torch.split(logits, [len(rows) for _, rows in group])
+                for (result, _), part in zip(group, parts, strict=True):
                     result.logits = part
             return results, _copied_to_host(results)
 

@@ -97,13 +97,21 @@ class Scoring:
 
 
 def score(
-    model: Encoder, proteins: Sequence[Protein], how: Scoring, progress: Progress = SILENT
+    model: Encoder,
+    proteins: Sequence[Protein],
+    how: Scoring,
+    progress: Progress = SILENT,
+    *,
+    runner: Runner | None = None,
 ) -> Iterator[NDArray[np.float64]]:
-    """For each protein, log-likelihood ratios of its variants in nats; negative where the wild type is preferred."""
+    """For each protein, log-likelihood ratios of its variants in nats; negative where the wild type is preferred.
+
+    ``runner`` computes the passes; by default one of the model's own.
+    """
     for protein in proteins:
         for variant in protein.variants:
             how.check(variant)
-    runner = runner_for(model, how.token_budget)
+    runner = runner or runner_for(model, how.token_budget)
     score_all = _by_marginals if how.method in _MARGINALS else _by_pseudo_likelihood
     return score_all(runner, proteins, how, progress)
 

@@ -24,6 +24,7 @@ from protea.checkpoints.hub import locate
 from protea.delimited import find_column, folded
 from protea.errors import DataError, FastaError, UsageError, VariantError
 from protea.infer.loading import IN_FLOAT32, ModelLoader
+from protea.infer.runner import Runner
 from protea.letters import GAPS, ReportRow
 from protea.models.encoder import Encoder
 from protea.output import fingerprint
@@ -318,10 +319,12 @@ def _variant(text: str, mutated: str, wild: str, offset: int) -> Variant:
     return difference(wild, sequence, offset)
 
 
-def scores_of(model: Encoder, rows: Rows, how: Scoring, progress: Progress) -> list[float | None]:
-    """A score for each row of a table; ``None`` for a row that cannot be scored."""
+def scores_of(
+    model: Encoder, rows: Rows, how: Scoring, progress: Progress, *, runner: Runner | None = None
+) -> list[float | None]:
+    """A score for each row of a table; ``None`` for a row that cannot be scored. ``runner`` is as for ``score``."""
     scores: list[float | None] = [None] * rows.table.num_rows
-    for places, values in zip(rows.places, score(model, rows.proteins, how, progress), strict=True):
+    for places, values in zip(rows.places, score(model, rows.proteins, how, progress, runner=runner), strict=True):
         for place, value in zip(places, values.tolist(), strict=True):
             scores[place] = value
     return scores

@@ -1,0 +1,1 @@
+"""One HTTP service for models and adapters, which packs the sequences of all requests together."""
