@@ -38,6 +38,7 @@ LAYERS = [
     {"checkpoints"},
     {"infer"},
     {"embed", "data"},
+    {"plan"},
     {"score"},
     {"contacts"},
     {"evaluate", "plot", "sequences", "train"},

@@ -39,16 +39,14 @@ from protea.models.encoder import Encoder
 from protea.optional import install
 from protea.text import bytes_text, counted
 from protea.train import run_folder
+from protea.train.estimate import check_memory, estimate, mean_length, told_lines
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     TYPES,
     Trainable,
     architecture,
-    check_memory,
-    estimate,
     explaining_memory,
     initialise,
-    mean_length,
     memory_of,
     planned_device,
     prepare,
@@ -136,7 +134,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         memory = str(error)
     peak = None if peak is None else peak * layout.processes
     processes = [] if layout.processes == 1 else [f"{layout.processes} processes: {layout}; memory of each below"]
-    return [f"computes in {told.run.precision}", *processes, *costs.lines(told, peak), memory]
+    return [f"computes in {told.run.precision}", *processes, *told_lines(model, told, costs, device, peak), memory]
 
 
 def listing() -> Iterator[str]:
@@ -200,7 +198,7 @@ class _Trainer:
             raise FinishedError(complete(folder.path))
         peak = peak_flops(recipe.log, device, self.trainable.precision.dtype)
         peak = None if peak is None else peak * world.size
-        progress.start(list(costs.lines(recipe, peak)), run.steps, self.state.step)
+        progress.start(list(told_lines(model, recipe, costs, device, peak)), run.steps, self.state.step)
         sinks = open_sinks(folder.path, recipe, self.state) if world.is_first else []
         self.logbook = Logbook(sinks, recipe, self.trainable, progress, peak)
 
