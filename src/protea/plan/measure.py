@@ -14,7 +14,7 @@ from protea.embed.settings import EmbedSettings
 from protea.infer.loading import ModelLoader
 from protea.models.encoder import Encoder
 
-_SECONDS: Final = 10.0
+_SECONDS: Final = 10.0  # of the second run
 _FIRST: Final = 8_192
 """Residues of the first run, which warms up and tells how long the second may be."""
 
@@ -36,11 +36,11 @@ def made_up(residues: float, length: float, seed: int = 0) -> Iterator[str]:
         yield sequence
 
 
-def embedding_rate(model: str, load: ModelLoader, *, length: float, seconds: float = _SECONDS) -> float:
+def embedding_rate(model: str, load: ModelLoader, *, length: float) -> float:
     """Residues per second from file to file, without the time to load the model."""
     loaded = load(model)
     rate = _timed(loaded.module, model, _FIRST, length)
-    return _timed(loaded.module, model, max(_FIRST, rate * seconds), length)
+    return _timed(loaded.module, model, max(_FIRST, rate * _SECONDS), length)
 
 
 def _timed(module: Encoder, model: str, residues: float, length: float) -> float:

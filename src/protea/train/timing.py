@@ -25,7 +25,7 @@ _LENGTH: Final = 512
 _MASKED: Final = 0.15
 
 
-def training_rate(recipe: Recipe, seconds: float = _SECONDS) -> float:
+def training_rate(recipe: Recipe) -> float:
     """Tokens per second of training in one process, after a first step that is not counted."""
     device = resolve_device(recipe.run.device)
     told = settle_precision(recipe, device)
@@ -39,7 +39,7 @@ def training_rate(recipe: Recipe, seconds: float = _SECONDS) -> float:
 
     step(1)
     done, began = 0, time.perf_counter()
-    while not done or time.perf_counter() - began < seconds:
+    while not done or time.perf_counter() - began < _SECONDS:
         done += 1
         step(done + 1)
     return done * batch.tokens / (time.perf_counter() - began)
