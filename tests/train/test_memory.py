@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import mostly_long
 from protea.models import attention
 from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import estimate
@@ -19,6 +18,7 @@ from protea.train.model import architecture
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import read_recipe, recipe_names
 from protea.transforms.training import recompute_layers
+from trials import mostly_long
 
 FEW_LAYERS = "model.num_hidden_layers=6"
 TWICE = 2  # packs, and steps: moments and gradients exist while the last pack is computed

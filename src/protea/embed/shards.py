@@ -273,4 +273,6 @@ def _common(output: Path, provenances: list[dict[str, Any]], shards: list[Path])
             raise OutputError(f"{output}: {shards[0].name} and {shard.name} are of different runs ({changed})")
     counts = [Totals(**provenance[PROVENANCE]["counts"]) for provenance in provenances]
     total = {name: sum(getattr(count, name) for count in counts) for name in asdict(counts[0])}
-    return provenances[0] | {"shard": None, PROVENANCE: provenances[0][PROVENANCE] | {"counts": total}}
+    # One process that computes all does not divide.
+    circumstances = {name: value for name, value in provenances[0][PROVENANCE].items() if name != "division"}
+    return provenances[0] | {"shard": None, PROVENANCE: circumstances | {"counts": total}}
