@@ -31,7 +31,7 @@ LAYERS = [
     {"delimited", "letters"},
     {"output"},
     {"journal"},
-    {"rerun"},
+    {"remote", "rerun"},
     {"records", "tables"},
     {"models"},
     {"transforms"},
@@ -310,7 +310,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 8_600
+MOST_LINES_OF_EMBED = 8_700
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:
