@@ -43,7 +43,7 @@ def machine(**changes: Any) -> dict[str, Any]:
         ({"error": "ModuleNotFoundError: No module named 'protea'"}, ("node7", "No module named 'protea'", "install")),
         ({"protea": "0.0.1"}, ("node7", "Protea 0.0.1", protea.__version__)),
         ({"torch": "2.0"}, ("node7", "PyTorch 2.0", str(torch.__version__))),
-        ({"shared": False}, ("node7", "/out", "shared", "share")),
+        ({"shared": False}, ("node7", "/out", "share")),
         ({"missing": ["/in.fasta"]}, ("node7", "/in.fasta")),
     ],
 )

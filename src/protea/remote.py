@@ -184,9 +184,7 @@ def _probe(token: str, content: str, sizes: dict[str, int]) -> dict[str, Any]:
         "protea": words[0] if words else "",
         "torch": words[1] if len(words) > 1 else "",
         "shared": shared,
-        "missing": [
-            path for path, size in sizes.items() if not os.path.isfile(path) or Path(path).stat().st_size != size
-        ],
+        "missing": [path for path in sizes if not Path(path).is_file() or Path(path).stat().st_size != sizes[path]],
     }
 
 
