@@ -18,7 +18,7 @@ from protea.plan.rates import (
     CALIBRATED,
     INTERPOLATED,
     MEASURED,
-    Published,
+    PublishedRate,
     errors,
     fitted_curve,
     gpu_rate,
@@ -32,7 +32,7 @@ from protea.train.recipe import read_recipe
 from protea.train.step_times import step_time
 
 
-def planned(row: Published) -> float:
+def planned(row: PublishedRate) -> float:
     """Tokens per second and GPU, as a plan computes them for a published run: replicas, one micro-batch a step."""
     nodes = -(-row.gpus // 8)
     cluster, layout = Cluster(GPUS[row.gpu], row.gpus, nodes), Division(replicate=row.gpus)
@@ -44,7 +44,7 @@ def planned(row: Published) -> float:
 @pytest.mark.parametrize(
     "row", [row for row in published_rates() if row.use != "held-out"], ids=lambda row: f"{row[1:5]}"
 )
-def test_published_rates(row: Published) -> None:
+def test_published_rates(row: PublishedRate) -> None:
     assert planned(row) == pytest.approx(row.rate, rel=0.005 if row.use == "scaling" else 0.05)
 
 

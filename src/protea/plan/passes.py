@@ -97,7 +97,7 @@ def plan_embed(
     model = model_of(name)
     config = model.config
     sequences = residues / length
-    tokens = (residues + 2 * sequences) / residues
+    tokens = model.alphabet.frame.tokens(round(length)) / length  # for each residue
     pack = _PACK if isinstance(where, Cluster) else _CPU_PACK
     narrow = fast or isinstance(where, Cluster)
     itemsize = 2 if narrow else 4

@@ -47,7 +47,7 @@ CALIBRATED: Final = "calibrated"
 INTERPOLATED: Final = "interpolated"
 
 
-class Published(NamedTuple):
+class PublishedRate(NamedTuple):
     """A published rate; ``rate`` is in tokens per second and GPU."""
 
     system: str
@@ -107,7 +107,7 @@ class Curve(NamedTuple):
         values = config.num_hidden_layers * config.inference_values
         return slow * flops / gpu.flops + self.traffic * values / gpu.bandwidth
 
-    def rate(self, row: Published) -> float:
+    def rate(self, row: PublishedRate) -> float:
         """Tokens per second and GPU that the curve gives for a published run."""
         token = self.token(row.config, GPUS[row.gpu], row.length)
         seconds = math.hypot(token * row.tokens, launching(row.config))
@@ -125,12 +125,12 @@ def scaling_loss(nodes: int) -> float:
 
 
 @cache
-def published_rates() -> tuple[Published, ...]:
+def published_rates() -> tuple[PublishedRate, ...]:
     """All published rates, in the order of the file."""
     text = files("protea.plan").joinpath("published.tsv").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return tuple(
-        Published(
+        PublishedRate(
             **{
                 name: (float(value) if name == "rate" else int(value) if value.isdecimal() else value)  # type: ignore[arg-type]
                 for name, value in row.items()
@@ -209,9 +209,9 @@ def cpu_rate(config: EncoderConfig, cores: int, length: float, *, fast: bool) ->
     return Rate(token, 0.0, INTERPOLATED, f"Protea on {_CPU_CORES} cores of an {CPU}, times {cores / _CPU_CORES:g}")
 
 
-def errors() -> list[tuple[Published, float, float | None]]:
+def errors() -> list[tuple[PublishedRate, float, float | None]]:
     """Each published rate with the relative error of the curve, and of the curve without rates of that GPU."""
-    found: list[tuple[Published, float, float | None]] = []
+    found: list[tuple[PublishedRate, float, float | None]] = []
     for row in published_rates():
         fitted = fitted_curve().rate(row) / row.rate - 1
         without = fitted_curve(row.gpu).rate(row) / row.rate - 1 if row.gpu in fitted_curve().slowness else None
