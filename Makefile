@@ -9,10 +9,13 @@ TORCH ?= 2.13.0
 # Exact versions of everything that is installed for development; LOCK= installs the newest versions instead.
 LOCK ?= constraints/dev.txt
 CONSTRAINED = $(if $(LOCK),--constraint $(LOCK))
+# The compiler of wheels.
+ZIG ?= 0.17.1
 DEMO := build/demo/proteins
 MINI := build/mini
 FLOORS := build/floors
-PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 \
+  PROTEA_SEQUENCE_MODELS=$(CURDIR)/$(VENV)/sequence-models PROTEA_ESM_3=$(CURDIR)/$(VENV)/esm3 $(BIN)/python -m pytest
 
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
@@ -25,9 +28,9 @@ if [ "$$(uname)" = Linux ]; then \
 else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
 endef
 
-.PHONY: demo mini test test-long test-floors lint types unit changelog lock mmseqs clean
+.PHONY: demo mini native test test-long test-floors lint types unit wheels changelog lock mmseqs clean
 
-demo: $(VENV)/.installed
+demo: native
 	@mkdir -p $(dir $(DEMO))
 	@echo
 	@echo '$$ protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5'
@@ -39,10 +42,14 @@ demo: $(VENV)/.installed
 	@echo '$$ python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet'
 	@$(BIN)/python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet
 
+# Builds the native library again after a change of its sources; without a compiler everything works, more slowly.
+native: $(VENV)/.installed
+	-@$(BIN)/python src/protea/native/build_library.py
+
 # Train Protea-mini on your own sequences. This takes hours; if it stops, run the same command again to continue.
 # STRUCTURES names a folder of structures to fit the contact head on. ARGS overrides keys of the recipe, for example
 # ARGS=run.compile=false where there is no C++ compiler.
-mini: $(VENV)/.installed $(MINI)/store/manifest.json
+mini: native $(MINI)/store/manifest.json
 	$(BIN)/protea pretrain protea-mini data.store=$(MINI)/store $(ARGS) -o $(MINI)/run
 	rm -rf $(MINI)/export $(MINI)/model
 	$(BIN)/protea export $(MINI)/run -o $(MINI)/export --dtype bfloat16
@@ -72,11 +79,11 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
-unit: $(VENV)/.tested mmseqs
+unit: $(VENV)/.tested native mmseqs
 	$(PYTEST) -n 2 --dist loadfile -m 'not long'
 
 # Everything that `unit` leaves out: killed processes, load, whole matrices of options, large random runs.
-test-long: $(VENV)/.tested mmseqs
+test-long: $(VENV)/.tested native mmseqs
 	$(PYTEST) -n 2 --dist worksteal -m long
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
@@ -92,6 +99,18 @@ test-floors:
 	$(PYTHON) -m pip --python $(FLOORS)/bin/python install -qq ".[$$(echo $(FLOOR_EXTRAS) | tr ' ' ,)]" \
 	  --constraint $(FLOORS)/constraints.txt
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
+
+# Writes dist/: the source distribution, and a wheel with the native library for each platform; Zig compiles them all.
+WHEELS := build/wheels
+wheels:
+	$(PYTHON) -m venv --without-pip $(WHEELS)
+	$(PYTHON) -m pip --python $(WHEELS)/bin/python install -qq 'ziglang==$(ZIG)' build
+	rm -rf dist
+	$(WHEELS)/bin/python -m build --sdist --outdir dist . > $(WHEELS)/log
+	for platform in linux-x86_64 linux-aarch64 darwin-arm64; do \
+	  PROTEA_BUILD=$$platform CXX='$(CURDIR)/$(WHEELS)/bin/python -m ziglang c++' \
+	    $(WHEELS)/bin/python -m build --wheel --outdir dist . >> $(WHEELS)/log || exit 1; done
+	@ls dist
 
 # Moves the fragments in changelog.d/ to CHANGELOG.md.
 changelog:
@@ -121,10 +140,14 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PIP) install -qq --editable . $(CONSTRAINED)
 	touch $@
 
-# transformers 4 is installed beside the environment: tests load our checkpoints with both major versions.
-$(VENV)/.tested: $(VENV)/.installed
+# Packages that tests compare with, and that do not fit into the environment, are installed beside it: transformers 4,
+# whose other major version is inside, and those of CARP and of ESM C, which has the name of Meta's esm.
+BESIDE = $(PIP) install -qq --target $(VENV)/$(1) --upgrade
+$(VENV)/.tested: $(VENV)/.installed constraints/esm3.txt constraints/sequence-models.txt
 	$(PIP) install -qq --editable '.[test]' $(CONSTRAINED)
-	$(PIP) install -qq --target $(VENV)/transformers4 --upgrade --requirement constraints/transformers4.txt
+	$(call BESIDE,transformers4) --requirement constraints/transformers4.txt
+	for name in sequence-models esm3; do $(call BESIDE,$$name) --no-deps --requirement constraints/$$name.txt || \
+	  echo "$$name could not be installed: tests that compare with it are skipped"; done
 	touch $@
 
 clean:

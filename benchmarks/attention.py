@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from protea.models.attention import SDPA, AttentionCall, Kernel
+from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 
 HEADS = 20
@@ -55,10 +56,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
-    ways: dict[str, tuple[Callable[..., None], Kernel]] = {
+    ways: dict[str, tuple[Callable[..., Tensor], Kernel]] = {
         "sdpa, a call a sequence": (one_by_one, SDPA),
         "sdpa, equal lengths together": (together, SDPA),
     }
+    if supports(dtype):
+        ways["native"] = (together, NATIVE)
     print(f"| head width | lengths | {' | '.join(ways)} |")
     print("|---" * (len(ways) + 2) + "|")
     for width in WIDTHS:

@@ -1,25 +1,34 @@
-"""Measure residues per second from file to file, compared with transformers, fair-esm and esm-cpp.
+"""Measure residues per second from file to file, beside transformers, OpenVINO, ONNX Runtime, fair-esm and esm-cpp.
 
 All programs get the same random weights and the same FASTA file: 200 sequences of log-normal lengths (mean about 345,
 30 to 1,022). Each reads the file, computes the last hidden state of every residue, averages it over each sequence and
 writes the averages; start-up does not count. Each program has its own process. In every round all programs run in
-turn, so that changes in the machine's speed affect all of them. The other programs run in their fastest way:
+turn, so that changes in the machine's speed affect all of them. ``peers.py`` runs the other programs in their fastest
+way, in every type that the hardware has:
 
-    transformers   SDPA, padded batches of 8 sequences sorted by length
-    fair-esm       its own batches of at most 4,096 tokens
-    esm-cpp        one sequence at a time, its only way; int8 weights; its outputs are logits
+    transformers            SDPA, padded batches of 8 sequences sorted by length
+    transformers-compiled   the same, by torch.compile
+    openvino                the same batches; int8: weights and activations quantized by NNCF
+    onnxruntime             the same batches; int8: dynamic quantization
+    fair-esm                its own batches of at most 4,096 tokens
+    esm-cpp                 one sequence at a time, its only way; int8 weights; its outputs are logits
+
+Before they are timed, their averages are compared with Protea's in float32: the norm of the difference, relative to
+the norm. A program that is further away than its type explains ends the benchmark.
 
 On a GPU (``--device cuda``) the programs are Protea in bf16-mixed (``--fast``) and in bfloat16, and transformers in
-bfloat16 with SDPA. Model FLOP
-utilisation is printed too: residues/s · (2 · parameters + 4 · layers · L · width) / peak. L is the sequence length,
-averaged over residues, and the peak is ``--peak-tflops`` (989 for H100 and H200).
+bfloat16 with SDPA. Model FLOP utilisation is printed too: residues/s · (2 · parameters + 4 · layers · L · width) /
+peak. L is the sequence length, averaged over residues, and the peak is ``--peak-tflops`` (989 for H100 and H200).
 
-The ceiling is a product of matrices with a million weights each, measured in the same rounds: the residues per second
-of a model that consists only of linear layers at that rate (2 FLOP per parameter and residue).
+The ceiling is measured in the same rounds: the residues per second of a model that consists only of its products, at
+the rate of a product of matrices with a million items each, and of attention's exponentials. ``roofline.py`` says what
+each part of Protea reaches of it.
 
-Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--esm-cpp PYTHON]
+Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--peers PYTHON] [--esm-cpp PYTHON]
+       python benchmarks/embed.py --only protea,openvino --peers PYTHON
        python benchmarks/embed.py --device cuda --sequences 5000 --model esm2_t33_650M_UR50D
-       where PYTHON is an interpreter with esm-cpp, which needs an older NumPy than Protea's tests
+       where the first PYTHON is an interpreter with torch, transformers, openvino, nncf, onnx and onnxruntime, and the
+       second one with esm-cpp, which needs an older NumPy than Protea's tests
 """
 
 from __future__ import annotations
@@ -34,6 +43,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import peers
 
 CONTESTANTS = (
     "protea float32",
@@ -41,12 +53,24 @@ CONTESTANTS = (
     "protea bfloat16",
     "transformers float32",
     "transformers bfloat16",
+    "transformers-compiled float32",
+    "transformers-compiled bfloat16",
+    "openvino float32",
+    "openvino bfloat16",
+    "openvino int8",
+    "onnxruntime float32",
+    "onnxruntime int8",
     "fair-esm float32",
     "esm-cpp int8",
 )
 ON_GPU = ("protea bf16-mixed", "protea bfloat16", "transformers bfloat16")
-CEILINGS = ("ceiling float32", "ceiling bfloat16")
+REFERENCE = "protea float32"
+CEILINGS = ("ceiling float32", "ceiling bfloat16", "ceiling exponentials")
 CEILING_SIDE = 1024
+CEILING_ITEMS = 1 << 17  # two halves that fit a second-level cache each
+REPEATED = 50
+FARTHEST = {"float32": 1e-5, "bf16-mixed": 0.02, "bfloat16": 0.05, "int8": 0.2}
+"""The largest difference of the averages that a type explains."""
 
 
 def write_fasta(path: Path, count: int, seed: int = 0) -> int:
@@ -56,12 +80,6 @@ def write_fasta(path: Path, count: int, seed: int = 0) -> int:
     letters = "LAGVSERTIDPKQNFYMHWC"
     path.write_text("".join(f">s{n}\n{''.join(rng.choices(letters, k=length))}\n" for n, length in enumerate(lengths)))
     return sum(lengths)
-
-
-def read_records(path: Path) -> list[tuple[str, str]]:
-    """Read FASTA as scripts for the other programs do."""
-    entries = path.read_text().split(">")[1:]
-    return [(name, "".join(lines)) for name, *lines in (entry.split("\n") for entry in entries)]
 
 
 def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
@@ -78,95 +96,18 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> 
     return job
 
 
-def transformers_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import numpy as np
-    import torch
-    from transformers import EsmModel, EsmTokenizer
-
-    tokenizer = EsmTokenizer.from_pretrained(model)
-    loaded = EsmModel.from_pretrained(
-        model, dtype=getattr(torch, dtype), attn_implementation="sdpa", add_pooling_layer=False
-    ).eval()
-    loaded.to(device)
-
-    def job() -> None:
-        records = read_records(fasta)
-        order = sorted(range(len(records)), key=lambda n: len(records[n][1]))
-        means = np.zeros((len(records), loaded.config.hidden_size), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), 8):
-                numbers = order[start : start + 8]
-                batch = tokenizer([records[n][1] for n in numbers], return_tensors="pt", padding=True).to(device)
-                states = loaded(**batch).last_hidden_state
-                for row, n in enumerate(numbers):
-                    means[n] = states[row, 1 : len(records[n][1]) + 1].float().mean(0).cpu().numpy()
-        np.save(out.with_suffix(".npy"), means)
-
-    return job
-
-
-def fair_esm_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import numpy as np
-    import torch
-    from esm import Alphabet, FastaBatchedDataset
-    from esm.model.esm2 import ESM2
-
-    config = json.loads((model / "config.json").read_text())
-    alphabet = Alphabet.from_architecture("ESM-1b")
-    layers = config["num_hidden_layers"]
-    # It gets different random weights; their values do not affect the time.
-    loaded = ESM2(layers, config["hidden_size"], config["num_attention_heads"], alphabet).eval()
-
-    def job() -> None:
-        dataset = FastaBatchedDataset.from_file(fasta)
-        batches = dataset.get_batch_indices(4096, extra_toks_per_seq=1)
-        loader = torch.utils.data.DataLoader(dataset, collate_fn=alphabet.get_batch_converter(), batch_sampler=batches)
-        means = {}
-        with torch.inference_mode():
-            for labels, strings, tokens in loader:
-                states = loaded(tokens, repr_layers=[layers])["representations"][layers]
-                for row, label in enumerate(labels):
-                    means[label] = states[row, 1 : len(strings[row]) + 1].mean(0).numpy()
-        np.save(out.with_suffix(".npy"), np.stack(list(means.values())))
-
-    return job
-
-
-def esm_cpp_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
-    import esm_cpp
-    import numpy as np
-
-    loaded = esm_cpp.Model.load_from_safetensors(str(model / "model.safetensors"))
-    loaded.quantize_weights()
-    tokenizer = esm_cpp.Tokenizer()
-
-    def job() -> None:
-        ids = [np.array(tokenizer.encode(sequence), np.int32) for _, sequence in read_records(fasta)]
-        np.save(out.with_suffix(".npy"), np.stack([loaded.forward(one)[1:-1].mean(0) for one in ids]))
-
-    return job
-
-
-def ceiling_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> Callable[[], None]:
+def ceiling_job(model: Path, fasta: Path, out: Path, kind: str, device: str) -> Callable[[], None]:
     import torch
 
-    kind = getattr(torch, dtype)
-    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE).to(kind) for _ in range(2))
-
-    def job() -> None:
-        for _ in range(200):
-            a @ b
-
-    return job
+    if kind == "exponentials":
+        x = torch.randn(CEILING_ITEMS)
+        y = torch.empty_like(x)
+        return lambda: [torch.exp(x, out=y) for _ in range(REPEATED)] and None
+    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE).to(getattr(torch, kind)) for _ in range(2))
+    return lambda: [a @ b for _ in range(REPEATED)] and None
 
 
-JOBS = {
-    "protea": protea_job,
-    "transformers": transformers_job,
-    "fair-esm": fair_esm_job,
-    "esm-cpp": esm_cpp_job,
-    "ceiling": ceiling_job,
-}
+JOBS = {"protea": protea_job, **peers.JOBS, "ceiling": ceiling_job}
 
 
 def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
@@ -181,11 +122,75 @@ def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
+def start(name: str, python: str, folder: Path, device: str) -> subprocess.Popen[str]:
+    """Start a program, which is ready when it has run once."""
+    paths = [str(folder / part) for part in ("model", "in.fasta", out_name(name))]
+    command = [python, __file__, "--work", name, *paths]
+    with (folder / f"{out_name(name)}.log").open("w") as log:
+        worker = subprocess.Popen(
+            [*command, "--device", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    line = worker.stdout.readline()
+    while line and line.strip() != "ready":
+        line = worker.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name} did not start:\n{(folder / f'{out_name(name)}.log').read_text()[-2000:]}")
+    return worker
+
+
+def out_name(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def averages(folder: Path, name: str) -> Any:
+    """What a program wrote, ``[N, D]``."""
+    import numpy as np
+    import pyarrow.parquet
+
+    path = folder / out_name(name)
+    if not name.startswith("protea"):
+        return np.load(path.with_suffix(".npy"))
+    return np.stack(pyarrow.parquet.read_table(path.with_suffix(".parquet"))["embedding"].to_numpy())
+
+
+def difference(folder: Path, name: str) -> float | None:
+    """How far a program is from Protea in float32; ends the benchmark if that is too far."""
+    import numpy as np
+
+    peer, dtype = name.split()
+    if peer in (*peers.INCOMPARABLE, "ceiling"):
+        return None
+    expected = averages(folder, REFERENCE)
+    found = float(np.linalg.norm(averages(folder, name) - expected) / np.linalg.norm(expected))
+    if not found <= FARTHEST[dtype]:
+        raise SystemExit(f"{name} differs from {REFERENCE} by {found:.1e}, more than {FARTHEST[dtype]}")
+    return found
+
+
+def chosen(arguments: argparse.Namespace) -> list[str]:
+    """The programs to run: those of ``--only`` whose interpreters are named, in types that the hardware has."""
+    import torch
+
+    from protea.device import native_bfloat16
+
+    names = CONTESTANTS if arguments.device == "cpu" else ON_GPU
+    if not native_bfloat16(torch.device(arguments.device)):
+        names = tuple(name for name in names if not name.endswith(("bfloat16", "bf16-mixed")))
+    interpreters = {"openvino": arguments.peers, "onnxruntime": arguments.peers, "esm-cpp": arguments.esm_cpp}
+    names = tuple(name for name in names if interpreters.get(name.split()[0], sys.executable))
+    if arguments.only:
+        wanted = arguments.only.split(",")
+        names = tuple(name for name in names if name in wanted or name.split()[0] in wanted or name == REFERENCE)
+    return list(names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="esm2_t6_8M_UR50D")
     parser.add_argument("--sequences", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", metavar="NAMES", help="programs to run, by comma: openvino, or 'protea bf16-mixed'")
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python interpreter with OpenVINO, NNCF and ONNX Runtime")
     parser.add_argument("--esm-cpp", metavar="PYTHON", help="a Python interpreter with esm-cpp")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--peak-tflops", type=float, default=989, help="the GPU's peak for dense bfloat16 products")
@@ -195,28 +200,21 @@ def main() -> None:
         name, *paths = arguments.work
         work(name, *map(Path, paths), device=arguments.device)
         return
-    names = list(CONTESTANTS if arguments.device == "cpu" else ON_GPU)
-    if not arguments.esm_cpp:
-        names = [name for name in names if not name.startswith("esm-cpp")]
+    names = chosen(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model, fasta = folder / "model", folder / "in.fasta"
         init = [sys.executable, "-m", "protea", "init", arguments.model, "-o", str(model)]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL)
         residues = write_fasta(fasta, arguments.sequences)
-        workers = {}
+        workers, differences = {}, {}
+        others = {"openvino": arguments.peers, "onnxruntime": arguments.peers, "esm-cpp": arguments.esm_cpp}
         for name in (*names, *(CEILINGS if arguments.device == "cpu" else ())):
-            python = arguments.esm_cpp if name.startswith("esm-cpp") else sys.executable
-            command = [python, __file__, "--work", name, str(model), str(fasta), str(folder / name.replace(" ", "-"))]
-            command += ["--device", arguments.device]
-            workers[name] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-            line = workers[name].stdout.readline()
-            while line and line.strip() != "ready":
-                line = workers[name].stdout.readline()
-            if not line:
-                raise SystemExit(f"{name} did not start")
+            python = others.get(name.split()[0], sys.executable)
+            workers[name] = start(name, python, folder, arguments.device)
+            if arguments.device == "cpu":
+                differences[name] = difference(folder, name)
+            print(f"{name} is ready", file=sys.stderr)
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(arguments.rounds):
             for name, worker in workers.items():
@@ -228,32 +226,49 @@ def main() -> None:
             worker.wait()
         parameters = (model / "model.safetensors").stat().st_size // 4
         config = json.loads((model / "config.json").read_text())
-        lengths = [len(sequence) for _, sequence in read_records(fasta)]
-    report(arguments.model, residues, names, seconds, parameters)
-    if arguments.device == "cuda":
-        met = sum(length**2 for length in lengths) / sum(lengths)
-        flop = 2 * parameters + 4 * config["num_hidden_layers"] * met * config["hidden_size"]
-        for name in names:
-            rate = residues / statistics.median(seconds[name])
-            print(f"{name}: model FLOP utilisation {rate * flop / arguments.peak_tflops / 1e12:.1%}")
+        lengths = [len(sequence) for _, sequence in peers.read_records(fasta)]
+    report(arguments.model, residues, names, seconds, differences)
+    met = sum(length**2 for length in lengths) / sum(lengths)  # residues that a residue attends to, on average
+    flop = 2 * parameters + 4 * config["num_hidden_layers"] * met * config["hidden_size"]
+    exponentials = config["num_hidden_layers"] * config["num_attention_heads"] * met
+    for name in filter(seconds.get, CEILINGS[:2]):
+        rate = REPEATED * 2 * CEILING_SIDE**3 / statistics.median(seconds[name])
+        exponential = statistics.median(seconds["ceiling exponentials"]) / (REPEATED * CEILING_ITEMS)
+        ceiling = 1 / (flop / rate + exponentials * exponential)
+        print(f"| {name}: {rate / 1e9:,.0f} GFLOP/s, {1e-9 / exponential:.2f} G exp/s | {ceiling:,.0f} | | | |")
+    for name in names if arguments.device == "cuda" else ():
+        rate = residues / statistics.median(seconds[name])
+        print(f"{name}: model FLOP utilisation {rate * flop / arguments.peak_tflops / 1e12:.1%}")
 
 
-def report(model: str, residues: int, names: list[str], seconds: dict[str, list[float]], parameters: int) -> None:
+def report(
+    model: str,
+    residues: int,
+    names: list[str],
+    seconds: dict[str, list[float]],
+    differences: dict[str, float | None],
+) -> None:
     print(f"{model}: {residues:,} residues; median of {len(seconds[names[0]])} rounds (fastest, slowest)\n")
-    print("| | residues/s | of the best peer, round by round |\n|---|---|---|")
-    peers = [name for name in names if not name.startswith("protea")]
+    print("| | residues/s | of the best peer in float32, round by round | of the best peer | difference |")
+    print("|---|---|---|---|---|")
+    rivals = [name for name in names if not name.startswith("protea")]
     for name in names:
         rates = sorted(residues / one for one in seconds[name])
-        rivals = [peer for peer in peers if "float32" in peer or name != "protea float32"]
-        ratio = ""
-        if name not in peers and rivals:
-            rounds = zip(*(seconds[peer] for peer in rivals), strict=True)
-            ratios = [min(theirs) / ours for ours, theirs in zip(seconds[name], rounds, strict=True)]
-            ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {statistics.median(rates):,.0f} ({rates[-1]:,.0f}, {rates[0]:,.0f}) | {ratio} |")
-    for name in filter(seconds.get, CEILINGS):
-        rate = 200 * 2 * CEILING_SIDE**3 / statistics.median(seconds[name])
-        print(f"| {name}: {rate / 1e9:,.0f} GFLOP/s | {rate / (2 * parameters):,.0f} | |")
+        cells = [f"{statistics.median(rates):,.0f} ({rates[-1]:,.0f}, {rates[0]:,.0f})"]
+        exact = [rival for rival in rivals if rival.endswith("float32")]
+        cells += [
+            "" if name in rivals or not compared else ratio(seconds, name, compared) for compared in (exact, rivals)
+        ]
+        found = differences.get(name)
+        cells.append("" if found is None else f"{found:.0e}")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def ratio(seconds: dict[str, list[float]], name: str, rivals: list[str]) -> str:
+    """How many times as fast as the fastest rival of each round: the median, the least and the most."""
+    rounds = zip(*(seconds[rival] for rival in rivals), strict=True)
+    ratios = [min(theirs) / ours for ours, theirs in zip(seconds[name], rounds, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

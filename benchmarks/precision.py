@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import protea
 from protea.checkpoints import hf
@@ -49,6 +50,14 @@ class Measured(NamedTuple):
     states: Arrays
     logits: Arrays
     contacts: str
+
+
+class RoundedLinear(nn.Linear):
+    """Multiplies in bfloat16 and returns float32 on a CPU, as queries and keys do on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, N]``."""
+        return F.linear(*(value.to(PRODUCTS).float() for value in (x, self.weight, self.bias)))
 
 
 class RoundedSelfAttention(MixedSelfAttention):
@@ -82,6 +91,8 @@ def variants(
         mix(model.module)
         for layer in model.module.layers:
             layer.self_attn.__class__ = RoundedSelfAttention
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                linear.__class__ = RoundedLinear
         return measured(model, sequences, structures)
 
     yield "float32", lambda: ours("float32")

@@ -33,6 +33,7 @@ ON_CPU = (
     "protea bf16",
     "protea bf16 compiled",
     "protea float32",
+    "protea float32 compiled",
     "transformers float32 eager",
     "transformers float32 sdpa",
     "transformers bf16 eager",
@@ -88,14 +89,14 @@ def protea_step(model: Path, variant: list[str], device: str) -> Step:
     from protea.settings_errors import validate
     from protea.train.loop import train_step
     from protea.train.metrics import TrainingProgress
-    from protea.train.model import initialise, prepare
+    from protea.train.model import architecture, prepare
     from protea.train.recipe import Recipe
 
     where = torch.device(device)
     precision = "float32" if "float32" in variant else "bf16-mixed"
     run = {"precision": precision, "compile": "compiled" in variant}
     recipe = validate(Recipe, {"init": str(model), "run": run}, "benchmark")
-    trained = prepare(initialise(recipe, where), recipe, TrainingProgress())
+    trained = prepare(architecture(recipe), recipe, where, TrainingProgress())
     number = 0
 
     def step(packs: list[Any]) -> float:

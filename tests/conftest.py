@@ -13,13 +13,16 @@ import torch
 from hypothesis import settings
 
 import protea
+from protea import native
 from protea.checkpoints import hf
 from protea.cli import main
+from protea.models.esm1 import ESM1Config
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
 from protea.models.esm2 import ESM2Config
 from protea.models.family import EncoderConfig
 from protea.models.registry import build
+from protea.native.build_library import TARGETS
 
 # On a shared machine any example can take long, so hypothesis must not check times.
 settings.register_profile("protea", deadline=None)
@@ -33,6 +36,7 @@ CONFIGS: dict[str, EncoderConfig] = {
     "esm1b": ESM1bConfig(**SMALL, emb_layer_norm_before=True),
     "esm1v": ESM1bConfig(**SMALL, emb_layer_norm_before=False),
     "esm1nv": ESM1nvConfig(**SMALL),
+    "esm1": ESM1Config(**SMALL),
 }
 
 LoadModel = Callable[..., protea.LanguageModel]
@@ -76,6 +80,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=sorted({name for target in TARGETS for name in target.sets}))
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One after another, the instruction sets that the native library and this processor have."""
+    found, name = native.library(), request.param
+    if found is None:
+        pytest.skip(f"there is no native library: {native.reason()}")
+    before = native.instruction_set()
+    assert before is not None
+    if missing := found.protea_use(name.encode()):
+        pytest.skip(f"{'the native library' if missing == 1 else 'this processor'} has no {name}")
+    yield name
+    assert found.protea_use(before.encode()) == 0
 
 
 FASTA = ">a first protein\nMKTAYIAKQR\n>b\nG\n>c|3/x\nACDEFGHIKLMNPQRSTVWYX\n"

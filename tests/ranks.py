@@ -97,12 +97,20 @@ def _member(
     faulthandler.cancel_dump_traceback_later()
 
 
+Runs = Callable[[Sequence[str]], None]
+"""Runs ``protea`` with some arguments: ``run_command``, perhaps after what breaks it."""
+
+
 class Command:
     """``protea`` in a process of its own, with one thread."""
 
-    def __init__(self, arguments: Sequence[object], environment: Mapping[str, str], errors: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[object], environment: Mapping[str, str], errors: Path, run: Runs | None = None
+    ) -> None:
         self._errors, options = errors, [*map(str, arguments)]
-        self._process = forking().Process(target=_command, args=(options, dict(environment), errors))
+        self._process = forking().Process(
+            target=_command, args=(options, dict(environment), errors, run or run_command)
+        )
         self._process.start()
 
     def poll(self) -> int | None:
@@ -124,7 +132,9 @@ class Command:
         return self._process.exitcode, self._errors.read_text()
 
 
-def start_commands(size: int, arguments: Callable[[int], Sequence[object]], folder: Path) -> list[Command]:
+def start_commands(
+    size: int, arguments: Callable[[int], Sequence[object]], folder: Path, run: Runs | None = None
+) -> list[Command]:
     """One command in several processes, as a scheduler starts them; ``folder`` receives their standard errors."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -132,17 +142,18 @@ def start_commands(size: int, arguments: Callable[[int], Sequence[object]], fold
         port = str(free.getsockname()[1])
     world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
-        Command(arguments(rank), world | {"RANK": str(rank)}, folder / f"errors-{rank}.txt") for rank in range(size)
+        Command(arguments(rank), world | {"RANK": str(rank)}, folder / f"errors-{rank}.txt", run)
+        for rank in range(size)
     ]
 
 
-def _command(arguments: list[str], environment: dict[str, str], errors: Path) -> None:
+def _command(arguments: list[str], environment: dict[str, str], errors: Path, run: Runs) -> None:
     torch.set_num_threads(1)
     os.environ.update(environment)
     for path, mode, stream in ((Path(os.devnull), "w", sys.stdout), (errors, "w", sys.stderr)):
         with path.open(mode) as file:
             os.dup2(file.fileno(), stream.fileno())
-    run_command(arguments)
+    run(arguments)
 
 
 def run_command(arguments: Sequence[str]) -> None:

@@ -26,9 +26,11 @@ PRETRAIN = re.compile(r"protea pretrain (\w[\w.-]*)((?: [a-z_.]+=\S+)*)")
 
 FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
-    *("--index-url", "--python"),  # pip
+    *("--index-url", "--python", "--editable", "--force-reinstall"),  # pip
+    "--cpus",  # Docker
+    *("--target", "--force", "--as-needed"),  # of the linker, and of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
-    *("--nproc-per-node", "--max-restarts"),  # torchrun
+    *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
     "--logdir",  # tensorboard
     "--version",  # of compilers, and of protea itself
     *("--page", "--ink", "--faint", "--rule", "--one", "--two", "--bar"),  # colours of pages
@@ -36,6 +38,8 @@ FOREIGN = {
 """Options of other programs."""
 
 NEVER_SHOWN = {
+    ("protea.cli.doctor", "--fast"): "doctor",  # it says what the option does in other commands
+    ("protea.doctor", "--fast"): "doctor",
     ("protea.finetune.features", "--overwrite"): "export",
     ("protea.finetune.applicable", "--head-lr"): "evaluate flip",
     ("protea.finetune.applicable", "--head"): "evaluate flip",
@@ -78,14 +82,24 @@ NEVER_SHOWN = {
     ): "info, check, init, fit-contacts, convert, export, average, pretrain",  # no pictures
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
         "info, init, merge, fit-contacts, convert, check, pretrain, export, average, data info, evaluate contacts, "
-        "evaluate proteingym"
+        "evaluate proteingym, evaluate flip"
     ),
     ("protea.output", "--overwrite"): (  # they use other functions of the module
         "info, init, fit-contacts, convert, check, pretrain, export, average, data info"
     ),
+    ("protea.plan.hardware", "--nodes"): "pretrain",  # it finds the GPU by the device's name
     ("protea.score.variant_table", "--column"): "evaluate proteingym",  # its tables have the columns that it needs
 }
 """Commands that import a module, but never show its message with an option."""
+
+PLANS = {"plan embed", "plan finetune", "plan pretrain"}
+OF_FILES = {
+    *("protea.checkpoints.formats", "protea.data.build", "protea.data.from_fasta", "protea.embed.finished"),
+    "protea.embed.outputs",
+    *("protea.embed.prepare", "protea.embed.run", "protea.embed.settings", "protea.journal", "protea.letters"),
+    *("protea.output", "protea.rerun", "protea.train.loop", "protea.train.objective", "protea.train.run_folder"),
+}
+"""Modules whose messages with options are about a user's files and runs; plans measure sequences of their own."""
 
 
 def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -217,6 +231,7 @@ def test_options_in_commands(module: str) -> None:
 def test_options_in_messages(module: str) -> None:
     """Below the command line, an option in a message exists in every command that may show the message."""
     commands = {name for name in OPTIONS if module in reached(name)} or set(OPTIONS)
+    commands -= PLANS if module in OF_FILES else set()
     never = {option: set(names.split(", ")) for (place, option), names in NEVER_SHOWN.items() if place == module}
     for text in texts(MODULES[module].read_text(), docstrings=False):
         assert not without(text, commands, never), text

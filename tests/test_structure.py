@@ -27,12 +27,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
     {"alphabet", "bundled", "device", "optional", "progress", "settings_errors", "text"},
-    {"arguments", "fasta", "packing"},
+    {"arguments", "fasta", "limits", "packing"},
     {"delimited", "letters"},
     {"output"},
     {"journal"},
     {"remote", "rerun"},
     {"records", "tables"},
+    {"native"},
     {"models"},
     {"transforms"},
     {"checkpoints"},
@@ -41,7 +42,7 @@ LAYERS = [
     {"plan"},
     {"score"},
     {"contacts"},
-    {"evaluate", "plot", "sequences", "train"},
+    {"doctor", "evaluate", "plot", "sequences", "train"},
     {"finetune"},
     {"language_model"},
     {"trained"},
@@ -302,7 +303,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 37_900
+MOST_LINES_OF_ALL = 40_600
 
 
 def test_size_of_the_package() -> None:
@@ -310,7 +311,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 8_700
+MOST_LINES_OF_EMBED = 9_700
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

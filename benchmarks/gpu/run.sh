@@ -8,7 +8,8 @@
 #   benchmarks/gpu/run.sh --bound train-650M=120           other seconds for a part
 #
 # Parts, by importance: device, prepare (beside the next two), gradients, tests, train-SIZE and embed-SIZE for each of
-# SIZES, after those of 650M lora-650M (training of LoRA adapters, which needs peft), then peers-SIZE (transformers). A
+# SIZES, after those of 650M lora-650M (training of LoRA adapters, which needs peft) and ranks-650M-N (training with
+# FSDP2 in N processes, one on each GPU: 1, 2, 4 and so on up to the number of GPUs), then peers-SIZE (transformers). A
 # part that fails or runs out of time is recorded so, and the next begins; one whose bound is more than what is left of
 # TOTAL is skipped.
 #
@@ -26,7 +27,9 @@ TOTAL=${TOTAL:-535}
 . "$HERE/parts.sh"
 
 if [ ${#DRY[@]} -gt 0 ]; then SIZES=${SIZES:-8M}; else SIZES=${SIZES:-650M 8M 3B 150M}; fi
-case $ONLY in *train-* | *embed-* | *peers-* | *lora-[0-9]*) ONLY="$ONLY prepare" ;; esac
+GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+if [ ${#DRY[@]} -gt 0 ]; then GPUS=2; fi
+case $ONLY in *train-* | *embed-* | *peers-* | *ranks-* | *lora-[0-9]*) ONLY="$ONLY prepare" ;; esac
 
 run() { part "$1" "$2" "$PYTHON" "$HERE/$3" "$OUT" "${@:4}" "${DRY[@]}"; }
 
@@ -57,6 +60,12 @@ for size in $SIZES; do
   run "embed-$size" "$embed" embedding.py "$WORK" "$size"
   # LoRA is measured at the size that its goal is for, and at any that is asked for.
   if [ "$size" = 650M ] || [ -n "$ONLY" ] || [ ${#DRY[@]} -gt 0 ]; then run "lora-$size" 90 lora.py "$WORK" "$size"; fi
+  # So are processes with FSDP2: their cost in one, and how they scale.
+  if [ "$size" = 650M ] || [ -n "$ONLY" ] || [ ${#DRY[@]} -gt 0 ]; then
+    for ((count = 1; count <= GPUS; count *= 2)); do
+      run "ranks-$size-$count" "$train" training.py "$WORK" "$size" --processes "$count"
+    done
+  fi
 done
 
 if [ ${#DRY[@]} -eq 0 ]; then

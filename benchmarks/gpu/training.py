@@ -7,22 +7,28 @@ weights come from the part ``prepare``. docs/pretraining.md defines ``tokens_per
 memory is allocated. If memory does not suffice, activations are computed twice; if the compiler fails, training runs
 again without it. ``tried_before`` lists what failed.
 
-Usage: python benchmarks/gpu/training.py OUT WORK SIZE [--pack TOKENS] [--seconds N] [--dry-run]
+With ``--processes N`` the part is ``ranks-SIZE-N``: the same with FSDP2 in N processes, one on each GPU, whose steps
+have N times the tokens. ``share_of_plain`` is the rate of one of them divided by that of ``train-SIZE``, if that came
+before.
+
+Usage: python benchmarks/gpu/training.py OUT WORK SIZE [--pack TOKENS] [--processes N] [--seconds N] [--dry-run]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
-from records import append, last_line
+from records import append, last_line, read
 from sizes import (
     Size,
     architecture,
@@ -49,7 +55,7 @@ def recipe(given: argparse.Namespace, size: Size, *, compiled: bool, recomputed:
         "name": f"ESM-2 {given.size}, timed",
         "init": str(model_folder(given.work, given.size)),
         "data": {"store": str(store_folder(given.work)), "max_tokens": min(1024, pack)},
-        "batch": {"tokens": max(size.step, pack), "pack": pack},
+        "batch": {"tokens": max(size.step, pack) * (given.processes or 1), "pack": pack},
         "optimizer": {"lr": 4.0e-4},
         "run": {
             "steps": 1_000_000,
@@ -72,6 +78,27 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def start(path: Path, run: Path, processes: int | None, stream: IO[str]) -> list[subprocess.Popen[bytes]]:
+    """Start a run, in processes with FSDP2 if their number is given, with the environment that torchrun sets."""
+    if processes is None:
+        command = [sys.executable, "-m", "protea", "pretrain", str(path), "-o", str(run)]
+        return [subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)]
+    command = [sys.executable, str(Path(__file__).with_name("rank.py")), str(path), str(run)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
+    return [
+        subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | world | dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+        )
+        for rank in range(processes)
+    ]
+
+
 def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple[list[dict[str, Any]], float, str]:
     """Train for a while.
 
@@ -79,16 +106,15 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
         Lines of metrics, seconds to the first of them, and why there are none.
     """
     # JSON is valid YAML.
-    path = given.work / f"train-{given.size}-{told['batch']['pack']}-{number}.yaml"
+    path = given.work / f"train-{given.size}-{told['batch']['pack']}-{given.processes or 'plain'}-{number}.yaml"
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     run = path.with_suffix("")
     log = path.with_suffix(".log")
-    command = [sys.executable, "-m", "protea", "pretrain", str(path), "-o", str(run)]
     with log.open("w", encoding="utf-8") as stream:
-        child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        children = start(path, run, given.processes, stream)
         began, first = time.monotonic(), None
         try:
-            while child.poll() is None:
+            while all(child.poll() is None for child in children):
                 found = lines_of(run)
                 if found and first is None:
                     first = time.monotonic()
@@ -97,8 +123,9 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
                     break
                 time.sleep(0.1)
         finally:
-            child.kill()
-            child.wait()
+            for child in children:
+                child.kill()
+                child.wait()
             print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
     return lines_of(run), (first or time.monotonic()) - began, last_line(log)
 
@@ -106,6 +133,7 @@ def train(given: argparse.Namespace, told: dict[str, Any], number: int) -> tuple
 def main() -> None:
     parser = parser_for_a_size(__doc__)
     parser.add_argument("--pack", type=int, help="tokens computed at a time; by default the value for SIZE")
+    parser.add_argument("--processes", type=int, help="train with FSDP2 in so many processes")
     parser.add_argument("--seconds", type=float, default=15.0, help="most seconds after the first line of metrics")
     given = parser.parse_args()
     # If the part runs out of time, the log still shows the output of its command.
@@ -138,18 +166,24 @@ def main() -> None:
         values = [line[name] for line in measured if line.get(name) is not None]
         return median(values) if values else None
 
+    plain, rate = f"train-{given.size}{f'-{given.pack}' if given.pack else ''}", middle("tokens_per_second")
+    part = plain if given.processes is None else f"ranks-{given.size}-{given.processes}"
+    rates = [row["tokens_per_second"] for row in read(given.out) if (row["part"], row["kind"]) == (plain, "training")]
+    comparable = rates and rate is not None and given.processes is not None
     append(
         given.out,
-        f"train-{given.size}{f'-{given.pack}' if given.pack else ''}",
+        part,
         "training",
         size=given.size,
+        processes=given.processes,
+        share_of_plain=rate / given.processes / rates[-1] if comparable else None,
         precision=told["run"]["precision"],
         compiled=compiled,
         recomputed=told["run"]["recompute"],
         pack=told["batch"]["pack"],
         step_tokens=told["batch"]["tokens"],
         steps=measured[-1]["step"] - lines[WARM - 1]["step"],
-        tokens_per_second=middle("tokens_per_second"),
+        tokens_per_second=rate,
         utilisation=middle("utilisation"),
         peak_memory=max(line["peak_memory"] for line in lines),
         padding=middle("padding"),

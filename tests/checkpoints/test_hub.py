@@ -44,14 +44,27 @@ def put_into_cache(cache: Path, repository: str, folder: Path) -> None:
     shutil.copytree(folder, home / "snapshots" / ("0" * 40))
 
 
+LICENCES = {
+    "MIT",
+    "Apache-2.0",
+    "AFL-3.0",
+    "CC-BY-4.0",
+    "LicenseRef-Cambrian-Open",
+    "LicenseRef-Cambrian-Non-Commercial",
+}
+FORMATS = {"hf", "te", "nemo", "nemo2", "fair-esm", "sequence-models", "evolutionaryscale"}
+
+
 def test_the_table() -> None:
-    assert len(published_models()) == 29
+    assert len(published_models()) == 44
     for name, known in published_models().items():
         assert known.name == name
-        assert known.licence in ({"MIT", "Apache-2.0"} if known.place else {""})
-        assert known.format in ({"hf", "te", "nemo", "nemo2"} if known.place else {""})
+        assert known.licence in (LICENCES if known.place else {""})
+        assert bool(known.restriction) == (known.licence == "LicenseRef-Cambrian-Non-Commercial")
+        assert known.format in (FORMATS if known.place else {""})
+        assert not known.place or known.format in type(architecture(known)).stored
         assert known.sha256 == "" or re.fullmatch("[0-9a-f]{64}", known.sha256)
-        assert known.contact_head == name.startswith(("esm2_", "esm1b_", "protea-mini"))
+        assert known.contact_head == name.startswith(("esm2_", "esm1b_", "esm1_", "protea-mini"))
         assert "contacts" in architecture(known).capabilities or not known.contact_head
     rows = {row["name"]: row for row in listing()}
     assert rows["esm2_t33_650M_UR50D"]["parameters"] == 651_043_254

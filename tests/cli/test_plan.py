@@ -66,7 +66,7 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
         (("pretrain", "esm2_9M", "--gpus", "H100"), 2, ("esm2_9M", "esm2_8M")),
         (("pretrain", "esm2_15B", "--gpus", "A100"), 1, ("no layout fits", "4 GPUs", "shard 4")),
         (("pretrain", "esm2_8M", "--gpus", "7xH100"), 2, ("7 data ranks", "batch.tokens")),
-        (("pretrain", "esm2_8M", "parallel.shard=3", "--gpus", "8xH100"), 2, ("needs 3", "8")),
+        (("pretrain", "esm2_8M", "parallel.shard=3", "--gpus", "8xH100"), 2, ("makes 3", "8")),
         (("pretrain", "esm2_8M", "--gpus", "H100", "--plot", "days.txt"), 2, ("days.txt", ".svg")),
         (("embed", "--residues", "1e9"), 2, ("--gpus", "--cpus", "--profile")),
         (("embed", "--residues", "0", "--cpus", 4), 2, ("--residues 0", "1e11")),

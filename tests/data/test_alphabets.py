@@ -22,7 +22,7 @@ from protea.models.encoder import Encoder
 from protea.progress import SILENT
 from protea.settings_errors import validate
 from protea.train.recipe import Recipe
-from protea.train.run_folder import STORE, open_store
+from protea.train.run_store import STORE, open_store
 
 MINE = Alphabet(
     name="Mine",

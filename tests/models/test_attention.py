@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protea.models import attention
-from protea.models.attention import KERNELS, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
+from protea.models.attention import KERNELS, NATIVE, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 from reference_attention import REFERENCE
 
@@ -38,6 +38,10 @@ def random_qkv(
 
 
 CPU_KERNELS = [(SDPA, torch.float32, 1e-5), (SDPA, torch.bfloat16, 2e-2)]
+if supports(torch.float32):
+    CPU_KERNELS.append((NATIVE, torch.float32, 1e-5))
+if supports(torch.bfloat16):
+    CPU_KERNELS.append((NATIVE, torch.bfloat16, 2e-2))
 CPU_KERNELS += [(REFERENCE, torch.float32, 1e-5), (REFERENCE, torch.float64, 1e-12), (SDPA, torch.float16, 3e-3)]
 
 
@@ -70,6 +74,38 @@ def test_queries_and_keys_of_different_lengths(kernel: Kernel) -> None:
     cu_q, cu_k = CuSeqlens.from_lengths(lengths_q), CuSeqlens.from_lengths(lengths_k)
     out = kernel.run(AttentionCall(q, k, v, cu_q, cu_k, 0.25))
     assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() < 2e-2
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 7, 50, 51]), min_size=1, max_size=5),
+    longer=st.integers(0, 3),
+    both=st.booleans(),
+)
+def test_scores_by_distance_are_a_bias(lengths: list[int], longer: int, both: bool) -> None:
+    """What is added by distance gives the numbers of the same matrix, in outputs, maps and gradients."""
+    q, k, v = random_qkv(lengths, lengths, 16, torch.float32)
+    cu, most = CuSeqlens.from_lengths(lengths), max(lengths) + longer
+    generator = torch.Generator().manual_seed(1)
+    relative = torch.randn(HEADS, 2 * most - 1, generator=generator, requires_grad=True)
+    bias = torch.randn(HEADS, most, most, generator=generator) if both else None
+    places = torch.arange(most)
+    matrix = relative[:, most - 1 + places[:, None] - places]
+    outputs = []
+    for call in (
+        AttentionCall(q, k, v, cu, cu, 0.25, bias=bias, relative=relative),
+        AttentionCall(q, k, v, cu, cu, 0.25, bias=matrix if bias is None else matrix + bias),
+    ):
+        assert pick_kernel(call) is SDPA
+        out = SDPA.run(call)
+        maps = [torch.stack(list(call.maps(number))) for number in range(len(lengths))]
+        (gradient,) = torch.autograd.grad(out.square().sum(), relative, retain_graph=True)
+        outputs.append((out, *maps, gradient))
+    for ours, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        fast = SDPA.run(AttentionCall(q, k, v, cu, cu, 0.25, bias=bias, relative=relative.detach()))
+    torch.testing.assert_close(fast, outputs[1][0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -123,7 +159,7 @@ def test_gradients_equal_the_definitions(kernel: Kernel) -> None:
     )
 
 
-def test_training_in_bfloat16_without_the_compiled_kernel() -> None:
+def test_training_in_bfloat16_without_the_native_library() -> None:
     """The kernel computes in float32, so the error is that of one rounding to bfloat16."""
     lengths = [2, 5, 5, 40]
     cu = CuSeqlens.from_lengths(lengths)
@@ -166,31 +202,25 @@ def zeros(dtype: torch.dtype, *, bias: bool = False, dropout: float = 0.0) -> At
 @pytest.mark.parametrize(
     "call",
     [
-        zeros(torch.float32),
         zeros(torch.float16),
         zeros(torch.float64),
-        zeros(torch.bfloat16),
         zeros(torch.bfloat16, dropout=0.1),
         zeros(torch.bfloat16, bias=True),
     ],
 )
-def test_choice(call: AttentionCall) -> None:
+def test_what_only_pytorch_supports(call: AttentionCall) -> None:
     assert pick_kernel(call) is SDPA
 
 
-def test_a_kernel_is_added_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before SDPA, once; other kernels get the calls that it does not support."""
-    monkeypatch.setattr(attention, "KERNELS", [VARLEN, SDPA])  # other tests may have added the native kernel
-    mine = Kernel("mine", REFERENCE.run, dtypes=frozenset({torch.float64}))
-    for _ in range(2):
-        attention.add_kernel(mine)
-        assert [VARLEN, mine, SDPA] == attention.KERNELS
-        assert pick_kernel(zeros(torch.float64)) is mine
-        assert pick_kernel(zeros(torch.float32)) is SDPA
-    for _ in range(2):
-        attention.remove_kernel(mine)
-        assert attention.KERNELS == [VARLEN, SDPA]
-        assert pick_kernel(zeros(torch.float64)) is SDPA
+@pytest.mark.parametrize("call", [zeros(torch.float32), zeros(torch.bfloat16), zeros(torch.float32, bias=True)])
+def test_the_native_kernel_is_preferred(call: AttentionCall) -> None:
+    assert pick_kernel(call) is (NATIVE if supports(call.q.dtype) else SDPA)
+
+
+def test_everything_works_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protea.models.attention.supports", lambda dtype: False)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert pick_kernel(zeros(dtype)) is SDPA
 
 
 def test_varlen_declares_its_limits() -> None:

@@ -25,8 +25,8 @@ from protea.plan.rates import (
     published_rates,
     scaling_loss,
 )
+from protea.train.division import Division
 from protea.train.estimate import estimate
-from protea.train.parallel import Division
 from protea.train.plans import card_table, days_by_gpus, plan_pretrain
 from protea.train.recipe import read_recipe
 from protea.train.step_times import step_time

@@ -17,7 +17,7 @@ from protea.models.encoder import Encoder
 from protea.settings_errors import validate
 from protea.train.loop import train_step
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, initialise, prepare
+from protea.train.model import Trainable, architecture, prepare
 from protea.train.recipe import Recipe
 from trials import LETTERS, build_store
 
@@ -63,8 +63,8 @@ def recipe(family: str = "esm2", *, model: dict[str, Any] | None = None, **secti
 
 
 def trained(recipe: Recipe, model: Encoder | None = None) -> Trainable:
-    """What ``pretrain`` makes of a recipe, or of a model by its settings, before the first step."""
-    return prepare(model or initialise(recipe, CPU), recipe, TrainingProgress())
+    """What ``pretrain`` makes of a recipe, or of a model without weights by its settings, before the first step."""
+    return prepare(model or architecture(recipe), recipe, CPU, TrainingProgress())
 
 
 def take_step(

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from protea.models import attention
+from protea.models.carp import CARPConfig
 from protea.packing import CuSeqlens, PackedBatch
 from protea.train.estimate import estimate
 from protea.train.model import architecture
@@ -35,10 +36,17 @@ def tracked(name: str, changes: list[str], monkeypatch: pytest.MonkeyPatch) -> t
     length, count = told.data.max_tokens, told.batch.pack // told.data.max_tokens
     tokens = length * count
     boundaries = CuSeqlens.from_lengths([length] * count)
+    if isinstance(model.config, CARPConfig):
+        # Which rows its convolutions read depends on values, which fake tensors lack.
+        context = model.context(PackedBatch(torch.full((tokens,), model.alphabet.mask), boundaries))
+        monkeypatch.setattr(model, "context", lambda batch: context)
     # PyTorch's builds for CPUs have no fake GPUs: fake tensors are on the CPU, attention keeps what a GPU's keeps.
     monkeypatch.setattr(
         attention, "KERNELS", [replace(attention.VARLEN, device="cpu", available=lambda _: True), *attention.KERNELS]
     )
+    # On GPUs, autocast computes norms in float32.
+    norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", lambda x, *rest, **options: norm(x.float(), *rest, **options))
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype)).train()

@@ -130,7 +130,7 @@ def test_layers_that_do_not_divide() -> None:
     assert str(caught.value).endswith("it may be 1, 2, 3, 6")
     with pytest.raises(UsageError) as caught:
         stages_of(model, 2, 2)
-    assert str(caught.value).endswith("it may be 1, 3")
+    assert str(caught.value).endswith("it may be 1, 3, or set parallel.schedule=1f1b")
 
 
 @given(ranks=st.integers(1, 8), per_rank=st.integers(1, 4), packs=st.integers(1, 40))

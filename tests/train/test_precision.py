@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from protea.train import metrics
 from protea.train.estimate import estimate
 from protea.train.model import TYPES, Precision, Trainable, architecture
 from protea.train.recipe import LogSettings, Recipe
-from protea.transforms import native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,13 +29,6 @@ DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def _attention_as_it_was() -> Iterator[None]:
-    """Without the compiled kernel that training in bfloat16 asks for."""
-    yield
-    native.disable()
 
 
 def steps(told: Recipe, folder: Path, number: int) -> list[list[TrainingBatch]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conftest import CONFIGS, disturb
+from protea import native
 from protea.checkpoints import hf
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
@@ -20,13 +21,12 @@ from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.train.estimate import estimate
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, initialise
+from protea.train.model import Trainable, architecture, prepare
 from protea.train.objective import masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, read_verified
-from protea.train.run_folder import TrainingState, resume, save
-from protea.transforms import native
+from protea.train.run_state import TrainingState, resume, save
 from trials import Witness
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,7 +55,7 @@ def weights(model: Encoder) -> dict[str, Tensor]:
 
 def frozen(told: Recipe) -> Trainable:
     """A model whose word embeddings stay as they are, ready for training."""
-    model = initialise(told, CPU)
+    model = architecture(told)
     model.get_parameter(FROZEN).requires_grad_(False)
     return trained(told, model)
 
@@ -130,7 +130,7 @@ def test_the_contact_head_of_a_model_gone_on_from_is_frozen(tmp_path: Path) -> N
     hf.save(model, tmp_path / "model")
     told = recipe(init=str(tmp_path / "model"))
     head = {"contact_head.regression.weight", "contact_head.regression.bias"}
-    for one in (architecture(told), initialise(told, CPU)):
+    for one in (architecture(told), trained(told).model):
         assert {name for name, _ in one.named_parameters()} - set(parameters_to_train(one)) == head
 
 
@@ -141,18 +141,17 @@ def test_the_contact_head_of_a_model_gone_on_from_is_frozen(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of PyTorch
 def test_parameters_keep_their_names() -> None:
     told = recipe(run={"compile": True, "recompute": True})
-    plain = initialise(told, CPU)
+    plain = architecture(told)
     ours = trained(told)
     assert ours.model.training
     assert [name for name, _ in ours.model.named_parameters()] == [name for name, _ in plain.named_parameters()]
     assert [name for name, _ in ours.model.named_buffers()] == [name for name, _ in plain.named_buffers()]
 
 
-@pytest.mark.parametrize(("precision", "asked"), [("bf16-mixed", 1), ("fp16-mixed", 0), ("float32", 0)])
-def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the compiled attention is wanted and cannot be had, or the processor has no bfloat16 at all."""
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp16-mixed", "float32"])
+def test_what_is_slow_is_told(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A native library that is not there, and bfloat16 on a processor without its products."""
     from protea.train import model
-    from protea.train.model import prepare
 
     class Notes(TrainingProgress):
         def __init__(self) -> None:
@@ -161,14 +160,19 @@ def test_what_is_slow_is_told(precision: str, asked: int, monkeypatch: pytest.Mo
         def note(self, message: str) -> None:
             self.notes.append(message)
 
-    monkeypatch.setattr(native, "enable", lambda: "this processor is an abacus")
     told = recipe(run={"precision": precision})
-    for multiplies, reason in ((True, "this processor is an abacus"), (False, "run.precision=float32 ")):
+    for multiplies in (True, False):
         monkeypatch.setattr(model, "native_bfloat16", lambda device, answer=multiplies: answer)
-        notes = Notes()
-        prepare(initialise(told, CPU), told, notes)
-        assert len(notes.notes) == asked
-        assert all(reason in note for note in notes.notes)
+        for missing in (None, "this processor is an abacus"):
+            monkeypatch.setattr(native, "reason", lambda missing=missing: missing)
+            notes = Notes()
+            prepare(architecture(told), told, CPU, notes)
+            if precision == "bf16-mixed" and not multiplies:
+                expected = ["run.precision=float32 "]
+            else:
+                expected = [] if missing is None else [missing]
+            assert len(notes.notes) == len(expected)
+            assert all(part in note for part, note in zip(expected, notes.notes, strict=True))
 
 
 @pytest.mark.parametrize(("multiplies", "notes"), [(True, 0), (False, 1)])
@@ -178,7 +182,7 @@ def test_muon_on_a_processor_without_bfloat16(multiplies: bool, notes: int, monk
 
     monkeypatch.setattr(model, "native_bfloat16", lambda device: multiplies)
     told, witness = recipe(optimizer={"name": "muon"}), Witness()
-    model.prepare(initialise(told, CPU), told, witness)
+    prepare(architecture(told), told, CPU, witness)
     assert len([note for note in witness.notes if "optimizer.name=adamw" in note]) == notes
 
 
@@ -191,7 +195,6 @@ def test_the_objective_is_the_sum_of_cross_entropies(family: str, precision: str
     """Of float32 logits of the alphabet's tokens, whether under autocast or not."""
     told = recipe(family, run={"precision": precision})
     ours = trained(told)
-    native.disable()
     data = make_store(tmp_path / "data", sequences=20, alphabet="esm-1nv" if family == "esm1nv" else "esm")
     (batch,) = steps(told, data, 1, packs=1)[0]
     assert len(batch.rows) > 5

@@ -13,12 +13,15 @@ import yaml
 from runs import CPU, loader, make_store, recipe, take_step, trained
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import CONFIGS, Run, fails
+from conftest import CONFIGS, SMALL, Run, fails
 from messages import check_message
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.errors import TrainingError, UsageError
 from protea.journal import differences
+from protea.models.carp import CARPConfig
+from protea.models.esmc import ESMCConfig
+from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
 from protea.settings_errors import validate
@@ -28,7 +31,6 @@ from protea.train.metrics import TrainingProgress
 from protea.train.model import Trainable, architecture, settle_precision
 from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, read_recipe, recipe_names
-from protea.transforms import native
 from reference_attention import REFERENCE
 from trials import mostly_long
 
@@ -58,6 +60,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "esm2_3B": (META, (36, 2560, 40)),
     "esm2_15B": (META_15B, (48, 5120, 40)),
     "esm1b": (META, (33, 1280, 20)),
+    "esm1": (META, (34, 1280, 20)),
+    "carp_640M": (META, (56, 1280, 0)),
     "esm2nv_650M": (META | BIONEMO2, (33, 1280, 20)),
     "esm2nv_3B": (META | BIONEMO2, (36, 2560, 40)),
     "esm2nv_15B": (META_15B | BIONEMO2, (48, 5120, 40)),
@@ -134,7 +138,9 @@ def test_published_numbers(name: str) -> None:
     )
     assert told.schedule.decay == 0.9
     config = told.config
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, width, heads)
+    assert (config.num_hidden_layers, config.hidden_size, config.attention_heads) == (layers, width, (heads,) * layers)
+    if not heads:
+        return
     assert config.intermediate_size == 4 * width
     dropout = 0.1 if name == "esm1nv" else 0.0
     assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == dropout
@@ -152,16 +158,21 @@ def test_what_only_some_recipes_have() -> None:
     assert read_recipe("domain-adaptation").init == "esm2_t6_8M_UR50D"
 
 
-@pytest.mark.parametrize("name", mostly_long(PUBLISHED, quick={0, 3, 7, 11}))
+@pytest.mark.parametrize("name", mostly_long(PUBLISHED, quick={0, 3, 7, 8, 13}))
 def test_parameters(name: str) -> None:
     """By the architectures' formulas; where a number was published, that."""
     told = read_recipe(name)
     _, (layers, width, _) = PUBLISHED[name]
-    rows = 33 if name.startswith(("esm2_", "esm1b")) else 128
+    rows = 33 if name.startswith(("esm2_", "esm1b")) else 35 if name == "esm1" else 128
     block = 4 * width**2 + 4 * width + 2 * 4 * width**2 + 4 * width + width + 4 * width
     head = width**2 + width + 2 * width + rows
     positions = {"esm1b": 1026 * width + 2 * width, "esm1nv": 512 * width}.get(name, 0)
     expected = rows * width + positions + layers * block + 2 * width + head
+    if name == "carp_640M":  # two matrices and a kernel of 5 a layer, norms, embeddings of 8, a head with a norm
+        block = 7 * width**2 + 3 * width + 6 * width
+        expected = 30 * 8 + 9 * width + layers * block + 2 * width + 30 * width + 30
+    if name == "esm1":  # an added key and value in each layer, no last norm, an output matrix as the head
+        expected = 2 * rows * width + rows + layers * (block + 2 * width)
     found = estimate(architecture(told), told, 100.0).parameters
     assert found == expected
     known = {"esm1nv": 43_612_544, "esm2nv_650M": 651_164_288}
@@ -381,10 +392,12 @@ def test_a_recipe_of_few_words(tmp_path: Path) -> None:
 # --- what a recipe takes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["esm2", "esm2nv", "esm1b", "esm1nv"])
+@pytest.mark.parametrize("family", [*CONFIGS, "esmc", "carp"])
 def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own count of a forward pass's products, of packs where all sequences are of one length."""
-    config = replace(CONFIGS[family], num_hidden_layers=2)
+    carp = CARPConfig(num_hidden_layers=4, hidden_size=40, inner_width=20)
+    others: dict[str, EncoderConfig] = {"esmc": ESMCConfig(**SMALL), "carp": carp}
+    config = replace({**CONFIGS, **others}[family], num_hidden_layers=2)
     model = build(config).to_empty(device="cpu")
     length, sequences, masked = 30, 4, 17
     batch = PackedBatch(torch.full((length * sequences,), 5), CuSeqlens.from_lengths([length] * sequences))
@@ -473,7 +486,6 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
         share = len(batch.targets) / told.batch.pack
         needs = estimate(architecture(told), told, mean_length(packs.sampler))
         found[recompute] = _kept(ours, batch), needs.activations * share
-        native.disable()
     kept, expected = found[False]
     assert expected == pytest.approx(kept, rel=0.25)
     # Of a layer that is computed again, everything is there at once.

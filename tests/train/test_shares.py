@@ -30,12 +30,12 @@ from protea.checkpoints.tensors import Box, same_bits
 from protea.data.loader import Position
 from protea.errors import CheckpointError, OutputError, TrainingError
 from protea.train import run_checkpoints
-from protea.train.model import Trainable, initialise, prepare
+from protea.train.model import Trainable, architecture, prepare
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import SaveSettings
 from protea.train.run_checkpoints import RunCheckpoints, newest_intact
 from protea.train.run_export import average, export
-from protea.train.run_folder import TrainingState, resume, save
+from protea.train.run_state import TrainingState, resume, save
 from protea.train.shares import Part, Parts, all_do, fill, own_share
 from protea.train.world import World
 from ranks import run_ranks
@@ -150,17 +150,18 @@ STATE_OF_RUN = TrainingState(step=3, position=Position(1, 2, 5), tokens=99)
 def trainable(world: World, *, seed: int = 3, apart: bool = False) -> Trainable:
     """A model after an update; of many processes, each has a shard of every parameter, or trains some (``apart``)."""
     told = recipe(run={"seed": seed})
-    model = initialise(told, torch.device("cpu"))
+    model = architecture(told)
     if world.size > 1 and not apart:
         from torch.distributed.fsdp import fully_shard
 
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
+    made = prepare(model, told, torch.device("cpu"), Witness())
     parameters = parameters_to_train(model)
     if apart:
         parameters = dict(list(parameters.items())[world.rank :: world.size])
-    ours = replace(prepare(model, told, Witness()), optimizers=Optimizers(parameters, told.optimizer))
+    ours = replace(made, optimizers=Optimizers(parameters, told.optimizer))
     for parameter in parameters.values():
         parameter.grad = parameter.detach() * 0.5
     ours.optimizers.step(ours.precision.scaler, 1e-2)

@@ -45,7 +45,7 @@ def test_one_process_is_a_world_without_communication(monkeypatch: pytest.Monkey
     for size in (None, "1"):
         if size is not None:
             monkeypatch.setenv("WORLD_SIZE", size)
-        world = join(torch.device("cpu"))
+        world = join()
         assert type(world) is World
         assert not torch.distributed.is_initialized()
         assert talk(world, 5) == {
@@ -63,7 +63,28 @@ def test_an_incomplete_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(TrainingError, match="RANK"):
-        join(torch.device("cpu"))
+        join()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "two"),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "-2"),
+        ("RANK", "2"),
+        ("RANK", "-1"),
+        ("RANK", "first"),
+        ("MASTER_PORT", "http"),
+        ("MASTER_PORT", "70000"),
+    ],
+)
+def test_a_wrong_environment_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for key, number in (right | {name: value}).items():
+        monkeypatch.setenv(key, number)
+    with pytest.raises(TrainingError, match=f"{name} is '{value}'"):
+        join()
 
 
 def start_in_a_used_store(world: World, folder: Path) -> str:

@@ -17,33 +17,40 @@ from torch.nn import functional as F
 import protea
 from conftest import CONFIGS, LoadModel, disturb
 from messages import check_message
+from protea import native
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import like
-from protea.device import native_bfloat16
 from protea.errors import UsageError
 from protea.models.attention import AttentionCall
 from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext, rotary_angles
 from protea.models.registry import build, initial_value
 from protea.models.transformer import SelfAttention, TransformerLayer
+from protea.native.products import supports
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked
+from protea.transforms.mixed import mix
 
-CPU = torch.device("cpu")
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "G", "ACDEFGHIKLMNPQRSTVWY" * 20, "MK<mask>TXBUZO", "ACDEF" * 3]
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
-needs_bfloat16 = pytest.mark.skipif(not native_bfloat16(CPU), reason="this CPU does not multiply bfloat16")
+needs_library = pytest.mark.skipif(not supports(torch.float32), reason=f"no native library: {native.reason()}")
+needs_bfloat16 = pytest.mark.skipif(
+    not supports(torch.bfloat16), reason="the native library does not multiply bfloat16 on this processor"
+)
+PRECISIONS = ["float32", pytest.param("bf16-mixed", marks=needs_bfloat16)]
 
 
-def small(family: str = "esm2", *, dtype: torch.dtype = torch.float32, **shape: int) -> Encoder:
+def small(family: str = "esm2", *, precision: str = "float32", **shape: int) -> Encoder:
     """A model with random weights, also in biases and norms."""
     model = build(replace(CONFIGS[family], **shape))
     weights = {name: initial_value(model, name, 0) for name, _ in model.named_parameters()}
     model.load_state_dict(weights | model.stored_buffers, assign=True)
     disturb(model)
-    return model.to(dtype)
+    if precision == "bf16-mixed":
+        mix(model)
+        return model
+    return model.to(getattr(torch, precision))
 
 
 def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
@@ -54,7 +61,7 @@ def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
 # --- numbers -----------------------------------------------------------------------------------------------------
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize("family", CONFIGS)
 def test_same_numbers_in_float32(load_small: LoadModel, family: str) -> None:
     plain, packed = load_small(family), load_small(family)
@@ -67,7 +74,7 @@ def test_same_numbers_in_float32(load_small: LoadModel, family: str) -> None:
         assert np.abs(ours - theirs).max() <= 5e-6 * max(1, np.abs(theirs).max())
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize("family", CONFIGS)
 def test_attention_maps_too(family: str) -> None:
     maps: list[list[Tensor]] = []
@@ -88,27 +95,33 @@ def test_attention_maps_too(family: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
-@needs_onednn
-@needs_bfloat16
+@needs_library
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_bfloat16_stays_near_float32(load_small: LoadModel, family: str) -> None:
-    exact = load_small(family).embed(SEQUENCES)
-    model = load_small(family, dtype="bfloat16")
+def test_a_sequence_is_the_same_alone_and_in_a_pack(load_small: LoadModel, family: str, precision: str) -> None:
+    """To the bit, in every layer, with any number of threads."""
+    model = load_small(family)
+    if precision == "bf16-mixed":
+        mix(model.module)
     pack_for_cpu(model.module)
-    together = model.embed(SEQUENCES)
-    for number, (ours, theirs) in enumerate(zip(together, exact, strict=True)):
-        cosine = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-        assert cosine.min() >= 0.999
-        alone = model.embed([SEQUENCES[number]])[0]
-        cosine = (ours * alone).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(alone, axis=1))
-        assert cosine.min() >= 0.999
+    layers, threads = [0, 1, 2, 3], torch.get_num_threads()
+    expected = model.embed(SEQUENCES, layers=layers)
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            for chosen in (*([n] for n in range(len(SEQUENCES))), [2, 0], [3, 1, 4, 0]):
+                found = model.embed([SEQUENCES[n] for n in chosen], layers=layers)
+                for ours, n in zip(found, chosen, strict=True):
+                    assert np.array_equal(ours, expected[n])
+    finally:
+        torch.set_num_threads(threads)
 
 
 ODD_SHAPES = [("esm1nv", 15, 3), ("esm1b", 15, 5), ("esm2", 24, 2)]
 """Family, width, heads. Heads of odd width have no rotary pairs."""
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize(("family", "width", "heads"), ODD_SHAPES)
 def test_unusual_head_widths(tmp_path: Path, family: str, width: int, heads: int) -> None:
     shape = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
@@ -148,7 +161,7 @@ def wrapped(layer: nn.Module) -> None:
     layer.fc1.__class__ = Around  # type: ignore[assignment]
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize("change", [variant, no_bias, wrapped])
 def test_other_kinds_of_transformer_layers_stay(change: Callable[[nn.Module], None]) -> None:
     model = small("esm2")
@@ -163,7 +176,7 @@ def test_other_kinds_of_transformer_layers_stay(change: Callable[[nn.Module], No
     torch.testing.assert_close(packed, plain, rtol=0, atol=2e-5)
 
 
-@needs_onednn
+@needs_library
 def test_refusing_other_weights_changes_nothing() -> None:
     model = small("esm2")
     before = model.word_embeddings.weight.clone()
@@ -173,7 +186,7 @@ def test_refusing_other_weights_changes_nothing() -> None:
     assert torch.equal(model.word_embeddings.weight, before)
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize("rotates", [True, False])
 def test_heads_whose_widths_do_not_sum_to_the_model_width(rotates: bool) -> None:
     """Three heads of 10 on a width of 24: attention gives the same result."""
@@ -185,33 +198,35 @@ def test_heads_whose_widths_do_not_sum_to_the_model_width(rotates: bool) -> None
     with torch.no_grad():
         (q, k, v), (q2, k2, v2) = plain.project(x, rotary), fused.project(x, rotary)
         assert q.shape == q2.shape == (7, 3, 10)
-        products = (torch.einsum("thw,shw->hts", *pair) for pair in ((q, k), (q2, k2)))
+        # Attention scales what the fused projections return.
+        products = (torch.einsum("thw,shw->hts", *pair) for pair in ((q, k), (q2 * 10**-0.5, k2)))
         torch.testing.assert_close(*products, rtol=0, atol=1e-5)
         torch.testing.assert_close(v, v2, rtol=0, atol=1e-5)
-        torch.testing.assert_close(plain.out_proj(v.flatten(-2)), fused.out_proj(v2.flatten(-2)), rtol=0, atol=1e-5)
-    for name in ("q_proj", "k_proj", "v_proj"):
+        y, y2 = plain.out_proj(v.flatten(-2)), fused.out_proj(v2.flatten(-2), residual=x)
+        torch.testing.assert_close(y + x, y2, rtol=0, atol=1e-5)
+    for name in ("q_proj", "k_proj"):
         for kind, value in plain.get_submodule(name).named_parameters():
             assert torch.equal(fused.unpacked(name, kind), value)
 
 
-@needs_onednn
-def test_a_sequence_is_the_same_alone_and_in_a_pack(load_small: LoadModel) -> None:
-    model = load_small("esm2")
-    pack_for_cpu(model.module)
-    for ours, sequence in zip(model.embed(SEQUENCES), SEQUENCES, strict=True):
-        (alone,) = model.embed([sequence])
-        assert np.abs(ours - alone).max() <= 1e-5 * max(1, np.abs(alone).max())
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float64"])
+def test_models_in_other_types_stay(precision: str) -> None:
+    model = small(precision=precision)
+    pack_for_cpu(model)
+    assert not is_packed(model)
+    model.to(torch.float32)
 
 
-def test_models_in_other_types_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    half = small(dtype=torch.float16)
-    pack_for_cpu(half)
-    assert not is_packed(half)
-    monkeypatch.setattr(cpu, "native_bfloat16", lambda _: False)
-    emulated = small(dtype=torch.bfloat16)
-    pack_for_cpu(emulated)
-    assert not is_packed(emulated)
-    emulated.to(torch.float32)
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+def test_without_the_library_a_model_stays(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "supports", lambda dtype: False)
+    model = small(precision=precision)
+    before = dict(model.named_modules())
+    pack_for_cpu(model)
+    assert not is_packed(model)
+    assert dict(model.named_modules()) == before
+    if precision == "float32":
+        model.to(torch.float64)
 
 
 class Shift(nn.Module):
@@ -225,7 +240,7 @@ class Shift(nn.Module):
         return x + self.shift(x)
 
 
-@needs_onednn
+@needs_library
 def test_other_layers_stay() -> None:
     model = small()
     torch.manual_seed(0)
@@ -243,8 +258,8 @@ def test_other_layers_stay() -> None:
     assert unpacked(model)("layers.1.shift.weight") is shift.shift.weight
 
 
-@needs_onednn
-def test_layers_whose_activation_onednn_does_not_have_stay() -> None:
+@needs_library
+def test_layers_with_another_activation_stay() -> None:
     model = small()
     for layer in model.layers:
         layer.activation, layer.activate = "silu", F.silu
@@ -258,23 +273,27 @@ def test_layers_whose_activation_onednn_does_not_have_stay() -> None:
 def set_any_bits(model: Encoder) -> dict[str, Tensor]:
     """Give every parameter random bits, which may be NaN, and return copies."""
     generator = torch.Generator().manual_seed(3)
-    kind = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[model.compute_dtype]
-    limits = torch.iinfo(kind)
+    kinds = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
     kept = {}
     for name, parameter in model.named_parameters():
+        kind = kinds[parameter.dtype]
+        limits = torch.iinfo(kind)
         bits = torch.randint(limits.min, limits.max, parameter.shape, generator=generator, dtype=kind)
-        parameter.data = bits.view(model.compute_dtype)
+        parameter.data = bits.view(parameter.dtype)
         kept[name] = bits
     return kept
 
 
-@needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)], ids=str)
+@needs_library
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("family", "width", "heads"), [*((family, 40, 5) for family in CONFIGS), *ODD_SHAPES, ("esm2", 320, 20)]
 )
-def test_every_bit_comes_back(family: str, width: int, heads: int, dtype: torch.dtype) -> None:
-    model = small(family, dtype=dtype, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width)
+def test_every_bit_comes_back(family: str, width: int, heads: int, precision: str) -> None:
+    model = small(
+        family, precision=precision, hidden_size=width, num_attention_heads=heads, intermediate_size=4 * width
+    )
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     kept = set_any_bits(model)
     parameter = unpacked(model)
     for name, bits in kept.items():
@@ -284,14 +303,14 @@ def test_every_bit_comes_back(family: str, width: int, heads: int, dtype: torch.
     assert len(dict(model.named_parameters())) < len(kept)
     for name, bits in kept.items():
         value = parameter(name)
-        assert value.dtype == dtype
         assert value.is_contiguous()
+        assert value.dtype == dtypes[name]
         assert torch.equal(value.view(bits.dtype), bits), name
     with pytest.raises(AttributeError):
         parameter("layers.0.self_attn.r_proj.weight")
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_packed_model_can_be_saved(family: str, tmp_path: Path) -> None:
     model = small(family)
@@ -308,7 +327,7 @@ def test_a_packed_model_can_be_saved(family: str, tmp_path: Path) -> None:
         assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes(), name
 
 
-@needs_onednn
+@needs_library
 @pytest.mark.parametrize(
     ("what", "call"),
     [
@@ -339,7 +358,7 @@ def test_refusals(what: str, call: Callable[[Encoder], object]) -> None:
         assert torch.equal(model(batch), before)
 
 
-@needs_onednn
+@needs_library
 def test_inputs_with_gradients_are_refused() -> None:
     """Frozen weights and modes without gradients are allowed; an input that requires gradients is not."""
     model = small()
@@ -358,7 +377,7 @@ def test_inputs_with_gradients_are_refused() -> None:
         linear(x)
 
 
-@needs_onednn
+@needs_library
 def test_packing_twice_has_no_further_effect() -> None:
     model = small()
     pack_for_cpu(model)

@@ -84,7 +84,7 @@ def test_only_tokenwise_methods_are_compiled(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "compile", compile_)
     model = mixed()
     expected = [method for layer in (model.layers[0], model.layers[2]) for method in (layer.before, layer.after)]
-    compile_layers(model)
+    compile_layers(model, torch.device("cpu"))
     assert compiled == expected
 
 
@@ -98,5 +98,5 @@ def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         config.patch({"cpp.cxx": ("/nowhere/c++",)}),
         pytest.raises(DeviceError) as caught,
     ):
-        compile_layers(mixed())
+        compile_layers(mixed(), torch.device("cpu"))
     check_message("transforms.no_compiler", caught.value)

@@ -1,6 +1,6 @@
 """Files of Meta's ``esm`` package: ``NAME.pt`` with ``NAME-contact-regression.pt`` beside it.
 
-ESM-1b and ESM-1v files hold an ``args`` Namespace, ESM-2 files a ``cfg`` of OmegaConf; both hold a dictionary
+ESM-1, ESM-1b and ESM-1v files hold an ``args`` Namespace, ESM-2 files a ``cfg`` of OmegaConf; both hold a dictionary
 ``model``. Follows ``esm/pretrained.py`` of fair-esm 2.0.0, which relies on file names: it loads ``esm2...`` as ESM-2,
 and only ``esm1v...`` without a regression file.
 """
@@ -11,6 +11,7 @@ import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ TITLE: Final = "a file of Meta's esm package"
 WORDS: Final = "embed_tokens.weight"
 """How the key of the word embeddings ends, whatever is before it."""
 
-_PREFIX: Final = r"(?:(?:encoder\.)?sentence_encoder\.)?"
+_PREFIX: Final = r"(?:(?:encoder\.)?sentence_encoder\.|decoder\.)?"
 _MAX_WRAPPINGS: Final = 4
 
 
@@ -44,10 +45,15 @@ def layout(family: type[Encoder]) -> Layout:
     return Layout(keys=family.stored[NAME].keys, leftovers=r"lm_head\.weight|(.*\.)?(version|_float_tensor)")
 
 
-def normalize(tensors: Tensors) -> None:
+def words(family: type[Encoder] | None = None) -> tuple[str, ...]:
+    """How the key of the word embeddings may end."""
+    return (WORDS,)
+
+
+def normalize(tensors: Tensors, family: type[Encoder] | None = None) -> None:
     """Give tensors the names of the layout: without what a wrapper, or Meta's training, put before them."""
     unwrap(tensors, WORDS, _PREFIX)
-    tensors.rename(lambda key: re.sub(r"^(encoder\.)?(sentence_encoder\.)?", "", key))
+    tensors.rename(lambda key: re.sub(r"^(decoder\.|(encoder\.)?(sentence_encoder\.)?)", "", key))
 
 
 def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:
@@ -108,13 +114,17 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder], EncoderConfig]:
     family = stored_in(NAME, settings)
     if family is None:
+        known = dict.fromkeys(
+            known.config.family for family in families() for known in family.published if NAME in family.stored
+        )
         arch = shown(settings.get("arch"))
-        raise CheckpointError(f"architecture {arch} is not supported; ESM-1b and ESM-1v (roberta_large) and ESM-2 are")
+        raise CheckpointError(f"architecture {arch} is not supported; those of {', '.join(known)} are")
     shapes, alphabet = StoredShapes(tensors, layout(family)), family.config_type.alphabet
     rows, width = shapes["word_embeddings.weight"]
     if rows != len(alphabet):
         raise CheckpointError(f"{rows} tokens, the alphabet has {len(alphabet)}; other alphabets are not supported")
-    short = {key.removeprefix("encoder_"): value for key, value in settings.items()}  # files use either name
+    # Files use either name.
+    short = {key.removeprefix("encoder_").removeprefix("decoder_"): value for key, value in settings.items()}
     sizes = {
         "num_hidden_layers": count(short, "layers"),
         "num_attention_heads": count(short, "attention_heads"),
@@ -149,6 +159,8 @@ def check_target(path: Path, model: Encoder) -> None:
 
 def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) -> None:
     """Write ``NAME.pt`` without padding and, for a contact head, ``NAME-contact-regression.pt`` (see ``Format``)."""
+    stored = type(model).stored[NAME]
+    encoder_root, head_root = stored.roots
     trimmed = like(model, replace(model.config, vocab_size=len(model.alphabet)))
     rows = {name: len(value) for name, value in trimmed.named_parameters()}
     head: list[Planned] = []
@@ -158,10 +170,14 @@ def write(path: Path, model: Encoder, parameter: Parameter, dtype: torch.dtype) 
             head.append(planned)
         else:
             # Meta's loader strips these prefixes.
-            prefix = "encoder." if planned.key.startswith("lm_head.") else "encoder.sentence_encoder."
-            body.append(planned._replace(key=f"{prefix}{planned.key}"))
-    words = next(planned for planned in body if planned.key.endswith("embed_tokens.weight"))
-    body.append(words._replace(key="encoder.lm_head.weight"))
+            root = head_root if planned.key.startswith("lm_head.") else encoder_root
+            body.append(planned._replace(key=f"{root}{planned.key}"))
+    body += [
+        Planned(f"{encoder_root}{key}", (1,), dtype, partial(torch.zeros, 1, dtype=dtype)) for key in stored.blanks
+    ]
+    if "lm_head.weight" not in rows:  # tied to the word embeddings, which the file holds twice
+        words = next(planned for planned in body if planned.key.endswith(WORDS))
+        body.append(words._replace(key=f"{head_root}lm_head.weight"))
     save_torch_file(path, lambda tensors: {**described(model), "model": tensors}, body)
     if head:
         save_torch_file(regression_path(path), lambda tensors: {"model": tensors}, head)

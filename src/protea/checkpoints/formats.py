@@ -31,7 +31,15 @@ from protea.checkpoints.tensors import (
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 
-_MODULES: Final = {"te": "te", "hf": "hf", "nemo2": "nemo2", "nemo": "nemo", "fair-esm": "fair_esm"}
+_MODULES: Final = {
+    "te": "te",
+    "hf": "hf",
+    "nemo2": "nemo2",
+    "nemo": "nemo",
+    "fair-esm": "fair_esm",
+    "sequence-models": "sequence_models",
+    "evolutionaryscale": "evolutionary_scale",
+}
 """The module of each format, by the format's name."""
 
 _READERS: Final = {**_MODULES, "state-dict": "state_dict"}
@@ -101,7 +109,7 @@ def unsupported(model: Encoder, name: str) -> str | None:
     """Why a format, or the library that reads it, cannot hold a model; ``None`` if it can."""
     stored = type(model).stored.get(name)
     if stored is None:
-        return f"the format has no {model.config.family}"
+        return f"the format has no {model.config.family}; use --to {' or '.join(type(model).stored)}"
     if name == "fair-esm" and model.lm_head is None:
         return "Meta's classes have a language-model head, this checkpoint has none"
     return stored.unsupported(model.config)
@@ -155,14 +163,18 @@ def parts_of(folder: Path) -> str | None:
 
 
 def _file_format(path: Path) -> str:
-    from protea.checkpoints.fair_esm import is_described
+    from protea.checkpoints import evolutionary_scale, fair_esm, sequence_models
     from protea.checkpoints.torch_file import TorchFile, is_torch_file
 
     region = Region.of_file(path)
     if is_tar(region):
         return "nemo"
     if is_torch_file(region):
-        return "fair-esm" if is_described(TorchFile(region).content) else "state-dict"
+        content = TorchFile(region).content
+        described = (
+            form.NAME for form in (fair_esm, sequence_models, evolutionary_scale) if form.is_described(content)
+        )
+        return next(described, "state-dict")
     if is_safetensors(region):
         return "state-dict"
     if region.read(0, 2) == b"\x1f\x8b":

@@ -18,7 +18,7 @@ from protea.checkpoints import hf_config
 from protea.checkpoints.checkpoint import HEAD, Checkpoint, like
 from protea.checkpoints.formats import write_extras
 from protea.checkpoints.hf_config import read_config, write_config
-from protea.checkpoints.layout import APART, Layout, Parameter, plan_of
+from protea.checkpoints.layout import APART, VOCABULARY, Layout, Parameter, plan_of
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG, write_json
 from protea.checkpoints.tensors import INDEX, WEIGHTS, Planned, Tensors, open_safetensors, shards, write_safetensors
@@ -38,7 +38,10 @@ MAX_SHARD_BYTES: Final = 5 << 30
 """A larger checkpoint is split, as ``transformers`` does."""
 
 WORDS: Final = "embeddings.word_embeddings.weight"
-"""How the key of the word embeddings ends, whatever is before it."""
+"""How the key of the word embeddings ends in most families, whatever is before it."""
+
+_ROOT: Final = "esm."
+"""How the keys of ``EsmForMaskedLM`` begin, and those of an ``EsmModel`` do not."""
 
 _BARE_ROOTS: Final = ("embeddings.", "encoder.", "contact_head.", "rotary_embeddings.")
 
@@ -54,29 +57,51 @@ def _normalized(key: str, bare: bool, wrapped: bool) -> str:
     """
     head = HEAD.match(key) or ("head" in key.partition(".")[0] and not wrapped)
     if key.startswith(_BARE_ROOTS) or (bare and not head):
-        key = f"esm.{key}"
+        key = f"{_ROOT}{key}"
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
 
 
 def layout(family: type[Encoder]) -> Layout:
     """How the format keeps a family's parameters."""
-    return Layout(keys=family.stored[NAME].keys, leftovers=_LEFTOVERS)
+    stored = family.stored[NAME]
+    return Layout(keys=stored.keys, leftovers="|".join((_LEFTOVERS, *map(re.escape, stored.repeats))))
 
 
-def normalize(tensors: Tensors) -> None:
-    """Give tensors, whichever class, version and wrapper wrote them, the names of the layout."""
-    wrapped = bool(unwrap(tensors, WORDS, r"(?:esm\.)?"))
-    bare = WORDS in tensors
-    tensors.rename(lambda key: _normalized(key, bare, wrapped))
+def words(family: type[Encoder] | None = None) -> tuple[str, ...]:
+    """How the key of the word embeddings may end; without a family, in one with the names of ``EsmForMaskedLM``."""
+    place = None if family is None else layout(family).place(VOCABULARY[0])
+    if family is None or place is None or place.key == f"{_ROOT}{WORDS}":
+        return (WORDS,)
+    return (place.key, *(repeat for repeat, key in family.stored[NAME].repeats.items() if key == place.key))
+
+
+def normalize(tensors: Tensors, family: type[Encoder] | None = None) -> None:
+    """Give tensors, whichever class, version and wrapper wrote them, the names of the layout.
+
+    Without a family, it is one with the names of ``EsmForMaskedLM``.
+    """
+    own, *_ = words(family)
+    if family is None or own == WORDS:
+        wrapped = bool(unwrap(tensors, WORDS, f"(?:{re.escape(_ROOT)})?"))
+        bare = WORDS in tensors
+        tensors.rename(lambda key: _normalized(key, bare, wrapped))
+        return
+    stored = family.stored[NAME]
+    instead = {repeat: key for repeat, key in stored.repeats.items() if key not in tensors}
+    tensors.rename(lambda key: instead.get(key, key))
+    unwrap(tensors, own)
+    tensors.outside |= {key for key in tensors if re.fullmatch(stored.outside, key)}
 
 
 def checkpoint_of(config: EncoderConfig, tensors: Tensors, source: str) -> Checkpoint:
     """The checkpoint of tensors with the names of the layout (see ``Checkpoint``)."""
-    names = layout(family_of(config))
+    family = family_of(config)
+    names = layout(family)
     checkpoint = Checkpoint(config, tensors, names, source)
     tied = (("weight", "word_embeddings.weight"), ("bias", "lm_head.bias"))
     places = ((f"lm_head.decoder.{kind}", names.place(name)) for kind, name in tied)
     checkpoint.check_tied(*((repeat, place.key) for repeat, place in places if place is not None))
+    checkpoint.check_tied(*family.stored[NAME].repeats.items())
     return checkpoint
 
 
@@ -85,7 +110,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(folder)
     legacy = not any((folder / name).exists() for name in (WEIGHTS, INDEX)) and any(folder.glob("pytorch_model*.bin*"))
     tensors = _open_bin(folder) if legacy else open_safetensors(shards(folder))
-    normalize(tensors)
+    normalize(tensors, family_of(config))
     return checkpoint_of(config, tensors, CONFIG)
 
 

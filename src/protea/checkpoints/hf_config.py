@@ -9,10 +9,9 @@ from typing import Any, Final, get_type_hints
 
 import torch
 
-from protea.alphabet import Alphabet
-from protea.checkpoints.region import Region
-from protea.checkpoints.settings_files import CONFIG, read_json, read_text, write_json
+from protea.checkpoints.settings_files import CONFIG, read_json, write_json
 from protea.checkpoints.tensors import WEIGHTS
+from protea.checkpoints.vocabulary import TOKENIZER, VOCABULARY, check_vocabulary, stored_tokens
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -21,7 +20,8 @@ from protea.models.registry import families
 NAME: Final = "hf"
 """The name of the format for ``--to``."""
 
-VOCABULARY: Final = "vocab.txt"
+_TOKENS: Final = "tokens"
+"""The field of configurations that have a vocabulary of their own."""
 
 
 def read_config(folder: Path) -> EncoderConfig:
@@ -32,9 +32,14 @@ def read_config(folder: Path) -> EncoderConfig:
     described = read_json(path)
     try:
         config = config_from(described)
+        if hasattr(config, _TOKENS) and (tokens := stored_tokens(folder)) is not None:
+            if described.get(_TOKENS) not in (None, list(tokens)):
+                raise CheckpointError(f"{_TOKENS} are not those of the tokenizer's files; remove the wrong ones")
+            return config_from(described | {_TOKENS: list(tokens)})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    check_vocabulary(folder / VOCABULARY, config.alphabet)
+    if not hasattr(config, _TOKENS):
+        check_vocabulary(folder / VOCABULARY, config.alphabet)
     return config
 
 
@@ -47,7 +52,8 @@ def config_from(described: dict[str, Any]) -> EncoderConfig:
         *most, last = sorted({repr(family.config_type.model_type) for family in families()})
         raise CheckpointError(f"model_type {model_type!r} is not supported; Protea reads {', '.join(most)} and {last}")
     kind = family.config_type
-    if missing := [key for key in kind.required if described.get(key) is None]:
+    described = {**described, **{ours: described.get(theirs) for ours, theirs in kind.spelled.items()}}
+    if missing := [kind.spelled.get(key, key) for key in kind.required if described.get(key) is None]:
         raise CheckpointError(f"{', '.join(missing)} missing")
     values = dict(kind.absent)
     hints = get_type_hints(kind)
@@ -70,38 +76,26 @@ def config_from(described: dict[str, Any]) -> EncoderConfig:
     return config
 
 
-def _checked(described: dict[str, Any], name: str, kind: type) -> Any:
+def _checked(described: dict[str, Any], name: str, kind: Any) -> Any:
     value = described[name]
+    if kind == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise CheckpointError(f"{name} must be a list of strings")
+        return tuple(value)
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise CheckpointError(f"{name} must be of type {kind.__name__}, got {value!r}")
     return value
 
 
-def check_vocabulary(path: Path, alphabet: Alphabet) -> None:
-    """Refuse a vocabulary file, if there is one, with other tokens than the alphabet's."""
-    tokens = read_text(Region.of_file(path)).split() if os.path.lexists(path) else alphabet.tokens
-    for number, expected in enumerate(alphabet.tokens):
-        token = tokens[number] if number < len(tokens) else "nothing"
-        if token != expected:
-            raise CheckpointError(
-                f"{path}: token {number} is {token!r} where the {alphabet.name} alphabet has {expected!r}; models with "
-                "another alphabet are not supported"
-            )
-
-
 def write_config(folder: Path, model: Encoder, dtype: torch.dtype) -> None:
     """Write ``config.json``, the vocabulary, and the files that ``AutoTokenizer`` needs if it knows the family."""
     write_json(folder / CONFIG, config_json(model, dtype))
-    write_vocabulary(folder / VOCABULARY, model)
-    tokenizer = type(model).stored[NAME].tokenizer
-    if tokenizer:
-        alphabet = model.alphabet
-        names = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
-        ids = (alphabet.unk, alphabet.bos, alphabet.pad, alphabet.mask, alphabet.eos)
-        special = {name: alphabet.tokens[i] for name, i in zip(names, ids, strict=True) if i is not None}
-        write_json(folder / "special_tokens_map.json", special)
-        write_json(folder / "tokenizer_config.json", special | {"tokenizer_class": tokenizer})
+    files = type(model).stored[NAME].tokenizer_files(model.config)
+    for name, content in files.items():
+        write_json(folder / name, content)
+    if TOKENIZER not in files:
+        write_vocabulary(folder / VOCABULARY, model)
 
 
 def write_vocabulary(path: Path, model: Encoder) -> None:
@@ -113,7 +107,7 @@ def config_json(model: Encoder, dtype: torch.dtype, form: str = NAME) -> dict[st
     """The content of ``config.json`` for a model stored as ``dtype`` in a format."""
     config, family = model.config, type(model)
     with_head, without_head = family.stored[NAME].classes or (family.__name__, family.__name__)
-    values = asdict(config) | {
+    values = {config.spelled.get(name, name): value for name, value in asdict(config).items()} | {
         "architectures": [without_head if model.lm_head is None else with_head],
         "model_type": config.model_type,
         "mask_token_id": model.alphabet.mask,

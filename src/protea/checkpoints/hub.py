@@ -12,6 +12,7 @@ from protea import bundled
 from protea.checkpoints.formats import checkpoint_path, has_weights, parts_of
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import INDEX, WEIGHTS
+from protea.checkpoints.vocabulary import FILES as VOCABULARY_FILES
 from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder
 from protea.models.family import HUB, META, Published
@@ -76,9 +77,10 @@ def locate(model: str | Path) -> Path:
     known = published(name)
     if not known.place:
         raise CheckpointError(f"{name} has no published weights; `protea init {name}` makes random ones")
+    account = ", which needs an account there" if known.account else ""
     raise CheckpointError(
-        f"{name} is published at {known.place}, which needs an account there: fetch it and name the file, or the "
-        f"folder it unpacks to; or make random weights: `protea init {name} -o DIR`"
+        f"{name} is published at {known.place}{account}: fetch it and name the file, or the folder it "
+        f"unpacks to; or make random weights: `protea init {name} -o DIR`"
     )
 
 
@@ -152,7 +154,8 @@ def _on_disk(model: str | Path) -> Path | None:
             message = f"{bundled.NAME} is the model in the package; the one in this folder is ./{bundled.NAME}"
             warnings.warn(message, ProteaWarning, stacklevel=3)
         return bundled.FOLDER
-    for path in (Path(model), Path(short if short in published_models() else model)):
+    others = [Path(short)] if short != str(model) and short in published_models() else []
+    for path in (Path(model), *others):
         try:
             if path.is_dir() or path.is_file():
                 return _only_file(checkpoint_path(path))
@@ -175,7 +178,7 @@ def _only_file(path: Path) -> Path:
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [CONFIG, "model*.safetensors", INDEX, "vocab.txt"]
+    patterns = [CONFIG, "model*.safetensors", INDEX, *VOCABULARY_FILES]
     try:
         folder = Path(snapshot_download(repository, allow_patterns=patterns))
         if not has_weights(folder):  # Meta published its largest models as pickles only

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import NEMO_CONFIG
-from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
+from protea.checkpoints.hf_config import write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region, folder_members, tar_members
 from protea.checkpoints.settings_files import count, number, read_yaml, shown
 from protea.checkpoints.tensors import StoredTensor, Tensors
 from protea.checkpoints.torch_file import TorchFile, open_state_dicts, save_torch_file
+from protea.checkpoints.vocabulary import VOCABULARY
 from protea.checkpoints.wrappers import unwrap
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder

@@ -17,12 +17,13 @@ import yaml
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.distcp import DistributedTensors, write_distributed
-from protea.checkpoints.hf_config import VOCABULARY, write_vocabulary
+from protea.checkpoints.hf_config import write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, StoredShapes, plan_of, true_vocabulary
 from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import count, number, read_json, read_yaml, write_json
 from protea.checkpoints.tensors import Tensors
 from protea.checkpoints.torch_file import to_bytes
+from protea.checkpoints.vocabulary import VOCABULARY
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.registry import stored_in

@@ -207,7 +207,7 @@ def _fair_esm(checkpoint: Checkpoint) -> Run:
 
     tensors = checkpoint.tensors
     head = {key: tensors[key].float() for key in tensors if key.startswith("contact_head.")}
-    state = {f"encoder.{key}": tensors[key].float().clone() for key in tensors if key not in head}
+    state = {key: tensors[key].float().clone() for key in tensors if key not in head}
     content: dict[str, Any] = fair_esm.described(checkpoint.model) | {"model": state}
     # Meta's loader relies on names, and accepts a missing regression only for ESM-1v.
     name = type(checkpoint.model).stored[fair_esm.NAME].prefix or ("esm1b" if head else "esm1v")

@@ -23,7 +23,7 @@ from protea.checkpoints.tensors import Tensors, is_safetensors, open_safetensors
 from protea.checkpoints.torch_file import TorchFile, has_words, is_torch_file, named_tensors, open_state_dicts, state_of
 from protea.errors import CheckpointError, ProteaWarning
 from protea.models.family import EncoderConfig
-from protea.models.registry import build, families
+from protea.models.registry import build, families, family_of
 
 NAME: Final = "state-dict"
 TITLE: Final = "a state dict"
@@ -35,17 +35,19 @@ _NO_WEIGHTS: Final = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a file of tensors."""
-    tensors = _tensors(path)
-    form = next((form for form in (hf, fair_esm) if any(key.endswith(form.WORDS) for key in tensors)), None)
+    tensors, beside = _tensors(path), (path.parent / CONFIG).exists()
+    described = read_config(path.parent) if beside else None
+    family = None if described is None else family_of(described)
+    forms = [form for form in (hf, fair_esm) if family is None or form.NAME in family.stored]
+    form = next((form for form in forms if any(key.endswith(form.words(family)) for key in tensors)), None)
     if form is None:
         refuse_adapters(tensors, tensors)
         raise CheckpointError(
             f"{path}: none of its {len(tensors)} tensors is called {hf.WORDS} (transformers) or {fair_esm.WORDS} "
             "(Meta's esm package); save the complete model"
         )
-    form.normalize(tensors)
-    beside = (path.parent / CONFIG).exists()
-    config, name = (read_config(path.parent), CONFIG) if beside else _recognised(path, form, tensors)
+    form.normalize(tensors, family)
+    config, name = _recognised(path, form, tensors) if described is None else (described, CONFIG)
     checkpoint: Checkpoint = form.checkpoint_of(config, tensors, name)
     if beside:
         return checkpoint
@@ -113,7 +115,7 @@ def _recognised(path: Path, form: ModuleType, tensors: Tensors) -> tuple[Encoder
 def _fits(config: EncoderConfig, layout: Layout, tensors: Tensors) -> bool:
     """Whether tensors have a model's shapes; its heads may be absent, and the file may have more."""
     words = layout.place("word_embeddings.weight")
-    if words is None or tensors.shape(words.key) != (config.vocab_size, config.hidden_size):
+    if words is None or words.key not in tensors or tensors.shape(words.key) != (config.vocab_size, config.hidden_size):
         return False  # most published models, and building them takes long
     model = build(config)
     for entry in entries(model, layout):

@@ -14,7 +14,7 @@ import torch
 from protea import bundled
 from protea.checkpoints.formats import open_checkpoint, recognised
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
-from protea.device import DTYPES, MIXED
+from protea.device import DTYPES, MIXED, resolve_device
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
@@ -49,6 +49,7 @@ def listing() -> list[dict[str, Any]]:
             "family": known.config.family,
             "parameters": parameter_count(architecture(known)),
             "licence": known.licence,
+            "restriction": known.restriction,
             "contact_head": known.contact_head,
             "format": known.format,
             "place": known.place or "not published; architecture only",
@@ -65,7 +66,8 @@ def describe(model: str) -> dict[str, Any]:
         known = published(model)
         described = _architecture(architecture(known))
         checksum = {"published_sha256": known.sha256} if known.sha256 else {}
-        return {"model": known.name, **described, "licence": known.licence, "weights": known.place} | checksum
+        licence = {"licence": known.licence, "restriction": known.restriction}
+        return {"model": known.name, **described, **licence, "weights": known.place} | checksum
     with open_checkpoint(path) as checkpoint:
         return {
             "model": model,
@@ -74,7 +76,15 @@ def describe(model: str) -> dict[str, Any]:
             "stored_as": checkpoint.stored_types,
             "weights": str(path),
             "sha256": {file.name: sha256(file) for file in checkpoint.tensors.paths},
-        } | ({"licence": published(model).licence} if path == bundled.FOLDER else {})
+        } | _licence(path, checkpoint.model)
+
+
+def _licence(path: Path, model: Encoder) -> dict[str, str]:
+    """The licence of a checkpoint, as far as it is known: that of the bundled model, and one that forbids a use."""
+    if path == bundled.FOLDER:
+        return {"licence": published(bundled.NAME).licence}
+    known = model.restricted
+    return {} if known is None else {"licence": f"{known.licence} of {known.name}", "restriction": known.restriction}
 
 
 def parameter_count(module: Encoder) -> int:
@@ -105,7 +115,7 @@ def _memory(module: Encoder, parameters: int) -> dict[str, int]:
     """Bytes of the weights by the type that a model computes in."""
     memory = {name: parameters * dtype.itemsize for name, dtype in DTYPES.items()}
     with suppress(UsageError):  # a family without such layers
-        narrow = narrow_weights(module)
+        narrow = narrow_weights(module, resolve_device("auto"))
         halved = sum(parameter.numel() for name, parameter in module.named_parameters() if name in narrow)
         memory[MIXED] = memory["float32"] - 2 * halved
     return memory
@@ -124,7 +134,8 @@ def summarise(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "limit", f"{trained:,} residues; longer sequences are shortened, unless `protea embed --long window`{full}"
     yield "capabilities", ", ".join(["embed", *description["capabilities"]])
     if "licence" in description:
-        yield "licence", description["licence"] or "no published weights"
+        forbids = f" ({description['restriction']})" if description.get("restriction") else ""
+        yield "licence", (description["licence"] or "no published weights") + forbids
     yield "weights", description["weights"] or "none"
     if description.get("published_sha256"):
         yield "sha256", f"{description['published_sha256']} (as published)"

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint, recognised
-from protea.checkpoints.hf_config import NAME, VOCABULARY, write_config
+from protea.checkpoints.hf_config import NAME, write_config
 from protea.checkpoints.layout import Parameter
 from protea.checkpoints.settings_files import CONFIG
 from protea.checkpoints.tensors import same_bits
+from protea.checkpoints.vocabulary import VOCABULARY
 from protea.device import return_freed_memory
 from protea.errors import FinishedError, OutputError, ProteaError
 from protea.journal import complete

@@ -16,10 +16,11 @@ import torch
 
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.formats import RECIPE_MODEL_TYPE
-from protea.checkpoints.hf_config import VOCABULARY, config_from, config_json, write_vocabulary
+from protea.checkpoints.hf_config import config_from, config_json, write_vocabulary
 from protea.checkpoints.layout import Layout, Parameter, plan_of, true_vocabulary
 from protea.checkpoints.settings_files import CONFIG, read_json, write_json
 from protea.checkpoints.tensors import WEIGHTS, open_safetensors, shards, write_safetensors
+from protea.checkpoints.vocabulary import VOCABULARY
 from protea.checkpoints.wrappers import unwrap
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder

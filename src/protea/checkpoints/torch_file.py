@@ -29,7 +29,7 @@ from protea.errors import CheckpointError, ProteaWarning
 MODEL_NAMES: Final = ("model_state_dict", "state_dict", "model")
 """What training programs call the state dict, beside their own state."""
 
-_WORDS: Final = ("word_embeddings.weight", "embed_tokens.weight")
+_WORDS: Final = ("word_embeddings.weight", "embed_tokens.weight", "shared.weight")
 _AVERAGED: Final = re.compile(r"(?<![a-z])(ema|swa)|averag|shadow", re.IGNORECASE)
 _LONGEST: Final = 60
 """Longer places within a file are not looked into."""

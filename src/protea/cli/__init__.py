@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "plan": "plan",
     "export": "pretrain",
     "average": "pretrain",
+    "doctor": "doctor",
 }
 """Commands in the order of the help, each with its module in ``protea.cli``."""
 

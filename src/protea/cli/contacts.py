@@ -31,7 +31,7 @@ Structures = Annotated[
 ]
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def contacts(
     inputs: Fasta,
     output: Annotated[
@@ -109,6 +109,7 @@ def contacts(
         raise typer.Exit(1)
 
 
+@options.options_of(options.computing)
 def fit_contacts(
     structures: Structures,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")],

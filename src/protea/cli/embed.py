@@ -29,7 +29,7 @@ _REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "skipped")
 """Counts of records that the report lists."""
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def embed(
     ctx: typer.Context,
     inputs: Annotated[list[str] | None, FASTA] = None,

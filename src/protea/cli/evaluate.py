@@ -40,6 +40,7 @@ def _options(context: typer.Context) -> None:
 
 
 @evaluate.command("contacts")
+@options.options_of(options.computing)
 def evaluate_contacts(
     structures: Structures,
     model: options.Model = bundled.NAME,
@@ -136,6 +137,7 @@ def _show_chains(precisions: list[ChainPrecision]) -> None:
 
 
 @evaluate.command("proteingym")
+@options.options_of(options.computing)
 def evaluate_proteingym(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Deep mutational scans in ProteinGym's layout.", show_default=False)
@@ -234,6 +236,7 @@ def _show_results(results: list[Measured], published: list[str]) -> None:
 
 
 @evaluate.command("flip")
+@options.options_of(options.computing)
 def evaluate_flip(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="FLIP's files, a folder for each task.", show_default=False)

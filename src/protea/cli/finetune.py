@@ -27,7 +27,7 @@ _DATA = typer.Argument(
 _SHOWN = 4  # numbers of each method in the table
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def finetune(
     ctx: typer.Context,
     data: Annotated[list[str] | None, _DATA] = None,
@@ -203,7 +203,7 @@ def _is_given(ctx: typer.Context, name: str) -> bool:
     return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def predict(
     ctx: typer.Context,
     run: Annotated[

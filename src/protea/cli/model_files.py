@@ -10,7 +10,7 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Dtype
+from protea.cli.options import Dtype, computing, options_of
 from protea.cli.terminal import bars, show_table
 from protea.errors import UsageError
 
@@ -82,6 +82,7 @@ def init(
     typer.echo(f"{output}: {known.name} with random weights (seed {seed}); it knows nothing of proteins yet")
 
 
+@options_of(computing)
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint of any format, or a published name.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="File or folder to write; must be new.")],
@@ -105,11 +106,14 @@ def convert(
 
     \b
     Formats:
-      hf        Hugging Face folder, Protea's own       esm2, esm1b, esm1v, esm1nv
-      fair-esm  NAME.pt of Meta's esm package           esm2, esm1b, esm1v
-      nemo      .nemo of BioNeMo 1                      esm2, esm1nv
-      nemo2     checkpoint directory of BioNeMo 2       esm2
-      te        folder of NVIDIA's TransformerEngine    esm2
+      hf                 Hugging Face folder, Protea's own
+      fair-esm           NAME.pt of Meta's esm package
+      nemo               .nemo of BioNeMo 1
+      nemo2              checkpoint directory of BioNeMo 2
+      te                 folder of NVIDIA's TransformerEngine
+      sequence-models    NAME.pt of Microsoft's sequence-models
+      evolutionaryscale  NAME.pth of EvolutionaryScale's esm
+    Which families a format has is in docs/checkpoints.md.
 
     \b
     Examples:
@@ -133,6 +137,7 @@ def convert(
             typer.echo(f"{label:<10}{line}")
 
 
+@options_of(computing)
 def check(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A published name, or a checkpoint of any format.")

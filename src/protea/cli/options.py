@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -45,6 +46,25 @@ Dtype = Annotated[
     str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bf16-mixed, bfloat16 or float16.")
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="Multiply in bfloat16 (--dtype bf16-mixed) if the hardware can.")]
+
+
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        from protea.limits import use_threads
+
+        use_threads(count)
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Number of CPU threads to compute with; by default one for each core that this process may use.",
+        callback=_use_threads,
+        expose_value=False,
+    ),
+]
 TokenBudget = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Number of tokens computed at a time; by default as memory allows."),
@@ -122,18 +142,28 @@ def columns(*, id_column: IdColumn = None, sequence_column: SequenceColumn = Non
     """The columns of input tables."""
 
 
+def computing(*, threads: Threads = None) -> None:
+    """The threads of a command that computes. They are set when the option is read; commands do not receive it."""
+
+
 def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some groups; it receives their values as keyword arguments."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            if computing in groups:
+                values.pop("threads", None)  # Typer gives it, though it is not exposed
+            command(**values)
+
         parameters = {
             parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for function in (command, *groups)
             for parameter in inspect.signature(function, eval_str=True).parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
-        command.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-        return command
+        run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        return run
 
     return add
 

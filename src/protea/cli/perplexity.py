@@ -19,7 +19,7 @@ from protea.text import counted
 _CHANGES_SHOWN = 10  # most records that standard error shows; a report lists all
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def perplexity(
     inputs: Fasta,
     model: Model = bundled.NAME,

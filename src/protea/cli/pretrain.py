@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
-from protea.cli.options import Dtype
+from protea.cli.options import Dtype, computing, options_of
 from protea.cli.terminal import tell
 from protea.errors import UsageError
 from protea.text import counted
@@ -23,6 +23,7 @@ AnyRun = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of 
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; must be new.")]
 
 
+@options_of(computing)
 def pretrain(
     recipe: Annotated[
         str | None,
@@ -61,7 +62,7 @@ def pretrain(
       protea pretrain esm2_650M --dry-run
     """
     if names:
-        from protea.train.loop import listing
+        from protea.train.preview import listing
 
         for line in listing():
             typer.echo(line)
@@ -71,7 +72,7 @@ def pretrain(
     if dry_run:
         import yaml
 
-        from protea.train.loop import dry_run as costs_of
+        from protea.train.preview import dry_run as costs_of
         from protea.train.recipe import read_recipe
 
         settings = read_recipe(recipe, changes or [])

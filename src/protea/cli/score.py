@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PROBLEMS_SHOWN = 10  # most rows that standard error shows if a report lists all
 
 
-@options.options_of(options.columns, options.letters)
+@options.options_of(options.columns, options.letters, options.computing)
 def score(
     proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
     table: Annotated[

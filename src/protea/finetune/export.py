@@ -77,6 +77,12 @@ def export(
         raise UsageError(
             f"{run}: transformers has no class for {encoder.config.family}; only Protea can use it, as it is"
         )
+    bare = (type(encoder).stored[hf.NAME].classes or ("", ""))[1]
+    if _is_whole(predictor) and not COUNTERPARTS[predictor.task.unit].name.startswith(bare.removesuffix("Model")):
+        raise UsageError(
+            f"{run}: transformers has no class with this head for {encoder.config.family}; with another --head, the "
+            "encoder alone can be exported"
+        )
     what = COUNTERPARTS[predictor.task.unit].name if _is_whole(predictor) else "the encoder alone"
     name = base or predictor.base.name
     if adapter:

@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from protea.checkpoints.formats import has_weights, open_checkpoint
-from protea.checkpoints.hf_config import VOCABULARY, check_vocabulary
 from protea.checkpoints.settings_files import CONFIG, read_json
+from protea.checkpoints.vocabulary import VOCABULARY, check_vocabulary
 from protea.errors import CheckpointError, ProteaWarning, UsageError, warn
 from protea.finetune.adapters import CLASSIFIER, Adapter, has_class
 from protea.finetune.adapters import CONFIG as ADAPTER_CONFIG

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protea import native
 from protea.device import free_memory, keep_freed_memory, native_bfloat16
 from protea.errors import DataError, UsageError
 from protea.finetune.adapters import insert, train_adapters
@@ -29,7 +30,7 @@ from protea.models.encoder import Encoder
 from protea.train.model import Precision, Trainable
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import OptimizerSettings
-from protea.transforms import native
+from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import recompute_layers
 
 ENCODER: Final = "encoder."
@@ -178,13 +179,15 @@ def default_token_budget(model: Encoder, packer: Packer, train: Ints, settings: 
 
 
 def prepare_device(model: Encoder, settings: TuneSettings, precision: str) -> list[str]:
-    """Apply what changes no number: recomputation, memory that is kept, fast attention; returns notes for the user."""
+    """Apply what changes no number: recomputation, memory that is kept, fast products; returns notes for the user."""
     if settings.recompute:
         recompute_layers(model)
     if model.device.type != "cpu":
         return []
     keep_freed_memory()
-    reason = native.enable() if precision == "bf16-mixed" else None
+    if precision == "float32":
+        multiply_natively(model)
+    reason = native.reason()
     if precision == "bf16-mixed" and not native_bfloat16(model.device):
         return ["this processor has no bfloat16 products: --precision float32 trains many times faster"]
     return [] if reason is None else [f"attention uses PyTorch's kernel, which is slower than Protea's: {reason}"]

@@ -35,7 +35,7 @@ from protea.train.run_checkpoints import (
     step_folders,
     step_of,
 )
-from protea.train.run_folder import compare_surroundings, surroundings
+from protea.train.run_state import compare_surroundings, surroundings
 
 SAVE_SECONDS: Final = 60.0
 SAVE_SHARE: Final = 0.1

@@ -14,7 +14,8 @@ from protea import bundled
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
 from protea.device import DTYPES, MIXED, native_bfloat16, resolve_device
-from protea.errors import UsageError
+from protea.errors import UsageError, warn
+from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.transforms.cpu import pack_for_cpu
@@ -85,6 +86,7 @@ def load_model(
 
     ``dtype`` is a name in ``DTYPES``, or ``MIXED``. On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
     """
+    limit_threads()
     where, mixed = resolve_device(device), dtype == MIXED
     if not mixed and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; use {', '.join(DTYPES)} or {MIXED}")
@@ -92,12 +94,16 @@ def load_model(
         raise UsageError(f"a model in {MIXED} cannot be trained; load it in float32 and train it within torch.autocast")
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
-        others = narrow_weights(checkpoint.model) if mixed else None
+        others = narrow_weights(checkpoint.model, where) if mixed else None
         module = checkpoint.load(dtype=torch.float32 if mixed else DTYPES[dtype], device=where, others=others)
         files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models contain a contact head with random weights.
         module.contact_head = None
+    if (licensed := module.restricted) is not None:
+        warn(
+            f"{model}: if these weights come from {licensed.name}, they are {licensed.restriction} ({licensed.licence})"
+        )
     if mixed:
         mix(module)
     if not trainable:

@@ -1,8 +1,7 @@
 """Attention over packed sequences: the kernels, what each supports, and the function that picks one.
 
 Every kernel takes an ``AttentionCall`` and returns ``[Tq, H, K]``. To add a kernel, write the function and its entry in
-``KERNELS``, or give it to ``add_kernel`` if it must be switched on. ``benchmarks/attention.py`` measures which kernel
-is fastest for which shape.
+``KERNELS``. ``benchmarks/attention.py`` measures which kernel is fastest for which shape.
 
 Shapes: T tokens, H heads, K head width, L length of one sequence, n sequences of equal length.
 """
@@ -22,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.device import native_bfloat16
+from protea.native.packed_attention import HEAD_WIDTHS, attention
+from protea.native.products import supports
 from protea.packing import CuSeqlens
 
 
@@ -31,11 +32,13 @@ class HeadMaps:
 
     Rows attend to columns. Keys that a layer adds behind a sequence take part in the softmax but are not in the map, so
     rows then sum to less than 1. ``q`` is ``[L, H, K]``, scaled, and ``k`` is ``[>=L, H, K]``; ``bias`` covers both.
+    ``relative`` is as in ``AttentionCall``.
     """
 
     q: Tensor
     k: Tensor
     bias: Tensor | None
+    relative: Tensor | None = None
 
     def __len__(self) -> int:
         return self.q.shape[1]
@@ -45,6 +48,8 @@ class HeadMaps:
         scores = self.q[:, head].to(dtype) @ self.k[:, head].to(dtype).T
         if self.bias is not None:
             scores = scores + self.bias[head].to(dtype)
+        if self.relative is not None:
+            scores = scores + by_distance(self.relative[head : head + 1], len(self.q))[0].flip(-1).to(dtype)
         return scores.softmax(-1)[:, : len(self.q)]
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -60,6 +65,8 @@ class AttentionCall:
     Attributes:
         scale: factor on ``q·k`` before the softmax.
         bias: ``[H, >=max Lq, >=max Lk]``, added to the scaled scores of every sequence, from its first token on.
+        relative: ``[H, 2M-1]``, added to the scaled scores of every sequence of at most M tokens, whose queries are
+            its keys: column M-1 + i - j is added for query i and key j.
         dropout: share of probabilities to drop.
     """
 
@@ -70,19 +77,22 @@ class AttentionCall:
     cu_k: CuSeqlens
     scale: float = 1.0
     bias: Tensor | None = None
+    relative: Tensor | None = None
     dropout: float = 0.0
 
     @property
     def needs_gradients(self) -> bool:
         """Whether PyTorch records this call for a backward pass."""
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q, self.k, self.v))
+        return torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (self.q, self.k, self.v, self.bias, self.relative)
+        )
 
     def maps(self, sequence: int) -> HeadMaps:
         """The attention maps of one sequence, for observers; no kernel holds those of all heads at once."""
         (q0, q1), (k0, k1) = self.cu_q.spans()[sequence], self.cu_k.spans()[sequence]
         bias = None if self.bias is None else self.bias[:, : q1 - q0, : k1 - k0]
         q = self.q[q0:q1]
-        return HeadMaps(q if self.scale == 1.0 else q * self.scale, self.k[k0:k1], bias)
+        return HeadMaps(q if self.scale == 1.0 else q * self.scale, self.k[k0:k1], bias, self.relative)
 
     def runs(self) -> list[tuple[slice, slice, int]]:
         """Rows of queries, rows of keys and number of sequences for each run of neighbours of equal lengths."""
@@ -99,7 +109,7 @@ class AttentionCall:
 class Kernel:
     """A kernel and the calls it supports; ``None`` means no restriction.
 
-    ``inference`` says whether it serves calls without gradients, ``available`` whether the machine can run it.
+    ``available`` says whether the machine can run it, and whatever else a call must be like.
     """
 
     name: str
@@ -108,10 +118,10 @@ class Kernel:
     dtypes: frozenset[torch.dtype] | None = None
     head_widths: range | None = None
     bias: bool = False
+    relative: bool = False
     dropout: bool = False
     gradients: bool = False
-    inference: bool = True
-    available: Callable[[torch.device], bool] = lambda device: True
+    available: Callable[[AttentionCall], bool] = lambda call: True
 
     def supports(self, call: AttentionCall) -> bool:
         """Whether the kernel can serve this call."""
@@ -121,9 +131,10 @@ class Kernel:
             and (self.dtypes is None or q.dtype in self.dtypes)
             and (self.head_widths is None or q.shape[-1] in self.head_widths)
             and (self.bias or call.bias is None)
+            and (self.relative or call.relative is None)
             and (self.dropout or not call.dropout)
-            and (self.gradients if call.needs_gradients else self.inference)
-            and self.available(q.device)
+            and (self.gradients or not call.needs_gradients)
+            and self.available(call)
         )
 
 
@@ -151,21 +162,48 @@ def _sdpa(call: AttentionCall) -> Tensor:
     keys, values = (torch.split(x, [rows_k.stop - rows_k.start for _, rows_k, _ in runs]) for x in (k, v))
     # Autocast would convert the widened tensors back to bfloat16.
     with torch.autocast("cpu", enabled=False) if widened else nullcontext():
-        outputs = [
-            _fused(queries[i], keys[i], values[i], n, call.scale, call.bias, call.dropout)
-            for i, (_, _, n) in enumerate(runs)
-        ]
+        outputs = [_fused(call, queries[i], keys[i], values[i], n) for i, (_, _, n) in enumerate(runs)]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype)
 
 
-def _fused(
-    q: Tensor, k: Tensor, v: Tensor, n: int, scale: float, bias: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
+def _fused(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, n: int) -> Tensor:
     """One fused call for ``n`` sequences of equal length: ``[n * L, H, K]`` in and out."""
     queries, keys, values = (x.view(n, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    mask = None if bias is None else bias[:, : queries.shape[2], : keys.shape[2]].to(q.dtype)
-    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scale)
+    length = queries.shape[2]
+    mask = None if call.bias is None else call.bias[:, :length, : keys.shape[2]].to(q.dtype)
+    if call.relative is not None:
+        # The order of keys has no meaning to the kernel.
+        keys, values = keys.flip(2), values.flip(2)
+        scores = by_distance(call.relative.to(q.dtype), length)
+        mask = scores if mask is None else mask.flip(2) + scores
+    # PyTorch's fast kernel takes a mask of four axes only.
+    mask = None if mask is None else mask[None]
+    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
     return y.transpose(1, 2).flatten(0, 1)
+
+
+def by_distance(relative: Tensor, length: int) -> Tensor:
+    """Scores ``[H, L, L]`` of queries in order and keys from the last to the first, a view of ``[H, 2M-1]``.
+
+    With the keys in this order, what depends on the distance alone is a matrix whose element (i, j) depends on i + j.
+    Such a matrix is a view with equal strides, however long the sequence; see ``AttentionCall.relative``.
+    """
+    relative = relative.contiguous()
+    heads, columns = relative.shape
+    return relative.as_strided(
+        (heads, length, length), (columns, 1, 1), relative.storage_offset() + columns // 2 + 1 - length
+    )
+
+
+def _native_adds(call: AttentionCall) -> bool:
+    """Whether the native library can add what a call adds to its scores: one bias, in float32, without gradients."""
+    added = (call.bias is not None) + (call.relative is not None)
+    return not added or (added == 1 and call.q.dtype == torch.float32 and not call.needs_gradients)
+
+
+def _native(call: AttentionCall) -> Tensor:
+    """The native library's, with the bits of a sequence the same in every pack."""
+    return attention(call.q, call.k, call.v, call.cu_q, call.cu_k, call.scale, call.bias, call.relative)
 
 
 def _varlen(call: AttentionCall) -> Tensor:
@@ -193,21 +231,19 @@ VARLEN: Final = Kernel(
     dtypes=frozenset({torch.bfloat16, torch.float16}),
     head_widths=range(8, 257, 8),
     gradients=True,
-    available=native_bfloat16,
+    available=lambda call: native_bfloat16(call.q.device),
 )
-SDPA: Final = Kernel("sdpa", _sdpa, bias=True, dropout=True, gradients=True)
+NATIVE: Final = Kernel(
+    "native",
+    _native,
+    device="cpu",
+    head_widths=HEAD_WIDTHS,
+    bias=True,
+    relative=True,
+    gradients=True,
+    available=lambda call: supports(call.q.dtype) and _native_adds(call),
+)
+SDPA: Final = Kernel("sdpa", _sdpa, bias=True, relative=True, dropout=True, gradients=True)
 
-KERNELS: Final = [VARLEN, SDPA]
+KERNELS: Final = [VARLEN, NATIVE, SDPA]
 """In order of preference; the last supports every call."""
-
-
-def add_kernel(kernel: Kernel) -> None:
-    """Consider one more kernel in this process, before ``SDPA``. Adding it twice has no further effect."""
-    if kernel not in KERNELS:
-        KERNELS.insert(KERNELS.index(SDPA), kernel)
-
-
-def remove_kernel(kernel: Kernel) -> None:
-    """Stop considering a kernel. Removing it twice has no further effect."""
-    if kernel in KERNELS:
-        KERNELS.remove(kernel)

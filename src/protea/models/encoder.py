@@ -46,6 +46,8 @@ class Encoder(nn.Module, ABC):
     config_type: ClassVar[type[EncoderConfig]]
     stored: ClassVar[Mapping[str, StoredAs]]
     published: ClassVar[tuple[Published, ...]] = ()
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """Why no model of the family has a capability, and which families have it, by capability."""
     mixed = False
     """Whether the layers multiply in bfloat16, and the rest is float32 (``protea.transforms.mixed``)."""
 
@@ -176,6 +178,11 @@ class Encoder(nn.Module, ABC):
         setattr(self.get_submodule(owner), own_name, value)
 
     @property
+    def restricted(self) -> Published | None:
+        """The published model of this architecture whose licence forbids a use that users may not expect."""
+        return next((known for known in self.published if known.restriction and known.config == self.config), None)
+
+    @property
     def capabilities(self) -> frozenset[str]:
         """What this model can do beyond embedding: ``attention``, ``logits``, ``contacts``."""
         present = {
@@ -188,4 +195,5 @@ class Encoder(nn.Module, ABC):
     def require(self, capability: str) -> None:
         """Raise ``CapabilityError`` with a remedy if the model lacks a capability."""
         if capability not in self.capabilities:
-            raise CapabilityError(f"this {self.config.family} model has no {capability}; {_REMEDIES[capability]}")
+            remedy = self.lacks.get(capability, _REMEDIES[capability])
+            raise CapabilityError(f"this {self.config.family} model has no {capability}; {remedy}")

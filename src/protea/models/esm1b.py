@@ -82,7 +82,7 @@ _STORED: Final = {
         config=lambda described, sizes, shapes: ESM1bConfig(**sizes),
         describe=lambda config: esm_config("absolute", norm_before=config.emb_layer_norm_before),
         classes=esm_formats.HF_CLASSES,
-        tokenizer="EsmTokenizer",
+        tokenizer_files=esm_formats.tokenizer_files,
     ),
     "fair-esm": StoredAs(
         keys=esm_formats.FAIR_ESM,
@@ -99,6 +99,7 @@ _STORED: Final = {
             "token_dropout": config.token_dropout,
             "final_bias": True,
         },
+        roots=esm_formats.META_ROOTS,
         unsupported=esm_formats.meta_epsilon,
         # Meta's loader sets this row to 0 for models with token dropout. Only the output matrix uses the row.
         zeroed=lambda config: {"word_embeddings.weight": ESM.mask} if config.token_dropout else {},

@@ -23,7 +23,7 @@ from protea.models import esm_formats
 from protea.models.esm_formats import gelu_is_tanh
 from protea.models.family import Shapes, StoredAs, by_nvidia
 from protea.models.layers import blank_embedding
-from protea.models.transformer import ACTIVATIONS, Transformer, TransformerConfig
+from protea.models.transformer import Transformer, TransformerConfig
 from protea.packing import PackedBatch
 
 
@@ -62,8 +62,8 @@ class ESM1nvConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_act not in ACTIVATIONS:
-            raise CheckpointError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}")
+        if self.hidden_act not in ("gelu", "gelu_tanh"):
+            raise CheckpointError(f"hidden_act must be one of gelu, gelu_tanh, got {self.hidden_act!r}")
 
 
 ESM1NV: Final = ESM1nvConfig()

@@ -5,7 +5,7 @@ Pre-norm transformers with rotary positions and token dropout. They follow Meta'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -17,13 +17,13 @@ from protea.errors import CheckpointError
 from protea.models import esm_formats
 from protea.models.esm_formats import QKV, esm_config, esm_positions, gelu_is_tanh
 from protea.models.family import Keys, Published, Shapes, StoredAs, by_meta, by_nvidia, te_recipe
-from protea.models.layers import LayerContext, inverse_frequencies, rotary_angles, token_dropout
-from protea.models.transformer import Transformer, TransformerConfig
+from protea.models.layers import token_dropout
+from protea.models.transformer import RotaryConfig, RotaryTransformer
 from protea.packing import PackedBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESM2Config(TransformerConfig):
+class ESM2Config(RotaryConfig):
     """Configuration of an ESM-2 model.
 
     ``vocab_size`` above 33 means rows of padding, as in NVIDIA's checkpoints. ``max_position_embeddings`` is only
@@ -32,26 +32,14 @@ class ESM2Config(TransformerConfig):
 
     model_type: ClassVar[str] = "esm"
     alphabet: ClassVar[Alphabet] = ESM
-    absent: ClassVar[Mapping[str, Any]] = {**TransformerConfig.absent, "token_dropout": False}
+    absent: ClassVar[Mapping[str, Any]] = {**RotaryConfig.absent, "token_dropout": False}
 
     vocab_size: int = len(ESM)
     max_position_embeddings: int = 1026
     token_dropout: bool = True
-    rope_theta: float = 10000.0
 
     family = "ESM-2"
-    max_tokens = None  # rotary positions have no limit
     trained_tokens = 1024  # crops of 1,022 residues, with BOS and EOS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head_width % 2:
-            raise CheckpointError(
-                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} makes heads "
-                f"{self.head_width} wide; rotary positions need an even width"
-            )
-        if not 1 <= self.rope_theta <= 1e12:
-            raise CheckpointError(f"rope_theta must be from 1 to 1e12, got {self.rope_theta}")
 
 
 def _size(layers: int, width: int, heads: int) -> ESM2Config:
@@ -154,7 +142,7 @@ _STORED: Final = {
         config=lambda described, sizes, shapes: ESM2Config(**sizes),
         describe=lambda config: esm_config("rotary", norm_before=False),
         classes=esm_formats.HF_CLASSES,
-        tokenizer="EsmTokenizer",
+        tokenizer_files=esm_formats.tokenizer_files,
     ),
     "fair-esm": StoredAs(
         keys=esm_formats.FAIR_ESM,
@@ -169,6 +157,7 @@ _STORED: Final = {
             "encoder_attention_heads": config.num_attention_heads,
             "token_dropout": config.token_dropout,
         },
+        roots=esm_formats.META_ROOTS,
         unsupported=_unsupported_by_meta,
         prefix="esm2",
     ),
@@ -220,40 +209,16 @@ _STORED: Final = {
 }
 
 
-class ESM2(Transformer):
-    """ESM-2 and ESM-2nv.
-
-    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It has values from the start,
-    even on the meta device, so that no model runs without rotary frequencies.
-    """
+class ESM2(RotaryTransformer):
+    """ESM-2 and ESM-2nv."""
 
     config_type = ESM2Config
     stored = _STORED
     published = tuple(_published())
 
     config: ESM2Config
-    inv_freq: Tensor
-
-    def __init__(self, config: ESM2Config) -> None:
-        super().__init__(config)
-        self.register_buffer("inv_freq", inverse_frequencies(config.head_width, config.rope_theta))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ESM2:
-        """Move ``inv_freq`` between devices with the rest, but never round it to a narrower type."""
-        exact = self.inv_freq
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.inv_freq = exact.to(self.inv_freq.device)
-        return self
-
-    def buffer_origin(self, name: str) -> str:
-        """The base of the rotary frequencies."""
-        return f" from rope_theta {self.config.rope_theta:g}"
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
         """Word embeddings with token dropout, ``[T, D]``."""
         x: Tensor = self.word_embeddings(batch.input_ids)
         return token_dropout(x, batch, self.alphabet.mask) if self.config.token_dropout else x
-
-    def context(self, batch: PackedBatch) -> LayerContext:
-        """Boundaries and rotary angles."""
-        return LayerContext(batch.cu_seqlens, rotary=rotary_angles(batch.positions(), self.inv_freq))

@@ -45,6 +45,8 @@ FAIR_ESM: Final[Keys] = {name: name for name in HF} | {
 }
 """Meta's names, which are ours except for the embeddings, without the prefixes that Meta's loader removes."""
 
+META_ROOTS: Final = ("encoder.sentence_encoder.", "encoder.")  # of the encoder and of its heads in Meta's files
+
 _SUPPORTED: Final = {
     "is_folding_model": False,
     "is_decoder": False,
@@ -102,6 +104,15 @@ def esm_config(position: str, *, norm_before: bool) -> dict[str, Any]:
         "vocab_list": None,
         "use_cache": True,
     }
+
+
+def tokenizer_files(config: TransformerConfig) -> dict[str, Any]:
+    """The files, beside the vocabulary, from which transformers makes its tokenizer for ESM."""
+    alphabet = config.alphabet
+    names = ("unk_token", "cls_token", "pad_token", "mask_token", "eos_token")
+    ids = (alphabet.unk, alphabet.bos, alphabet.pad, alphabet.mask, alphabet.eos)
+    special = {name: alphabet.tokens[i] for name, i in zip(names, ids, strict=True) if i is not None}
+    return {"special_tokens_map.json": special, "tokenizer_config.json": special | {"tokenizer_class": "EsmTokenizer"}}
 
 
 def meta_epsilon(config: TransformerConfig) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 from protea.alphabet import Alphabet
@@ -34,6 +34,8 @@ class EncoderConfig(ABC):
     Attributes:
         model_type: what ``config.json`` calls the family; related families may share it.
         required: fields that a ``config.json`` must have.
+        alphabet: the family's; a configuration with a vocabulary of its own overrides it.
+        spelled: names in ``config.json`` of fields that have other names there.
         absent: values of fields that a ``config.json`` leaves out, where they differ from the defaults here.
         vocab_size: rows of the embedding matrix; more than the alphabet's tokens if the matrix is padded.
     """
@@ -42,6 +44,7 @@ class EncoderConfig(ABC):
     alphabet: ClassVar[Alphabet]
     required: ClassVar[tuple[str, ...]] = ("num_hidden_layers", "hidden_size", "vocab_size")
     absent: ClassVar[Mapping[str, Any]] = {}
+    spelled: ClassVar[Mapping[str, str]] = {}
 
     num_hidden_layers: int
     hidden_size: int
@@ -144,8 +147,12 @@ class StoredAs:
         padded: whether padding of the vocabulary is part of the architecture and stays.
         classes: the library's classes for a model with and without its language-model head.
         prefix: required start of file names, if the library tells families apart by it.
+        roots: what the keys of the encoder, and those of its heads, begin with in files, beside the table's names.
+        blanks: keys of one number each that the library's class has and never reads.
         zeroed: rows that the library sets to 0 when it loads, by parameter.
-        tokenizer: the library's tokenizer class.
+        repeats: keys of tensors that repeat another, which the file may hold instead, by that key.
+        outside: pattern of the keys of what a larger model has beside the encoder.
+        tokenizer_files: files of the library's tokenizer, by name.
     """
 
     keys: Keys
@@ -156,8 +163,12 @@ class StoredAs:
     padded: bool = False
     classes: tuple[str, str] | None = None
     prefix: str = ""
+    roots: tuple[str, str] = ("", "")
+    blanks: tuple[str, ...] = ()
     zeroed: Callable[[Any], Mapping[str, int]] = lambda config: {}
-    tokenizer: str = ""
+    repeats: Mapping[str, str] = field(default_factory=dict)
+    outside: str = ""
+    tokenizer_files: Callable[[Any], dict[str, Any]] = lambda config: {}
 
 
 HUB: Final = "https://huggingface.co"
@@ -169,8 +180,10 @@ _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 class Published:
     """A published checkpoint; without published weights, only the first three fields have values.
 
-    Users type its ``name``. ``licence`` is an SPDX id, ``format`` is spelled as by ``protea convert``, ``repository``
-    is on Hugging Face, and ``elsewhere`` says where users find other weights. Some publishers state a file's SHA-256.
+    Users type its ``name``. ``licence`` is an SPDX id, and ``restriction`` says what it forbids that users may not
+    expect. ``format`` is spelled as by ``protea convert``, ``repository`` is on Hugging Face, ``elsewhere`` says where
+    users find other weights, and ``account`` whether that place asks for an account. Some publishers state a file's
+    SHA-256.
     """
 
     name: str
@@ -180,6 +193,8 @@ class Published:
     format: str = ""
     repository: str | None = None
     elsewhere: str = ""
+    account: bool = False
+    restriction: str = ""
     contact_head: bool = False
     sha256: str = ""
 
@@ -191,8 +206,22 @@ class Published:
 
 def by_meta(name: str, config: EncoderConfig, *, contact_head: bool = True) -> Published:
     """One of Meta's models on Hugging Face."""
-    files = {"format": "hf", "repository": META + name}
-    return Published(name=name, config=config, publisher="Meta", licence="MIT", contact_head=contact_head, **files)
+    return on_hub(name, config, META + name, publisher="Meta", licence="MIT", contact_head=contact_head)
+
+
+def on_hub(
+    name: str, config: EncoderConfig, repository: str, *, publisher: str, licence: str, contact_head: bool = False
+) -> Published:
+    """A model on Hugging Face in the layout of transformers."""
+    return Published(
+        name=name,
+        config=config,
+        publisher=publisher,
+        licence=licence,
+        format="hf",
+        repository=repository,
+        contact_head=contact_head,
+    )
 
 
 def te_recipe(name: str, config: EncoderConfig) -> Published:
@@ -206,5 +235,12 @@ def by_nvidia(name: str, config: EncoderConfig, page: str, form: str = "nemo", s
         return Published(name=name, config=config, publisher="NVIDIA")
     place = f"{_NGC}/{page} ({'.nemo' if form == 'nemo' else '.tar.gz'})"
     return Published(
-        name=name, config=config, publisher="NVIDIA", licence="Apache-2.0", format=form, elsewhere=place, sha256=sha256
+        name=name,
+        config=config,
+        publisher="NVIDIA",
+        licence="Apache-2.0",
+        format=form,
+        elsewhere=place,
+        account=True,
+        sha256=sha256,
     )

@@ -28,12 +28,14 @@ class LayerContext:
     Attributes:
         rotary: for families with rotary positions.
         bias: ``[H, >=longest, >=longest]``, added to the attention scores of every sequence, for families that add one.
+        relative: ``[H, 2M-1]``, added to the scores by distance (see ``AttentionCall``), for families that add such.
         on_attention: receives the layer's call of attention, if a caller observes it.
     """
 
     cu_seqlens: CuSeqlens
     rotary: Rotary | None = None
     bias: Tensor | None = None
+    relative: Tensor | None = None
     on_attention: Callable[[AttentionCall], None] | None = None
 
 

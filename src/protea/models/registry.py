@@ -19,6 +19,10 @@ FAMILIES: Final[list[str | type[Encoder]]] = [
     "protea.models.esm2:ESM2",
     "protea.models.esm1b:ESM1b",
     "protea.models.esm1nv:ESM1nv",
+    "protea.models.esm1:ESM1",
+    "protea.models.t5:T5",
+    "protea.models.carp:CARP",
+    "protea.models.esmc:ESMC",
 ]
 """The class of each family, or its import path. Every command knows a family that is added here."""
 

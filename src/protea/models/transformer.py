@@ -1,4 +1,4 @@
-"""The transformer that ESM-1b, ESM-1v, ESM-2 and ESM-1nv share: pre-norm blocks, a final norm, a tied head.
+"""The transformer that most families share: pre-norm blocks, a final norm, a tied head.
 
 A family adds its positions, in the embedding or as rotary angles in the context. Parameter names are those of Meta's
 ``esm`` package, which LoRA users and converters know: ``self_attn.q_proj``, ``fc1``, ``final_layer_norm`` and so on.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -21,19 +21,39 @@ from protea.errors import CheckpointError
 from protea.models.attention import AttentionCall, attend
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
-from protea.models.layers import ContactHead, LanguageModelHead, LayerContext, Rotary, blank_embedding, rotate
+from protea.models.layers import (
+    ContactHead,
+    LanguageModelHead,
+    LayerContext,
+    Rotary,
+    blank_embedding,
+    inverse_frequencies,
+    rotary_angles,
+    rotate,
+)
 from protea.packing import PackedBatch
 
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "swiglu": lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1],
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig(EncoderConfig):
-    """The configuration that these families share."""
+    """The configuration that these families share.
 
+    Attributes:
+        linear_bias: whether the linear layers of the blocks have biases.
+        query_scale: what queries are multiplied by, where it is not K^-1/2.
+        norm_type: the class of the norms.
+    """
+
+    linear_bias: ClassVar[bool] = True
+    query_scale: ClassVar[float | None] = None
+    norm_type: ClassVar[type[nn.LayerNorm] | type[nn.RMSNorm]] = nn.LayerNorm
     required: ClassVar[tuple[str, ...]] = (
         *("num_hidden_layers", "hidden_size", "num_attention_heads"),
         *("intermediate_size", "vocab_size"),
@@ -47,7 +67,6 @@ class TransformerConfig(EncoderConfig):
 
     num_attention_heads: int
     intermediate_size: int
-    max_position_embeddings: int
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-5
@@ -60,7 +79,7 @@ class TransformerConfig(EncoderConfig):
                 raise CheckpointError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 < self.layer_norm_eps <= 1:
             raise CheckpointError(f"layer_norm_eps must be above 0 and at most 1, got {self.layer_norm_eps}")
-        if self.hidden_size % self.num_attention_heads:
+        if self.inner_width != self.hidden_size and type(self).head_width is TransformerConfig.head_width:
             raise CheckpointError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
@@ -76,6 +95,11 @@ class TransformerConfig(EncoderConfig):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def inner_width(self) -> int:
+        """Width of all heads together."""
+        return self.num_attention_heads * self.head_width
+
+    @property
     def attention_heads(self) -> tuple[int, ...]:
         """The same number in each layer."""
         return (self.num_attention_heads,) * self.num_hidden_layers
@@ -83,14 +107,17 @@ class TransformerConfig(EncoderConfig):
     @property
     def inference_values(self) -> int:
         """Ten of width D: x, its norm, q, k, v, rotated q and k, ...; the wide layer before and after activation."""
-        return 10 * self.hidden_size + 2 * self.intermediate_size
+        return 4 * self.hidden_size + 6 * self.inner_width + 2 * self.intermediate_size
 
     def forward_flops(self, length: float, predicted: float) -> float:
-        """2 · layers · (4·D² + 2·D·F) + 4 · layers · L · D + 2 · (D² + V·D) · predicted, F the width of fc1."""
-        width, layers = self.hidden_size, self.num_hidden_layers
-        matrices = layers * (4 * width**2 + 2 * width * self.intermediate_size)
+        """2 · layers · (4·D·I + 2·D·F) + 4 · layers · L · I + 2 · (D² + V·D) · predicted.
+
+        I is the width of all heads, D in most families, and F the width of fc1.
+        """
+        width, inner, layers = self.hidden_size, self.inner_width, self.num_hidden_layers
+        matrices = layers * (4 * width * inner + 2 * width * self.intermediate_size)
         head = width**2 + width * self.vocab_size
-        return 2 * matrices + 4 * layers * length * width + 2 * head * predicted
+        return 2 * matrices + 4 * layers * length * inner + 2 * head * predicted
 
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
         """Bytes that PyTorch keeps in each layer.
@@ -108,23 +135,45 @@ class TransformerConfig(EncoderConfig):
         return 4 * width * layers + layer if recompute else layer * layers
 
 
-class SelfAttention(nn.Module):
-    """Projections of multi-head attention. The query is scaled by K^-1/2 before any rotation, as in Meta's code."""
+@dataclass(frozen=True, kw_only=True)
+class RotaryConfig(TransformerConfig):
+    """The configuration of families with rotary positions, of base ``rope_theta``."""
 
-    def __init__(self, width: int, heads: int, head_width: int) -> None:
+    rope_theta: float = 10000.0
+
+    max_tokens = None  # rotary positions have no limit
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_width % 2:
+            raise CheckpointError(
+                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} makes heads "
+                f"{self.head_width} wide; rotary positions need an even width"
+            )
+        if not 1 <= self.rope_theta <= 1e12:
+            raise CheckpointError(f"rope_theta must be from 1 to 1e12, got {self.rope_theta}")
+
+
+class SelfAttention(nn.Module):
+    """Projections of multi-head attention. The query is scaled before any rotation, as in Meta's code."""
+
+    def __init__(
+        self, width: int, heads: int, head_width: int, *, bias: bool = True, scale: float | None = None
+    ) -> None:
         super().__init__()
-        self.head_width = head_width
-        self.q_proj = nn.Linear(width, heads * head_width)
-        self.k_proj = nn.Linear(width, heads * head_width)
-        self.v_proj = nn.Linear(width, heads * head_width)
-        self.out_proj = nn.Linear(heads * head_width, width)
+        inner = heads * head_width
+        self.head_width, self.scale = head_width, head_width**-0.5 if scale is None else scale
+        self.q_proj = nn.Linear(width, inner, bias=bias)
+        self.k_proj = nn.Linear(width, inner, bias=bias)
+        self.v_proj = nn.Linear(width, inner, bias=bias)
+        self.out_proj = nn.Linear(inner, width, bias=bias)
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
         # H is not stored: a shard of the weights has fewer heads.
         shape = (-1, self.head_width)
         q, k, v = (project(x).unflatten(-1, shape) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q = q * self.head_width**-0.5
+        q = q * self.scale
         return (q, k, v) if rotary is None else (rotate(q, *rotary), rotate(k, *rotary), v)
 
 
@@ -136,24 +185,30 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
+        width, eps, bias = config.hidden_size, config.layer_norm_eps, config.linear_bias
         self.activation = config.activation
         self.activate = ACTIVATIONS[config.activation]
         self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
-        self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.self_attn = SelfAttention(width, config.num_attention_heads, config.head_width)
-        self.final_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.fc1 = nn.Linear(width, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, width)
+        self.self_attn_layer_norm = config.norm_type(width, eps=eps)
+        self.self_attn = SelfAttention(
+            width, config.num_attention_heads, config.head_width, bias=bias, scale=config.query_scale
+        )
+        self.final_layer_norm = config.norm_type(width, eps=eps)
+        self.fc1 = nn.Linear(width, config.intermediate_size, bias=bias)
+        self.fc2 = nn.Linear(config.intermediate_size, width, bias=bias)
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """``[T, D]`` to ``[T, D]``."""
-        q, k, v = self.before(x, context.rotary)
-        dropout = self.attention_dropout if self.training else 0.0
-        call = AttentionCall(q, k, v, context.cu_seqlens, context.cu_seqlens, bias=context.bias, dropout=dropout)
+        call = self.call(*self.before(x, context.rotary), context)
         if context.on_attention is not None:
             context.on_attention(call)
         return self.after(x, attend(call).flatten(-2))
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> AttentionCall:
+        """The call of attention; a family may add keys and values to it."""
+        dropout = self.attention_dropout if self.training else 0.0
+        cu = context.cu_seqlens
+        return AttentionCall(q, k, v, cu, cu, bias=context.bias, relative=context.relative, dropout=dropout)
 
     def before(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """The part before attention: ``[T, D]`` to queries, keys and values ``[T, H, K]``."""
@@ -176,20 +231,22 @@ class Transformer(Encoder):
     zero_padding: ClassVar[bool] = True
     """Whether the embedding of padding is 0 initially."""
 
+    layer_type: ClassVar[type[TransformerLayer]] = TransformerLayer
+
     config: TransformerConfig
-    lm_head: LanguageModelHead | None
+    emb_layer_norm_after: nn.Module
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.word_embeddings = blank_embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
-        self.emb_layer_norm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(self.layer_type(config) for _ in range(config.num_hidden_layers))
+        self.emb_layer_norm_after = config.norm_type(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
         if self.has_contact_head:
             self.contact_head = ContactHead(sum(config.attention_heads))
 
     def context(self, batch: PackedBatch) -> LayerContext:
-        """The boundaries of the sequences; families with rotary positions add the angles."""
+        """The boundaries of the sequences."""
         return LayerContext(batch.cu_seqlens)
 
     def final(self, x: Tensor) -> Tensor:
@@ -221,3 +278,33 @@ class Transformer(Encoder):
     def initial_std(self, name: str) -> float:
         """The standard deviation of a weight's initial values."""
         return self.config.initializer_range
+
+
+class RotaryTransformer(Transformer):
+    """The model with rotary positions, whose base is ``config.rope_theta``.
+
+    ``inv_freq`` is a buffer because published checkpoints carry it, rounded to float16. It has values from the start,
+    even on the meta device, so that no model runs without rotary frequencies.
+    """
+
+    config: RotaryConfig
+    inv_freq: Tensor
+
+    def __init__(self, config: RotaryConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("inv_freq", inverse_frequencies(config.head_width, config.rope_theta))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move ``inv_freq`` between devices with the rest, but never round it to a narrower type."""
+        exact = self.inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.inv_freq = exact.to(self.inv_freq.device)
+        return self
+
+    def buffer_origin(self, name: str) -> str:
+        """The base of the rotary frequencies."""
+        return f" from rope_theta {self.config.rope_theta:g}"
+
+    def context(self, batch: PackedBatch) -> LayerContext:
+        """Boundaries and rotary angles."""
+        return LayerContext(batch.cu_seqlens, rotary=rotary_angles(batch.positions(), self.inv_freq))

@@ -122,9 +122,11 @@ def plan_embed(
         workers, available, utilisation = 1, None, None
         each = 1 / rate.token / tokens
     count = workers * _SHARDS
-    advice = f"--shard i/{count}: {_SHARDS} shards for each worker, so that none waits long for the slowest"
+    advice = (
+        f"`protea embed --shard i/{count}`: {_SHARDS} shards for each worker, so that none waits long for the slowest"
+    )
     if not isinstance(where, Cluster):
-        advice = "one process with all threads, or one of --shard i/N for each machine"
+        advice = "one process with all threads, or one of `protea embed --shard i/N` for each machine"
     return PassPlan(
         model=name,
         residues=residues,
@@ -197,7 +199,7 @@ def measured(plan: PassPlan, residues_per_second: float, machine: str) -> PassPl
         seconds=plan.residues / residues_per_second,
         available=None,
         utilisation=None,
-        advice="one process with all threads, or one of --shard i/N for each machine",
+        advice="one process with all threads, or one of `protea embed --shard i/N` for each machine",
     )
 
 

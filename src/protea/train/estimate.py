@@ -25,9 +25,10 @@ from protea.models.encoder import Encoder
 from protea.plan.hardware import PER_NODE, Cluster, gpu_of_device
 from protea.plan.rates import Rate, gpu_rate
 from protea.text import bytes_text, counted, duration_text
-from protea.train.model import planned_device, settle_precision
+from protea.train.division import Division
+from protea.train.model import TYPES, planned_device, settle_precision
 from protea.train.optim import is_matrix_of_layer, parameters_to_train
-from protea.train.parallel import ALONE, Division
+from protea.train.parallel import ALONE, STAGES
 from protea.train.recipe import Recipe
 from protea.train.step_times import StepTime, step_time
 
@@ -37,9 +38,6 @@ _GATHERED: Final = 3
 
 _MASKED: Final = 0.15
 """Share of the tokens that the language-model head is computed for."""
-
-STAGES: Final = {"1f1b": 1, "interleaved": 2}
-"""Stages of each process of a pipeline, by its schedule."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Costs:
     copies: int  # main memory for saving
     activations: int  # kept for the backward pass
     length: float  # mean of sequences, weighted by tokens
+    layers: int  # bytes of the weights of all layers in float32
     layout: Division = ALONE.layout
     parts: Mapping[str, int] = field(default_factory=dict)  # of ``state``
 
@@ -108,12 +107,15 @@ def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = A
     narrow = 2 * weights if mixed else 0
     parts = {"weights": 4 * weights, "gradients": 4 * count, "moments": moments}
     copies = 4 * weights + moments
+    layers = 4 * sum(parameter.numel() for parameter in model.layers.parameters())
     if layout.processes > 1:
         own = layout.tensor * layout.pipeline
-        layers = 4 * sum(parameter.numel() for parameter in model.layers.parameters()) // own
         outside = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("layers."))
         few = _GATHERED / len(model.layers)
-        gathered = 2 * layers * (1 if layout.keeps_layers(layers) else few)
+        gathered = 2 * (layers // own) * (1 if layout.keeps_layers(layers // own) else few)
+        if layout.gathers_narrow(model, TYPES[run.precision]):
+            gathered *= 3 / 4
+            narrow = 0
         # Narrow weights are kept for the backward pass, unless they are made again.
         narrow = round(narrow * (few if run.recompute else 1)) // own
         parts = {name: size // (layout.shard * own) for name, size in parts.items()}
@@ -130,6 +132,7 @@ def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = A
         copies=copies,
         activations=kept,
         length=length,
+        layers=layers,
         layout=layout,
         parts=parts,
     )
@@ -141,8 +144,7 @@ def run_time(model: Encoder, recipe: Recipe, costs: Costs, cluster: Cluster) -> 
     rate = gpu_rate(model.config, cluster.gpu, costs.length, batch.pack)
     # Recomputation is another forward pass.
     rate = rate.times(4 / 3) if recipe.run.recompute else rate
-    weights = 4 * sum(parameter.numel() for parameter in model.layers.parameters())
-    sizes = {"packs": batch.packs, "tokens": batch.pack, "weights": weights}
+    sizes = {"packs": batch.packs, "tokens": batch.pack, "weights": costs.layers}
     step = step_time(rate, model.config, layout, cluster, stages=STAGES[recipe.parallel.schedule], **sizes)
     each = batch.packs * batch.pack / step.total / layout.processes
     return RunTime(step, rate, recipe.run.steps * step.total, each, each * costs.flops / cluster.gpu.flops)

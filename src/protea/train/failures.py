@@ -3,6 +3,9 @@
 Each process has a thread that tells the others, through the store that all share, that it lives and where it is. The
 first failure of any process goes into the store. The first process then says it, and all end, even those that wait in
 a collective operation which will never complete. A process that makes no progress for too long is such a failure, too.
+
+To find the process that hangs, each counts, for every group of processes that wait for one another, how often it was
+there. Others wait for a process that is behind them, and a process waits for those that it is ahead of.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
@@ -30,6 +33,7 @@ _FAILURE: Final = "failure"
 _TOLD: Final = "told"
 _LEFT: Final = "left"
 _FIRST: Final = "pulse 0"
+_ALL: Final = "all"
 _PAUSE: Final = 0.25
 _SILENT_SECONDS: Final = 3.0
 """A process that has not told for this long that it lives has ended, or hangs."""
@@ -72,12 +76,30 @@ def is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
+def late(counts: Mapping[int, Mapping[str, int]]) -> list[int]:
+    """The processes for which others wait, and which wait for nobody: who hangs.
+
+    ``counts`` says how often each came to where those of a group wait for one another, by the group's name.
+    """
+
+    def ahead(one: int, other: int) -> bool:
+        return any(number > counts[other].get(group, number) for group, number in counts[one].items())
+
+    return [
+        rank
+        for rank in counts
+        if any(ahead(other, rank) for other in counts) and not any(ahead(rank, other) for other in counts)
+    ]
+
+
 class Watch:
     """Watches over one process of several; ``seconds`` is the longest time without progress."""
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self._store, self._rank, self._size, self.seconds = store, rank, size, seconds
-        self._visits, self._place, self._since = 0, "the start", time.monotonic()
+        self._place, self._since = "the start", time.monotonic()
+        self._arrivals: dict[str, int] = {_ALL: 0}
+        self._groups: dict[str, Any] = {}
         self._patient = False
         self._ending, self._stopped = threading.Lock(), threading.Event()
         self._beats, self._first, self._heard = 0, b"", time.monotonic()
@@ -87,10 +109,19 @@ class Watch:
         self._thread = threading.Thread(target=self._run, args=(own.clone(),), name="watch", daemon=True)
         self._thread.start()
 
-    def visit(self, place: str | None = None) -> None:
+    def visit(self, place: str = "") -> None:
         """Note progress, and where in the run it is if that changed."""
-        self._visits, self._since = self._visits + 1, time.monotonic()
+        self._since = time.monotonic()
         self._place = place or self._place
+
+    def arrive(self, group: str = _ALL) -> None:
+        """Note that the process comes to where those of a group wait for one another."""
+        self._arrivals[group] = self._arrivals.get(group, 0) + 1
+        self.visit()
+
+    def follow(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """Let PyTorch count the operations of these groups, all of which their processes do together."""
+        self._groups = {group.group_name: group for group in groups}
 
     @contextmanager
     def patience(self) -> Iterator[None]:
@@ -192,7 +223,10 @@ class Watch:
 
     def _beat(self, store: Store | None = None) -> None:
         self._beats += 1
-        pulse = json.dumps([self._beats, self._visits, self._place])
+        counts = dict(self._arrivals)
+        with suppress(RuntimeError):  # a backend may not count
+            counts |= {name: group._get_sequence_number_for_group() for name, group in self._groups.items()}
+        pulse = json.dumps([self._beats, counts, self._place])
         (store or self._store).set(f"pulse {self._rank}", pulse)
 
     def _reason(self, error: BaseException | None, store: Store | None = None) -> TrainingError:
@@ -203,14 +237,12 @@ class Watch:
         after = self._pulses(store)
         absent = [rank for rank in range(self._size) if rank not in after]
         silent = [rank for rank, pulse in after.items() if rank != self._rank and pulse == before.get(rank)]
-        furthest = max(visits for _, visits, _ in after.values())
-        behind = [rank for rank, (_, visits, _) in after.items() if visits < furthest]
         for rank in absent:
             return TrainingError(f"rank {rank} of {self._size} did not start; start all processes again")
         for rank in silent:
             place = after[rank][2]
             return TrainingError(f"rank {rank} of {self._size} ended or hangs, at {place}; {_CONTINUE}")
-        for rank in behind:
+        for rank in late({rank: counts for rank, (_, counts, _) in after.items()}):
             place, limit = after[rank][2], f"parallel.timeout is {self.seconds:g} seconds"
             return TrainingError(f"rank {rank} of {self._size} hangs at {place}, and the others wait for it: {limit}")
         why = f": {' '.join(str(error).split())}" if error is not None else ""
@@ -219,7 +251,7 @@ class Watch:
             f"{self.seconds:g} seconds{why}; {_CONTINUE}"
         )
 
-    def _pulses(self, store: Store) -> dict[int, tuple[int, int, str]]:
+    def _pulses(self, store: Store) -> dict[int, tuple[int, dict[str, int], str]]:
         keys = {rank: f"pulse {rank}" for rank in range(self._size)}
         return {rank: tuple(json.loads(store.get(key))) for rank, key in keys.items() if store.check([key])}
 

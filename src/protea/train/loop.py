@@ -25,48 +25,29 @@ from protea.data.draws import key
 from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.device import resolve_device, return_freed_memory
-from protea.errors import (
-    DeviceError,
-    FinishedError,
-    MissingExtraError,
-    OutputError,
-    ResumeError,
-    TrainingError,
-    UsageError,
-)
+from protea.errors import DeviceError, FinishedError, MissingExtraError, OutputError, ResumeError, UsageError
 from protea.journal import complete
+from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.optional import install
-from protea.text import bytes_text, counted
-from protea.train import run_folder
+from protea.text import counted
 from protea.train.estimate import check_memory, estimate, mean_length, told_lines
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
-    TYPES,
     Trainable,
     architecture,
     explaining_memory,
-    initialise,
     memory_of,
-    planned_device,
     prepare,
-    settle_precision,
 )
 from protea.train.objective import DivergenceGuard, Validation, make_loader, masked_loss
 from protea.train.optim import learning_rate
-from protea.train.parallel import ALONE, Parallel, join_layout, named_layout
-from protea.train.recipe import Recipe, flatten, read_recipe, recipe_names
+from protea.train.parallel import ALONE, Parallel, join_layout
+from protea.train.recipe import Recipe, flatten
 from protea.train.run_checkpoints import CHECKPOINTS, RunCheckpoints
-from protea.train.run_folder import (
-    RunFolder,
-    TrainingState,
-    open_run_folder,
-    open_store,
-    resume,
-    save,
-    versions,
-    write_recipe,
-)
+from protea.train.run_folder import RunFolder, open_run_folder, write_recipe
+from protea.train.run_state import TrainingState, resume, save, versions
+from protea.train.run_store import open_store
 from protea.train.world import World
 
 _DROPOUT: Final = 6
@@ -96,6 +77,7 @@ def pretrain(
     With ``accept_changes`` the run continues although its recipe changed. All processes of a ``world`` call this,
     inside ``world.together()``.
     """
+    limit_threads()
     device = world.connect(resolve_device(recipe.run.device), recipe.parallel.timeout)
     if device.type == "cuda":
         # Events and synchronisation belong to the current device, not to that of the tensors.
@@ -116,41 +98,6 @@ def pretrain(
     with _explaining_failures(recipe, output, device), ExitStack() as stack:
         folder = world.first(lambda: stack.enter_context(opened))
         return _Trainer(folder, model, device, progress, parallel).run()
-
-
-def dry_run(recipe: Recipe) -> list[str]:
-    """What a recipe takes, in lines of text, if all sequences have the full length. Refuses training data as a run."""
-    device = planned_device(recipe)
-    told = settle_precision(recipe, device)
-    peak = peak_flops(recipe.log, device, TYPES[told.run.precision])
-    model = architecture(told)
-    run_folder.check_data(told, model.alphabet)
-    layout = named_layout(told)
-    costs = estimate(model, told, told.data.max_tokens, layout)
-    try:
-        unknown = f"{told.run.device} is not on this machine: whether the memory suffices is not known"
-        memory = unknown if device is None else check_memory(costs, device)
-    except TrainingError as error:
-        memory = str(error)
-    peak = None if peak is None else peak * layout.processes
-    processes = [] if layout.processes == 1 else [f"{layout.processes} processes: {layout}; memory of each below"]
-    return [f"computes in {told.run.precision}", *processes, *told_lines(model, told, costs, device, peak), memory]
-
-
-def listing() -> Iterator[str]:
-    """The recipes that come with Protea, one per line, with what their models and runs take."""
-    row = "{:<18} {:<18} {:>10} {:>10} {:>10}".format
-    yield row("recipe", "trains", "parameters", "tokens", "memory")
-    for name in recipe_names():
-        recipe = read_recipe(name)
-        title, size, memory = "what init=MODEL is", "", ""
-        if recipe.init is None:
-            costs = estimate(architecture(recipe), recipe, recipe.data.max_tokens)
-            title, size = recipe.name, f"{costs.parameters / 1e6:,.1f} M"
-            memory = bytes_text(costs.state + costs.activations)
-        yield row(name, title, size, f"{recipe.run.steps * recipe.batch.packs * recipe.batch.pack:.2g}", memory)
-    yield "All need data.store or data.fasta. The memory is for the model and one pack; a"
-    yield "smaller batch.pack needs less. RECIPE --dry-run shows whether a run fits."
 
 
 class _Trainer:
@@ -187,7 +134,7 @@ class _Trainer:
         costs = estimate(model, recipe, mean_length(self.loader.sampler), parallel.layout)
         check_memory(costs, device, world.neighbours)
         self.guard = DivergenceGuard(run, folder.path, self.loader.sampler, world)
-        self.trainable = prepare(initialise(recipe, device, parallel), recipe, progress, parallel)
+        self.trainable = prepare(model, recipe, device, progress, parallel)
         self.checkpoints = RunCheckpoints(folder.path / CHECKPOINTS, recipe.save, world)
         self.state = resume(self.checkpoints, self.trainable, progress, data=self.data)
         self._accept_changes()

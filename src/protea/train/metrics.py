@@ -26,7 +26,7 @@ from protea.plan.hardware import gpu_of_device
 from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.recipe import LogSettings, Recipe
-from protea.train.run_folder import TrainingState
+from protea.train.run_state import TrainingState
 
 _SIDES: Final = (256, 1024)
 """Of matrices. Large ones reach the highest rate; small ones are done before another process interrupts."""

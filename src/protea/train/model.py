@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
+from protea import native
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.device import native_bfloat16, resolve_device
@@ -19,7 +22,9 @@ from protea.progress import Progress
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.parallel import ALONE, Parallel
 from protea.train.recipe import Recipe
-from protea.transforms import native
+from protea.train.shares import part_of
+from protea.train.world import local
+from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import compile_layers, recompute_layers
 
 TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "float32": torch.float32}
@@ -35,27 +40,34 @@ def architecture(recipe: Recipe) -> Encoder:
     else:
         with open_checkpoint(locate(recipe.init)) as checkpoint:
             model = checkpoint.model
-        model.require("logits")
+    model.require("logits")
     return _freeze_contact_head(model)
 
 
-def initialise(recipe: Recipe, device: torch.device, parallel: Parallel = ALONE) -> Encoder:
-    """The same model with its first weights, in float32, or this process's stage of it."""
+def initialise(model: Encoder, recipe: Recipe, device: torch.device) -> None:
+    """Give a model on the meta device its first weights, in float32, in place; it may be transformed already.
+
+    Of each parameter, this process makes room for the part that it holds. It reads that part from the checkpoint, or
+    draws the whole, one at a time.
+    """
+    buffers = dict(model.named_buffers())
+    model.to_empty(device=device)
+    for name, buffer in buffers.items():
+        model.set_buffer(name, buffer.to(device))
+    with _first_values(recipe, model) as value, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            box = tuple(slice(*axis) for axis in part_of(parameter).box)
+            local(parameter).copy_(value(name)[box])
+
+
+@contextmanager
+def _first_values(recipe: Recipe, model: Encoder) -> Iterator[Callable[[str], Tensor]]:
+    """Gives the first value of each parameter by its name; values from a checkpoint stay in its files."""
     if recipe.init is None:
-        model = architecture(recipe)
-        parallel.cut(model)
-        names = [name for name, _ in model.named_parameters()]
-        state = {name: initial_value(model, name, recipe.run.seed).to(device) for name in names}
-        state |= {name: buffer.to(device) for name, buffer in model.stored_buffers.items()}
-        model.load_state_dict(state, assign=True)
-        return model
-    with open_checkpoint(locate(recipe.init)) as checkpoint:
-        model = checkpoint.load(dtype=torch.float32, device=device)
-        for parameter in model.parameters():
-            # float32 weights are still mapped from the file, which training must not change.
-            parameter.data = parameter.data.clone()
-    parallel.cut(model)
-    return _freeze_contact_head(model)
+        yield partial(initial_value, model, seed=recipe.run.seed)
+    else:
+        with open_checkpoint(locate(recipe.init)) as checkpoint:
+            yield checkpoint.parameter
 
 
 def _freeze_contact_head(model: Encoder) -> Encoder:
@@ -139,30 +151,41 @@ class Trainable:
     parallel: Parallel = ALONE
 
 
-def prepare(model: Encoder, recipe: Recipe, progress: Progress, parallel: Parallel = ALONE) -> Trainable:
-    """Make a model ready for training, in place; parameters keep their names, and frozen ones stay frozen."""
+def prepare(
+    model: Encoder, recipe: Recipe, device: torch.device, progress: Progress, parallel: Parallel = ALONE
+) -> Trainable:
+    """Make a model on the meta device ready for training, in place, with its first weights.
+
+    Parameters keep their names, and frozen ones stay frozen.
+    """
     # Keep this order when adding transforms: pipeline stages, LoRA, tensor parallelism, recomputation, compilation,
-    # FSDP2. Each must see the modules that those before it leave.
-    run = settle_precision(recipe, model.device).run
+    # FSDP2. Each must see the modules that those before it leave. Weights come last, so that no process holds more of
+    # them than its part.
+    run = settle_precision(recipe, device).run
+    parallel.cut(model)
     parallel.divide(model)
     if run.recompute:
         recompute_layers(model)
     if run.compile:
         try:
-            compile_layers(model, fixed=parallel.fixed)
+            compile_layers(model, device, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
-    if run.precision == "bf16-mixed" and model.device.type == "cpu":
-        reason = native.enable()
-        if not native_bfloat16(model.device):
+    if run.precision == "float32" and not run.compile and parallel.layout.tensor == 1 and device.type == "cpu":
+        multiply_natively(model)
+    if device.type == "cpu":
+        if run.precision == "bf16-mixed" and not native_bfloat16(device):
             progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
-        elif reason is not None:
-            progress.note(f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {reason}")
-    if recipe.optimizer.name == "muon" and not native_bfloat16(model.device):
+        elif (missing := native.reason()) is not None:
+            progress.note(
+                f"attention uses PyTorch's kernel, which trains several times slower than Protea's: {missing}"
+            )
+    if recipe.optimizer.name == "muon" and not native_bfloat16(device):
         progress.note("Muon multiplies in bfloat16, which this processor emulates: optimizer.name=adamw is much faster")
-    parallel.apply(model)
+    parallel.apply(model, TYPES[run.precision])
+    initialise(model, recipe, device)
     optimizers = Optimizers(parameters_to_train(model), recipe.optimizer, norm=parallel.norm)
     # Narrow weights that are kept until the end of a forward pass would undo what sharding saves.
     cached = parallel.layout.processes == 1
-    precision = Precision(run.precision, model.device, recipe.batch.packs, cached=cached)
+    precision = Precision(run.precision, device, recipe.batch.packs, cached=cached)
     return Trainable(model.train(), optimizers, precision, parallel)

@@ -107,7 +107,7 @@ class Validation:
         """
         if self._parallel.pipeline is not None:
             return self._staged(self._parallel.pipeline, model, precision, stop)
-        runner = Runner(model, self._pack, partial(_evaluating, precision))
+        runner = Runner(model, self._pack, partial(_evaluating, precision, self._parallel.layout.processes))
         packs = ((own, _jobs(own[0])) for own in self._own())
         total = torch.zeros((), dtype=torch.float64)
         masked = 0
@@ -176,10 +176,18 @@ def _loss_of(pack: TrainingBatch, results: Sequence[Result[None]]) -> Tensor:
 
 
 @contextmanager
-def _evaluating(precision: Precision) -> Iterator[None]:
-    """No gradients, products in the narrow type; not inference mode, which would compile layers a second time."""
-    with torch.no_grad(), precision.autocast():
-        yield
+def _evaluating(precision: Precision, processes: int) -> Iterator[None]:
+    """No gradients, products in the narrow type; not inference mode, which would compile layers a second time.
+
+    The runner halves packs that exceed the memory. Of many processes none may, since they gather weights together.
+    """
+    try:
+        with torch.no_grad(), precision.autocast():
+            yield
+    except torch.OutOfMemoryError as error:
+        if processes == 1:
+            raise
+        raise MemoryError(str(error)) from error
 
 
 class _Step(NamedTuple):

@@ -10,24 +10,24 @@ step. So all layouts compute what one process does, except for the order of sums
 
 FSDP2 shards the layers, or what stages and divided matrices leave of them. What is outside them, such as the word
 embeddings, which the head uses too, is small: every process has it whole, and its gradients are summed after the last
-pack.
+pack. So it is with the norms and biases of the layers, if their matrices are gathered in the narrow type of the
+products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from protea.data.loader import TrainingBatch
-from protea.errors import UsageError
 from protea.models.encoder import Encoder
-from protea.text import counted
+from protea.train.division import Division, plan_layout
 from protea.train.recipe import Recipe
-from protea.train.world import World, local
+from protea.train.world import Ranks, World, local
 
 if TYPE_CHECKING:
     from protea.train.pipeline import Pipeline
@@ -35,88 +35,8 @@ if TYPE_CHECKING:
 Loss = Callable[[Tensor, TrainingBatch], Tensor]
 """A pack's share of a loss, from its last hidden states."""
 
-_STAGES: Final = {"1f1b": 1, "interleaved": 2}
+STAGES: Final = {"1f1b": 1, "interleaved": 2}
 """Stages of each process of a pipeline, by its schedule."""
-
-_KEPT: Final = 16 << 30
-"""Bytes of a model's weights and gradients up to which each process keeps all of them until the end of a step."""
-
-
-class Division(NamedTuple):
-    """The number of processes of each kind."""
-
-    replicate: int = 1
-    shard: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-
-    @property
-    def data(self) -> int:
-        """Processes that compute different packs."""
-        return self.replicate * self.shard
-
-    @property
-    def processes(self) -> int:
-        """All processes."""
-        return self.data * self.tensor * self.pipeline
-
-    def keeps_layers(self, weights: int) -> bool:
-        """Whether a process keeps the whole layers of its stage during a step, which have so many bytes of weights."""
-        # A stage would gather its layers again for each pack.
-        return self.pipeline > 1 or 2 * weights <= _KEPT
-
-    def __str__(self) -> str:
-        kinds = [f"{name} {number}" for name, number in self._asdict().items() if number > 1]
-        return " x ".join(kinds) or "one process"
-
-
-def named_layout(recipe: Recipe) -> Division:
-    """The smallest layout that a recipe names."""
-    told = recipe.parallel
-    return Division(told.replicate, 1 if told.shard == "auto" else told.shard, told.tensor, told.pipeline)
-
-
-def plan_layout(recipe: Recipe, processes: int) -> Division:
-    """The layout of a recipe for a number of processes; ``UsageError`` if they do not fit."""
-    told = recipe.parallel
-    others = told.replicate * told.tensor * told.pipeline
-    shard = max(1, processes // others) if told.shard == "auto" else told.shard
-    layout = Division(told.replicate, shard, told.tensor, told.pipeline)
-    if layout.processes != processes:
-        raise UsageError(
-            f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} needs {layout.processes}, but the number of processes is {processes}; change parallel, "
-            f"or start {layout.processes} with torchrun"
-        )
-    if layout.shard * layout.tensor > 1 and recipe.optimizer.name == "muon":
-        raise UsageError(
-            "optimizer.name=muon needs whole matrices, which parallel.shard and parallel.tensor cut; set both to 1 and "
-            f"parallel.replicate={processes // layout.pipeline}, or optimizer.name=adamw"
-        )
-    if recipe.batch.pack % layout.tensor:
-        raise UsageError(
-            f"parallel.tensor={layout.tensor} does not divide the {recipe.batch.pack:,} tokens of batch.pack; set it "
-            f"to a multiple of {layout.tensor}"
-        )
-    if processes > 1 and recipe.run.precision == "fp16-mixed":
-        raise UsageError(
-            "run.precision=fp16-mixed works in one process only: its loss scale is not shared between processes; use "
-            "bf16-mixed, or float32"
-        )
-    _check_packs(recipe, layout)
-    return layout
-
-
-def _check_packs(recipe: Recipe, layout: Division) -> None:
-    packs, pack, ranks = recipe.batch.packs, recipe.batch.pack, layout.data
-    if packs % ranks == 0:
-        return
-    nearest = [number for number in (packs // ranks * ranks, -(-packs // ranks) * ranks) if number]
-    raise UsageError(
-        f"batch.tokens {recipe.batch.tokens:,} are {counted(packs, 'pack')} of {pack:,}, which {ranks} data ranks "
-        f"cannot share equally; set batch.tokens={' or '.join(str(number * pack) for number in nearest)}, or change "
-        "batch.pack"
-    )
 
 
 class Parallel:
@@ -144,8 +64,11 @@ class Parallel:
     def divide(self, model: Encoder) -> None:
         """Divide the matrices of the layers of a finished model, in place, before any other transform."""
 
-    def apply(self, model: Encoder) -> None:
-        """Shard a finished model, in place, after all other transforms; its parameters keep their names."""
+    def apply(self, model: Encoder, dtype: torch.dtype) -> None:
+        """Shard a finished model, in place, after all other transforms; its parameters keep their names.
+
+        ``dtype`` is the type that matrix products are computed in.
+        """
 
     def number(self, place: int) -> int:
         """The number in its step of a pack that is at a place among those of this process."""
@@ -216,8 +139,12 @@ class Sharded(Parallel):
         place = dict(zip(names, self.mesh.get_coordinate() or (), strict=True))
         self.share = place["replicate"] * layout.shard + place["shard"]
         self.fixed = recipe.run.compile or layout.tensor > 1
-        self._stages, self._stage = _STAGES[recipe.parallel.schedule], place["pipeline"]
+        self._stages, self._stage = STAGES[recipe.parallel.schedule], place["pipeline"]
         self._reshards = True
+        # In a pipeline, processes do different operations; it counts its ticks itself.
+        apart = self.mesh["pipeline"].get_group().group_name
+        groups = [self.mesh[name].get_group() for name in names[1:]]
+        world.follow(group for group in groups if group.size() > 1 and group.group_name != apart)
 
     def check(self, model: Encoder) -> None:
         """Raise ``UsageError`` if a model cannot be divided."""
@@ -244,22 +171,31 @@ class Sharded(Parallel):
 
             apply_tensor_parallel(model, self.mesh["tensor"])
 
-    def apply(self, model: Encoder) -> None:
+    def apply(self, model: Encoder, dtype: torch.dtype) -> None:
         """Shard a finished model, in place, after all other transforms; its parameters keep their names."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         layers = sum(local(parameter).numel() for parameter in model.layers.parameters())
         self._reshards = not self.layout.keeps_layers(4 * layers)
+        narrow = self.layout.gathers_narrow(model, dtype)
+        # Norms and biases stay in float32, and all parameters that FSDP2 gathers together have one type.
+        whole = {
+            parameter
+            for name, parameter in model.named_parameters()
+            if not name.startswith("layers.") or (narrow and parameter.ndim == 1)
+        }
+        types: dict[str, Any] = {"param_dtype": dtype, "reduce_dtype": torch.float32} if narrow else {}
         options: dict[str, Any] = {
             "mesh": self.mesh["shard"] if self.layout.replicate == 1 else self.mesh["replicate", "shard"],
             "reshard_after_forward": self._reshards,
             # The default would round the rotary angles, too.
-            "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False),
+            "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False, **types),
+            "ignored_params": whole,
         }
         for layer in model.layers:
             fully_shard(layer, **options)
         # The root has no parameters of its own: it lets the layers share streams and fetch ahead.
-        root: Any = fully_shard(model, ignored_params={*self._outside(model)}, **options)
+        root: Any = fully_shard(model, **options)
         for part in (root, *model.layers):
             part.set_gradient_divide_factor(1.0)
             # Without this, the factor becomes an operation that Gloo lacks.
@@ -268,7 +204,7 @@ class Sharded(Parallel):
             from protea.train.pipeline import Pipeline
 
             mesh, tensor = self.mesh["pipeline"], self.layout.tensor
-            self.pipeline = Pipeline(model, mesh, per_rank=self._stages, tensor=tensor)
+            self.pipeline = Pipeline(model, mesh, per_rank=self._stages, tensor=tensor, arrive=self.world.arrive)
 
     def compute(self, model: Encoder, packs: Sequence[TrainingBatch], loss: Loss, **options: Any) -> Tensor | None:
         """Compute the gradients of this process's packs; returns the sum of their losses."""
@@ -293,16 +229,18 @@ class Sharded(Parallel):
         """Before a pack's forward pass; after the ``last`` pack of a step, gradients are summed over processes."""
         self.world.at("")
         root: Any = model
-        root.set_is_last_backward(last)
+        # Between two backward passes of one pack after the other, FSDP2 would fetch a layer ahead that nobody needs.
+        root.set_is_last_backward(last or self.pipeline is None)
         if self._reshards:
             # Whole gradients of all layers would not fit.
             root.set_requires_all_reduce(last)
         else:
             root.set_requires_gradient_sync(last)
+            root.set_reshard_after_backward(last)
 
     def reduce(self, model: Encoder, loss: Tensor) -> Tensor:
         """After the last pack: complete the gradients; returns the sum of the losses of all processes."""
-        outside = [parameter for parameter in self._outside(model) if parameter.requires_grad]
+        outside = [each for each in model.parameters() if each.requires_grad and local(each) is each]
         # Stages have gradients of what they use.
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in outside]
         flat = self.sum(torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)]))
@@ -331,10 +269,6 @@ class Sharded(Parallel):
             outside *= size if placement.is_replicate() else 1
         return int(outside)
 
-    def _outside(self, model: Encoder) -> list[nn.Parameter]:
-        """The parameters that are not in layers."""
-        return [parameter for name, parameter in model.named_parameters() if not name.startswith("layers.")]
-
 
 ALONE: Final = Parallel(World(), Division())
 
@@ -342,4 +276,4 @@ ALONE: Final = Parallel(World(), Division())
 def join_layout(world: World, recipe: Recipe, device: torch.device) -> Parallel:
     """This process's part in a run; ``UsageError`` if the recipe and the number of processes do not fit."""
     layout = plan_layout(recipe, world.size)
-    return Parallel(world, layout) if world.size == 1 else Sharded(world, layout, recipe, device)
+    return Sharded(world, layout, recipe, device) if isinstance(world, Ranks) else Parallel(world, layout)

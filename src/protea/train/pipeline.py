@@ -39,9 +39,10 @@ def stages_of(model: Encoder, ranks: int, per_rank: int = 1) -> list[range]:
     if layers % stages:
         fitting = ", ".join(str(n) for n in range(1, layers + 1) if layers % (n * per_rank) == 0)
         several = f" with {per_rank} stages a rank" if per_rank > 1 else ""
+        simpler = " or set parallel.schedule=1f1b" if per_rank > 1 and layers % ranks == 0 else ""
         raise UsageError(
             f"parallel.pipeline={ranks}{several} does not divide the {layers} layers of this {model.config.family} "
-            f"model; it may be {fitting or '1 with schedule 1f1b'}"
+            f"model; {f'it may be {fitting}' if fitting else 'set it to 1'}{simpler and f',{simpler}'}"
         )
     size = layers // stages
     return [range(first, first + size) for first in range(0, layers, size)]
@@ -113,11 +114,12 @@ class Pipeline:
     """The stages of this process, and their part of a step.
 
     Args:
-        model: what ``cut`` left, with all later transforms applied.
+        model: what ``cut`` left, with all later transforms applied; it may get its weights later.
         mesh: the ranks of the pipeline, of one dimension.
         per_rank: stages of each rank.
         tensor: ranks that divide the rows of hidden states.
         dtype: the type of hidden states between layers.
+        arrive: told, by the group's name, when this rank comes to exchange what a tick computed.
     """
 
     def __init__(
@@ -128,12 +130,13 @@ class Pipeline:
         per_rank: int = 1,
         tensor: int = 1,
         dtype: torch.dtype = torch.float32,
+        arrive: Callable[[str], None] = lambda group: None,
     ) -> None:
         self.model, self.group, self.rank, self.ranks = model, mesh.get_group(), mesh.get_local_rank(), mesh.size()
-        self.per_rank, self.tensor, self.dtype = per_rank, tensor, dtype
+        self.per_rank, self.tensor, self.dtype, self.arrive = per_rank, tensor, dtype, arrive
         self.stages = stages_of(model, self.ranks, per_rank)
         # NCCL wants all ranks of a group in its first operation.
-        dist.all_reduce(torch.zeros(1, device=model.device), group=self.group)
+        dist.all_reduce(torch.zeros(1, device=mesh.device_type), group=self.group)
 
     def run(
         self,
@@ -159,7 +162,9 @@ class Pipeline:
         step = _Step(self, packs, loss, seeds, autocast, before_backward)
         for tick in schedule(self.ranks, self.per_rank, len(packs), backward=torch.is_grad_enabled()):
             task = tick[self.rank]
-            step.exchange(tick, None if task is None else step.compute(task))
+            result = None if task is None else step.compute(task)
+            self.arrive(self.group.group_name)
+            step.exchange(tick, result)
         return step.total
 
 

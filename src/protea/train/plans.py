@@ -13,9 +13,10 @@ from protea.models.registry import build
 from protea.plan.hardware import GPUS, PER_NODE, Cluster
 from protea.plan.rates import gpu_rate
 from protea.text import bytes_text, counted
-from protea.train.estimate import STAGES, Costs, RunTime, estimate, run_time
+from protea.train.division import Division, named_layout, plan_layout
+from protea.train.estimate import Costs, RunTime, estimate, run_time
 from protea.train.model import architecture
-from protea.train.parallel import Division, named_layout, plan_layout
+from protea.train.parallel import STAGES
 from protea.train.pipeline import stages_of
 from protea.train.recipe import Recipe
 from protea.train.step_times import step_time

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from protea.checkpoints.hub import published
 from protea.data.masking import VARIANTS
@@ -98,11 +98,19 @@ class RunSettings(Section):
     workers: NonNegative = 1  # threads that prepare batches
 
 
+def _shards(value: object) -> object:
+    if value == "auto" or (type(value) is int and value > 0):
+        return value
+    raise ValueError("must be auto, or a whole number from 1")
+
+
 class ParallelSettings(Section):
     """How many processes share the model and the packs; ``protea.train.parallel`` explains the layout."""
 
     replicate: Count = 1  # copies of the model
-    shard: Literal["auto"] | Count = "auto"  # parts of the weights of a copy; auto: all processes that remain
+    shard: Annotated[Literal["auto"] | int, PlainValidator(_shards)] = (
+        "auto"  # parts of a copy; auto: all processes that remain
+    )
     tensor: Count = 1  # parts of each matrix
     pipeline: Count = 1  # stages of layers
     schedule: Literal["1f1b", "interleaved"] = "1f1b"  # order of packs in a pipeline

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from protea.models.family import EncoderConfig
 from protea.plan.hardware import Cluster
 from protea.plan.rates import Rate, scaling_loss
-from protea.train.parallel import Division
+from protea.train.division import Division
 
 _BACKWARD: Final = 2 / 3
 _WAITS: Final = 8

@@ -14,7 +14,7 @@ from protea.models.encoder import Encoder
 from protea.packing import CuSeqlens, PackedBatch
 from protea.progress import SILENT
 from protea.train.loop import train_step
-from protea.train.model import initialise, prepare, settle_precision
+from protea.train.model import architecture, prepare, settle_precision
 from protea.train.recipe import Recipe
 
 _SECONDS: Final = 15.0
@@ -29,7 +29,7 @@ def training_rate(recipe: Recipe) -> float:
     """Tokens per second of training in one process, after a first step that is not counted."""
     device = resolve_device(recipe.run.device)
     told = settle_precision(recipe, device)
-    trainable = prepare(initialise(told, device), told, SILENT)
+    trainable = prepare(architecture(told), told, device, SILENT)
     batch = _random_pack(trainable.model, min(recipe.batch.pack, _MOST_TOKENS), recipe.data.max_tokens)
 
     def step(number: int) -> None:

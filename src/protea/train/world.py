@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
@@ -74,6 +74,12 @@ class World:
         It makes progress, even if it does the same as before (an empty string).
         """
 
+    def arrive(self, group: str) -> None:
+        """Tell that this process comes to where those of a group wait for one another; a message may name who lacks."""
+
+    def follow(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """The same of groups whose processes do all operations together; PyTorch counts these."""
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
 
@@ -119,7 +125,7 @@ class Ranks(World):
 
     def __init__(self, store: Store, rank: int, size: int, seconds: float) -> None:
         self.rank, self.size = rank, size
-        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.neighbours = _number("LOCAL_WORLD_SIZE", 1, default=1)
         self._works = 0
         store = PrefixStore(_meet(store, rank, size, seconds), store)
         self._store, self._groups = PrefixStore("protea", store), PrefixStore("groups", store)
@@ -146,7 +152,7 @@ class Ranks(World):
         if on_gpu:
             if device.index is not None:
                 raise UsageError(f"run.device={device} is one GPU for {self.size} processes; set run.device=cuda")
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank % torch.cuda.device_count())))
+            device = torch.device("cuda", _number("LOCAL_RANK", default=self.rank % torch.cuda.device_count()))
             torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -162,13 +168,21 @@ class Ranks(World):
         """Tell what this process does now, as in ``step 12``; messages name it if the process stops."""
         self._watch.visit(place)
 
+    def arrive(self, group: str) -> None:
+        """Tell that this process comes to where those of a group wait for one another; a message may name who lacks."""
+        self._watch.arrive(group)
+
+    def follow(self, groups: Iterable[dist.ProcessGroup]) -> None:
+        """The same of groups whose processes do all operations together; PyTorch counts these."""
+        self._watch.follow(groups)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.total(0)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Replace a tensor, on any device, by its sum over all processes; returns it. The bits are equal on all."""
-        self._watch.visit()
+        self._watch.arrive()
         dist.all_reduce(tensor)
         return tensor
 
@@ -182,14 +196,14 @@ class Ranks(World):
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all processes by rank, on every process."""
-        self._watch.visit()
+        self._watch.arrive()
         values: list[Value | None] = [None] * self.size
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
     def broadcast(self, value: Value) -> Value:
         """The value of the first process, on every process."""
-        self._watch.visit()
+        self._watch.arrive()
         values = [value]
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
@@ -267,15 +281,29 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if part is None else part()
 
 
+def _number(name: str, least: int = 0, most: int | None = None, default: int | None = None) -> int:
+    """A number in the environment."""
+    value = os.environ.get(name) or str(default)
+    if value.isdecimal() and least <= int(value) and (most is None or int(value) <= most):
+        return int(value)
+    limits = f"from {least}" + ("" if most is None else f" to {most}")
+    raise TrainingError(
+        f"{name} is {value!r} in the environment, and must be {limits}: start the processes with torchrun"
+    )
+
+
 def join(seconds: float = _START_SECONDS) -> World:
     """The world that ``torchrun`` or a scheduler describes in the environment; without that, one process.
 
     All processes must start within so many seconds.
     """
-    if int(os.environ.get(_SIZE, "1")) == 1:
+    size = _number(_SIZE, 1, default=1)
+    if size == 1:
         return World()
-    if missing := [name for name in _NEEDED if name not in os.environ]:
+    if missing := [name for name in _NEEDED if not os.environ.get(name)]:
         raise TrainingError(f"{_SIZE} is set, but {', '.join(missing)} is not: start the processes with torchrun")
+    _number("RANK", most=size - 1)
+    _number("MASTER_PORT", 1, 65535)
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except (dist.DistError, RuntimeError) as error:

@@ -1,9 +1,10 @@
 """Makes a finished model faster for inference on a CPU; afterwards nobody can train, move or convert it.
 
-Linear layers get weights in the order that oneDNN multiplies fastest, with GELU computed in the same operation. One
-product gives queries, keys and values, in an order that puts rotary pairs side by side, so that one complex
-multiplication rotates them. Numbers stay the same to rounding. The model can still be saved: ``unpacked`` returns every
-parameter with its original bits.
+The layers compute through Protea's native library, with weights in the order that it multiplies fastest. It computes
+norms, activations, rotations and residuals together with the products beside them. One product gives queries, keys and
+values, in an order that puts rotary pairs side by side. Numbers stay the same to rounding; in ``bf16-mixed`` products
+alone are narrow, and what they return is float32. The model can still be saved: ``unpacked`` returns every parameter
+with its original bits. Without the library the model stays as it is.
 
 Shapes: T tokens, D model width, H heads, K head width.
 """
@@ -11,41 +12,44 @@ Shapes: T tokens, D model width, H heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from protea.device import keep_freed_memory, native_bfloat16
+from protea.device import keep_freed_memory
 from protea.errors import UsageError
+from protea.models.attention import attend
 from protea.models.encoder import Encoder
-from protea.models.layers import Rotary
-from protea.models.transformer import SelfAttention, TransformerLayer
+from protea.models.layers import LanguageModelHead, LayerContext, Rotary, rotate
+from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
+from protea.native.products import Packed, Turn, linear, supports
 from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
 
-# oneDNN's names for operations on the output of a product.
-_POINTWISE: Final = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
-_TYPICAL_ROWS: Final = 4096  # oneDNN chooses the order of weights for this batch size; other sizes also run
-_PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj")
+_QK: Final = ("q_proj", "k_proj")
 _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
+
+Norm = nn.LayerNorm | nn.RMSNorm
 
 
 def pack_for_cpu(model: Encoder) -> None:
-    """Rebuild the transformer layers of a model in place, if a CPU multiplies its dtype and PyTorch has oneDNN.
+    """Rebuild the transformer layers of a model in place, if the native library has the model's types.
 
-    Other layers stay: those of a subclass, without biases, or with a linear layer that was replaced.
+    Layers that compute otherwise, or with a linear layer that was replaced, stay as they are.
     """
     if model.device.type != "cpu":
         return
     keep_freed_memory()
-    dtype = PRODUCTS if model.mixed else model.compute_dtype
-    multiplied = dtype == torch.float32 or (dtype == torch.bfloat16 and native_bfloat16(model.device))
-    if not multiplied or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if model.compute_dtype != torch.float32 or not supports(PRODUCTS if model.mixed else torch.float32):
         return
     with torch.inference_mode():
         for layer in model.layers:
             if _is_plain(layer):
                 _pack(layer)
+        if is_packed(model) and type(model.lm_head) is LanguageModelHead:
+            model.lm_head = PackedHead(model.lm_head, model.get_parameter("word_embeddings.weight"))
     if is_packed(model):
         model._apply = _refuse_to_move  # type: ignore[method-assign]
         # PyTorch calls this before it loads weights into any part of the model.
@@ -67,7 +71,7 @@ def unpacked(model: Encoder) -> Callable[[str], Tensor]:
         owner, _, kind = name.rpartition(".")
         outer, _, part = owner.rpartition(".")
         attention = model.get_submodule(outer)
-        if isinstance(attention, FusedSelfAttention) and part in _PROJECTIONS:
+        if isinstance(attention, FusedSelfAttention) and part in _QK:
             return attention.unpacked(part, kind)
         module = model.get_submodule(owner)
         return module.unpacked(kind) if isinstance(module, PackedLinear) else model.get_parameter(name)
@@ -93,89 +97,144 @@ _refuse_weights = _refusing("given other weights")
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, optionally with GELU; its weights are not parameters, and in oneDNN's own order."""
+    """A linear layer, optionally with an activation; its weights are not parameters, and in the library's order."""
 
     _apply = _refuse_to_move
     _save_to_state_dict = _refusing("asked for its state_dict")
     _load_from_state_dict = _refuse_weights
     __reduce_ex__ = _refusing("copied or pickled")
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
-        self.bias = bias.detach()
+        self.weight = Packed.of(weight)
+        self.bias = None if bias is None else bias.detach()
+        self._wide_bias = None if bias is None else bias.detach().float()
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[T, D']``."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        norm: Norm | None = None,
+        turn: Turn | None = None,
+        turned: int = 0,
+        residual: Tensor | None = None,
+        narrow: bool = False,
+    ) -> Tensor:
+        """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
         if x.requires_grad and torch.is_grad_enabled():
             _refusing("trained: it has no gradients")()
-        name, algorithm = _POINTWISE[self.activation]
-        x = x.to(self.bias.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
-        return y
-
-    def wide(self, x: Tensor) -> Tensor:
-        """The same in float32, from two products: a second one returns what rounding took from the first."""
-        rounded: Tensor = self(x)
-        x = x.to(self.bias.dtype)
-        rest: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, rounded, self.weight, self.bias, "sub")
-        return rounded.float() + rest
+        return linear(
+            x,
+            self.weight,
+            self._wide_bias,
+            norm=norm,
+            turn=turn,
+            turned=turned,
+            activation=self.activation,
+            residual=residual,
+            narrow=narrow,
+        )
 
     def unpacked(self, kind: str) -> Tensor:
-        """A copy of ``weight`` or ``bias`` in its original order."""
-        value: Tensor = {"weight": self.weight.to_dense, "bias": self.bias.clone}[kind]()
-        return value
+        """A copy of ``weight`` or ``bias`` in its original order and type."""
+        value = self.weight.unpacked() if kind == "weight" else self.bias
+        if value is None:
+            raise AttributeError(kind)
+        return value.clone()
 
 
 class FusedSelfAttention(nn.Module):
-    """``SelfAttention`` with one product for queries, keys and values, and rotary pairs side by side."""
+    """``SelfAttention`` with one product for queries and keys; if ``paired``, rotary pairs lie side by side.
 
-    def __init__(self, attention: SelfAttention) -> None:
+    Values may have narrower weights than queries and keys.
+    """
+
+    def __init__(self, attention: SelfAttention, *, paired: bool = True) -> None:
         super().__init__()
-        self.head_width, self.mixed = attention.head_width, isinstance(attention, MixedSelfAttention)
-        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-        order = _pairs_together(q.out_features, self.head_width)
-        weight = torch.cat((q.weight[order], k.weight[order], v.weight))
-        bias = torch.cat((q.bias[order], k.bias[order], v.bias))
-        self.qkv = PackedLinear(weight, bias)
+        self.head_width, self.scale, self.paired = attention.head_width, attention.scale, paired
+        q, k = attention.q_proj, attention.k_proj
+        rows = q.out_features
+        self.order = _pairs_together(rows, self.head_width) if paired else torch.arange(rows)
+        bias = None if q.bias is None else torch.cat((q.bias[self.order], k.bias[self.order]))
+        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias)
+        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
-        projected = self.qkv.wide(x) if self.mixed else self.qkv(x)
-        q, k, v = projected.view(len(x), 3, -1, self.head_width).unbind(1)
-        scale = self.head_width**-0.5
-        if rotary is None:
-            return q * scale, k, v
-        turn = torch.complex(*rotary)
-        return _rotate_pairs(q, turn * scale), _rotate_pairs(k, turn), v
+    def project(self, x: Tensor, rotary: Rotary | None, norm: Norm | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[T, D]``, normed first, to queries, keys and values ``[T, H, K]``, rotated but not scaled."""
+        turn = None if rotary is None or not self.paired else _turn(*rotary)
+        turned = 0 if turn is None else self.qk_proj.weight.shape[0]
+        q, k = self.qk_proj(x, norm=norm, turn=turn, turned=turned).view(len(x), 2, -1, self.head_width).unbind(1)
+        if rotary is not None and turn is None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        return q, k, self.v_proj(x, norm=norm).view(len(x), -1, self.head_width)
 
     def unpacked(self, projection: str, kind: str) -> Tensor:
-        """A copy of ``weight`` or ``bias`` of a projection in its original order."""
-        fused = self.qkv.unpacked(kind).chunk(3)[_PROJECTIONS.index(projection)].clone()
-        if projection == "v_proj":
-            return fused
+        """A copy of ``weight`` or ``bias`` of the query's or the key's projection in its original order."""
+        fused = self.qk_proj.unpacked(kind).chunk(2)[_QK.index(projection)]
         original = torch.empty_like(fused)
-        original[_pairs_together(len(fused), self.head_width)] = fused
+        original[self.order] = fused
         return original
+
+
+class PackedHead(nn.Module):
+    """``LanguageModelHead`` through the native library, so that logits too have the same bits in every pack."""
+
+    def __init__(self, head: LanguageModelHead, word_embeddings: Tensor) -> None:
+        super().__init__()
+        self.dense = PackedLinear(head.dense.weight, head.dense.bias, "gelu")
+        self.layer_norm, self.bias = head.layer_norm, head.bias
+        self._words = Packed.of(word_embeddings)
+
+    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
+        """``[T, D]`` to ``[T, V]``, with the word embeddings that the head was packed with."""
+        return linear(self.dense(x), self._words, self.bias, norm=self.layer_norm)
+
+
+@lru_cache(maxsize=1)
+def _turn(cosine: Tensor, sine: Tensor) -> Turn:
+    """The angles of a pack, which all its layers share."""
+    return Turn.of(cosine, sine)
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if type(layer) is not TransformerLayer or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+        return False
+    own = (*TransformerLayer.tokenwise, "forward")
+    if any(getattr(type(layer), part) is not getattr(TransformerLayer, part) for part in own):
         return False
     attention = layer.self_attn
-    linears = (*(getattr(attention, name) for name in _PROJECTIONS), attention.out_proj, layer.fc1, layer.fc2)
-    return layer.activation in _POINTWISE and all(type(x) in _LINEARS and x.bias is not None for x in linears)
+    linears = (*(getattr(attention, name) for name in _QK), attention.v_proj, attention.out_proj, layer.fc1, layer.fc2)
+    norms = (layer.self_attn_layer_norm, layer.final_layer_norm)
+    return (
+        layer.activation in ACTIVATIONS
+        and all(type(x) in _LINEARS for x in linears)
+        and (attention.q_proj.bias is None) == (attention.k_proj.bias is None)
+        and all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
+    )
 
 
 def _pack(layer: Any) -> None:
-    layer.self_attn = FusedSelfAttention(layer.self_attn)
+    # A layer that changes keys before attention needs them in their own order.
+    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=type(layer).call is TransformerLayer.call)
     layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
     layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
-    layer.activate = lambda x: x  # fc1 includes the activation
+    layer.forward = partial(_forward, layer)
     layer._apply = _refuse_to_move
+
+
+def _forward(layer: Any, x: Tensor, context: LayerContext) -> Tensor:
+    """``TransformerLayer.forward`` with norms, activation and residuals inside the products; float32."""
+    q, k, v = layer.self_attn.project(x, context.rotary, layer.self_attn_layer_norm)
+    call = replace(layer.call(q, k, v, context), scale=layer.self_attn.scale)
+    if context.on_attention is not None:
+        context.on_attention(call)
+    x = layer.self_attn.out_proj(attend(call).flatten(-2), residual=x)
+    inner = layer.fc1(x, norm=layer.final_layer_norm, narrow=True)
+    y: Tensor = layer.fc2(inner, residual=x)
+    return y
 
 
 def _pairs_together(rows: int, width: int) -> Tensor:
@@ -185,9 +244,3 @@ def _pairs_together(rows: int, width: int) -> Tensor:
     """
     within = torch.arange(width).view(2, -1).T.flatten() if width % 2 == 0 else torch.arange(width)
     return (torch.arange(0, rows, width)[:, None] + within).flatten()
-
-
-def _rotate_pairs(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate ``[T, H, K]`` by ``[T, 1, K/2]`` complex, in float32."""
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)

@@ -3,8 +3,9 @@
 The linear layers of the blocks keep weights and biases in bfloat16, which halves a model's memory, and round their
 inputs to it; processors sum in float32. Like autocast, most return bfloat16: the next product would round its input
 anyway, and what is added to the residual stream is small. Queries and keys come in float32, because the softmax
-magnifies their errors: on published weights, rounding them costs more than all else together. A GPU's attention takes
-them rounded once, after their rotation; a CPU's is in float32, as PyTorch's CPU kernel gains nothing from bfloat16.
+magnifies their errors: on published weights, rounding them costs more than all else together. On a CPU their products
+are in float32 too, weights included, which halves what is left of the error. On a GPU float32 products would be slow;
+products in bfloat16 return float32 there, and attention takes queries and keys rounded once, after their rotation.
 
 Shapes: T tokens, D model width, H heads, K head width.
 """
@@ -37,13 +38,14 @@ class NarrowLinear(nn.Linear):
 
 
 class WideLinear(nn.Linear):
-    """A linear layer that multiplies in the type of its weights, and returns the sums in float32."""
+    """A linear layer that multiplies in the type of its weights, and returns float32: on a GPU the sums themselves."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[T, D']`` float32."""
-        x, weight = x.to(self.weight.dtype), self.weight.T
-        # PyTorch has such products for GPUs only; on a CPU, float32 gives the same to rounding.
-        y = torch.mm(x, weight, out_dtype=torch.float32) if x.is_cuda else x.float() @ weight.float()
+        x = x.to(self.weight.dtype)
+        if not x.is_cuda:
+            return F.linear(x, self.weight, self.bias).float()
+        y = torch.mm(x, self.weight.T, out_dtype=torch.float32)
         return y if self.bias is None else y + self.bias
 
 
@@ -56,9 +58,10 @@ class MixedSelfAttention(SelfAttention):
         return (q.to(PRODUCTS), k.to(PRODUCTS), v.to(PRODUCTS)) if x.is_cuda else (q, k, v)
 
 
-def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
-    """The parameters that ``mix`` keeps in bfloat16, by name; ``UsageError`` if the layers have none."""
-    names = {f"{name}.{kind}": PRODUCTS for name, linear in _linears(model) for kind, _ in linear.named_parameters()}
+def narrow_weights(model: Encoder, device: torch.device) -> dict[str, torch.dtype]:
+    """The parameters that ``mix`` keeps in bfloat16 on a device, by name; ``UsageError`` if the layers have none."""
+    linears = _narrow_linears(model, device)
+    names = {f"{name}.{kind}": PRODUCTS for name, linear in linears for kind, _ in linear.named_parameters()}
     if not names:
         raise UsageError(f"{model.config.family} models cannot compute in {MIXED}; use bfloat16, or float32")
     return names
@@ -66,18 +69,23 @@ def narrow_weights(model: Encoder) -> dict[str, torch.dtype]:
 
 def mix(model: Encoder) -> None:
     """Let the transformer layers of a model in float32 multiply in bfloat16, in place."""
-    narrow_weights(model)
-    for name, linear in _linears(model):
-        linear.to(PRODUCTS).__class__ = WideLinear if name.endswith(("q_proj", "k_proj", "v_proj")) else NarrowLinear
+    device = model.device
+    narrow_weights(model, device)
+    for name, linear in _narrow_linears(model, device):
+        wide = name.endswith(("q_proj", "k_proj", "v_proj"))
+        linear.to(PRODUCTS).__class__ = WideLinear if wide else NarrowLinear
     for part in model.layers.modules():
         if type(part) is SelfAttention:
             part.__class__ = MixedSelfAttention
     model.mixed = True
 
 
-def _linears(model: Encoder) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers of the blocks and their names."""
+def _narrow_linears(model: Encoder, device: torch.device) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the blocks that multiply in bfloat16 on a device, and their names."""
     for number, layer in enumerate(model.layers):
-        if isinstance(layer, TransformerLayer):
-            parts = layer.named_modules(prefix=f"layers.{number}")
-            yield from ((name, part) for name, part in parts if isinstance(part, nn.Linear))
+        if not isinstance(layer, TransformerLayer):
+            continue
+        for name, part in layer.named_modules(prefix=f"layers.{number}"):
+            exact = device.type == "cpu" and name.endswith(("q_proj", "k_proj"))
+            if isinstance(part, nn.Linear) and not exact:
+                yield name, part

@@ -11,12 +11,13 @@ from protea.errors import DeviceError
 from protea.models.encoder import Encoder
 
 
-def compile_layers(model: Encoder, *, fixed: bool = False) -> None:
+def compile_layers(model: Encoder, device: torch.device, *, fixed: bool = False) -> None:
     """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler.
 
-    ``fixed`` says that all packs have the same number of tokens.
+    The weights may still be on the meta device; ``device`` is where they will be. ``fixed`` says that all packs have
+    the same number of tokens.
     """
-    if model.device.type == "cpu":
+    if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
 

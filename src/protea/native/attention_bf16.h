@@ -1,87 +1,24 @@
-// Attention within the sequences of a packed batch, forward and backward, in bfloat16, for AVX-512 BF16.
+// Attention in bfloat16, forward and backward, for AVX-512 BF16, in the order of attention.h.
 //
-// The 16 lanes of a vector hold 16 queries, so that softmax works within each lane. Scores are therefore stored
-// transposed, with one vector for each key and block of 16 queries. One instruction multiplies pairs of bfloat16 and
-// adds both products to a float32; a "pair" below is two neighbours along the summed dimension, in 32 bits.
-//
-// Scores, softmax, log-sum-exp and all sums are float32. Probabilities and their gradients are rounded to bfloat16 only
-// as factors of the next product. One thread computes each row of a result, in an order that depends only on the length
-// of the sequence, so the bits depend neither on threads nor on other sequences. The softmax in blocks follows
-// FlashAttention (Dao et al. 2022), the backward pass follows its second version (Dao 2023).
-//
-// Shapes: T tokens of all sequences, H heads, K head width (a multiple of 8), L tokens of one sequence.
-// The code uses no libraries, not even that of C++: memory comes from malloc, threads from the caller's OpenMP.
+// One instruction multiplies pairs of bfloat16 and adds both products to a float32; a "pair" below is two neighbours
+// along the summed dimension, in 32 bits. Scores, softmax, log-sum-exp and all sums are float32. Probabilities and
+// their gradients are rounded to bfloat16 only as factors of the next product.
 
-#include <immintrin.h>
+#pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+#include "attention.h"
 
-namespace {
+#if defined(__AVX512BF16__)
 
-using bf16 = uint16_t;
-using pair = uint32_t;  // two bfloat16, the first in the low half
+namespace narrow {
 
-constexpr int LANES = 16;
-constexpr int KEY_TILE = 8;        // keys are padded with zeros to a multiple of this
-constexpr int FORWARD_KEYS = 128;  // keys with scores in memory at once: 16 KB, half of a first-level cache
-constexpr int BACKWARD_KEYS = 64;
-constexpr int FETCHED_ROWS = 16;              // distance of prefetching, in rows
-constexpr int TASK_ROWS = 256;                // rows of a task if threads share a sequence
-constexpr size_t KEPT_BYTES = size_t(8) << 20;  // scratch memory that a thread keeps between calls
+constexpr int KEY_TILE = 8;       // keys are padded with zeros to a multiple of this
+constexpr int FETCHED_ROWS = 16;  // distance of prefetching, in rows
 
-#define UNROLL _Pragma("GCC unroll 16")
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t padded(int64_t n) { return (n + KEY_TILE - 1) / KEY_TILE * KEY_TILE; }
+inline int64_t padded(int64_t n) { return rounded_up(n, KEY_TILE); }
 inline __m512bh as_pairs(__m512i x) { return (__m512bh)x; }
 inline __m512bh load_pairs(const pair* p) { return as_pairs(_mm512_loadu_si512(p)); }
 inline __m512bh repeat(pair x) { return as_pairs(_mm512_set1_epi32(int(x))); }
-
-// 2^x with an error of 2e-7, by a minimax polynomial on [0, 1) and exact scaling; 2^-inf is 0 and NaN stays NaN.
-inline __m512 exp2(__m512 x) {
-    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-    __m512 y = _mm512_set1_ps(0.001877576345577836f);
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.00898934155702591f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.05582631751894951f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.24015361070632935f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.6931530833244324f));
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.9999999403953552f));
-    return _mm512_scalef_ps(y, x);
-}
-
-// Scratch memory of a thread. New pages for every call would take longer than the computation.
-struct Scratch {
-    char* data;
-    size_t size, used;
-};
-thread_local Scratch scratch;
-
-bool reserve(size_t bytes) {
-    scratch.used = 0;
-    if (scratch.size >= bytes) return true;
-    free(scratch.data);
-    scratch.data = static_cast<char*>(aligned_alloc(64, bytes));
-    scratch.size = scratch.data ? bytes : 0;
-    return scratch.data != nullptr;
-}
-
-void give_back() {
-    if (scratch.size <= KEPT_BYTES) return;
-    free(scratch.data);
-    scratch = {};
-}
-
-constexpr size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-template <class Item>
-Item* take(size_t items) {
-    Item* taken = reinterpret_cast<Item*>(scratch.data + scratch.used);
-    scratch.used += rounded(items * sizeof(Item));
-    return taken;
-}
 
 // ---- Rearranging ----
 
@@ -308,45 +245,6 @@ inline void store_pair_of_keys(pair* rows, pair* pairs, const __m512 (&even)[B],
     }
 }
 
-// ---- Work ----
-
-struct Call {
-    const bf16 *q, *k, *v;
-    bf16* out;   // forward writes it, backward reads it
-    float* lse;  // [H, Tq], logarithms to base 2
-    const bf16* dout;
-    bf16 *dq, *dk, *dv;
-    const int32_t *cu_q, *cu_k, *order;  // order: sequences by length, longest first
-    int64_t sequences, heads;
-    int width;
-    float scale;  // factor on scores
-    int threads;
-    int64_t all_scores = 0;  // number of scores of one head in all sequences
-    int64_t next = 0;        // the next task; a free thread takes it
-    int failed = 0;
-
-    int64_t scores(int64_t b) const { return int64_t(cu_q[b + 1] - cu_q[b]) * (cu_k[b + 1] - cu_k[b]); }
-};
-
-struct Task {
-    int64_t q0, lq, k0, lk, head;
-    int64_t stride, offset_q, offset_k;
-
-    Task(const Call& call, int64_t b, int64_t h) : head(h) {
-        q0 = call.cu_q[b], lq = call.cu_q[b + 1] - q0;
-        k0 = call.cu_k[b], lk = call.cu_k[b + 1] - k0;
-        stride = call.heads * call.width;
-        offset_q = q0 * stride + head * call.width;
-        offset_k = k0 * stride + head * call.width;
-    }
-};
-
-constexpr float LOG2_E = 1.4426950408889634f;
-
-inline float* lse_of(const Call& call, const Task& task, int64_t row) {
-    return call.lse + task.head * call.cu_q[call.sequences] + task.q0 + row;
-}
-
 // Flips signs to make the factor on scores positive, so that the largest score can be found before scaling.
 void negate(pair* x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] ^= 0x80008000u;
@@ -355,19 +253,20 @@ void negate(pair* x, int64_t n) {
 // ---- Forward ----
 
 template <int B>
-void forward_block(const Call& call, const Task& task, int64_t row, int n, const pair* keys, const pair* values) {
-    const int width = call.width, half = width / 2;
-    const __m512 factor = _mm512_set1_ps(fabsf(call.scale) * LOG2_E);
+void forward_block(const Attention& call, const Head& task, int64_t row, int n, const pair* keys, const pair* values) {
+    const int width = int(call.width), half = width / 2;
+    const __m512 factor = _mm512_set1_ps(__builtin_fabsf(float(call.scale)) * LOG2_E);
     alignas(64) float scores[FORWARD_KEYS * B * LANES];
     alignas(64) pair weights[FORWARD_KEYS / 2 * B * LANES];
-    alignas(64) pair q[64 * B * LANES];
-    alignas(64) float sums[128 * B * LANES];
-    pair_columns<B>(q, call.q + task.offset_q + row * task.stride, task.stride, n, width);
+    alignas(64) pair q[MAX_WIDTH / 2 * B * LANES];
+    alignas(64) float sums[MAX_WIDTH * B * LANES];
+    const bf16* from = (const bf16*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
+    pair_columns<B>(q, from, call.q_stride, n, width);
     if (call.scale < 0) negate(q, half * B * LANES);
     memset(sums, 0, sizeof(float) * width * B * LANES);
 
     __m512 largest[B], total[B];
-    UNROLL for (int b = 0; b < B; b++) largest[b] = _mm512_set1_ps(-INFINITY), total[b] = _mm512_setzero_ps();
+    UNROLL for (int b = 0; b < B; b++) largest[b] = _mm512_set1_ps(-__builtin_inff()), total[b] = _mm512_setzero_ps();
     for (int64_t first = 0; first < task.lk; first += FORWARD_KEYS) {
         const int count = int(least(FORWARD_KEYS, task.lk - first));
         __m512 before[B];
@@ -413,19 +312,23 @@ void forward_block(const Call& call, const Task& task, int64_t row, int n, const
         alignas(64) float totals[LANES], shifts[LANES];
         _mm512_store_ps(totals, total[b]);
         _mm512_store_ps(shifts, _mm512_mul_ps(largest[b], factor));
+        if (!call.lse) continue;
         float* lse = lse_of(call, task, row + b * LANES);
-        for (int i = 0; i < LANES && b * LANES + i < n; i++) lse[i] = shifts[i] + log2f(totals[i]);
+        for (int i = 0; i < LANES && b * LANES + i < n; i++) lse[i] = shifts[i] + __builtin_log2f(totals[i]);
     }
-    store_columns<B>(call.out + task.offset_q + row * task.stride, sums, inverse, task.stride, n, width);
+    bf16* to = (bf16*)call.out + (task.q0 + row) * call.out_stride + task.head * width;
+    store_columns<B>(to, sums, inverse, call.out_stride, n, width);
 }
 
-bool forward_task(const Call& call, const Task& task, int64_t begin, int64_t end) {
+bool forward_task(const Attention& call, const Head& task, int64_t begin, int64_t end) {
     const int64_t size = padded(task.lk);
-    const int width = call.width, half = width / 2;
-    if (!reserve(2 * rounded(size * half * sizeof(pair)))) return false;
+    const int width = int(call.width), half = width / 2;
+    if (!reserve(2 * space<pair>(size * half))) return false;
     pair *keys = take<pair>(size * half), *values = take<pair>(size * half);
-    four_rows(keys, 4, call.k + task.offset_k, task.stride, task.lk, size, width);
-    pair_rows(values, call.v + task.offset_k, task.stride, task.lk, size, width);
+    four_rows(keys, 4, (const bf16*)call.k + task.k0 * call.k_stride + task.head * width, call.k_stride, task.lk, size,
+              width);
+    pair_rows(values, (const bf16*)call.v + task.k0 * call.v_stride + task.head * width, call.v_stride, task.lk, size,
+              width);
     for (int64_t row = begin; row < end; row += 2 * LANES) {
         const int n = int(least(2 * LANES, end - row));
         if (n > LANES)
@@ -463,23 +366,25 @@ void minus_deltas(float* to, const bf16* out, const bf16* dout, int64_t stride, 
 }
 
 template <int B>
-void backward_block(const Call& call, const Task& task, int64_t row, int n, const Gathered& part) {
+void backward_block(const Attention& call, const Head& task, int64_t row, int n, const Gathered& part) {
     constexpr int TILE = 4;  // the sums of two products, 16 of B * 16 queries, fit the registers
-    const int width = call.width, half = width / 2;
-    const __m512 factor = _mm512_set1_ps(call.scale * LOG2_E);
-    alignas(64) pair q[64 * B * LANES], dout[64 * B * LANES];
-    alignas(64) pair q_pairs[B * LANES / 2 * 128], dout_pairs[B * LANES / 2 * 128];
+    const int width = int(call.width), half = width / 2;
+    const __m512 factor = _mm512_set1_ps(float(call.scale) * LOG2_E);
+    alignas(64) pair q[MAX_WIDTH / 2 * B * LANES], dout[MAX_WIDTH / 2 * B * LANES];
+    alignas(64) pair q_pairs[B * LANES / 2 * MAX_WIDTH], dout_pairs[B * LANES / 2 * MAX_WIDTH];
     alignas(64) pair weights[BACKWARD_KEYS * B * LANES / 2], slopes[BACKWARD_KEYS * B * LANES / 2];
     alignas(64) pair slope_pairs[BACKWARD_KEYS / 2 * B * LANES];
-    alignas(64) float sums[128 * B * LANES], deltas[B * LANES], lses[B * LANES] = {};
-    const int64_t at = task.offset_q + row * task.stride;
-    pair_columns<B>(q, call.q + at, task.stride, n, width);
-    pair_columns<B>(dout, call.dout + at, task.stride, n, width);
+    alignas(64) float sums[MAX_WIDTH * B * LANES], deltas[B * LANES], lses[B * LANES] = {};
+    const int64_t stride = call.heads * width, at = (task.q0 + row) * stride + task.head * width;
+    const bf16* from = (const bf16*)call.q + (task.q0 + row) * call.q_stride + task.head * width;
+    const bf16 *slope = (const bf16*)call.dout + at;
+    pair_columns<B>(q, from, call.q_stride, n, width);
+    pair_columns<B>(dout, slope, stride, n, width);
     if (part.dk) {
-        pair_rows(q_pairs, call.q + at, task.stride, n, B * LANES, width);
-        pair_rows(dout_pairs, call.dout + at, task.stride, n, B * LANES, width);
+        pair_rows(q_pairs, from, call.q_stride, n, B * LANES, width);
+        pair_rows(dout_pairs, slope, stride, n, B * LANES, width);
     }
-    minus_deltas<B>(deltas, call.out + at, call.dout + at, task.stride, n, width);
+    minus_deltas<B>(deltas, (const bf16*)call.out + at, slope, stride, n, width);
     memcpy(lses, lse_of(call, task, row), n * sizeof(float));
     memset(sums, 0, sizeof(float) * width * B * LANES);
 
@@ -508,21 +413,22 @@ void backward_block(const Call& call, const Task& task, int64_t row, int n, cons
     }
     if (!part.pairs) return;
     __m512 scale[B];
-    UNROLL for (int b = 0; b < B; b++) scale[b] = _mm512_set1_ps(call.scale);
-    store_columns<B>(call.dq + at, sums, scale, task.stride, n, width);
+    UNROLL for (int b = 0; b < B; b++) scale[b] = _mm512_set1_ps(float(call.scale));
+    store_columns<B>((bf16*)call.dq + at, sums, scale, stride, n, width);
 }
 
 // Gradients of queries q_begin:q_end, or of keys and values k_begin:k_end, or of both if the ranges hold all rows.
-bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
+bool backward_task(const Attention& call, const Head& task, int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
                    bool queries, bool keys) {
     const int64_t count = k_end - k_begin, size = padded(count);
-    const int width = call.width, half = width / 2;
-    if (!reserve(3 * rounded(size * half * sizeof(pair)) + 2 * rounded(size * width * sizeof(float)))) return false;
-    const int64_t offset = task.offset_k + k_begin * task.stride;
+    const int width = int(call.width), half = width / 2;
+    if (!reserve(space<pair>(size * width) + space<pair>(size * half) + 2 * space<float>(size * width))) return false;
+    const bf16* k = (const bf16*)call.k + (task.k0 + k_begin) * call.k_stride + task.head * width;
+    const bf16* v = (const bf16*)call.v + (task.k0 + k_begin) * call.v_stride + task.head * width;
     pair *rows = take<pair>(size * width), *pairs = take<pair>(size * half);
-    four_rows(rows, 8, call.k + offset, task.stride, count, size, width);
-    four_rows(rows + 4, 8, call.v + offset, task.stride, count, size, width);
-    if (queries) pair_rows(pairs, call.k + offset, task.stride, count, size, width);
+    four_rows(rows, 8, k, call.k_stride, count, size, width);
+    four_rows(rows + 4, 8, v, call.v_stride, count, size, width);
+    if (queries) pair_rows(pairs, k, call.k_stride, count, size, width);
     Gathered part{count, rows, queries ? pairs : nullptr, nullptr, nullptr};
     if (keys) {
         part.dk = take<float>(size * width);
@@ -538,93 +444,13 @@ bool backward_task(const Call& call, const Task& task, int64_t q_begin, int64_t 
             backward_block<1>(call, task, row, n, part);
     }
     if (keys) {
-        store_rows(call.dk + offset, part.dk, call.scale, task.stride, count, width);
-        store_rows(call.dv + offset, part.dv, 1.0f, task.stride, count, width);
+        const int64_t stride = call.heads * width, at = (task.k0 + k_begin) * stride + task.head * width;
+        store_rows((bf16*)call.dk + at, part.dk, float(call.scale), stride, count, width);
+        store_rows((bf16*)call.dv + at, part.dv, 1.0f, stride, count, width);
     }
     return true;
 }
 
-// ---- Threads ----
+}  // namespace narrow
 
-int64_t pieces(int64_t rows) { return (rows + TASK_ROWS - 1) / TASK_ROWS; }
-
-// Runs do_task(b, head, piece) for all pieces; pieces_of(b) is the number of pieces of each head of a sequence.
-template <class Pieces, class Do>
-void share(Call& call, Pieces pieces_of, Do do_task) {
-    int64_t task = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED), first = 0;
-    for (int64_t i = 0; i < call.sequences; i++) {
-        const int64_t b = call.order[i], each = pieces_of(b), last = first + each * call.heads;
-        for (; task < last; task = __atomic_fetch_add(&call.next, 1, __ATOMIC_RELAXED))
-            if (!do_task(b, (task - first) / each, (task - first) % each))
-                __atomic_store_n(&call.failed, 1, __ATOMIC_RELAXED);
-        first = last;
-    }
-    give_back();
-}
-
-void forward_thread(void* data) {
-    Call& call = *static_cast<Call*>(data);
-    share(
-        call, [&](int64_t b) { return pieces(call.cu_q[b + 1] - call.cu_q[b]); },
-        [&](int64_t b, int64_t head, int64_t piece) {
-            const Task task(call, b, head);
-            return forward_task(call, task, piece * TASK_ROWS, least(task.lq, (piece + 1) * TASK_ROWS));
-        });
-}
-
-// Whether one head of a sequence is so large a part of the work that other threads would wait for it. Its gradients are
-// then computed in pieces, separately for queries and keys, with 7 products instead of 5.
-bool is_split(const Call& call, int64_t b) {
-    const int64_t own = call.scores(b);
-    return call.threads > 1 && own > TASK_ROWS * TASK_ROWS && 2 * own * call.threads > call.all_scores * call.heads;
-}
-
-void backward_thread(void* data) {
-    Call& call = *static_cast<Call*>(data);
-    share(
-        call,
-        [&](int64_t b) {
-            const int64_t lq = call.cu_q[b + 1] - call.cu_q[b], lk = call.cu_k[b + 1] - call.cu_k[b];
-            return is_split(call, b) ? pieces(lq) + pieces(lk) : 1;
-        },
-        [&](int64_t b, int64_t head, int64_t piece) {
-            const Task task(call, b, head);
-            if (!is_split(call, b)) return backward_task(call, task, 0, task.lq, 0, task.lk, true, true);
-            if (piece < pieces(task.lq))
-                return backward_task(call, task, piece * TASK_ROWS, least(task.lq, (piece + 1) * TASK_ROWS), 0, task.lk,
-                                     true, false);
-            piece -= pieces(task.lq);
-            return backward_task(call, task, 0, task.lq, piece * TASK_ROWS, least(task.lk, (piece + 1) * TASK_ROWS),
-                                 false, true);
-        });
-}
-
-}  // namespace
-
-// GOMP_parallel, which every OpenMP runtime exports, runs a function in a number of threads.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-extern "C" {
-
-// q, out [Tq, H, K], k, v [Tk, H, K], lse [H, Tq]. Returns 0, or 1 if memory ran out.
-int protea_attention_forward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const int32_t* cu_q,
-                             const int32_t* cu_k, const int32_t* order, int64_t sequences, int64_t heads, int64_t width,
-                             float scale, int threads, Parallel parallel) {
-    Call call{q,    k,     v,         out,   lse,        nullptr, nullptr, nullptr, nullptr, cu_q,
-              cu_k, order, sequences, heads, int(width), scale,   threads};
-    parallel(forward_thread, &call, unsigned(threads), 0);
-    return call.failed;
-}
-
-// The same for the gradients dq, dk, dv from the gradient dout of out.
-int protea_attention_backward(const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, const bf16* dout,
-                              bf16* dq, bf16* dk, bf16* dv, const int32_t* cu_q, const int32_t* cu_k,
-                              const int32_t* order, int64_t sequences, int64_t heads, int64_t width, float scale,
-                              int threads, Parallel parallel) {
-    Call call{q,    k,     v,         out,   lse,        dout,  dq,     dk, dv, cu_q,
-              cu_k, order, sequences, heads, int(width), scale, threads};
-    for (int64_t b = 0; b < sequences; b++) call.all_scores += call.scores(b);
-    parallel(backward_thread, &call, unsigned(threads), 0);
-    return call.failed;
-}
-}
+#endif

@@ -1,0 +1,46 @@
+// The functions of kernels.h for one instruction set. The builder compiles this file once for each, with the set's
+// options and with PROTEA_SET as its name.
+
+#include "kernels.h"
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define JOINED(a, b) a##b
+#define NAMED(a, b) JOINED(a, b)
+#define STRING(a) #a
+#define STRING_OF(a) STRING(a)
+
+namespace PROTEA_SET {
+namespace {
+
+#include "attention.h"
+#include "attention_bf16.h"
+#include "attention_threads.h"
+#include "linear.h"
+#include "simd.h"
+
+#if defined(__AVX512BF16__)
+constexpr int64_t TYPES = 3;
+#else
+constexpr int64_t TYPES = 1;
+#endif
+
+}  // namespace
+}  // namespace PROTEA_SET
+
+extern "C" __attribute__((visibility("hidden"))) const Kernels NAMED(protea_kernels_, PROTEA_SET) = {
+    STRING_OF(PROTEA_SET),
+    PROTEA_SET::packed_bytes,
+    PROTEA_SET::pack_linear,
+    PROTEA_SET::unpack_linear,
+    PROTEA_SET::linear,
+    PROTEA_SET::attention_forward,
+    PROTEA_SET::attention_backward,
+    PROTEA_SET::TYPES,
+};

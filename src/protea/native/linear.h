@@ -1,0 +1,324 @@
+// Linear layers with what comes before and after them: a norm, a rotation, an activation, a residual.
+//
+// A weight is stored in panels of WIDE outputs, input by input, so that the innermost loop reads it in order. A tile of
+// ROWS rows and one panel keeps its sums in registers. Each sum adds the inputs in one order, whatever rows are computed
+// together and by however many threads: the bits of a row depend on that row alone.
+
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+constexpr int WIDE = 2 * LANES;
+constexpr int ROWS = REGISTERS == 32 ? 12 : 6;  // 2 * ROWS sums, and registers for two weights and an input
+constexpr int64_t DEPTH = 1280;                 // inputs whose weights of a panel stay in the second-level cache
+constexpr int64_t DEPTH_APART = 320;            // the same for inputs that lie apart, each in a page of its own
+constexpr int64_t CHUNK = 256;                  // steps that are summed apart: shorter sums are more exact
+constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
+
+// GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
+// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
+// infinity gives NaN.
+inline vec gelu(vec x) {
+    const vec a = larger(as_float(as_int(x) ^ INT32_MIN), x < 30.0f ? x : all(30.0f));
+    const vec t = 1.0f / (1.0f + 0.3f * a);
+    vec p = all(0.036630005f);
+    p = p * t + -0.160839185f;
+    p = p * t + 0.211925521f;
+    p = p * t + -0.058064260f;
+    p = p * t + 0.130417153f;
+    p = p * t + 0.099512115f;
+    p = p * t + 0.120789669f;
+    p = p * t + 0.119628906f;
+    return larger(x, vec{}) - a * t * p * exp2(a * a * -0.72134752f);  // log2(e) / 2
+}
+
+// x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2. Minus infinity gives NaN.
+inline vec gelu_tanh(vec x) {
+    const vec z = x * (0.79788456f + 0.035677408f * x * x);
+    const vec exponent = z * -2.8853901f;
+    return exponent < 126.0f ? x / (1.0f + exp2(exponent)) : x * 0.0f;
+}
+
+// One panel of a weight in float32 and in pairs of bfloat16; `Item` is what one lane holds of a row for a step.
+struct Wide32 {
+    using Stored = float;
+    using Item = float;
+    static constexpr int64_t STEP = 1;
+    static vec add(vec sum, vec weights, vec item) { return sum + weights * item; }
+    static vec weights(const Item* p) { return load(p); }
+    static vec repeat(Item x) { return all(x); }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs {
+    using Stored = bf16;
+    using Item = pair;
+    static constexpr int64_t STEP = 2;
+    static vec add(vec sum, vec weights, vec item) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)item);
+    }
+    static vec weights(const Item* p) { return (vec)_mm512_loadu_si512(p); }
+    static vec repeat(Item x) { return (vec)_mm512_set1_epi32(int(x)); }
+};
+#endif
+
+// sums[M][2] += rows of x times a panel, over `steps` steps, which lie `wide` items apart in the panel. Either the steps
+// of a row or the rows of a step lie side by side.
+template <class Kind, int M>
+inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t stride, int64_t apart,
+                     const typename Kind::Item* panel, int64_t wide, int64_t steps) {
+    using Item = typename Kind::Item;
+    auto add = [&](int m, vec low, vec high, Item item) {
+        sums[m][0] = Kind::add(sums[m][0], low, Kind::repeat(item));
+        sums[m][1] = Kind::add(sums[m][1], high, Kind::repeat(item));
+    };
+    if (apart != 1) {
+        for (int64_t step = 0; step < steps; step++, panel += wide, x += apart) {
+            const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+            UNROLL for (int m = 0; m < M; m++) add(m, low, high, x[m]);
+        }
+        return;
+    }
+    // Few addresses that change: three rows share one.
+    constexpr int GROUPS = (M + 2) / 3;
+    const Item* rows[GROUPS];
+    UNROLL for (int g = 0; g < GROUPS; g++) rows[g] = x + 3 * g * stride;
+    for (int64_t step = 0; step < steps; step++, panel += wide) {
+        const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+        UNROLL for (int m = 0; m < M; m++) add(m, low, high, rows[m / 3][m % 3 * stride + step]);
+    }
+}
+
+// What follows the product, for the outputs column:column + n of a row.
+// Never inlined: the compiler might fuse its operations otherwise in tiles of another height.
+__attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[2]) {
+    UNROLL for (int half = 0; half < 2; half++, column += LANES) {
+        const int64_t n = call.outputs - column;
+        if (n <= 0) return;
+        vec y = sums[half];
+        if (call.bias) y = y + load_first(call.bias + column, n);
+        if (call.cosine && column < call.rotated) {
+            const int64_t at = row * call.angle_stride + column % call.head_width;
+            const vec turned = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
+            y = call.rotated - column >= LANES ? turned : joined(turned, y, call.rotated - column);
+        }
+        if (call.activation == GELU) y = gelu(y);
+        if (call.activation == GELU_TANH) y = gelu_tanh(y);
+        if (call.activation == RELU) y = larger(y, vec{});
+        if (call.residual) y = y + load_first(call.residual + row * call.residual_stride + column, n);
+        if (call.y_type == BFLOAT16)
+            store_first((bf16*)call.y + row * call.y_stride + column, y, n);
+        else
+            store_first((float*)call.y + row * call.y_stride + column, y, n);
+    }
+}
+
+// One row of inputs as the product wants it; zeros fill it up to `size`.
+template <class Stored, class From>
+inline void prepare(Stored* to, const From* x, const Linear& call, int64_t size) {
+    const int64_t n = call.inputs;
+    vec shift{}, factor = all(1.0f);
+    if (call.norm_weight) {
+        vec total{};
+        for (int64_t i = 0; call.centred && i < n; i += LANES) total = total + load_first(x + i, n - i);
+        shift = all(sum(total) / float(n));
+        vec squares{};
+        for (int64_t i = 0; i < n; i += LANES) {
+            const vec d = load_first(x + i, n - i) - shift;
+            const vec kept = n - i >= LANES ? d : load_first((const float*)&d, n - i);
+            squares = squares + kept * kept;
+        }
+        factor = all(1.0f / __builtin_sqrtf(sum(squares) / float(n) + float(call.norm_epsilon)));
+    }
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec y = load_first(x + i, n - i);
+        if (call.norm_weight) {
+            y = (y - shift) * factor * load_first(call.norm_weight + i, n - i);
+            if (call.norm_bias) y = y + load_first(call.norm_bias + i, n - i);
+        }
+        store_first(to + i, y, n - i);
+    }
+    for (int64_t i = n; i < size; i++) to[i] = 0;
+}
+
+template <class Kind>
+struct LinearWork : Queue {
+    using Stored = typename Kind::Stored;
+    using Item = typename Kind::Item;
+
+    const Linear& call;
+    int64_t size, steps, panels;                 // inputs with padding, steps of a sum, panels of the weight
+    int64_t depths;                              // parts of a sum whose weights of a panel fit the cache
+    int64_t stride;                              // between prepared rows
+    int64_t wide;                                // between the steps of a panel
+    int64_t block, blocks, group, groups;        // rows of a block, panels of a group
+    bool direct;                                 // whether x is multiplied where it lies
+
+    LinearWork(const Linear& call, int64_t threads) : call(call) {
+        size = rounded_up(call.inputs, Kind::STEP);
+        steps = size / Kind::STEP;
+        panels = (call.outputs + WIDE - 1) / WIDE;
+        const int64_t deepest = call.x_step == 1 ? DEPTH : DEPTH_APART;
+        depths = (size + deepest - 1) / deepest;
+        wide = call.w_step ? call.w_step : WIDE;
+        const int64_t fits = BLOCK_BYTES / int64_t(least(size, deepest) * sizeof(Stored)) / ROWS * ROWS;
+        const int64_t share = rounded_up((call.rows + threads - 1) / threads, ROWS);
+        block = most(ROWS, least(least(fits, 16 * ROWS), share));
+        blocks = (call.rows + block - 1) / block;
+        // Few blocks are divided among more threads by outputs.
+        groups = threads == 1 || blocks == 0 || blocks >= 4 * threads ? 1 : least(panels, (4 * threads + blocks - 1) / blocks);
+        group = (panels + groups - 1) / groups;
+        groups = (panels + group - 1) / group;
+        // Rows that lie a multiple of 2 KB apart would fight for the same few lines of a cache.
+        const bool fitting = call.x_type == (sizeof(Stored) == 2 ? BFLOAT16 : FLOAT32);
+        const int64_t apart = call.x_stride * int64_t(sizeof(Stored));
+        direct = call.x_step != 1 ||
+                 (fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
+                  apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
+        stride = size + 64 / int64_t(sizeof(Stored));
+    }
+
+    void run() {
+        const size_t rows_bytes = direct ? 0 : space<Stored>(block * stride);
+        const size_t sums_bytes = depths == 1 ? 0 : space<float>(block * group * WIDE);
+        for (int64_t task = take(); task < blocks * groups; task = take()) {
+            if (!reserve(rows_bytes + sums_bytes)) return fail();
+            const int64_t first = task / groups * block, n = least(block, call.rows - first);
+            const int64_t panel = task % groups * group;
+            Stored* prepared = direct ? nullptr : ::PROTEA_SET::take<Stored>(block * stride);
+            float* sums = depths == 1 ? nullptr : ::PROTEA_SET::take<float>(block * group * WIDE);
+            multiply_block(prepared, sums, first, n, panel, least(panels, panel + group));
+        }
+        give_back();
+    }
+
+    void multiply_block(Stored* prepared, float* sums, int64_t first, int64_t n, int64_t panel, int64_t end) {
+        const Stored* x = (const Stored*)call.x + first * call.x_stride;
+        int64_t x_stride = call.x_stride;
+        if (!direct) {
+            for (int64_t row = 0; row < n; row++) {
+                if (call.x_type == BFLOAT16)
+                    prepare(prepared + row * stride, (const bf16*)call.x + (first + row) * call.x_stride, call, size);
+                else
+                    prepare(prepared + row * stride, (const float*)call.x + (first + row) * call.x_stride, call, size);
+            }
+            x = prepared, x_stride = stride;
+        }
+        const int64_t depth = (steps + depths - 1) / depths;
+        for (int64_t start = 0; start < steps; start += depth)
+            for (int64_t p = panel; p < end; p++) {
+                const int64_t count = least(depth, steps - start);
+                const Item* weights = (const Item*)call.weight +
+                                      (call.w_step ? start * wide + p * WIDE : (p * steps + start) * WIDE);
+                float* kept = sums + (p - panel) * block * WIDE;
+                const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
+                                start == 0, start + count == steps, first, p * WIDE};
+                int64_t row = 0;
+                for (; row + ROWS <= n; row += ROWS) tile<ROWS>(part, row);
+                if (ROWS > 8 && row + 8 <= n) tile<8>(part, row), row += 8;
+                if (row + 4 <= n) tile<4>(part, row), row += 4;
+                if (row + 2 <= n) tile<2>(part, row), row += 2;
+                if (row < n) tile<1>(part, row);
+            }
+    }
+
+    struct Part {
+        const Item* x;
+        int64_t stride;
+        const Item* weights;
+        int64_t steps;
+        float* sums;
+        bool first, last;
+        int64_t row, column;
+    };
+
+    template <int M>
+    void tile(const Part& part, int64_t row) {
+        vec totals[M][2];
+        float* kept = part.sums + row * WIDE;
+        UNROLL for (int m = 0; m < M; m++) {
+            totals[m][0] = part.first ? vec{} : load(kept + m * WIDE);
+            totals[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
+        }
+        for (int64_t step = 0; step < part.steps; step += CHUNK) {
+            vec sums[M][2] = {};
+            multiply<Kind, M>(sums, part.x + row * part.stride + step * call.x_step, part.stride, call.x_step,
+                              part.weights + step * wide, wide, least(CHUNK, part.steps - step));
+            UNROLL for (int m = 0; m < M; m++) {
+                totals[m][0] = totals[m][0] + sums[m][0];
+                totals[m][1] = totals[m][1] + sums[m][1];
+            }
+        }
+        if (part.last) {
+            for (int m = 0; m < M; m++) finish(call, part.row + row + m, part.column, totals[m]);
+        } else {
+            UNROLL for (int m = 0; m < M; m++) {
+                store(kept + m * WIDE, totals[m][0]);
+                store(kept + m * WIDE + LANES, totals[m][1]);
+            }
+        }
+    }
+};
+
+template <class Kind>
+inline int linear_of(const Linear* call, int64_t threads, Parallel parallel) {
+    LinearWork<Kind> work(*call, threads);
+    auto thread = [](void* data) { static_cast<LinearWork<Kind>*>(data)->run(); };
+    if (threads > 1 && parallel)
+        parallel(thread, &work, unsigned(threads), 0);
+    else
+        thread(&work);
+    return work.failed;
+}
+
+inline int linear(const Linear* call, int64_t threads, Parallel parallel) {
+#if defined(__AVX512BF16__)
+    if (call->w_type == BFLOAT16) return linear_of<Pairs>(call, threads, parallel);
+#endif
+    return linear_of<Wide32>(call, threads, parallel);
+}
+
+// Where the item of output n and input d lies in the panels of a weight; `step` inputs lie side by side.
+inline int64_t place(int64_t n, int64_t d, int64_t size, int64_t step) {
+    return n / WIDE * WIDE * size + d / step * step * WIDE + n % WIDE * step + d % step;
+}
+
+inline int64_t packed_bytes(int64_t outputs, int64_t inputs, int64_t type) {
+    const int64_t step = type == BFLOAT16 ? 2 : 1;
+    return rounded_up(outputs, WIDE) * rounded_up(inputs, step) * (type == BFLOAT16 ? 2 : 4);
+}
+
+template <class Item>
+inline void pack_items(Item* to, const Item* from, int64_t outputs, int64_t inputs, int64_t output_stride,
+                       int64_t input_stride) {
+    constexpr int64_t STEP = 4 / sizeof(Item);
+    const int64_t size = rounded_up(inputs, STEP);
+    for (int64_t first = 0; first < outputs; first += WIDE)
+        for (int64_t d = 0; d < size; d++)
+            for (int64_t n = first; n < first + WIDE; n++)
+                to[place(n, d, size, STEP)] =
+                    n < outputs && d < inputs ? from[n * output_stride + d * input_stride] : Item(0);
+}
+
+template <class Item>
+inline void unpack_items(Item* to, const Item* from, int64_t outputs, int64_t inputs) {
+    constexpr int64_t STEP = 4 / sizeof(Item);
+    for (int64_t n = 0; n < outputs; n++)
+        for (int64_t d = 0; d < inputs; d++) to[n * inputs + d] = from[place(n, d, rounded_up(inputs, STEP), STEP)];
+}
+
+inline void pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type,
+                        int64_t output_stride, int64_t input_stride) {
+    if (type == BFLOAT16)
+        pack_items((bf16*)to, (const bf16*)weight, outputs, inputs, output_stride, input_stride);
+    else
+        pack_items((uint32_t*)to, (const uint32_t*)weight, outputs, inputs, output_stride, input_stride);
+}
+
+inline void unpack_linear(void* weight, const void* packed, int64_t outputs, int64_t inputs, int64_t type) {
+    if (type == BFLOAT16)
+        unpack_items((bf16*)weight, (const bf16*)packed, outputs, inputs);
+    else
+        unpack_items((uint32_t*)weight, (const uint32_t*)packed, outputs, inputs);
+}

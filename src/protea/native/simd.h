@@ -1,0 +1,201 @@
+// Vectors of the instruction set that this file is compiled for, in the compiler's own vector types.
+//
+// GCC and Clang compile arithmetic on these types for every processor; only what they cannot express well is written
+// with a processor's own instructions.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define UNROLL _Pragma("GCC unroll 32")
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int BYTES = 32;
+#else
+constexpr int BYTES = 16;
+#endif
+constexpr int LANES = BYTES / 4;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
+using bf16 = uint16_t;
+using pair = uint32_t;  // two bfloat16, the first in the low half
+typedef float vec __attribute__((vector_size(BYTES)));
+typedef int32_t ivec __attribute__((vector_size(BYTES)));
+typedef float loose_vec __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef int32_t loose_ivec __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef uint16_t half_ivec __attribute__((vector_size(BYTES / 2)));
+typedef uint16_t loose_half_ivec __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+inline vec load(const float* p) { return *(const loose_vec*)p; }
+inline void store(float* p, vec x) { *(loose_vec*)p = x; }
+inline vec all(float x) { return x - vec{}; }  // x - 0 is x for every x
+inline vec as_float(ivec x) { return (vec)x; }
+inline ivec as_int(vec x) { return (ivec)x; }
+
+// The larger of both; NaN if `x` is NaN.
+inline vec larger(vec x, vec y) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(y, x);  // returns the second if either is NaN
+#elif defined(__AVX2__)
+    return _mm256_max_ps(y, x);
+#else
+    return x < y ? y : x;
+#endif
+}
+
+// Up to LANES items; the rest is 0.
+inline vec load_first(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_loadu_ps(n >= LANES ? 0xffff : (1u << n) - 1, p);
+#else
+    if (n >= LANES) return load(p);
+    float x[LANES] = {};
+    for (int64_t i = 0; i < n; i++) x[i] = p[i];
+    return load(x);
+#endif
+}
+
+inline void store_first(float* p, vec x, int64_t n) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, n >= LANES ? 0xffff : (1u << n) - 1, x);
+#else
+    if (n >= LANES) return store(p, x);
+    for (int64_t i = 0; i < n; i++) p[i] = x[i];
+#endif
+}
+
+// The first n lanes of x, and the others of y.
+inline vec joined(vec x, vec y, int64_t n) {
+    for (int64_t i = n; i < LANES; i++) x[i] = y[i];
+    return x;
+}
+
+// The bits of bfloat16 in the low half of each lane, rounded to the nearest, ties to even; NaN stays NaN.
+inline ivec narrow_bits(vec x) {
+    const ivec bits = as_int(x), last = (bits >> 16) & 1;
+    const ivec rounded = (ivec)((bits + (0x7fff + last)) >> 16) & 0xffff;
+    return (x == x) ? rounded : (((bits >> 16) & 0xffff) | 0x40);
+}
+
+inline void store(bf16* p, vec x) {
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    *(loose_half_ivec*)p = __builtin_convertvector(narrow_bits(x), half_ivec);
+#endif
+}
+
+inline void store_first(bf16* p, vec x, int64_t n) {
+    if (n >= LANES) return store(p, x);
+    bf16 parts[LANES];
+    store(parts, x);
+    for (int64_t i = 0; i < n; i++) p[i] = parts[i];
+}
+
+inline vec load(const bf16* p) { return as_float(__builtin_convertvector(*(const loose_half_ivec*)p, ivec) << 16); }
+inline vec load_first(const bf16* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    bf16 parts[LANES] = {};
+    for (int64_t i = 0; i < n; i++) parts[i] = p[i];
+    return load(parts);
+}
+
+// Neighbouring lanes change places.
+inline vec swap_pairs(vec x) {
+#if defined(__AVX512F__)
+    return _mm512_permute_ps(x, 0b10110001);
+#elif defined(__AVX2__)
+    return _mm256_permute_ps(x, 0b10110001);
+#elif defined(__clang__)
+    return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+#else
+    return __builtin_shuffle(x, ivec{1, 0, 3, 2});
+#endif
+}
+
+inline float sum(vec x) {
+    float parts[LANES];
+    store(parts, x);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+    return parts[0];
+}
+
+// 2^x for x below 127, with an error of 1e-7 of it: x is rounded to an integer, which becomes the exponent, and a
+// polynomial gives 2^f for the rest f in [-1/2, 1/2]. Below -126 the result is 2^-126; NaN stays NaN.
+inline vec exp2(vec x) {
+    // 1.5 * 2^23 + 127: adding it leaves an integer in the low bits, with the offset of exponents.
+    const vec magic = all(12583039.0f);
+    x = larger(x, all(-126.0f));
+    const vec shifted = x + magic;
+    const vec f = x - (shifted - magic);
+    vec y = all(1.326472731e-3f);
+    y = y * f + 9.671512991e-3f;
+    y = y * f + 5.550733581e-2f;
+    y = y * f + 2.402224243e-1f;
+    y = y * f + 6.931470037e-1f;
+    y = y * f + 1.0f;
+    return y * as_float(as_int(shifted) << 23);
+}
+
+// Scratch memory of a thread: new pages for every call would take longer than the computation.
+struct Scratch {
+    char* data;
+    size_t size, used;
+};
+inline thread_local Scratch scratch;
+constexpr size_t KEPT_BYTES = size_t(16) << 20;
+
+inline bool reserve(size_t bytes) {
+    scratch.used = 0;
+    if (scratch.size >= bytes) return true;
+    free(scratch.data);
+    bytes = (bytes + 63) / 64 * 64;
+    scratch.data = static_cast<char*>(aligned_alloc(64, bytes));
+    scratch.size = scratch.data ? bytes : 0;
+    return scratch.data != nullptr;
+}
+
+inline void give_back() {
+    if (scratch.size <= KEPT_BYTES) return;
+    free(scratch.data);
+    scratch = {};
+}
+
+template <class Item>
+constexpr size_t space(size_t items) {
+    return (items * sizeof(Item) + 63) / 64 * 64;
+}
+
+template <class Item>
+inline Item* take(size_t items) {
+    Item* taken = reinterpret_cast<Item*>(scratch.data + scratch.used);
+    scratch.used += space<Item>(items);
+    return taken;
+}
+
+// Tasks that threads take one after another.
+struct Queue {
+    int64_t next = 0;
+    int failed = 0;
+
+    int64_t take() { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); }
+    void fail() { __atomic_store_n(&failed, 1, __ATOMIC_RELAXED); }
+};

@@ -1,0 +1,129 @@
+"""What every family of models must pass, whatever its reference is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import protea
+from conftest import disturb
+from protea.checkpoints import hf
+from protea.models.encoder import Encoder
+from protea.models.family import EncoderConfig
+from protea.models.registry import build
+from protea.packing import pack
+
+TOLERANCE = 2e-5
+ALONE = 1e-5
+PROTEIN = (
+    "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDFSAGEGLYTHMKALRPDE"
+    "DRLSPLHSVYVDQWDWERVMGDGERQFSTLKSTVEAIWAGIKATEAAVSEEFGLAPFLPDQIHFVHSQELLSRYPDLDAKGRERAIAKDLGAVFLVGIGGKLS"
+)
+SEQUENCES = [PROTEIN, "W", "XBUZOACDEFGHIKLMNPQRSTVWYXX", "MKTAY<mask>AKQRQ<mask><mask>FVKSHFSRQ", (PROTEIN * 8)[:1500]]
+
+
+class Outputs(NamedTuple):
+    """Everything that a model computes of one sequence: hidden states ``[T, D]``, logits, maps ``[H, T, T]``."""
+
+    states: list[Tensor]
+    logits: Tensor | None
+    maps: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.states, *([] if self.logits is None else [self.logits]), *self.maps]
+
+
+def random_model(config: EncoderConfig, folder: Path, *, seed: int = 1) -> Encoder:
+    """A model with random weights and noise in its norms and biases, also written to a folder."""
+    hf.write_random(folder / "initial", build(config), seed=seed, dtype=torch.float32)
+    model = protea.load(folder / "initial", device="cpu", trainable=True)
+    disturb(model.module)
+    model.save(folder / "model")
+    return model.module
+
+
+def tokens_of(model: Encoder, sequence: str) -> np.ndarray:
+    alphabet = model.alphabet
+    return alphabet.frame.around(alphabet.encode(sequence))
+
+
+@torch.no_grad()
+def ours(model: Encoder, sequences: Sequence[str]) -> list[Outputs]:
+    """What the model computes of a pack of the sequences."""
+    batch = pack([tokens_of(model, sequence) for sequence in sequences])
+    states: list[Tensor] = []
+    maps: list[list[Tensor]] = []
+    last = model(
+        batch,
+        on_hidden=lambda _, x: states.append(x),
+        on_attention=lambda _, call: maps.append([torch.stack(list(call.maps(n))) for n in range(len(batch))]),
+    )
+    logits = None if model.lm_head is None else model.head(last)
+    return [
+        Outputs(
+            [state[start:end] for state in states],
+            None if logits is None else logits[start:end],
+            [layer[number] for layer in maps],
+        )
+        for number, (start, end) in enumerate(batch.cu_seqlens.spans())
+    ]
+
+
+def check_parity(
+    model: Encoder,
+    reference: Callable[[Tensor], Outputs],
+    truth: Callable[[Tensor], Outputs],
+    sequences: Sequence[str] = SEQUENCES,
+) -> None:
+    """Every tensor that the reference gives is close to it, and at most twice as far from float64 as it is."""
+    for sequence, computed in zip(sequences, ours(model, sequences), strict=True):
+        ids = torch.from_numpy(tokens_of(model, sequence).astype(np.int64))
+        theirs, exact = reference(ids), truth(ids)
+        mine = computed if theirs.maps else computed._replace(maps=[])
+        rows = zip(mine.tensors(), theirs.tensors(), exact.tensors(), strict=True)
+        for number, (a, b, c) in enumerate(rows):
+            assert a.shape == b.shape
+            scale = max(1.0, b.abs().max().item())
+            place = f"tensor {number} of {sequence[:20]}"
+            assert (a.double() - b.double()).abs().max().item() <= TOLERANCE * scale, place
+            floor = torch.finfo(torch.float32).eps * scale
+            our_error, their_error = ((x.double() - c.double()).abs().max().item() for x in (a, b))
+            assert our_error <= 2 * their_error + floor, f"{place}: {our_error} {their_error} {floor} {scale}"
+
+
+def check_alone(model: Encoder, sequences: Sequence[str] = SEQUENCES) -> None:
+    """A sequence gives the same alone as in any pack."""
+    packs = [ours(model, sequences), ours(model, sequences[::-1])[::-1]]
+    for number, sequence in enumerate(sequences):
+        (alone,) = ours(model, [sequence])
+        for together in packs:
+            for a, b in zip(alone.tensors(), together[number].tensors(), strict=True):
+                assert (a - b).abs().max() <= ALONE * max(1.0, a.abs().max().item())
+
+
+def check_packed(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
+    """A model that is loaded for inference gives the numbers of the plain one, and saves the same weights."""
+    plain, fast = (protea.load(folder, device="cpu", trainable=trainable) for trainable in (True, False))
+    sequences = [sequence for sequence in sequences if "<" not in sequence]
+    for a, b in zip(plain.embed(sequences, long="full"), fast.embed(sequences, long="full"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=ALONE * max(1.0, float(np.abs(a).max())))
+    fast.save(folder.with_name("again"))
+    name = "model.safetensors"
+    assert (folder.with_name("again") / name).read_bytes() == (folder / name).read_bytes()
+
+
+def check_lacks(model: protea.LanguageModel, **calls: Callable[[], object]) -> None:
+    """Each missing capability is an error that names it, the family, and a way out."""
+    for capability, call in calls.items():
+        with pytest.raises(protea.ProteaError) as caught:
+            call()
+        message = str(caught.value)
+        assert capability in message, message
+        assert model.config.family in message, message
+        assert ";" in message, message
