@@ -108,7 +108,7 @@ def plan_embed(
     disk = {
         "-o (one vector a sequence)": 4.0 * sequences * config.hidden_size,
         "-r (one vector a residue)": 4.0 * residues * config.hidden_size,
-        "-r --store float16": 2.0 * residues * config.hidden_size,
+        "-r, in float16": 2.0 * residues * config.hidden_size,
     }
     if isinstance(where, Cluster):
         rate = gpu_rate(config, where.gpu, length, pack).times(1 / 3)
