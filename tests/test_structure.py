@@ -31,7 +31,7 @@ LAYERS = [
     {"delimited", "letters"},
     {"output"},
     {"journal"},
-    {"rerun"},
+    {"remote", "rerun"},
     {"records", "tables"},
     {"native"},
     {"models"},
@@ -39,6 +39,7 @@ LAYERS = [
     {"checkpoints"},
     {"infer"},
     {"embed", "data"},
+    {"plan"},
     {"score"},
     {"contacts"},
     {"doctor", "evaluate", "plot", "sequences", "train"},
@@ -304,7 +305,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 42_200
+MOST_LINES_OF_ALL = 44_000
 
 
 def test_size_of_the_package() -> None:

@@ -18,8 +18,9 @@ import yaml
 from messages import check_message
 from protea.errors import ResumeError, TrainingError, UsageError
 from protea.train.division import Division, plan_layout
+from protea.train.estimate import estimate
 from protea.train.failures import Failure, failure_of
-from protea.train.model import architecture, estimate
+from protea.train.model import architecture
 from protea.train.recipe import Recipe, read_recipe
 from protea.train.run_checkpoints import choose
 from ranks import Command, start_commands

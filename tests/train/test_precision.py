@@ -16,7 +16,8 @@ from protea.data.training_store import TrainingStore
 from protea.errors import DeviceError
 from protea.text import duration_text
 from protea.train import metrics
-from protea.train.model import TYPES, Precision, Trainable, architecture, estimate
+from protea.train.estimate import estimate
+from protea.train.model import TYPES, Precision, Trainable, architecture
 from protea.train.recipe import LogSettings, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

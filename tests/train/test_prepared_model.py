@@ -19,8 +19,9 @@ from protea.data.loader import TrainingBatch
 from protea.data.training_store import TrainingStore
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
+from protea.train.estimate import estimate
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, estimate, prepare
+from protea.train.model import Trainable, architecture, prepare
 from protea.train.objective import masked_loss
 from protea.train.optim import parameters_to_train
 from protea.train.recipe import Recipe, SaveSettings

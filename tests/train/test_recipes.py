@@ -25,9 +25,10 @@ from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.packing import CuSeqlens, PackedBatch
 from protea.settings_errors import validate
+from protea.train.estimate import check_memory, estimate, mean_length
 from protea.train.loop import pretrain
 from protea.train.metrics import TrainingProgress
-from protea.train.model import Trainable, architecture, check_memory, estimate, mean_length, settle_precision
+from protea.train.model import Trainable, architecture, settle_precision
 from protea.train.objective import masked_loss
 from protea.train.recipe import RECIPES, Recipe, flatten, read_recipe, recipe_names
 from reference_attention import REFERENCE
@@ -214,7 +215,7 @@ def test_a_dry_run_says_whether_it_fits(run: Run, monkeypatch: pytest.MonkeyPatc
     def remark(*changes: str) -> str:
         return run("pretrain", "esm2_8M", "run.precision=float32", *changes, "--dry-run").out.splitlines()[-1]
 
-    monkeypatch.setattr("protea.train.model.available_memory", lambda: 8 * 10**9)
+    monkeypatch.setattr("protea.train.estimate.available_memory", lambda: 8 * 10**9)
     fits = remark("run.device=cpu")
     assert fits.endswith("of main memory, and 8.0 GB are free: it fits")
     assert remark("run.device=cpu", "batch.pack=600000").endswith(

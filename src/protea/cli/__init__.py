@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "data": "data",
     "evaluate": "evaluate",
     "pretrain": "pretrain",
+    "plan": "plan",
     "export": "pretrain",
     "average": "pretrain",
     "serve": "serve",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +20,10 @@ from protea.text import counted
 
 if TYPE_CHECKING:
     from protea.embed.settings import EmbedSettings
+    from protea.embed.survey import Totals
+
+_OF_COMMAND = ("config", "update", "overwrite", "ray", "shards", "cpus_per_shard")
+"""Options that are no settings of a run."""
 
 _REPORTED = ("truncated", "windowed", "altered", "renamed", "gapped", "skipped")
 """Counts of records that the report lists."""
@@ -77,6 +83,9 @@ def embed(
         Path | None,
         typer.Option(metavar="RUN.yaml", help="Read options from a file, such as OUT.run.yaml; flags override it."),
     ] = None,
+    ray: options.Ray = None,
+    shards: options.Shards = None,
+    cpus_per_shard: options.CpusPerShard = 1,
     update: Annotated[
         bool, typer.Option("--update", help="Compute only new and changed sequences; keep the others of the output.")
     ] = False,
@@ -96,6 +105,7 @@ def embed(
       protea embed a.fasta.gz b.fasta -m my-model/ -r residues.h5 --layers 0,3,-1 --fast
       zcat big.fasta.gz | protea embed - -m my-model/ -o big.h5 --pool mean,max
       protea embed big.fasta -m my-model/ -o big.h5 --shard $SLURM_ARRAY_TASK_ID/16
+      protea embed big.fasta -m my-model/ -o big.h5 --ray auto --shards 64
       protea embed --config proteins.parquet.run.yaml -o again.parquet
       protea embed grown.fasta -m my-model/ -o proteins.parquet --update
     """
@@ -106,9 +116,20 @@ def embed(
     settings = parse(values, "protea embed" if config is None else f"--config {config}")
     if update and (overwrite or settings.devices > 1 or settings.shard is not None):
         raise UsageError("--update works alone, in one process; leave out --overwrite, --devices and --shard")
+    if ray is not None and (update or settings.devices > 1 or settings.shard is not None):
+        raise UsageError("--ray makes the shards itself; leave out --update, --devices and --shard")
+    if ray is None and shards is not None:
+        raise UsageError("--shards is for --ray; without it, --shard i/N computes one share")
     with interruptible():
-        if settings.devices > 1:
-            _embed_on_devices(settings, overwrite=overwrite)
+        if ray is not None:
+            from protea.embed.shards import run_on_ray
+
+            on_ray = partial(run_on_ray, address=ray, shards=shards, cpus=cpus_per_shard)
+            _embed_in_shards(settings, on_ray, overwrite=overwrite)
+        elif settings.devices > 1:
+            from protea.embed.shards import run_on_devices
+
+            _embed_in_shards(settings, run_on_devices, overwrite=overwrite)
         else:
             _embed(settings, overwrite=overwrite, update=update)
 
@@ -137,17 +158,16 @@ def merge(
 def _given(ctx: typer.Context) -> dict[str, Any]:
     """The options on the command line, without defaults."""
     source = ctx.get_parameter_source
-    options = {name: value for name, value in ctx.params.items() if name not in ("config", "update", "overwrite")}
+    options = {name: value for name, value in ctx.params.items() if name not in _OF_COMMAND}
     return {name: value for name, value in options.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
 
 
-def _embed_on_devices(settings: EmbedSettings, *, overwrite: bool) -> None:
-    from protea.embed.shards import run_on_devices
+def _embed_in_shards(settings: EmbedSettings, run: Callable[..., Totals], *, overwrite: bool) -> None:
     from protea.letters import ReportRow
     from protea.output import report_path
 
     with bars("residues") as progress:
-        totals = run_on_devices(settings, progress, overwrite=overwrite)
+        totals = run(settings, progress=progress, overwrite=overwrite)
     for output in settings.outputs:
         typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
     report = report_path(settings.outputs[0]).read_text(encoding="utf-8").splitlines()[1:]

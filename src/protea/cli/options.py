@@ -87,6 +87,19 @@ SequenceColumn = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Compute on a Ray cluster with a shared disk: auto, HOST:PORT, ray://HOST:PORT.",
+    ),
+]
+Shards = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="With --ray: number of shards; by default 4 for each worker.")
+]
+CpusPerShard = Annotated[int, typer.Option(metavar="N", min=1, help="With --ray: cores of a shard without a GPU.")]
+
 Method = Annotated[
     str,
     typer.Option(

@@ -35,7 +35,7 @@ from protea.embed.outputs import (
 )
 from protea.embed.prefetch import prefetch
 from protea.embed.prepare import prepare
-from protea.embed.settings import PROVENANCE, EmbedSettings
+from protea.embed.settings import DIVISION, PROVENANCE, EmbedSettings
 from protea.embed.stores import LOG_PROBABILITIES, RESIDUES, EmbeddingStore
 from protea.embed.survey import UNKNOWN, Group, Survey, Totals, groups, survey
 from protea.errors import DamagedFileError, FastaError, OutputError, ResumeError, UsageError
@@ -119,6 +119,7 @@ class EmbedRun:
         surveyed = self._survey(budget)
         # What the packs depend on; it is the same for all shards of one input.
         read = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
+        read |= {"division": DIVISION} if self.settings.shard else {}
         self._recorded = {"token_budget": budget} | self._circumstances() | read | self._earlier(old_plan)
         plan = self.settings.shown() | self._recorded | {"update": self.update}
         if journal.plan is not None:
@@ -246,7 +247,7 @@ class EmbedRun:
     # --- the work ------------------------------------------------------------------------------------------------
 
     def _work(self, journal: RunJournal, surveyed: Survey, budget: int) -> RunState:
-        share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.groups)
+        share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.residues)
         state = journal.state or RunState(groups=0 if share is None else share.start)
         self._total = surveyed.totals if share is None else None
         self._done = state.totals

@@ -8,6 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from protea import bundled
@@ -36,6 +38,10 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+DIVISION: Final = "residues"
+"""What shards share equally, as run files name it."""
+
+
 class Shard(BaseModel):
     """One of several equal shares of the work, numbered from 1."""
 
@@ -51,9 +57,18 @@ class Shard(BaseModel):
         """The path of this shard of an output: ``OUT.shard-2-of-8.h5``."""
         return path.with_name(f"{path.stem}.shard-{self.number}-of-{self.of}{path.suffix}")
 
-    def groups(self, total: int) -> range:
-        """The numbers of this shard's groups. They are neighbours, so that joined shards give the whole output."""
-        return range(total * (self.number - 1) // self.of, total * self.number // self.of)
+    def groups(self, residues: NDArray[np.uint32]) -> range:
+        """The numbers of this shard's groups, from the residues of all of them.
+
+        They are neighbours, so that joined shards give the whole output. A group belongs to the share that its middle
+        is in, so a shard differs from an equal share by a group at most.
+        """
+        ends = np.cumsum(residues, dtype=np.float64)
+        middles = ends - residues / 2
+        total = max(1.0, float(ends[-1])) if len(ends) else 1.0
+        owners = np.minimum(middles * self.of // total, self.of - 1)
+        first, last = (int(np.searchsorted(owners, self.number - 1, side)) for side in ("left", "right"))
+        return range(first, last)
 
 
 def _shard(value: Any) -> Any:

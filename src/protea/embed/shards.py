@@ -1,4 +1,4 @@
-"""Shards of an output: several GPUs of one machine compute them at once; merging joins them to one output."""
+"""Shards of an output: the GPUs of one machine, or many machines, compute them; merging joins them to one output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,11 +33,13 @@ from protea.embed.outputs import (
 from protea.embed.settings import PROVENANCE, EmbedSettings, Shard
 from protea.embed.stores import kind_of, open_store, read_store
 from protea.embed.survey import Totals
-from protea.errors import DeviceError, OutputError, ProteaError, ResumeError
+from protea.errors import DeviceError, OutputError, ProteaError, ResumeError, UsageError
+from protea.fasta import flows
 from protea.infer.loading import computing_dtype, stored_weights
 from protea.journal import JOURNAL, complete, differences, work_path
 from protea.output import note_what_is_replaced, report_path
 from protea.progress import SILENT, Progress
+from protea.remote import RemoteTask, ray_cluster
 from protea.text import counted
 
 _POLL_SECONDS: Final = 0.5
@@ -53,38 +55,93 @@ main()
 """Runs ``protea`` in a process that ends when its parent ends, for whatever reason; only Linux can do this."""
 
 
+Computing = Callable[[list[Shard], EmbedSettings, Path, Progress], None]
+"""Computes some shards of settings whose outputs are in a folder, and waits for them."""
+
+
 def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
     """Embed with ``settings.devices`` processes.
 
     On a CPU (``device="cpu"``) the processes share the cores. The numbers are those of one process with as many threads
-    as each of them has. The shards are in the hidden folder ``.OUT.devices`` beside the first output. If a process
-    fails, the others are stopped, and the same command continues each of them.
+    as each of them has. If a process fails, the others are stopped.
     """
     count = settings.devices
     if settings.device != "cpu" and torch.cuda.device_count() < count:
         raise DeviceError(f"--devices {count}: this machine has {counted(torch.cuda.device_count(), 'GPU')}")
+    return run_in_shards(settings, count, "devices", _compute, progress, overwrite=overwrite)
+
+
+def run_on_ray(
+    settings: EmbedSettings, address: str, progress: Progress, *, shards: int | None, cpus: int, overwrite: bool
+) -> Totals:
+    """Embed with a Ray cluster whose machines share the disk of the outputs; each shard is a task with ``cpus`` cores.
+
+    A finished shard is not computed again, and a shard whose process died continues from its journal.
+    """
+    absolute = _absolute(settings)
+    with ray_cluster(address, cpus=cpus, gpu=settings.device != "cpu") as cluster:
+
+        def compute(wanted: list[Shard], inner: EmbedSettings, folder: Path, progress: Progress) -> None:
+            cluster.check_machines(folder, [Path(path) for path in inner.inputs])
+            tasks = []
+            for shard in wanted:
+                config = _config(shard, inner, folder, inner.device)
+                tasks.append(RemoteTask(f"shard {shard}", ["embed", "--config", str(config)], _log(folder, shard)))
+            following = _Following(wanted, inner, progress)
+            cluster.run(tasks, following.look)
+
+        count = shards or cluster.shards
+        return run_in_shards(absolute, count, "ray", compute, progress, overwrite=overwrite, shown=settings.shown())
+
+
+def run_in_shards(
+    settings: EmbedSettings,
+    count: int,
+    kind: str,
+    compute: Computing,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    shown: Mapping[str, Any] | None = None,
+) -> Totals:
+    """Embed in shards, which are in the hidden folder ``.OUT.KIND`` beside the first output, and merge them.
+
+    After an error, the same command continues each of them. ``shown`` are the settings that the outputs tell.
+    """
     first = settings.outputs[0]
-    folder = first.with_name(f".{first.name}.devices")
+    folder = first.with_name(f".{first.name}.{kind}")
     try:
         resuming = folder.exists() and not overwrite
         if not (resuming or overwrite) and all(map(os.path.lexists, settings.outputs)):
             return _check_complete(settings, progress)
         for output in settings.outputs:
             check_place(output, kind_of(output, settings.option(output)), overwrite=overwrite or resuming)
-        _claim(folder, settings, resuming=resuming)
+        _claim(folder, settings, count, resuming=resuming)
         shards = [Shard(number=number, of=count) for number in range(1, count + 1)]
         inner = settings.model_copy(update=_inside(settings, folder))
         progress.begin("embedding")
-        _compute([shard for shard in shards if not _finished(inner, shard)], inner, folder, progress)
+        compute([shard for shard in shards if not _finished(inner, shard)], inner, folder, progress)
         for output, hidden in zip(settings.outputs, inner.outputs, strict=True):
             # An earlier attempt may have stopped between two outputs; its first output is merged again.
             parts = [shard.output(hidden) for shard in shards]
-            again = overwrite or resuming
-            totals = merge(output, parts, overwrite=again, settings=settings.shown(), progress=progress)
+            again, told = overwrite or resuming, shown or settings.shown()
+            totals = merge(output, parts, overwrite=again, settings=told, progress=progress)
         shutil.rmtree(folder)
     except OSError as error:
         raise run_error(error, first) from error
     return totals
+
+
+def _absolute(settings: EmbedSettings) -> EmbedSettings:
+    """The settings with paths that hold in any folder."""
+    if once := [path for path in settings.inputs if flows(path)]:
+        raise UsageError(f"--ray needs files that every machine can read; {once[0]} is not one")
+    here = {name: getattr(settings, name) for name in ("sequences", "residues", "logits")}
+    paths: dict[str, Any] = {name: path.absolute() for name, path in here.items() if path is not None}
+    model = Path(settings.model)
+    if model.exists():
+        paths["model"] = str(model.absolute())
+    return settings.model_copy(update=paths | {"inputs": tuple(str(Path(path).absolute()) for path in settings.inputs)})
 
 
 def _check_complete(settings: EmbedSettings, progress: Progress) -> Totals:
@@ -100,10 +157,11 @@ def _check_complete(settings: EmbedSettings, progress: Progress) -> Totals:
     return Totals(**provenance["counts"])
 
 
-def _claim(folder: Path, settings: EmbedSettings, *, resuming: bool) -> None:
+def _claim(folder: Path, settings: EmbedSettings, count: int, *, resuming: bool) -> None:
     """Check that the shards in the folder are of these settings and inputs, or clear the folder."""
     stats = [(path, Path(path).stat()) for path in settings.inputs if Path(path).is_file()]
     plan = settings.shown() | {"files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]}
+    plan |= {"shards": count}
     if resuming and (folder / _PLAN).exists():
         if json.loads((folder / _PLAN).read_text()) != plan:
             raise ResumeError(
@@ -130,9 +188,8 @@ def _finished(settings: EmbedSettings, shard: Shard) -> bool:
 
 def _compute(shards: list[Shard], settings: EmbedSettings, folder: Path, progress: Progress) -> None:
     """Compute each shard in a process, and wait for all; their progress is read from their journals."""
-    journals = [work_path(shard.output(settings.outputs[0])) / JOURNAL for shard in shards]
+    following = _Following(shards, settings, progress)
     running: dict[Shard, subprocess.Popen[bytes]] = {}
-    shown = 0
     try:
         for shard in shards:
             running[shard] = _started(shard, settings, folder)
@@ -143,9 +200,7 @@ def _compute(shards: list[Shard], settings: EmbedSettings, folder: Path, progres
                     lines = _log(folder, shard).read_text(errors="replace").strip().splitlines()
                     last = lines[-1].removeprefix("protea: error: ") if lines else f"exit code {code}"
                     raise ProteaError(f"shard {shard}: {last}")
-            done = sum(map(_residues, journals))
-            progress.advance(max(0, done - shown))
-            shown = max(done, shown)
+            following.look()
             if None not in codes:
                 return
             time.sleep(_POLL_SECONDS)
@@ -158,12 +213,35 @@ def _compute(shards: list[Shard], settings: EmbedSettings, folder: Path, progres
 
 def _started(shard: Shard, settings: EmbedSettings, folder: Path) -> subprocess.Popen[bytes]:
     device = settings.device if settings.device == "cpu" else f"cuda:{shard.number - 1}"
-    options = settings.shown() | {"shard": str(shard), "device": device, "devices": 1}
-    config = folder / f"{shard.number}.yaml"
-    config.write_text(yaml.safe_dump(options), encoding="utf-8")
+    config = _config(shard, settings, folder, device)
     command = [sys.executable, "-c", _CHILD, "embed", "--config", str(config)]
     with _log(folder, shard).open("wb") as stream:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stream)
+
+
+def _config(shard: Shard, settings: EmbedSettings, folder: Path, device: str) -> Path:
+    """The file of options that computes a shard."""
+    config = folder / f"{shard.number}.yaml"
+    options = settings.shown() | {"shard": str(shard), "device": device, "devices": 1}
+    config.write_text(yaml.safe_dump(options), encoding="utf-8")
+    return config
+
+
+class _Following:
+    """Tells a progress how many residues of some shards are computed, by their journals."""
+
+    def __init__(self, shards: list[Shard], settings: EmbedSettings, progress: Progress) -> None:
+        self._outputs = [shard.output(settings.outputs[0]) for shard in shards]
+        self._progress, self._done = progress, dict.fromkeys(self._outputs, 0)
+        self._shown = 0
+
+    def look(self) -> None:
+        """Read the journals again; those of finished shards are gone, what they told before still counts."""
+        for output in self._outputs:
+            self._done[output] = max(self._done[output], _residues(work_path(output) / JOURNAL))
+        done = sum(self._done.values())
+        self._progress.advance(max(0, done - self._shown))
+        self._shown = max(done, self._shown)
 
 
 def _log(folder: Path, shard: Shard) -> Path:
@@ -273,4 +351,6 @@ def _common(output: Path, provenances: list[dict[str, Any]], shards: list[Path])
             raise OutputError(f"{output}: {shards[0].name} and {shard.name} are of different runs ({changed})")
     counts = [Totals(**provenance[PROVENANCE]["counts"]) for provenance in provenances]
     total = {name: sum(getattr(count, name) for count in counts) for name in asdict(counts[0])}
-    return provenances[0] | {"shard": None, PROVENANCE: provenances[0][PROVENANCE] | {"counts": total}}
+    # One process that computes all does not divide.
+    circumstances = {name: value for name, value in provenances[0][PROVENANCE].items() if name != "division"}
+    return provenances[0] | {"shard": None, PROVENANCE: circumstances | {"counts": total}}

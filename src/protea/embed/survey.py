@@ -107,7 +107,7 @@ class Survey:
 
     Attributes:
         totals: counts of the whole run; ``None`` for input that can be read only once.
-        groups: number of groups.
+        residues: ``[G]``, of each group.
         fingerprint: hash of all records, in hexadecimal; ``None`` if unknown.
         new_ids: makes the ids that ``prepare`` needs.
         damage: the error of a compressed file that is cut short; the totals then count the records before it.
@@ -115,14 +115,19 @@ class Survey:
     """
 
     totals: Totals | None
-    groups: int
+    residues: NDArray[np.uint32]
     fingerprint: str | None
     new_ids: Callable[[], SeenIds]
     damage: DamagedFileError | None = None
     doubts: tuple[str, ...] = ()
 
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(self.residues)
 
-UNKNOWN: Final = Survey(None, 0, None, SeenIds)
+
+UNKNOWN: Final = Survey(None, np.empty(0, np.uint32), None, SeenIds)
 """For input that can be read only once."""
 
 
@@ -151,7 +156,7 @@ def survey(
 
 
 def _count(items: Iterable[Prepared], budget: int, progress: Progress) -> Survey:
-    totals, number, fingerprint = Totals(), 0, b""
+    totals, residues, fingerprint = Totals(), array("I"), b""
     damage, doubts = None, Doubts()
     try:
         for group in groups(items, budget):
@@ -160,10 +165,12 @@ def _count(items: Iterable[Prepared], budget: int, progress: Progress) -> Survey
             for item in group.items:
                 doubts.add(item.rows)
             progress.advance(totals.residues - before)
-            number, fingerprint = group.number + 1, group.fingerprint
+            residues.append(totals.residues - before)
+            fingerprint = group.fingerprint
     except DamagedFileError as error:
         damage = error
-    return Survey(totals, number, None if damage else fingerprint.hex(), SeenIds, damage, tuple(doubts.lines()))
+    sizes = np.frombuffer(residues, np.uint32) if residues else np.empty(0, np.uint32)
+    return Survey(totals, sizes, None if damage else fingerprint.hex(), SeenIds, damage, tuple(doubts.lines()))
 
 
 def groups(items: Iterable[Prepared], budget: int, *, number: int = 0, records: int = 0) -> Iterator[Group]:

@@ -31,14 +31,12 @@ from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.optional import install
 from protea.text import counted
+from protea.train.estimate import check_memory, estimate, mean_length, told_lines
 from protea.train.metrics import Logbook, TrainingProgress, open_sinks, peak_flops
 from protea.train.model import (
     Trainable,
     architecture,
-    check_memory,
-    estimate,
     explaining_memory,
-    mean_length,
     memory_of,
     prepare,
 )
@@ -147,7 +145,7 @@ class _Trainer:
             raise FinishedError(complete(folder.path))
         peak = peak_flops(recipe.log, device, self.trainable.precision.dtype)
         peak = None if peak is None else peak * world.size
-        progress.start(list(costs.lines(recipe, peak)), run.steps, self.state.step)
+        progress.start(list(told_lines(model, recipe, costs, device, peak)), run.steps, self.state.step)
         sinks = open_sinks(folder.path, recipe, self.state) if world.is_first else []
         self.logbook = Logbook(sinks, recipe, self.trainable, progress, peak)
 

@@ -22,13 +22,11 @@ from protea.device import native_bfloat16
 from protea.errors import OutputError, ProteaWarning
 from protea.optional import install
 from protea.output import write_durably
+from protea.plan.hardware import gpu_of_device
 from protea.progress import Progress
 from protea.train.model import Trainable
 from protea.train.recipe import LogSettings, Recipe
 from protea.train.run_state import TrainingState
-
-_PEAKS: Final = {"A100": 312, "H100": 989, "H200": 989, "H20": 148, "L4": 121, "L40S": 362, "A10G": 70, "B200": 2250}
-"""TFLOP/s of dense bfloat16 products by NVIDIA's data sheets, for words in a device's name."""
 
 _SIDES: Final = (256, 1024)
 """Of matrices. Large ones reach the highest rate; small ones are done before another process interrupts."""
@@ -168,8 +166,8 @@ def peak_flops(log: LogSettings, device: torch.device | None, dtype: torch.dtype
     if device is None or (device.type == "cuda" and dtype == torch.float32):
         return None
     if device.type == "cuda":
-        words = torch.cuda.get_device_name(device).replace("-", " ").split()
-        return next((tflops * 1e12 for name, tflops in _PEAKS.items() if name in words), None)
+        gpu = gpu_of_device(torch.cuda.get_device_name(device))
+        return None if gpu is None else gpu.flops
     native = dtype if dtype == torch.bfloat16 and native_bfloat16(device) else torch.float32
     rate = 0.0
     for side in _SIDES:

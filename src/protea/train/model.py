@@ -1,13 +1,4 @@
-"""The model that a recipe trains: its first weights, transforms, optimizers and precision, and the costs of training.
-
-Floating-point operations of a token, forward and backward, are three times those of the family's forward pass. Products
-that are computed again to save memory do not count.
-
-Bytes: weights, gradients and AdamW's moments in float32 (16 a parameter; Muon's matrices 12; frozen ones 4), copies of
-weights and moments in main memory while they are written, weights in the narrow type, and what the family's layers keep
-for the backward pass of a pack. The last is within a tenth of what PyTorch keeps, compiled or not; in bfloat16 on a CPU
-without compiled attention PyTorch keeps a quarter more.
-"""
+"""The model that a recipe trains: its first weights, transforms, optimizers and precision."""
 
 from __future__ import annotations
 
@@ -17,22 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from protea import native
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.data.sampler import Sampler
-from protea.device import available_memory, native_bfloat16, resolve_device
-from protea.errors import DeviceError, TrainingError
+from protea.device import native_bfloat16, resolve_device
+from protea.errors import DeviceError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
 from protea.progress import Progress
-from protea.text import bytes_text, counted, duration_text
-from protea.train.division import Division
-from protea.train.optim import Optimizers, is_matrix_of_layer, parameters_to_train
+from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.parallel import ALONE, Parallel
 from protea.train.recipe import Recipe
 from protea.train.shares import part_of
@@ -42,13 +29,6 @@ from protea.transforms.training import compile_layers, recompute_layers
 
 TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16, "float32": torch.float32}
 """The type that products are computed in, by the name of a precision."""
-
-_SAMPLE: Final = 4096
-_GATHERED: Final = 3
-"""Layers whose weights a process has at a time: the one that computes, the next, and the one before."""
-
-_MASKED: Final = 0.15
-"""Share of the tokens that the language-model head is computed for."""
 
 
 def architecture(recipe: Recipe) -> Encoder:
@@ -209,98 +189,3 @@ def prepare(
     cached = parallel.layout.processes == 1
     precision = Precision(run.precision, device, recipe.batch.packs, cached=cached)
     return Trainable(model.train(), optimizers, precision, parallel)
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a run takes: numbers of trained parameters and operations, and bytes."""
-
-    parameters: int
-    flops: float  # for a token, forward and backward
-    state: int  # weights, gradients and moments
-    copies: int  # main memory for saving
-    activations: int  # kept for the backward pass of a pack
-
-    def lines(self, recipe: Recipe, peak: float | None) -> Iterator[str]:
-        """The costs in words; ``peak`` is the device's operations per second, if they are known."""
-        steps, packs, pack = recipe.run.steps, recipe.batch.packs, recipe.batch.pack
-        tokens = packs * pack
-        yield (
-            f"{self.parameters:,} parameters; {counted(steps, 'step')} of {tokens:,} tokens "
-            f"({counted(packs, 'pack')} of {pack:,}), {steps * tokens:.3g} tokens in all"
-        )
-        total = self.flops * tokens * steps
-        time = (
-            "" if peak is None else f": {duration_text(total / peak)} of matrix products at {peak / 1e12:.3g} TFLOP/s"
-        )
-        yield f"{self.flops:.3g} FLOP per token, {total:.3g} in all{time}"
-        yield (
-            f"memory: {bytes_text(self.state)} weights, gradients, moments; {bytes_text(self.activations)} "
-            f"activations of a pack; {bytes_text(self.copies)} main memory for checkpoints"
-        )
-
-
-def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = ALONE.layout) -> Costs:
-    """What a recipe takes, with the bytes of one process of a layout.
-
-    ``length`` is the mean length of sequences, weighted by tokens.
-    """
-    trained = parameters_to_train(model)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    count = sum(parameter.numel() for parameter in trained.values())
-    matrices = sum(parameter.numel() for name, parameter in trained.items() if is_matrix_of_layer(name, parameter))
-    moments = 8 * count - (4 * matrices if recipe.optimizer.name == "muon" else 0)
-    device = planned_device(recipe)
-    run = settle_precision(recipe, device).run
-    mixed, on_cpu = run.precision != "float32", device is not None and device.type == "cpu"
-    kept = model.config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
-    state, copies = 4 * weights + 4 * count + moments, 4 * weights + moments
-    narrow = 2 * weights if mixed else 0
-    if layout.processes > 1:
-        own = layout.tensor * layout.pipeline
-        layers = 4 * sum(parameter.numel() for parameter in model.layers.parameters()) // own
-        outside = sum(each.numel() for name, each in model.named_parameters() if not name.startswith("layers."))
-        few = _GATHERED / len(model.layers)
-        gathered = 2 * layers * (1 if layout.keeps_layers(layers) else few)
-        if layout.gathers_narrow(model, TYPES[run.precision]):
-            gathered *= 3 / 4
-            narrow = 0
-        # Narrow weights are kept for the backward pass, unless they are made again.
-        narrow = round(narrow * (few if run.recompute else 1)) // own
-        state = state // (layout.shard * own) + 16 * outside + round(gathered)
-        copies //= layout.shard * own
-    return Costs(
-        parameters=count,
-        flops=3 * model.config.forward_flops(length, _MASKED),
-        state=state + narrow,
-        copies=copies,
-        activations=recipe.batch.pack * kept // layout.tensor,
-    )
-
-
-def mean_length(sampler: Sampler) -> float:
-    """Mean length of sequences, weighted by tokens, from a sample of the first epoch."""
-    lengths = sampler.draw(0, np.arange(min(_SAMPLE, len(sampler)))).tokens.astype(np.float64)
-    return float((lengths**2).sum() / lengths.sum())
-
-
-def check_memory(costs: Costs, device: torch.device, neighbours: int = 1) -> str:
-    """The memory that a run needs and what is free, in words; ``TrainingError`` if it does not fit.
-
-    ``neighbours`` is the number of processes that share the main memory.
-    """
-    free = available_memory() // neighbours
-    if device.type != "cuda":
-        return _compare(costs.state + costs.copies, costs.activations, free, "of main memory")
-    on_device = _compare(costs.state, costs.activations, torch.cuda.mem_get_info(device)[0], f"on {device}")
-    return f"{on_device}; {_compare(costs.copies, 0, free, 'of main memory for checkpoints')}"
-
-
-def _compare(model: int, activations: int, available: int, place: str) -> str:
-    needed = f"about {bytes_text(model + activations)} {place}"
-    if model + activations <= available:
-        return f"this recipe needs {needed}, and {bytes_text(available)} are free: it fits"
-    fix = "lower batch.pack, or set run.recompute=true"
-    if model > available:
-        fix = f"the model alone needs {bytes_text(model)}: train a smaller model, or use a machine with more memory"
-    raise TrainingError(f"this recipe needs {needed}, but only {bytes_text(available)} are free: {fix}")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Loss = Callable[[Tensor, TrainingBatch], Tensor]
 """A pack's share of a loss, from its last hidden states."""
 
-_STAGES: Final = {"1f1b": 1, "interleaved": 2}
+STAGES: Final = {"1f1b": 1, "interleaved": 2}
 """Stages of each process of a pipeline, by its schedule."""
 
 
@@ -139,7 +139,7 @@ class Sharded(Parallel):
         place = dict(zip(names, self.mesh.get_coordinate() or (), strict=True))
         self.share = place["replicate"] * layout.shard + place["shard"]
         self.fixed = recipe.run.compile or layout.tensor > 1
-        self._stages, self._stage = _STAGES[recipe.parallel.schedule], place["pipeline"]
+        self._stages, self._stage = STAGES[recipe.parallel.schedule], place["pipeline"]
         self._reshards = True
         # In a pipeline, processes do different operations; it counts its ticks itself.
         apart = self.mesh["pipeline"].get_group().group_name

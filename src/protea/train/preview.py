@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from protea.errors import TrainingError
 from protea.text import bytes_text
 from protea.train.division import named_layout
+from protea.train.estimate import check_memory, estimate, told_lines
 from protea.train.metrics import peak_flops
-from protea.train.model import TYPES, architecture, check_memory, estimate, planned_device, settle_precision
+from protea.train.model import TYPES, architecture, planned_device, settle_precision
 from protea.train.recipe import Recipe, read_recipe, recipe_names
 from protea.train.run_store import check_data
 
@@ -29,7 +30,7 @@ def dry_run(recipe: Recipe) -> list[str]:
         memory = str(error)
     peak = None if peak is None else peak * layout.processes
     processes = [] if layout.processes == 1 else [f"{layout.processes} processes: {layout}; memory of each below"]
-    return [f"computes in {told.run.precision}", *processes, *costs.lines(told, peak), memory]
+    return [f"computes in {told.run.precision}", *processes, *told_lines(model, told, costs, device, peak), memory]
 
 
 def listing() -> Iterator[str]:
@@ -42,7 +43,7 @@ def listing() -> Iterator[str]:
         if recipe.init is None:
             costs = estimate(architecture(recipe), recipe, recipe.data.max_tokens)
             title, size = recipe.name, f"{costs.parameters / 1e6:,.1f} M"
-            memory = bytes_text(costs.state + costs.activations)
+            memory = bytes_text(costs.memory)
         yield row(name, title, size, f"{recipe.run.steps * recipe.batch.packs * recipe.batch.pack:.2g}", memory)
     yield "All need data.store or data.fasta. The memory is for the model and one pack; a"
     yield "smaller batch.pack needs less. RECIPE --dry-run shows whether a run fits."
