@@ -28,6 +28,7 @@ FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
     *("--index-url", "--python", "--editable", "--force-reinstall"),  # pip
     "--cpus",  # Docker
+    "--data-binary",  # curl
     *("--target", "--force", "--as-needed"),  # of the linker, and of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
     *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
@@ -237,6 +238,8 @@ def test_options_in_messages(module: str) -> None:
     """Below the command line, an option in a message exists in every command that may show the message."""
     commands = {name for name in OPTIONS if module in reached(name)} or set(OPTIONS)
     commands -= PLANS if module in OF_FILES else set()
+    # What a service answers has no options; whoever starts it reads what its own modules say.
+    commands -= set() if module.startswith("protea.serve") else {"serve"}
     never = {option: set(names.split(", ")) for (place, option), names in NEVER_SHOWN.items() if place == module}
     for text in texts(MODULES[module].read_text(), docstrings=False):
         assert not without(text, commands, never), text

@@ -47,7 +47,7 @@ def test_init_info_and_list(run: Run, tmp_path: Path) -> None:
     listed = run("info", "--list").out
     for part in ("esm1b_t33_650M_UR50S", "652,359,094", "MIT", "esm2nv_20B", "Apache-2.0"):
         assert part in listed
-    assert len(json.loads(run("info", "--list", "--json").out)) == 29
+    assert len(json.loads(run("info", "--list", "--json").out)) == 44
     fails(run("init", "esm2_t6_8M_UR50D", "-o", "model"), 1, "model: exists already")
     fails(run("init", "esm3", "-o", "other"), 2, "unknown model 'esm3'")
     fails(run("info", "someone/absent"), 1, "someone/absent: neither a folder nor a repository in")

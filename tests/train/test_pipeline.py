@@ -59,7 +59,7 @@ def staged(
         if step == 0:
             assert all(torch.equal(found[name], complete[name]) for name in found if name.startswith("layers."))
         # The optimizer of a tied embedding, whose parts are added up in another order, multiplies differences.
-        assert_equal(found, complete, 1e-6 if step == 0 else 1e-5)
+        assert_equal(found, complete, 1e-6 if step == 0 else 3e-5)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
