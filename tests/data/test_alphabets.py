@@ -51,7 +51,7 @@ def test_names() -> None:
     # Tokens are what a store is read by; what a family puts around them is its own affair.
     assert name_of(replace(ESM, name="another", eos=None)) == "esm"
     assert name_of(MINE) == "Mine"
-    with pytest.raises(UsageError, match="unknown alphabet 'mine'; use .*esm or .*esm-1nv"):
+    with pytest.raises(UsageError, match=r"unknown alphabet 'mine'; use .*esm or .*esm-1nv"):
         alphabet_named("mine")
 
 
@@ -59,7 +59,7 @@ def test_names() -> None:
 def test_a_family_that_is_added_brings_its_alphabet(tmp_path: Path) -> None:
     assert alphabet_named("mine") is MINE
     assert name_of(MINE) == "mine"
-    with pytest.raises(UsageError, match="unknown alphabet 'esm3'; use .*esm-1nv or mine"):
+    with pytest.raises(UsageError, match=r"unknown alphabet 'esm3'; use .*esm-1nv or mine"):
         alphabet_named("esm3")
     sources = make_sources(tmp_path, 12)
     files = [sources.uniref50], [sources.uniref90], sources.mapping
