@@ -143,7 +143,7 @@ def out_name(name: str) -> str:
 
 
 def averages(folder: Path, name: str) -> Any:
-    """What a program wrote, ``[N, D]``."""
+    """Read the averages that a program wrote, ``[N, D]``."""
     import numpy as np
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""What ``protea doctor`` reports: the machine, what Protea uses of it, and commands that mend what is missing."""
+"""The report of ``protea doctor``: the machine, what Protea uses of it, and commands that install the rest."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 
 def _advice(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is missing, and the command that mends it."""
+    """Each missing part, and the command that installs it."""
     if report["native"]["used"] is None and os.environ.get(native.CHOICE):
         yield f"{native.CHOICE} keeps the native library from being used", f"unset {native.CHOICE}"
     elif report["native"]["used"] is None and _can_build():

@@ -26,7 +26,7 @@ FILES: Final = (VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, _PIECES, _ADDED)
 """The files that may be part of a vocabulary."""
 
 _MARK: Final = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece writes for the blank before a word."""
+"""The character that SentencePiece writes for the blank before a word."""
 
 _MOST: Final = 1 << 20
 _EXTRA_IDS: Final = 100

@@ -226,7 +226,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="POLICY",
-            help="What to do with a long sequence: truncate, window, full or error; by default what training did.",
+            help="Policy for long sequences: truncate, window, full or error; by default that of training.",
         ),
     ] = None,
     duplicates: Annotated[

@@ -26,7 +26,7 @@ _SHOWN = 5  # layouts in the table
 plan = typer.Typer(
     name="plan",
     cls=Commands,
-    help="What fits, how long it takes and what it costs, before hardware is rented. It needs no GPU.",
+    help="Estimate memory, time and price of a run before you rent hardware. It needs no GPU.",
     epilog="docs/planning.md says where the figures come from and how far they can be trusted.",
     rich_markup_mode=None,
 )

@@ -39,7 +39,7 @@ def _listed(value: Any) -> Any:
 
 
 DIVISION: Final = "residues"
-"""What shards share equally, as run files name it."""
+"""The unit that shards divide equally, as run files name it."""
 
 
 class Shard(BaseModel):

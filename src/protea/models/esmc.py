@@ -34,7 +34,7 @@ ALPHABET: Final = Alphabet(
 """ESM's tokens, with the break between two chains in the unused place; the embedding matrix has 64 rows."""
 
 _HEAD_WIDTH: Final = 64
-"""Of all published models, whose files do not state it."""
+"""All published models have this value; their files do not state it."""
 
 _USUAL_LAYERS: Final = 36
 
