@@ -138,22 +138,30 @@ inline float sum(vec x) {
     return parts[0];
 }
 
-// 2^x for x below 127: x is rounded to an integer, which becomes the exponent, and a polynomial gives 2^f for the rest f
-// in [-1/2, 1/2], with an error of 2e-9 before rounding. Below -126 the result is 2^-126; NaN stays NaN.
-inline vec exp2(vec x) {
-    // 1.5 * 2^23 + 127: adding it leaves an integer in the low bits, with the offset of exponents.
-    const vec magic = all(12583039.0f);
-    x = larger(x, all(-126.0f));
-    const vec shifted = x + magic;
-    const vec f = x - (shifted - magic);
+// 2^f for f in [-1/2, 1/2].
+inline vec power_of_rest(vec f) {
     vec y = all(1.535336196e-4f);
     y = y * f + 1.339887502e-3f;
     y = y * f + 9.618436918e-3f;
     y = y * f + 5.550332367e-2f;
     y = y * f + 2.402264774e-1f;
     y = y * f + 6.931471825e-1f;
-    y = y * f + 1.0f;
-    return y * as_float(as_int(shifted) << 23);
+    return y * f + 1.0f;
+}
+
+// 2^x for x below 127: x is rounded to an integer, which becomes the exponent, and a polynomial gives 2^f for the rest f
+// in [-1/2, 1/2], with an error of 2e-9 before rounding. Below -126 the result is 2^-126; NaN stays NaN.
+inline vec exp2(vec x) {
+#if defined(__AVX512F__)
+    const vec whole = _mm512_roundscale_ps(larger(x, all(-126.0f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(power_of_rest(larger(x, all(-126.0f)) - whole), whole);
+#else
+    // 1.5 * 2^23 + 127: adding it leaves an integer in the low bits, with the offset of exponents.
+    const vec magic = all(12583039.0f);
+    x = larger(x, all(-126.0f));
+    const vec shifted = x + magic;
+    return power_of_rest(x - (shifted - magic)) * as_float(as_int(shifted) << 23);
+#endif
 }
 
 // Scratch memory of a thread: new pages for every call would take longer than the computation.
