@@ -90,6 +90,15 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
     }
 }
 
+// Begin to fetch what `finish` will need of a row: it lies far apart for the processor to foresee.
+inline void fetch(const Linear& call, int64_t row, int64_t column) {
+    if (call.residual) {
+        const float* residual = call.residual + row * call.residual_stride + column;
+        __builtin_prefetch(residual);
+        __builtin_prefetch(residual + LANES);
+    }
+}
+
 // What follows the product, for the outputs column:column + n of a row.
 // Never inlined: the compiler might fuse its operations otherwise in tiles of another height.
 __attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[2]) {
@@ -237,6 +246,9 @@ struct LinearWork : Queue {
     void tile(const Part& part, int64_t row) {
         vec totals[M][2];
         float* kept = part.sums + row * WIDE;
+        if (part.last) {
+            UNROLL for (int m = 0; m < M; m++) fetch(call, part.row + row + m, part.column);
+        }
         UNROLL for (int m = 0; m < M; m++) {
             totals[m][0] = part.first ? vec{} : load(kept + m * WIDE);
             totals[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
