@@ -24,6 +24,7 @@ from protea.models.esm2 import ESM2Config
 from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.native.build_library import TARGETS
+from protea.native.products import supports
 
 if TYPE_CHECKING:
     from serving import Running
@@ -98,6 +99,22 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"{'the native library' if missing == 1 else 'this processor'} has no {name}")
     yield name
     assert found.protea_use(before.encode()) == 0
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest, instruction_set: str) -> torch.dtype:
+    """A type that the instruction set multiplies."""
+    if not supports(request.param):
+        pytest.skip(f"{instruction_set} does not multiply {request.param}")
+    found: torch.dtype = request.param
+    return found
+
+
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 FASTA = ">a first protein\nMKTAYIAKQR\n>b\nG\n>c|3/x\nACDEFGHIKLMNPQRSTVWYX\n"

@@ -14,7 +14,7 @@ from conftest import Run, fails
 from messages import check_message
 from protea import limits
 from protea.errors import ArgumentError
-from protea.limits import CPUs, cpus, memory_limit
+from protea.limits import CPUs, available_memory, cpus, memory_limit
 
 ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -91,6 +91,21 @@ def test_memory(tmp_path: Path) -> None:
     assert memory_limit(system(tmp_path / "1", "4:memory:/\n", files)) is None
     files = {"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}
     assert memory_limit(system(tmp_path / "1", "4:memory:/a/b\n", files)) == 8192
+
+
+def test_available_memory_is_the_least_of_machine_and_containers(tmp_path: Path) -> None:
+    """Without cached files; 8 GB where the system tells nothing."""
+    assert available_memory(tmp_path) == 8 << 30
+    machine = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 6000 kB\n"}
+    assert available_memory(system(tmp_path / "0", "0::/a\n", machine)) == 6000 * 1024
+    group = {"memory.max": "500000\n", "memory.current": "300000\n", "memory.stat": "anon 5\ninactive_file 100000\n"}
+    files = machine | {f"sys/fs/cgroup/a/{name}": text for name, text in group.items()}
+    assert available_memory(system(tmp_path / "2", "0::/a\n", files)) == 300_000
+    files |= {"sys/fs/cgroup/memory.max": "2000\n", "sys/fs/cgroup/memory.current": "3000\n"}
+    assert available_memory(system(tmp_path / "full", "0::/a\n", files)) == 0
+    group = {"limit_in_bytes": "8192\n", "usage_in_bytes": "4096\n", "stat": "total_inactive_file 1000\n"}
+    files = machine | {f"sys/fs/cgroup/memory/memory.{name}": text for name, text in group.items()}
+    assert available_memory(system(tmp_path / "1", "4:memory:/\n", files)) == 5096
 
 
 def test_the_option(run: Run, fasta: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The device and floating-point type of a run, from their names; free and freed memory."""
+"""The device and floating-point type of a run, from their names; freed memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import sys
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -55,23 +54,6 @@ def native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def free_memory(device: torch.device) -> int:
-    """Free bytes on a device; on a GPU this includes what PyTorch holds for reuse."""
-    if device.type == "cuda":
-        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reusable
-    return available_memory()
-
-
-def available_memory() -> int:
-    """Bytes of main memory that are free without swapping; 8 GB if the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 8 << 30
 
 
 # Parameters of glibc's mallopt.

@@ -20,7 +20,7 @@ import torch
 
 import protea
 from protea import limits, native
-from protea.device import MIXED, available_memory, native_bfloat16, resolve_device
+from protea.device import MIXED, native_bfloat16, resolve_device
 from protea.errors import ProteaError
 from protea.native import build_library
 from protea.optional import install
@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
         "python": {"version": platform.python_version(), "program": sys.executable, "system": platform.platform()},
         "pytorch": _pytorch(),
         "processor": _processor(),
-        "memory": {"available": available_memory(), "limit": limits.memory_limit()},
+        "memory": {"available": limits.available_memory(), "limit": limits.memory_limit()},
         "gpus": _gpus(),
         "native": _native(),
         "fast": _fast(),

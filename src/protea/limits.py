@@ -47,11 +47,40 @@ def cpus(root: Path = ROOT) -> CPUs:
 
 def memory_limit(root: Path = ROOT) -> int | None:
     """The bytes of memory that a container allows its processes, if it sets a limit."""
-    limits = []
-    for name, file in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
-        for folder in _cgroups(root, name):
-            limits += [int(word) for word in _text(folder / file).split() if word.isdecimal()]
-    return min((limit for limit in limits if limit < 1 << 60), default=None)  # version 1 writes 2^63 for no limit
+    return min((limit for limit, _ in _memory(root)), default=None)
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes of main memory that are free without swapping, in this container too; 8 GB if the system does not tell."""
+    free = [1024 * kilobytes for kilobytes in _numbers(root / "proc/meminfo", "MemAvailable:")] or [8 << 30]
+    return max(0, min([*free, *(limit - used for limit, used in _memory(root))]))
+
+
+def free_memory(device: torch.device) -> int:
+    """Free bytes on a device; on a GPU this includes what PyTorch holds for reuse."""
+    if device.type == "cuda":
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
+    return available_memory()
+
+
+def _memory(root: Path) -> Iterator[tuple[int, int]]:
+    """The limit of each control group around this process that has one, and the bytes in use, without cached files."""
+    for version, most, used, cached in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        for folder in _cgroups(root, version):
+            for limit in _numbers(folder / most):
+                if limit < 1 << 60:  # version 1 writes 2^63 for no limit
+                    yield limit, sum(_numbers(folder / used)) - sum(_numbers(folder / "memory.stat", cached))
+
+
+def _numbers(path: Path, name: str = "") -> list[int]:
+    """The number of each line of a file that begins with a name."""
+    rows = (line.split() for line in _text(path).splitlines())
+    found = [row[1:] if name else row for row in rows if row and (not name or row[0] == name)]
+    return [int(row[0]) for row in found if row and row[0].isdecimal()]
 
 
 def _quotas(root: Path) -> Iterator[float]:

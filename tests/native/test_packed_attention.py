@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,22 +32,6 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
 NARROW = torch.bfloat16
 UNITS = {torch.float32: 2.0**-22, NARROW: 2.0**-9}
-
-
-@pytest.fixture(scope="module", params=[torch.float32, NARROW], ids=str)
-def dtype(request: pytest.FixtureRequest, instruction_set: str) -> torch.dtype:
-    """A type that the instruction set has."""
-    if not supports(request.param):
-        pytest.skip(f"{instruction_set} has no {request.param}")
-    found: torch.dtype = request.param
-    return found
-
-
-@pytest.fixture
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def inputs(total_q: int, total_k: int, heads: int, width: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
@@ -173,6 +157,9 @@ def test_a_bias_decides_where_scores_are_far_apart() -> None:
     q, k, v, _ = inputs(200, 200, 1, 16, torch.float32)
     bias = torch.zeros(1, 200, 200)
     bias[:, :, 150], bias[:, :, :100] = 500.0, -500.0
+    out = NATIVE.run(AttentionCall(q, k, v, cu, cu, 1.0, bias=bias))
+    torch.testing.assert_close(out, v[150].expand(200, 1, 16))
+    bias[:, :, :150], bias[:, :, 151:] = -torch.inf, -torch.inf  # more than one block of keys
     out = NATIVE.run(AttentionCall(q, k, v, cu, cu, 1.0, bias=bias))
     torch.testing.assert_close(out, v[150].expand(200, 1, 16))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,22 +19,6 @@ from guarded import guarded, needs_guards
 from protea.native.products import Packed, Turn, Unpacked, linear, supports
 
 NARROW = torch.bfloat16
-
-
-@pytest.fixture(scope="module", params=[torch.float32, NARROW], ids=str)
-def dtype(request: pytest.FixtureRequest, instruction_set: str) -> torch.dtype:
-    """A type that the instruction set multiplies."""
-    if not supports(request.param):
-        pytest.skip(f"{instruction_set} does not multiply {request.param}")
-    found: torch.dtype = request.param
-    return found
-
-
-@pytest.fixture
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from protea.checkpoints import fair_esm, hf
 from protea.checkpoints.checkpoint import Checkpoint, like
 from protea.checkpoints.formats import format_named, open_checkpoint, unsupported
-from protea.device import available_memory, return_freed_memory
+from protea.device import return_freed_memory
 from protea.errors import CheckpointError, MissingExtraError, UsageError
+from protea.limits import available_memory
 from protea.models.encoder import Encoder
 from protea.optional import install
 from protea.packing import PackedBatch, pack

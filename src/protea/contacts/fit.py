@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from protea.contacts.predict import features, states
-from protea.device import available_memory
 from protea.errors import DataError, DeviceError, NonFiniteError, ProteaWarning
+from protea.limits import available_memory
 from protea.models.encoder import Encoder
 from protea.models.layers import BilinearContactHead, ContactHead
 from protea.optional import extra

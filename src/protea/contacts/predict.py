@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protea.device import free_memory
 from protea.errors import DeviceError, UsageError
 from protea.infer.runner import FloatArray, Job, Result, Runner, Wanted, check_finite
+from protea.limits import free_memory
 from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
 from protea.models.layers import ContactHead

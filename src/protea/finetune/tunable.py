@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from protea import native
-from protea.device import free_memory, keep_freed_memory, native_bfloat16
+from protea.device import keep_freed_memory, native_bfloat16
 from protea.errors import DataError, UsageError
 from protea.finetune.adapters import insert, train_adapters
 from protea.finetune.examples import Batch, EncodedExamples
@@ -26,6 +26,7 @@ from protea.finetune.probe import class_weights
 from protea.finetune.tasks import Ints, Part
 from protea.finetune.tune_settings import TuneSettings
 from protea.finetune.updates import Packer, Updates, head_inputs
+from protea.limits import free_memory
 from protea.models.encoder import Encoder
 from protea.train.model import Precision, Trainable
 from protea.train.optim import Optimizers, parameters_to_train

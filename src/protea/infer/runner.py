@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protea.device import available_memory, return_freed_memory
+from protea.device import return_freed_memory
 from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
+from protea.limits import available_memory
 from protea.models.attention import AttentionCall, HeadMaps
 from protea.models.encoder import AttentionObserver, Encoder, HiddenObserver
 from protea.packing import PackedBatch, pack, pack_by_budget

@@ -167,7 +167,7 @@ void forward_block(const Attention& call, const Head& task, int64_t row, int64_t
     memset(sums, 0, sizeof(float) * width * B * LANES);
 
     vec largest[B], total[B];
-    UNROLL for (int b = 0; b < B; b++) largest[b] = all(-__builtin_inff()), total[b] = vec{};
+    UNROLL for (int b = 0; b < B; b++) largest[b] = all(-FLT_MAX), total[b] = vec{};  // -inf - -inf is NaN
     for (int64_t first = 0; first < task.lk; first += FORWARD_KEYS) {
         const int64_t count = least(FORWARD_KEYS, task.lk - first);
         vec before[B];

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 
+#include <cfloat>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>

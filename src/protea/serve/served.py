@@ -11,13 +11,14 @@ import numpy as np
 
 from protea.checkpoints.hub import locate
 from protea.checkpoints.summary import describe
-from protea.device import free_memory, resolve_device
+from protea.device import resolve_device
 from protea.embed.embeddings import Asked
 from protea.errors import DeviceError, UsageError
 from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.predictor import Predictor, read_predictor, with_encoder
 from protea.infer.loading import LoadedModel, ModelLoader, load_model
 from protea.infer.runner import Job, Wanted, default_budget
+from protea.limits import free_memory
 from protea.serve.admission import Gate
 from protea.serve.batching import Engine, Lane
 from protea.serve.problems import RefusedError

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from protea.data.sampler import Sampler
-from protea.device import available_memory
 from protea.errors import TrainingError
+from protea.limits import available_memory
 from protea.models.encoder import Encoder
 from protea.plan.hardware import PER_NODE, Cluster, gpu_of_device
 from protea.plan.rates import Rate, gpu_rate
