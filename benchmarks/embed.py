@@ -21,8 +21,8 @@ bfloat16 with SDPA. Model FLOP utilisation is printed too: residues/s · (2 · p
 peak. L is the sequence length, averaged over residues, and the peak is ``--peak-tflops`` (989 for H100 and H200).
 
 The ceiling is measured in the same rounds: the residues per second of a model that consists only of its products, at
-the rate of a product of matrices with a million items each, and of attention's exponentials. ``roofline.py`` says what
-each part of Protea reaches of it.
+the rate of the fastest product of matrices with a million items each, and of attention's exponentials by PyTorch.
+``roofline.py`` says what each part of Protea reaches of it.
 
 Usage: python benchmarks/embed.py [--model esm2_t6_8M_UR50D] [--rounds 5] [--peers PYTHON] [--esm-cpp PYTHON]
        python benchmarks/embed.py --only protea,openvino --peers PYTHON
@@ -97,14 +97,33 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> 
 
 
 def ceiling_job(model: Path, fasta: Path, out: Path, kind: str, device: str) -> Callable[[], None]:
+    """Large products, by PyTorch or by Protea's library, whichever is faster; or exponentials, by PyTorch."""
     import torch
+
+    from protea.native import products
 
     if kind == "exponentials":
         x = torch.randn(CEILING_ITEMS)
         y = torch.empty_like(x)
         return lambda: [torch.exp(x, out=y) for _ in range(REPEATED)] and None
-    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE).to(getattr(torch, kind)) for _ in range(2))
-    return lambda: [a @ b for _ in range(REPEATED)] and None
+    dtype = getattr(torch, kind)
+    a, b = (torch.randn(CEILING_SIDE, CEILING_SIDE).to(dtype) for _ in range(2))
+    ways: list[Callable[[], object]] = [lambda: a @ b]
+    if products.supports(dtype):
+        packed = products.Packed.of(b)
+        ways.append(lambda: products.linear(a, packed))
+    fastest = min(ways, key=best_seconds)
+    return lambda: [fastest() for _ in range(REPEATED)] and None
+
+
+def best_seconds(job: Callable[[], object], tries: int = 30) -> float:
+    job()
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        job()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 JOBS = {"protea": protea_job, **peers.JOBS, "ceiling": ceiling_job}
@@ -184,6 +203,17 @@ def chosen(arguments: argparse.Namespace) -> list[str]:
     return list(names)
 
 
+def ceilings(device: str) -> list[str]:
+    """The rates of this CPU that bound what a model can reach, in the types that it has."""
+    import torch
+
+    from protea.device import native_bfloat16
+
+    if device != "cpu":
+        return []
+    return [name for name in CEILINGS if name != "ceiling bfloat16" or native_bfloat16(torch.device(device))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="esm2_t6_8M_UR50D")
@@ -209,7 +239,7 @@ def main() -> None:
         residues = write_fasta(fasta, arguments.sequences)
         workers, differences = {}, {}
         others = {"openvino": arguments.peers, "onnxruntime": arguments.peers, "esm-cpp": arguments.esm_cpp}
-        for name in (*names, *(CEILINGS if arguments.device == "cpu" else ())):
+        for name in (*names, *ceilings(arguments.device)):
             python = others.get(name.split()[0], sys.executable)
             workers[name] = start(name, python, folder, arguments.device)
             if arguments.device == "cpu":

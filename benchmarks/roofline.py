@@ -31,22 +31,12 @@ from typing import Any
 
 import torch
 
-from embed import protea_job, write_fasta
+from embed import best_seconds, protea_job, write_fasta
 from protea.limits import limit_threads
 from protea.native import instruction_set, packed_attention, products
 
 SIDE = 1024
 TYPES = {0: "float32", 1: "bfloat16"}  # as the native library numbers them
-
-
-def best_seconds(job: Callable[[], object], tries: int = 30) -> float:
-    job()
-    seconds = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        job()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def product_rate(dtype: torch.dtype) -> float:
