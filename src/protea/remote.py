@@ -138,6 +138,9 @@ def ray_cluster(address: str, *, cpus: int = 1, gpu: bool = True) -> Iterator[Ra
         raise DeviceError(f"--ray {address}: no Ray cluster answers ({reason}); start one with `ray start`") from error
     try:
         yield RayCluster(ray, address, cpus, gpu=gpu)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DeviceError(f"--ray {address}: the cluster failed: {reason}; run the same command again") from error
     finally:
         ray.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -258,8 +258,7 @@ def plan_embed(
         from protea.plan.measure import embedding_rate
 
         load = loader(device=device, dtype=dtype, fast=fast)
-        rate = embedding_rate(model, load, length=mean_length)
-        made = passes.measured(made, rate, "this machine")
+        made = passes.measured(made, embedding_rate(model, load, length=mean_length))
     _show_passes(made, price, as_json=as_json)
 
 
