@@ -72,6 +72,8 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
         (("embed", "--residues", "1e9"), 2, ("--gpus", "--cpus", "--profile")),
         (("embed", "--residues", "0", "--cpus", 4), 2, ("--residues 0", "1e11")),
         (("embed", "--residues", "nan", "--cpus", 4), 2, ("--residues nan",)),
+        (("embed", "--residues", "1e9", "--cpus", 4, "--mean-length", "inf"), 2, ("--mean-length",)),
+        (("pretrain", "esm2_8M", "--gpus", "8xMine", "--gpu-tflops", "inf"), 2, ("--gpu-tflops",)),
         (("embed", "--residues", "1e9", "-m", "esm2_nothing", "--cpus", 4), 2, ("esm2_nothing",)),
         (("embed", "--residues", "1e9", "--cpus", 4, "--gpus", "H100"), 2, ("--gpus", "--cpus")),
         (("finetune", "--residues", "1e9", "--method", "half", "--cpus", 4), 2, ("half", "frozen, lora, full")),
