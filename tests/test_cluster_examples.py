@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ def test_kubernetes() -> None:
     assert job["spec"]["completionMode"] == "Indexed"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert f"/{job['spec']['completions']} " in container["args"][0]
+
+
+@pytest.mark.skipif(find_spec("kubernetes_validate") is None, reason="needs kubernetes-validate")
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "embed-kubernetes.yaml"])
+def test_kubernetes_schema(name: str) -> None:
+    subprocess.run([sys.executable, "-m", "kubernetes_validate", "--strict", str(CLUSTER / name)], check=True)
 
 
 def test_every_example_calls_the_same_two_commands() -> None:

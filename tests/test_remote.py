@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ import torch
 
 import protea
 from conftest import Run, fails
-from protea.errors import DeviceError
-from protea.remote import RayCluster, _perform, _probe
+from protea.errors import DeviceError, ProteaError
+from protea.finetune import likeness
+from protea.remote import RayCluster, RemoteTask, _perform, _probe, _sizes
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'protea[ray]'")
 
@@ -60,16 +63,17 @@ def test_a_machine_tells_what_it_sees(tmp_path: Path) -> None:
     token, data = tmp_path / "token", tmp_path / "in.fasta"
     token.write_text("this one")
     data.write_text(">a\nM\n")
-    found = _probe(str(token), "this one", {str(data): 5, str(tmp_path / "gone"): 1})
-    assert (found["error"], found["shared"], found["missing"]) == ("", True, [str(tmp_path / "gone")])
+    found = _probe(str(token), "this one", {str(data): 5, "in.fasta": 5, "gone": 1}, str(tmp_path))
+    assert (found["error"], found["shared"], found["missing"]) == ("", True, ["gone"])
     assert (found["protea"], found["torch"]) == (protea.__version__, torch.__version__)
-    assert not _probe(str(token), "another", {})["shared"]
+    assert not _probe(str(token), "another", {}, str(tmp_path))["shared"]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert _sizes([tmp_path / "model", data]) == {str(tmp_path / "model" / "config.json"): 2, str(data): 5}
 
 
 def test_a_task_is_a_command(tmp_path: Path) -> None:
-    code, last = _perform(
-        ["embed", str(tmp_path / "none.fasta"), "-o", str(tmp_path / "o.csv")], str(tmp_path / "log"), 1
-    )
+    code, last = _perform(["embed", "none.fasta", "-o", "o.csv"], str(tmp_path / "log"), 1, str(tmp_path))
     assert code == 1
     assert "none.fasta" in last
 
@@ -96,6 +100,78 @@ def test_an_address_that_does_not_answer(run: Run, fasta: Path, form: str) -> No
     assert not Path(".out.parquet.ray").exists()
 
 
+class HereCluster:
+    """Runs tasks one after the other in this process; the second one of the first attempt dies."""
+
+    shards = 3
+
+    def __init__(self, run: Run) -> None:
+        self.run_command, self.ran, self.dies = run, list[str](), True
+
+    def check_machines(self, folder: Path, files: Sequence[Path]) -> None:
+        assert folder.is_dir()
+        assert all(path.exists() for path in files)
+
+    def run(self, tasks: Sequence[RemoteTask], watch: Callable[[], None]) -> None:
+        for task in tasks:
+            if self.dies and len(self.ran) == 1:
+                self.dies = False
+                raise DeviceError(f"{task.name}: died")
+            self.ran.append(task.name)
+            result = self.run_command(*task.arguments)
+            if result.code:
+                raise ProteaError(f"{task.name}: {result.err}")
+            watch()
+
+
+COMMANDS = {
+    "embed": ("embed", "in.fasta", "-o", "OUT.parquet", "--token-budget", 40),
+    "score": ("score", "in.fasta", "v.csv", "-o", "OUT.csv", "--method", "pseudo-likelihood", "--gaps=keep"),
+    "predict": ("predict", "predictor", "in.fasta", "-o", "OUT.tsv", "--token-budget", 40),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_in_shards(
+    run: Run, model_folders: dict[str, Path], one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The result of one process; what was finished before an error is not computed again."""
+    Path("in.fasta").write_text("".join(f">r{n}\n{'ACDEFGHIKLMNPQRSTVWY'[n:]}\n" for n in range(12)))
+    Path("v.csv").write_text("id,mutant\n" + "".join(f"r{n},M{11 - n}W\n" for n in range(10)))
+    Path("labels.csv").write_text(
+        "sequence,target,set\n" + "MKTAY,1.5,train\nMKW,0.5,train\nGDGT,2.5,validation\nLL,1,test\n" * 9
+    )
+    monkeypatch.setattr(likeness, "_PROGRAM", "no-mmseqs")  # which starts a dozen processes
+    model = () if name == "predict" else ("-m", model_folders["esm2"])
+    if name == "predict":
+        done = run("finetune", "labels.csv", "-m", model_folders["esm2"], "-o", "predictor", "--no-baselines")
+        assert done.code == 0, done
+    cluster = HereCluster(run)
+    monkeypatch.setattr("protea.scatter.ray_cluster", lambda *_, **__: nullcontext(cluster))
+    command = [*COMMANDS[name], *model]
+    place = next(index for index, part in enumerate(command) if str(part).startswith("OUT"))
+    output = Path(str(command[place]))
+    done = run(*command)
+    assert done.code == 0, done
+    written = [Path(f"{output}{end}") for end in (".report.tsv", ".run.yaml", "")]
+    expected = [path.read_bytes() for path in written]
+    assert run(*command, "--ray", "auto").code == 0
+    assert not cluster.ran
+    for path in written:
+        path.unlink()
+    fails(run(*command, "--ray", "auto"), 1, "shard 2/3: died")
+    fails(run(*command, "--ray", "auto", "--shards", "4"), 1, "other settings")
+    fails(run(*command, "--ray", "auto", "--fast"), 1, "other settings")
+    result = run(*command, "--ray", "auto")
+    assert result.code == 0, result
+    assert cluster.ran == ["shard 1/3", "shard 2/3", "shard 3/3"]
+    assert [path.read_bytes() for path in written] == expected
+    again = run(*command, "--ray", "auto")
+    assert (again.code, "nothing to do" in again.err) == (0, True)
+    assert [path.name for path in Path().glob(".*")] == []
+    fails(run(*command[:1], "-", *command[2:], "--ray", "auto", "--overwrite"), 2, "--ray", "-")
+
+
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray(run: Run, fasta: Path) -> None:
     fails(run("embed", fasta, "-o", "out.parquet", "--ray", "local"), 1, "--ray needs Ray", "protea[ray]")
@@ -119,7 +195,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path, model_folders: dict[str, 
     while process.poll() is None:
         time.sleep(0.3)
         found = started(logs)
-        starts = found or starts
+        starts = max(starts, found, key=len)  # at the end, the logs go one by one
         alive = [pid for pid in found if Path(f"/proc/{pid}").exists()]
         if killed < 2 and len(found) > 2 * killed and alive:
             time.sleep(2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -62,14 +62,14 @@ class RayCluster:
         import torch
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        token = folder / f"seen-by-{uuid4().hex}"
+        token = folder.absolute() / f"seen-by-{uuid4().hex}"
         token.write_text(token.name)
-        sizes = {str(path): path.stat().st_size for path in files}
+        here = str(Path.cwd())
         try:
             probe = self._ray.remote(num_cpus=0, max_retries=1)(_probe)
             waiting = [
                 probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                    str(token), token.name, sizes
+                    str(token), token.name, _sizes(files), here
                 )
                 for node in self._ray.nodes()
                 if node["Alive"]
@@ -99,7 +99,8 @@ class RayCluster:
         ray = self._ray
         options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0} if self._gpu else {"num_cpus": self.cpus}
         perform = ray.remote(max_retries=_AGAIN, **options)(_perform)
-        running = {perform.remote(task.arguments, str(task.log), self.cpus): task for task in tasks}
+        here = str(Path.cwd())
+        running = {perform.remote(task.arguments, str(task.log), self.cpus, here): task for task in tasks}
         try:
             while running:
                 done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
@@ -137,6 +138,9 @@ def ray_cluster(address: str, *, cpus: int = 1, gpu: bool = True) -> Iterator[Ra
         raise DeviceError(f"--ray {address}: no Ray cluster answers ({reason}); start one with `ray start`") from error
     try:
         yield RayCluster(ray, address, cpus, gpu=gpu)
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DeviceError(f"--ray {address}: the cluster failed: {reason}; run the same command again") from error
     finally:
         ray.shutdown()
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -161,8 +165,14 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _probe(token: str, content: str, sizes: dict[str, int]) -> dict[str, Any]:
-    """What a machine is and sees. Runs there, and must not need anything of this module."""
+def _sizes(paths: Iterable[Path]) -> dict[str, int]:
+    """The bytes of files, and of those in folders, by path."""
+    files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    return {str(file): file.stat().st_size for file in files if file.is_file()}
+
+
+def _probe(token: str, content: str, sizes: dict[str, int], here: str) -> dict[str, Any]:
+    """What a machine is and sees, of paths from a folder. Runs there, and must not need anything of this module."""
     import platform
     import subprocess
     import sys
@@ -177,6 +187,7 @@ def _probe(token: str, content: str, sizes: dict[str, int]) -> dict[str, Any]:
             shared = stream.read() == content
     except OSError:
         shared = False
+    found = {path: Path(here, path) for path in sizes}
     return {
         "host": platform.node(),
         "python": sys.executable,
@@ -184,12 +195,15 @@ def _probe(token: str, content: str, sizes: dict[str, int]) -> dict[str, Any]:
         "protea": words[0] if words else "",
         "torch": words[1] if len(words) > 1 else "",
         "shared": shared,
-        "missing": [path for path in sizes if not Path(path).is_file() or Path(path).stat().st_size != sizes[path]],
+        "missing": [name for name, path in found.items() if not path.is_file() or path.stat().st_size != sizes[name]],
     }
 
 
-def _perform(arguments: list[str], log: str, cpus: int) -> tuple[int, str]:
-    """Run a command line in a process that ends with this one; returns its code and the last line of its errors."""
+def _perform(arguments: list[str], log: str, cpus: int, here: str) -> tuple[int, str]:
+    """Run a command line in a process that ends with this one; returns its code and the last line of its errors.
+
+    Its folder is ``here``; if this machine lacks that folder, the command line has no paths from it.
+    """
     import os
     import platform
     import subprocess
@@ -208,6 +222,7 @@ def _perform(arguments: list[str], log: str, cpus: int) -> tuple[int, str]:
             stream.flush()
             done = subprocess.run(
                 [sys.executable, "-c", code, *arguments],
+                cwd=here if os.path.isdir(here) else None,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stream,

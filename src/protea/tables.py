@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
@@ -71,12 +72,31 @@ def write_table(path: Path, table: pa.Table, beside: Beside | None = None) -> No
     from pyarrow import parquet
 
     kind, compression = _format(path)
+
+    def write(file: BinaryIO) -> None:
+        if kind == _PARQUET:
+            parquet.write_table(table.combine_chunks(), file)  # the bytes do not depend on how the rows came
+        else:
+            _write_text(file, table, _DELIMITERS[kind], compression)
+
+    _write(path, write, beside)
+
+
+def join_tables(path: Path, parts: Sequence[Path], beside: Beside) -> None:
+    """Write one table from several with the same columns, their rows one after the other, as ``write_table`` would."""
+    import pyarrow as pa
+
+    kind, compression = _format(path)
+    if kind == _PARQUET:
+        write_table(path, pa.concat_tables([read_table(part) for part in parts]), beside)
+    else:
+        _write(path, lambda file: _join_text(file, parts, _DELIMITERS[kind], compression), beside)
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None], beside: Beside | None) -> None:
     with output.staged(path, overwrite=True) as aside:
         with aside.open("wb") as file:
-            if kind == _PARQUET:
-                parquet.write_table(table, file)
-            else:
-                _write_text(file, table, _DELIMITERS[kind], compression)
+            write(file)
         if beside is not None:
             beside.write(aside)
 
@@ -122,13 +142,33 @@ def _read_text(path: Path, delimiter: str, known: Container[str], notes: list[st
     return pa.Table.from_batches(batches, schema)
 
 
-def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compression: str | None) -> None:
+@contextmanager
+def _text(file: BinaryIO, compression: str | None) -> Iterator[TextIOWrapper]:
     import pyarrow as pa
 
     with (
         pa.output_stream(file, compression=compression) as stream,
         TextIOWrapper(stream, encoding="utf-8", newline="") as text,
     ):
+        yield text
+
+
+def _join_text(file: BinaryIO, parts: Sequence[Path], delimiter: str, compression: str | None) -> None:
+    """The first header, and the lines below all headers as they are."""
+    header: list[str] = []
+    with _text(file, compression) as text:
+        for part in parts:
+            with opened(part) as stream, TextIOWrapper(stream, "utf-8", newline="") as lines:
+                names = next(csv.reader(lines, delimiter=delimiter), [])
+                if not header:
+                    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerow(header := names)
+                if names != header:
+                    raise DataError(f"{part}: its columns are {', '.join(names)}, not {', '.join(header)}")
+                text.writelines(lines)
+
+
+def _write_text(file: BinaryIO, table: pa.Table, delimiter: str, compression: str | None) -> None:
+    with _text(file, compression) as text:
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
         writer.writerow(table.column_names)
         for batch in table.to_batches():

@@ -50,7 +50,7 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
     monkeypatch.setattr("protea.plan.measure._SECONDS", 0.2)
     told = json.loads(run("plan", "embed", "-m", model_folders["esm2"], "--residues", "1e6", "--profile", "--json").out)
     assert told["label"] == "measured"
-    assert told["seconds"] == pytest.approx(1e6 / told["residues_per_second_and_worker"])
+    assert told["seconds"] > 1e6 / told["residues_per_second_and_worker"]  # and the time to load the model
     small = ["model.num_hidden_layers=1", "batch.pack=1024", "batch.tokens=1024", "data.max_tokens=64"]
     monkeypatch.setattr("protea.train.timing._SECONDS", 0.2)
     result = run("plan", "pretrain", "quickstart", *small, "--profile")
@@ -66,11 +66,14 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
         (("pretrain", "esm2_9M", "--gpus", "H100"), 2, ("esm2_9M", "esm2_8M")),
         (("pretrain", "esm2_15B", "--gpus", "A100"), 1, ("no layout fits", "4 GPUs", "shard 4")),
         (("pretrain", "esm2_8M", "--gpus", "7xH100"), 2, ("7 data ranks", "batch.tokens")),
-        (("pretrain", "esm2_8M", "parallel.shard=3", "--gpus", "8xH100"), 2, ("makes 3", "8")),
+        (("pretrain", "esm2_8M", "parallel.shard=3", "--gpus", "8xH100"), 2, ("makes 3", "--gpus names 8")),
+        (("pretrain", "esm2_8M", "parallel.replicate=16", "--gpus", "8xH100"), 2, ("makes 16", "--gpus names 8")),
         (("pretrain", "esm2_8M", "--gpus", "H100", "--plot", "days.txt"), 2, ("days.txt", ".svg")),
         (("embed", "--residues", "1e9"), 2, ("--gpus", "--cpus", "--profile")),
         (("embed", "--residues", "0", "--cpus", 4), 2, ("--residues 0", "1e11")),
         (("embed", "--residues", "nan", "--cpus", 4), 2, ("--residues nan",)),
+        (("embed", "--residues", "1e9", "--cpus", 4, "--mean-length", "inf"), 2, ("--mean-length",)),
+        (("pretrain", "esm2_8M", "--gpus", "8xMine", "--gpu-tflops", "inf"), 2, ("--gpu-tflops",)),
         (("embed", "--residues", "1e9", "-m", "esm2_nothing", "--cpus", 4), 2, ("esm2_nothing",)),
         (("embed", "--residues", "1e9", "--cpus", 4, "--gpus", "H100"), 2, ("--gpus", "--cpus")),
         (("finetune", "--residues", "1e9", "--method", "half", "--cpus", 4), 2, ("half", "frozen, lora, full")),
@@ -78,4 +81,6 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
     ],
 )
 def test_wrong_use(run: Run, arguments: tuple[object, ...], code: int, parts: tuple[str, ...]) -> None:
-    fails(run("plan", *arguments), code, *parts)
+    result = run("plan", *arguments)
+    fails(result, code, *parts)
+    assert "torchrun" not in result.err

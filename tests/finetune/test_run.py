@@ -745,3 +745,43 @@ def test_predictions_take_the_policies_of_training(run: Run, data: Callable[[str
     assert "".join(pd.read_csv("p.csv").residue) == "MKTAY"
     assert run("predict", "out", "odd.fasta", "-o", "q.csv", "--gaps", "keep", "--unknown", "x").code == 0
     assert "".join(pd.read_csv("q.csv").residue) == "MK--TAYMKX"
+
+
+@pytest.mark.parametrize(
+    ("task", "suffix"),
+    [
+        ("sequence-class", "parquet"),
+        ("residue-class", "h5"),
+        ("sequence-value", "csv"),
+        ("multilabel", "tsv"),
+        ("pair-class", "parquet"),
+    ],
+)
+def test_shards_of_predictions(run: Run, data: Callable[[str], Path], model: Path, task: str, suffix: str) -> None:
+    """Joined, they are what one process writes, to the byte."""
+    given = data(task)
+    assert run("finetune", given, "-m", model, "-o", "out", *NO_TIME).code == 0
+    if suffix == "csv":
+        given.write_text(given.read_text().replace("A", "j", 3))  # altered residues, for the report
+    output = f"p.{suffix}"
+    written = [Path(f"{output}{end}") for end in (".report.tsv", ".run.yaml", "")]
+    command = ("predict", "out", given, "--token-budget", 100, "-o", output)
+    assert run(*command).code == 0
+    whole = [path.read_bytes() for path in written]
+    for path in written:
+        path.unlink()
+    fails(run(*command, "--shard", "0/2"), 2, "--shard '0/2'", "i/N")
+    fails(run(*command, "--ray", "auto", "--shard", "1/2"), 2, "--ray", "--shard")
+    for number in (3, 1, 2):
+        result = run(*command, "--shard", f"{number}/3")
+        assert result.code == 0, result
+        assert f"p.shard-{number}-of-3.{suffix}: " in result.out
+        again = run(*command, "--shard", f"{number}/3")
+        assert (again.code, "nothing to do" in again.err) == (0, True)
+    merged = run("merge", output)
+    assert merged.code == 0, merged
+    assert [path.read_bytes() for path in written] == whole
+    again = run("merge", output)
+    assert (again.code, "nothing to do" in again.err) == (0, True)
+    Path(f"p.shard-2-of-3.{suffix}").write_bytes(b"\0")
+    fails(run("merge", output, "--overwrite"), 1, f"p.shard-2-of-3.{suffix}", "run that shard again")

@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "embed": "embed",
     "info": "model_files",
     "init": "model_files",
-    "merge": "embed",
+    "merge": "merge",
     "finetune": "finetune",
     "predict": "finetune",
     "perplexity": "perplexity",

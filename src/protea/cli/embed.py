@@ -1,4 +1,4 @@
-"""``protea embed`` and ``protea merge``: sequences in, embeddings out."""
+"""``protea embed``: sequences in, embeddings out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
+from protea.cli.options import FASTA, Device, Dtype, Fast, Model, TokenBudget, loader
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.text import counted
@@ -21,6 +21,7 @@ from protea.text import counted
 if TYPE_CHECKING:
     from protea.embed.settings import EmbedSettings
     from protea.embed.survey import Totals
+    from protea.progress import Progress
 
 _OF_COMMAND = ("config", "update", "overwrite", "ray", "shards", "cpus_per_shard")
 """Options that are no settings of a run."""
@@ -73,12 +74,7 @@ def embed(
         str, typer.Option(metavar="POLICY", help="What to do with a repeated id: error, rename, skip.")
     ] = "error",
     token_budget: TokenBudget = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them with protea merge."
-        ),
-    ] = None,
+    shard: options.Shard = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="RUN.yaml", help="Read options from a file, such as OUT.run.yaml; flags override it."),
@@ -122,44 +118,29 @@ def embed(
         raise UsageError("--shards is for --ray; without it, --shard i/N computes one share")
     with interruptible():
         if ray is not None:
-            from protea.embed.shards import run_on_ray
-
-            on_ray = partial(run_on_ray, address=ray, shards=shards, cpus=cpus_per_shard)
-            _embed_in_shards(settings, on_ray, overwrite=overwrite)
+            _embed_in_shards(settings, partial(_on_ray, ray, shards, cpus_per_shard), overwrite=overwrite)
         elif settings.devices > 1:
-            from protea.embed.shards import run_on_devices
+            from protea.embed.sharded import run_on_devices
 
             _embed_in_shards(settings, run_on_devices, overwrite=overwrite)
         else:
             _embed(settings, overwrite=overwrite, update=update)
 
 
-def merge(
-    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs, named as for --shard.")],
-    overwrite: Overwrite = False,
-) -> None:
-    """Join the shards that `protea embed --shard i/N` wrote, in the order of the input.
-
-    The shards stay.
-
-    \b
-    Examples:
-      protea merge big.h5
-      protea merge vectors.parquet residues.h5
-    """
-    from protea.embed.shards import merge as merge_shards
-
-    for output in outputs:
-        with bars() as progress:
-            totals = merge_shards(output, overwrite=overwrite, progress=progress)
-        typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
-
-
 def _given(ctx: typer.Context) -> dict[str, Any]:
     """The options on the command line, without defaults."""
-    source = ctx.get_parameter_source
-    options = {name: value for name, value in ctx.params.items() if name not in _OF_COMMAND}
-    return {name: value for name, value in options.items() if getattr(source(name), "name", "") == "COMMANDLINE"}
+    given = {name: value for name, value in ctx.params.items() if name not in _OF_COMMAND}
+    return {name: value for name, value in given.items() if options.is_given(ctx, name)}
+
+
+def _on_ray(
+    address: str, shards: int | None, cpus: int, settings: EmbedSettings, progress: Progress, *, overwrite: bool
+) -> Totals:
+    from protea.embed.sharded import sharded
+    from protea.scatter import run_on_ray
+
+    command, gpu = sharded(settings, progress), settings.device != "cpu"
+    return run_on_ray(command, address, progress, shards=shards, cpus=cpus, gpu=gpu, overwrite=overwrite)
 
 
 def _embed_in_shards(settings: EmbedSettings, run: Callable[..., Totals], *, overwrite: bool) -> None:

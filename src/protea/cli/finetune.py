@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +13,16 @@ from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import FASTA, Device, Dtype, Fast, Model, Overwrite, TokenBudget, loader
+from protea.cli.scattered import check_shares, on_ray
 from protea.cli.terminal import bars, show_table, tell
 from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
+    from protea.embed.survey import Totals
     from protea.finetune.measuring import Measurements
     from protea.finetune.tasks import Task
+    from protea.progress import Progress
 
 _DATA = typer.Argument(
     metavar="DATA...",
@@ -166,7 +171,7 @@ def finetune(
             raise UsageError(f"--data-folder {data_folder}: is for the files that --config names; give DATA in full")
         values = located(values, data_folder)
     given = {name: value for name, value in ctx.params.items() if name not in ("config", "data_folder", "overwrite")}
-    given = {name: value for name, value in given.items() if _is_given(ctx, name)}
+    given = {name: value for name, value in given.items() if options.is_given(ctx, name)}
     settings = parse(values | given, "protea finetune" if config is None else f"--config {config}", given)
     computed = computing_dtype(settings.device, settings.dtype, fast=settings.fast)
     settings = settings.model_copy(update={"dtype": computed, "fast": False})
@@ -196,11 +201,6 @@ def _show(finished: Measurements, task: Task, *, folds: int) -> None:
     show_table(("method", *names), [(method, *(of[name] for name in names)) for method, of in cells.items()])
     brackets = "95 % intervals" if folds == 1 else f"lowest and highest of {folds} folds"
     typer.echo(f"{finished.part} part, {counted(finished.examples, 'example')}; {brackets} in parentheses")
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether an option is on the command line."""
-    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 @options.options_of(options.columns, options.letters, options.computing)
@@ -236,6 +236,10 @@ def predict(
     fast: Fast = False,
     device: Device = "auto",
     token_budget: TokenBudget = None,
+    shard: options.Shard = None,
+    ray: options.Ray = None,
+    shards: options.Shards = None,
+    cpus_per_shard: options.CpusPerShard = 1,
     overwrite: Overwrite = False,
     **reading: Any,
 ) -> None:
@@ -252,18 +256,39 @@ def predict(
       protea predict stability/ proteins.fasta -o predicted.csv
       protea predict structure/ proteins.fasta.gz -o residues.parquet --fast
       protea predict peft-adapter/ proteins.fasta -o predicted.csv -m esm2_t6_8M_UR50D
+      protea predict stability/ big.fasta.gz -o predicted.parquet --ray auto --shards 64
     """
     from protea.finetune.predictions import predict as compute
 
+    part = check_shares(ctx, output)
     values = {"inputs": inputs, "sequences": output, "duplicates": duplicates, "token_budget": token_budget}
-    values |= {"dtype": dtype, "fast": fast, "device": device}
+    values |= {"dtype": dtype, "fast": fast, "device": device, "shard": part}
     policies = reading | {"long": long}  # as in training, unless they are given
-    values |= {name: policies[name] for name in policies if _is_given(ctx, name)}
+    values |= {name: policies[name] for name in policies if options.is_given(ctx, name)}
     load = loader(device=device, dtype=dtype, fast=fast)
     with interruptible(), bars("residues") as progress:
-        totals, was_complete = compute(run, values, load=load, base=model, overwrite=overwrite, progress=progress)
+        whole = partial(compute, run, values, load=load, base=model, overwrite=overwrite, progress=progress)
+        if ray is None:
+            totals, was_complete = whole()
+        else:
+            totals, was_complete = _on_ray(
+                ctx, output, [*inputs, str(run), *([model] if model else [])], whole, progress
+            )
+    output = output if part is None else part.output(output)
     typer.echo(f"{output}: {counted(totals.embedded, 'sequence')}, {counted(totals.residues, 'residue')}")
     altered = {name: getattr(totals, name) for name in ("truncated", "windowed", "altered", "renamed", "skipped")}
     told = [f"{count:,} {what}" for what, count in altered.items() if count]
     if told and not was_complete:
         tell(f"{', '.join(told)}: see {output}.report.tsv")
+
+
+def _on_ray(
+    ctx: typer.Context, output: Path, files: list[str], whole: Callable[[], tuple[Totals, bool]], progress: Progress
+) -> tuple[Totals, bool]:
+    from protea.embed.sharded import computed_residues
+    from protea.finetune.sharded_predictions import merge_predictions
+
+    def merge(output: Path, shards: list[Path], overwrite: bool) -> tuple[Totals, bool]:
+        return merge_predictions(output, shards, overwrite=overwrite, progress=progress), False
+
+    return on_ray(ctx, output, files, progress, finished=whole, merge=merge, title="predicting", done=computed_residues)

@@ -87,6 +87,12 @@ SequenceColumn = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="i/N", help="Compute share i of N equal shares, into OUT.shard-i-of-N; join them with protea merge."
+    ),
+]
 Ray = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +172,11 @@ def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], 
         return run
 
     return add
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def loader(*, device: str, dtype: str, fast: bool) -> ModelLoader:

@@ -35,9 +35,13 @@ Gpus = Annotated[
     str | None, typer.Option("--gpus", metavar="NxNAME", help="GPUs, as in 64xH100; see docs/planning.md for names.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Price = Annotated[float | None, typer.Option(metavar="X", min=0, help="Price of a GPU for an hour, in any currency.")]
+Price = Annotated[
+    float | None, typer.Option(metavar="X", min=0, max=1e9, help="Price of a GPU for an hour, in any currency.")
+]
 Residues = Annotated[float, typer.Option(metavar="N", help="Number of residues, as in 1e11.")]
-Length = Annotated[float, typer.Option("--mean-length", metavar="N", min=1, help="Mean length of the sequences.")]
+Length = Annotated[
+    float, typer.Option("--mean-length", metavar="N", min=1, max=1e6, help="Mean length of the sequences.")
+]
 Cpus = Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of cores, instead of GPUs.")]
 
 
@@ -54,16 +58,18 @@ def _hardware(
         int | None, typer.Option(metavar="N", min=1, help="Number of machines; by default 8 GPUs are in one.")
     ] = None,
     gpu_tflops: Annotated[
-        float | None, typer.Option(metavar="X", min=0.001, help="TFLOP/s of bfloat16 of a GPU that is not known.")
+        float | None,
+        typer.Option(metavar="X", min=0.001, max=1e9, help="TFLOP/s of bfloat16 of a GPU that is not known."),
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=0.001, help="Memory of a GPU that is not known.")
+        float | None, typer.Option(metavar="GB", min=0.001, max=1e9, help="Memory of a GPU that is not known.")
     ] = None,
     gpu_bandwidth: Annotated[
-        float | None, typer.Option(metavar="GB/S", min=0.001, help="Memory bandwidth of a GPU that is not known.")
+        float | None,
+        typer.Option(metavar="GB/S", min=0.001, max=1e9, help="Memory bandwidth of a GPU that is not known."),
     ] = None,
     network: Annotated[
-        float | None, typer.Option(metavar="GB/S", min=0.001, help="Network of each GPU between machines.")
+        float | None, typer.Option(metavar="GB/S", min=0.001, max=1e9, help="Network of each GPU between machines.")
     ] = None,
 ) -> None:
     """GPUs, and the figures that replace those of data sheets."""
@@ -258,8 +264,7 @@ def plan_embed(
         from protea.plan.measure import embedding_rate
 
         load = loader(device=device, dtype=dtype, fast=fast)
-        rate = embedding_rate(model, load, length=mean_length)
-        made = passes.measured(made, rate, "this machine")
+        made = passes.measured(made, embedding_rate(model, load, length=mean_length))
     _show_passes(made, price, as_json=as_json)
 
 
@@ -271,7 +276,9 @@ def plan_finetune(
     gpus: Gpus = None,
     cpus: Cpus = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="frozen, lora or full, as for finetune.")] = "full",
-    epochs: Annotated[float, typer.Option(metavar="N", min=0.01, help="Passes over the training part.")] = 20.0,
+    epochs: Annotated[
+        float, typer.Option(metavar="N", min=0.01, max=1e6, help="Passes over the training part.")
+    ] = 20.0,
     recompute: Annotated[bool, typer.Option("--recompute", help="Save memory: compute activations twice.")] = False,
     mean_length: Length = 345.0,
     price: Price = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +12,13 @@ import typer
 from protea.cli import options
 from protea.cli.contacts import picture_paths
 from protea.cli.interrupt import interruptible
+from protea.cli.scattered import check_shares, on_ray
 from protea.cli.terminal import bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
+    from protea.score.sharded_scores import MergedScores
     from protea.score.variant_table import Rows
 
 _PROBLEMS_SHOWN = 10  # most rows that standard error shows if a report lists all
@@ -24,6 +26,7 @@ _PROBLEMS_SHOWN = 10  # most rows that standard error shows if a report lists al
 
 @options.options_of(options.columns, options.letters, options.computing)
 def score(
+    ctx: typer.Context,
     proteins: Annotated[str, typer.Argument(metavar="IN.fasta", help="The wild type, or several.", show_default=False)],
     table: Annotated[
         Path | None,
@@ -59,6 +62,10 @@ def score(
     fast: options.Fast = False,
     device: options.Device = "auto",
     token_budget: options.TokenBudget = None,
+    shard: options.Shard = None,
+    ray: options.Ray = None,
+    shards: options.Shards = None,
+    cpus_per_shard: options.CpusPerShard = 1,
     overwrite: options.Overwrite = False,
     plot: Annotated[
         Path | None,
@@ -83,6 +90,7 @@ def score(
       protea score protein.fasta --scan --positions 10-40,55 -o scan.csv
       protea score protein.fasta mavedb.csv --mutant-column hgvs_pro -o scored.csv
       protea score protein.fasta indels.csv --method pseudo-likelihood -o scored.csv
+      protea score proteome.fasta --scan -o scan.parquet --shard $SLURM_ARRAY_TASK_ID/16
       protea score p53.fasta variants.csv --offset 94 -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 -o scored.csv
     """
     from protea.records import is_table
@@ -95,9 +103,10 @@ def score(
         raise UsageError("name what to score: a table, --variants or --scan")
     if output is None and variants is None:
         raise UsageError("name an output: -o OUT.csv")
+    part = check_shares(ctx, output)
     if plot is not None:
-        if not scan:
-            raise UsageError("--plot draws a scan; add --scan")
+        if not scan or shard or ray:
+            raise UsageError("--plot draws a whole scan; add --scan, and leave out --shard and --ray")
         # A finished output that is given again has its pictures already.
         replaced = overwrite or (output is not None and output.exists())
         place = partial(picture_paths, plot, kind=".html", overwrite=replaced)
@@ -106,30 +115,60 @@ def score(
     if mutated_sequence_column is None and not is_table(proteins):
         mutated_sequence_column, reading["sequence_column"] = reading["sequence_column"], None
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
+    compute = partial(
+        score_variants,
+        proteins,
+        variants.split(",") if variants is not None else table,
+        how,
+        models=models,
+        columns=Columns(mutant_column, mutated_sequence_column),
+        positions=positions,
+        column=column,
+        reading=Reading(**reading),
+        check=None if plot is None else lambda names: pictures.update(place(names)),
+        plot=plot,
+        output=output,
+        shard=part,
+        overwrite=overwrite,
+        load=options.loader(device=device, dtype=dtype, fast=fast),
+    )
     with interruptible():
-        with bars("passes") as progress:
-            scored = score_variants(
-                proteins,
-                variants.split(",") if variants is not None else table,
-                how,
-                models=models,
-                columns=Columns(mutant_column, mutated_sequence_column),
-                positions=positions,
-                column=column,
-                reading=Reading(**reading),
-                check=None if plot is None else lambda names: pictures.update(place(names)),
-                plot=plot,
-                output=output,
-                overwrite=overwrite,
-                load=options.loader(device=device, dtype=dtype, fast=fast),
-                progress=progress,
-            )
-        _show(scored, output)
-        if plot is not None:
-            _draw(plot, pictures, scored, column, positions, offset)
-            record_plot(output, plot)
-    if scored.problems:
+        if ray is not None and output is not None:
+            failed = _on_ray(ctx, output, [proteins, *([] if table is None else [str(table)])], models, compute)
+        else:
+            with bars("passes") as progress:
+                scored = compute(progress=progress)
+            _show(scored, output if part is None or output is None else part.output(output))
+            if plot is not None:
+                _draw(plot, pictures, scored, column, positions, offset)
+                record_plot(output, plot)
+            # Of a shard, `protea merge` says so; a scheduler shall not compute it again.
+            failed = bool(scored.problems) and part is None
+    if failed:
         raise typer.Exit(1)
+
+
+def _on_ray(ctx: typer.Context, output: Path, inputs: list[str], models: list[str], whole: Callable[[], Any]) -> bool:
+    from protea.embed.sharded import local_files
+    from protea.score.sharded_scores import merge_scores
+
+    def merge(output: Path, shards: list[Path], overwrite: bool) -> Any:
+        return merge_scores(output, shards, overwrite=overwrite)
+
+    files = [*inputs, *local_files(*models)]
+    with bars("shards") as progress:
+        merged = on_ray(ctx, output, files, progress, finished=whole, merge=merge, title="scoring")
+    return show_merged(output, merged)
+
+
+def show_merged(output: Path, merged: MergedScores) -> bool:
+    """Tell what was merged; returns whether rows could not be scored."""
+    typer.echo(f"{output}: {counted(merged.shards, 'shard')} joined")
+    if merged.failed:
+        tell(f"{counted(merged.failed, 'row')} could not be scored: see {output}.report.tsv")
+    elif merged.told:
+        tell(f"{counted(merged.told, 'note')} in {output}.report.tsv")
+    return bool(merged.failed)
 
 
 def _draw(plot: Path, paths: Mapping[str, Path], scored: Rows, column: str, positions: str | None, offset: int) -> None:

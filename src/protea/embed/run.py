@@ -47,6 +47,7 @@ from protea.models.encoder import Encoder
 from protea.output import check_space, note_what_is_replaced
 from protea.progress import SILENT, Progress
 from protea.records import read_records
+from protea.shards import COMMAND
 from protea.text import counted
 
 _COMMIT_SECONDS: Final = 10.0
@@ -62,8 +63,9 @@ class EmbedRun:
 
     ``model_files`` are the SHA-256 of the weights by file name. ``overwrite`` replaces outputs and drops unfinished
     ones; ``update`` replaces finished outputs of the same settings and computes only the sequences that they lack.
-    Progress counts residues. ``outputs`` are by default those of the settings. ``make_runner`` makes what computes,
-    from the model and a token budget. ``was_complete`` says afterwards that there was nothing to do.
+    Progress counts residues. ``outputs`` are by default those of the settings; the run records the ``command`` that
+    makes them. ``make_runner`` makes what computes, from the model and a token budget. ``was_complete`` says afterwards
+    that there was nothing to do.
     """
 
     settings: EmbedSettings
@@ -73,6 +75,7 @@ class EmbedRun:
     update: bool = False
     progress: Progress = SILENT
     outputs: Sequence[EmbeddingOutput] = ()
+    command: str = "embed"
     make_runner: Callable[[Encoder, int], Runner] = Runner
     was_complete: bool = field(default=False, init=False)
 
@@ -120,6 +123,7 @@ class EmbedRun:
         # What the packs depend on; it is the same for all shards of one input.
         read = {"token_budget": budget, "groups": surveyed.groups or None, "input": surveyed.fingerprint}
         read |= {"division": DIVISION} if self.settings.shard else {}
+        read |= {} if self.command == "embed" else {COMMAND: self.command}
         self._recorded = {"token_budget": budget} | self._circumstances() | read | self._earlier(old_plan)
         plan = self.settings.shown() | self._recorded | {"update": self.update}
         if journal.plan is not None:
@@ -247,7 +251,7 @@ class EmbedRun:
     # --- the work ------------------------------------------------------------------------------------------------
 
     def _work(self, journal: RunJournal, surveyed: Survey, budget: int) -> RunState:
-        share = None if self.settings.shard is None else self.settings.shard.groups(surveyed.residues)
+        share = None if self.settings.shard is None else self.settings.shard.part(surveyed.residues)
         state = journal.state or RunState(groups=0 if share is None else share.start)
         self._total = surveyed.totals if share is None else None
         self._done = state.totals

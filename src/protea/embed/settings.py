@@ -8,9 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from protea import bundled
 from protea.embed.embeddings import check_poolings
@@ -21,6 +19,7 @@ from protea.letters import Gaps, Unknown
 from protea.output import WRITTEN
 from protea.records import InputColumns, checked
 from protea.settings_errors import Section, read_yaml, validate
+from protea.shards import Shard, read_shard
 
 PROVENANCE: Final = "provenance"
 """Key of a run file with the circumstances and counts of the run; ignored when the file is read."""
@@ -42,42 +41,8 @@ DIVISION: Final = "residues"
 """The unit that shards divide equally, as run files name it."""
 
 
-class Shard(BaseModel):
-    """One of several equal shares of the work, numbered from 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: int = Field(ge=1)
-    of: int = Field(ge=1)
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def output(self, path: Path) -> Path:
-        """The path of this shard of an output: ``OUT.shard-2-of-8.h5``."""
-        return path.with_name(f"{path.stem}.shard-{self.number}-of-{self.of}{path.suffix}")
-
-    def groups(self, residues: NDArray[np.uint32]) -> range:
-        """The numbers of this shard's groups, from the residues of all of them.
-
-        They are neighbours, so that joined shards give the whole output. A group belongs to the share that its middle
-        is in, so a shard differs from an equal share by a group at most.
-        """
-        ends = np.cumsum(residues, dtype=np.float64)
-        middles = ends - residues / 2
-        total = max(1.0, float(ends[-1])) if len(ends) else 1.0
-        owners = np.minimum(middles * self.of // total, self.of - 1)
-        first, last = (int(np.searchsorted(owners, self.number - 1, side)) for side in ("left", "right"))
-        return range(first, last)
-
-
 def _shard(value: Any) -> Any:
-    if value is None or isinstance(value, Shard):
-        return value
-    number, _, of = str(value).partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise ValueError("must be i/N with i from 1 to N, as in 3/8")
-    return Shard(number=int(number), of=int(of))
+    return value if value is None or isinstance(value, Shard) else read_shard(str(value))
 
 
 class EmbedSettings(Section):

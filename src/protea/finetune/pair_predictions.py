@@ -31,6 +31,7 @@ from protea.letters import ReportRow
 from protea.output import check_output, fingerprint, note_what_is_replaced
 from protea.progress import Progress
 from protea.rerun import INPUT, end_finished
+from protea.shards import COMMAND
 
 _BLOCK: Final = 8192
 
@@ -46,6 +47,8 @@ def predict_pairs(
     """Write the table of all pairs; see ``predictions.predict``."""
     output, encoder = settings.outputs[0], predictor.encoder
     assert encoder is not None
+    if settings.shard is not None:
+        output = settings.shard.output(output)
     check_output(output, overwrite=True)
     options = {name: value for name, value in settings.shown().items() if name not in ("sequences", "token_budget")}
     wanted = {**options, "model_files": dict(files), "computed_in": encoder.precision}
@@ -62,8 +65,9 @@ def predict_pairs(
         with WorkFolder(output) as work:
             if overwrite:
                 work.clear()
-            totals, rows, complete = _computed(predictor, settings, kind, work.path, wanted, progress)
-            publish(complete, output, rows, {**wanted, PROVENANCE: {"counts": asdict(totals)}})
+            totals, rows, store = _computed(predictor, settings, kind, work.path, wanted, progress)
+            provenance = {**wanted, PROVENANCE: {"counts": asdict(totals), COMMAND: "predict"}}
+            publish(store.finish(provenance), output, rows, provenance)
             work.remove()
     except OSError as error:
         raise run_error(error, output, kept=True) from error
@@ -72,8 +76,11 @@ def predict_pairs(
 
 def _computed(
     predictor: Predictor, settings: EmbedSettings, kind: str, work: Path, identity: dict[str, Any], progress: Progress
-) -> tuple[Totals, list[ReportRow], Path]:
-    """The counts, the rows of the report, and the complete table in the work folder."""
+) -> tuple[Totals, list[ReportRow], PredictionStore]:
+    """The counts, the rows of the report, and the table in the work folder.
+
+    A shard has some neighbouring pairs; what is told about reading is told by the first shard.
+    """
     encoder, config = predictor.encoder, predictor.head.config
     assert encoder is not None
     columns_named = {"id_column": settings.id_column, "sequence_column": settings.sequence_column}
@@ -82,10 +89,14 @@ def _computed(
     )
     for note in raw.notes:
         progress.note(note)
-    examples = [LabelledExample(pair.id, pair.sequences, "", pair.place) for pair in raw.examples]
+    pairs, read = raw.examples, raw.rows
+    if settings.shard is not None:
+        part = settings.shard.part(np.array([sum(map(len, pair.sequences)) for pair in pairs]))
+        pairs, read = pairs[part.start : part.stop], read if settings.shard.number == 1 else []
+    examples = [LabelledExample(pair.id, pair.sequences, "", pair.place) for pair in pairs]
     empty = np.empty((1, len(predictor.classes)))
     unlabelled = Labelled(predictor.task, predictor.classes, examples, [empty] * len(examples))
-    rows = list(raw.rows)
+    rows = list(read)
     prepared = prepare(unlabelled, encoder, settings.long, rows)
     features = compute(
         work / "features",
@@ -110,9 +121,9 @@ def _computed(
         store.write(None, table | {"truncated_from": [int(length) or None for length in longest]})
         store.commit()
     totals = Totals(
-        records=len(examples) + sum(row.what == "skipped" for row in raw.rows),
+        records=len(examples) + sum(row.what == "skipped" for row in read),
         embedded=len(examples),
-        residues=sum(len(record.ids) for record in prepared.sequences),
+        residues=sum(len(prepared.sequences[number].ids) for number in prepared.which.reshape(-1)),
         **{what: sum(row.what == what for row in rows) for what in ("skipped", "truncated", "windowed", "altered")},
     )
-    return totals, rows, store.finish(identity)
+    return totals, rows, store

@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from protea.embed.stores import State
+from protea.embed.outputs import EmbeddingOutput
+from protea.embed.stores import Contents, EmbeddingStore, State
 from protea.errors import UsageError
+from protea.output import WRITTEN, read_run
 from protea.text import shown
 
 SUFFIXES: Final = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".h5": "h5", ".hdf5": "h5"}
@@ -102,6 +106,43 @@ class PredictionStore:
                     dataset[-len(table) :] = _values(column)
 
 
+def read_predictions(path: Path, kind: str) -> tuple[pa.Schema, Iterator[dict[str, Any]]]:
+    """The columns of a finished table, and its rows in blocks; cells of a text stay text."""
+    if kind == "parquet":
+        schema = pq.read_schema(path).remove_metadata()
+    elif kind == "h5":
+        with h5py.File(path) as file:
+            text = {name: h5py.check_string_dtype(column.dtype) is not None for name, column in file.items()}
+            types = {name: pa.string() if text[name] else pa.from_numpy_dtype(file[name].dtype) for name in file}
+        schema = pa.schema(list(types.items()))
+    else:
+        with path.open(encoding="utf-8", newline="") as stream:
+            names = next(csv.reader(stream, delimiter=_DELIMITERS[kind]))
+        schema = pa.schema([(name, pa.string()) for name in names])
+    return schema, _blocks(path, kind, schema)
+
+
+def _blocks(path: Path, kind: str, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+    if kind == "parquet":
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(_ROWS):
+                yield dict(zip(schema.names, batch.columns, strict=True))
+    elif kind == "h5":
+        with h5py.File(path) as file:
+            columns = [
+                column.asstr() if pa.types.is_string(schema.field(name).type) else column
+                for name, column in file.items()
+            ]
+            for start in range(0, len(file[schema.names[0]]), _ROWS):
+                yield {name: column[start : start + _ROWS] for name, column in zip(schema.names, columns, strict=True)}
+    else:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = csv.reader(stream, delimiter=_DELIMITERS[kind])
+            next(rows)
+            while some := list(islice(rows, _ROWS)):
+                yield dict(zip(schema.names, map(list, zip(*some, strict=True)), strict=True))
+
+
 def _values(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """A column for HDF5: missing text is empty; missing whole numbers are 0, as ``truncated_from`` in embeddings."""
     if pa.types.is_string(column.type):
@@ -109,6 +150,24 @@ def _values(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     if pa.types.is_integer(column.type):
         column = column.fill_null(0)
     return np.asarray(column.to_numpy())
+
+
+@dataclass(frozen=True)
+class PredictionTable(EmbeddingOutput):
+    """A table of predictions with some columns; ``layout`` is that of the embedding that a prediction reads."""
+
+    schema: pa.Schema
+
+    def open(self, folder: Path, state: State | None) -> EmbeddingStore:
+        """The store of the table."""
+        return PredictionStore(folder, self.kind, self.schema, state)
+
+    def contents(self) -> Contents:
+        """The provenance of the finished table."""
+        inside = _provenance_of(self.path, self.kind)
+        if inside is None:  # a text, which its size alone vouches for
+            inside = {name: value for name, value in read_run(self.path).items() if name != WRITTEN}
+        return Contents(inside, self.layout, iter(()))
 
 
 def check_names(path: Path, kind: str, names: Sequence[str]) -> None:
@@ -120,7 +179,7 @@ def check_names(path: Path, kind: str, names: Sequence[str]) -> None:
             raise UsageError(f"-o {path}: HDF5 has no place for the column {shown(name)}; write .parquet, .csv or .tsv")
 
 
-def provenance_of(path: Path, kind: str) -> dict[str, Any] | None:
+def _provenance_of(path: Path, kind: str) -> dict[str, Any] | None:
     """The provenance inside a finished output; ``None`` for text, which holds none. Raises if the file is damaged."""
     if kind == "parquet":
         with pq.ParquetFile(path) as file:

@@ -11,41 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from protea.embed.embeddings import Embedding
-from protea.embed.outputs import EmbeddingOutput
 from protea.embed.run import EmbedRun
 from protea.embed.settings import EmbedSettings
-from protea.embed.stores import ArrayLayout, Contents, EmbeddingStore, State
+from protea.embed.stores import ArrayLayout
 from protea.embed.survey import Totals
 from protea.errors import UsageError
 from protea.finetune.foreign import is_foreign, read_foreign
 from protea.finetune.heads import RESIDUES
 from protea.finetune.pair_predictions import predict_pairs
 from protea.finetune.prediction_columns import columns, rows, uncalibrated
-from protea.finetune.prediction_store import SUFFIXES, PredictionStore, check_names, provenance_of
+from protea.finetune.prediction_store import SUFFIXES, PredictionTable, check_names
 from protea.finetune.predictor import FILE, Predictor, predictor_files, read_predictor, with_encoder
 from protea.infer.loading import ModelLoader
 from protea.infer.runner import Runner
 from protea.models.encoder import Encoder
-from protea.output import WRITTEN, read_run, sha256
+from protea.output import sha256
 from protea.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class PredictionOutput(EmbeddingOutput):
-    """The table of predictions; ``layout`` is that of the embedding that a prediction reads."""
+class PredictionOutput(PredictionTable):
+    """The table that a predictor writes."""
 
     predictor: Predictor = field(kw_only=True)
-
-    def open(self, folder: Path, state: State | None) -> EmbeddingStore:
-        """The store of the table."""
-        return PredictionStore(folder, self.kind, columns(self.predictor), state)
-
-    def contents(self) -> Contents:
-        """The provenance of the finished table."""
-        inside = provenance_of(self.path, self.kind)
-        if inside is None:  # a text, which its size alone vouches for
-            inside = {name: value for name, value in read_run(self.path).items() if name != WRITTEN}
-        return Contents(inside, self.layout, iter(()))
 
     def arrays(self, embedding: Embedding) -> dict[str, Any]:
         """The rows of a record."""
@@ -54,7 +42,7 @@ class PredictionOutput(EmbeddingOutput):
     def bytes_for(self, totals: Totals) -> int:
         """Bytes of disk, at least."""
         count = totals.residues if self.predictor.task.unit == "residue" else totals.embedded
-        return count * len(columns(self.predictor)) * 4
+        return count * len(self.schema) * 4
 
 
 def predict(
@@ -82,11 +70,11 @@ def predict(
         make_runner: makes what computes, from a model and a token budget.
     """
     predictor = read_foreign(folder, load, base) if is_foreign(folder) else read_predictor(folder)
-    output = Path(values["sequences"])
-    kind = SUFFIXES.get(output.suffix)
+    whole = Path(values["sequences"])
+    kind = SUFFIXES.get(whole.suffix)
     if kind is None:
-        raise UsageError(f"-o {output}: unknown suffix {output.suffix!r}; use {', '.join(SUFFIXES)}")
-    check_names(output, kind, columns(predictor).names)
+        raise UsageError(f"-o {whole}: unknown suffix {whole.suffix!r}; use {', '.join(SUFFIXES)}")
+    check_names(whole, kind, columns(predictor).names)
     if note := uncalibrated(predictor):
         progress.note(f"{folder}: {note}")
     options = {
@@ -109,8 +97,9 @@ def predict(
     }
     if predictor.task.unit == "pair":
         return predict_pairs(predictor, settings, kind, files | predictor.base.files, overwrite, progress)
+    output = whole if settings.shard is None else settings.shard.output(whole)
     layout = ArrayLayout(predictor.kinds, (predictor.layer,), encoder.config.hidden_size, "float32")
-    outputs = [PredictionOutput(output, kind, layout, predictor=predictor)]
+    outputs = [PredictionOutput(output, kind, layout, columns(predictor), predictor=predictor)]
     run = EmbedRun(
         settings,
         encoder,
@@ -118,6 +107,7 @@ def predict(
         overwrite=overwrite,
         progress=progress,
         outputs=outputs,
+        command="predict",
         make_runner=make_runner,
     )
     return run(), run.was_complete

@@ -7,7 +7,7 @@ forward passes and the half of the backward passes that reaches the adapters; tr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import architecture, find_local, published
@@ -17,6 +17,9 @@ from protea.models.encoder import Encoder
 from protea.plan.hardware import GPUS, Cluster
 from protea.plan.rates import Rate, cpu_rate, gpu_rate
 from protea.text import bytes_text
+
+if TYPE_CHECKING:
+    from protea.plan.measure import EmbeddingRate
 
 Method = Literal["frozen", "lora", "full"]
 
@@ -187,16 +190,16 @@ def plan_finetune(
     return planned
 
 
-def measured(plan: PassPlan, residues_per_second: float, machine: str) -> PassPlan:
+def measured(plan: PassPlan, found: EmbeddingRate) -> PassPlan:
     """The plan at a rate that was measured on this machine."""
     return replace(
         plan,
-        where=machine,
+        where="this machine",
         workers=1,
-        rate=residues_per_second,
+        rate=found.residues,
         label="measured",
-        source="on this machine, just now",
-        seconds=plan.residues / residues_per_second,
+        source=f"on this machine, just now; the model loads in {found.loading:.1f} s",
+        seconds=found.loading + plan.residues / found.residues,
         available=None,
         utilisation=None,
         advice="one process with all threads, or one of `protea embed --shard i/N` for each machine",

@@ -17,6 +17,7 @@ Shapes: L residues, V tokens of the alphabet.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -94,6 +95,16 @@ class Scoring:
         if self.method == "masked-marginals":
             return sum(len(protein.sites) for protein in proteins)
         return sum(len(sequence) for _, sequence in _sequences(proteins))
+
+    def work(self, protein: Protein) -> NDArray[np.float64]:
+        """Tokens that each variant of a protein takes, about; variants that need the same pass share its tokens."""
+        length, variants = len(protein.sequence), protein.variants
+        if self.method == "wildtype-marginals":
+            return np.full(len(variants), length / len(variants))
+        if self.method == "masked-marginals":
+            named = Counter(edit.start for variant in variants for edit in variant.edits)
+            return np.array([sum(length / named[edit.start] for edit in variant.edits) for variant in variants])
+        return np.array([(length + variant.lengthens_by) ** 2 for variant in variants], np.float64)
 
 
 def score(

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
+
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints.formats import open_checkpoint
@@ -36,6 +38,7 @@ from protea.score.expected import tokens_seen_at_once
 from protea.score.notation import parse
 from protea.score.proteins import AS_USUAL, Reading, wild_types
 from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
+from protea.shards import Shard
 from protea.tables import Beside, check_output, read_table, write_table
 from protea.text import counted
 
@@ -45,6 +48,12 @@ if TYPE_CHECKING:
 _VARIANT: Final = ("mutant", "mutants", "mutation", "mutations", "variant", "hgvs_pro")
 PROTEIN_COLUMNS: Final = ("id", "protein")
 _SEQUENCE: Final = "mutated_sequence"
+
+SHARD: Final = "shard"
+"""Name in run files of the shard that a table is."""
+
+REPORT: Final = "row\tvariant\treason"
+"""The header of the report; lines without a row tell of proteins or of the whole table."""
 
 
 class Columns(NamedTuple):
@@ -84,6 +93,25 @@ class Rows:
     problems: list[Problem] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
+    @property
+    def scored(self) -> int:
+        """The number of rows that can be scored."""
+        return sum(map(len, self.places))
+
+    def share(self, shard: Shard, how: Scoring) -> Rows:
+        """The rows of a shard; what is told about rows stays that of the whole table."""
+        work = np.zeros(self.table.num_rows)
+        for protein, places in zip(self.proteins, self.places, strict=True):
+            work[places] = how.work(protein)
+        part = shard.part(work)
+        share = replace(self, table=self.table.slice(part.start, len(part)), proteins=[], places=[])
+        for protein, places in zip(self.proteins, self.places, strict=True):
+            pairs = zip(places, protein.variants, strict=True)
+            if kept := [(place - part.start, variant) for place, variant in pairs if place in part]:
+                share.places.append([place for place, _ in kept])
+                share.proteins.append(protein._replace(variants=[variant for _, variant in kept]))
+        return share
+
 
 def score_variants(
     proteins: str,
@@ -98,6 +126,7 @@ def score_variants(
     check: Callable[[Sequence[str]], object] | None = None,
     plot: Path | None = None,
     output: Path | None = None,
+    shard: Shard | None = None,
     overwrite: bool = False,
     load: ModelLoader = IN_FLOAT32,
     progress: Progress = SILENT,
@@ -107,22 +136,22 @@ def score_variants(
     Arguments are the options of the command; ``variants`` are a table, in which ``columns`` are read, the variants
     themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
     ``check`` is called with the names of the proteins before a model computes; ``plot`` is a picture that the caller
-    draws. ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
+    draws. With a ``shard``, its rows alone are scored, into its part of the output; its report is that of all rows.
+    ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
     """
     if columns != _USUAL and not isinstance(variants, Path):
         raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
     if positions is not None and variants is not None:
         raise UsageError("--positions limits a scan; add --scan, and name no variants")
-    table_path: str | None = None
-    typed: str | None = "scan" if positions is None else f"scan {positions}"
-    if variants is not None:
-        table_path, typed = (str(variants), None) if isinstance(variants, Path) else (None, ",".join(variants))
-    run: dict[str, Any] = {"command": "score", "proteins": proteins, "table": table_path, "variants": typed}
-    run |= {**asdict(how), **asdict(reading)}
-    run |= {f"{name}_column": value for name, value in columns._asdict().items()} | {"column": column}
+    options = {**asdict(how), **asdict(reading), **_named(columns), "column": column}
+    run = _settings(proteins, variants, positions) | options
     if output is not None:
         files = (proteins, variants) if isinstance(variants, Path) else (proteins,)
         run |= {INPUT: fingerprint(files)} | {PLOT: plot and str(plot)}
+        if shard is not None:
+            if run[INPUT] is None:
+                raise UsageError(f"--shard needs files that can be read twice; {' or '.join(map(str, files))} cannot")
+            output, run = shard.output(output), run | {SHARD: str(shard)}
         check_output(output, run, lambda: load.identities(models), overwrite=overwrite)
     ensemble, alphabet = open_ensemble(models)
     changes: list[ReportRow] = []
@@ -142,6 +171,7 @@ def score_variants(
     if check is not None:
         check([protein.name for protein in rows.proteins])
     check_lengths(ensemble.values(), rows.proteins, how.long)
+    rows = rows if shard is None else rows.share(shard, how)
     scores, provenance = {}, {}
     for name in models:
         model = load(name)
@@ -149,14 +179,35 @@ def score_variants(
         scores[name] = scores_of(model.module, rows, how, progress)
         provenance[name] = model.circumstances()
         del model  # free this model's memory before the next one is loaded
-    scored = replace(rows, table=with_scores(table, column, scores), changes=changes)
+    scored = replace(rows, table=with_scores(rows.table, column, scores), changes=changes)
     if output is not None:
         altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
         lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
-        run |= {FAILED: f"{counted(len(rows.problems), 'row')} could not be scored"} if rows.problems else {}
+        run |= failed_rows(0 if shard else len(rows.problems))
         run |= {"models": provenance, PLOT: None}
-        write_table(output, scored.table, Beside("row\tvariant\treason", lines, run))
+        write_table(output, scored.table, Beside(REPORT, lines, run))
     return scored
+
+
+def _settings(proteins: str, variants: Path | Sequence[str] | None, positions: str | None) -> dict[str, Any]:
+    """What a run scores, as its run file names it."""
+    table, typed = None, None
+    if isinstance(variants, Path):
+        table = str(variants)
+    elif variants is not None:
+        typed = ",".join(variants)
+    else:
+        typed = "scan" if positions is None else f"scan {positions}"
+    return {"command": "score", "proteins": proteins, "table": table, "variants": typed}
+
+
+def _named(columns: Columns) -> dict[str, str | None]:
+    return {f"{name}_column": value for name, value in columns._asdict().items()}
+
+
+def failed_rows(count: int) -> dict[str, str]:
+    """What the run file says of rows that could not be scored."""
+    return {FAILED: f"{counted(count, 'row')} could not be scored"} if count else {}
 
 
 def open_ensemble(names: Sequence[str]) -> tuple[dict[str, Encoder], Alphabet]:

@@ -57,16 +57,27 @@ def named_layout(recipe: Recipe) -> Division:
     return Division(told.replicate, 1 if told.shard == "auto" else told.shard, told.tensor, told.pipeline)
 
 
-def plan_layout(recipe: Recipe, processes: int) -> Division:
-    """The layout of a recipe for a number of processes; ``UsageError`` if they do not fit."""
+def nearest_layout(recipe: Recipe, processes: int) -> Division:
+    """The layout that a recipe names, with as many shards as a number of processes allows if it leaves that open."""
     told = recipe.parallel
     others = told.replicate * told.tensor * told.pipeline
     shard = max(1, processes // others) if told.shard == "auto" else told.shard
-    layout = Division(told.replicate, shard, told.tensor, told.pipeline)
+    return Division(told.replicate, shard, told.tensor, told.pipeline)
+
+
+def product(recipe: Recipe) -> str:
+    """The layout that a recipe names, in words."""
+    told = recipe.parallel
+    sizes = f"replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline {told.pipeline}"
+    return f"parallel: {sizes}"
+
+
+def plan_layout(recipe: Recipe, processes: int) -> Division:
+    """The layout of a recipe for a number of processes; ``UsageError`` if they do not fit."""
+    layout = nearest_layout(recipe, processes)
     if layout.processes != processes:
         raise UsageError(
-            f"parallel: replicate {told.replicate} x shard {told.shard} x tensor {told.tensor} x pipeline "
-            f"{told.pipeline} makes {layout.processes}, but the number of processes is {processes}; change parallel, "
+            f"{product(recipe)} makes {layout.processes}, but the number of processes is {processes}; change parallel, "
             f"or start {layout.processes} with torchrun"
         )
     if layout.shard * layout.tensor > 1 and recipe.optimizer.name == "muon":

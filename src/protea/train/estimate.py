@@ -144,8 +144,17 @@ def run_time(model: Encoder, recipe: Recipe, costs: Costs, cluster: Cluster) -> 
     rate = gpu_rate(model.config, cluster.gpu, costs.length, batch.pack)
     # Recomputation is another forward pass.
     rate = rate.times(4 / 3) if recipe.run.recompute else rate
-    sizes = {"packs": batch.packs, "tokens": batch.pack, "weights": costs.layers}
-    step = step_time(rate, model.config, layout, cluster, stages=STAGES[recipe.parallel.schedule], **sizes)
+    step = step_time(
+        rate,
+        model.config,
+        layout,
+        cluster,
+        packs=batch.packs,
+        tokens=batch.pack,
+        weights=costs.layers,
+        narrow=layout.gathers_narrow(model, TYPES[recipe.run.precision]),
+        stages=STAGES[recipe.parallel.schedule],
+    )
     each = batch.packs * batch.pack / step.total / layout.processes
     return RunTime(step, rate, recipe.run.steps * step.total, each, each * costs.flops / cluster.gpu.flops)
 

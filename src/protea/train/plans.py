@@ -13,7 +13,7 @@ from protea.models.registry import build
 from protea.plan.hardware import GPUS, PER_NODE, Cluster
 from protea.plan.rates import gpu_rate
 from protea.text import bytes_text, counted
-from protea.train.division import Division, named_layout, plan_layout
+from protea.train.division import Division, named_layout, nearest_layout, plan_layout, product
 from protea.train.estimate import Costs, RunTime, estimate, run_time
 from protea.train.model import architecture
 from protea.train.parallel import STAGES
@@ -194,6 +194,12 @@ def _kinds(plan: LayoutPlan) -> tuple[int, float]:
 def _layouts(model: Encoder, recipe: Recipe, gpus: int) -> Iterator[Division]:
     """The layouts that a recipe allows."""
     if named_layout(recipe) != Division():
+        made = nearest_layout(recipe, gpus).processes
+        if made != gpus:
+            raise UsageError(
+                f"{product(recipe)} makes {made} processes, one for each GPU, but --gpus names {gpus}; change parallel "
+                f"or --gpus"
+            )
         yield plan_layout(recipe, gpus)
         return
     for tensor in (1, 2, 4, 8):
