@@ -4,9 +4,9 @@
 file in the same round; the command's rate is without its start, which is measured with a file of one sequence.
 ``latency`` sends requests of one sequence at random moments, whether earlier ones were answered or not, at shares of
 the rate at which transformers' service answers, to Protea and to a plain service: FastAPI over transformers, which
-takes what waits, up to 8 requests, as one padded batch. ``overload`` has a thousand clients whose sequences do not fit into
-the queue: the time of refusals while all cores compute. ``crowd`` is the same for two minutes with a longer queue; it
-compares each answer with ``protea embed`` to the bit, and samples the service's memory.
+takes what waits, up to 8 requests, as one padded batch. ``overload`` has a thousand clients whose sequences do not fit
+into the queue: the time of refusals while all cores compute. ``crowd`` is the same for two minutes with a longer queue;
+it compares each answer with ``protea embed`` to the bit, and samples the service's memory.
 
 Clients are asyncio protocols in a process of their own (``tests/crowd.py``); ``late`` is by how much that process was
 late itself (percentiles 50, 99 and 100, as for all times, in seconds). Services run five steps of niceness below it.

@@ -53,7 +53,7 @@ async def _answer(
     asked = Asked(layers=(module.config.num_hidden_layers,), poolings=("mean",), residues=residues)
     tokens = sum(record.tokens for record in encoded)
     noted(request, model=model.name, sequences=len(encoded), tokens=tokens)
-    ticket = service.gate.admit(request.state.client, tokens)
+    ticket = service.admit(request, tokens)
     runner: Runner = service.engine.runner(model.lane, ticket)
 
     def pieces() -> Iterator[bytes]:

@@ -135,6 +135,7 @@ class Guard:
         except (ConnectionAbortedError, TimeoutError):
             pass  # the client has gone, or is too slow; the server closes the connection
         finally:
+            self.gate.entering -= state.pop("entering", 0)
             self._arriving -= request.counted
             self._finished(scope, request)
 
@@ -249,7 +250,8 @@ class _Request:
         guard = self._guard
         left = self.began + guard.limits.body_seconds - time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.001, left))
+            async with asyncio.timeout(max(0.001, left)):  # ``wait_for`` would let others run although all is there
+                message = await self._receive()
         except TimeoutError:
             raise refused_http(RefusedError("the body did not arrive in time", 408, "slow")) from None
         size = len(message.get("body", b""))
@@ -260,6 +262,9 @@ class _Request:
         if self._counting and self._scope["path"] != JOBS:
             self.counted += size
             guard.arrived(self._scope, size)
+            if not self._reading and self._scope["method"] == "POST":
+                self._scope["state"]["entering"] = self.received
+                guard.gate.entering += self.received
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -273,4 +278,5 @@ class _Request:
                 (b"x-content-type-options", b"nosniff"),
             ]
         self.sent += len(message.get("body", b""))
-        await asyncio.wait_for(self._send(message), self._guard.limits.send_seconds)
+        async with asyncio.timeout(self._guard.limits.send_seconds):
+            await self._send(message)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
+
 from protea import bundled
 from protea.errors import UsageError
 from protea.infer.loading import IN_FLOAT32, ModelLoader
-from protea.serve.admission import Gate
+from protea.serve.admission import Gate, Ticket
 from protea.serve.batching import Engine
 from protea.serve.job_kinds import Means
 from protea.serve.job_store import JobStore
@@ -111,6 +113,11 @@ class Service:
         self.gate.check_open()
         assert self.served is not None
         return self.served
+
+    def admit(self, request: Request, tokens: int) -> Ticket:
+        """A ticket for a request of so many tokens; see ``Gate.admit``."""
+        self.gate.entering -= request.scope["state"].pop("entering", 0)
+        return self.gate.admit(request.state.client, tokens)
 
     def check_count(self, sequences: int) -> None:
         """Refuse a request of too many sequences before it costs anything."""
