@@ -156,19 +156,20 @@ def throughput(args: argparse.Namespace) -> None:
     sequences = proteins(args.sequences)
     residues = sum(map(len, sequences))
     rates: dict[str, list[float]] = {}
+    threads = [] if args.threads is None else ["--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, given in (("one", sequences[:1]), ("all", sequences)):
             (folder / f"{name}.fasta").write_text("".join(f">{n}\n{text}\n" for n, text in enumerate(given)))
 
         def command(name: str) -> float:
-            output = ["-o", str(folder / f"{name}.npz"), "--overwrite", "-m", args.model]
+            output = ["-o", str(folder / f"{name}.npz"), "--overwrite", "-m", args.model, *threads]
             began = time.perf_counter()
             words = [sys.executable, "-m", "protea", "embed", str(folder / f"{name}.fasta"), *output]
             subprocess.run(words, check=True, capture_output=True)
             return time.perf_counter() - began
 
-        with protea(args.model, *args.options.split()) as service:
+        with protea(args.model, *args.options.split(), *threads) as service:
             for _ in range(args.rounds):
                 start, whole = command("one"), command("all")
                 row = {"protea embed": residues / (whole - start)}
@@ -252,7 +253,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--sequences", type=int, default=512)
-    parser.add_argument("--options", default="")
+    parser.add_argument("--options", default="", help="of protea serve")
+    parser.add_argument("--threads", type=int, help="of protea serve and protea embed, for throughput")
     args = parser.parse_args()
     if args.part == "padded":
         padded_service(args.model)

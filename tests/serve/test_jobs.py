@@ -22,9 +22,9 @@ from conftest import Run
 from serving import LETTERS, Running, running, until
 
 
-def write_fasta(path: Path, count: int, seed: int = 1) -> Path:
+def write_fasta(path: Path, count: int, seed: int = 1, most: int = 200) -> Path:
     rng = Random(seed)
-    path.write_text("".join(f">p{n}\n{''.join(rng.choices(LETTERS, k=rng.randint(20, 200)))}\n" for n in range(count)))
+    path.write_text("".join(f">p{n}\n{''.join(rng.choices(LETTERS, k=rng.randint(20, most)))}\n" for n in range(count)))
     return path
 
 
@@ -64,7 +64,7 @@ def test_a_job_gives_the_arrays_of_the_command(run: Run, tmp_path: Path, what: s
 def test_a_job_gives_the_table_of_the_command(
     run: Run, tmp_path: Path, query: dict[str, Any], command: tuple[Any, ...]
 ) -> None:
-    fasta = write_fasta(tmp_path / "in.fasta", 3)
+    fasta = write_fasta(tmp_path / "in.fasta", 3, most=40)
     assert run(*command, "theirs.csv").code == 0
     with running(jobs=tmp_path / "jobs") as one:
         client = protea.Client(one.url)
@@ -78,7 +78,7 @@ def test_a_job_gives_the_table_of_the_command(
 
 
 def test_contact_maps_of_a_job(run: Run, tmp_path: Path) -> None:
-    fasta = write_fasta(tmp_path / "in.fasta", 3)
+    fasta = write_fasta(tmp_path / "in.fasta", 3, most=40)
     assert run("contacts", fasta, "-o", "theirs.h5").code == 0
     with running(jobs=tmp_path / "jobs") as one:
         client = protea.Client(one.url)
