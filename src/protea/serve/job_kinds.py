@@ -43,21 +43,21 @@ class Means(NamedTuple):
     served: Served
 
 
-class Form(NamedTuple):
+class JobForm(NamedTuple):
     """The formats of a kind's result, the first is the default, and the options that it reads."""
 
     formats: tuple[str, ...]
     options: tuple[str, ...]
 
 
-FORMS: Final[Mapping[str, Form]] = {
-    "embed": Form(("parquet", "h5", "csv", "npz"), (*_EMBED, "pool")),
-    "residues": Form(("parquet", "h5"), _EMBED),
-    "logits": Form(("parquet", "h5"), ("model", "long", "duplicates", *_ANY)),
-    "predict": Form(("parquet", "csv", "tsv", "h5"), ("adapter", "long", "duplicates", *_ANY)),
-    "scan": Form(_TABLE, ("model", "method", "offset", "long", *_ANY)),
-    "contacts": Form(("h5", *_TABLE), ("model", "min_probability", "min_separation", *_ANY)),
-    "perplexity": Form(_TABLE, ("model", "pseudo", "masking", "seed", "long", *_ANY)),
+FORMS: Final[Mapping[str, JobForm]] = {
+    "embed": JobForm(("parquet", "h5", "csv", "npz"), (*_EMBED, "pool")),
+    "residues": JobForm(("parquet", "h5"), _EMBED),
+    "logits": JobForm(("parquet", "h5"), ("model", "long", "duplicates", *_ANY)),
+    "predict": JobForm(("parquet", "csv", "tsv", "h5"), ("adapter", "long", "duplicates", *_ANY)),
+    "scan": JobForm(_TABLE, ("model", "method", "offset", "long", *_ANY)),
+    "contacts": JobForm(("h5", *_TABLE), ("model", "min_probability", "min_separation", *_ANY)),
+    "perplexity": JobForm(_TABLE, ("model", "pseudo", "masking", "seed", "long", *_ANY)),
 }
 """Forms by what is computed."""
 

@@ -25,7 +25,7 @@ _MOST_MEMBERS = 50
 Number = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
-class Given(BaseModel):
+class RequestPart(BaseModel):
     """What requests give. The first fault ends the check: a body of a million faults would need gigabytes otherwise."""
 
     @model_validator(mode="before")
@@ -36,7 +36,7 @@ class Given(BaseModel):
         return given
 
 
-class Named(Given):
+class Named(RequestPart):
     """A sequence with its id."""
 
     model_config = ConfigDict(extra="forbid")
@@ -45,7 +45,7 @@ class Named(Given):
     sequence: str
 
 
-class Body(Given):
+class Body(RequestPart):
     """What every request may say."""
 
     model_config = ConfigDict(extra="forbid")
@@ -128,7 +128,7 @@ class ScanBody(ProteinBody):
     positions: Annotated[str | None, Field(max_length=10_000, examples=["1-3"])] = None
 
 
-class OpenAIBody(Given):
+class OpenAIBody(RequestPart):
     """OpenAI's request for embeddings."""
 
     model: Annotated[str, Field(max_length=500)]
@@ -138,7 +138,7 @@ class OpenAIBody(Given):
     user: str | None = None
 
 
-class TeiBody(Given):
+class TeiBody(RequestPart):
     """text-embeddings-inference's request."""
 
     inputs: Annotated[str | Annotated[list[str], Field(fail_fast=True)], Field(examples=[[_UBIQUITIN]])]
@@ -149,7 +149,7 @@ class TeiBody(Given):
     dimensions: int | None = None
 
 
-class NvidiaBody(Given):
+class NvidiaBody(RequestPart):
     """NVIDIA's request for ESM-2."""
 
     sequences: Annotated[list[str], Field(min_length=1, max_length=32, fail_fast=True, examples=[[_UBIQUITIN]])]
