@@ -211,6 +211,7 @@ def test_a_service_that_ends_answers_what_it_took() -> None:
 
 
 def test_a_full_queue_refuses_at_the_door(server: Running) -> None:
+    assert well(server)
     gate = server.service.gate
     with gate.lock:
         gate.tokens += gate.most_tokens
@@ -223,6 +224,7 @@ def test_a_full_queue_refuses_at_the_door(server: Running) -> None:
             assert answer.count(b"retry-after: ") == 2
         assert server.ask("GET", "/health").status == 200
         assert server.post("/v1/jobs", {}).status == 501
+        assert b'protea_requests_total{code="429",route="/v1/embed"}' in server.ask("GET", "/metrics").body
     finally:
         with gate.lock:
             gate.tokens -= gate.most_tokens

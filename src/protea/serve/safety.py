@@ -115,6 +115,7 @@ class Guard:
     limits: Limits = field(default_factory=Limits)
     log: Callable[[Mapping[str, Any]], None] = log_line
     _arriving: int = 0
+    _paths: set[str] = field(default_factory=set)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -186,9 +187,16 @@ class Guard:
         if self._arriving > self.limits.all_bytes:
             raise refused_http(RefusedError("too many bodies arrive at once; try again", 429, "busy", retry_after=2))
 
+    def _route(self, scope: Scope) -> str:
+        """The route of a request; of one that was refused at the door, if its path has led to a route before."""
+        path, route = scope["path"], getattr(scope.get("route"), "path", None)
+        if route is not None and route == path:
+            self._paths.add(path)
+        return str(route or (path if path in self._paths else "unknown"))
+
     def _finished(self, scope: Scope, request: _Request) -> None:
         state = scope["state"]
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = self._route(scope)
         seconds = time.monotonic() - request.began
         self.metrics.requests.labels(route, str(request.status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
