@@ -1,16 +1,18 @@
 """One run of every part of Protea, on small inputs: ``python tests/smoke.py``, in any environment.
 
-Needs Protea with its extras ``evaluate``, ``finetune``, ``plot``, ``sklearn`` and ``train``, and no test tools: ``make
-test-floors`` runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
+Needs Protea with its extras ``evaluate``, ``finetune``, ``plot``, ``serve``, ``sklearn`` and ``train``, and no test
+tools: ``make test-floors`` runs it with the oldest versions of the dependencies that ``pyproject.toml`` allows.
 """
 
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from urllib.request import urlopen
 
 import h5py
 import numpy as np
@@ -104,6 +106,28 @@ def predictors(folder: Path) -> None:
     assert classifier.predict_proba(SEQUENCES).shape == (len(SEQUENCES), 2)
 
 
+def serve(folder: Path, fasta: Path) -> None:
+    """Ask a service and give it a job: the parts that need FastAPI, uvicorn and prometheus-client."""
+    words = [sys.executable, "-m", "protea", "serve", "--port", "0", "--jobs", str(folder / "jobs")]
+    print("$", *words, flush=True)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            client = protea.Client(next(line for line in process.stderr if "serving" in line).split()[-1])
+            expected = protea.load(device="cpu").embed(SEQUENCES, pool="mean")
+            np.testing.assert_array_equal(client.embed(SEQUENCES), expected)
+            assert client.scan(SEQUENCES[0]).shape == (len(SEQUENCES[0]), 20)
+            list(client.wait(job := client.submit(fasta), every=0.1))
+            client.fetch(job, folder / "job.parquet")
+            assert pq.read_table(folder / "job.parquet").num_rows == len(SEQUENCES)
+            for path in ("metrics", "openapi.json", "docs"):
+                with urlopen(f"{client.url}/{path}") as answer:
+                    assert len(answer.read()) > 100
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
 def run_all() -> None:
     """Run every part in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,6 +139,7 @@ def run_all() -> None:
         train(folder)
         contact_heads(folder)
         predictors(folder)
+        serve(folder, fasta)
     print("all parts ran")
 
 

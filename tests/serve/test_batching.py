@@ -240,3 +240,34 @@ def test_the_gate_counts_tokens() -> None:
     first.close()
     second.close()
     assert (gate.tokens, gate.requests) == (0, 0)
+
+
+def test_the_door_stays_shut_until_what_was_refused_has_room() -> None:
+    gate = Gate(100, 9, None)
+    gate.ready, gate.pack = True, 40
+    first = gate.admit("a", 90)
+    gate.check_room()
+    with pytest.raises(RefusedError):
+        gate.admit("b", 30)
+    with pytest.raises(RefusedError):
+        gate.check_room()
+    first.done(10)
+    with pytest.raises(RefusedError):
+        gate.check_room()
+    first.done(10)
+    gate.check_room()  # 30 tokens are free
+    gate.check_room()
+    with pytest.raises(RefusedError):
+        gate.admit("b", 95)
+    first.done(10)
+    gate.check_room()  # no more than a pack must be free
+
+
+def test_bodies_that_are_being_checked_fill_the_room() -> None:
+    gate = Gate(100, 9, None)
+    gate.ready = True
+    gate.entering = 99
+    gate.check_room()
+    gate.entering = 100
+    with pytest.raises(RefusedError):
+        gate.check_room()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,9 +22,9 @@ from conftest import Run
 from serving import LETTERS, Running, running, until
 
 
-def write_fasta(path: Path, count: int, seed: int = 1) -> Path:
+def write_fasta(path: Path, count: int, seed: int = 1, most: int = 200) -> Path:
     rng = Random(seed)
-    path.write_text("".join(f">p{n}\n{''.join(rng.choices(LETTERS, k=rng.randint(20, 200)))}\n" for n in range(count)))
+    path.write_text("".join(f">p{n}\n{''.join(rng.choices(LETTERS, k=rng.randint(20, most)))}\n" for n in range(count)))
     return path
 
 
@@ -47,6 +48,48 @@ def test_a_job_gives_the_arrays_of_the_command(run: Run, tmp_path: Path, what: s
         assert [path.name for path in (tmp_path / "jobs").iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("query", "command"),
+    [
+        ({"what": "scan", "offset": 5}, ("score", "in.fasta", "--scan", "--offset", 5, "-o")),
+        (
+            {"what": "scan", "method": "wildtype-marginals"},
+            ("score", "in.fasta", "--scan", "--method", "wildtype-marginals", "-o"),
+        ),
+        ({"what": "perplexity", "seed": 7}, ("perplexity", "in.fasta", "--seed", 7, "-o")),
+        ({"what": "perplexity", "pseudo": True}, ("perplexity", "in.fasta", "--pseudo", "-o")),
+        ({"what": "contacts", "min_probability": 0.05}, ("contacts", "in.fasta", "--min-probability", 0.05, "-o")),
+    ],
+)
+def test_a_job_gives_the_table_of_the_command(
+    run: Run, tmp_path: Path, query: dict[str, Any], command: tuple[Any, ...]
+) -> None:
+    fasta = write_fasta(tmp_path / "in.fasta", 3, most=40)
+    assert run(*command, "theirs.csv").code == 0
+    with running(jobs=tmp_path / "jobs") as one:
+        client = protea.Client(one.url)
+        job = client.submit(fasta, format="csv", **query)
+        *_, last = client.wait(job, every=0.05)
+        assert last["done"] == last["total"] > 0
+        client.fetch(job, "mine.csv")
+        assert Path("mine.csv").read_text() == Path("theirs.csv").read_text()
+        assert one.ask("GET", f"/v1/jobs/{job}/report").status == 200
+        assert (one.service.gate.tokens, one.service.gate.requests) == (0, 0)
+
+
+def test_contact_maps_of_a_job(run: Run, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "in.fasta", 3, most=40)
+    assert run("contacts", fasta, "-o", "theirs.h5").code == 0
+    with running(jobs=tmp_path / "jobs") as one:
+        client = protea.Client(one.url)
+        job = client.submit(fasta, what="contacts")
+        assert [state["state"] for state in client.wait(job, every=0.05)][-1] == "done"
+        client.fetch(job, "mine.h5")
+        with h5py.File("mine.h5") as mine, h5py.File("theirs.h5") as theirs:
+            assert list(mine) == list(theirs)
+            assert all(np.array_equal(mine[name][()], theirs[name][()]) for name in theirs)
+
+
 def test_what_jobs_refuse(tmp_path: Path) -> None:
     with running(jobs=tmp_path / "jobs") as one:
 
@@ -57,7 +100,10 @@ def test_what_jobs_refuse(tmp_path: Path) -> None:
         assert submit(b"") == submit(b"MKT") == submit(b"\x1f\x8b1234") == 422
         assert submit(good, "?what=nothing") == submit(good, "?what=residues&format=csv") == 422
         assert submit(good, "?layers=99") == submit(good, "?pool=median") == submit(good, "?layers=x") == 422
-        assert submit(good, "?what=predict") == 422
+        assert submit(good, "?what=predict") == submit(good, "?what=contacts&pool=max") == 422
+        assert submit(good, "?what=scan&format=h5") == submit(good, "?what=scan&method=guess") == 422
+        assert submit(good, "?what=scan&long=truncate") == submit(good, "?what=perplexity&long=window") == 422
+        assert submit(good, "?what=perplexity&masking=none-such") == submit(good, "?what=embed&seed=1") == 422
         assert submit(good, "?what=predict&adapter=../x") == submit(good, "?model=../x") == 404
         assert one.ask("GET", "/v1/jobs/..%2f..%2fetc").status == 404
         assert list((tmp_path / "jobs").iterdir()) == []

@@ -15,9 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.strategies import floats
 
 import protea
 from conftest import Run
+from protea.serve.answer_formats import rows_as_json
 from serving import LETTERS, UBIQUITIN, Running
 
 _RNG = random.Random(5)
@@ -201,3 +205,9 @@ def test_the_python_client(server: Running) -> None:
     assert error.value.problem["position"] == 2  # type: ignore[attr-defined]
     with pytest.raises(protea.ProteaError, match="cannot be reached"):
         protea.Client("http://127.0.0.1:9").models()
+
+
+@given(arrays(np.float32, array_shapes(min_dims=1, max_dims=3, max_side=4), elements=floats(width=32)))
+def test_arrays_as_json_are_the_same_a_row_at_a_time(array: Any) -> None:
+    found = np.array(json.loads(rows_as_json(array)), np.float32)
+    assert np.array_equal(found, np.where(np.isfinite(array), array, np.nan), equal_nan=True)

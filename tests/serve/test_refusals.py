@@ -16,6 +16,7 @@ from conftest import Run, fails
 from messages import check_message
 from protea.serve.problems import RefusedError, refusal
 from protea.serve.safety import Keys, Limits, is_local
+from protea.serve.server import _Protocol
 from serving import UBIQUITIN, Running, running, until
 
 KEY = "0123456789abcdef0123"
@@ -79,6 +80,26 @@ def test_bodies_that_are_no_json(server: Running) -> None:
     assert well(server)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embed", b'{"sequences": [' + b"1," * 200_000 + b"1]}"),
+        ("/v1/embed", b"{" + b",".join(b'"m%d": 1' % n for n in range(100_000)) + b"}"),
+        ("/v1/embed", b'{"sequences": [{' + b",".join(b'"m%d": 1' % n for n in range(100_000)) + b"}]}"),
+        ("/v1/embed", b'{"sequences": ["MK"], "' + b"m" * 1_000_000 + b'": 1}'),
+        ("/v1/score", b'{"sequence": "MK", "variants": [' + b"1," * 200_000 + b"1]}"),
+        ("/embed", b'{"inputs": [' + b"1," * 200_000 + b"1]}"),
+        ("/v1/biology/meta/esm2-650m", b'{"sequences": [' + b"1," * 200_000 + b"1]}"),
+    ],
+    ids=["sequences", "members", "members of a sequence", "long name", "variants", "inputs", "NVIDIA"],
+)
+def test_the_first_of_many_faults_ends_the_check(server: Running, path: str, body: bytes) -> None:
+    answer = server.ask("POST", path, body, {"Content-Type": "application/json"})
+    assert answer.status == 422
+    assert len(answer.body) < 5000
+    assert len(answer.json.get("errors", [])) <= 2
+
+
 def test_compressed_bodies_are_refused(server: Running) -> None:
     bomb = gzip.compress(bytes(10_000_000))
     answer = server.ask("POST", "/v1/embed", bomb, {"Content-Type": "application/json", "Content-Encoding": "gzip"})
@@ -105,6 +126,8 @@ def raw(server: Running, *parts: bytes) -> bytes:
 def test_a_body_of_a_gigabyte_is_refused_before_it_is_read(server: Running) -> None:
     head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert b" 413 " in raw(server, head + b"Content-Length: 1073741824\r\n\r\n")
+    more = head.replace(b"embed", b"jobs") + b"Content-Length: 1073741825\r\n\r\n"  # jobs take one, and no byte more
+    assert b" 413 " in raw(server, more)
     piece = b"%x\r\n%s\r\n" % (1 << 20, b" " * (1 << 20))
     assert b" 413 " in raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 17) or well(server)
     assert well(server)
@@ -185,6 +208,57 @@ def test_a_service_that_ends_answers_what_it_took() -> None:
         assert one.ask("GET", "/v1/health/live").status == 200
         thread.join()
         assert found == [200]
+
+
+def test_a_full_queue_refuses_at_the_door(server: Running) -> None:
+    assert well(server)
+    gate = server.service.gate
+    with gate.lock:
+        gate.tokens += gate.most_tokens
+    head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+    try:
+        # The body is not read: nobody notices that it is no JSON. The connection lives on, also behind a long body.
+        for size in (1, 1_000_000):
+            answer = raw(server, head % size + b"\r\n" + b"{" * size + head % 1 + b"Connection: close\r\n\r\n{")
+            assert answer.count(b" 429 ") == 2
+            assert answer.count(b"retry-after: ") == 2
+        assert server.ask("GET", "/health").status == 200
+        assert server.post("/v1/jobs", {}).status == 501
+        assert b'protea_requests_total{code="429",route="/v1/embed"}' in server.ask("GET", "/metrics").body
+    finally:
+        with gate.lock:
+            gate.tokens -= gate.most_tokens
+    assert gate.entering == 0
+    assert well(server)
+
+
+def test_a_refused_body_that_is_slow_does_not_keep_the_connection() -> None:
+    with running(limits=Limits(body_seconds=0.3), max_requests=0) as one:
+        head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+        assert b" 408 " in raw(one, head, b"{")
+
+
+def test_a_body_that_nobody_reads_ends_the_connection(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(KEY)
+    with running(api_key_file=tmp_path / "keys") as one:
+        answer = raw(one, b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert b" 401 " in answer
+        assert b"connection: close" in answer.lower()
+
+
+def test_answers_do_not_wait_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Protocol.connection_made
+    found: list[int] = []
+
+    def note(self: Any, transport: Any) -> None:
+        made(self, transport)
+        found.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(_Protocol, "connection_made", note)
+    with running() as one:
+        assert one.ask("GET", "/health").status == 200
+    assert found
+    assert all(found)
 
 
 # ---- keys and hosts ----

@@ -15,7 +15,7 @@ import numpy as np
 from protea.contacts.predict import contacts, too_long
 from protea.embed.stores import store_name
 from protea.errors import SequenceTooLongError, UsageError
-from protea.infer.runner import FloatArray
+from protea.infer.runner import FloatArray, Runner
 from protea.letters import ReportRow
 from protea.models.encoder import Encoder
 from protea.output import staged
@@ -56,11 +56,15 @@ def predict_maps(
     proteins: Mapping[str, str],
     draw: Callable[[str, FloatArray], None],
     progress: Progress = SILENT,
+    runner: Runner | None = None,
 ) -> Iterator[ContactMap]:
-    """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues."""
+    """The maps of proteins, one after another; ``draw`` receives each, ``progress`` advances by residues.
+
+    ``runner`` computes the passes; by default one of the model's own.
+    """
     progress.begin("predicting", sum(map(len, proteins.values())))
     for name, sequence in proteins.items():
-        probabilities = contacts(model, model.alphabet.encode(sequence), name)
+        probabilities = contacts(model, model.alphabet.encode(sequence), name, runner)
         draw(name, probabilities)
         yield name, sequence, probabilities
         progress.advance(len(sequence))

@@ -28,6 +28,7 @@ from protea.limits import available_memory
 from protea.models.attention import AttentionCall, HeadMaps
 from protea.models.encoder import AttentionObserver, Encoder, HiddenObserver
 from protea.packing import PackedBatch, pack, pack_by_budget
+from protea.transforms.cpu import PackedHead
 
 FloatArray = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -208,9 +209,10 @@ class Runner:
             for result, (start, _) in zip(able, spans, strict=True)
             if (places := result.job.wanted.places) is not None
         ]
-        # A CPU multiplies another number of rows in another order, so there each job has a product of its own: its
-        # logits are the same to the bit whatever shares the pack.
-        groups = [asking] if self._on_gpu and asking else [[pair] for pair in asking]
+        # PyTorch multiplies another number of rows in another order on a CPU, so there each job has a product of its
+        # own: its logits are the same to the bit whatever shares the pack. The native library's always are.
+        together = self._on_gpu or isinstance(getattr(model, "lm_head", None), PackedHead)
+        groups = [asking] if together and asking else [[pair] for pair in asking]
         # Copied before the model computes: later, on an accelerator, the copy would wait for it.
         rows = [self._moved(torch.from_numpy(np.concatenate([rows for _, rows in group]))) for group in groups]
         with self._around():

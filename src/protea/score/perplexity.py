@@ -10,7 +10,7 @@ Masks depend only on the seed and the number of the sequence, not on the sequenc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -29,6 +29,7 @@ from protea.fasta import Record
 from protea.infer.loading import IN_FLOAT32, ModelLoader
 from protea.infer.runner import FloatArray, Job, Runner, Wanted
 from protea.letters import ReportRow
+from protea.models.encoder import Encoder
 from protea.output import fingerprint
 from protea.progress import SILENT, Progress
 from protea.rerun import FAILED, INPUT, PLOT
@@ -126,13 +127,15 @@ def measure_perplexity(
     overwrite: bool = False,
     load: ModelLoader = IN_FLOAT32,
     progress: Progress = SILENT,
+    make_runner: Callable[[Encoder, int | None], Runner] = runner_for,
 ) -> Predicted:
     """Predict the residues of FASTA files, and write the output, one row per sequence, if all is well.
 
     Arguments are the options of the command. ``pseudo`` masks each residue by itself and ignores ``masking``,
     ``select`` and ``seed``. ``long`` is ``truncate`` by default, ``window`` with ``pseudo``. ``plot`` is a picture
-    that the caller draws; it cannot show several sequences. ``progress`` counts residues. A ``FinishedError`` says that
-    the same call has written the output already.
+    that the caller draws; it cannot show several sequences. ``progress`` counts residues. ``make_runner`` makes what
+    computes, from a model and a token budget. A ``FinishedError`` says that the same call has written the output
+    already.
     """
     run: dict[str, Any] = {"command": "perplexity", "inputs": list(inputs), "pseudo": pseudo, **asdict(reading)}
     masks = masking_named(masking) if select is None else replace(masking_named(masking), select=select)
@@ -153,7 +156,7 @@ def measure_perplexity(
     records = read_proteins(inputs, alphabet, reading, changes)
     if plot is not None and len(records) != 1:
         raise UsageError(f"--plot draws one protein, but there are {len(records)}; give a file of one protein")
-    runner = runner_for(module, token_budget)
+    runner = make_runner(module, token_budget)
     masked: list[MaskedJob] = []
     profile = None
     if pseudo:

@@ -34,7 +34,7 @@ from protea.progress import SILENT, Progress
 from protea.records import MISSING, UNCLEAR
 from protea.rerun import FAILED, INPUT, PLOT
 from protea.score.effects import Protein, Scoring, score
-from protea.score.expected import tokens_seen_at_once
+from protea.score.expected import runner_for, tokens_seen_at_once
 from protea.score.notation import parse
 from protea.score.proteins import AS_USUAL, Reading, wild_types
 from protea.score.variants import Variant, check, chosen_places, difference, explaining_offset, single_substitutions
@@ -130,6 +130,7 @@ def score_variants(
     overwrite: bool = False,
     load: ModelLoader = IN_FLOAT32,
     progress: Progress = SILENT,
+    make_runner: Callable[[Encoder, int | None], Runner] = runner_for,
 ) -> Rows:
     """Score variants of the proteins in a FASTA file, and write the output.
 
@@ -137,7 +138,8 @@ def score_variants(
     themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
     ``check`` is called with the names of the proteins before a model computes; ``plot`` is a picture that the caller
     draws. With a ``shard``, its rows alone are scored, into its part of the output; its report is that of all rows.
-    ``progress`` counts passes. A ``FinishedError`` says that the same call has written the output already.
+    ``progress`` counts passes. ``make_runner`` makes what computes, from a model and a token budget. A
+    ``FinishedError`` says that the same call has written the output already.
     """
     if columns != _USUAL and not isinstance(variants, Path):
         raise UsageError("--mutant-column and --mutated-sequence-column name columns of a table; name a table")
@@ -176,7 +178,7 @@ def score_variants(
     for name in models:
         model = load(name)
         progress.begin("scoring", how.passes(rows.proteins))
-        scores[name] = scores_of(model.module, rows, how, progress)
+        scores[name] = scores_of(model.module, rows, how, progress, runner=make_runner(model.module, how.token_budget))
         provenance[name] = model.circumstances()
         del model  # free this model's memory before the next one is loaded
     scored = replace(rows, table=with_scores(rows.table, column, scores), changes=changes)

@@ -48,16 +48,22 @@ class Ticket:
 class Gate:
     """Lets requests in while there is room for their tokens.
 
+    Once a request was refused for its tokens, the door stays shut until that many are free, at most ``pack``: under
+    overload requests are then refused before their bodies are read, and short ones do not always pass long ones.
+
     Attributes:
         most_tokens: that may wait, of all requests together; those of a job are not counted.
         most_requests: that may be open at a time, since each has a thread.
+        pack: tokens of the largest pack.
+        entering: bytes of the bodies that are being checked, an estimate of their tokens: of a crowd that comes at
+            once, those are refused at the door whose room the ones before them will fill.
         ready: whether models are loaded.
         draining: whether the service ends.
     """
 
     def __init__(self, most_tokens: int, most_requests: int, seconds: float | None) -> None:
         self.most_tokens, self.most_requests, self.seconds = most_tokens, most_requests, seconds
-        self.tokens = self.requests = 0
+        self.tokens = self.requests = self.pack = self.entering = self._needed = 0
         self.ready = self.draining = False
         self.lock = Lock()
         self._rate = _LEAST_RATE
@@ -76,8 +82,13 @@ class Gate:
 
     def check_room(self) -> None:
         """Refuse while nothing more can be taken."""
-        if self.requests >= self.most_requests or self.tokens >= self.most_tokens:
+        if self.requests >= self.most_requests or self._room < max(self._needed, 1):
             raise self._busy()
+        self._needed = 0
+
+    @property
+    def _room(self) -> int:
+        return self.most_tokens - self.tokens - self.entering
 
     def _busy(self) -> RefusedError:
         return RefusedError(
@@ -99,6 +110,7 @@ class Gate:
             )
         with self.lock:
             if self.tokens + tokens > self.most_tokens or self.requests >= self.most_requests:
+                self._needed = min(tokens, self.pack)
                 raise self._busy()
             self.tokens += tokens
             self.requests += 1

@@ -67,7 +67,7 @@ def application(service: Service) -> Guard:
     app.add_exception_handler(UnicodeEncodeError, _half)
     app.add_exception_handler(Exception, _failed)
     keys = service.keys
-    return Guard(_Refusing(app), service.metrics, keys, service.settings.limits, service.log, keys is None)
+    return Guard(_Refusing(app), service.gate, service.metrics, keys, service.settings.limits, service.log)
 
 
 class _Refusing:
@@ -97,7 +97,8 @@ def error_response(request: Request, refused: RefusedError) -> Response:
             status = _TEI_STATUS.get(refused.kind, status)
         elif form is openai_error and status == 422:
             status = 400
-    headers = refused.headers | ({"Connection": "close"} if status in (408, 413) else {})
+    ends = status in (408, 413) or getattr(request.state, "unread", False)
+    headers = refused.headers | ({"Connection": "close"} if ends else {})
     return Response(as_json(body), status, headers, media_type)
 
 
@@ -137,7 +138,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if not is_json and request.method == "POST" and found[0]["loc"] == ("body",):
         refused = RefusedError("send the body as Content-Type: application/json", 415, "media-type")
         return error_response(request, refused)
-    faults = [{"place": ".".join(map(str, one["loc"])), "message": one["msg"]} for one in found[:20]]
+    faults = [{"place": ".".join(map(str, one["loc"]))[:200], "message": one["msg"][:1000]} for one in found[:20]]
     detail = "; ".join(f"{fault['place']}: {fault['message']}" for fault in faults[:5])
     return error_response(request, RefusedError(printable(detail)[:2000], 422, "invalid", more={"errors": faults}))
 

@@ -23,7 +23,7 @@ from protea.embed.prepare import EncodedRecord, Long, RecordPolicies
 from protea.infer.runner import FloatArray, Runner
 from protea.letters import ReportRow
 from protea.serve import schemas
-from protea.serve.answer_formats import JSON, as_json
+from protea.serve.answer_formats import JSON, as_json, rows_as_json
 from protea.serve.answering import in_thread, noted, respond
 from protea.serve.native import prepared, records_of
 from protea.serve.problems import RefusedError
@@ -53,7 +53,7 @@ async def _answer(
     asked = Asked(layers=(module.config.num_hidden_layers,), poolings=("mean",), residues=residues)
     tokens = sum(record.tokens for record in encoded)
     noted(request, model=model.name, sequences=len(encoded), tokens=tokens)
-    ticket = service.gate.admit(request.state.client, tokens)
+    ticket = service.admit(request, tokens)
     runner: Runner = service.engine.runner(model.lane, ticket)
 
     def pieces() -> Iterator[bytes]:
@@ -149,7 +149,7 @@ def tei_routes(service: Service) -> APIRouter:
                 values = one.pooled["mean"][0] if one.residues is None else one.residues[0]
                 if body.normalize and one.residues is None:
                     values = normalised(values)
-                yield (b"," if number else b"[") + as_json(values.tolist())
+                yield (b"," if number else b"[") + rows_as_json(values)
             yield b"]"
 
         return await _answer(service, request, model, encoded, residues, write)

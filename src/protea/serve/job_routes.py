@@ -6,38 +6,45 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
-from protea.embed.embeddings import check_poolings, resolve_layers
 from protea.embed.prepare import Duplicates, Long
-from protea.embed.settings import parse
 from protea.fasta import disguise
 from protea.letters import Gaps, Unknown
 from protea.serve.answer_formats import as_json
 from protea.serve.answering import in_thread
-from protea.serve.job_store import SUFFIXES, JobStore, StoredJob
+from protea.serve.job_kinds import FORMS, Kind, check
+from protea.serve.job_store import JobStore, StoredJob
 from protea.serve.native_routes import answers
 from protea.serve.problems import RefusedError
+from protea.serve.schemas import Method, Number
 from protea.serve.service import Service
 
 _EVENT_SECONDS = 0.5
 
 
 class JobQuery(BaseModel):
-    """What a job computes; options are those of ``protea embed`` and ``protea predict``."""
+    """What a job computes; options are those of the commands, and each kind takes its own."""
 
     model_config = ConfigDict(extra="forbid")
 
-    what: Literal["embed", "residues", "logits", "predict"] = "embed"
+    what: Kind = "embed"
+    format: Annotated[Literal["parquet", "h5", "csv", "tsv", "npz"] | None, Field(description="Of the result.")] = None
     model: Annotated[str | None, Field(max_length=500)] = None
     adapter: Annotated[str | None, Field(max_length=500)] = None
-    format: Literal["parquet", "h5", "csv", "tsv", "npz"] = "parquet"
     pool: Annotated[str, Field(max_length=100)] = "mean"
     layers: Annotated[str, Field(max_length=1000)] = "-1"
+    method: Method = "masked-marginals"
+    offset: Number = 1
+    min_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
+    min_separation: Annotated[int, Field(ge=1, le=100_000)] = 6
+    pseudo: bool = False
+    masking: Annotated[str, Field(max_length=100)] = "standard"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     long: Long | None = None
     unknown: Unknown | None = None
     gaps: Gaps | None = None
@@ -68,11 +75,14 @@ def job_routes(service: Service) -> APIRouter:
     )
     async def create(request: Request, query: Annotated[JobQuery, Query()]) -> Response:
         jobs = store()
-        target, options = _checked(service, query)
+        formats, given = FORMS[query.what].formats, query.model_dump(exclude_unset=True, exclude={"what", "format"})
+        if query.format not in (None, *formats):
+            raise RefusedError(f"format={query.format}: {query.what} writes {', '.join(formats)}")
+        target, options = check(service.ready, query.what, given)
         folder = await in_thread(jobs.upload_folder)
         try:
             await _receive(request, jobs.input_of(folder))
-            args = (folder, request.state.client, query.what, target, query.format, options)
+            args = (folder, request.state.client, query.what, target, query.format or formats[0], options)
             job = await in_thread(lambda: jobs.add(*args))
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,27 +121,6 @@ def job_routes(service: Service) -> APIRouter:
         return FileResponse(store().report(job), media_type="text/tab-separated-values")
 
     return router
-
-
-def _checked(service: Service, query: JobQuery) -> tuple[str, dict[str, Any]]:
-    """The name of the model or adapter, and the options; refuses now what would fail later."""
-    if query.format not in SUFFIXES[query.what]:
-        raise RefusedError(f"format={query.format}: {query.what} writes {', '.join(SUFFIXES[query.what])}")
-    policies = {"long": query.long, "unknown": query.unknown, "gaps": query.gaps}
-    options: dict[str, Any] = {name: value for name, value in policies.items() if value is not None}
-    options["duplicates"] = query.duplicates
-    if query.what == "predict":
-        if query.adapter is None:
-            raise RefusedError("adapter: name the adapter that predicts")
-        return service.ready.adapter(query.adapter).name, options
-    model = service.ready.model(query.model)
-    options |= {"pool": query.pool, "layers": query.layers}
-    settings = parse({**options, "inputs": ["input.fasta"], "sequences": "result.parquet"}, "the job")
-    resolve_layers(settings.layers, model.lane.model)
-    check_poolings(settings.pool, model.lane.model.alphabet.frame)
-    if query.what == "logits":
-        model.lane.model.require("logits")
-    return model.name, options
 
 
 async def _receive(request: Request, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Jobs: whole FASTA files that are computed beside the requests, and that a killed service continues.
 
-Each has a folder with the input, what was asked, and the unfinished output, which is the one of ``protea embed`` or
-``protea predict`` and continues as theirs does. A job exists when ``job.json`` is on disk; requests name jobs by ids,
-which are looked up in memory and never become paths.
+Each has a folder with the input, what was asked, and the unfinished output, which is the one of its command: those of
+``protea embed`` and ``protea predict`` continue as theirs do, the others begin again. A job exists when ``job.json`` is
+on disk; requests name jobs by ids, which are looked up in memory and never become paths.
 """
 
 from __future__ import annotations
@@ -12,55 +12,32 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
-from protea.embed.run import EmbedRun
-from protea.embed.settings import parse
 from protea.errors import ProteaError, UsageError
-from protea.finetune.predictions import predict
-from protea.infer.runner import Runner
-from protea.models.encoder import Encoder
 from protea.output import report_path, write_durably
 from protea.progress import Progress
-from protea.serve.admission import Gate, Ticket
-from protea.serve.batching import Engine, Lane
+from protea.serve.admission import Ticket
+from protea.serve.job_kinds import Computation, Means
 from protea.serve.problems import RefusedError
-from protea.serve.served import Served
 
-SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = {
-    "embed": ("parquet", "h5", "csv", "npz"),
-    "residues": ("parquet", "h5"),
-    "logits": ("parquet", "h5"),
-    "predict": ("parquet", "csv", "tsv", "h5"),
-}
-"""Formats of the results, by what is computed."""
-
-_OUTPUT: Final = {"embed": "sequences", "residues": "residues", "logits": "logits", "predict": "sequences"}
 _RECORD: Final = "job.json"
 _INPUT: Final = "input.fasta"
 _MOST: Final = 1000  # unfinished jobs
 _LOOK_SECONDS: Final = 60.0
 
 
-class Means(NamedTuple):
-    """What jobs compute with."""
-
-    engine: Engine
-    gate: Gate
-    served: Served
-
-
 @dataclass
 class StoredJob(Progress):
     """A job: what was asked, and how far it is.
 
-    ``state`` is queued, running, done or failed; ``done`` and ``total`` count residues.
+    ``state`` is queued, running, done or failed; ``done`` and ``total`` count residues, of a scan
+    passes.
     """
 
     id: str
@@ -236,7 +213,8 @@ class JobStore:
         self._save(job)
         error: str | None = None
         try:
-            self._compute(means, job, ticket)
+            source = self._folder / job.id / _INPUT
+            Computation(means, ticket, job, job.target, job.options, source, self.result(job))(job.what)
         except ProteaError as failure:
             error = str(failure).replace(f"{self._folder / job.id}{os.sep}", "")
         except Exception as failure:  # a job must not end the others
@@ -252,35 +230,6 @@ class JobStore:
                 job.finished = time.time()
                 with suppress(OSError):
                     self._save(job)
-
-    def _compute(self, means: Means, job: StoredJob, ticket: Ticket) -> None:
-        values = {
-            **job.options,
-            "inputs": [str(self._folder / job.id / _INPUT)],
-            _OUTPUT[job.what]: str(self.result(job)),
-        }
-
-        def runner_of(lane: Lane) -> Any:
-            def make(_: Encoder, __: int) -> Runner:
-                return means.engine.runner(lane, ticket)
-
-            return make
-
-        if job.what == "predict":
-            adapter = means.served.adapter(job.target)
-            values["token_budget"] = adapter.lane.budget
-            predict(adapter.folder, values, load=means.served.loader, progress=job, make_runner=runner_of(adapter.lane))
-            return
-        model = means.served.model(job.target)
-        values |= {"model": model.name, "token_budget": model.lane.budget, "dtype": means.served.loader.dtype}
-        run = EmbedRun(
-            parse(values, "the job"),
-            model.lane.model,
-            model.loaded.weights_sha256(),
-            progress=job,
-            make_runner=runner_of(model.lane),
-        )
-        run()
 
     def _expire(self) -> None:
         for job in list(self._jobs.values()):

@@ -52,7 +52,7 @@ async def answer(
     media_type = chosen(request.headers.get("accept", "*/*"))
     work = await in_thread(check)
     noted(request, model=target.name, sequences=work.sequences, tokens=work.tokens)
-    ticket = service.gate.admit(request.state.client, work.tokens)
+    ticket = service.admit(request, work.tokens)
     runner = service.engine.runner(target.lane, ticket)
     return await respond(request, service.gate, ticket, lambda: written(work.answer(runner), media_type), media_type)
 

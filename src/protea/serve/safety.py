@@ -22,6 +22,7 @@ from uuid import uuid4
 from starlette.exceptions import HTTPException
 
 from protea.errors import UsageError
+from protea.serve.admission import Gate
 from protea.serve.problems import RefusedError
 from protea.serve.service_metrics import Metrics
 from protea.text import bytes_text, printable
@@ -35,6 +36,8 @@ OPEN_PATHS: Final = frozenset(
     ("/", "/docs", "/openapi.json", "/health", "/v1/health/live", "/v1/health/ready", "/page.js", "/docs.js")
 )
 """Paths that need no key: they say nothing about models or users."""
+
+JOBS: Final = "/v1/jobs"
 
 _LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "[::1]", "::1"))
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
@@ -106,12 +109,13 @@ class Guard:
     """The outermost application."""
 
     app: App
+    gate: Gate
     metrics: Metrics
     keys: Keys | None
     limits: Limits = field(default_factory=Limits)
     log: Callable[[Mapping[str, Any]], None] = log_line
-    local: bool = True
     _arriving: int = 0
+    _paths: set[str] = field(default_factory=set)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -125,11 +129,14 @@ class Guard:
         state["client"] = (scope.get("client") or ("unknown",))[0]
         request = _Request(self, scope, receive, send)
         try:
-            state["refused"] = self._refused(scope, headers)
+            state["refused"] = refused = self._refused(scope, headers) or await self._not_now(scope, request)
+            if refused is not None and not request.whole:
+                state["unread"] = b"content-length" in headers or b"transfer-encoding" in headers
             await self.app(scope, request.receive, request.send)
         except (ConnectionAbortedError, TimeoutError):
             pass  # the client has gone, or is too slow; the server closes the connection
         finally:
+            self.gate.entering -= state.pop("entering", 0)
             self._arriving -= request.counted
             self._finished(scope, request)
 
@@ -140,7 +147,7 @@ class Guard:
             if owner is None:
                 return RefusedError("the key is missing or wrong; send Authorization: Bearer KEY", 401, "unauthorized")
             scope["state"]["client"] = owner
-        if self.keys is None and self.local:
+        if self.keys is None:
             # A page of another site may point its own name at this machine; its requests bear that name.
             host = headers.get(b"host", b"localhost").decode("latin-1").lower()
             if re.sub(r":\d+$", "", host) not in _LOCAL_NAMES:
@@ -154,14 +161,25 @@ class Guard:
             return self.too_large(scope)
         return None
 
+    async def _not_now(self, scope: Scope, request: _Request) -> RefusedError | None:
+        """The reason why nothing more is computed now. The body passes by unread, so that the connection lives on."""
+        if scope["method"] != "POST" or scope["path"] == JOBS:
+            return None
+        try:
+            self.gate.check_open()
+            self.gate.check_room()
+        except RefusedError as refused:
+            return await request.passed_by() or refused
+        return None
+
     def most_bytes(self, scope: Scope) -> int:
         """The limit on the body of a request."""
-        return self.limits.job_bytes if scope["path"] == "/v1/jobs" else self.limits.body_bytes
+        return self.limits.job_bytes if scope["path"] == JOBS else self.limits.body_bytes
 
     def too_large(self, scope: Scope) -> RefusedError:
         """The refusal of a body that is too large."""
         most, more = bytes_text(self.most_bytes(scope)), bytes_text(self.limits.job_bytes)
-        return RefusedError(f"the body is too large; at most {most} are taken, /v1/jobs takes {more}", 413, "too-large")
+        return RefusedError(f"the body is too large; at most {most} are taken, {JOBS} takes {more}", 413, "too-large")
 
     def arrived(self, scope: Scope, size: int) -> None:
         """Count bytes of a body that is held in memory; a refusal if all bodies together are too large."""
@@ -169,9 +187,16 @@ class Guard:
         if self._arriving > self.limits.all_bytes:
             raise refused_http(RefusedError("too many bodies arrive at once; try again", 429, "busy", retry_after=2))
 
+    def _route(self, scope: Scope) -> str:
+        """The route of a request; of one that was refused at the door, if its path has led to a route before."""
+        path, route = scope["path"], getattr(scope.get("route"), "path", None)
+        if route is not None and route == path:
+            self._paths.add(path)
+        return str(route or (path if path in self._paths else "unknown"))
+
     def _finished(self, scope: Scope, request: _Request) -> None:
         state = scope["state"]
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = self._route(scope)
         seconds = time.monotonic() - request.began
         self.metrics.requests.labels(route, str(request.status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
@@ -207,7 +232,24 @@ class _Request:
         self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
         self.began = time.monotonic()
         self.status = self.received = self.sent = self.counted = 0
-        self._reading = True
+        self._reading = self._counting = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the body has come."""
+        return not self._reading
+
+    async def passed_by(self) -> RefusedError | None:
+        """Read the body and keep nothing; the refusal of one that is too large or too slow."""
+        self._counting = False
+        try:
+            while self._reading:
+                await self.receive()
+        except HTTPException as error:
+            if isinstance(error.__cause__, RefusedError):
+                return error.__cause__
+            raise
+        return None
 
     async def receive(self) -> MutableMapping[str, Any]:
         """The next part of the body."""
@@ -216,7 +258,8 @@ class _Request:
         guard = self._guard
         left = self.began + guard.limits.body_seconds - time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.001, left))
+            async with asyncio.timeout(max(0.001, left)):  # ``wait_for`` would let others run although all is there
+                message = await self._receive()
         except TimeoutError:
             raise refused_http(RefusedError("the body did not arrive in time", 408, "slow")) from None
         size = len(message.get("body", b""))
@@ -224,9 +267,12 @@ class _Request:
         self._reading = bool(message.get("more_body", False))
         if self.received > guard.most_bytes(self._scope):
             raise refused_http(guard.too_large(self._scope))
-        if self._scope["path"] != "/v1/jobs":
+        if self._counting and self._scope["path"] != JOBS:
             self.counted += size
             guard.arrived(self._scope, size)
+            if not self._reading and self._scope["method"] == "POST":
+                self._scope["state"]["entering"] = self.received
+                guard.gate.entering += self.received
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -240,4 +286,5 @@ class _Request:
                 (b"x-content-type-options", b"nosniff"),
             ]
         self.sent += len(message.get("body", b""))
-        await asyncio.wait_for(self._send(message), self._guard.limits.send_seconds)
+        async with asyncio.timeout(self._guard.limits.send_seconds):
+            await self._send(message)

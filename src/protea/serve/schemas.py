@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from protea.embed.prepare import Long
 from protea.letters import Gaps, Unknown
@@ -21,10 +21,22 @@ def _printable(text: str) -> str:
 
 Id = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
 Method = Literal["masked-marginals", "wildtype-marginals", "pseudo-likelihood", "pseudo-likelihood-sum"]
+_MOST_MEMBERS = 50
 Number = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
-class Named(BaseModel):
+class RequestPart(BaseModel):
+    """What requests give. The first fault ends the check: a body of a million faults would need gigabytes otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_members(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > _MOST_MEMBERS:
+            raise ValueError(f"an object of {len(given):,} members; at most {_MOST_MEMBERS} are read")
+        return given
+
+
+class Named(RequestPart):
     """A sequence with its id."""
 
     model_config = ConfigDict(extra="forbid")
@@ -33,7 +45,7 @@ class Named(BaseModel):
     sequence: str
 
 
-class Body(BaseModel):
+class Body(RequestPart):
     """What every request may say."""
 
     model_config = ConfigDict(extra="forbid")
@@ -46,21 +58,23 @@ class Body(BaseModel):
 class SequencesBody(Body):
     """Sequences, without ids (they are then numbers from 0) or with them."""
 
-    sequences: Annotated[list[str | Named], Field(min_length=1, examples=[[_UBIQUITIN, {"id": "a", "sequence": "MK"}]])]
+    sequences: Annotated[
+        list[str | Named], Field(min_length=1, fail_fast=True, examples=[[_UBIQUITIN, {"id": "a", "sequence": "MK"}]])
+    ]
 
 
 class EmbedBody(SequencesBody):
     """One vector per sequence."""
 
-    pool: Annotated[list[Literal["mean", "max", "std", "bos"]], Field(min_length=1)] = ["mean"]
-    layers: Annotated[list[Number], Field(min_length=1, max_length=200)] = [-1]
+    pool: Annotated[list[Literal["mean", "max", "std", "bos"]], Field(min_length=1, fail_fast=True)] = ["mean"]
+    layers: Annotated[list[Number], Field(min_length=1, max_length=200, fail_fast=True)] = [-1]
     long: Annotated[Long, Field(description="A sequence over the model's length.")] = "truncate"
 
 
 class ResiduesBody(SequencesBody):
     """One vector per residue."""
 
-    layers: Annotated[list[Number], Field(min_length=1, max_length=200)] = [-1]
+    layers: Annotated[list[Number], Field(min_length=1, max_length=200, fail_fast=True)] = [-1]
     long: Long = "truncate"
 
 
@@ -104,7 +118,7 @@ class ScoreBody(ProteinBody):
     """Effects of variants."""
 
     variants: Annotated[
-        list[Annotated[str, Field(max_length=2000)]], Field(min_length=1, examples=[["M1A", "Q2L:I3V"]])
+        list[Annotated[str, Field(max_length=2000)]], Field(min_length=1, fail_fast=True, examples=[["M1A", "Q2L:I3V"]])
     ]
 
 
@@ -114,7 +128,7 @@ class ScanBody(ProteinBody):
     positions: Annotated[str | None, Field(max_length=10_000, examples=["1-3"])] = None
 
 
-class OpenAIBody(BaseModel):
+class OpenAIBody(RequestPart):
     """OpenAI's request for embeddings."""
 
     model: Annotated[str, Field(max_length=500)]
@@ -124,10 +138,10 @@ class OpenAIBody(BaseModel):
     user: str | None = None
 
 
-class TeiBody(BaseModel):
+class TeiBody(RequestPart):
     """text-embeddings-inference's request."""
 
-    inputs: Annotated[str | list[str], Field(examples=[[_UBIQUITIN]])]
+    inputs: Annotated[str | Annotated[list[str], Field(fail_fast=True)], Field(examples=[[_UBIQUITIN]])]
     normalize: bool = True
     truncate: bool | None = False
     truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
@@ -135,8 +149,8 @@ class TeiBody(BaseModel):
     dimensions: int | None = None
 
 
-class NvidiaBody(BaseModel):
+class NvidiaBody(RequestPart):
     """NVIDIA's request for ESM-2."""
 
-    sequences: Annotated[list[str], Field(min_length=1, max_length=32, examples=[[_UBIQUITIN]])]
+    sequences: Annotated[list[str], Field(min_length=1, max_length=32, fail_fast=True, examples=[[_UBIQUITIN]])]
     format: Literal["npz", "h5"] = "npz"

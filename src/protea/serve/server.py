@@ -7,6 +7,7 @@ import contextlib
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,6 +24,7 @@ from protea.serve.service import Service
 _MOST_FILES: Final = 65536
 _KEEP_ALIVE_SECONDS: Final = 20
 _LOOK_SECONDS: Final = 0.05
+_SWITCH_SECONDS: Final = 0.0005
 _DRAIN_SECONDS: Final = 5.0  # beyond the timeout of requests
 
 
@@ -34,6 +36,9 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio sets this only for sockets that name TCP, which those of uvicorn's listening socket do not. Without
+        # it the second part of an answer waits for the client's delayed acknowledgement, 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +119,8 @@ class _Server(uvicorn.Server):
 def serve(service: Service, *, tell: Callable[[str], None], stop: threading.Event | None = None) -> None:
     """Listen, then load the models, and serve until a signal or ``stop``; raises what prevents the start."""
     settings = service.settings
+    # So long the event loop waits for a thread that computes in Python, several times for each request; usually 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     keep_freed_memory()  # before there are threads: they would get heaps of their own, which return memory all the time
     with contextlib.suppress(ValueError, OSError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

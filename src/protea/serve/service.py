@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import Request
+
 from protea import bundled
 from protea.errors import UsageError
 from protea.infer.loading import IN_FLOAT32, ModelLoader
-from protea.serve.admission import Gate
+from protea.serve.admission import Gate, Ticket
 from protea.serve.batching import Engine
-from protea.serve.job_store import JobStore, Means
+from protea.serve.job_kinds import Means
+from protea.serve.job_store import JobStore
 from protea.serve.problems import RefusedError
 from protea.serve.safety import Keys, Limits, is_local, log_line
 from protea.serve.served import Served
@@ -85,7 +88,7 @@ class Service:
         self.engine.start()
         served.warm_up(self.gate)
         largest = max(model.lane.budget for model in served.models.values())
-        self.gate.most_tokens = settings.max_queue_tokens or _QUEUED_PACKS * largest
+        self.gate.pack, self.gate.most_tokens = largest, settings.max_queue_tokens or _QUEUED_PACKS * largest
         for model in served.models.values():
             self.metrics.info.labels(model.name, model.sha256, model.lane.model.precision).set(1)
         self.served = served
@@ -111,9 +114,13 @@ class Service:
         assert self.served is not None
         return self.served
 
+    def admit(self, request: Request, tokens: int) -> Ticket:
+        """A ticket for a request of so many tokens; see ``Gate.admit``."""
+        self.gate.entering -= request.scope["state"].pop("entering", 0)
+        return self.gate.admit(request.state.client, tokens)
+
     def check_count(self, sequences: int) -> None:
-        """Refuse a request of too many sequences, and any while there is no room, before it costs anything."""
-        self.gate.check_room()
+        """Refuse a request of too many sequences before it costs anything."""
         if sequences > self.settings.max_sequences:
             raise RefusedError(
                 f"the request has {counted(sequences, 'sequence')}, and at most {self.settings.max_sequences:,} are "
