@@ -44,7 +44,7 @@ LAYERS = [
     {"contacts"},
     {"doctor", "evaluate", "plot", "sequences", "train"},
     {"finetune"},
-    {"language_model"},
+    {"compare", "language_model"},
     {"trained"},
     {"shared_models"},
     {"estimators"},
@@ -305,7 +305,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 44_000
+MOST_LINES_OF_ALL = 44_900
 
 
 def test_size_of_the_package() -> None:
