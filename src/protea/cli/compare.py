@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,17 +73,17 @@ def compare(
     from protea.compare.chosen import chosen_benchmarks
     from protea.compare.comparison import JSON, PAGE, Comparison
 
-    given = {"structures": structures, "proteingym": proteingym, "sequences": sequences, "flip": flip}
-    names = None if assays is None else [name.strip() for name in assays.split(",")]
-    options_of = {"assays": names, "method": method, "task": task, "limit": limit}
-    plain = {name: list(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
+    given: dict[str, Any] = {"structures": structures, "proteingym": proteingym, "sequences": sequences, "flip": flip}
+    given |= {"assays": None if assays is None else [name.strip() for name in assays.split(",")]}
+    given |= {"method": method, "task": task, "limit": limit}
+    load = options.loader(device=device, dtype=dtype, fast=fast)
     with interruptible(), bars() as progress:
         compared = Comparison(
             models=models,
-            benchmarks=chosen_benchmarks(**given, **options_of),
+            benchmarks=chosen_benchmarks(**given),
             output=output,
-            load=options.loader(device=device, dtype=dtype, fast=fast),
-            settings={"command": "compare", "models": models, **plain, **options_of, "fast": fast, "dtype": dtype},
+            load=load,
+            settings={"command": "compare", "models": models, **{name: _plain(given[name]) for name in given}},
             overwrite=overwrite,
             progress=progress,
         )()
@@ -96,6 +96,13 @@ def compare(
         tell(f"--limit {limit}: trained on a few examples alone; not comparable with published figures")
     if compared.failed:
         raise typer.Exit(1)
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as a run file holds it."""
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def _show(compared: Compared) -> None:

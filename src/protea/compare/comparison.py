@@ -83,16 +83,17 @@ class Comparison:
         with WorkFolder(self.output) as work:
             self.output.mkdir(exist_ok=True)
             table = self.output / TABLE
-            write_run(table, self.settings)
+            settings = {**self.settings, "computed_in": self.load.dtype}
+            write_run(table, settings)
             cells = list(self._cells(models))
-            compared = Compared(models, cells, self._differences(models, cells), self.settings)
+            compared = Compared(models, cells, self._differences(models, cells), settings)
             columns = dict.fromkeys(name for row in compared.rows() for name in row)
             rows = list(compared.rows())
             content = pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
             text = json.dumps(compared.as_json(), indent=2)
             write_durably(self.output / JSON, f"{text}\n")
             write_durably(self.output / PAGE, page(compared, f"{self.output.name}: {counted(len(models), 'model')}"))
-            write_table(table, content, Beside("model\twhat\tdetail", list(_report(cells)), self.settings))
+            write_table(table, content, Beside("model\twhat\tdetail", list(_report(cells)), settings))
             work.remove()
         return compared
 
