@@ -21,9 +21,11 @@ from made_structures import folder_of_snakes
 from messages import check_message
 from protea.checkpoints import hf
 from protea.compare import benchmarks as of_tables
-from protea.compare.chosen import chosen_benchmarks
+from protea.compare.benchmarks import Contacts, Perplexity, Scans
 from protea.compare.compared import Compared
 from protea.compare.comparison import Comparison, described
+from protea.compare.flip_benchmark import Flip
+from protea.compare.measured import ComparedBenchmark
 from protea.compare.views import grid, page, pairs
 from protea.contacts.precision import means as means_of_chains
 from protea.errors import OutputError, UsageError
@@ -75,18 +77,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def compared(files: Path, output: Path, *names: str, overwrite: bool = False, **chosen: Any) -> Compared:
+def compared(files: Path, output: Path, names: str, *chosen: ComparedBenchmark, overwrite: bool = False) -> Compared:
     return Comparison(
-        models=[str(files / name) for name in names],
-        benchmarks=chosen_benchmarks(**chosen),
+        models=[str(files / name) for name in names.split()],
+        benchmarks=chosen,
         output=output,
         load=ModelLoader("cpu"),
         overwrite=overwrite,
     )()
 
 
-def quick(files: Path) -> dict[str, Any]:
-    return {"structures": [files / "structures"], "sequences": [str(files / "in.fasta")]}
+def quick(files: Path) -> tuple[ComparedBenchmark, ...]:
+    return Contacts([files / "structures"]), fasta(files)
+
+
+def fasta(files: Path) -> Perplexity:
+    return Perplexity([str(files / "in.fasta")])
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +100,8 @@ def everything(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """All models on all benchmarks, but FLIP for two of them."""
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("everything") / "out"
-    chosen = {**quick(files), "proteingym": files / "scans"}
-    compared(files, output, "one", "two", flip=files / "flip")
-    return output, compared(files, output, "one", "two", "conv", **chosen)
+    compared(files, output, "one two", Flip(files / "flip"))
+    return output, compared(files, output, "one two conv", *quick(files), Scans(files / "scans"))
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -193,7 +198,7 @@ def test_the_page_and_the_json_hold_the_numbers(everything: tuple[Path, Compared
 # ---- FLIP ----
 def test_flip_is_that_of_its_command(files: Path, everything: tuple[Path, Compared], tmp_path: Path) -> None:
     output, _ = everything
-    found = compared(files, output, "one", "two", flip=files / "flip")
+    found = compared(files, output, "one two", Flip(files / "flip"))
     assert {number.benchmark for cell in found.cells for number in cell.numbers} == {"flip gb1 two_vs_rest"}
     for cell in found.cells:
         with (output / cell.model.name / "flip" / "flip.tsv").open() as stream:
@@ -240,39 +245,36 @@ def test_an_interrupted_comparison_continues(files: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(of_tables, "measure_perplexity", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compared(files, output, "one", "two", **quick(files))
+        compared(files, output, "one two", *quick(files))
     before = stamps(output)
     assert len(before) == 3
     assert not (output / "compare.csv").exists()
     monkeypatch.undo()
-    whole = compared(files, output, "one", "two", **quick(files))
+    whole = compared(files, output, "one two", *quick(files))
     after = stamps(output)
     assert before.items() <= after.items()
     assert len(after) == 4
-    undisturbed = compared(files, tmp_path / "other", "one", "two", **quick(files))
+    undisturbed = compared(files, tmp_path / "other", "one two", *quick(files))
     assert whole.as_json() == undisturbed.as_json()
     assert not [path for path in output.parent.iterdir() if path.name.endswith(".partial")]
     # Given again, and with one more model, only what is new is computed.
-    differences = (output / "differences.csv").stat().st_mtime_ns
-    again = compared(files, output, "one", "two", **quick(files))
+    again = compared(files, output, "one two", *quick(files))
     assert again.as_json() == whole.as_json()
-    assert (output / "differences.csv").stat().st_mtime_ns == differences
-    more = compared(files, output, "one", "two", "conv", **quick(files))
+    more = compared(files, output, "one two conv", *quick(files))
     assert after.items() <= stamps(output).items()
     assert numbers(more, "one") == numbers(whole, "one")
-    assert (output / "differences.csv").stat().st_mtime_ns != differences
 
 
 def test_finished_cells_of_another_model_are_refused(files: Path, tmp_path: Path) -> None:
     shutil.copytree(files / "one", tmp_path / "a" / "model")
-    chosen = {"sequences": [str(files / "in.fasta")]}
-    first = compared(tmp_path / "a", tmp_path / "out", "model", **chosen)
+    chosen = fasta(files)
+    first = compared(tmp_path / "a", tmp_path / "out", "model", chosen)
     shutil.rmtree(tmp_path / "a" / "model")
     shutil.copytree(files / "two", tmp_path / "a" / "model")
     with pytest.raises(OutputError, match="weights") as caught:
-        compared(tmp_path / "a", tmp_path / "out", "model", **chosen)
+        compared(tmp_path / "a", tmp_path / "out", "model", chosen)
     check_message("compare.other_weights", caught.value, tmp=tmp_path)
-    second = compared(tmp_path / "a", tmp_path / "out", "model", overwrite=True, **chosen)
+    second = compared(tmp_path / "a", tmp_path / "out", "model", chosen, overwrite=True)
     assert numbers(first, "model") != numbers(second, "model")
 
 
@@ -341,7 +343,7 @@ def test_progress_names_model_and_benchmark(files: Path, tmp_path: Path) -> None
     told = Told()
     comparison = Comparison(
         models=[str(files / "one")],
-        benchmarks=chosen_benchmarks(sequences=[str(files / "in.fasta")]),
+        benchmarks=[fasta(files)],
         output=tmp_path / "out",
         load=ModelLoader("cpu"),
         progress=told,
@@ -349,7 +351,7 @@ def test_progress_names_model_and_benchmark(files: Path, tmp_path: Path) -> None
     comparison()
     assert told.notes == ["one: perplexity (1 of 1)"]
     comparison()
-    assert told.notes[1:] == ["one: perplexity (1 of 1)", "one, perplexity: computed before"]
+    assert told.notes[1:] == ["one: perplexity (1 of 1)", "one: perplexity: computed before"]
 
 
 def test_published_correlations_stand_beside(
@@ -357,7 +359,7 @@ def test_published_correlations_stand_beside(
 ) -> None:
     output, _ = everything
     monkeypatch.setattr(of_tables, "called", lambda known, table: "Some (8M)")
-    found = compared(files, output, "one", "two", proteingym=files / "scans")
+    found = compared(files, output, "one two", Scans(files / "scans"))
     values: dict[str, list[float]] = {}
     for row in rows(files / "scans" / "assays.csv"):
         values.setdefault(row["assay"][:2], []).append(float(row["spearman Some (8M)"]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protea.checkpoints.hub import architecture, published_models
-from protea.compare.measured import Items, interval, paired
+from protea.compare.measured import Items
 from protea.compare.published import FIGURES, NAMES, called, figures, published_name
 from protea.finetune import flip
 from protea.models.esm2 import ESM2Config
@@ -23,32 +23,37 @@ VALUES = st.dictionaries(st.sampled_from("abcdefgh"), st.one_of(st.floats(-5, 5)
 @settings(max_examples=25)
 @given(VALUES, VALUES, st.integers(0, 9))
 def test_differences_are_on_common_items(one: dict[str, float], two: dict[str, float], seed: int) -> None:
-    found = paired("b", "n", Items.of_values(one), Items.of_values(two), seed)
+    ours, theirs = Items.of_values(one), Items.of_values(two)
+    found, count = ours.minus(theirs, seed)
     names = [name for name in sorted(one) if name in two and not math.isnan(one[name] + two[name])]
-    assert found.count == len(names)
-    back = paired("b", "n", Items.of_values(two), Items.of_values(one), seed).difference
+    assert count == len(names)
+    back, _ = theirs.minus(ours, seed)
     if not names:
-        assert all(math.isnan(value) for value in (*found.difference[:3], found.difference.flips))
+        assert all(math.isnan(value) for value in (*found[:3], found.flips))
         return
     apart = np.array([one[name] - two[name] for name in names])
-    assert found.difference.value == pytest.approx(apart.mean(), abs=1e-9)
-    assert back.value == pytest.approx(-found.difference.value, abs=1e-9)
+    assert found.value == pytest.approx(apart.mean(), abs=1e-9)
+    assert back.value == pytest.approx(-found.value, abs=1e-9)
     if len(names) > 1:
         draws = np.random.default_rng(seed)
         means = [apart[draws.integers(0, len(names), len(names))].mean() for _ in range(1000)]
-        assert found.difference[1:3] == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=1e-9)
-        assert (back.low, back.high) == pytest.approx((-found.difference.high, -found.difference.low), abs=1e-9)
-    same = paired("b", "n", Items.of_values(one), Items.of_values(one), seed).difference
+        assert found[1:3] == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=1e-9)
+        assert (back.low, back.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
+    same, _ = ours.minus(ours, seed)
     assert (same.value, same.flips) == (0, 1)
 
 
 def test_a_weighted_number() -> None:
     parts = {"a": (4.0, 2.0), "b": (3.0, 1.0), "c": (1.0, 4.0)}
-    value, low, high = interval(Items(parts, math.exp))
+    value, low, high = Items(parts, math.exp).interval()
     assert value == pytest.approx(math.exp(8 / 7))
     assert math.exp(1 / 4) <= low < value < high <= math.exp(3)
-    assert interval(Items({"a": (1.0, 1.0)}))[0] == 1
-    assert math.isnan(interval(Items({}))[0])
+    assert Items({"a": (1.0, 1.0)}).interval()[0] == 1
+    assert math.isnan(Items({}).interval()[0])
+    other = Items(parts | {"a": (4.0, 3.0)}, math.exp)
+    difference, count = Items(parts, math.exp).minus(other)
+    assert math.isnan(difference.value)
+    assert count == 0
 
 
 def test_published_figures_are_of_known_models() -> None:

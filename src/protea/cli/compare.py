@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.terminal import bars, show_table, tell
+from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
-    from protea.compare.comparison import Compared
+    from protea.compare.compared import Compared
+    from protea.compare.measured import ComparedBenchmark
 
 
 @options.options_of(options.computing)
@@ -70,20 +72,29 @@ def compare(
       protea compare -m esm2_t6_8M_UR50D -m esm2_t12_35M_UR50D --proteingym proteingym/ --flip FLIP/ -o compared/ --fast
       protea compare -m a/ -m b/ --flip FLIP/ --task gb1 --limit 200 --sequences proteins.fasta -o quick/ --json
     """
-    from protea.compare.chosen import chosen_benchmarks
+    from protea.compare.benchmarks import Contacts, Perplexity, Scans
     from protea.compare.comparison import JSON, PAGE, Comparison
+    from protea.compare.flip_benchmark import Flip
 
-    given: dict[str, Any] = {"structures": structures, "proteingym": proteingym, "sequences": sequences, "flip": flip}
-    given |= {"assays": None if assays is None else [name.strip() for name in assays.split(",")]}
-    given |= {"method": method, "task": task, "limit": limit}
-    load = options.loader(device=device, dtype=dtype, fast=fast)
+    for name, value, of, chosen in (
+        ("assays", assays, "proteingym", proteingym),
+        ("method", method, "proteingym", proteingym),
+        ("task", task, "flip", flip),
+        ("limit", limit, "flip", flip),
+    ):
+        if value is not None and chosen is None:
+            raise UsageError(f"--{name} is an option of --{of}; add --{of} DIR")
+    benchmarks: list[ComparedBenchmark] = [Contacts(structures)] if structures else []
+    benchmarks += [Perplexity(sequences)] if sequences else []
+    if proteingym is not None:
+        benchmarks.append(Scans(proteingym, assays and assays.split(","), method or "masked-marginals"))
+    benchmarks += [] if flip is None else [Flip(flip, task or (), limit)]
     with interruptible(), bars() as progress:
         compared = Comparison(
             models=models,
-            benchmarks=chosen_benchmarks(**given),
+            benchmarks=benchmarks,
             output=output,
-            load=load,
-            settings={"command": "compare", "models": models, **{name: _plain(given[name]) for name in given}},
+            load=options.loader(device=device, dtype=dtype, fast=fast),
             overwrite=overwrite,
             progress=progress,
         )()
@@ -96,13 +107,6 @@ def compare(
         tell(f"--limit {limit}: trained on a few examples alone; not comparable with published figures")
     if compared.failed:
         raise typer.Exit(1)
-
-
-def _plain(value: Any) -> Any:
-    """An option's value as a run file holds it."""
-    if isinstance(value, list):
-        return list(map(_plain, value))
-    return str(value) if isinstance(value, Path) else value
 
 
 def _show(compared: Compared) -> None:

@@ -159,18 +159,17 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import evaluate_assays, read_assays
+    from protea.evaluate.proteingym import chosen_names, evaluate_assays, read_assays
     from protea.score.effects import Scoring
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-    assays = {assay.name: assay for assay in read_assays(folder)}
-    names = list(assays) if only is None else options.listed_names("--assays", only, assays)
-    known = {name for assay in assays.values() for name in assay.published}
-    published = [] if beside is None else options.listed_names("--beside", beside, known)
+    known = {name for assay in read_assays(folder) for name in assay.published}
+    published = [] if beside is None else chosen_names("--beside", beside.split(","), known)
+    assays = read_assays(folder, None if only is None else only.split(","))
     with interruptible(), bars("passes") as bar:
         results = evaluate_assays(
             folder,
-            [assays[name] for name in names],
+            assays,
             how,
             models=models,
             output=output,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -13,7 +13,6 @@ from typer.core import TyperGroup
 
 from protea import bundled
 from protea.cli.terminal import tell
-from protea.errors import UsageError
 
 if TYPE_CHECKING:
     from protea.infer.loading import ModelLoader
@@ -123,14 +122,6 @@ MapPlot = Annotated[
         "--plot", metavar="PICTURE", help="Draw a contact map: .png, .svg, .html, or a folder with one map per protein."
     ),
 ]
-
-
-def listed_names(option: str, value: str, known: Collection[str]) -> list[str]:
-    """The names in an option's value, separated by commas, each once; a ``UsageError`` for an unknown one."""
-    names = list(dict.fromkeys(name.strip() for name in value.split(",")))
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"{option} {unknown[0]!r}: unknown name; known are {', '.join(sorted(known)) or 'none'}")
-    return names
 
 
 class Commands(TyperGroup):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isnan
 from typing import Any, Final, NamedTuple
 
 from protea.compare.measured import Number, Paired
 
+ROW: Final = (
+    *("model", "parameters", "licence", "benchmark", "number", "value", "low", "high", "items", "unit"),
+    *("published", "source", "differs", "reason"),
+)
+"""Columns of the table of numbers."""
 PAIR: Final = ("model", "minus", "benchmark", "number", "difference", "low", "high", "flips", "items")
 """Columns of the table of differences."""
 
@@ -22,7 +27,7 @@ class ComparedModel(NamedTuple):
     family: str
     licence: str
     known: str | None
-    lacks: dict[str, str]
+    lacks: Mapping[str, str]
 
 
 class Cell(NamedTuple):
@@ -42,7 +47,6 @@ class Compared:
     models: Sequence[ComparedModel]
     cells: Sequence[Cell]
     differences: Sequence[tuple[str, str, Paired]] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -56,11 +60,8 @@ class Compared:
             if cell.reason:
                 yield model | {"benchmark": cell.benchmark, "reason": cell.reason}
             for number in cell.numbers:
-                row = model | {
-                    "benchmark": number.benchmark,
-                    "number": number.name,
-                    **_finite(number, "value", "low", "high"),
-                }
+                row = model | {"benchmark": number.benchmark, "number": number.name}
+                row |= _finite(number, "value", "low", "high")
                 row |= {"items": number.count, "unit": number.unit, "reason": cell.failed}
                 if not number.published:
                     yield row
@@ -76,14 +77,8 @@ class Compared:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values."""
-        models = [
-            {"name": model.name, "model": model.model, "family": model.family, "parameters": model.parameters}
-            | {"licence": model.licence, "published_name": model.known}
-            for model in self.models
-        ]
-        of_models = ("parameters", "licence")
-        numbers = [{name: cell for name, cell in row.items() if name not in of_models} for row in self.rows()]
-        return {"models": models, "numbers": numbers, "differences": list(self.pairs()), "settings": self.settings}
+        models = [model._asdict() for model in self.models]
+        return {"models": models, "numbers": list(self.rows()), "differences": list(self.pairs())}
 
 
 def _finite(values: Any, *names: str) -> dict[str, float | None]:

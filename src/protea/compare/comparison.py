@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from math import isnan
 from pathlib import Path
@@ -20,8 +20,8 @@ import pyarrow as pa
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
 from protea.checkpoints.summary import licence_of, parameter_count
-from protea.compare.compared import PAIR, Cell, Compared, ComparedModel
-from protea.compare.measured import ComparedBenchmark, Computing, Paired
+from protea.compare.compared import PAIR, ROW, Cell, Compared, ComparedModel
+from protea.compare.measured import ComparedBenchmark, Paired
 from protea.compare.published import published_name
 from protea.compare.views import page
 from protea.embed.stores import file_name
@@ -36,14 +36,12 @@ from protea.errors import (
     UnknownResidueError,
     UsageError,
 )
-from protea.finetune.bootstrap import Difference
-from protea.finetune.flip_data import is_made_of
 from protea.infer.loading import ModelLoader
 from protea.journal import WorkFolder
-from protea.output import check_output, fingerprint, read_run, run_path, write_durably, write_run
+from protea.output import check_output, read_run, run_path, write_durably, write_run
 from protea.progress import SILENT, Progress
 from protea.rerun import FAILED
-from protea.tables import Beside, read_table, write_table
+from protea.tables import Beside, write_table
 from protea.text import counted
 
 TABLE: Final = "compare.csv"
@@ -57,13 +55,12 @@ _OF_THE_MODEL: Final = (CapabilityError, DeviceError, NonFiniteError, SequenceTo
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison of models, as users name them, on benchmarks; ``settings`` are recorded beside the tables."""
+    """A comparison of models, as users name them, on benchmarks."""
 
     models: Sequence[str]
     benchmarks: Sequence[ComparedBenchmark]
     output: Path
     load: ModelLoader
-    settings: dict[str, Any] = field(default_factory=dict)
     overwrite: bool = False
     progress: Progress = SILENT
 
@@ -83,19 +80,23 @@ class Comparison:
         with WorkFolder(self.output) as work:
             self.output.mkdir(exist_ok=True)
             table = self.output / TABLE
-            settings = {**self.settings, "computed_in": self.load.dtype}
+            settings = {"command": "compare", "models": list(self.models), "computed_in": self.load.dtype}
+            settings["benchmarks"] = [benchmark.name for benchmark in self.benchmarks]
             write_run(table, settings)
             cells = list(self._cells(models))
-            compared = Compared(models, cells, self._differences(models, cells), settings)
-            columns = dict.fromkeys(name for row in compared.rows() for name in row)
-            rows = list(compared.rows())
-            content = pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
-            text = json.dumps(compared.as_json(), indent=2)
-            write_durably(self.output / JSON, f"{text}\n")
-            write_durably(self.output / PAGE, page(compared, f"{self.output.name}: {counted(len(models), 'model')}"))
-            write_table(table, content, Beside("model\twhat\tdetail", list(_report(cells)), settings))
+            compared = Compared(models, cells, list(self._differences(models, cells)))
+            self._write(compared, settings)
             work.remove()
         return compared
+
+    def _write(self, compared: Compared, settings: dict[str, Any]) -> None:
+        """Write the tables and the page; ``compare.csv``, with the settings, comes last."""
+        title = f"{self.output.name}: {counted(len(compared.models), 'model')}"
+        write_durably(self.output / JSON, json.dumps(compared.as_json(), indent=2) + "\n")
+        write_durably(self.output / PAGE, page(compared, title))
+        write_table(self.output / DIFFERENCES, _table(PAIR, compared.pairs()))
+        beside = Beside("model\twhat\tdetail", list(_report(compared.cells)), settings)
+        write_table(self.output / TABLE, _table(ROW, compared.rows()), beside)
 
     def _cells(self, models: Sequence[ComparedModel]) -> Iterator[Cell]:
         total, number = len(models) * len(self.benchmarks), 0
@@ -111,11 +112,11 @@ class Comparison:
     def _cell(self, model: ComparedModel, benchmark: ComparedBenchmark) -> Cell:
         folder = self._folder(model)
         folder.mkdir(exist_ok=True)
-        named = Named(self.progress, f"{model.name}, {benchmark.name}")
         try:
-            benchmark.compute(model.model, folder, Computing(self.load, self.overwrite, named))
+            how = {"load": self.load, "overwrite": self.overwrite, "progress": self.progress}
+            benchmark.compute(model.model, folder, **how)
         except (FinishedError, PartlyFailedError):
-            named.note("computed before")
+            self.progress.note(f"{model.name}: {benchmark.name}: computed before")
         except CapabilityError as error:
             return Cell(model, benchmark.name, (), str(error))
         except _OF_THE_MODEL as error:
@@ -131,51 +132,15 @@ class Comparison:
     def _folder(self, model: ComparedModel) -> Path:
         return self.output / file_name(model.name)
 
-    def _differences(self, models: Sequence[ComparedModel], cells: Sequence[Cell]) -> list[tuple[str, str, Paired]]:
-        """The differences of all pairs of models; those in OUT stay if they are of the same files."""
+    def _differences(self, models: Sequence[ComparedModel], cells: Sequence[Cell]) -> Iterator[tuple[str, str, Paired]]:
+        """The differences of all pairs of models, of each benchmark that has numbers of both."""
         there = {(cell.model.name, cell.benchmark) for cell in cells if cell.numbers}
-        wanted = [
-            (model, minus, benchmark)
-            for benchmark in self.benchmarks
-            for minus, model in combinations(models, 2)
-            if {(model.name, benchmark.name), (minus.name, benchmark.name)} <= there
-        ]
-        sources = {
-            f"{model.name} {benchmark.name}": fingerprint(benchmark.sources(self._folder(model)))
-            for *pair, benchmark in wanted
-            for model in pair
-        }
-        path, made_of = self.output / DIFFERENCES, {"pairs": [[m.name, n.name, b.name] for m, n, b in wanted]} | sources
-        if is_made_of(path, made_of):
-            return [_as_paired(row) for row in read_table(path).to_pylist()]
-        found: list[tuple[str, str, Paired]] = []
-        for model, minus, benchmark in wanted:
-            self.progress.begin(f"{benchmark.name}: {model.name} minus {minus.name}")
-            pairs = benchmark.differences(self._folder(model), self._folder(minus), self.progress)
-            found += [(model.name, minus.name, pair) for pair in pairs]
-        rows = list(Compared(models, cells, found).pairs())
-        content = pa.table({name: pa.array([row[name] for row in rows]) for name in PAIR})
-        write_table(path, content, Beside("model\twhat\tdetail", [], made_of))
-        return found
-
-
-class Named(Progress):
-    """Reports progress with a name before every task and note."""
-
-    def __init__(self, inner: Progress, name: str) -> None:
-        self._inner, self._name = inner, name
-
-    def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
-        """Start a task."""
-        self._inner.begin(f"{self._name}: {task}", total, done=done)
-
-    def advance(self, amount: int = 1) -> None:
-        """Add finished units of work."""
-        self._inner.advance(amount)
-
-    def note(self, message: str) -> None:
-        """Tell the user something."""
-        self._inner.note(f"{self._name}: {message}")
+        for benchmark in self.benchmarks:
+            for minus, model in combinations(models, 2):
+                if {(model.name, benchmark.name), (minus.name, benchmark.name)} <= there:
+                    folders = self._folder(model), self._folder(minus)
+                    for pair in benchmark.differences(*folders, self.progress):
+                        yield model.name, minus.name, pair
 
 
 def described(names: Sequence[str]) -> list[ComparedModel]:
@@ -215,10 +180,9 @@ def _is_ours(path: Path) -> bool:
     return path.is_dir() and (run_path(path / TABLE).is_file() or not any(path.iterdir()))
 
 
-def _as_paired(row: dict[str, str]) -> tuple[str, str, Paired]:
-    value, low, high, flips = (float(row[name] or "nan") for name in ("difference", "low", "high", "flips"))
-    difference = Difference(value, low, high, 0, flips)
-    return row["model"], row["minus"], Paired(row["benchmark"], row["number"], difference, int(row["items"]))
+def _table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> pa.Table:
+    found = list(rows)
+    return pa.table({name: pa.array([row.get(name) for row in found]) for name in columns})
 
 
 def _report(cells: Iterable[Cell]) -> Iterator[tuple[str, str, str]]:

@@ -7,21 +7,22 @@ not blur their difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import nan
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from protea.compare.published import Figure
+from protea.compare.published import Figure, figures
+from protea.contacts.precision import mean
 from protea.finetune.bootstrap import RESAMPLES, Bootstrap, Difference
-from protea.finetune.tasks import Floats
-from protea.infer.loading import ModelLoader
-from protea.progress import SILENT, Progress
+from protea.progress import Progress
+from protea.tables import read_table
 
 LOWER_IS_BETTER: Final = ("mse", "rmse", "perplexity")
+_UNDEFINED: Final = Difference(nan, nan, nan, 0, nan)
 
 
 class Number(NamedTuple):
@@ -57,76 +58,87 @@ class Items(NamedTuple):
         """Items that count alike; those that are NaN do not count."""
         return cls({name: (value, 1.0) for name, value in values.items() if not np.isnan(value)})
 
+    def interval(self) -> tuple[float, float, float]:
+        """The number and its 95 % interval over items; a plain mean has that of ``protea evaluate contacts``."""
+        if self.of_mean is float:
+            value, low, high, _ = mean([value for value, _ in self.parts.values()])
+        else:
+            value, low, high, _ = resampled({"": self}, sorted(self.parts)).interval("", "")
+        return (value, low, high) if len(self.parts) > 1 else (value, nan, nan)
 
-@dataclass(frozen=True)
-class Computing:
-    """How the numbers of a model are computed."""
+    def minus(self, other: Items, seed: int = 0) -> tuple[Difference, int]:
+        """The difference on common items, and their number; undefined if these do not weigh the same."""
+        common = sorted(self.parts.keys() & other.parts.keys())
+        if any(self.parts[name][1] != other.parts[name][1] for name in common):
+            return _UNDEFINED, 0
+        return resampled({"ours": self, "other": other}, common, seed).difference("ours", "other", ""), len(common)
 
-    load: ModelLoader
-    overwrite: bool = False
-    progress: Progress = SILENT
+
+def resampled(models: Mapping[str, Items], common: Sequence[str], seed: int = 0) -> Bootstrap:
+    """The number of each model, named ``""``, on ``common`` items and on the same resamples of them."""
+    parts = {model: np.array([items.parts[name] for name in common]).reshape(-1, 2) for model, items in models.items()}
+    samples = {model: np.full(RESAMPLES + 1, nan) for model in models}
+    generator = np.random.default_rng(seed)
+    counts = np.ones(len(common))
+    for place in range(RESAMPLES + 1 if common else 0):
+        for model, items in models.items():
+            total, weight = counts @ parts[model]
+            samples[model][place] = items.of_mean(total / weight)
+        counts = np.bincount(generator.integers(0, len(common), len(common)), minlength=len(common)).astype(float)
+    values = {model: {"": float(found[0])} for model, found in samples.items()}
+    return Bootstrap(len(common), values, {model: {"": found[1:]} for model, found in samples.items()})
 
 
-class ComparedBenchmark(Protocol):
-    """A benchmark with its files; ``needs`` is a capability of models, or empty."""
+class ComparedBenchmark(ABC):
+    """A benchmark with its files; ``needs`` is a capability of models, or empty.
+
+    Its command writes ``NAME.csv`` into a model's folder, of which it makes the items of one number. A benchmark of
+    several numbers overrides the methods that say so.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[str]
+    number: ClassVar[str]
+    unit: ClassVar[str]
 
+    @abstractmethod
     def check(self) -> None:
         """Refuse files that are absent or wrong, before a model computes."""
 
-    def compute(self, model: str, folder: Path, how: Computing) -> None:
-        """Write what the benchmark's own command writes into a model's folder; ``FinishedError`` if it is there."""
+    @abstractmethod
+    def compute(self, model: str, folder: Path, **how: Any) -> None:
+        """Write what the benchmark's own command writes into a model's folder; ``FinishedError`` if it is there.
+
+        ``how`` are ``load``, ``overwrite`` and ``progress``.
+        """
+
+    def items(self, folder: Path) -> Items:
+        """The items of the number of a model."""
+        raise NotImplementedError
+
+    def published(self, folder: Path, known: str | None) -> Sequence[Figure]:
+        """What was published for the model ``known``."""
+        return figures(known, self.name, self.number)
 
     def output(self, folder: Path) -> Path:
         """The table in a model's folder that the numbers are read from."""
+        return folder / f"{self.name}.csv"
 
-    def sources(self, folder: Path) -> list[Path]:
-        """The files in a model's folder that differences are computed from."""
+    def rows(self, folder: Path) -> list[dict[str, Any]]:
+        """The rows of that table, as text."""
+        return read_table(self.output(folder)).to_pylist()
 
-    def numbers(self, folder: Path, known: str | None) -> Iterable[Number]:
+    def numbers(self, folder: Path, known: str | None) -> Iterator[Number]:
         """The numbers of a model, beside the published ones of the model ``known``."""
+        items = self.items(folder)
+        published = self.published(folder, known)
+        yield Number(self.name, self.number, *items.interval(), len(items.parts), self.unit, published)
 
-    def differences(self, folder: Path, other: Path, progress: Progress) -> Iterable[Paired]:
+    def differences(self, folder: Path, other: Path, progress: Progress) -> Iterator[Paired]:
         """Each number in a folder minus that in another."""
+        yield Paired(self.name, self.number, *self.items(folder).minus(self.items(other)))
 
 
-def paired(benchmark: str, name: str, items: Items, minus: Items, seed: int = 0) -> Paired:
-    """The difference of a number of two models, on the items that both have."""
-    common = sorted(items.parts.keys() & minus.parts.keys())
-    found = resampled({"ours": items, "other": minus}, common, seed)
-    return Paired(benchmark, name, found.difference("ours", "other", name=_NUMBER), len(common))
-
-
-def interval(items: Items, seed: int = 0) -> tuple[float, float, float]:
-    """A number and its 95 % interval, by bootstrap over its items."""
-    return resampled({"ours": items}, sorted(items.parts), seed).interval("ours", _NUMBER)[:3]
-
-
-_NUMBER: Final = "number"
-
-
-def resampled(models: Mapping[str, Items], common: Sequence[str], seed: int) -> Bootstrap:
-    """The number of each model on ``common`` items, and on the same resamples of them."""
-    parts = {model: np.array([items.parts[name] for name in common]).reshape(-1, 2) for model, items in models.items()}
-    numbers = {model: _Ratio(parts[model], items.of_mean) for model, items in models.items()}
-    values = {model: {_NUMBER: number(np.ones(len(common)))} for model, number in numbers.items()}
-    samples = {model: {_NUMBER: np.full(RESAMPLES, nan)} for model in models}
-    generator = np.random.default_rng(seed)
-    for resample in range(RESAMPLES if common else 0):
-        counts = np.bincount(generator.integers(0, len(common), len(common)), minlength=len(common)).astype(float)
-        for model, number in numbers.items():
-            samples[model][_NUMBER][resample] = number(counts)
-    return Bootstrap(len(common), values, samples)
-
-
-class _Ratio(NamedTuple):
-    """A number for any counts of its items, of which ``parts`` ``[N, 2]`` has sums and weights."""
-
-    parts: Floats
-    of_mean: Callable[[float], float]
-
-    def __call__(self, counts: Floats) -> float:
-        total, weight = counts @ self.parts
-        return self.of_mean(total / weight) if weight else nan
+def as_float(cell: str | None) -> float:
+    """A cell of a text table; NaN if it is empty."""
+    return float(cell) if cell else nan

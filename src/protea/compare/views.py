@@ -104,11 +104,8 @@ def page(compared: Compared, title: str) -> str:
     shown = grid(compared)
     notes = element("ul", *(element("li", note) for note in shown.notes)) if shown.notes else None
     told = "95 % intervals in parentheses: what another draw of chains, proteins or sequences could have given."
-    drawn = section(
-        "Pictures",
-        "Blue: measured here. Grey: published figures; the table says how they differ.",
-        *_pictures(compared),
-    )
+    colours = "Blue: measured here. Grey: published figures; the notes of the table say how they differ."
+    drawn = section("Pictures", colours, *_pictures(compared))
     words = (
         "Both models are measured on the same resamples, so a difference has its own 95 % interval. If it holds 0, the "
         "two are not distinguishable. Flips: share of resamples with no difference or the other sign."
@@ -122,10 +119,7 @@ def _pictures(compared: Compared) -> list[Markup]:
     found: dict[str, list[Bar]] = {}
     for cell in compared.cells:
         for number in cell.numbers:
-            key = _title((number.benchmark, number.name), ()) + (
-                "" if number.name not in LOWER_IS_BETTER else " (lower is better)"
-            )
-            drawn = found.setdefault(key, [])
+            drawn = found.setdefault(_title((number.benchmark, number.name)), [])
             drawn.append(Bar(cell.model.name, number.value, number.low, number.high, ours=True))
             drawn += [Bar(f"{cell.model.name}, {figure.source}", figure.value) for figure in number.published]
     return [element("figure", element("figcaption", title), bars(title, title, rows)) for title, rows in found.items()]

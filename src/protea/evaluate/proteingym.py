@@ -15,7 +15,7 @@ correlations of other models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.delimited import find_column, folded, text_rows
-from protea.errors import DataError, FastaError, UnknownResidueError
+from protea.errors import DataError, FastaError, UnknownResidueError, UsageError
 from protea.evaluate.ranking import RankAgreement, Ranking, pearson
 from protea.infer.loading import IN_FLOAT32, LoadedModel, ModelLoader
 from protea.models.encoder import Encoder
@@ -184,8 +184,8 @@ def assay_table(folder: Path) -> Path:
     return references[0]
 
 
-def read_assays(folder: Path) -> list[Assay]:
-    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
+def read_assays(folder: Path, names: Iterable[str] | None = None) -> list[Assay]:
+    """The assays of a folder, all or those with ``names``; a ``DataError`` names what is missing or wrong."""
     reference = assay_table(folder)
     table = read_table(reference, known={_WILD_TYPE})
     _check_unique(reference, "columns", table.column_names)
@@ -196,7 +196,16 @@ def read_assays(folder: Path) -> list[Assay]:
     _check_unique(reference, "assays", (assay.name for assay in assays))
     if not any(assay.path.exists() for assay in assays):
         raise DataError(f"{reference}: none of its scans is in the folder, such as {assays[0].path.name}")
-    return assays
+    by_name = {assay.name: assay for assay in assays}
+    return [by_name[name] for name in chosen_names("--assays", by_name if names is None else names, by_name)]
+
+
+def chosen_names(option: str, names: Iterable[str], known: Collection[str]) -> list[str]:
+    """The names in an option's value, each once; a ``UsageError`` for one that is not known."""
+    chosen = list(dict.fromkeys(name.strip() for name in names))
+    if unknown := [name for name in chosen if name not in known]:
+        raise UsageError(f"{option} {unknown[0]!r}: unknown name; known are {', '.join(sorted(known)) or 'none'}")
+    return chosen
 
 
 def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
