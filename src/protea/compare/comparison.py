@@ -74,19 +74,20 @@ class Comparison:
         if not self.benchmarks:
             raise UsageError("no benchmark: add --structures DIR, --proteingym DIR, --flip DIR or --sequences FASTA")
         check_output(self.output, overwrite=True, ours=_is_ours)
-        models = described(self.models)
         for benchmark in self.benchmarks:
             benchmark.check()
+        models = described(self.models)
+        settings = {"command": "compare", "models": list(self.models), "computed_in": self.load.dtype}
+        settings["benchmarks"] = [benchmark.name for benchmark in self.benchmarks]
         with WorkFolder(self.output) as work:
-            self.output.mkdir(exist_ok=True)
-            table = self.output / TABLE
-            settings = {"command": "compare", "models": list(self.models), "computed_in": self.load.dtype}
-            settings["benchmarks"] = [benchmark.name for benchmark in self.benchmarks]
-            write_run(table, settings)
-            cells = list(self._cells(models))
-            compared = Compared(models, cells, list(self._differences(models, cells)))
-            self._write(compared, settings)
-            work.remove()
+            try:
+                self.output.mkdir(exist_ok=True)
+                write_run(self.output / TABLE, settings)
+                cells = list(self._cells(models))
+                compared = Compared(models, cells, list(self._differences(models, cells)))
+                self._write(compared, settings)
+            finally:
+                work.remove()
         return compared
 
     def _write(self, compared: Compared, settings: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from protea.finetune.bootstrap import bootstrap
 from protea.finetune.finetuning import RUN
 from protea.finetune.flip import NUMBERS, SPLITS, TABLE, FlipRun
 from protea.finetune.measuring import families
-from protea.finetune.tasks import Floats
+from protea.finetune.tasks import MISSING, Floats, Labelled, Targets
 from protea.infer.loading import ModelLoader
 from protea.progress import SILENT, Progress
 
@@ -62,14 +62,16 @@ class Flip(ComparedBenchmark):
         for row in self.rows(folder):
             if not self.tasks or row["task"] in self.tasks:
                 rows.setdefault(tuple(row[name] for name in ("task", "split", "test", "number")), []).append(row)
+        first: dict[tuple[str, str], str] = {}
         for (task, split, test, number), same in rows.items():
+            other = "" if first.setdefault((task, split), test) == test else f", test set of {int(test):,}"
             value, low, high = (as_float(same[0][name]) for name in ("value", "low", "high"))
             published = [
                 Figure(float(row[column]), row["source"], "" if row["differs"] == "same" else row["differs"])
                 for row in same
                 if column and row.get(column)
             ]
-            yield Number(f"flip {task} {split}", number, value, low, high, int(test), self.unit, published)
+            yield Number(f"flip {task} {split}{other}", number, value, low, high, int(test), self.unit, published)
 
     def differences(self, folder: Path, other: Path, progress: Progress) -> Iterator[Paired]:
         """Of the splits whose test rows both predictors have; further test sets have no predictions."""
@@ -82,8 +84,8 @@ class Flip(ComparedBenchmark):
                 continue
             settings = yaml.safe_load((places[0] / RUN).read_text(encoding="utf-8"))["settings"]
             test = flip_data.read(settings).part("test")
-            targets = test.all_targets()
-            if not _rows(tables[0]).equals(_rows(tables[1])) or len(tables[0]) != len(targets.values):
+            targets = _targets(tables[0], test)
+            if not _rows(tables[0]).equals(_rows(tables[1])) or len(targets.offsets) != len(test.examples) + 1:
                 progress.note(f"{split.task}, {split.name}: {folder.name} and {other.name} have other test rows")
                 continue
             predicted = {str(of): _values(table, test.classes) for of, table in zip(places, tables, strict=True)}
@@ -102,6 +104,16 @@ def _of_test(path: Path) -> pa.Table:
 def _rows(table: pa.Table) -> pa.Table:
     """What identifies a row."""
     return table.select([name for name in ("id", "position", "target") if name in table.column_names])
+
+
+def _targets(table: pa.Table, data: Labelled) -> Targets:
+    """The targets as the table has them, without what was cut off."""
+    number = {name: place for place, name in enumerate(data.classes)}
+    values = np.array([number.get(target, MISSING) for target in table["target"].to_pylist()])
+    if not data.classes:
+        values = table["target"].to_numpy()
+    firsts = np.equal(table["position"], 1) if "position" in table.column_names else np.ones(len(table), bool)
+    return Targets(values, np.append(np.flatnonzero(firsts), len(table)))
 
 
 def _values(table: pa.Table, classes: Sequence[str]) -> Floats:

@@ -94,7 +94,8 @@ def pairs(compared: Compared) -> list[list[str]]:
     rows = []
     for model, minus, (benchmark, name, difference, count) in compared.differences:
         flips = NOTHING if isnan(difference.flips) else f"{difference.flips:.3f}"
-        cells = (f"{model} minus {minus}", number_text(*difference[:3]), flips, f"{count:,}")
+        value = number_text(*difference[:3]) if count else "not measured on the same items"
+        cells = (f"{model} minus {minus}", value, flips, f"{count:,}")
         rows.append([benchmark, name, *cells])
     return rows
 
