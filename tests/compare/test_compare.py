@@ -98,10 +98,12 @@ def fasta(files: Path) -> Perplexity:
 @pytest.fixture(scope="module")
 def everything(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compared]:
     """All models on all benchmarks, but FLIP for two of them."""
+    output, threads = tmp_path_factory.mktemp("everything") / "out", torch.get_num_threads()
     torch.set_num_threads(1)
-    output = tmp_path_factory.mktemp("everything") / "out"
     compared(files, output, "one two", Flip(files / "flip"))
-    return output, compared(files, output, "one two conv", *quick(files), Scans(files / "scans"))
+    found = compared(files, output, "one two conv", *quick(files), Scans(files / "scans"))
+    torch.set_num_threads(threads)
+    return output, found
 
 
 def rows(path: Path) -> list[dict[str, str]]:
