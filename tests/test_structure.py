@@ -45,7 +45,7 @@ LAYERS = [
     {"contacts"},
     {"doctor", "evaluate", "plot", "sequences", "train"},
     {"finetune"},
-    {"language_model"},
+    {"compare", "language_model"},
     {"trained"},
     {"shared_models"},
     {"estimators"},
@@ -306,7 +306,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 44_750
+MOST_LINES_OF_ALL = 45_050
 
 
 def test_size_of_the_package() -> None:

@@ -94,6 +94,10 @@ class OutputError(ProteaError):
     """An output exists already or cannot be written."""
 
 
+class PartlyFailedError(OutputError):
+    """The same command has written the output already, and could not do all that was asked."""
+
+
 class FinishedError(ProteaError):
     """The same command has written the output already, so that there is nothing to do; the command line succeeds."""
 

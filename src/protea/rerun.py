@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from protea.errors import FinishedError, OutputError
+from protea.errors import FinishedError, OutputError, PartlyFailedError
 from protea.journal import REFUSED, complete, differences, leaves, read_finished
 from protea.letters import ReportRow
 from protea.output import WRITTEN, measured, read_run, report_path, write_run
@@ -36,6 +36,8 @@ def end_finished(
 ) -> NoReturn:
     """End a command whose output exists: ``FinishedError`` if the same command wrote it, else ``OutputError``.
 
+    It is a ``PartlyFailedError`` if the same command wrote the output and failed in part.
+
     ``wanted`` is what the run would record, as plain values: all that the output depends on, and ``INPUT``; settings
     called as in ``files`` name its files. ``WRITTEN`` is recorded of the output, or of each file in a folder.
     """
@@ -56,7 +58,7 @@ def end_finished(
     if reason := recorded.get(FAILED):
         report = report_path(output)
         see = report if report.exists() else output
-        raise OutputError(f"{output}: the same command wrote it before and failed in part: {reason}; see {see}")
+        raise PartlyFailedError(f"{output}: the same command wrote it before and failed in part: {reason}; see {see}")
     raise FinishedError(complete(output))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from protea import bundled
 from protea.checkpoints.formats import open_checkpoint, recognised
-from protea.checkpoints.hub import architecture, find_local, locate, published, published_models
+from protea.checkpoints.hub import architecture, find_local, locate, published, published_models, short_name
 from protea.device import DTYPES, MIXED, resolve_device
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
@@ -76,13 +76,14 @@ def describe(model: str) -> dict[str, Any]:
             "stored_as": checkpoint.stored_types,
             "weights": str(path),
             "sha256": {file.name: sha256(file) for file in checkpoint.tensors.paths},
-        } | _licence(path, checkpoint.model)
+        } | licence_of(model, path, checkpoint.model)
 
 
-def _licence(path: Path, model: Encoder) -> dict[str, str]:
-    """The licence of a checkpoint, as far as it is known: that of the bundled model, and one that forbids a use."""
-    if path == bundled.FOLDER:
-        return {"licence": published(bundled.NAME).licence}
+def licence_of(name: str, path: Path, model: Encoder) -> dict[str, str]:
+    """The licence of a checkpoint, as far as it is known: that of a published name, or one that forbids a use."""
+    named = published_models().get(bundled.NAME if path == bundled.FOLDER else short_name(name))
+    if named is not None:
+        return {"licence": named.licence, "restriction": named.restriction}
     known = model.restricted
     return {} if known is None else {"licence": f"{known.licence} of {known.name}", "restriction": known.restriction}
 
@@ -196,20 +197,23 @@ def _published_name(path: str, model: Encoder) -> str | None:
     models = published_models()
     if base in models:
         config = models[base].config
-        if _shape(model) != _shape(architecture(models[base])):
+        if not same_shape(model, architecture(models[base])):
             raise CheckpointError(
                 f"{path}: {model.config.num_hidden_layers} layers of width {model.config.hidden_size}, {base} has "
                 f"{config.num_hidden_layers} of width {config.hidden_size}"
             )
         return base
     known = dict.fromkeys(golden.model for golden in GOLDEN)
-    return next((name for name in known if _shape(architecture(models[name])) == _shape(model)), None)
+    return next((name for name in known if same_shape(architecture(models[name]), model)), None)
 
 
-def _shape(model: Encoder) -> tuple[object, ...]:
-    """The sizes that must be equal in two comparable models. The padding of the vocabulary does not matter."""
-    config = model.config
-    return (type(config), config.num_hidden_layers, config.hidden_size, config.attention_heads)
+def same_shape(a: Encoder, b: Encoder) -> bool:
+    """Whether two models have the same architecture; the padding of the vocabulary does not matter."""
+    shapes = (
+        (type(config), config.num_hidden_layers, config.hidden_size, config.attention_heads)
+        for config in (a.config, b.config)
+    )
+    return len(set(shapes)) == 1
 
 
 def _difference(model: Encoder, golden: Golden) -> float:

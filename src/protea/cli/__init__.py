@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "check": "model_files",
     "data": "data",
     "evaluate": "evaluate",
+    "compare": "compare",
     "pretrain": "pretrain",
     "plan": "plan",
     "export": "pretrain",
@@ -102,8 +103,8 @@ def main() -> NoReturn:
         _fail(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}", 1)
     if code == INTERRUPTED and os.environ.get("RANK", "0") == "0":
         typer.echo(
-            "protea: interrupted; embed, data, pretrain, finetune, predict and evaluate flip continue when you run the "
-            "same command again without --overwrite; other commands start again",
+            "protea: interrupted; embed, data, pretrain, finetune, predict, evaluate flip and compare continue when "
+            "you run the same command again without --overwrite; other commands start again",
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)

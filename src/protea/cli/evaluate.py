@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from protea.cli import options
 from protea.cli.contacts import Structures, decimals, draw_map, picture_paths, show_means, tell_rows
 from protea.cli.interrupt import interruptible
 from protea.cli.terminal import bars, show_table, tell
-from protea.errors import UsageError
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -71,37 +69,11 @@ def evaluate_contacts(
       protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
-    from protea.checkpoints.formats import HEAD_RECORD, companion
-    from protea.checkpoints.hub import locate
-    from protea.contacts.precision import fitted_on, measure, select_chains, write_precisions
-    from protea.contacts.structures import contact_map, structure_files
+    from protea.contacts.structure_run import evaluate_structures
+    from protea.contacts.structures import contact_map
     from protea.letters import ReportRow
-    from protea.output import fingerprint
-    from protea.rerun import INPUT, PLOT
-    from protea.tables import check_output
 
-    load = options.loader(device=device, dtype=dtype, fast=fast)
-    settings: dict[str, Any] = {"command": "evaluate contacts", "structures": list(map(str, structures))}
-    settings |= {"exclude": exclude or [], "include_fitted": include_fitted}
-    settings |= {"seed": seed, PLOT: plot and str(plot)}
-    record = companion(locate(model), HEAD_RECORD)
-    if output is not None:
-        lists = [*(Path(name) for name in exclude or [] if name.endswith(".json")), record]
-        settings[INPUT] = fingerprint([*structure_files(structures), *filter(Path.exists, lists)])
-        check_output(output, settings, lambda: load.identities([model]), overwrite=overwrite)
-    rows: list[ReportRow] = []
-    with interruptible(), bars() as bar:
-        loaded = load(model)
-        chains = select_chains(
-            loaded.module,
-            structures,
-            rows,
-            exclude=exclude or [],
-            fitted=fitted_on(record) if record.exists() and not include_fitted else (),
-            reason=f"the contact head was fitted on them ({record}); --include-fitted keeps them",
-            progress=bar,
-        )
-        names = [chain.name for chain in chains]
+    def drawing(names: Sequence[str]) -> Callable[[Chain, FloatArray], None]:
         pictures = {} if plot is None else picture_paths(plot, names, overwrite=overwrite)
 
         def draw(chain: Chain, probabilities: FloatArray) -> None:
@@ -109,10 +81,25 @@ def evaluate_contacts(
                 truth, missing = contact_map(chain)
                 draw_map(pictures[chain.name], probabilities, truth=truth, missing=missing, title=chain.name)
 
-        precisions = measure(loaded.module, chains, draw, bar)
-        if output is not None:
-            settings["models"] = {model: loaded.circumstances()}
-            write_precisions(output, precisions, rows, settings)
+        return draw
+
+    rows: list[ReportRow] = []
+    load = options.loader(device=device, dtype=dtype, fast=fast)
+    with interruptible(), bars() as bar:
+        precisions = evaluate_structures(
+            structures,
+            rows,
+            model=model,
+            exclude=exclude or (),
+            include_fitted=include_fitted,
+            seed=seed,
+            plot=plot,
+            drawing=drawing,
+            output=output,
+            overwrite=overwrite,
+            load=load,
+            progress=bar,
+        )
     if output is not None:
         typer.echo(f"{output}: {counted(len(precisions), 'chain')}")
     elif precisions:
@@ -172,27 +159,24 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import assay_table, evaluate_scans, read_assays, write_results
-    from protea.output import fingerprint
-    from protea.rerun import INPUT
+    from protea.evaluate.proteingym import chosen_names, evaluate_assays, read_assays
     from protea.score.effects import Scoring
-    from protea.tables import check_output
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
-    assays = {assay.name: assay for assay in read_assays(folder)}
-    names = list(assays) if only is None else _names("--assays", only, assays)
-    known = {name for assay in assays.values() for name in assay.published}
-    published = [] if beside is None else _names("--beside", beside, known)
-    load = options.loader(device=device, dtype=dtype, fast=fast)
-    settings = {"command": "evaluate proteingym", "folder": str(folder), "assays": names, **asdict(how)}
-    if output is not None:
-        scans = [assays[name].path for name in names]
-        settings[INPUT] = fingerprint([assay_table(folder), *filter(Path.exists, scans)])
-        check_output(output, settings, lambda: load.identities(models), overwrite=overwrite)
+    known = {name for assay in read_assays(folder) for name in assay.published}
+    published = [] if beside is None else chosen_names("--beside", beside.split(","), known)
+    assays = read_assays(folder, None if only is None else only.split(","))
     with interruptible(), bars("passes") as bar:
-        results, provenance = evaluate_scans([assays[name] for name in names], how, models, load, bar)
-        if output is not None:
-            write_results(output, results, settings | {"models": provenance})
+        results = evaluate_assays(
+            folder,
+            assays,
+            how,
+            models=models,
+            output=output,
+            overwrite=overwrite,
+            load=options.loader(device=device, dtype=dtype, fast=fast),
+            progress=bar,
+        )
     _show_results(results, published)
     if output is not None:
         typer.echo(f"{output}: {counted(len(results), 'assay')}")
@@ -204,14 +188,6 @@ def evaluate_proteingym(
             tell(advice)
     if any(result.problems or not result.count for result in results):
         raise typer.Exit(1)
-
-
-def _names(option: str, value: str, known: Collection[str]) -> list[str]:
-    """The names in an option's value, each once."""
-    names = list(dict.fromkeys(name.strip() for name in value.split(",")))
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(f"{option} {unknown[0]!r}: unknown name; known are {', '.join(sorted(known)) or 'none'}")
-    return names
 
 
 def _show_results(results: list[Measured], published: list[str]) -> None:

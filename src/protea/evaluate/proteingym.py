@@ -15,8 +15,8 @@ correlations of other models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from protea.alphabet import Alphabet
 from protea.delimited import find_column, folded, text_rows
-from protea.errors import DataError, FastaError, UnknownResidueError
+from protea.errors import DataError, FastaError, UnknownResidueError, UsageError
 from protea.evaluate.ranking import RankAgreement, Ranking, pearson
-from protea.infer.loading import LoadedModel
+from protea.infer.loading import IN_FLOAT32, LoadedModel, ModelLoader
 from protea.models.encoder import Encoder
+from protea.output import fingerprint
 from protea.progress import SILENT, Progress
-from protea.rerun import FAILED
+from protea.rerun import FAILED, INPUT
 from protea.score.effects import Scoring
 from protea.score.variant_table import (
     PROTEIN_COLUMNS,
@@ -41,14 +42,15 @@ from protea.score.variant_table import (
     rows_of,
     scores_of,
 )
-from protea.tables import Beside, read_table, write_table
+from protea.tables import Beside, check_output, read_table, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MEASURES: Final = ("spearman", "auc", "mcc", "ndcg", "top_recall")
 _TOP: Final = 10  # percent of the variants that ndcg and top_recall look at
-_PUBLISHED: Final = "spearman "
+PUBLISHED: Final = "spearman "
+"""What the name of a column with published correlations begins with."""
 _SCORE: Final = ("DMS_score", "score")
 _CLASS: Final = "DMS_score_bin"
 _WILD_TYPE: Final = "target_seq"
@@ -145,6 +147,32 @@ def evaluate_scans(
     return [scan.measured() for scan in scans], provenance
 
 
+def evaluate_assays(
+    folder: Path,
+    assays: Sequence[Assay],
+    how: Scoring,
+    *,
+    models: Sequence[str],
+    output: Path | None = None,
+    overwrite: bool = False,
+    load: ModelLoader = IN_FLOAT32,
+    progress: Progress = SILENT,
+) -> list[Measured]:
+    """The run behind ``protea evaluate proteingym``: ``evaluate_scans`` on assays of a folder, and its output.
+
+    A ``FinishedError`` says that the same call has written the output already.
+    """
+    run: dict[str, Any] = {"command": "evaluate proteingym", "folder": str(folder)}
+    run |= {"assays": [assay.name for assay in assays], **asdict(how)}
+    if output is not None:
+        run[INPUT] = fingerprint([assay_table(folder), *(assay.path for assay in assays if assay.path.exists())])
+        check_output(output, run, lambda: load.identities(models), overwrite=overwrite)
+    results, provenance = evaluate_scans(assays, how, models, load, progress)
+    if output is not None:
+        write_results(output, results, run | {"models": provenance})
+    return results
+
+
 def assay_table(folder: Path) -> Path:
     """The table of assays in a folder; a ``DataError`` if there is none, or several."""
     if not folder.is_dir():
@@ -156,8 +184,8 @@ def assay_table(folder: Path) -> Path:
     return references[0]
 
 
-def read_assays(folder: Path) -> list[Assay]:
-    """The assays of a folder; a ``DataError`` names what is missing or wrong."""
+def read_assays(folder: Path, names: Iterable[str] | None = None) -> list[Assay]:
+    """The assays of a folder, all or those with ``names``; a ``DataError`` names what is missing or wrong."""
     reference = assay_table(folder)
     table = read_table(reference, known={_WILD_TYPE})
     _check_unique(reference, "columns", table.column_names)
@@ -168,7 +196,16 @@ def read_assays(folder: Path) -> list[Assay]:
     _check_unique(reference, "assays", (assay.name for assay in assays))
     if not any(assay.path.exists() for assay in assays):
         raise DataError(f"{reference}: none of its scans is in the folder, such as {assays[0].path.name}")
-    return assays
+    by_name = {assay.name: assay for assay in assays}
+    return [by_name[name] for name in chosen_names("--assays", by_name if names is None else names, by_name)]
+
+
+def chosen_names(option: str, names: Iterable[str], known: Collection[str]) -> list[str]:
+    """The names in an option's value, each once; a ``UsageError`` for one that is not known."""
+    chosen = list(dict.fromkeys(name.strip() for name in names))
+    if unknown := [name for name in chosen if name not in known]:
+        raise UsageError(f"{option} {unknown[0]!r}: unknown name; known are {', '.join(sorted(known)) or 'none'}")
+    return chosen
 
 
 def read_scan(assay: Assay, notes: list[str] | None = None) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
@@ -257,7 +294,7 @@ def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str
     rows: list[dict[str, Any]] = [
         {"assay": result.assay.name, "protein": result.assay.protein}
         | {"variants": result.count, "left_out": result.left_out, **result.measures}
-        | {f"{_PUBLISHED}{name}": result.assay.published.get(name) for name in published}
+        | {f"{PUBLISHED}{name}": result.assay.published.get(name) for name in published}
         for result in results
     ]
     lines: list[tuple[object, ...]] = []
@@ -297,9 +334,9 @@ def _assay(row: Mapping[str, str], files: Sequence[Path], reference: Path) -> As
     protein = row.get("UniProt_ID") or "_".join(name.split("_")[:2])
     path = _scan_file(files, row.get("DMS_filename") or f"{name}.csv", name, reference)
     published = {
-        column.removeprefix(_PUBLISHED): _number(value, f"{reference}: {name}: {column}")
+        column.removeprefix(PUBLISHED): _number(value, f"{reference}: {name}: {column}")
         for column, value in row.items()
-        if column.startswith(_PUBLISHED) and value
+        if column.startswith(PUBLISHED) and value
     }
     return Assay(name, protein, row.get("coarse_selection_type", ""), sequence, path, published)
 

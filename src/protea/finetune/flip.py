@@ -78,6 +78,11 @@ class Benchmark:
         """Whether its training set is not the published one."""
         return self.name.startswith(_STAND_IN)
 
+    @property
+    def place(self) -> Path:
+        """Where its predictor is, in the folder of an evaluation."""
+        return Path(self.task, self.name.replace(" ", "-"))
+
 
 _LATER: Final = {
     option: f"secondary_structure_2022-12/{name}.fasta"
@@ -122,14 +127,8 @@ class FlipRun:
         Raises:
             DataError: the folder has none of the tasks.
         """
-        if unknown := [name for name in self.tasks if name not in NUMBERS]:
-            raise UsageError(f"--task {unknown[0]}: unknown task; use {', '.join(NUMBERS)}")
-        if not self.folder.is_dir():
-            raise DataError(
-                f"{self.folder}: {'is not a folder' if self.folder.exists() else 'no such folder'}; {SOURCE}"
-            )
         check_output(self.output, overwrite=True, ours=_is_ours)
-        chosen = self._chosen()
+        chosen = self.check()
         self._begin()
         rows: list[dict[str, Any]] = []
         for split, values in chosen:
@@ -137,6 +136,16 @@ class FlipRun:
             write_table(self.output / TABLE, table := _table(rows))
             return_freed_memory()
         return table
+
+    def check(self) -> list[tuple[Benchmark, dict[str, Any]]]:
+        """The splits that the folder has, each with the options of its recipe; a ``DataError`` if there are none."""
+        if unknown := [name for name in self.tasks if name not in NUMBERS]:
+            raise UsageError(f"--task {unknown[0]}: unknown task; use {', '.join(NUMBERS)}")
+        if not self.folder.is_dir():
+            raise DataError(
+                f"{self.folder}: {'is not a folder' if self.folder.exists() else 'no such folder'}; {SOURCE}"
+            )
+        return self._chosen()
 
     def _begin(self) -> None:
         """Make the folder, or check that an older evaluation there had the same options."""
@@ -148,7 +157,7 @@ class FlipRun:
         write_run(table, wanted)
 
     def _chosen(self) -> list[tuple[Benchmark, dict[str, Any]]]:
-        """The splits that the folder has, each with the options of its recipe; absent ones are told."""
+        """The splits for ``check``; absent ones are told."""
         found, absent = [], []
         for split in SPLITS:
             if self.tasks and split.task not in self.tasks and not self._is_finished(split):
@@ -179,7 +188,7 @@ class FlipRun:
         return found
 
     def _folder(self, split: Benchmark) -> Path:
-        return self.output / split.task / split.name.replace(" ", "-")
+        return self.output / split.place
 
     def _is_finished(self, split: Benchmark) -> bool:
         """Whether the table has a split already, which stays there whatever tasks are asked for now."""

@@ -20,9 +20,9 @@ from protea.finetune.evaluation import OURS
 from protea.finetune.measures import measures
 from protea.finetune.predictor import FILE
 from protea.finetune.report_pictures import Numbers, Results, as_number, of_predictions, reliability_diagram
-from protea.finetune.report_words import HEAD, HEADS, KINDS, METHODS, PARTS, STYLE, TOLD, WORDS
-from protea.plot.charts import STYLE as CHARTS
+from protea.finetune.report_words import HEADS, KINDS, METHODS, PARTS, TOLD, WORDS
 from protea.plot.charts import Bar, Markup, Series, bars, element, number_text, plot
+from protea.plot.documents import document, html_table, section
 from protea.text import counted
 
 PAGE: Final = "report.html"
@@ -37,17 +37,12 @@ def write_pages(run: Path) -> None:
     for place, results in enumerate(found):
         title = f"{output.name}, fold {place + 1} of {len(folds)}" if folds else output.name
         place_of = output / results.folder.name if folds else output
-        _write(results.folder, f"{title}: {results.task.name}", [*_sections(results), _use(results, place_of)])
+        text = document(f"{title}: {results.task.name}", [*_sections(results), _use(results, place_of)])
+        (results.folder / PAGE).write_text(text, encoding="utf-8")
     if folds:
         sections = [*_overview(found), _use(found[0], output / folds[0].name)]
-        _write(run, f"{output.name}: {found[0].task.name}, {len(folds)} folds", sections)
-
-
-def _write(folder: Path, title: str, sections: Sequence[Markup | None]) -> None:
-    head = element("head", Markup(HEAD), element("title", title), element("style", Markup(CHARTS + STYLE)))
-    body = element("body", element("h1", title), *(section for section in sections if section is not None))
-    text = f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-    (folder / PAGE).write_text(text.replace("</section>", "</section>\n"), encoding="utf-8")
+        text = document(f"{output.name}: {found[0].task.name}, {len(folds)} folds", sections)
+        (run / PAGE).write_text(text, encoding="utf-8")
 
 
 def _sections(results: Results) -> list[Markup | None]:
@@ -57,7 +52,7 @@ def _sections(results: Results) -> list[Markup | None]:
         _trained(results),
         _numbers(results, TOLD["interval"]),
         _differences(results),
-        _section(title, told, picture),
+        section(title, told, picture),
         _calibration(results),
         _identity(results),
         _training(results),
@@ -87,7 +82,7 @@ def _overview(folds: Sequence[Results]) -> list[Markup | None]:
         _headline_of_folds(folds, whole),
         _trained(whole),
         _numbers(whole, f"Means over {len(folds)} folds, with the lowest and the highest fold in parentheses."),
-        _section(f"Folds: {first.chosen}", TOLD["folds"], _table(header, rows)),
+        section(f"Folds: {first.chosen}", TOLD["folds"], html_table(header, rows)),
         _choices(folds),
         _notes(whole),
     ]
@@ -166,20 +161,20 @@ def _trained(results: Results) -> Markup:
         for row in results.rows("parts")
     ]
     header = ("part", "examples", f"labelled {task.unit}s", "used for")
-    return _section("What was trained", "", _table((), rows), _table(header, parts))
+    return section("What was trained", "", html_table((), rows), html_table(header, parts))
 
 
 def _numbers(results: Results, told: str) -> Markup:
     methods, chosen = results.numbers, results.chosen
     rows = [(_explained(name), *(number_text(*of[name]) for of in methods.values())) for name in measures(results.task)]
-    return _section(
+    return section(
         f"How good it is: {results.part} part",
         f"{chosen}: {WORDS[chosen]}. {told}",
         bars(
             f"{chosen} of all methods", chosen, [Bar(name, *of[chosen], name == OURS) for name, of in methods.items()]
         ),
-        _table(("number", *methods), rows),
-        _table(("method", "is"), [(method, METHODS[method]) for method in methods]),
+        html_table(("number", *methods), rows),
+        html_table(("method", "is"), [(method, METHODS[method]) for method in methods]),
     )
 
 
@@ -189,17 +184,17 @@ def _differences(results: Results) -> Markup | None:
         (f"{OURS} minus {method}", number_text(value, low, high), number_text(flips))
         for method, (value, low, high, flips) in differences.items()
     ]
-    table = _table((results.chosen, "difference", "flips"), rows)
-    return _section("Differences", TOLD["difference"], table) if rows else None
+    table = html_table((results.chosen, "difference", "flips"), rows)
+    return section("Differences", TOLD["difference"], table) if rows else None
 
 
 def _calibration(results: Results) -> Markup:
     found = {row["number"]: number_text(as_number(row["value"])) for row in results.rows("calibration")}
     if not found:
-        return _section("How sure it is", TOLD["uncalibrated"])
-    table = _table(("number", "value"), [(_explained(name), value) for name, value in found.items()])
+        return section("How sure it is", TOLD["uncalibrated"])
+    table = html_table(("number", "value"), [(_explained(name), value) for name, value in found.items()])
     pictures = [] if results.task.kind == "value" else [reliability_diagram(results)]
-    return _section("How sure it is", TOLD["reliability"] if pictures else "", *pictures, table)
+    return section("How sure it is", TOLD["reliability"] if pictures else "", *pictures, table)
 
 
 # ---- tables that some runs have ----
@@ -212,8 +207,8 @@ def _identity(results: Results) -> Markup | None:
             counts[span] = f"{int(row['examples']):,}"
             drawn.append(Bar(f"{span}, {row['method']}", as_number(row["value"]), ours=row["method"] == OURS))
     picture = bars(f"{results.chosen} by identity", results.chosen, drawn) if drawn else None
-    table = _table(("identity", "examples"), list(counts.items()))
-    return _section("Likeness of test and training examples", TOLD["identity"], picture, table) if drawn else None
+    table = html_table(("identity", "examples"), list(counts.items()))
+    return section("Likeness of test and training examples", TOLD["identity"], picture, table) if drawn else None
 
 
 def _training(results: Results) -> Markup | None:
@@ -227,7 +222,7 @@ def _training(results: Results) -> Markup | None:
     if layers := results.rows("layers"):
         layer, loss = ([as_number(row[name]) for row in layers] for name in layers[0])
         pictures.append(plot("loss by layer", "layer", "validation loss", [Series("", layer, loss, "both")]))
-    return _section("Training", TOLD["training"], *pictures) if pictures else None
+    return section("Training", TOLD["training"], *pictures) if pictures else None
 
 
 def _choices(folds: Sequence[Results]) -> Markup | None:
@@ -244,7 +239,7 @@ def _choices(folds: Sequence[Results]) -> Markup | None:
         numbers = (number_text(as_number(row[name])) for name in names)
         rows.append((first, f"{row['choice']} {row['candidate']}", *numbers))
     header = ("", "candidate", *(name.replace("_", " ") for name in names))
-    return _section(f"Choices: {folds[0].chosen}", TOLD["choices"], _table(header, rows))
+    return section(f"Choices: {folds[0].chosen}", TOLD["choices"], html_table(header, rows))
 
 
 def _seeds(results: Results) -> Markup | None:
@@ -253,34 +248,21 @@ def _seeds(results: Results) -> Markup | None:
         by_seed.setdefault(row["seed"], {})[row["number"]] = number_text(as_number(row["value"]))
     names = measures(results.task)
     rows = [(seed, *(found[name] for name in names)) for seed, found in by_seed.items()]
-    return _section("Seeds", TOLD["seeds"], _table(("seed", *names), rows)) if rows else None
+    return section("Seeds", TOLD["seeds"], html_table(("seed", *names), rows)) if rows else None
 
 
 def _notes(results: Results) -> Markup:
-    return _section("Notes", "", element("ul", *(element("li", note) for note in results.run["notes"])))
+    return section("Notes", "", element("ul", *(element("li", note) for note in results.run["notes"])))
 
 
 def _use(results: Results, output: Path) -> Markup:
     unit = results.task.unit
     source, told = ("pairs.csv", TOLD["pairs"]) if unit == "pair" else ("proteins.fasta", TOLD["use"])
     command = f"protea predict {shlex.quote(str(output))} {source} -o predicted.csv"
-    return _section("How to predict", f"One row for each {unit}. {told}", element("pre", command))
+    return section("How to predict", f"One row for each {unit}. {told}", element("pre", command))
 
 
-# ---- parts of a page ----
-def _section(title: str, told: str, *parts: Markup | None) -> Markup:
-    inside = [element("h2", title), *([element("p", told)] if told else [])]
-    return element("section", *inside, *(part for part in parts if part is not None))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    if not rows:
-        return Markup()
-    lines = [element("tr", *(element("th", name) for name in header))] if header else []
-    lines += [element("tr", *(element("td", cell) for cell in row)) for row in rows]
-    return element("div", element("table", *lines), class_="wide")
-
-
+# ---- cells ----
 def _explained(number: str) -> Markup:
     return Markup(element("b", number) + element("small", WORDS[number]))
 

@@ -89,17 +89,3 @@ TOLD: Final = {
     "pairs": "The table needs the columns sequence and sequence_2.",
 }
 """By section."""
-
-HEAD: Final = (
-    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-)
-"""The page's letters are UTF-8, and the browser loads nothing."""
-
-STYLE: Final = """
-body{background:var(--page);color:var(--ink);font:16px/1.5 sans-serif;max-width:960px;margin:2em auto;padding:0 1em}
-.headline{font-size:1.2em;border-left:6px solid var(--one);padding-left:.8em}a{color:var(--one)}
-.wide{overflow-x:auto}table{border-collapse:collapse;margin:1em 0;font-size:.9em}
-td,th{border-bottom:1px solid var(--rule);padding:.3em .9em .3em 0;text-align:left;vertical-align:top}
-small{display:block;color:var(--faint);max-width:24em}pre{overflow-x:auto;border:1px solid var(--rule);padding:.8em}
-"""

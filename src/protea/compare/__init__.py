@@ -1,0 +1,1 @@
+"""Several models on the same benchmarks, in one table: ``protea compare``."""
