@@ -1,0 +1,65 @@
+"""fair-esm's interface over Protea's models: ``import protea.compat.esm as esm``.
+
+``python -m protea.compat.esm SCRIPT.py`` runs a script that says ``import esm`` without changes, and
+``protea.compat.esm.install()`` does the same for a notebook. ``docs/from-fair-esm.md`` says what differs.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from protea.compat.esm import data, modules, pretrained
+from protea.compat.esm.absent import MSATransformer, refuse_module
+from protea.compat.esm.data import Alphabet, BatchConverter, FastaBatchedDataset
+from protea.compat.esm.wrapped import ProteinBertModel, RotaryModel as ESM2
+
+__all__ = [
+    "ESM2",
+    "Alphabet",
+    "BatchConverter",
+    "FastaBatchedDataset",
+    "MSATransformer",
+    "ProteinBertModel",
+    "constants",
+    "data",
+    "install",
+    "model",
+    "modules",
+    "pretrained",
+    "version",
+]
+
+__version__ = "2.0.0"
+"""The version of fair-esm whose interface this is."""
+
+
+def _module(name: str, **content: Any) -> ModuleType:
+    made = ModuleType(f"{__name__}.{name}")
+    vars(made).update(content)
+    return made
+
+
+constants = _module(
+    "constants", proteinseq_toks={"toks": Alphabet.from_architecture("ESM-1b").standard_toks}
+)
+version = _module("version", version=__version__)
+model = _module(
+    "model",
+    esm1=_module("model.esm1", ProteinBertModel=ProteinBertModel),
+    esm2=_module("model.esm2", ESM2=ESM2),
+    msa_transformer=_module("model.msa_transformer", MSATransformer=MSATransformer),
+)
+
+
+def install() -> None:
+    """Let ``import esm``, and ``torch.hub.load`` of fair-esm's repository, mean this package, in this process."""
+    from protea.compat.esm import installing
+
+    installing.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("inverse_folding", "esmfold"):
+        refuse_module(f"esm.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
