@@ -7,7 +7,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,44 +92,37 @@ def reference(path: Path) -> tuple[nn.Module, Any]:
 
 
 @contextmanager
-def as_before() -> Iterator[None]:
-    """Undo what ``install`` changes in this process."""
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "esm"}
+def without_esm() -> Iterator[None]:
+    """Forget fair-esm, and undo at the end what ``install`` changes in this process."""
+    before = {name: module for name, module in sys.modules.items() if _is_esm(name)}
     argv, path, finders, hub = sys.argv, sys.path[:], sys.meta_path[:], torch.hub.load
+    for name in before:
+        del sys.modules[name]
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "esm"]:
+        for name in [name for name in sys.modules if _is_esm(name)]:
             del sys.modules[name]
         sys.modules.update(before)
         sys.argv, sys.path[:], sys.meta_path[:], torch.hub.load = argv, path, finders, hub
 
 
+def _is_esm(name: str) -> bool:
+    return name.partition(".")[0] == "esm"
+
+
 def run_in_both(script: Path, *arguments: object) -> tuple[dict[str, Any], dict[str, Any]]:
     """The variables of a script at its end: with fair-esm, and with Protea's stand-in."""
-    from protea.compat.esm import __main__ as runner
+    from protea.compat.esm.installing import install
 
     results = []
     for ours in (False, True):
-        with as_before(), warnings.catch_warnings():
-            if not ours:
+        with without_esm() if ours else nullcontext(), warnings.catch_warnings():
+            if ours:
+                install()
+            else:
                 warnings.simplefilter("ignore")  # of PyTorch, about fair-esm
-                sys.argv = [str(script), *map(str, arguments)]
-                results.append(runpy.run_path(str(script), run_name="__main__"))
-                continue
-            for name in [name for name in sys.modules if name.partition(".")[0] == "esm"]:
-                del sys.modules[name]
-            kept: dict[str, Any] = {}
-            original = runpy.run_path
-
-            def keeping(path: str, run_name: str, kept: dict[str, Any] = kept, run: Any = original) -> None:
-                kept.update(run(path, run_name=run_name))
-
-            runpy.run_path = keeping  # type: ignore[assignment]
-            try:
-                sys.argv = ["protea.compat.esm", str(script), *map(str, arguments)]
-                runner.main()
-            finally:
-                runpy.run_path = original
-            results.append(kept)
+            argv, sys.argv = sys.argv, [str(script), *map(str, arguments)]
+            results.append(runpy.run_path(str(script), run_name="__main__"))
+            sys.argv = argv
     return results[0], results[1]

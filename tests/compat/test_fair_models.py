@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fair_files import PROTEINS, reference, write
 from torch import Tensor
 
 import protea
 import protea.compat.esm as ours
-from fair_files import PROTEINS, reference, write
 from protea.errors import CapabilityError, DeviceError, SequenceTooLongError, UsageError
 from references import esm
 
@@ -263,7 +263,7 @@ def test_mistakes_are_named(files: dict[str, Path]) -> None:
         model(tokens[0])
     with pytest.raises(UsageError, match="id 77"):
         model(tokens + 77 - tokens.max())
-    with pytest.raises(UsageError, match="row 1 .*padding"):
+    with pytest.raises(UsageError, match=r"row 1 .*padding"):
         model(torch.tensor([[0, 2], [1, 1]]))
     with pytest.raises(SequenceTooLongError, match="1,022"):
         learned(torch.full((1, 1025), 5))

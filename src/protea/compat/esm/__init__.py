@@ -12,7 +12,8 @@ from typing import Any
 from protea.compat.esm import data, modules, pretrained
 from protea.compat.esm.absent import MSATransformer, refuse_module
 from protea.compat.esm.data import Alphabet, BatchConverter, FastaBatchedDataset
-from protea.compat.esm.wrapped import ProteinBertModel, RotaryModel as ESM2
+from protea.compat.esm.wrapped import ProteinBertModel
+from protea.compat.esm.wrapped import RotaryModel as ESM2  # noqa: N814  # its name in fair-esm
 
 __all__ = [
     "ESM2",
@@ -40,9 +41,7 @@ def _module(name: str, **content: Any) -> ModuleType:
     return made
 
 
-constants = _module(
-    "constants", proteinseq_toks={"toks": Alphabet.from_architecture("ESM-1b").standard_toks}
-)
+constants = _module("constants", proteinseq_toks={"toks": Alphabet.from_architecture("ESM-1b").standard_toks})
 version = _module("version", version=__version__)
 model = _module(
     "model",

@@ -17,7 +17,8 @@ from torch import Tensor
 from protea import alphabet as alphabets
 from protea.compat.esm.absent import refuse
 from protea.errors import FastaError, UnknownResidueError, UsageError
-from protea.fasta import Record, read_fasta as records_of
+from protea.fasta import Record
+from protea.fasta import read_fasta as records_of
 from protea.models import registry
 from protea.text import shown
 
@@ -134,7 +135,7 @@ class BatchConverter:
             label, text = _pair(number, pair)
             labels.append(label)
             texts.append(text)
-            rows.append(self._row(label, text))
+            rows.append(self._row(label, str(text)))
         if not rows:
             raise UsageError("the batch is empty; give pairs of label and sequence, as in [('KRAS', 'MTEYK')]")
         tokens = torch.full((len(rows), max(map(len, rows))), self.alphabet.padding_idx, dtype=torch.int64)
@@ -153,15 +154,13 @@ class BatchConverter:
 
 
 def _pair(number: int, pair: Any) -> tuple[str, str]:
-    try:
-        label, text = pair if not isinstance(pair, str) else ()
-    except (TypeError, ValueError):
-        label = text = None
-    if not isinstance(text, str):
+    items = [] if isinstance(pair, str) or not isinstance(pair, Iterable) else list(pair)
+    # Biopython's Seq has the methods of a string, and comes back as it is.
+    if len(items) != 2 or isinstance(items[1], bytes) or not hasattr(items[1], "upper"):
         raise UsageError(
             f"entry {number} of the batch is {shown(pair)}; give a pair of label and sequence, as in ('KRAS', 'MTEYK')"
         )
-    return label, text
+    return items[0], items[1]
 
 
 class FastaBatchedDataset:

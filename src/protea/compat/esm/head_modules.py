@@ -43,7 +43,7 @@ class ContactPredictionHead(ContactHead):
     def adopt(cls, head: ContactHead, alphabet: EsmAlphabet) -> None:
         """Make a head one of this class."""
         head.__class__ = cls
-        head.alphabet = alphabet
+        vars(head)["alphabet"] = alphabet
 
     def forward(self, tokens: Tensor, attentions: Tensor) -> Tensor:
         """Tokens ``[B, T]`` and maps ``[B, N, H, T, T]`` to probabilities between residues."""

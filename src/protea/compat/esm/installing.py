@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -54,13 +54,14 @@ def install() -> None:
         sys.modules[f"esm.{part}"] = found
     sys.meta_path.insert(0, _Refusing())
     sys.path.insert(1, str(_FILES))
-    torch.serialization.add_safe_globals([Namespace])  # in the files of ESM-1, ESM-1b and ESM-1v
+    # It is in the files of ESM-1, ESM-1b and ESM-1v, which scripts load themselves.
+    torch.serialization.add_safe_globals([Namespace])
     _answer_hub()
 
 
 def _answer_hub() -> None:
     """Let ``torch.hub.load("facebookresearch/esm:main", NAME)`` load from here; other repositories are as before."""
-    original = torch.hub.load
+    original: Callable[..., Any] = torch.hub.load
 
     def load(repo_or_dir: str, model: str, *args: Any, **kwargs: Any) -> Any:
         if str(repo_or_dir).partition(":")[0] == _REPOSITORY and kwargs.get("source", "github") == "github":

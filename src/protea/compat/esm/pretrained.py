@@ -6,7 +6,6 @@ All return a model and its alphabet, on the CPU in float32. Weights are looked f
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

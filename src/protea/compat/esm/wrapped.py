@@ -47,6 +47,7 @@ class EsmModel(nn.Module):
     _encoder: Encoder
     alphabet: EsmAlphabet
     layers: nn.ModuleList
+    lm_head: nn.Module
     num_layers: int
 
     @classmethod
@@ -83,8 +84,8 @@ class EsmModel(nn.Module):
                 setattr(self, _NAMES.get(name, name), module)
         for layer in self.layers:
             layer.register_forward_pre_hook(_only_packed, with_kwargs=True)
-            for module in (layer, layer.self_attn):
-                module.register_forward_hook = _no_hooks
+            for part in (layer, layer.self_attn):
+                vars(part)["register_forward_hook"] = _no_hooks
 
     def forward(
         self,
@@ -129,6 +130,10 @@ class EsmModel(nn.Module):
         x = self._computed(PaddedBatch.of(tokens, self._encoder), None, contacts.add)
         return contacts.probabilities().to(x.dtype)
 
+    def require(self, capability: str) -> None:
+        """Raise ``CapabilityError`` with a remedy if the model lacks ``attention`` or ``contacts``."""
+        self._encoder.require(capability)
+
     def _computed(
         self,
         batch: PaddedBatch,
@@ -149,7 +154,7 @@ class EsmModel(nn.Module):
         return logits
 
     def _contacts(self, tokens: Tensor) -> ContactSum:
-        self._encoder.require("contacts")
+        self.require("contacts")
         head = getattr(self, "contact_head", None)
         if not isinstance(head, ContactPredictionHead):
             raise CapabilityError(
