@@ -1,35 +1,25 @@
 """fair-esm's interface over Protea's models: ``import protea.compat.esm as esm``.
 
-``python -m protea.compat.esm SCRIPT.py`` runs a script that says ``import esm`` without changes, and
-``protea.compat.esm.install()`` does the same for a notebook. ``docs/from-fair-esm.md`` says what differs.
+``python -m protea.compat.esm SCRIPT.py`` runs a script that says ``import esm`` without changes, and ``install()`` does
+the same for a notebook. ``docs/from-fair-esm.md`` says what differs.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
-from protea.compat.esm import data, modules, pretrained
-from protea.compat.esm.absent import MSATransformer, refuse_module
+from torch.nn import LayerNorm
+
+from protea.compat.esm import data, head_modules, pretrained
+from protea.compat.esm.absent import MSATransformer, refuse, refuse_module
 from protea.compat.esm.data import Alphabet, BatchConverter, FastaBatchedDataset
+from protea.compat.esm.installing import install
 from protea.compat.esm.wrapped import ProteinBertModel
 from protea.compat.esm.wrapped import RotaryModel as ESM2  # noqa: N814  # its name in fair-esm
 
-__all__ = [
-    "ESM2",
-    "Alphabet",
-    "BatchConverter",
-    "FastaBatchedDataset",
-    "MSATransformer",
-    "ProteinBertModel",
-    "constants",
-    "data",
-    "install",
-    "model",
-    "modules",
-    "pretrained",
-    "version",
-]
+__all__ = ["ESM2", "Alphabet", "BatchConverter", "FastaBatchedDataset", "MSATransformer", "ProteinBertModel"]
+__all__ += ["constants", "data", "install", "model", "modules", "pretrained", "version"]
 
 __version__ = "2.0.0"
 """The version of fair-esm whose interface this is."""
@@ -41,6 +31,12 @@ def _module(name: str, **content: Any) -> ModuleType:
     return made
 
 
+def _no_layer(name: str) -> NoReturn:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    refuse(f"esm.modules.{name}", "layers")
+
+
 constants = _module("constants", proteinseq_toks={"toks": Alphabet.from_architecture("ESM-1b").standard_toks})
 version = _module("version", version=__version__)
 model = _module(
@@ -49,13 +45,10 @@ model = _module(
     esm2=_module("model.esm2", ESM2=ESM2),
     msa_transformer=_module("model.msa_transformer", MSATransformer=MSATransformer),
 )
-
-
-def install() -> None:
-    """Let ``import esm``, and ``torch.hub.load`` of fair-esm's repository, mean this package, in this process."""
-    from protea.compat.esm import installing
-
-    installing.install()
+modules = _module(
+    "modules", **{name: getattr(head_modules, name) for name in head_modules.SHARED}, ESM1bLayerNorm=LayerNorm
+)
+vars(modules)["__getattr__"] = _no_layer
 
 
 def __getattr__(name: str) -> Any:

@@ -44,33 +44,25 @@ def fail(error: ProteaError) -> NoReturn:
 def _run(arguments: list[str]) -> None:
     from protea.compat.esm import install
 
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        sys.path[0] = str(Path.cwd())
-        install()
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        return
-    script = Path(arguments[0])
-    if not script.is_file():
+    as_module = arguments[0] == "-m"
+    sys.argv = arguments[as_module:]
+    script = Path(sys.argv[0])
+    if not as_module and not script.is_file():
         raise UsageError(f"{script}: no such script")
-    sys.argv = arguments
-    sys.path[0] = str(script.resolve().parent)
+    sys.path[0] = str(Path.cwd() if as_module else script.resolve().parent)
     install()
-    runpy.run_path(str(script), run_name="__main__")
+    if as_module:
+        runpy.run_module(str(script), run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def _place(error: ProteaError) -> str:
     """The script's line that led to an error, for its message: the last one outside this package and libraries."""
-    ours, libraries = str(Path(__file__).parents[2]), ("site-packages", "dist-packages", "<frozen")
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [
-        frame
-        for frame in frames
-        if not frame.filename.startswith(ours)
-        and not any(part in frame.filename for part in libraries)
-        and not frame.filename.startswith(sys.base_prefix)
-    ]
-    return f"{theirs[-1].filename}, line {theirs[-1].lineno}: " if theirs else ""
+    others = (str(Path(__file__).parents[2]), sys.base_prefix, "site-packages", "dist-packages", "<frozen")
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    theirs = (frame for frame in frames if not any(part in frame.filename for part in others))
+    return next((f"{frame.filename}, line {frame.lineno}: " for frame in theirs), "")
 
 
 if __name__ == "__main__":

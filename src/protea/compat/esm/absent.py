@@ -16,7 +16,6 @@ _WAYS: Final = {
     "if": f"Protea has no inverse folding (ESM-IF1); {_FAIR}",
     "fold": "Protea predicts no structures (ESMFold); use transformers: "
     "EsmForProteinFolding.from_pretrained('facebook/esmfold_v1')",
-    "data": f"Protea does not download this data set; {_FAIR}",
     "layers": "Protea computes packed sequences, with layers of its own; call the whole model, as in "
     f"model(tokens, repr_layers=[...], need_head_weights=True), or {_FAIR}",
     "esm3": "this is a module of EvolutionaryScale's esm 3, not of fair-esm; Protea loads ESM C by its name: "
@@ -31,17 +30,12 @@ _MODULES: Final = {
     "inverse_folding": "if",
     "esmfold": "fold",
     "axial_attention": "msa",
-    "multihead_attention": "layers",
-    "rotary_embedding": "layers",
-    "models": "esm3",
-    "sdk": "esm3",
-    "tokenization": "esm3",
-    "utils": "esm3",
-    "layers": "esm3",
+    **dict.fromkeys(("multihead_attention", "rotary_embedding"), "layers"),
+    **dict.fromkeys(("models", "sdk", "tokenization", "utils", "layers"), "esm3"),
 }
 
 
-def refuse(what: str, kind: str) -> NoReturn:
+def refuse(what: str, kind: str = "other") -> NoReturn:
     """Raise the error for something of fair-esm that Protea has not."""
     raise CapabilityError(f"{what}: {_WAYS[kind]}")
 
@@ -55,8 +49,7 @@ def refuse_model(name: str) -> None:
 
 def refuse_module(name: str) -> NoReturn:
     """Raise the error for a module of ``esm`` that Protea has not, such as ``esm.inverse_folding.util``."""
-    kind = _MODULES.get(name.split(".")[1], "other")
-    raise AbsentModuleError(f"{name}: {_WAYS[kind]}")
+    raise AbsentModuleError(f"{name}: {_WAYS[_MODULES.get(name.split('.')[1], 'other')]}")
 
 
 class MSATransformer:

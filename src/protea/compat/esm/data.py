@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Final, NoReturn
 
 import torch
@@ -24,6 +25,8 @@ from protea.text import shown
 
 _ARCHITECTURES: Final = {"ESM-1": "esm-1", "protein_bert_base": "esm-1", "ESM-1b": "esm", "roberta_large": "esm"}
 """fair-esm's names of architectures, and our names of their alphabets."""
+
+_ABSENT: Final = {"msa": "msa", "invariant_gvp": "if"}
 
 _FILL: Final = re.compile(r"<null_[1-9]\d*>")
 
@@ -61,10 +64,8 @@ class EsmAlphabet:
     @classmethod
     def from_architecture(cls, name: str) -> EsmAlphabet:
         """The alphabet of ``ESM-1`` or ``ESM-1b``, which ESM-1v and ESM-2 share, also by fairseq's names of these."""
-        if name in ("MSA Transformer", "msa_transformer"):
-            refuse(f"Alphabet.from_architecture({name!r})", "msa")
-        if "invariant_gvp" in name.lower():
-            refuse(f"Alphabet.from_architecture({name!r})", "if")
+        if kind := next((kind for part, kind in _ABSENT.items() if part in name.lower()), None):
+            refuse(f"Alphabet.from_architecture({name!r})", kind)
         if name not in _ARCHITECTURES:
             raise UsageError(f"unknown architecture {name!r}; use {', '.join(_ARCHITECTURES)}")
         return cls.of(registry.alphabets()[_ARCHITECTURES[name]])
@@ -76,9 +77,7 @@ class EsmAlphabet:
         letters = [number for number, token in enumerate(tokens) if len(token) == 1]
         begin, end = letters[0], letters[-1] + 1
         return cls(
-            tokens[begin:end],
-            tokens[:begin],
-            tokens[end:],
+            *(tokens[begin:end], tokens[:begin], tokens[end:]),
             prepend_bos=ours.bos is not None,
             append_eos=ours.eos is not None,
         )
@@ -113,13 +112,11 @@ class EsmAlphabet:
         except KeyError as error:
             wrong: str = error.args[0]
             advice = "write it in upper case" if wrong.upper() in self.tok_to_idx else "write X for an unknown residue"
+            place = next(found.start() for found in self._token.finditer(text) if found[0] == wrong)
             raise UnknownResidueError(
-                f"{shown(wrong)} at letter {self._first(text, wrong) + 1} is not in the alphabet "
-                f"({''.join(self.standard_toks)}); {advice}, or remove it"
+                f"{shown(wrong)} at letter {place + 1} is not in the alphabet ({''.join(self.standard_toks)}); "
+                f"{advice}, or remove it"
             ) from error
-
-    def _first(self, text: str, wrong: str) -> int:
-        return next(found.start() for found in self._token.finditer(text) if found[0] == wrong)
 
 
 class BatchConverter:
@@ -207,43 +204,17 @@ def read_fasta(
     path: str | Path, keep_gaps: bool = True, keep_insertions: bool = True, to_upper: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Headers and sequences of a FASTA or A3M file; without gaps (``-``) or insertions (lower case) if asked."""
-    cleaned = _cleaner(keep_gaps, keep_insertions, to_upper)
-    return ((_label(record), cleaned(record.sequence)) for record in records_of([path]))
-
-
-def read_alignment_lines(
-    lines: Iterable[str], keep_gaps: bool = True, keep_insertions: bool = True, to_upper: bool = False
-) -> Iterator[tuple[str, str]]:
-    """The same from the lines of a file."""
-    cleaned = _cleaner(keep_gaps, keep_insertions, to_upper)
-    header, parts = None, list[str]()
-    for line in lines:
-        if line.startswith(">"):
-            if header is not None:
-                yield header, cleaned("".join(parts))
-            header, parts = line.strip().lstrip(">"), []
-        elif header is None:
-            raise FastaError(f"not FASTA: expected '>' and a header, found {shown(line)}")
-        else:
-            parts.append(line.strip())
-    if header is None:
-        raise FastaError("no records: the lines are empty")
-    yield header, cleaned("".join(parts))
-
-
-def _cleaner(keep_gaps: bool, keep_insertions: bool, to_upper: bool) -> Callable[[str], str]:
-    removed = "" if keep_gaps else "-"
-    removed += "" if keep_insertions else "abcdefghijklmnopqrstuvwxyz"
+    removed = ("" if keep_gaps else "-") + ("" if keep_insertions else ascii_lowercase)
     table = str.maketrans("", "", removed)
-    return lambda text: text.translate(table).upper() if to_upper else text.translate(table)
+    for record in records_of([path]):
+        text = record.sequence.translate(table)
+        yield _label(record), text.upper() if to_upper else text
 
 
 Alphabet = EsmAlphabet
 
 
 def __getattr__(name: str) -> NoReturn:
-    if name == "MSABatchConverter":
-        refuse(f"esm.data.{name}", "msa")
-    if name == "ESMStructuralSplitDataset":
-        refuse(f"esm.data.{name}", "data")
+    if name in ("MSABatchConverter", "ESMStructuralSplitDataset", "read_alignment_lines"):
+        refuse(f"esm.data.{name}", "msa" if "MSA" in name else "other")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

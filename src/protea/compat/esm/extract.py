@@ -29,33 +29,18 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m protea.compat.esm.extract",
         description="Writes a file of representations for each sequence of a FASTA file, as fair-esm's esm-extract.",
     )
-    made.add_argument("model_location", help="A published name, or a checkpoint: a .pt file or a folder.")
-    made.add_argument("fasta_file", type=Path, help="The sequences.")
-    made.add_argument("output_dir", type=Path, help="Folder that gets a file LABEL.pt for each sequence.")
-    made.add_argument(
-        "--toks_per_batch", type=int, default=4096, help="Most tokens of a batch, with padding (default: 4096)."
-    )
-    made.add_argument(
-        "--repr_layers",
-        type=int,
-        nargs="+",
-        default=[-1],
-        help="Layers to write; 0 is the embedding, -1 the last (default: -1).",
-    )
-    made.add_argument(
-        "--include",
-        nargs="+",
-        choices=["mean", "per_tok", "bos", "contacts"],
-        required=True,
-        help="What to write: the mean over residues, every residue, the BOS token, contact maps.",
-    )
-    made.add_argument(
-        "--truncation_seq_length",
-        type=int,
-        default=1022,
-        help="Longer sequences are cut to so many residues (default: 1022).",
-    )
-    made.add_argument("--nogpu", action="store_true", help="Compute on the CPU even if there is a GPU.")
+    add = made.add_argument
+    add("model_location", help="A published name, or a checkpoint: a .pt file or a folder.")
+    add("fasta_file", type=Path, help="The sequences.")
+    add("output_dir", type=Path, help="Folder that gets a file LABEL.pt for each sequence.")
+    add("--toks_per_batch", type=int, default=4096, help="Most tokens of a batch, with padding (default: 4096).")
+    layers = "Layers to write; 0 is the embedding, -1 the last (default: -1)."
+    add("--repr_layers", type=int, nargs="+", default=[-1], help=layers)
+    what = "What to write: the mean over residues, every residue, the BOS token, contact maps."
+    add("--include", nargs="+", choices=["mean", "per_tok", "bos", "contacts"], required=True, help=what)
+    cut = "Longer sequences are cut to so many residues (default: 1022)."
+    add("--truncation_seq_length", type=int, default=1022, help=cut)
+    add("--nogpu", action="store_true", help="Compute on the CPU even if there is a GPU.")
     return made
 
 

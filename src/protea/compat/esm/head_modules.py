@@ -15,7 +15,20 @@ from torch import Tensor, nn
 from protea.compat.esm.data import EsmAlphabet
 from protea.models.layers import ContactHead, LanguageModelHead
 
+SHARED: Final = ("ContactPredictionHead", "RobertaLMHead", "apc", "symmetrize")
+"""What scripts find in ``esm.modules``."""
+
 _TINY: Final = torch.finfo(torch.float32).tiny
+
+
+def symmetrize(x: Tensor) -> Tensor:
+    """``x + xᵀ`` over the last two axes."""
+    return x + x.mT
+
+
+def apc(x: Tensor) -> Tensor:
+    """Average product correction over the last two axes: ``x - r c / t``, r and c the sums of rows and columns."""
+    return x - x.sum(-1, keepdim=True) * x.sum(-2, keepdim=True) / x.sum((-1, -2), keepdim=True)
 
 
 class RobertaLMHead(LanguageModelHead):

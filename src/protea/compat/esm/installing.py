@@ -38,7 +38,10 @@ class _Refusing(MetaPathFinder):
 
 
 def install() -> None:
-    """See ``protea.compat.esm.install``; a second call does nothing. ``UsageError`` if another ``esm`` is loaded."""
+    """Let ``import esm``, and ``torch.hub.load`` of fair-esm's repository, mean this package, in this process.
+
+    A second call does nothing. ``UsageError`` if another ``esm`` is loaded.
+    """
     ours, loaded = import_module(_ROOT), sys.modules.get("esm")
     if loaded is ours:
         return
