@@ -254,6 +254,40 @@ def test_any_checkpoint_of_fair_esms_families(model_folders: dict[str, Path]) ->
         ours.pretrained.load_model_and_alphabet(str(model_folders["esm1nv"]))
 
 
+def test_adapters_of_peft(files: dict[str, Path]) -> None:
+    peft = pytest.importorskip("peft")
+    model, _, tokens = both(files["esm2_tiny"])
+    before = model(tokens)["logits"].detach()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    out = adapted(tokens, repr_layers=[3])
+    torch.testing.assert_close(out["logits"], before, rtol=0, atol=1e-5)
+    out["representations"][3].sum().backward()
+    learned = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(learned) == 12
+    assert all(parameter.grad is not None for parameter in learned)
+    with torch.no_grad():
+        for parameter in learned:
+            parameter.add_(0.3)
+    assert not torch.allclose(adapted(tokens)["logits"], before)
+
+
+def test_a_class_of_ones_own() -> None:
+    class Classifier(ours.ESM2):
+        def __init__(self) -> None:
+            super().__init__(num_layers=2, embed_dim=40, attention_heads=5)
+            self.extra = torch.nn.Linear(40, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+            return self.extra(super().forward(tokens, repr_layers=[2])["representations"][2])
+
+    model = Classifier().to(torch.float64)
+    assert model(torch.tensor([[0, 5, 6, 2]])).dtype == torch.float64
+    assert {"extra.weight", "layers.1.fc1.weight"} <= model.state_dict().keys()
+    assert sum(p.numel() for p in model.parameters()) == 40 * 3 + 3 + sum(
+        p.numel() for p in esm.ESM2(2, 40, 5).parameters()
+    )
+
+
 def test_mistakes_are_named(files: dict[str, Path]) -> None:
     model, _, tokens = both(files["esm2_tiny"])
     learned, _, _ = both(files["esm1v_tiny"])
@@ -261,6 +295,10 @@ def test_mistakes_are_named(files: dict[str, Path]) -> None:
         model(tokens, repr_layers=[33])
     with pytest.raises(UsageError, match=r"\[B, T\]"):
         model(tokens[0])
+    with pytest.raises(UsageError, match="are list"):
+        model(tokens.tolist())  # type: ignore[arg-type]
+    with pytest.raises(CapabilityError, match="trace"):
+        torch.jit.trace(model, (tokens,), strict=False)
     with pytest.raises(UsageError, match="id 77"):
         model(tokens + 77 - tokens.max())
     with pytest.raises(UsageError, match=r"row 1 .*padding"):
@@ -275,6 +313,7 @@ def test_mistakes_are_named(files: dict[str, Path]) -> None:
     with pytest.raises(CapabilityError, match="forward hook"):
         model.layers[0].self_attn.register_forward_hook(print)
     if not torch.cuda.is_available():
-        for move in (model.cuda, lambda: model.to("cuda"), lambda: model.to(device=torch.device("cuda:0"))):
+        moves = (model.cuda, lambda: model.to("cuda"), lambda: model.to(0), lambda: model.to(device="cuda:0"))
+        for move in moves:
             with pytest.raises(DeviceError, match="cuda"):
                 move()

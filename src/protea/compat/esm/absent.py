@@ -23,7 +23,7 @@ _WAYS: Final = {
     "other": f"Protea does not offer it; {_FAIR}",
 }
 
-_STARTS: Final = {"esm_msa": "msa", "esm_if": "if", "esmfold": "fold"}
+STARTS: Final = {"esm_msa": "msa", "esm_if": "if", "esmfold": "fold"}
 """How the names of models begin that Protea has not."""
 
 _MODULES: Final = {
@@ -42,7 +42,7 @@ def refuse(what: str, kind: str = "other") -> NoReturn:
 
 def refuse_model(name: str) -> None:
     """Raise the error for the name of a model that fair-esm has and Protea has not; any other passes."""
-    for start, kind in _STARTS.items():
+    for start, kind in STARTS.items():
         if name.startswith(start):
             refuse(name, kind)
 

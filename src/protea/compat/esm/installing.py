@@ -68,7 +68,7 @@ def _answer_hub() -> None:
 
     def load(repo_or_dir: str, model: str, *args: Any, **kwargs: Any) -> Any:
         if str(repo_or_dir).partition(":")[0] == _REPOSITORY and kwargs.get("source", "github") == "github":
-            return getattr(import_module(f"{_ROOT}.pretrained"), model)()
+            return import_module(f"{_ROOT}.pretrained").load_model_and_alphabet_hub(model)
         return original(repo_or_dir, model, *args, **kwargs)
 
     torch.hub.load = load

@@ -46,10 +46,11 @@ class PaddedBatch:
     def of(cls, tokens: Tensor, model: Encoder) -> Self:
         """Check a batch and pack it; ``UsageError`` if it is none."""
         alphabet = model.alphabet
-        if tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or not tokens.numel() or tokens.is_floating_point():
+            kind = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
             raise UsageError(
-                f"tokens of shape {list(tokens.shape)} and type {tokens.dtype}; the model takes ids [B, T], as the "
-                "batch converter makes them; tokens[None] makes a batch of one sequence"
+                f"tokens are {kind}; the model takes a tensor of ids [B, T], as the batch converter makes them; "
+                "tokens[None] makes a batch of one sequence"
             )
         if tokens.device != model.device:
             raise UsageError(f"tokens are on {tokens.device}, the model is on {model.device}; tokens.to(device)")

@@ -17,7 +17,7 @@ from torch import Tensor
 from protea.checkpoints import fair_esm
 from protea.checkpoints.hub import published_models, short_name
 from protea.checkpoints.tensors import StoredTensor, Tensors, type_name
-from protea.compat.esm.absent import refuse, refuse_model
+from protea.compat.esm.absent import STARTS, refuse, refuse_model
 from protea.compat.esm.data import EsmAlphabet
 from protea.compat.esm.wrapped import EsmModel, around
 from protea.errors import CheckpointError, UsageError
@@ -28,10 +28,6 @@ Loaded = tuple[EsmModel, EsmAlphabet]
 
 _FILES: Final = "https://dl.fbaipublicfiles.com/fair-esm"
 _ALIASES: Final = {"esm1v_t33_650M_UR90S": "esm1v_t33_650M_UR90S_1"}
-_ABSENT: Final = (
-    *("esm_msa1_t12_100M_UR50S", "esm_msa1b_t12_100M_UR50S", "esm_if1_gvp4_t16_142M_UR50"),
-    *("esmfold_v0", "esmfold_v1"),
-)
 
 
 def load_model_and_alphabet(model_name: str) -> Loaded:
@@ -116,14 +112,14 @@ def _names() -> list[str]:
 
 
 def __getattr__(name: str) -> Callable[[], Loaded]:
-    if name in _ABSENT:
-        return partial(refuse_model, name)  # type: ignore[return-value]
     if name in _ALIASES or (not name.startswith("_") and name in _names()):
         return partial(load_model_and_alphabet_hub, name)
-    if name.startswith(("load_", "_download", "esm")):
-        refuse(f"esm.pretrained.{name}", "other")
+    if name.startswith(tuple(STARTS)):
+        return partial(refuse_model, name)  # type: ignore[return-value]
+    if name.startswith(("load_", "_download")):
+        refuse(f"esm.pretrained.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_names(), *_ALIASES, *_ABSENT])
+    return sorted([*globals(), *_names(), *_ALIASES])

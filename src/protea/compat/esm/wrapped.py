@@ -100,7 +100,7 @@ class EsmModel(nn.Module):
         ``contacts``, which come with them, ``[B, T', T']`` without BOS and EOS.
         """
         layers = self._checked(repr_layers)
-        batch = PaddedBatch.of(tokens, self._encoder)
+        batch = self._batch(tokens)
         states: dict[int, Tensor] = {}
         maps: list[Tensor] = []
 
@@ -126,13 +126,22 @@ class EsmModel(nn.Module):
 
     def predict_contacts(self, tokens: Tensor) -> Tensor:
         """Probabilities of contacts ``[B, T', T']`` between residues; the maps of one layer are kept at a time."""
-        contacts = self._contacts(tokens)
-        x = self._computed(PaddedBatch.of(tokens, self._encoder), None, contacts.add)
+        batch, contacts = self._batch(tokens), self._contacts(tokens)
+        x = self._computed(batch, None, contacts.add)
         return contacts.probabilities().to(x.dtype)
 
     def require(self, capability: str) -> None:
         """Raise ``CapabilityError`` with a remedy if the model lacks ``attention`` or ``contacts``."""
         self._encoder.require(capability)
+
+    def _batch(self, tokens: Tensor) -> PaddedBatch:
+        if getattr(self, "_is_replica", False):
+            raise CapabilityError("torch.nn.DataParallel: Protea's models compute on one device; use one process a GPU")
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            raise CapabilityError(
+                "torch.jit.trace: a trace would keep the lengths of this batch; call the model itself"
+            )
+        return PaddedBatch.of(tokens, self._encoder)
 
     def _computed(
         self,
@@ -141,8 +150,6 @@ class EsmModel(nn.Module):
         add: Callable[[Tensor], None] | None,
     ) -> Tensor:
         """The one forward pass, ``[N, D]``; ``keep`` receives hidden states, ``add`` the maps ``[B, H, T, T]``."""
-        if getattr(self, "_is_replica", False):
-            raise CapabilityError("torch.nn.DataParallel: Protea's models compute on one device; use one process a GPU")
         on_attention = None if add is None else lambda number, call: add(batch.maps(call))
         x: Tensor = self._encoder(batch.packed, on_hidden=keep, on_attention=on_attention)
         return x
@@ -188,15 +195,14 @@ class EsmModel(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert the model; ``DeviceError`` for a GPU that is not here."""
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, str | torch.device):
-                resolve_device(str(value))
+        for value in (*args, kwargs.get("device")):
+            if isinstance(value, str | torch.device) or type(value) is int:
+                resolve_device(f"cuda:{value}" if type(value) is int else str(value))
         return super().to(*args, **kwargs)
 
     def cuda(self, device: int | torch.device | None = None) -> Self:
         """Move the model to a GPU; ``DeviceError`` without one."""
-        resolve_device("cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else str(device))
-        return super().cuda(device)
+        return self.to("cuda" if device is None else device)
 
     def _renamed(self) -> dict[str, str]:
         """fair-esm's keys in a state dict, by this module's where they differ."""
