@@ -50,7 +50,7 @@ LAYERS = [
     {"shared_models"},
     {"estimators"},
     {"sklearn"},
-    {"serve"},
+    {"compat", "serve"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -184,11 +184,11 @@ def test_no_class_name_is_defined_twice() -> None:
 
 
 def test_no_two_modules_share_a_name() -> None:
-    """Except packages' ``__init__`` and a command's module, which has the name of the command."""
+    """Except packages' ``__init__`` and ``__main__``, and a command's module, which has the name of the command."""
     commands = {SOURCE / "cli" / f"{module}.py" for module in cli.COMMANDS.values()}
     homes = defaultdict(list)
     for path in sorted(MODULES.values()):
-        if path.stem != "__init__" and path not in commands:
+        if path.stem not in {"__init__", "__main__"} and path not in commands:
             homes[path.stem].append(str(path.relative_to(SOURCE)))
     assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
 

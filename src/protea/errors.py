@@ -62,6 +62,10 @@ class CapabilityError(ProteaError):
     """The model has no head for what was requested."""
 
 
+class AbsentModuleError(CapabilityError, ImportError):
+    """A module of another package, for whose scripts Protea stands in, has no counterpart here."""
+
+
 class DeviceError(ProteaError):
     """This machine or this build of PyTorch lacks a device, or its memory is too small."""
 

@@ -82,6 +82,11 @@ class PackedBatch:
         starts = torch.repeat_interleave(self.cu_seqlens.offsets[:-1], self.cu_seqlens.lengths, output_size=total)
         return torch.arange(total, device=self.input_ids.device) - starts
 
+    @property
+    def extent(self) -> int:
+        """Positions are below this number."""
+        return self.cu_seqlens.max_length
+
     def sequence_index(self) -> Tensor:
         """``[T]`` int64: the number of the sequence that each token is in."""
         numbers = torch.arange(len(self), device=self.input_ids.device)

@@ -86,10 +86,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or "contact_head.regression.weight" not in state:
             raise CheckpointError(f"{regression}: holds no contact regression; remove it, or fetch it again")
         states[regression] = (head, state)
-    tensors = open_state_dicts(states)
+    return from_settings(path, settings_of(content), open_state_dicts(states))
+
+
+def from_settings(path: Path, settings: Mapping[str, Any], tensors: Tensors) -> Checkpoint:
+    """The checkpoint of tensors as Meta's files name them, whose settings are those of ``path``."""
     normalize(tensors)
     try:
-        family, config = _config(_settings(content), tensors)
+        family, config = _config(settings, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     checkpoint = checkpoint_of(config, tensors, "args or cfg")
@@ -100,7 +104,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the model, from ``cfg`` or ``args``; ``said_by`` names which of the two."""
     cfg = _plain(content.get("cfg"))
     model = _plain(cfg.get("model")) if isinstance(cfg, dict) else None
@@ -138,8 +142,13 @@ def _config(settings: Mapping[str, Any], tensors: Tensors) -> tuple[type[Encoder
 def _plain(value: Any) -> Any:
     """The content of a configuration object of any class: Namespace, or OmegaConf's containers and nodes.
 
-    Values inside are not converted, because objects may contain each other in a circle.
+    Values inside are not converted, because objects may contain each other in a circle. The object may be one that
+    somebody has loaded.
     """
+    if isinstance(value, Namespace):
+        return vars(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     for _ in range(_MAX_WRAPPINGS):
         if not isinstance(value, Inert):
             return value

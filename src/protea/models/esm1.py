@@ -182,7 +182,7 @@ class ESM1(Transformer):
         x: Tensor = math.sqrt(self.config.hidden_size) * self.word_embeddings(batch.input_ids)
         if self.config.token_dropout:
             x = token_dropout(x, batch, self.alphabet.mask)
-        waves = sinusoids(batch.cu_seqlens.max_length, self.config.hidden_size).to(x)
+        waves = sinusoids(batch.extent, self.config.hidden_size).to(x)
         return x + waves[batch.positions()]
 
     def context(self, batch: PackedBatch) -> LayerContext:

@@ -37,7 +37,8 @@ class NativeLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[T, N]``."""
-        if x.dim() != 2 or {x.dtype, self.weight.dtype} != {torch.float32} or torch.is_autocast_enabled("cpu"):
+        there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, self.weight.dtype} == {torch.float32}
+        if not there or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         y = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         assert isinstance(y, Tensor)

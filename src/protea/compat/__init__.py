@@ -1,0 +1,1 @@
+"""Other packages' interfaces, for scripts that were written for them."""
