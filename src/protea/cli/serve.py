@@ -13,6 +13,7 @@ from protea.errors import UsageError
 from protea.optional import extra
 
 
+@options.options_of()
 def serve(
     models: Annotated[
         list[str],
