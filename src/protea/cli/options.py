@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from protea import bundled
 from protea.cli.terminal import be_quiet, tell
+from protea.supported import check_torch
 
 if TYPE_CHECKING:
     from protea.infer.loading import ModelLoader
@@ -175,6 +176,7 @@ def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], 
         def run(**values: Any) -> None:
             for group in _NOT_RECEIVED.keys() & groups:
                 values.pop(_NOT_RECEIVED[group], None)
+            check_torch()
             command(**values)
 
         parameters = {
