@@ -1,7 +1,7 @@
 """The public names of Protea with their signatures: ``public.txt``, which a change must change on purpose.
 
-``PROTEA_WRITE_PUBLIC=1 pytest -n 0 tests/test_public.py`` writes the file again. ``docs/versions.md`` says what may change
-in which version.
+``PROTEA_WRITE_PUBLIC=1 pytest -n 0 tests/test_public.py`` writes the file again. ``docs/versions.md`` says what may
+change in which version.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def members(kind: type) -> Iterator[str]:
     """Attributes, properties and methods that Protea's own code gives to a class."""
     found: dict[str, Any] = {}
     for base in reversed([base for base in kind.__mro__ if base.__module__.startswith("protea")]):
-        found |= dict.fromkeys(assigned(base)) | dict.fromkeys(base.__dict__.get("__annotations__", {})) | vars(base)
+        found |= dict.fromkeys(assigned(base)) | dict.fromkeys(inspect.get_annotations(base)) | vars(base)
     for name, value in found.items():
         if name.startswith("_") or re.fullmatch("set_.*_request", name):  # the latter are scikit-learn's
             continue
