@@ -259,10 +259,13 @@ def test_public_names() -> None:
         _ = protea.nothing
 
 
-HEAVY = {"torch", "numpy", "h5py", "pyarrow", "rich", "huggingface_hub"}
+HEAVY = {"torch", "numpy", "h5py", "pyarrow", "rich", "huggingface_hub", "yaml", "importlib.metadata"}
 
 
-@pytest.mark.parametrize("statement", ["import protea", "import protea.cli"])
+EVERYTHING = "from protea import cli; cli.application(None)"
+
+
+@pytest.mark.parametrize("statement", ["import protea", "import protea.cli", EVERYTHING])
 def test_importing_stays_light(statement: str) -> None:
     code = f"{statement}; import sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import metadata
 from typing import Final
 
 from protea.errors import MissingExtraError, VersionError, warn
@@ -18,6 +17,8 @@ BELOW: Final = (3, 0)
 @cache
 def check_torch() -> None:
     """Refuse a PyTorch that is missing or too old, and tell of one that is too new."""
+    from importlib import metadata  # takes longer than the rest of this package
+
     allowed = f"torch>={OLDEST[0]}.{OLDEST[1]},<{BELOW[0]}"
     try:
         version = metadata.version("torch")

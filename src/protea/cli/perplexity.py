@@ -13,7 +13,6 @@ from protea.cli.interrupt import interruptible
 from protea.cli.options import AsJson, Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, loader
 from protea.cli.terminal import aside, bars, show_json, tell, tell_doubts
 from protea.errors import UsageError
-from protea.output import check_output
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.checkpoints.peers import check_peer
+    from protea.output import check_output
     from protea.plot import check_place, profile
     from protea.rerun import record_plot
     from protea.score.perplexity import measure_perplexity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -103,6 +102,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def show_json(content: object) -> None:
     """Print a value as JSON to standard output; numbers that JSON does not have, as nan, become null."""
+    import json
+
     typer.echo(json.dumps(_without_nan(content), indent=2, allow_nan=False))
 
 
