@@ -12,6 +12,7 @@ CONSTRAINED = $(if $(LOCK),--constraint $(LOCK))
 # The compiler of wheels.
 ZIG ?= 0.17.1
 DEMO := build/demo/proteins
+SUMO := build/demo/sumo1
 MINI := build/mini
 FLOORS := build/floors
 PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers4 \
@@ -20,27 +21,40 @@ PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
 # PyPI's build is the last resort, where neither can be reached.
+# The download shows its progress on a terminal. Only what the last try says is shown, and then what to do.
 define install_torch
+@echo 'installing PyTorch $(2)$(shell [ "$$(uname)" = Linux ] && echo ' for CPUs, 200 MB to download unless pip has it')'
+@quiet=$$(test -t 1 || echo -qq); install="$(PYTHON) -m pip --python $(1) install $$quiet"; \
 if [ "$$(uname)" = Linux ]; then \
-  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' || \
-  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu || \
-  $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; \
-else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
+  $$install 'torch==$(2)+cpu' 2> $(1).log || \
+  $$install 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu 2> $(1).log || \
+  $$install 'torch==$(2)'; \
+else $$install 'torch==$(2)'; fi || { \
+  echo 'PyTorch $(2) could not be installed. Without a network, give pip a folder of wheels: PIP_FIND_LINKS=FOLDER'; \
+  echo 'PIP_NO_INDEX=1 make ... If pip finds no version that fits, try another Python: make ... PYTHON=python3.12'; exit 1; }
 endef
 
-.PHONY: demo mini native test test-long test-floors lint types unit wheels changelog lock mmseqs clean
+# $(call show,COMMAND) prints a command and runs it as if the environment was activated.
+define show
+@printf '\n$$ %s\n' '$(1)'
+@PATH='$(CURDIR)/$(BIN)':"$$PATH" $(1)
+endef
 
+.PHONY: demo mini native test test-long test-floors test-wheel lint types unit wheels changelog lock mmseqs clean
+
+# At most 90 seconds on two cores, besides downloads.
 demo: native
 	@mkdir -p $(dir $(DEMO))
-	@echo
-	@echo '$$ protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5'
-	@$(BIN)/protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5 --overwrite
-	@echo
-	@echo '$$ python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5'
-	@$(BIN)/python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5
-	@echo
-	@echo '$$ python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet'
-	@$(BIN)/python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet
+	@grep -A2 P63165 examples/proteins.fasta > $(SUMO).fasta
+	$(call show,protea embed examples/proteins.fasta -o $(DEMO).parquet -r $(DEMO).h5 --overwrite)
+	$(call show,python examples/read_embeddings.py $(DEMO).parquet $(DEMO).h5)
+	$(call show,python examples/neighbours.py examples/proteins.fasta $(DEMO).parquet)
+	$(call show,protea score $(SUMO).fasta --scan -o $(SUMO).csv --plot $(SUMO).png --overwrite)
+	@printf '\n%s\n' 'Look at $(SUMO).png: every single substitution of human SUMO-1, red where the model prefers the wild type.'
+	@printf '%s\n' '' 'Next, after  . $(BIN)/activate' \
+	  '  protea embed YOUR.fasta -o vectors.parquet' \
+	  '  protea score YOUR.fasta --scan -o scan.csv --plot scan.png -m esm2_t12_35M_UR50D  # downloads 135 MB, once' \
+	  '  protea doctor  # what your machine offers, and the commands that install the other parts'
 
 # Builds the native library again after a change of its sources; without a compiler everything works, more slowly.
 native: $(VENV)/.installed
@@ -101,16 +115,27 @@ test-floors:
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python tests/smoke.py
 
 # Writes dist/: the source distribution, and a wheel with the native library for each platform; Zig compiles them all.
+# They are checked as an index of packages would, and `make test-wheel` installs one and runs it.
 WHEELS := build/wheels
 wheels:
 	$(PYTHON) -m venv --without-pip $(WHEELS)
-	$(PYTHON) -m pip --python $(WHEELS)/bin/python install -qq 'ziglang==$(ZIG)' build
+	$(PYTHON) -m pip --python $(WHEELS)/bin/python install -qq 'ziglang==$(ZIG)' build twine check-wheel-contents
 	rm -rf dist
 	$(WHEELS)/bin/python -m build --sdist --outdir dist . > $(WHEELS)/log
 	for platform in linux-x86_64 linux-aarch64 darwin-arm64; do \
 	  PROTEA_BUILD=$$platform CXX='$(CURDIR)/$(WHEELS)/bin/python -m ziglang c++' \
 	    $(WHEELS)/bin/python -m build --wheel --outdir dist . >> $(WHEELS)/log || exit 1; done
+	$(WHEELS)/bin/python -m twine check --strict dist/* >> $(WHEELS)/log
+	$(WHEELS)/bin/check-wheel-contents dist/*.whl
+	$(WHEELS)/bin/python packaging/check_wheels.py dist
 	@ls dist
+
+# Installs the wheel for this machine into an empty environment and runs every part, away from the sources; then each
+# part of it with nothing but its own packages. WHEEL_EXTRAS= names the parts.
+WHEEL_TEST := build/wheel-test
+WHEEL_EXTRAS := evaluate finetune plot serve train ray all
+test-wheel:
+	$(PYTHON) packaging/test_wheel.py dist $(WHEEL_TEST) $(WHEEL_EXTRAS)
 
 # Moves the fragments in changelog.d/ to CHANGELOG.md.
 changelog:
@@ -135,9 +160,11 @@ mmseqs:
 	  else echo 'MMseqs2 is not installed: apt-get install mmseqs2, or brew install mmseqs2'; fi; }
 
 $(VENV)/.installed: pyproject.toml $(LOCK)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Protea needs Python 3.11 or newer, and $(PYTHON) is " + \
+	  sys.version.split()[0] + "; name another one: make ... PYTHON=python3.12")'
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(call install_torch,$(BIN)/python,$(TORCH))
-	$(PIP) install -qq --editable . $(CONSTRAINED)
+	$(PIP) install -qq --editable '.[plot]' $(CONSTRAINED)
 	touch $@
 
 # Packages that tests compare with, and that do not fit into the environment, are installed beside it: transformers 4,

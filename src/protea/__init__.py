@@ -11,6 +11,7 @@ Importing this package has no side effects and does not import torch; the first 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ __all__ = [
     "read_embeddings",
 ]
 
-__version__ = "0.1.0"
+if sys.version_info < (3, 11):  # noqa: UP036  # pip refuses older ones; who runs the sources sees this
+    raise ImportError(f"Protea needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}")
+
+__version__ = "0.2.0"
 
 _HOME = {
     "Client": "protea.client",
@@ -50,6 +54,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        if not name.startswith("Protea"):  # errors need no PyTorch
+            importlib.import_module("protea.supported").check_torch()
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

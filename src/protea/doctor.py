@@ -141,7 +141,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
         return extras
     for requirement in requirements:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if name and extra and extra[1] != "test":
+        if name and extra and extra[1] not in ("all", "test"):
             try:
                 version = metadata.version(name[0])
             except metadata.PackageNotFoundError:

@@ -94,6 +94,10 @@ class MissingExtraError(ProteaError, ImportError):
     """A library of an optional part of this package is not installed."""
 
 
+class VersionError(ProteaError, ImportError):
+    """A package that Protea needs is too old."""
+
+
 class OutputError(ProteaError):
     """An output exists already or cannot be written."""
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -154,6 +155,9 @@ def test_the_advice_works(model_folders: dict[str, Path], name: str) -> None:
 # --- a network that fails ----------------------------------------------------------------------------------------
 
 
+asked: list[str] = []
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers as its path's first part says: nothing, a web page, a model whose files break off, or a whole one."""
 
@@ -167,8 +171,11 @@ class Server(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         _, failure, *path = self.path.split("/")
+        asked.append(self.path)
         self.close_connection = True
-        if failure == "page":
+        if failure == "wait":
+            time.sleep(60)
+        elif failure == "page":
             self.reply(b"<html>Log in to use this network</html>")
         elif failure == "whole" and "resolve" in path:
             self.reply((self.folder / path[-1]).read_bytes())
@@ -182,7 +189,7 @@ class Server(BaseHTTPRequestHandler):
             self.reply(json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": siblings}).encode())
         elif failure == "break" and "tree" in path:
             self.reply(json.dumps([{"type": "file", "path": "config.json", "size": 1000, "oid": "1"}]).encode())
-        elif failure == "break" and "revision" in path:
+        elif failure == "break" and "api" in path:
             self.reply(json.dumps({"id": "a/b", "sha": "0" * 40, "siblings": [{"rfilename": "config.json"}]}).encode())
         elif failure == "break":
             self.reply(b"{", length=1000)
@@ -206,6 +213,8 @@ class Server(BaseHTTPRequestHandler):
 @contextmanager
 def serving() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -228,6 +237,42 @@ def test_a_network_that_fails(tmp_path: Path, failure: str, reason: str) -> None
     last = done.stderr.splitlines()[-1]
     assert last.startswith("protea.errors.CheckpointError: someone/model ")
     assert reason in last
+
+
+def test_a_network_that_does_not_answer(tmp_path: Path) -> None:
+    """One message after one try, not a wait without end; the commands tell nothing else."""
+    asked.clear()
+    (tmp_path / "in.fasta").write_text(">a\nMKTAYIAKQR\n")
+    with serving() as address:
+        settings = {"HF_ENDPOINT": f"{address}/wait", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        code = (
+            "from protea.checkpoints import hub; from protea.cli import main; import sys\n"
+            "hub.SECONDS = 0.5; sys.argv[1:] = 'embed in.fasta -m esm2_t6_8M_UR50D -o out.h5'.split(); main()"
+        )
+        command = [sys.executable, "-c", code]
+        environment = os.environ | settings
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    check_message(
+        "checkpoints.no-network", re.sub(r"\(.*?\)", "({reason})", done.stderr.removeprefix("protea: error: "), count=1)
+    )
+    assert "timed out" in done.stderr
+    assert sum("models" in path for path in asked) == 1
+
+
+def test_forbidden_networks_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded \(HF_HUB_OFFLINE forbids it\)"):
+        locate("esm2_t6_8M_UR50D")
+
+
+def test_the_cache_serves_where_the_network_is_gone(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    put_into_cache(tmp_path / "hub", "someone/model", model_folders["esm2"])
+    settings = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    code = "import protea; print(protea.load('someone/model', device='cpu').config.hidden_size)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, check=False)
+    assert (done.stdout, done.stderr) == ("40\n", "")
 
 
 def test_a_repository_of_pickles_alone(

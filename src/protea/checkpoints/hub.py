@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from protea import bundled
 from protea.checkpoints.formats import checkpoint_path, has_weights, parts_of
@@ -17,6 +19,9 @@ from protea.errors import CheckpointError, ProteaWarning, UnknownModelError
 from protea.models.encoder import Encoder
 from protea.models.family import HUB, META, Published
 from protea.models.registry import build, families
+
+SECONDS: Final = 10.0
+"""Longest wait for an answer of Hugging Face's hub, whose library would wait without end."""
 
 _ORDER: Final = ("Protea", "Meta", "NVIDIA ESM-1nv", "NVIDIA")
 """Publishers, or one of their families, in the order of the list of models; others follow."""
@@ -176,22 +181,56 @@ def _only_file(path: Path) -> Path:
 
 
 def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """Fetch what is not in Hugging Face's cache; the cache alone is used where the hub does not answer."""
+    from huggingface_hub import HfApi, snapshot_download
 
     patterns = [CONFIG, "model*.safetensors", INDEX, *VOCABULARY_FILES]
+    unreachable: Exception | None = None
+    with _plain_telling() as bar:
+        # Networks fail with exceptions of the HTTP client, of the JSON parser and of the system. None is our mistake.
+        try:
+            HfApi().model_info(repository, timeout=SECONDS)
+        except Exception as error:
+            unreachable = error
+        options: dict[str, Any] = {"local_files_only": unreachable is not None, "tqdm_class": bar}
+        try:
+            folder = Path(snapshot_download(repository, allow_patterns=patterns, **options))
+            if not has_weights(folder):  # Meta published its largest models as pickles only
+                patterns.append("pytorch_model*.bin*")
+                folder = Path(snapshot_download(repository, allow_patterns=patterns, **options))
+            return folder
+        except Exception as error:
+            raise _not_downloaded(repository, unreachable or error) from error
+
+
+@contextmanager
+def _plain_telling() -> Iterator[Any]:
+    """Let Hugging Face's library tell nothing but its progress; gives bars that show the time left, unlike its own."""
+    from huggingface_hub.utils import logging, tqdm
+
+    class TimeLeft(tqdm):  # type: ignore[type-arg, misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{name: value for name, value in options.items() if name != "bar_format"})
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        if not has_weights(folder):  # Meta published its largest models as pickles only
-            folder = Path(snapshot_download(repository, allow_patterns=[*patterns, "pytorch_model*.bin*"]))
-        return folder
-    # Networks fail with exceptions of the HTTP client, of the JSON parser and of the system. None is our mistake.
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        short = short_name(repository)
-        place = short if short in published_models() else repository
-        raise CheckpointError(
-            f"{repository} is no folder here{_near(repository)}, is not in the cache and cannot be downloaded "
-            f"({reason}); fetch {CONFIG} and {WEIGHTS} (for split weights {INDEX} and every shard) from "
-            f"{HUB}/{repository}/tree/main, put them into a folder {place}/ here, and run the same command again"
-        ) from error
+        yield TimeLeft
+    finally:
+        logging.set_verbosity(before)
+
+
+def _not_downloaded(repository: str, error: Exception) -> CheckpointError:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    cause = error.__cause__ or error
+    reason = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+    if HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE forbids it"
+    short = short_name(repository)
+    place = short if short in published_models() else repository
+    return CheckpointError(
+        f"{repository} is no folder here{_near(repository)}, is not in the cache and cannot be downloaded "
+        f"({reason}); fetch {CONFIG} and {WEIGHTS} (for split weights {INDEX} and every shard) from "
+        f"{HUB}/{repository}/tree/main, put them into a folder {place}/ here, and run the same command again"
+    )

@@ -175,6 +175,16 @@ class Findings:
             return None if self.recognised_as is None else True
         return all(difference <= TOLERANCE for _, difference in self.differences)
 
+    def shown(self) -> dict[str, Any]:
+        """The findings as plain values."""
+        compared = [
+            {"model": golden.model, "what": golden.what, "source": golden.source}
+            | {"difference": difference, "allowed": TOLERANCE, "passed": difference <= TOLERANCE}
+            for golden, difference in self.differences
+        ]
+        names = ("title", "family", "compared_with", "recognised_as", "passed")
+        return {"path": str(self.path), **{name: getattr(self, name) for name in names}, "differences": compared}
+
 
 def check(model: str) -> Findings:
     """Compare what a checkpoint, or a published name, computes with the numbers that were published for it."""

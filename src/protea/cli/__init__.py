@@ -88,7 +88,7 @@ def main() -> NoReturn:
     warnings.showwarning = lambda message, *_, **__: tell(str(message))
     warnings.simplefilter("always", ProteaWarning)
     try:
-        code = application(next(iter(sys.argv[1:]), None))(prog_name="protea", standalone_mode=False)
+        code = application(_first_word())(prog_name="protea", standalone_mode=False)
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
         _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
@@ -108,6 +108,13 @@ def main() -> NoReturn:
             err=True,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _first_word() -> str | None:
+    """The first word of the command line: of this process, or of the one that a shell asks to complete."""
+    typed = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", ""))  # bash; zsh and fish
+    words = typed.split()[1:] if "_PROTEA_COMPLETE" in os.environ else sys.argv[1:]
+    return next(iter(words), None)
 
 
 def _as_typed(error: ProteaError) -> str:

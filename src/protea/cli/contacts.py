@@ -102,7 +102,7 @@ def contacts(
             maps = predict_maps(loaded.module, proteins, draw, bar)
             write_maps(output, maps, rows, settings)
     for row in tell_doubts(rows):
-        tell(f"{row.id}: {row.what}: {row.detail}")
+        tell(f"{row.id}: {row.what}: {row.detail}", failed=row.what == "skipped")
     for path in filter(None, (output, plot)):
         typer.echo(f"{path}: contacts of {counted(len(proteins), 'protein')}")
     if any(row.what == "skipped" for row in rows):
@@ -165,7 +165,7 @@ def tell_rows(rows: Sequence[ReportRow], report: str | None = None) -> bool:
     """
     for row in rows:
         if row.what == "skipped":
-            tell(f"{row.id}: skipped: {row.detail}")
+            tell(f"{row.id}: skipped: {row.detail}", failed=True)
     for reason, count in Counter(row.detail for row in rows if row.what == "left out").items():
         tell(f"left out {counted(count, 'chain')}: {reason}")
     if odd := Counter(row.what for row in rows if row.what not in ("skipped", "left out")):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protea.cli.interrupt import interruptible
-from protea.cli.options import FASTA, Commands, Gaps, IdColumn, SequenceColumn, Unknown, options_of
-from protea.cli.terminal import bars, tell
+from protea.cli.options import FASTA, AsJson, Commands, Gaps, IdColumn, SequenceColumn, Unknown, options_of
+from protea.cli.terminal import aside, bars, show_json, tell
 from protea.errors import UsageError
 from protea.text import counted
 
@@ -205,13 +205,14 @@ def import_(
 
 
 @data.command("info")
+@options_of()
 def info(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A store of training data.")],
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw lengths and composition: FILE.png or FILE.svg.")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare every file with its hash.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a store holds: how it was made, its counts, lengths and composition.
 
@@ -221,8 +222,6 @@ def info(
       protea data info store/ --verify --plot store.png
       protea data info store/ --json
     """
-    import json
-
     from protea.data import manifest as manifests
 
     manifest = manifests.read_manifest(folder)
@@ -233,7 +232,10 @@ def info(
         manifests.draw_splits(manifest, plot)
         typer.echo(f"{plot}: lengths and composition", err=as_json)
     description = manifests.describe(folder, manifest, verified=verify)
-    typer.echo(json.dumps(description, indent=2) if as_json else "\n".join(manifests.description_lines(description)))
+    if as_json:
+        show_json(description)
+    else:
+        typer.echo("\n".join(manifests.description_lines(description)))
 
 
 def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, overwrite: bool) -> None:
@@ -243,7 +245,7 @@ def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, o
     with interruptible(), bars("residues") as progress:
         numbers = build(settings, *inputs, progress, overwrite=overwrite)
     for step in numbers["steps"]:
-        typer.echo(step_line(step), err=True)
+        aside(step_line(step))
     for name, split in numbers["splits"].items():
         typer.echo(f"{settings.output}/{name}: {split_line(split)}")
     skipped = (count for step in numbers["steps"] for name, count in step.items() if name.startswith("skipped"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
 import typer
 
+from protea.cli.options import AsJson, options_of
+from protea.cli.terminal import show_json
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+
+@options_of()
+def doctor(as_json: AsJson = False) -> None:
     """Show this machine, what Protea uses of it, what is missing, and the commands that mend it.
 
     It shows processor, cores, memory, GPUs, compute kernels, the types it multiplies, compilers, and optional packages.
@@ -23,7 +24,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     report = examine()
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        show_json(report)
         return
     for label, value in summarise(report):
         typer.echo(f"{label:<16}{value}")

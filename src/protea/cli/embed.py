@@ -14,7 +14,7 @@ from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import FASTA, Device, Dtype, Fast, Model, TokenBudget, loader
-from protea.cli.terminal import bars, tell, tell_doubts
+from protea.cli.terminal import aside, bars, tell, tell_doubts
 from protea.errors import UsageError
 from protea.text import counted
 
@@ -179,6 +179,6 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     if reported:
         tell(f"{', '.join(reported)}: see {run.outputs[0].path}.report.tsv")
     seconds = time.perf_counter() - start
-    typer.echo(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {model.precision}, {model.device}", err=True)
+    aside(f"{counted(totals.residues, 'residue')} in {seconds:.1f} s, {model.precision}, {model.device}")
     if model.precision == "float32" and native_bfloat16(model.device):
         tell("this hardware multiplies bfloat16 natively: --fast is faster; docs/embedding.md says how near it comes")

@@ -12,7 +12,7 @@ from protea import bundled
 from protea.cli import options
 from protea.cli.contacts import Structures, decimals, draw_map, picture_paths, show_means, tell_rows
 from protea.cli.interrupt import interruptible
-from protea.cli.terminal import bars, show_table, tell
+from protea.cli.terminal import bars, show_json, show_table, tell
 from protea.text import counted
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def evaluate_contacts(
     fast: options.Fast = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure a model's contacts against structures: precision of the L, L/2 and L/5 most probable pairs.
 
@@ -69,6 +70,7 @@ def evaluate_contacts(
       protea evaluate contacts 1abc.cif.gz 2xyz.pdb -m my-model/ -o precision.csv --plot maps
       protea evaluate contacts structures/ -m my-model/ --exclude 1abc:A --exclude other/contact-head.json
     """
+    from protea.contacts.precision import shown
     from protea.contacts.structure_run import evaluate_structures
     from protea.contacts.structures import contact_map
     from protea.letters import ReportRow
@@ -100,6 +102,16 @@ def evaluate_contacts(
             load=load,
             progress=bar,
         )
+    if as_json:
+        show_json(shown(precisions, seed))
+    else:
+        _show_precisions(precisions, seed, output, plot)
+    skipped = tell_rows(rows, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")
+    if skipped or not precisions:
+        raise typer.Exit(1)
+
+
+def _show_precisions(precisions: list[ChainPrecision], seed: int, output: Path | None, plot: Path | None) -> None:
     if output is not None:
         typer.echo(f"{output}: {counted(len(precisions), 'chain')}")
     elif precisions:
@@ -108,9 +120,6 @@ def evaluate_contacts(
         typer.echo(f"{plot}: {counted(len(precisions), 'contact map')}")
     if precisions:
         show_means(precisions, seed)
-    skipped = tell_rows(rows, "-o OUT.csv writes a report of them" if output is None else f"see {output}.report.tsv")
-    if skipped or not precisions:
-        raise typer.Exit(1)
 
 
 def _show_chains(precisions: list[ChainPrecision]) -> None:
@@ -146,6 +155,7 @@ def evaluate_proteingym(
     device: options.Device = "auto",
     token_budget: options.TokenBudget = None,
     overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score deep mutational scans and compare with the measurements, by ProteinGym's measures.
 
@@ -159,7 +169,7 @@ def evaluate_proteingym(
       protea evaluate proteingym proteingym/ -m esm2_t6_8M_UR50D --beside "ESM2 (8M)" -o esm2_8M.csv
       protea evaluate proteingym proteingym/ -m esm1v_t33_650M_UR90S_1 -m esm1v_t33_650M_UR90S_2 --fast
     """
-    from protea.evaluate.proteingym import chosen_names, evaluate_assays, read_assays
+    from protea.evaluate.proteingym import chosen_names, evaluate_assays, read_assays, rows_of_results
     from protea.score.effects import Scoring
 
     how = Scoring(method=method, offset=offset, long=long, token_budget=token_budget)
@@ -177,17 +187,26 @@ def evaluate_proteingym(
             load=options.loader(device=device, dtype=dtype, fast=fast),
             progress=bar,
         )
-    _show_results(results, published)
-    if output is not None:
-        typer.echo(f"{output}: {counted(len(results), 'assay')}")
+    if as_json:
+        show_json({"assays": rows_of_results(results), "means": _means(results)})
+    else:
+        _show_results(results, published)
+        if output is not None:
+            typer.echo(f"{output}: {counted(len(results), 'assay')}")
     for result in results:
         if result.problems:
             left_out = counted(result.left_out, "variant")
-            tell(f"{result.assay.name}: {left_out} could not be scored: {result.problems[0].reason}")
+            tell(f"{result.assay.name}: {left_out} could not be scored: {result.problems[0].reason}", failed=True)
         for advice in result.advice:
-            tell(advice)
+            tell(advice, failed=not result.count)
     if any(result.problems or not result.count for result in results):
         raise typer.Exit(1)
+
+
+def _means(results: list[Measured]) -> dict[str, dict[str, float]]:
+    from protea.evaluate.proteingym import MEASURES, means
+
+    return {name: means([result for result in results if result.count], name) for name in MEASURES}
 
 
 def _show_results(results: list[Measured], published: list[str]) -> None:
@@ -199,7 +218,7 @@ def _show_results(results: list[Measured], published: list[str]) -> None:
         values += [result.assay.published.get(name, float("nan")) for name in published]
         rows.append([result.assay.name, f"{result.count:,}", *(decimals(value) for value in values)])
     computed = [result for result in results if result.count]
-    averages = [means(computed, name) for name in MEASURES]
+    averages = [*_means(results).values()]
     for name in published:
         by_assay = {result.assay.name: result.assay.published.get(name, float("nan")) for result in computed}
         averages.append(means(computed, "spearman", by_assay))
@@ -242,6 +261,7 @@ def evaluate_flip(
     device: options.Device = "auto",
     token_budget: options.TokenBudget = None,
     overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train predictors for the tasks of FLIP and compare their numbers with published ones.
 
@@ -270,10 +290,13 @@ def evaluate_flip(
             progress=progress,
         )
         table = run()
-    _show_flip(table.to_pylist())
+    if as_json:
+        show_json(table.to_pylist())
+    else:
+        _show_flip(table.to_pylist())
+        typer.echo(f"{output / TABLE}: {counted(table.num_rows, 'row')}")
     if limit is not None:
         tell(f"--limit {limit}: trained on a few examples alone; not comparable with published figures")
-    typer.echo(f"{output / TABLE}: {counted(table.num_rows, 'row')}")
 
 
 def _show_flip(rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Overwrite
 from protea.cli.terminal import bars
@@ -15,6 +16,7 @@ from protea.errors import OutputError
 from protea.text import counted
 
 
+@options.options_of()
 def merge(
     outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs, named as for --shard.")],
     overwrite: Overwrite = False,

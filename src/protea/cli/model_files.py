@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,8 @@ import typer
 
 from protea import bundled
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Dtype, computing, options_of
-from protea.cli.terminal import bars, show_table
+from protea.cli.options import AsJson, Dtype, computing, options_of
+from protea.cli.terminal import bars, show_json, show_table
 from protea.errors import UsageError
 
 _COLUMNS = {
@@ -25,6 +24,7 @@ _COLUMNS = {
 }
 
 
+@options_of()
 def info(
     model: Annotated[
         str | None,
@@ -33,7 +33,7 @@ def info(
         ),
     ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Show every name Protea knows, with its licence.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a model's size, memory, alphabet, limits, capabilities and checksum. Downloads nothing.
 
@@ -50,7 +50,7 @@ def info(
         raise UsageError("name a MODEL, or pass --list")
     content = listing() if list_all else describe(bundled.NAME if model is None else model)
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        show_json(content)
     elif isinstance(content, list):
         shown = ({**row, "parameters": f"{row['parameters']:,}"} for row in content)
         rows = [[{True: "yes", False: "no"}.get(row[key], str(row[key])) for key in _COLUMNS] for row in shown]
@@ -60,6 +60,7 @@ def info(
             typer.echo(f"{label:<14}{value}")
 
 
+@options_of()
 def init(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `protea info --list`.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; must be new.")],
@@ -142,6 +143,7 @@ def check(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A published name, or a checkpoint of any format.")
     ] = bundled.NAME,
+    as_json: AsJson = False,
 ) -> None:
     """Compare what a checkpoint computes with the numbers that were published for it.
 
@@ -153,12 +155,15 @@ def check(
     \b
     Examples:
       protea check
-      protea check esm2_t6_8M_UR50D
+      protea check esm2_t6_8M_UR50D --json
       protea check converted/esm2_t6_8M_UR50D.nemo
     """
     from protea.checkpoints import summary
 
     findings = summary.check(model)
+    if as_json:
+        show_json(findings.shown())
+        raise typer.Exit(3 if findings.passed is None else 0 if findings.passed else 1)
     typer.echo(f"{findings.path}: {findings.title}, {findings.family}")
     if findings.recognised_as is not None:
         typer.echo(f"pass  the file's SHA-256 is the one published for {findings.recognised_as}")

@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from protea import bundled
-from protea.cli.terminal import tell
+from protea.cli.terminal import be_quiet, tell
+from protea.supported import check_torch
 
 if TYPE_CHECKING:
     from protea.infer.loading import ModelLoader
@@ -85,6 +86,18 @@ IdColumn = Annotated[
 SequenceColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column of sequences in input tables; by default known by its name.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        help="Show no progress and no notes; results and errors remain.",
+        callback=be_quiet,
+        expose_value=False,
+        is_eager=True,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 
 Shard = Annotated[
@@ -152,14 +165,24 @@ def computing(*, threads: Threads = None) -> None:
     """The threads of a command that computes. They are set when the option is read; commands do not receive it."""
 
 
+def _every_command(*, quiet: Quiet = False) -> None:
+    """What every command has. It is set when the option is read; commands do not receive it."""
+
+
+_NOT_RECEIVED: Final = {computing: "threads", _every_command: "quiet"}
+"""Options that Typer passes on although they are not exposed."""
+
+
 def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some groups; it receives their values as keyword arguments."""
+    """Give a command the options of some groups, which it receives as keyword arguments, and those of all commands."""
+    groups += (_every_command,)
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(**values: Any) -> None:
-            if computing in groups:
-                values.pop("threads", None)  # Typer gives it, though it is not exposed
+            for group in _NOT_RECEIVED.keys() & groups:
+                values.pop(_NOT_RECEIVED[group], None)
+            check_torch()
             command(**values)
 
         parameters = {

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from protea import bundled
 from protea.cli import options
 from protea.cli.interrupt import interruptible
-from protea.cli.options import Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, loader
-from protea.cli.terminal import bars, tell, tell_doubts
+from protea.cli.options import AsJson, Device, Dtype, Fast, Fasta, Model, Overwrite, TokenBudget, loader
+from protea.cli.terminal import aside, bars, show_json, tell, tell_doubts
 from protea.errors import UsageError
-from protea.output import check_output
 from protea.text import counted
+
+if TYPE_CHECKING:
+    from protea.score.perplexity import Predicted
 
 _CHANGES_SHOWN = 10  # most records that standard error shows; a report lists all
 
@@ -57,6 +59,7 @@ def perplexity(
         typer.Option(metavar="PICTURE", help="With --pseudo: entropy and perplexity along a protein; .png .svg .html."),
     ] = None,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
     **reading: Any,
 ) -> None:
     """Perplexity of masked residues over all sequences, or pseudo-perplexity of each.
@@ -73,9 +76,10 @@ def perplexity(
       protea perplexity protein.fasta --pseudo --plot protein.html
     """
     from protea.checkpoints.peers import check_peer
+    from protea.output import check_output
     from protea.plot import check_place, profile
     from protea.rerun import record_plot
-    from protea.score.perplexity import TOLERANCE, measure_perplexity
+    from protea.score.perplexity import measure_perplexity
     from protea.score.proteins import Reading
 
     if against is not None:
@@ -112,17 +116,28 @@ def perplexity(
             (name, _, sequence, _), letters = predicted.records[0], predicted.letters
             values = predicted.log_probabilities
             profile(plot, sequence=sequence, log_probabilities=values, letters=letters, title=name)
-            typer.echo(f"{plot}: the profile of {name}")
+            (aside if as_json else typer.echo)(f"{plot}: the profile of {name}")
             record_plot(output, plot)
-    count, total = sum(map(len, predicted.losses)), sum(len(record.sequence) for record in predicted.records)
-    sequences = counted(len(predicted.records), "sequence")
-    kind = "pseudo-perplexity" if pseudo else "perplexity"
-    typer.echo(f"{kind} {predicted.perplexity:.4f}: {count:,} of {counted(total, 'residue')} predicted, {sequences}")
+    if as_json:
+        show_json(predicted.shown())
+    else:
+        _show(predicted, output, against)
     changes = tell_doubts(predicted.changes)
     for change in changes[:_CHANGES_SHOWN]:
         tell(f"{change.id}: {change.what}: {change.detail}")
     if len(changes) > _CHANGES_SHOWN:
         tell(f"{counted(len(changes), 'record')} truncated, altered or skipped")
+    if not predicted.agrees:
+        raise typer.Exit(1)
+
+
+def _show(predicted: Predicted, output: Path | None, against: str | None) -> None:
+    from protea.score.perplexity import TOLERANCE
+
+    numbers = predicted.shown()
+    sequences, residues = counted(numbers["sequences"], "sequence"), counted(numbers["residues"], "residue")
+    predicted_residues = f"{numbers['predicted_residues']:,} of {residues} predicted"
+    typer.echo(f"{predicted.kind} {predicted.perplexity:.4f}: {predicted_residues}, {sequences}")
     if output is not None:
         typer.echo(f"{output}: {sequences}")
     if predicted.peer is not None:
@@ -132,5 +147,3 @@ def perplexity(
             f"{against}: perplexity {peer:.4f}, {verdict} within {TOLERANCE}; largest difference of a residue's "
             f"log-probability {largest:.1e}"
         )
-    if not predicted.agrees:
-        raise typer.Exit(1)

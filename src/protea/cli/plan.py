@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +9,8 @@ import typer
 
 from protea import bundled
 from protea.cli import options
-from protea.cli.options import Commands, Device, Dtype, Fast, Model, loader
-from protea.cli.terminal import show_table
+from protea.cli.options import AsJson, Commands, Device, Dtype, Fast, Model, loader
+from protea.cli.terminal import show_json, show_table
 from protea.errors import UsageError
 from protea.text import bytes_text, counted, duration_text
 
@@ -34,7 +33,6 @@ plan = typer.Typer(
 Gpus = Annotated[
     str | None, typer.Option("--gpus", metavar="NxNAME", help="GPUs, as in 64xH100; see docs/planning.md for names.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Price = Annotated[
     float | None, typer.Option(metavar="X", min=0, max=1e9, help="Price of a GPU for an hour, in any currency.")
 ]
@@ -150,7 +148,7 @@ def plan_pretrain(
             "days_by_gpus": dict(curve),
             "card": card,
         }
-        typer.echo(json.dumps(shown, indent=2))
+        show_json(shown)
     else:
         _show_pretrain(settings, made, price)
         _show_card(card)
@@ -223,7 +221,7 @@ def _profile_training(recipe: Recipe, *, as_json: bool) -> None:
     rate = training_rate(recipe)
     seconds = recipe.run.steps * recipe.batch.packs * recipe.batch.pack / rate
     if as_json:
-        typer.echo(json.dumps({"tokens_per_second": rate, "seconds": seconds, "label": "measured"}, indent=2))
+        show_json({"tokens_per_second": rate, "seconds": seconds, "label": "measured"})
         return
     typer.echo(f"{recipe.name}: {rate:,.0f} tokens per second on this machine (measured just now)")
     typer.echo(f"{counted(recipe.run.steps, 'step')}: {duration_text(seconds)}")
@@ -315,7 +313,7 @@ def _where(gpus: str | None, cpus: int | None, profile: bool, hardware: dict[str
 def _show_passes(made: PassPlan, price: float | None, *, as_json: bool) -> None:
     hours = made.seconds * made.workers / 3600
     if as_json:
-        typer.echo(json.dumps(made.shown() | {"price": None if price is None else hours * price}, indent=2))
+        show_json(made.shown() | {"price": None if price is None else hours * price})
         return
     utilisation = "" if made.utilisation is None else f", {made.utilisation:.0%} of the peak"
     typer.echo(f"{made.model}: {made.residues:.3g} residues, about {made.sequences:.3g} sequences, on {made.where}")

@@ -10,7 +10,7 @@ import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
 from protea.cli.options import Dtype, computing, options_of
-from protea.cli.terminal import tell
+from protea.cli.terminal import is_quiet, tell
 from protea.errors import UsageError
 from protea.text import counted
 
@@ -100,7 +100,7 @@ def _train(world: World, recipe: str, changes: list[str], output: Path | None, *
     settings = read_recipe(recipe, changes)
     if output is None:
         raise UsageError("no output: give a folder for the run with -o RUN; `--dry-run` needs none")
-    view = TrainingView(quiet=not world.is_first)
+    view = TrainingView(quiet=is_quiet() or not world.is_first)
     try:
         with view.bar:
             outcome = train(settings, output, view, accept_changes=accept_changes, world=world)
@@ -123,6 +123,7 @@ def _train(world: World, recipe: str, changes: list[str], output: Path | None, *
     return outcome
 
 
+@options_of()
 def export(
     run: AnyRun,
     output: Output,
@@ -182,6 +183,7 @@ def export(
     typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
 
 
+@options_of()
 def average(
     run: Run,
     output: Output,

@@ -197,8 +197,8 @@ def _show(rows: Rows, output: Path | None) -> None:
         tell(f"{change.id}: {change.what}: {change.detail}")
     shown = rows.problems if output is None else rows.problems[:_PROBLEMS_SHOWN]
     for problem in shown:
-        tell(f"row {problem.row}: {problem.reason}")
+        tell(f"row {problem.row}: {problem.reason}", failed=True)
     if len(rows.problems) > len(shown):
-        tell(f"{counted(len(rows.problems), 'row')} could not be scored: see {output}.report.tsv")
+        tell(f"{counted(len(rows.problems), 'row')} could not be scored: see {output}.report.tsv", failed=True)
     for advice in rows.advice:
         tell(advice)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +17,24 @@ if TYPE_CHECKING:
     import rich.progress
 
     from protea.letters import ReportRow
+
+
+class _Manner:
+    """How the command of this process tells things."""
+
+    quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Show no progress and no notes from now on, or show them."""
+    _Manner.quiet = quiet
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the first model is downloaded
+
+
+def is_quiet() -> bool:
+    """Whether progress and notes are not shown."""
+    return _Manner.quiet
 
 
 class Bars(Progress):
@@ -44,7 +64,10 @@ class Bars(Progress):
 
 @contextmanager
 def bars(unit: str = "") -> Iterator[Bars]:
-    """Progress bars on standard error, with amounts in ``unit``; nothing is drawn if that is not a terminal."""
+    """Progress bars on standard error, with amounts in ``unit``.
+
+    Nothing is drawn if that is not a terminal, or the command is quiet.
+    """
     from rich import progress
     from rich.console import Console
 
@@ -57,7 +80,8 @@ def bars(unit: str = "") -> Iterator[Bars]:
         progress.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as drawn:
+    hidden = is_quiet() or not console.is_terminal
+    with progress.Progress(*columns, console=console, transient=True, disable=hidden) as drawn:
         yield Bars(drawn)
 
 
@@ -74,6 +98,25 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_row(*(printable(cell) for cell in row))
     # Rich would cut cells that do not fit; with this width nothing is cut, and terminals wrap long lines.
     Console(width=10_000, markup=False, highlight=False).print(table)
+
+
+def show_json(content: object) -> None:
+    """Print a value as JSON to standard output; numbers that JSON does not have, as nan, become null."""
+    import json
+
+    typer.echo(json.dumps(_without_nan(content), indent=2, allow_nan=False))
+
+
+def _without_nan(content: Any) -> Any:
+    match content:
+        case dict():
+            return {key: _without_nan(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_without_nan(value) for value in content]
+        case float():
+            return content if math.isfinite(content) else None
+        case _:
+            return content
 
 
 def _is_number(cell: str) -> bool:
@@ -96,6 +139,13 @@ def tell_doubts(rows: Sequence[ReportRow]) -> list[ReportRow]:
     return [row for row in rows if row.what not in doubts.kinds]
 
 
-def tell(message: str) -> None:
-    """Print a note to standard error."""
-    typer.echo(f"protea: note: {printable(message)}", err=True)
+def tell(message: str, *, failed: bool = False) -> None:
+    """Print a note to standard error; a quiet command prints it only if it says why the command ``failed``."""
+    if failed or not is_quiet():
+        typer.echo(f"protea: note: {printable(message)}", err=True)
+
+
+def aside(line: str) -> None:
+    """Print a line about the work, as opposed to its result, to standard error, unless the command is quiet."""
+    if not is_quiet():
+        typer.echo(line, err=True)

@@ -199,6 +199,16 @@ def means(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, dict[str
     return by_range
 
 
+def shown(chains: Sequence[ChainPrecision], seed: int = 0) -> dict[str, Any]:
+    """Precisions and their means as plain values."""
+    every = [
+        {**chain._asdict(), "ranges": {name: score._asdict() for name, score in chain.ranges.items()}}
+        for chain in chains
+    ]
+    averages = {name: {part: one._asdict() for part, one in by.items()} for name, by in means(chains, seed).items()}
+    return {"chains": every, "means": averages}
+
+
 def write_precisions(
     path: Path, chains: Sequence[ChainPrecision], rows: Sequence[ReportRow], settings: Mapping[str, Any]
 ) -> None:

@@ -284,24 +284,30 @@ def counts(results: Sequence[Measured]) -> dict[str, int]:
     return {"assays": len(assays), "proteins": len({assay.protein for assay in assays}), "functions": len(kinds)}
 
 
-def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
-    """Write a table with one row for each assay, a report of the variants that were left out, and the settings."""
-    import pyarrow as pa
-
+def rows_of_results(results: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One row for each assay: its numbers, and the published ones."""
     published = dict.fromkeys(name for result in results for name in result.assay.published)
-    if any(result.problems or not result.count for result in results):
-        settings = {**settings, FAILED: "some variants or assays could not be scored"}
-    rows: list[dict[str, Any]] = [
+    return [
         {"assay": result.assay.name, "protein": result.assay.protein}
         | {"variants": result.count, "left_out": result.left_out, **result.measures}
         | {f"{PUBLISHED}{name}": result.assay.published.get(name) for name in published}
         for result in results
     ]
+
+
+def write_results(path: Path, results: Sequence[Measured], settings: Mapping[str, Any]) -> None:
+    """Write a table with one row for each assay, a report of the variants that were left out, and the settings."""
+    import pyarrow as pa
+
+    if any(result.problems or not result.count for result in results):
+        settings = {**settings, FAILED: "some variants or assays could not be scored"}
     lines: list[tuple[object, ...]] = []
     for result in results:
         lines += [(result.assay.name, *problem) for problem in result.problems]
         lines += [(result.assay.name, "", "", advice) for advice in result.advice]
-    write_table(path, pa.Table.from_pylist(rows), Beside("assay\trow\tvariant\treason", lines, settings))
+    write_table(
+        path, pa.Table.from_pylist(rows_of_results(results)), Beside("assay\trow\tvariant\treason", lines, settings)
+    )
 
 
 def _in_order(scores: NDArray[np.float64]) -> NDArray[np.float64]:

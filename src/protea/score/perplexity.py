@@ -89,6 +89,7 @@ class Predicted(NamedTuple):
     """The result of a run.
 
     Attributes:
+        kind: ``perplexity``, or ``pseudo-perplexity``.
         records: sequences in letters of the alphabet, before they are cut.
         losses: for each sequence, the negative log-probability of its predicted residues, in nats.
         peer: perplexity by the library ``against``, and the largest difference of a residue's log-probability.
@@ -96,6 +97,7 @@ class Predicted(NamedTuple):
         log_probabilities: ``[L, len(letters)]`` of the only sequence, if ``plot`` and ``pseudo`` are set.
     """
 
+    kind: str
     records: list[Record]
     losses: list[FloatArray]
     perplexity: float
@@ -108,6 +110,19 @@ class Predicted(NamedTuple):
     def agrees(self) -> bool:
         """Whether both libraries give the same perplexity."""
         return self.peer is None or abs(self.peer[0] - self.perplexity) <= TOLERANCE
+
+    def shown(self) -> dict[str, Any]:
+        """The result as plain values."""
+        peer = None if self.peer is None else {"perplexity": self.peer[0], "largest_difference": self.peer[1]}
+        return {
+            "kind": self.kind,
+            "perplexity": self.perplexity,
+            "predicted_residues": sum(map(len, self.losses)),
+            "residues": sum(len(record.sequence) for record in self.records),
+            "sequences": len(self.records),
+            "changes": [change._asdict() for change in self.changes],
+            "against": peer and {**peer, "agrees": self.agrees},
+        }
 
 
 def measure_perplexity(
@@ -174,7 +189,8 @@ def measure_perplexity(
         values = list(losses(runner, masked, progress))
     perplexity = of_all(values)
     peer = None if against is None else _compare(against, loaded.path, masked, values, progress)
-    predicted = Predicted(records, values, perplexity, changes, peer, alphabet.residues, profile)
+    kind = "pseudo-perplexity" if pseudo else "perplexity"
+    predicted = Predicted(kind, records, values, perplexity, changes, peer, alphabet.residues, profile)
     if output is not None:
         run |= {"models": {model: loaded.circumstances()}, PLOT: None}
         run |= {} if predicted.agrees else {FAILED: f"{against} gives another perplexity"}
