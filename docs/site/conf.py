@@ -1,0 +1,42 @@
+"""Sphinx's settings for the site; `build.py` writes its source folder and calls Sphinx."""
+
+import protea
+
+project = "Protea"
+version = release = protea.__version__
+copyright = "the authors of Protea; Apache-2.0"  # noqa: A001
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+myst_heading_anchors = 4
+templates_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
+
+# Prompts and output are not copied.
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "pydata_sphinx_theme"
+html_title = "Protea"
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "logo": {"text": "Protea"},
+    "header_links_before_dropdown": 8,
+    "navbar_align": "left",
+    "navbar_end": ["theme-switcher"],
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_center": [],
+    "footer_end": [],
+    "show_toc_level": 2,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars = {"index": [], "glossary": [], "coming-from": []}
