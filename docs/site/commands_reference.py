@@ -35,8 +35,8 @@ def described(command: Any, name: str, level: int) -> Iterator[str]:
     """Blocks of Markdown for a command and the commands below it."""
     context = command.context_class(command, info_name=name)
     yield f"{'#' * level} {name}"
-    yield from paragraphs(command.help or "")
     yield f"```text\n{name} {' '.join(command.collect_usage_pieces(context))}\n```"
+    yield from paragraphs(command.help or "")
     records = [
         (record[0], record[1], parameter.param_type_name)
         for parameter in command.get_params(context)

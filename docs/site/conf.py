@@ -1,6 +1,10 @@
 """Sphinx's settings for the site; `build.py` writes its source folder and calls Sphinx."""
 
+from typing import Annotated, get_args, get_origin
+
 import protea
+from protea import language_model
+from sphinx.util.typing import stringify_annotation
 
 project = "Protea"
 version = release = protea.__version__
@@ -15,6 +19,13 @@ html_css_files = ["site.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+# Signatures show the types of annotated names, without the words that error messages take from them.
+autodoc_type_aliases = {
+    name: stringify_annotation(get_args(value)[0], "smart").replace("~", "")
+    for name, value in vars(language_model).items()
+    if get_origin(value) is Annotated
+}
+smartquotes = False
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
