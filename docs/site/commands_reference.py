@@ -28,7 +28,9 @@ def paragraphs(text: str) -> Iterator[str]:
         yield escaped(title)
         lines = dedent("\n".join(lines)).splitlines()
         commands = all(line.startswith("protea ") for line in lines)
-        yield "\n".join(["```console" if commands else "```text", *(f"{'$ ' * commands}{line}" for line in lines), "```"])
+        yield "\n".join(
+            ["```console" if commands else "```text", *(f"{'$ ' * commands}{line}" for line in lines), "```"]
+        )
 
 
 def described(command: Any, name: str, level: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site; `build.py` writes its source folder and calls Sphinx."""
+"""Sphinx's settings for the site; `build_site.py` writes its source folder and calls Sphinx."""
 
 from typing import Annotated, get_args, get_origin
 

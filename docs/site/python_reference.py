@@ -31,13 +31,19 @@ def own_members(name: str) -> list[str]:
     """The public members of a class that Protea defines, not a library that it builds on."""
     kind = pydoc.locate(name)
     homes = [base for base in inspect.getmro(kind) if base.__module__.startswith("protea.")]  # type: ignore[arg-type]
-    return list(dict.fromkeys(member for base in homes for member in vars(base) if documented(vars(base)[member], member)))
+    return list(
+        dict.fromkeys(member for base in homes for member in vars(base) if documented(vars(base)[member], member))
+    )
 
 
 def documented(member: object, name: str) -> bool:
     """Whether a member of a class is public and has a docstring in Protea."""
     function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    return not name.startswith("_") and getattr(function, "__module__", "").startswith("protea.") and bool(function.__doc__)
+    return (
+        not name.startswith("_")
+        and getattr(function, "__module__", "").startswith("protea.")
+        and bool(function.__doc__)
+    )
 
 
 def directive(name: str) -> str:
@@ -64,6 +70,8 @@ def python_pages() -> dict[str, str]:
         f"- [{title}](python/{page}.md): " + ", ".join(f"`{name}`" for name in names)
         for page, (title, names) in GROUPS.items()
     ]
-    opening = "# Python\n\nThese pages are made from docstrings. [The Python interface](../python.md) explains its rules.\n\n"
+    opening = (
+        "# Python\n\nThese pages are made from docstrings. [The Python interface](../python.md) explains its rules.\n\n"
+    )
     pages["reference/python"] = opening + "\n".join(lines) + "\n"
     return pages

@@ -1,4 +1,4 @@
-"""Build the documentation site: ``python docs/site/build.py FOLDER``, which ``make docs`` calls.
+"""Build the documentation site: ``python docs/site/build_site.py FOLDER``, which ``make docs`` calls.
 
 The pages are plain Markdown in ``docs/``. This program copies them, follows their links to other files of the
 repository, adds the navigation, writes the reference from the docstrings and from ``--help``, and calls Sphinx, for
