@@ -40,7 +40,7 @@ define show
 @PATH='$(CURDIR)/$(BIN)':"$$PATH" $(1)
 endef
 
-.PHONY: demo mini native test test-long test-floors test-wheel lint types unit wheels changelog lock mmseqs clean
+.PHONY: demo docs mini native test test-long test-floors test-wheel lint types unit wheels changelog lock mmseqs clean
 
 # At most 90 seconds on two cores, besides downloads.
 demo: native
@@ -99,6 +99,11 @@ unit: $(VENV)/.tested native mmseqs
 # Everything that `unit` leaves out: killed processes, load, whole matrices of options, large random runs.
 test-long: $(VENV)/.tested native mmseqs
 	$(PYTEST) -n 2 --dist worksteal -m long
+
+# Builds the documentation as a site that needs no network: build/docs/html/index.html. Every warning is an error.
+docs: $(VENV)/.documented
+	$(BIN)/python docs/site/build_site.py build/docs
+	@echo 'build/docs/html/index.html'
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
 # these versions have no wheels for the newest. TORCH_FLOOR=2.13.0 tests with another PyTorch.
@@ -175,6 +180,11 @@ $(VENV)/.tested: $(VENV)/.installed constraints/esm3.txt constraints/sequence-mo
 	$(call BESIDE,transformers4) --requirement constraints/transformers4.txt
 	for name in sequence-models esm3; do $(call BESIDE,$$name) --no-deps --requirement constraints/$$name.txt || \
 	  echo "$$name could not be installed: tests that compare with it are skipped"; done
+	touch $@
+
+# The site's reference imports every public module, those of the optional parts, too.
+$(VENV)/.documented: $(VENV)/.installed
+	$(PIP) install -qq --editable '.[docs,plot,sklearn]' $(CONSTRAINED)
 	touch $@
 
 clean:
