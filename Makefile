@@ -28,7 +28,7 @@ if [ "$$(uname)" = Linux ]; then \
 else $(PYTHON) -m pip --python $(1) install -qq 'torch==$(2)'; fi
 endef
 
-.PHONY: demo mini native test test-long test-floors lint types unit wheels changelog lock mmseqs clean
+.PHONY: demo mini native test test-long test-floors lint types unit wheels notebooks newcomer changelog lock mmseqs clean
 
 demo: native
 	@mkdir -p $(dir $(DEMO))
@@ -111,6 +111,14 @@ wheels:
 	  PROTEA_BUILD=$$platform CXX='$(CURDIR)/$(WHEELS)/bin/python -m ziglang c++' \
 	    $(WHEELS)/bin/python -m build --wheel --outdir dist . >> $(WHEELS)/log || exit 1; done
 	@ls dist
+
+# Writes the tutorials' notebooks from their pages.
+notebooks:
+	$(PYTHON) docs/notebooks.py
+
+# Goes a newcomer's way in an empty folder: a clone, an environment, README's start, tutorials and mistakes. Minutes.
+newcomer:
+	$(PYTHON) tests/newcomer.py
 
 # Moves the fragments in changelog.d/ to CHANGELOG.md.
 changelog:
