@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any, Final, NamedTuple
 
-from document_steps import LEAVES
+from test_named_options import LEAVES
 from typer.exceptions import TyperException
 
 from protea.errors import ProteaError

@@ -5,22 +5,18 @@ Documents are the pages (``*.md``), the comments of recipes, and the help of eac
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import typer.main
+from test_named_options import LEAVES
+from test_structure import ROOT
 
-from protea import cli
-
-ROOT: Final = Path(__file__).parents[2]
-TUTORIALS: Final = ROOT / "docs" / "tutorials"
 PROGRAMS: Final = ("protea", "python", "python3", "pip", "curl", "make", "torchrun", "sbatch", "docker", "snakemake")
-FENCE: Final = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+FENCE: Final = re.compile(r"^( *)(```+|~~~+) *(\w*)[^\n]*\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 SPAN: Final = re.compile(r"`([^`\n]+)`")
 COMMENT: Final = re.compile(r"\s{2,}#\s.*$")
 SHELLS: Final = ("console", "bash", "sh", "shell")
@@ -33,10 +29,6 @@ class Step:
     place: str
     kind: str
     text: str
-
-    @property
-    def program(self) -> str:
-        return self.text.split()[0] if self.text.split() else ""
 
 
 def pages() -> list[Path]:
@@ -51,9 +43,9 @@ def steps_of_page(path: Path) -> list[Step]:
     name = path.relative_to(ROOT).as_posix()
     steps: list[Step] = []
     for block in FENCE.finditer(text):
-        first = text.count("\n", 0, block.start(3)) + 1
-        body = re.sub(rf"^{block[1]}", "", block[3], flags=re.MULTILINE)
-        steps += steps_of_block(name, first, block[2], body)
+        first = text.count("\n", 0, block.start(4)) + 1
+        body = re.sub(rf"^{block[1]}", "", block[4], flags=re.MULTILINE)
+        steps += steps_of_block(name, first, block[3], body)
     without = FENCE.sub(lambda block: "\n" * block[0].count("\n"), text)
     for span in SPAN.finditer(without):
         words = span[1].split()
@@ -101,18 +93,6 @@ def joined(body: str) -> Iterator[tuple[int, str]]:
             waiting = ""
 
 
-def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The commands below a command, each with what is typed after ``protea``."""
-    if not hasattr(command, "commands"):
-        yield name, command
-    for part, below in getattr(command, "commands", {}).items():
-        yield from leaves(below, f"{name} {part}".strip())
-
-
-LEAVES: Final = dict(leaves(typer.main.get_command(cli.application(None))))
-"""Each command of ``protea`` by what is typed after it."""
-
-
 def steps_of_help(name: str) -> list[Step]:
     """The examples of a command's help, without line numbers."""
     text = inspect.cleandoc(LEAVES[name].callback.__doc__ or "")
@@ -132,16 +112,7 @@ def steps_of_recipe(path: Path) -> list[Step]:
     return steps
 
 
-def fragment(step: Step, text: str) -> Step:
-    """A command within a step, as in ``torchrun ... -m protea ...``."""
-    return replace(step, text=text)
-
-
 def is_script(text: str) -> bool:
     """Whether Python must run from a file of its own, because it starts processes."""
     return "__main__" in text
 
-
-def names_of_files(text: str) -> list[str]:
-    """The constant texts in a block of Python, among which are names of files."""
-    return [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

@@ -29,7 +29,7 @@ CODES: Final = {
 """Patterns of lines, each with exit codes that are right with the stand-ins, and the reason."""
 
 SLOW: Final = (
-    r"\bprotea (data (?!info)|pretrain (?!--list|.*--dry-run)|finetune|evaluate flip|fit-contacts|serve|merge|export)"
-    r"|--profile|^curl |torchrun|--against|[|;>$]|^python3? |--method lora"
+    r"\bprotea (data (?!info)|pretrain (?!--list)|finetune|predict|evaluate (flip|contacts)|fit-contacts|plan|serve)"
+    r"|protea (merge|export|average) |^curl |torchrun|--against|--pseudo|[|;>$]|^python3? "
 )
 """Lines that take a second or more: `make test-long` runs them, `make test` only parses them."""

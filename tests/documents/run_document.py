@@ -59,10 +59,12 @@ def run_protea(words: Sequence[str]) -> tuple[int, str]:
 class Document:
     """The folder of a document, the services that it started, and the names of its Python."""
 
-    def __init__(self, folder: Path, models: Models, programs: Path) -> None:
+    def __init__(self, folder: Path, models: Models, programs: Path, steps: Sequence[Step] = ()) -> None:
+        self.variants = [name for step in steps for name in re.findall(r" -v (\S+)", step.text)]
         self.folder, self.models, self.programs = folder, models, programs
         self.services: list[tuple[subprocess.Popen[str], int]] = []
         self.names: dict[str, Any] = {}
+        self.tables: set[Path] = set()
         self.job = ""
 
     # --- steps -----------------------------------------------------------------------------------------------------
@@ -81,6 +83,8 @@ class Document:
         if self.services:
             text = ADDRESS.sub(rf"\1:{self.services[-1][1]}", text)
         text = re.sub(r"/jobs/ID\b", f"/jobs/{self.job}", text)
+        if "/shared/" in text:
+            (self.folder / "shared").mkdir(exist_ok=True)
         return re.sub(r"(?<=[ =])/shared/", "shared/", text)
 
     def run_line(self, step: Step, text: str) -> None:
@@ -193,14 +197,15 @@ class Document:
             if parameter in INPUTS:
                 for name in as_any(value):
                     path = self.folder / name
-                    if name not in {"", "-"} and not path.exists() and not glob.glob(name):
+                    absent = not path.exists() and not glob.glob(name)
+                    if name not in {"", "-"} and (absent or (parameter == "table" and path in self.tables)):
                         INPUTS[parameter](self, path, name, command)
 
     def bring_named(self, text: str) -> None:
         """Make FASTA files that other programs of a line read."""
         for name in re.findall(r"[\w./-]+\.fasta(?:\.gz)?\b", text):
             if text.startswith(("zcat", "cat", "curl", "grep")) and not (self.folder / name).exists():
-                files.fasta(self.folder / name, files.records(files.SHORT))
+                files.fasta(self.folder / name, files.sequences_for(Path(name), ["embed"], self.variants))
 
     def bring_file(self, name: str) -> None:
         """Make a file that a block of Python reads, by its name."""
@@ -217,7 +222,7 @@ class Document:
             return
         if name in makers:
             self.models.download("esm2_t6_8M_UR50D")
-            files.fasta(self.folder / "in.fasta", files.records(files.SHORT))
+            files.fasta(self.folder / "in.fasta", files.records(files.SHORT, name="proteins"))
             self.call(self.folder, *makers[name])
         elif name in {"trained.pt", "model.safetensors"}:
             self.models.checkpoint(path)
@@ -263,10 +268,10 @@ def model(document: Document, path: Path, name: str, command: Command) -> None:
 
 
 def sequences(document: Document, path: Path, name: str, command: Command) -> None:
-    del document, name
+    del name
     single = command.name in {"score", "perplexity"} and command.parameters.get("plot") and "family" not in path.name
     words = [*command.words, "-v"] if single or command.parameters.get("table") else command.words
-    files.fasta(path, files.sequences_for(path, words))
+    files.fasta(path, files.sequences_for(path, words, document.variants))
 
 
 def labelled(document: Document, path: Path, name: str, command: Command) -> None:
@@ -283,6 +288,7 @@ def labelled(document: Document, path: Path, name: str, command: Command) -> Non
 def variants(document: Document, path: Path, name: str, command: Command) -> None:
     del name
     given = command.parameters
+    document.tables.add(path)
     sequence = files.read_first(document.folder / str(given["proteins"]))
     column = given.get("mutant_column") or ("hgvs_pro" if path.stem == "mavedb" else "mutant")
     files.variants(path, sequence, offset=given.get("offset") or 1, column=column)
@@ -315,6 +321,8 @@ def shards(document: Document, path: Path, name: str, command: Command) -> None:
     """Two finished shards of an output."""
     del command
     fasta = path.with_name("in.fasta")
+    for old in path.parent.glob(f"{path.stem}.shard-*"):
+        old.unlink()
     files.fasta(fasta, files.records(files.SHORT))
     kind = "-r" if name.startswith(("big", "residues")) else "-o"
     for number in (1, 2):
@@ -348,13 +356,15 @@ def changes(document: Document, path: Path, name: str, command: Command) -> None
     elif key == "data.store":
         document.models.store(target)
     elif key == "data.fasta":
-        files.fasta(target, files.sequences_for(target, command.words))
+        files.fasta(target, files.sequences_for(target, command.words, document.variants))
 
 
 def excluded(document: Document, path: Path, name: str, command: Command) -> None:
-    del command
     if name.endswith(".json"):
         document.models.fitted(path)
+    else:
+        folder_of_structures = document.folder / str(as_any(command.parameters["structures"])[0])
+        files.structures(folder_of_structures / f"{name.partition(':')[0]}.pdb")
 
 
 def imported(document: Document, path: Path, name: str, command: Command) -> None:

@@ -17,8 +17,8 @@ from xopen import xopen
 from made_structures import folder_of_snakes, letters, mmcif, pdb, snake
 
 P53: Final = "sp|P04637|P53_HUMAN"
-"""The id of the first record of every FASTA file here; pages look it up in outputs."""
-SHORT: Final = 12
+"""The id of the first record of ``proteins.fasta``; pages look it up in outputs."""
+SHORT: Final = 6
 MANY: Final = 400
 CLASSES: Final = ("Cytoplasm", "Mitochondrion", "Nucleus")
 PARTS: Final = ("train", "train", "train", "validation", "test")
@@ -32,10 +32,10 @@ def write(path: Path, text: str) -> None:
         stream.write(text)
 
 
-def records(count: int, seed: int = 0) -> dict[str, str]:
-    """Proteins of 60 to 90 residues; the first has the id of p53."""
+def records(count: int, seed: int = 0, name: str = "p") -> dict[str, str]:
+    """Proteins of 60 to 90 residues, named after ``name``; among ``proteins`` the first is p53."""
     rng = random.Random(seed)
-    names = [P53, *(f"p{number}" for number in range(1, count))]
+    names = [P53 if not number and name == "proteins" else f"{name}{number}" for number in range(count)]
     return {name: letters(rng.randint(60, 90), seed=seed * 1000 + number) for number, name in enumerate(names)}
 
 
@@ -207,10 +207,10 @@ def bionemo2(train: Path, valid: Path, database: Path) -> None:
     connection.close()
 
 
-def sequences_for(path: Path, words: Sequence[str]) -> dict[str, str]:
-    """Proteins for a command: one, several or many, as its name and its options need."""
+def sequences_for(path: Path, words: Sequence[str], stated: Sequence[str]) -> dict[str, str]:
+    """Proteins for a command: one, several or many, as its name and its options need; variants ``stated`` fit them."""
     many = words[0] == "data" or words[0] == "pretrain"
     single = path.name.startswith(("protein.", "p53.")) or "-v" in words
-    proteins = records(MANY if many else 1 if single else SHORT)
-    return {name: fitted(sequence, words) for name, sequence in proteins.items()}
+    proteins = records(MANY if many else 1 if single else SHORT, name=path.name.partition(".")[0])
+    return {name: fitted(sequence, stated) for name, sequence in proteins.items()}
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import stand_in_files as files
 import torch
+from safetensors.torch import load_file
 
 from protea.checkpoints import hf
 from protea.checkpoints.convert import convert
@@ -20,7 +21,7 @@ SMALL: Final = {
     "num_hidden_layers": 6,
     "hidden_size": 32,
     "num_attention_heads": 4,
-    "intermediate_size": 64,
+    "intermediate_size": 128,
     "head_width": 8,
     "inner_width": 16,
 }
@@ -74,11 +75,13 @@ class Models:
         family = named or ("esm1nv" if path.name.startswith("esm1nv") else "esm2_t6_8M_UR50D")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name == "trained.pt":  # weights alone, which are recognised by their shapes
-            whole = build(published_models()["esm2_t6_8M_UR50D"].config)
-            torch.save(whole.state_dict(), path)
+            whole = self.shelf / "whole"
+            hf.write_random(whole, build(published_models()["esm2_t6_8M_UR50D"].config), seed=1, dtype=torch.float32)
+            torch.save(load_file(whole / "model.safetensors"), path)
         elif path.suffix in {".pt", ".nemo"}:
             source = self.published(family)
-            made = self._once(f"converted/{family}{path.suffix}", lambda to: convert(source, to, None, peers=False))
+            name = f"{path.suffix[1:]}/{family}{path.suffix}"
+            made = self._once(name, lambda to: convert(source, to, None, peers=False))
             for file in made.parent.glob(f"{family}*{path.suffix}"):
                 shutil.copy(file, path.with_name(file.name.replace(family, path.name.removesuffix(path.suffix))))
         elif path.name.endswith((".safetensors", ".bin")):

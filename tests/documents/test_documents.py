@@ -14,13 +14,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import document_steps
 import huggingface_hub.constants
 import pytest
 from commands import parse, protea_words, without_placeholders
-from document_steps import LEAVES, ROOT, TUTORIALS, Step, pages, steps_of_help, steps_of_page, steps_of_recipe
+from document_steps import Step, pages, steps_of_help, steps_of_page, steps_of_recipe
 from not_run import NOT_RUN, SLOW
-from run_document import Document
+from run_document import Document, Failed
 from stand_in_models import Models
+from test_named_options import LEAVES
+from test_structure import ROOT
 
 DOCUMENTS = {
     **{path.relative_to(ROOT).as_posix(): steps_of_page(path) for path in pages()},
@@ -51,14 +54,22 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: Models, programs: Path, one_thread: None
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    models: Models,
+    programs: Path,
+    one_thread: None,
 ) -> Iterator[Document]:
+    """An empty folder with the examples, for the document that the test names."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(models.cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    made = Document(tmp_path, models, programs)
+    parameters = getattr(request.node, "callspec", None)
+    steps = DOCUMENTS[parameters.params["name"]] if parameters is not None else []
+    made = Document(tmp_path, models, programs, steps)
     yield made
     made.close()
 
@@ -132,5 +143,61 @@ def test_nothing_is_left_out() -> None:
     assert sum(len(steps) for steps in RUN.values()) > 200
     for name, steps in DOCUMENTS.items():
         for step in steps:
-            assert step.kind != "pycon" or (ROOT / name).parent == TUTORIALS, f"{step.place}: use a block of python"
+            assert step.kind != "pycon" or name.startswith("docs/tutorials/"), f"{step.place}: use a block of python"
 
+
+
+PAGE = """# A page
+```console
+$ protea embed a.fasta -o a.h5    # a remark
+a line that it prints
+$ protea data fasta a.fasta \\
+    -o store/
+```
+
+1. In a list, `protea info MODEL [--json]` and `protea`:
+    ```python title="a name"
+    import protea
+    ```
+
+```
+protea merge OUT...   joins
+protea merge a.h5
+not a command
+```
+~~~bash
+make test
+~~~
+"""
+
+
+def test_what_is_found_in_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document_steps, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(PAGE)
+    assert steps_of_page(tmp_path / "page.md") == [
+        Step("page.md:3", "console", "protea embed a.fasta -o a.h5"),
+        Step("page.md:5", "console", "protea data fasta a.fasta -o store/"),
+        Step("page.md:11", "python", "import protea\n"),
+        Step("page.md:15", "synopsis", "protea merge OUT...   joins"),
+        Step("page.md:16", "console", "protea merge a.h5"),
+        Step("page.md:20", "console", "make test"),
+        Step("page.md:9", "inline", "protea info MODEL [--json]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["protea embed a.fasta --no-such", "protea embd a.fasta", "protea average run/ --last many -o m/", "make nothing"],
+)
+def test_a_wrong_command_is_seen(text: str) -> None:
+    with pytest.raises(AssertionError):
+        accept(Step("page.md:1", "console", text))
+    with pytest.raises(AssertionError):
+        accept(Step("page.md:1", "inline", text))
+
+
+def test_a_command_that_fails_names_its_place(document: Document) -> None:
+    with pytest.raises(Failed, match=r"page\.md:7: \$ protea embed a\.fasta --pool none"):
+        document.run(Step("page.md:7", "console", "protea embed a.fasta --pool none -o a.h5"))
+    with pytest.raises(Failed, match=r"page\.md:8: NameError"):
+        document.run(Step("page.md:8", "python", "unknown_name"))
