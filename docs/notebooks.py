@@ -1,7 +1,7 @@
 """Writes tutorials as notebooks beside their pages: ``python docs/notebooks.py``, or ``make notebooks``.
 
-The page is the source: its text becomes cells of text, each command a cell for bash, each part of a Python session up to
-its output a cell of Python, and what the page shows their output. Nothing runs here.
+The page is the source: its text becomes cells of text, each command a cell for bash, each part of a Python session up
+to its output a cell of Python, and what the page shows their output. Nothing runs here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ METADATA: Final = {
 
 
 def text_cell(text: str) -> dict[str, Any]:
+    """A cell of text."""
     return {"cell_type": "markdown", "metadata": {}, "source": text.strip("\n").splitlines(keepends=True)}
 
 
 def code_cell(code: str, printed: str = "") -> dict[str, Any]:
+    """A cell of code with what it prints."""
     stream = {"name": "stdout", "output_type": "stream", "text": printed.splitlines(keepends=True)}
     return {
         "cell_type": "code",
@@ -42,12 +44,14 @@ def code_cell(code: str, printed: str = "") -> dict[str, Any]:
 
 
 def console_cells(block: str) -> Iterator[dict[str, Any]]:
+    """A cell for each command."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         line, _, shown = part.partition("\n")
         yield code_cell(f"%%bash\n{line}", shown)
 
 
 def python_cells(block: str) -> Iterator[dict[str, Any]]:
+    """A cell for the lines up to each output."""
     waiting = ""
     for example in doctest.DocTestParser().get_examples(block):
         waiting += example.source

@@ -131,9 +131,7 @@ def tools(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.long) for page in PAGES]
 )
-def test_tutorials_print_what_they_show(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
-) -> None:
+def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     if "protea serve" in page.read_text():
         pytest.importorskip("uvicorn")
         pytest.importorskip("fastapi")

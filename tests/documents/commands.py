@@ -6,16 +6,24 @@ import re
 import shlex
 from typing import Any, Final, NamedTuple
 
-from test_named_options import LEAVES
 from typer.exceptions import TyperException
 
 from protea.errors import ProteaError
 from protea.train.recipe import read_recipe, recipe_names
+from test_named_options import LEAVES
 
 SEPARATORS: Final = {"|", ";", "&&", "||", "&", ">", ">>", "2>", "<"}
 SMALLER: Final = {"valid": 5, "test": 5, "count": 3, "last": 2, "nproc-per-node": 2, "array": 2}
 """The largest numbers that options may have with the stand-ins' few sequences, structures and checkpoints."""
-SMALL_RUN: Final = {"batch.tokens": 2048, "batch.pack": 1024, "run.steps": 3, "validation.tokens": 2048}
+SMALL_RUN: Final = {
+    "batch.tokens": 2048,
+    "batch.pack": 1024,
+    "run.steps": 3,
+    "schedule.warmup": 1,
+    "validation.tokens": 2048,
+    "validation.every": 1,
+    "save.every": 1,
+}
 SMALL_MODEL: Final = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -89,6 +97,8 @@ def made_small(text: str) -> str:
 
     for name in SMALLER:
         text = re.sub(rf"(--({name})[ =](?:1-)?)(\d+)\b(?!%)", lower, text)
+    if re.search(r"protea finetune .*--method (lora|full)", text) and "--epochs" not in text:
+        text = f"{text} --epochs 1"
     if "protea pretrain" not in text or "--dry-run" in text or "--list" in text or "$SMALL" in text:
         return text
     given = dict(re.findall(r"\b([a-z_]+\.[a-z_]+)=(\S+)", text))

@@ -104,15 +104,13 @@ def steps_of_help(name: str) -> list[Step]:
 def steps_of_recipe(path: Path) -> list[Step]:
     """Commands in the comments of a recipe."""
     name = path.relative_to(ROOT).as_posix()
-    steps = []
+    steps: list[Step] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        for span in SPAN.findall(line.partition("#")[2]):
-            if len(span.split()) > 1 and span.split()[0] in PROGRAMS:
-                steps.append(Step(f"{name}:{number}", "inline", span))
+        spans = (span for span in SPAN.findall(line.partition("#")[2]) if len(span.split()) > 1)
+        steps += [Step(f"{name}:{number}", "inline", span) for span in spans if span.split()[0] in PROGRAMS]
     return steps
 
 
 def is_script(text: str) -> bool:
     """Whether Python must run from a file of its own, because it starts processes."""
     return "__main__" in text
-

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -25,12 +25,11 @@ import stand_in_python as python
 from commands import Command, made_small, parse, protea_words, tokens
 from document_steps import Step, is_script
 from not_run import CODES
-from stand_in_models import Models, as_any, names_of_models
+from stand_in_inputs import INPUTS, absent, as_any
+from stand_in_models import Models, names_of_models
 
 import protea
-from protea.checkpoints.hub import published_models
 from protea.cli import main
-from protea.train.recipe import recipe_names
 
 ADDRESS: Final = re.compile(r"\b(localhost|127\.0\.0\.1):8000\b")
 OUTPUTS: Final = ("output", "sequences", "residues", "logits", "plot", "target")
@@ -38,7 +37,7 @@ OUTPUTS: Final = ("output", "sequences", "residues", "logits", "plot", "target")
 CONTINUES: Final = ("--update", "--accept-changes")
 
 
-class Failed(AssertionError):
+class StepError(AssertionError):
     """A step of a document that did not do what it should."""
 
 
@@ -97,15 +96,20 @@ class Document:
             self.serve(step, text)
             return
         if text.startswith("protea ") and not re.search(r"[|;<>$&]", text):
-            words = [one for word in protea_words(text)[0] for one in (sorted(glob.glob(word)) or [word])]
+            words = [one for word in protea_words(text)[0] for one in self.expanded(word)]
             code, printed = run_protea(words)
         else:
             code, printed = self.run_shell(text)
         allowed = next((codes for pattern, (codes, _) in CODES.items() if re.search(pattern, text)), (0,))
         if code not in allowed:
-            raise Failed(f"{step.place}: $ {step.text}\nrun as: {text}\nexit code {code}\n{printed}")
-        if text.startswith("curl") and '"id"' in printed:
+            raise StepError(f"{step.place}: $ {step.text}\nrun as: {text}\nexit code {code}\n{printed}")
+        if text.startswith("curl") and "/v1/jobs?" in text:
             self.job = str(json.loads(printed)["id"])
+
+    def expanded(self, word: str) -> list[str]:
+        """The files that a pattern means, as a shell finds them."""
+        found = sorted(self.folder.glob(word)) if "*" in word else []
+        return [str(path.relative_to(self.folder)) for path in found] or [word]
 
     def run_shell(self, text: str) -> tuple[int, str]:
         assignment = re.fullmatch(r"(\w+)=(\"[^\"]*\"|'[^']*'|\S+)", text)
@@ -131,13 +135,15 @@ class Document:
         return os.environ | settings | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def run_python(self, step: Step, text: str) -> None:
+        text = python.without_missing(text)
         for name in python.names_of_files(text):
-            self.bring_file(name)
+            if f'.save("{name}")' not in text:
+                self.bring_file(name)
         if is_script(text) or "transformers" in text or "peft" in text:
             (self.folder / "script_of_the_page.py").write_text(text)
             code, printed = self.run_shell("python script_of_the_page.py")
             if code:
-                raise Failed(f"{step.place}: exit code {code}\n{printed}")
+                raise StepError(f"{step.place}: exit code {code}\n{printed}")
             return
         self.names |= python.values_for(text, self.names, self.folder)
         try:
@@ -145,7 +151,7 @@ class Document:
                 warnings.simplefilter("ignore")
                 exec(compile(ast.parse(text), step.place, "exec"), self.names)
         except Exception as error:
-            raise Failed(f"{step.place}: {type(error).__name__}: {error}\n{step.text}") from error
+            raise StepError(f"{step.place}: {type(error).__name__}: {error}\n{step.text}") from error
 
     # --- services --------------------------------------------------------------------------------------------------
 
@@ -167,7 +173,7 @@ class Document:
             except OSError:
                 time.sleep(0.1)
         else:
-            raise Failed(f"{step.place}: $ {step.text}\n{Path(log.name).read_text()}")
+            raise StepError(f"{step.place}: $ {step.text}\n{Path(log.name).read_text()}")
         if "--api-key-file" in text:  # requests on the page have no key
             self.stop(*self.services.pop())
 
@@ -197,8 +203,7 @@ class Document:
             if parameter in INPUTS:
                 for name in as_any(value):
                     path = self.folder / name
-                    absent = not path.exists() and not glob.glob(name)
-                    if name not in {"", "-"} and (absent or (parameter == "table" and path in self.tables)):
+                    if name not in {"", "-"} and (absent(path) or (parameter == "table" and path in self.tables)):
                         INPUTS[parameter](self, path, name, command)
 
     def bring_named(self, text: str) -> None:
@@ -254,150 +259,3 @@ def remove(path: Path) -> None:
     for file in path.parent.glob(f"{glob.escape(path.name)}*"):
         if file.is_file() and file.name.removeprefix(path.name) in {"", ".report.tsv", ".run.yaml"}:
             file.unlink()
-
-
-def is_known_model(name: str) -> bool:
-    return name.removeprefix("facebook/") in published_models()
-
-
-def model(document: Document, path: Path, name: str, command: Command) -> None:
-    if is_known_model(name):
-        document.models.download(name.removeprefix("facebook/"))
-    elif command.name != "init" and not (command.name == "info" and not name):
-        document.models.checkpoint(path)
-
-
-def sequences(document: Document, path: Path, name: str, command: Command) -> None:
-    del name
-    single = command.name in {"score", "perplexity"} and command.parameters.get("plot") and "family" not in path.name
-    words = [*command.words, "-v"] if single or command.parameters.get("table") else command.words
-    files.fasta(path, files.sequences_for(path, words, document.variants))
-
-
-def labelled(document: Document, path: Path, name: str, command: Command) -> None:
-    given = command.parameters
-    del document, name
-    if given.get("labels"):
-        mask = given.get("mask")
-        files.labels_of_residues(path, path.parent / given["labels"], path.parent / mask if mask else None)
-    else:
-        column = given.get("target_column") or "target"
-        files.labels(path, column, numbers=column == "fitness" or path.stem in {"stability", "scan"})
-
-
-def variants(document: Document, path: Path, name: str, command: Command) -> None:
-    del name
-    given = command.parameters
-    document.tables.add(path)
-    sequence = files.read_first(document.folder / str(given["proteins"]))
-    column = given.get("mutant_column") or ("hgvs_pro" if path.stem == "mavedb" else "mutant")
-    files.variants(path, sequence, offset=given.get("offset") or 1, column=column)
-
-
-def trained(document: Document, path: Path, name: str, command: Command) -> None:
-    if command.name == "predict" and name.startswith(("their", "peft")):
-        document.models.foreign(path, adapter="adapter" in name)
-    elif command.name in {"export", "average"} and path.name.startswith("run"):
-        document.models.run(path)
-    else:
-        document.models.predictor(path, lora=bool(command.parameters.get("adapter")))
-
-
-def folder(document: Document, path: Path, name: str, command: Command) -> None:
-    del name
-    if command.name == "data info":
-        document.models.store(path)
-    else:
-        (files.flip if "flip" in command.name else files.proteingym)(path)
-
-
-def adapters(document: Document, path: Path, name: str, command: Command) -> None:
-    del path
-    if command.name == "serve" and not (target := document.folder / name.partition("=")[2]).exists():
-        document.models.predictor(target)
-
-
-def shards(document: Document, path: Path, name: str, command: Command) -> None:
-    """Two finished shards of an output."""
-    del command
-    fasta = path.with_name("in.fasta")
-    for old in path.parent.glob(f"{path.stem}.shard-*"):
-        old.unlink()
-    files.fasta(fasta, files.records(files.SHORT))
-    kind = "-r" if name.startswith(("big", "residues")) else "-o"
-    for number in (1, 2):
-        document.call(path.parent, "embed", fasta.name, kind, path.name, "--shard", f"{number}/2")
-
-
-def recipe(document: Document, path: Path, name: str, command: Command) -> None:
-    del document, command
-    if name not in recipe_names():
-        path.write_text(MY_RECIPE)
-
-
-MY_RECIPE: Final = """model: {architecture: esm2_t6_8M_UR50D, num_hidden_layers: 2, hidden_size: 32, num_attention_heads: 4,
-  intermediate_size: 64}
-data: {fasta: in.fasta, cluster: false}
-batch: {tokens: 1024, pack: 1024}
-schedule: {warmup: 1}
-run: {steps: 2}
-"""
-
-
-def changes(document: Document, path: Path, name: str, command: Command) -> None:
-    """What keys of a recipe name: a store, sequences, a model."""
-    del path
-    key, _, value = name.partition("=")
-    target = document.folder / value
-    if key == "init":
-        model(document, target, value, command)
-    elif target.exists():
-        return
-    elif key == "data.store":
-        document.models.store(target)
-    elif key == "data.fasta":
-        files.fasta(target, files.sequences_for(target, command.words, document.variants))
-
-
-def excluded(document: Document, path: Path, name: str, command: Command) -> None:
-    if name.endswith(".json"):
-        document.models.fitted(path)
-    else:
-        folder_of_structures = document.folder / str(as_any(command.parameters["structures"])[0])
-        files.structures(folder_of_structures / f"{name.partition(':')[0]}.pdb")
-
-
-def imported(document: Document, path: Path, name: str, command: Command) -> None:
-    """All sources of ``data import`` at once, since they belong together."""
-    del path, name
-    given = {key: document.folder / value for key, value in command.parameters.items() if isinstance(value, Path)}
-    if "mapping" in given:
-        files.mapping(given["mapping"])
-        files.uniref50(given["uniref50"])
-        files.uniref90(given["uniref90"])
-    elif "csv" in given:
-        files.bionemo1(given["csv"], given["members_csv"], given["starts"], given["counts"])
-    else:
-        files.bionemo2(given["train_clusters"], given["valid_clusters"], given["database"])
-
-
-INPUTS: Final[Mapping[str, Any]] = {
-    **dict.fromkeys(("model", "models", "source"), model),
-    **dict.fromkeys(("inputs", "proteins"), sequences),
-    "data": labelled,
-    "table": variants,
-    "run": trained,
-    "structures": lambda document, path, name, command: files.structures(path),
-    **dict.fromkeys(("folder", "data_folder", "proteingym", "flip"), folder),
-    "adapter": adapters,
-    "outputs": shards,
-    "recipe": recipe,
-    "changes": changes,
-    "exclude": excluded,
-    "api_key_file": lambda document, path, name, command: path.write_text("group 0123456789abcdef0123\n"),
-    **dict.fromkeys(("mapping", "csv", "train_clusters"), imported),
-    "uniref50": lambda document, path, name, command: files.uniref50(path),
-    "uniref90": lambda document, path, name, command: files.uniref90(path),
-    "members": lambda document, path, name, command: files.mapping(path),
-}
-"""How to make what a parameter names, if it is not there: by the document, the path, the text and the command."""

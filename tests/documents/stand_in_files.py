@@ -213,4 +213,3 @@ def sequences_for(path: Path, words: Sequence[str], stated: Sequence[str]) -> di
     single = path.name.startswith(("protein.", "p53.")) or "-v" in words
     proteins = records(MANY if many else 1 if single else SHORT, name=path.name.partition(".")[0])
     return {name: fitted(sequence, stated) for name, sequence in proteins.items()}
-

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import stand_in_files as files
 import torch
@@ -151,10 +151,3 @@ class Models:
 def names_of_models(text: str) -> list[str]:
     """Published names in a text, longest first where one begins another."""
     return [name for name, known in published_models().items() if known.repository and name in text]
-
-
-def as_any(value: Any) -> list[str]:
-    """The values of a parsed parameter as texts."""
-    if value is None or isinstance(value, bool):
-        return []
-    return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]

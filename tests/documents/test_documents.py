@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import document_steps
@@ -20,8 +21,9 @@ import pytest
 from commands import parse, protea_words, without_placeholders
 from document_steps import Step, pages, steps_of_help, steps_of_page, steps_of_recipe
 from not_run import NOT_RUN, SLOW
-from run_document import Document, Failed
+from run_document import Document, StepError
 from stand_in_models import Models
+
 from test_named_options import LEAVES
 from test_structure import ROOT
 
@@ -78,11 +80,9 @@ def why_not(step: Step) -> str:
     """Why a step is not run here; empty if it is."""
     reasons = [reason for pattern, reason in NOT_RUN.items() if re.search(pattern, step.text)]
     if step.kind in {"console", "python"} and not reasons:
-        if "protea serve" in step.text or "curl" in step.text or "protea.Client" in step.text:
-            try:
-                import fastapi, prometheus_client, uvicorn  # noqa: E401, F401
-            except ImportError:
-                return "the packages of protea[serve] are not installed"
+        serves = re.search(r"protea serve|\bcurl |protea\.Client", step.text)
+        if serves and not all(find_spec(package) for package in ("fastapi", "prometheus_client", "uvicorn")):
+            return "the packages of protea[serve] are not installed"
         clusters = re.search(r"\bdata (fasta|uniref)(?!.*--no-filter)|data\.fasta=(?!.*data\.cluster=false)", step.text)
         if clusters and shutil.which("mmseqs") is None:
             return "MMseqs2 is not installed"
@@ -146,7 +146,6 @@ def test_nothing_is_left_out() -> None:
             assert step.kind != "pycon" or name.startswith("docs/tutorials/"), f"{step.place}: use a block of python"
 
 
-
 PAGE = """# A page
 ```console
 $ protea embed a.fasta -o a.h5    # a remark
@@ -197,7 +196,7 @@ def test_a_wrong_command_is_seen(text: str) -> None:
 
 
 def test_a_command_that_fails_names_its_place(document: Document) -> None:
-    with pytest.raises(Failed, match=r"page\.md:7: \$ protea embed a\.fasta --pool none"):
+    with pytest.raises(StepError, match=r"page\.md:7: \$ protea embed a\.fasta --pool none"):
         document.run(Step("page.md:7", "console", "protea embed a.fasta --pool none -o a.h5"))
-    with pytest.raises(Failed, match=r"page\.md:8: NameError"):
+    with pytest.raises(StepError, match=r"page\.md:8: NameError"):
         document.run(Step("page.md:8", "python", "unknown_name"))
