@@ -105,6 +105,6 @@ def made_small(text: str) -> str:
     changes = {key: value for key, value in SMALL_RUN.items() if int(float(given.get(key, value + 1))) > value}
     if not re.search(r"\binit=|quickstart|domain-adaptation|\.yaml", text):
         changes |= {f"model.{key}": value for key, value in SMALL_MODEL.items()}
-    for key in changes:
+    for key in (*changes, "run.compile"):
         text = re.sub(rf" {key}=\S+", "", text)
-    return " ".join([text, *(f"{key}={value}" for key, value in changes.items())])
+    return " ".join([text, *(f"{key}={value}" for key, value in changes.items()), "run.compile=false"])
