@@ -40,7 +40,7 @@ define show
 @PATH='$(CURDIR)/$(BIN)':"$$PATH" $(1)
 endef
 
-.PHONY: demo docs mini native test test-long test-floors test-wheel lint types unit wheels changelog lock mmseqs clean
+.PHONY: demo docs mini native test test-long test-floors test-wheel lint types unit wheels notebooks newcomer changelog lock mmseqs clean
 
 # At most 90 seconds on two cores, besides downloads.
 demo: native
@@ -141,6 +141,14 @@ WHEEL_TEST := build/wheel-test
 WHEEL_EXTRAS := evaluate finetune plot serve train ray all
 test-wheel:
 	$(PYTHON) packaging/test_wheel.py dist $(WHEEL_TEST) $(WHEEL_EXTRAS)
+
+# Writes the tutorials' notebooks from their pages.
+notebooks:
+	$(PYTHON) docs/notebooks.py
+
+# Goes a newcomer's way in an empty folder: a clone, an environment, README's start, tutorials and mistakes. Minutes.
+newcomer:
+	$(PYTHON) tests/newcomer.py
 
 # Moves the fragments in changelog.d/ to CHANGELOG.md.
 changelog:

@@ -16,13 +16,12 @@ import pytest
 import typer.main
 
 from protea import cli
-from protea.train.recipe import Recipe, read_recipe, recipe_names
+from protea.train.recipe import Recipe
 from test_structure import MODULES, ROOT, imported, parse
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*(?![\w-])")
 COMMAND = re.compile(r"\bprotea ((?:data|evaluate) [a-z]+|[a-z][a-z-]+)")
 KEY = re.compile(r"(?<![\w./`-])`?([a-z]+)\.([a-z_]+)(?==|`| (?:and|or|to)\b|[,;)]|$)")
-PRETRAIN = re.compile(r"protea pretrain (\w[\w.-]*)((?: [a-z_.]+=\S+)*)")
 
 FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
@@ -265,13 +264,3 @@ def test_keys_of_recipes(path: Path) -> None:
         for section, key in KEY.findall(line):
             if section in SECTIONS and key not in SUFFIXES:
                 assert key in SECTIONS[section], line
-
-
-def test_commands_that_train_are_recipes() -> None:
-    """``protea pretrain RECIPE KEY=VALUE...`` on pages and in help is accepted as it stands."""
-    sources = [*PAGES, MODULES["protea.cli.pretrain"]]
-    lines = [match for path in sources for match in PRETRAIN.findall(path.read_text(encoding="utf-8"))]
-    assert len(lines) > 10
-    for name, changes in lines:
-        if name in recipe_names():
-            read_recipe(name, changes.split())

@@ -2,20 +2,25 @@
 
 Numbers with decimals may differ by two units of their last digit or by a ten-thousandth, because processors differ.
 Precisions, which have three decimals, may differ by two of a hundred pairs. After an intended change,
-``PROTEA_WRITE_TUTORIALS=1 python -m pytest tests/test_tutorials.py`` writes the printed output into the pages.
+``PROTEA_WRITE_TUTORIALS=1 python -m pytest tests/test_tutorials.py`` writes the printed output into the pages, and
+``make notebooks`` writes the notebooks from the pages. A page's port 8000 is a free one here.
 """
 
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import io
+import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,41 +62,62 @@ def near(printed: str, shown: str) -> bool:
     return abs(ours - theirs) <= max(2.5 * 10.0**-decimals, 1e-4 * abs(theirs), PAIRS if decimals == 3 else 0)
 
 
-def console(block: str, folder: Path) -> Iterator[Step]:
+def shell(line: str, folder: Path) -> str:
+    """Run a line in bash and return all that it printed."""
     # The commands run the same Protea as the pages' Python, on the CPU: a GPU gives other last digits.
+    source = [str(Path(protea.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(protea.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(filter(None, source)),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"$ {line}\n{done.stdout}"
+    return done.stdout
+
+
+def console(block: str, folder: Path, port: int) -> Iterator[Step]:
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         line, _, shown = part.partition("\n")
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"$ {line}\n{done.stdout}"
-        yield Step(f"$ {line}\n", shown, done.stdout)
+        typed = line.replace(PORT, f":{port}").replace("protea serve", f"protea serve --port {port}")
+        yield Step(f"$ {line}\n", shown, shell(typed, folder).replace(f":{port}", PORT))
 
 
-def python(block: str, names: dict[str, Any]) -> Iterator[Step]:
+def python(block: str, names: dict[str, Any], port: int) -> Iterator[Step]:
     for example in doctest.DocTestParser().get_examples(block):
         printed = io.StringIO()
         with redirect_stdout(printed):
-            exec(compile(example.source, "<tutorial>", "single"), names)
+            exec(compile(example.source.replace(PORT, f":{port}"), "<tutorial>", "single"), names)
         first, *others = example.source.splitlines()
         typed = "".join(f"{line}\n" for line in [f">>> {first}", *(f"... {line}".rstrip() for line in others)])
-        yield Step(typed, example.want, printed.getvalue())
+        yield Step(typed, example.want, printed.getvalue().replace(f":{port}", PORT))
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """A free port; a service whose page failed before its end is stopped."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = int(free.getsockname()[1])
+    yield number
+    pid = tmp_path / "service.pid"
+    if pid.exists():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 QUICK = "variants"
-TOOLS = ("bash", "cat", "cut", "grep", "head")
+PORT = ":8000"
+TOOLS = ("bash", "cat", "curl", "cut", "grep", "head")
 
 
 def tools(folder: Path) -> Path:
@@ -105,7 +131,10 @@ def tools(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "page", [pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.long) for page in PAGES]
 )
-def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    if "protea serve" in page.read_text():
+        pytest.importorskip("uvicorn")
+        pytest.importorskip("fastapi")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tools(tmp_path / "tools")))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -114,7 +143,7 @@ def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch:
 
     def run(block: re.Match[str]) -> str:
         kind, text = block.groups()
-        done = list(console(text, tmp_path) if kind == "console" else python(text, names))
+        done = list(console(text, tmp_path, port) if kind == "console" else python(text, names, port))
         steps.extend(done)
         return f"```{kind}\n" + "".join(step.typed + step.printed for step in done) + "```"
 
@@ -129,7 +158,55 @@ def test_tutorials_print_what_they_show(page: Path, tmp_path: Path, monkeypatch:
 
 
 def test_list_of_tutorials() -> None:
-    assert [page.stem for page in PAGES] == ["contacts", "labels", "perplexity", "residues", "scan", "variants"]
+    names = ["contacts", "embed", "family", "labels", "perplexity", "residues", "scan", "serve", "variants"]
+    assert [page.stem for page in PAGES] == names
+    for page in PAGES:
+        assert set(re.findall(r"^```(\w+)$", page.read_text(), re.MULTILINE)) == {"console", "pycon"}, page
+
+
+# ---- notebooks ----
+def generator() -> Any:
+    """The program that writes notebooks."""
+    path = ROOT / "docs" / "notebooks.py"
+    specification = importlib.util.spec_from_file_location("notebooks", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+NOTEBOOKS = generator()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS.NAMES)
+def test_a_notebook_is_its_page(name: str) -> None:
+    """Its code is all of the page's code and nothing else, its text the page's; `make notebooks` writes it."""
+    page, file = (ROOT / "docs" / "tutorials" / f"{name}{suffix}" for suffix in (".md", ".ipynb"))
+    assert file.read_text(encoding="utf-8") == NOTEBOOKS.as_file(page)
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    start, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert start == NOTEBOOKS.START
+    typed = [line for block in BLOCK.findall(page.read_text()) for line in block[1].splitlines()]
+    lines = [line[2:] for line in typed if line.startswith("$ ")]
+    lines += [line[4:] for line in typed if line.startswith((">>> ", "... "))]
+    ours = [line for cell in code for line in cell.removeprefix("%%bash\n").splitlines()]
+    assert sorted(lines) == sorted(ours)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NOTEBOOKS.NAMES)
+def test_a_notebook_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in json.loads((ROOT / "docs" / "tutorials" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and source.startswith("%%bash\n"):
+            shell(source.removeprefix("%%bash\n"), tmp_path)
+        elif cell["cell_type"] == "code":
+            with redirect_stdout(io.StringIO()):
+                exec(compile(source, f"{name}.ipynb", "exec"), names)
 
 
 @pytest.mark.parametrize(

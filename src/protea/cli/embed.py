@@ -103,7 +103,7 @@ def embed(
       protea embed big.fasta -m my-model/ -o big.h5 --shard $SLURM_ARRAY_TASK_ID/16
       protea embed big.fasta -m my-model/ -o big.h5 --ray auto --shards 64
       protea embed --config proteins.parquet.run.yaml -o again.parquet
-      protea embed grown.fasta -m my-model/ -o proteins.parquet --update
+      protea embed grown.fasta -m esm2_t6_8M_UR50D -o proteins.parquet --update
     """
     from protea.embed.settings import parse, read_config
 

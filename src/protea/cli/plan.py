@@ -112,7 +112,7 @@ def plan_pretrain(
     Examples:
       protea plan pretrain esm2_650M --gpus 64xH100
       protea plan pretrain esm2_15B --gpus 128xH100 --nodes 16 --price 2.5 --plot days.svg
-      protea plan pretrain esm2_3B parallel.shard=8 --gpus 16xA100 --json
+      protea plan pretrain esm2_3B parallel.replicate=2 parallel.shard=8 --gpus 16xA100 --json
       protea plan pretrain esm2_8M --profile
     """
     from protea.train.recipe import read_recipe
