@@ -2,14 +2,14 @@
 
 ProtT5-XL with 2 layers runs beside transformers' ``T5EncoderModel``, CARP 640M with 4 layers beside Microsoft's
 sequence-models; with ``--esm-3``, ESM C 300M with 6 layers beside EvolutionaryScale's esm. Both programs get the same
-random weights, with noise in norms and biases, and the same FASTA file: 80 sequences of log-normal lengths (mean about
+random weights, with noise in norms and biases, and the same FASTA file: 60 sequences of log-normal lengths (mean about
 300, 30 to 1,022). Each reads it, computes the last hidden state of every residue, averages it over each sequence and
 writes the averages; start-up does not count. The others compute padded batches of 8 sequences sorted by length. Every
 program has a process of its own; in each round both run in turn.
 
 Before they are timed, the averages are compared: they must be within 2e-5 of the largest, or of 1.
 
-Usage: python benchmarks/families.py [--only prot-t5,carp] [--rounds 3] [--sequences 80] [--fast]
+Usage: python benchmarks/families.py [--only prot-t5,carp] [--rounds 3] [--sequences 60] [--fast]
                                      [--sequence-models FOLDER] [--esm-3 FOLDER]
        where the FOLDERs are those that ``make test`` installs: .venv/sequence-models and .venv/esm3
 """
@@ -198,7 +198,7 @@ def measure(shape: str, precisions: list[str], sequences: int, rounds: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="NAMES", help=f"by comma: {', '.join(SHAPES)}")
-    parser.add_argument("--sequences", type=int, default=80)
+    parser.add_argument("--sequences", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fast", action="store_true", help="also measure bf16-mixed")
     parser.add_argument("--sequence-models", default=".venv/sequence-models", metavar="FOLDER")

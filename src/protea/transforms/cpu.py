@@ -157,15 +157,17 @@ class PackedConvolution(nn.Module):
     def __init__(self, convolution: Convolution) -> None:
         super().__init__()
         self.reads, self.middle = convolution.reads, len(convolution.reads) // 2
-        self.places = nn.ModuleList(
+        self.places = [
             PackedLinear(convolution.weight[..., place], convolution.bias if place == self.middle else None)
             for place in range(len(self.reads))
-        )
+        ]
+        # As a module, too, so that the model is known to be packed.
+        self.parts = nn.ModuleList(self.places)
 
     def forward(self, x: Tensor, context: ConvolutionContext) -> Tensor:
         """``[T, I]`` to ``[T, I]``."""
-        x = x if context.kept is None else x * context.kept
-        y: Tensor = self.places[self.middle](x)
+        x = (x if context.kept is None else x * context.kept).to(self.places[0].weight.dtype)
+        y = self.places[self.middle](x)
         # Not the other way round: the weights of a place stay in a cache for all sequences.
         for place, distance in zip(self.places, self.reads, strict=True):
             for start, end in context.cu_seqlens.spans() if distance else ():

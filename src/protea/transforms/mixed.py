@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class _NarrowOnGPU:
 @cache
 def mixed_attention(kind: type[SelfAttention]) -> type[SelfAttention]:
     """A class of attention whose queries, keys and values come from products that return float32."""
-    return type(f"Mixed{kind.__name__}", (_NarrowOnGPU, kind), {})
+    return cast("type[SelfAttention]", type(f"Mixed{kind.__name__}", (_NarrowOnGPU, kind), {}))
 
 
 def narrow_weights(model: Encoder, device: torch.device) -> dict[str, torch.dtype]:
@@ -93,11 +93,11 @@ def mix(model: Encoder) -> None:
     narrow_weights(model, device)
     for name, part in _narrow_parts(model, device):
         wide = name.endswith(("q_proj", "k_proj", "v_proj"))
-        kind = WideConvolution if isinstance(part, Convolution) else WideLinear if wide else NarrowLinear
+        kind: Any = WideConvolution if isinstance(part, Convolution) else WideLinear if wide else NarrowLinear
         part.to(PRODUCTS).__class__ = kind
-    for part in model.layers.modules():
-        if isinstance(part, SelfAttention):
-            part.__class__ = mixed_attention(type(part))
+    for module in model.layers.modules():
+        if isinstance(module, SelfAttention) and not isinstance(module, _NarrowOnGPU):
+            module.__class__ = mixed_attention(type(module))
     model.mixed = True
 
 
