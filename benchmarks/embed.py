@@ -73,10 +73,10 @@ FARTHEST = {"float32": 1e-5, "bf16-mixed": 0.02, "bfloat16": 0.05, "int8": 0.2}
 """The largest difference of the averages that a type explains."""
 
 
-def write_fasta(path: Path, count: int, seed: int = 0) -> int:
+def write_fasta(path: Path, count: int, seed: int = 0, mean: int = 345) -> int:
     """Write random sequences; return the number of residues."""
     rng = random.Random(seed)
-    lengths = [min(1022, max(30, int(rng.lognormvariate(5.66, 0.6)))) for _ in range(count)]
+    lengths = [min(1022, max(30, int(rng.lognormvariate(5.66, 0.6) * mean / 345))) for _ in range(count)]
     letters = "LAGVSERTIDPKQNFYMHWC"
     path.write_text("".join(f">s{n}\n{''.join(rng.choices(letters, k=length))}\n" for n, length in enumerate(lengths)))
     return sum(lengths)
@@ -88,7 +88,7 @@ def protea_job(model: Path, fasta: Path, out: Path, dtype: str, device: str) -> 
     from protea.embed.settings import EmbedSettings
 
     loaded = load(model, device=device, dtype=dtype)
-    settings = EmbedSettings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model))
+    settings = EmbedSettings(inputs=(str(fasta),), sequences=out.with_suffix(".parquet"), model=str(model), long="full")
 
     def job() -> None:
         EmbedRun(settings, loaded.module, {}, overwrite=True)()
@@ -130,9 +130,13 @@ JOBS = {"protea": protea_job, **peers.JOBS, "ceiling": ceiling_job}
 
 
 def work(name: str, model: Path, fasta: Path, out: Path, device: str) -> None:
-    """Warm up, then run once for every line on standard input; each program does this in its own process."""
+    """Be one program; each has its own process."""
     peer, dtype = name.split()
-    job = JOBS[peer](model, fasta, out, dtype, device)
+    repeat(JOBS[peer](model, fasta, out, dtype, device))
+
+
+def repeat(job: Callable[[], None]) -> None:
+    """Warm up, then run once for every line on standard input, and print the seconds."""
     job()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -159,6 +159,39 @@ def test_no_family_is_known_outside_the_models(path: Path) -> None:
     assert not names & {f"{name}{end}" for _, _, name in FAMILIES for end in ("", "Config")}
 
 
+FAMILY_NAMES = re.compile(
+    r"ESM[- ]?[12C]\b|ESM[- ]?1(?:b|v|nv)|CARP|Pro[s]?tT5|\bT5\b|esm[12]|esmc|carp|t5_|prost", re.IGNORECASE
+)
+NAMED = {
+    "alphabet.py": "the tables of two alphabets, which reading a store needs without PyTorch",
+    "checkpoints/convert.py": "Meta's loader goes by names",
+    "checkpoints/hub.py": "the order of the list of models",
+    "checkpoints/nemo2.py": "a format of one family",
+    "checkpoints/peers.py": "Meta's loader goes by names",
+    "checkpoints/sequence_models.py": "a format of one family",
+    "data/manifest.py": "the two alphabets",
+    "data/masking.py": "names of published ways to mask, which users type",
+    "serve/compat_routes.py": "NVIDIA's names of models in its interface",
+    "train/plans.py": "the models that plans are printed for",
+}
+"""Files outside the models that name a family in code, and why; the list only gets shorter."""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if home(path) != "models"], ids=module_name)
+def test_no_text_names_a_family(path: Path) -> None:
+    """Neither a message, a condition nor a name; docstrings, where help and its examples are, may."""
+    tree = parse(path.read_text())
+    texts = {node: node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            texts.pop(node.value, None)  # a docstring
+    words = [text for text in texts.values() if isinstance(text, str)]
+    words += [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    words += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found = sorted(word for word in words if FAMILY_NAMES.search(word))
+    assert bool(found) == (str(path.relative_to(SOURCE)) in NAMED), found
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if home(path) != "plot"], ids=module_name)
 def test_only_the_frame_counts_bos_and_eos(path: Path) -> None:
     """No other code adds 2 for BOS and EOS or cuts them off with ``[1:-1]``."""

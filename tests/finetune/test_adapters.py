@@ -16,13 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmForSequenceClassification, EsmModel
 from transformers.utils import logging
 
-from conftest import CONFIGS, SMALL
-from messages import check_message
-from protea.errors import CheckpointError, MissingExtraError, UsageError
+from conftest import SMALL
+from protea.errors import CheckpointError, MissingExtraError
 from protea.finetune.adapters import CONFIG, WEIGHTS, Adapter, insert
 from protea.models.encoder import Encoder
 from protea.models.esm1b import ESM1bConfig
-from protea.models.registry import build
 from protea.packing import PackedBatch, pack
 from protea.train.optim import parameters_to_train
 from tunings import loader, write_model
@@ -166,12 +164,6 @@ def test_the_seed_decides(folder: Path) -> None:
 
     assert torch.equal(initial(1), initial(1))
     assert not torch.equal(initial(1), initial(2))
-
-
-def test_a_family_that_transformers_lacks() -> None:
-    with pytest.raises(UsageError, match="ESM-1nv") as caught:
-        insert(build(CONFIGS["esm1nv"]), rank=4, alpha=8, seed=0)
-    check_message("finetune.lora-family", caught.value)
 
 
 def test_without_peft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ from family_checks import (
     SEQUENCES,
     Outputs,
     check_alone,
+    check_bits,
     check_lacks,
+    check_mixed,
     check_packed,
     check_parity,
     ours,
@@ -32,7 +34,7 @@ from family_checks import (
 from hostile import Evil
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
-from protea.errors import CheckpointError
+from protea.errors import CheckpointError, ProteaWarning
 from protea.models.carp import ALPHABET, SIZES, CARPConfig
 from protea.models.layers import BilinearContactHead
 from protea.models.registry import build
@@ -161,6 +163,17 @@ def test_neighbours_in_a_pack_change_nothing(tmp_path: Path) -> None:
         for a, b in zip(alone.tensors(), between.tensors(), strict=True):
             assert (a - b).abs().max() <= ALONE * max(1.0, a.abs().max().item())
     check_packed(tmp_path / "model")
+
+
+def test_the_same_bits_in_every_pack(tmp_path: Path) -> None:
+    random_model(replace(SIZES["600k"], num_hidden_layers=9), tmp_path)
+    with pytest.warns(ProteaWarning, match="gaps"):
+        check_bits(tmp_path / "model", SEQUENCES_WITH_GAPS)
+
+
+def test_fast(tmp_path: Path) -> None:
+    random_model(ODD, tmp_path)
+    check_mixed(tmp_path / "model")
 
 
 def test_parameters_of_the_published_models() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import protea
 from conftest import Run, fails
-from family_checks import PROTEIN, Outputs, check_alone, check_packed, check_parity, random_model
+from family_checks import PROTEIN, Outputs, check_alone, check_mixed, check_packed, check_parity, random_model
 from protea.checkpoints.formats import open_checkpoint
 from protea.models.encoder import Encoder
 from protea.models.esm1 import ALPHABET, T6, ESM1Config
@@ -91,6 +91,11 @@ def test_equals_metas_class(config: ESM1Config, tmp_path: Path) -> None:
 def test_packed_for_inference(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_packed(tmp_path / "model")
+
+
+def test_fast(tmp_path: Path) -> None:
+    random_model(ODD, tmp_path)
+    check_mixed(tmp_path / "model")
 
 
 @torch.no_grad()

@@ -16,7 +16,18 @@ from torch import Tensor
 
 import protea
 from conftest import Run, fails
-from family_checks import PROTEIN, SEQUENCES, Outputs, check_alone, check_packed, check_parity, random_model, tokens_of
+from family_checks import (
+    PROTEIN,
+    SEQUENCES,
+    Outputs,
+    check_alone,
+    check_bits,
+    check_mixed,
+    check_packed,
+    check_parity,
+    random_model,
+    tokens_of,
+)
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import open_checkpoint
 from protea.errors import CheckpointError, ProteaWarning
@@ -80,6 +91,12 @@ def test_equals_their_class(config: ESMCConfig, tmp_path: Path) -> None:
 def test_a_sequence_alone_and_packed(tmp_path: Path) -> None:
     check_alone(random_model(ODD, tmp_path), CHAINS)
     check_packed(tmp_path / "model")
+    check_bits(tmp_path / "model")
+
+
+def test_fast(tmp_path: Path) -> None:
+    random_model(ODD, tmp_path)
+    check_mixed(tmp_path / "model")
 
 
 def test_published_sizes() -> None:

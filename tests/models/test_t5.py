@@ -24,6 +24,7 @@ from family_checks import (
     Outputs,
     check_alone,
     check_lacks,
+    check_mixed,
     check_packed,
     check_parity,
     random_model,
@@ -74,6 +75,11 @@ def test_equals_transformers(config: T5Config, tmp_path: Path) -> None:
 def test_packed_for_inference(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_packed(tmp_path / "model", KNOWN)
+
+
+def test_fast(tmp_path: Path) -> None:
+    random_model(ODD, tmp_path)
+    check_mixed(tmp_path / "model", KNOWN)
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (64, 128)])

@@ -20,12 +20,12 @@ from protea.models.attention import AttentionCall
 from protea.models.encoder import Encoder
 from protea.models.layers import LayerContext
 from protea.models.registry import build
-from protea.models.transformer import TransformerLayer
+from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.native.products import supports
 from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import is_packed, pack_for_cpu
-from protea.transforms.mixed import MixedSelfAttention, NarrowLinear, mix
+from protea.transforms.mixed import NarrowLinear, mix, mixed_attention
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "real_weights" / "esm2_8M_finetuned"
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "G", "ACDEFGHIKLMNPQRSTVWY" * 4, "MK<mask>TXBUZO"]
@@ -196,7 +196,7 @@ def test_a_cpu_without_bfloat16_leaves_it_plain(load_small: LoadModel, monkeypat
     mix(model)
     pack_for_cpu(model)
     assert not is_packed(model)
-    assert isinstance(model.layers[0].self_attn, MixedSelfAttention)
+    assert isinstance(model.layers[0].self_attn, mixed_attention(SelfAttention))
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -66,13 +66,14 @@ def _common(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the store.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that exists.")] = False,
-    alphabet: Annotated[str, typer.Option(metavar="NAME", help="esm (for ESM-1b, 1v and 2) or esm-1nv.")] = "esm",
+    alphabet: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The model's alphabet: its name in `protea info MODEL`, in small letters."),
+    ] = "esm",
     unknown: Unknown = "x",
     gaps: Gaps = "keep",
     min_length: Annotated[int, typer.Option(metavar="N", help="Skip shorter sequences.")] = 1,
-    max_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Skip longer sequences; ESM-1nv's data have at most 512 residues.")
-    ] = None,
+    max_length: Annotated[int | None, typer.Option(metavar="N", help="Skip longer sequences.")] = None,
 ) -> None: ...
 
 

@@ -67,7 +67,7 @@ def embed(
         str,
         typer.Option(
             metavar="POLICY",
-            help="What to do with a sequence over 1,022 residues (510 for ESM-1nv): truncate, window, full, error.",
+            help="What to do with a sequence that is longer than in training: truncate, window, full, error.",
         ),
     ] = "truncate",
     duplicates: Annotated[

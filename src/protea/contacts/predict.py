@@ -28,6 +28,7 @@ from protea.limits import free_memory
 from protea.models.attention import HeadMaps
 from protea.models.encoder import Encoder
 from protea.models.layers import ContactHead
+from protea.models.registry import families_with
 from protea.text import shown
 
 _AT_ONCE: Final = 6  # float32 maps [L, L] held while a map is made, the model's needs included; measured: 5.3
@@ -66,7 +67,10 @@ def too_long(model: Encoder, length: int) -> str | None:
     frame = model.alphabet.frame
     if model.max_tokens is not None and frame.tokens(length) > model.max_tokens:
         most = frame.residues(model.max_tokens)
-        return f"{length:,} residues, and this {model.config.family} model takes {most:,}; use an ESM-2 model"
+        return (
+            f"{length:,} residues, and this {model.config.family} model takes {most:,}; families that predict contacts "
+            f"at any length: {families_with('contacts', 'any length')}"
+        )
     return too_large(model, length)
 
 

@@ -3,8 +3,9 @@
 An adapted matrix is W + s·B·A, with s = alpha / rank (Hu et al. 2022). With DoRA (Liu et al. 2024), each row of that
 matrix is scaled to the length that a trained vector gives it.
 
-On disk, modules have the names of transformers' ``EsmModel``, so that peft and transformers load an adapter onto it
-unchanged. The head stays outside: it is not one of transformers' heads. Merging needs neither library.
+On disk, modules have the names of transformers' class, such as ``EsmModel``, so that peft and transformers load an
+adapter onto it unchanged. Families that transformers has no class for have names of the same kind, which only Protea
+reads. The head stays outside: it is not one of transformers' heads. Merging needs neither library.
 """
 
 from __future__ import annotations
@@ -158,15 +159,6 @@ def has_class(model: Encoder) -> bool:
     return stored is not None and stored.classes is not None
 
 
-def check_family(model: Encoder) -> None:
-    """Refuse a model whose adapter nothing but Protea could load."""
-    if not has_class(model):
-        raise UsageError(
-            f"--method lora: transformers has no class for {model.config.family}, so that peft could not load the "
-            "adapter; use --method full or frozen"
-        )
-
-
 def insert(
     model: Encoder, *, rank: int, alpha: int, dora: bool = False, dropout: float = 0.0, seed: int
 ) -> dict[str, Any]:
@@ -174,7 +166,6 @@ def insert(
 
     Afterwards the adapters alone require gradients. A is random by the ``seed``, B is 0, so that outputs stay the same.
     """
-    check_family(model)
     if not any(_TARGET.fullmatch(name) for name, _ in model.named_modules()):
         raise UsageError(f"--method lora: this {model.config.family} model has no layers that LoRA could adapt")
     with extra("finetune", "--method lora needs peft"):
@@ -208,12 +199,11 @@ def _plain(value: object) -> object:
 
 
 def _modules(model: Encoder) -> dict[str, str]:
-    """The modules of a plain or adapted model that LoRA adapts, and their names in ``EsmModel``."""
+    """The modules of a plain or adapted model that LoRA adapts, and their names on disk."""
     return dict(_named(model))
 
 
 def _named(model: Encoder) -> Iterator[tuple[str, str]]:
-    check_family(model)
     keys = type(model).stored[NAME].keys
     for name, _ in model.named_modules():
         if _TARGET.fullmatch(name) and (key := key_of(keys, f"{name}.weight")):

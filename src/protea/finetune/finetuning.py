@@ -202,6 +202,10 @@ class _Run:
                 raise UsageError(f"--head {HF}: transformers has no class for {loaded.module.config.family}")
             if config.reads not in (RESIDUES, settings.pool):
                 self.notes.append(f"--head {HF} reads the vector bos, as transformers does, not {settings.pool}")
+        if settings.method == "lora" and not has_class(loaded.module):
+            self.notes.append(
+                f"transformers has no class for {loaded.module.config.family}: only Protea can load the adapter"
+            )
         if settings.layer != AUTO:
             resolve_layers([settings.layer], loaded.module)
         if self.how.inner > 1 and settings.layer != AUTO and len(set(settings.lr or ())) < 2:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from protea.alphabet import Alphabet
 from protea.errors import CheckpointError
+from protea.models.convolution import Convolution, ConvolutionContext, reads
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig, Keys, Published, StoredAs
 from protea.models.layers import LayerContext, blank_embedding
@@ -79,10 +80,10 @@ class CARPConfig(EncoderConfig):
         cycle = self.max_dilation.bit_length()
         return tuple(1 << (number % cycle) for number in range(self.num_hidden_layers))
 
-    def shifts(self, dilation: int) -> list[int]:
-        """How far before or behind a token the kernel reads, in the order of its weights."""
-        half = self.kernel_size // 2
-        return [step * dilation for step in range(-half, half + 1)]
+    @property
+    def distances(self) -> list[int]:
+        """How far before or behind a token the kernels of all layers read, once for each weight."""
+        return [distance for dilation in self.dilations for distance in reads(self.kernel_size, dilation)]
 
     @property
     def attention_heads(self) -> tuple[int, ...]:
@@ -97,7 +98,7 @@ class CARPConfig(EncoderConfig):
     def forward_flops(self, length: float, predicted: float) -> float:
         """4 · D · I a layer, 2 · I² for each weight of a kernel that stays within the sequence, and both ends."""
         width, inner = self.hidden_size, self.inner_width
-        read = sum(max(0.0, 1 - abs(shift) / length) for each in self.dilations for shift in self.shifts(each))
+        read = sum(max(0.0, 1 - abs(distance) / length) for distance in self.distances)
         layers = self.num_hidden_layers * 4 * width * inner + 2 * inner**2 * read
         return layers + 2 * self.embedding_width * width + 2 * width * self.vocab_size * predicted
 
@@ -176,29 +177,19 @@ _STORED: Final = {
 }
 
 
-Shift = tuple[Tensor, Tensor]
-"""Rows that read, and the rows of the same sequences that they read."""
-
-
-@dataclass(frozen=True)
-class ConvolutionContext(LayerContext):
-    """Which rows a kernel reads at each distance other than 0, and ``[T, 1]`` of which tokens are no padding."""
-
-    shifts: Mapping[int, Shift] = field(default_factory=dict)
-    kept: Tensor | None = None
-
-
 class ByteNetLayer(nn.Module):
     """Two linear layers around a dilated convolution, with a norm and an activation before each of the three."""
+
+    replaceable = True
 
     def __init__(self, config: CARPConfig, dilation: int) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.inner_width
-        self.activate, self.reads = ACTIVATIONS[config.hidden_act], config.shifts(dilation)
+        self.activate = ACTIVATIONS[config.hidden_act]
         self.first_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, inner)
         self.conv_layer_norm = nn.LayerNorm(inner)
-        self.conv = nn.Conv1d(inner, inner, config.kernel_size, dilation=dilation)
+        self.conv = Convolution(inner, config.kernel_size, dilation)
         self.final_layer_norm = nn.LayerNorm(inner)
         self.fc2 = nn.Linear(inner, width)
 
@@ -206,20 +197,9 @@ class ByteNetLayer(nn.Module):
         """``[T, D]`` to ``[T, D]``."""
         assert isinstance(context, ConvolutionContext)
         y = self.fc1(self.activate(self.first_layer_norm(x)))
-        y = self.activate(self.conv_layer_norm(y))
-        y = self._convolved(y if context.kept is None else y * context.kept, context.shifts)
+        y = self.conv(self.activate(self.conv_layer_norm(y)), context)
         added: Tensor = self.fc2(self.activate(self.final_layer_norm(y)))
         return x + added
-
-    def _convolved(self, x: Tensor, shifts: Mapping[int, Shift]) -> Tensor:
-        """One product for each weight of the kernel, of the rows that it can read within their sequences."""
-        middle = len(self.reads) // 2
-        y = F.linear(x, self.conv.weight[..., middle], self.conv.bias)
-        for place, shift in enumerate(self.reads):
-            if shift in shifts:
-                readers, read = shifts[shift]
-                y = y.index_add(0, readers, F.linear(x[read], self.conv.weight[..., place]))
-        return y
 
 
 class ConvolutionHead(nn.Module):
@@ -253,7 +233,7 @@ class CARP(Encoder):
         for size, config in SIZES.items()
     )
     lacks: ClassVar[Mapping[str, str]] = {
-        "attention": "its layers are convolutions; models of ESM-1, ESM-1b, ESM-1v, ESM-2 and ProtT5 attend",
+        "attention": "its layers are convolutions",
         "contacts": "none was published, and convolutions have no attention maps: fit a head on hidden states, by "
         "protea fit-contacts --head bilinear",
     }
@@ -269,20 +249,12 @@ class CARP(Encoder):
 
     def embed_tokens(self, batch: PackedBatch) -> Tensor:
         """Word embeddings, made D wide, ``[T, D]``."""
-        x: Tensor = self.up_proj(self.word_embeddings(batch.input_ids))
-        return x
+        # A product of all tokens, not of all positions: an embedding then has the same bits in every pack.
+        return F.embedding(batch.input_ids, self.up_proj(self.word_embeddings.weight))
 
     def context(self, batch: PackedBatch) -> LayerContext:
         """Which rows each weight of the kernels reads, and which of them are gaps."""
-        config, positions = self.config, batch.positions()
-        lengths = batch.cu_seqlens.lengths[batch.sequence_index()]
-        kept = (batch.input_ids != self.alphabet.pad)[:, None]
-        shifts = {}
-        for shift in sorted({shift for dilation in config.dilations for shift in config.shifts(dilation)} - {0}):
-            if abs(shift) < batch.cu_seqlens.max_length:
-                readers = ((positions + shift >= 0) & (positions + shift < lengths)).nonzero()[:, 0]
-                shifts[shift] = (readers, readers + shift)
-        return ConvolutionContext(batch.cu_seqlens, shifts=shifts, kept=None if bool(kept.all()) else kept)
+        return ConvolutionContext.of(batch, self.config.distances, self.alphabet.pad)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits ``[T, V]``."""

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import ClassVar, Final
 
 import numpy as np
@@ -47,7 +48,7 @@ class Encoder(nn.Module, ABC):
     stored: ClassVar[Mapping[str, StoredAs]]
     published: ClassVar[tuple[Published, ...]] = ()
     lacks: ClassVar[Mapping[str, str]] = {}
-    """Why no model of the family has a capability, and which families have it, by capability."""
+    """Why no model of the family has a capability, by capability."""
     mixed = False
     """Whether the layers multiply in bfloat16, and the rest is float32 (``protea.transforms.mixed``)."""
 
@@ -195,5 +196,11 @@ class Encoder(nn.Module, ABC):
     def require(self, capability: str) -> None:
         """Raise ``CapabilityError`` with a remedy if the model lacks a capability."""
         if capability not in self.capabilities:
-            remedy = self.lacks.get(capability, _REMEDIES[capability])
+            reason = self.lacks.get(capability)
+            if reason is None:
+                remedy = _REMEDIES[capability]
+            else:
+                # By a string: the registry imports this module.
+                registry = import_module("protea.models.registry")
+                remedy = f"{reason}; families that have it: {registry.families_with(capability)}"
             raise CapabilityError(f"this {self.config.family} model has no {capability}; {remedy}")

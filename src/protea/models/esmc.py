@@ -133,6 +133,8 @@ class NormedSelfAttention(SelfAttention):
 class SwiGLULayer(TransformerLayer):
     """A block whose network has SwiGLU, and whose additions are divided by √(layers / 36)."""
 
+    replaceable = True
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.divisor = math.sqrt(config.num_hidden_layers / _USUAL_LAYERS)

@@ -39,6 +39,14 @@ class LayerContext:
     on_attention: Callable[[AttentionCall], None] | None = None
 
 
+def is_replaceable(layer: nn.Module) -> bool:
+    """Whether transforms may replace the linear layers and convolutions inside a layer.
+
+    A layer says so with ``replaceable = True`` if it does nothing with them but call them.
+    """
+    return bool(getattr(layer, "replaceable", False))
+
+
 def blank_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding without initial values.
 

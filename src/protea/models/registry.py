@@ -70,6 +70,25 @@ def stored_in(form: str, described: Any) -> type[Encoder] | None:
     return next((family for family in stored if family.stored[form].accepts(described)), None)
 
 
+def families_with(*capabilities: str) -> str:
+    """The usual names of the families of which a published model has all of some capabilities, for messages.
+
+    Beside those of a model, ``any length`` is one.
+    """
+    names: dict[str, None] = {}
+    for family in families():
+        for known in family.published:
+            has = {
+                "attention": any(known.config.attention_heads),
+                "logits": "logits" not in family.lacks,
+                "contacts": known.contact_head,
+                "any length": known.config.max_tokens is None,
+            }
+            if all(has[capability] for capability in capabilities):
+                names[known.config.family] = None
+    return ", ".join(names)
+
+
 def alphabets() -> dict[str, Alphabet]:
     """The alphabets of all families, by their names in options."""
     return {family.config_type.alphabet.name.lower(): family.config_type.alphabet for family in families()}

@@ -233,9 +233,7 @@ class T5(Transformer):
         ),
         on_hub("ProstT5", PROST_T5, "Rostlab/ProstT5", publisher="Rostlab", licence="MIT"),
     )
-    lacks: ClassVar[Mapping[str, str]] = {
-        "logits": "its encoder has no language-model head; models of ESM-1, ESM-1b, ESM-1v, ESM-2 and CARP have one"
-    }
+    lacks: ClassVar[Mapping[str, str]] = {"logits": "its encoder has no language-model head"}
     has_contact_head = False
 
     config: T5Config

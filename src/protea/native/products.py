@@ -140,11 +140,13 @@ def linear(
     activation: str | None = None,
     residual: Tensor | None = None,
     narrow: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
-    after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
+    after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out`` receives the
+    result, and may be ``residual``.
     """
     outputs, inputs = weight.shape
     if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
@@ -177,8 +179,10 @@ def linear(
         call.head_width, call.rotated = turn.head_width, turned
     if residual is not None:
         call.residual, call.residual_stride = _rows(residual, torch.float32, outputs, len(x))
-    y = torch.empty(len(x), outputs, dtype=weight.dtype if narrow else torch.float32)
-    call.y, call.y_stride, call.y_type = y.data_ptr(), outputs, TYPES[y.dtype]
+    kind = weight.dtype if narrow else torch.float32
+    y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
+    call.y, call.y_stride = _rows(y, kind, outputs, len(x))
+    call.y_type = TYPES[kind]
     run("protea_linear", call)
     return y
 

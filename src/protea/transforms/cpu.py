@@ -2,9 +2,10 @@
 
 The layers compute through Protea's native library, with weights in the order that it multiplies fastest. It computes
 norms, activations, rotations and residuals together with the products beside them. One product gives queries, keys and
-values, in an order that puts rotary pairs side by side. Numbers stay the same to rounding; in ``bf16-mixed`` products
-alone are narrow, and what they return is float32. The model can still be saved: ``unpacked`` returns every parameter
-with its original bits. Without the library the model stays as it is.
+values, in an order that puts rotary pairs side by side. Of layers that compute otherwise, but allow it, only the linear
+layers and convolutions are replaced. Numbers stay the same to rounding; in ``bf16-mixed`` products alone are narrow,
+and what they return is float32. The model can still be saved: ``unpacked`` returns every parameter with its original
+bits. Without the library the model stays as it is.
 
 Shapes: T tokens, D model width, H heads, K head width.
 """
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from protea.device import keep_freed_memory
 from protea.errors import UsageError
 from protea.models.attention import attend
+from protea.models.convolution import Convolution, ConvolutionContext
 from protea.models.encoder import Encoder
-from protea.models.layers import LanguageModelHead, LayerContext, Rotary, rotate
+from protea.models.layers import LanguageModelHead, LayerContext, Rotary, is_replaceable, rotate
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
 from protea.native.products import Packed, Turn, linear, supports
-from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, NarrowLinear, WideLinear
+from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
 
 _QK: Final = ("q_proj", "k_proj")
 _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
@@ -35,9 +37,9 @@ Norm = nn.LayerNorm | nn.RMSNorm
 
 
 def pack_for_cpu(model: Encoder) -> None:
-    """Rebuild the transformer layers of a model in place, if the native library has the model's types.
+    """Rebuild the layers of a model in place, if the native library has the model's types.
 
-    Layers that compute otherwise, or with a linear layer that was replaced, stay as they are.
+    Layers that are neither plain transformer layers nor replaceable, or had a part replaced, stay as they are.
     """
     if model.device.type != "cpu":
         return
@@ -48,6 +50,8 @@ def pack_for_cpu(model: Encoder) -> None:
         for layer in model.layers:
             if _is_plain(layer):
                 _pack(layer)
+            elif is_replaceable(layer):
+                _pack_parts(layer)
         if is_packed(model) and type(model.lm_head) is LanguageModelHead:
             model.lm_head = PackedHead(model.lm_head, model.get_parameter("word_embeddings.weight"))
     if is_packed(model):
@@ -74,7 +78,8 @@ def unpacked(model: Encoder) -> Callable[[str], Tensor]:
         if isinstance(attention, FusedSelfAttention) and part in _QK:
             return attention.unpacked(part, kind)
         module = model.get_submodule(owner)
-        return module.unpacked(kind) if isinstance(module, PackedLinear) else model.get_parameter(name)
+        packed = isinstance(module, (PackedLinear, PackedConvolution))
+        return module.unpacked(kind) if packed else model.get_parameter(name)
 
     return parameter
 
@@ -120,6 +125,7 @@ class PackedLinear(nn.Module):
         turned: int = 0,
         residual: Tensor | None = None,
         narrow: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
         """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
         if x.requires_grad and torch.is_grad_enabled():
@@ -134,6 +140,7 @@ class PackedLinear(nn.Module):
             activation=self.activation,
             residual=residual,
             narrow=narrow,
+            out=out,
         )
 
     def unpacked(self, kind: str) -> Tensor:
@@ -142,6 +149,38 @@ class PackedLinear(nn.Module):
         if value is None:
             raise AttributeError(kind)
         return value.clone()
+
+
+class PackedConvolution(nn.Module):
+    """``Convolution`` with a packed weight for each place of the kernel, added up sequence by sequence."""
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        self.reads, self.middle = convolution.reads, len(convolution.reads) // 2
+        self.places = [
+            PackedLinear(convolution.weight[..., place], convolution.bias if place == self.middle else None)
+            for place in range(len(self.reads))
+        ]
+        # As a module, too, so that the model is known to be packed.
+        self.parts = nn.ModuleList(self.places)
+
+    def forward(self, x: Tensor, context: ConvolutionContext) -> Tensor:
+        """``[T, I]`` to ``[T, I]``."""
+        x = (x if context.kept is None else x * context.kept).to(self.places[0].weight.dtype)
+        y = self.places[self.middle](x)
+        # Not the other way round: the weights of a place stay in a cache for all sequences.
+        for place, distance in zip(self.places, self.reads, strict=True):
+            for start, end in context.cu_seqlens.spans() if distance else ():
+                first, last = max(start, start - distance), min(end, end - distance)
+                if first < last:
+                    place(x[first + distance : last + distance], residual=y[first:last], out=y[first:last])
+        return y
+
+    def unpacked(self, kind: str) -> Tensor:
+        """A copy of ``weight`` or ``bias`` in its original order and type."""
+        if kind == "bias":
+            return self.places[self.middle].unpacked(kind)
+        return torch.stack([place.unpacked(kind) for place in self.places], dim=-1)
 
 
 class FusedSelfAttention(nn.Module):
@@ -200,7 +239,10 @@ def _turn(cosine: Tensor, sine: Tensor) -> Turn:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (SelfAttention, MixedSelfAttention):
+    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (
+        SelfAttention,
+        mixed_attention(SelfAttention),
+    ):
         return False
     own = (*TransformerLayer.tokenwise, "forward")
     if any(getattr(type(layer), part) is not getattr(TransformerLayer, part) for part in own):
@@ -223,6 +265,17 @@ def _pack(layer: Any) -> None:
     layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
     layer.forward = partial(_forward, layer)
     layer._apply = _refuse_to_move
+
+
+def _pack_parts(layer: nn.Module) -> None:
+    """Replace the linear layers and convolutions of a layer that calls them."""
+    for owner in list(layer.modules()):
+        for name, part in list(owner.named_children()):
+            if type(part) in _LINEARS:
+                setattr(owner, name, PackedLinear(part.weight, part.bias))
+            elif isinstance(part, Convolution):
+                setattr(owner, name, PackedConvolution(part))
+    layer._apply = _refuse_to_move  # type: ignore[method-assign]
 
 
 def _forward(layer: Any, x: Tensor, context: LayerContext) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
+from protea.models.convolution import Convolution
 from protea.models.encoder import Encoder
 from protea.native.products import Packed, Unpacked, linear, supports
 
@@ -30,6 +32,8 @@ def multiply_natively(model: Encoder) -> None:
     for part in model.layers.modules():
         if type(part) is nn.Linear and min(part.in_features, part.out_features) >= _LEAST:
             part.__class__ = NativeLinear
+        elif type(part) is Convolution and part.in_channels >= _LEAST:
+            part.__class__ = NativeConvolution
 
 
 class NativeLinear(nn.Linear):
@@ -37,12 +41,24 @@ class NativeLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[T, N]``."""
-        there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, self.weight.dtype} == {torch.float32}
-        if not there or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        y = _Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        assert isinstance(y, Tensor)
-        return y
+        return _product(x, self.weight, self.bias)
+
+
+class NativeConvolution(Convolution):
+    """``Convolution`` with such products."""
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product with the weights of one place, ``[T, I]``."""
+        return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, weight.dtype} == {torch.float32}
+    if not there or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    y = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    assert isinstance(y, Tensor)
+    return y
 
 
 class _Product(torch.autograd.Function):
