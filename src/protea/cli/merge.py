@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Overwrite
 from protea.cli.terminal import bars
-from protea.errors import OutputError
+from protea.errors import OutputError, UsageError
 from protea.text import counted
+
+_SUFFIXES: Final = ("", ".parquet", ".h5", ".hdf5", ".csv", ".npz", ".tsv", ".gz", ".bz2", ".zst")
 
 
 def merge(
@@ -42,6 +44,9 @@ def _merge(output: Path, *, overwrite: bool) -> bool:
     from protea.output import check_output
     from protea.shards import command_of, find_shards
 
+    if output.suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES[1:])
+        raise UsageError(f"merge {output}: unknown suffix {output.suffix!r}; use {known}, or a name without suffix")
     try:
         shards = find_shards(output)
     except OutputError:
