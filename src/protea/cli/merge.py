@@ -10,8 +10,8 @@ import typer
 
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Overwrite
-from protea.cli.terminal import bars
-from protea.errors import OutputError, UsageError
+from protea.cli.terminal import bars, tell
+from protea.errors import FinishedError, OutputError, UsageError
 from protea.text import counted
 
 _SUFFIXES: Final = ("", ".parquet", ".h5", ".hdf5", ".csv", ".npz", ".tsv", ".gz", ".bz2", ".zst")
@@ -58,7 +58,11 @@ def _merge(output: Path, *, overwrite: bool) -> bool:
         from protea.cli.score import show_merged
         from protea.score.sharded_scores import merge_scores
 
-        return show_merged(output, merge_scores(output, shards, overwrite=overwrite))
+        try:
+            return show_merged(output, merge_scores(output, shards, overwrite=overwrite))
+        except FinishedError as finished:  # others may follow
+            tell(str(finished))
+            return False
     with bars() as progress:
         if command == "predict":
             from protea.finetune.sharded_predictions import merge_predictions
