@@ -289,6 +289,7 @@ def _on_ray(
     from protea.finetune.sharded_predictions import merge_predictions
 
     def merge(output: Path, shards: list[Path], overwrite: bool) -> tuple[Totals, bool]:
-        return merge_predictions(output, shards, overwrite=overwrite, progress=progress), False
+        told = {"sequences": str(output)}  # the shards were written elsewhere
+        return merge_predictions(output, shards, overwrite=overwrite, settings=told, progress=progress), False
 
     return on_ray(ctx, output, files, progress, finished=whole, merge=merge, title="predicting", done=computed_residues)

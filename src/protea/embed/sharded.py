@@ -135,7 +135,8 @@ def merge(
                 check_intact(shard, read_run(shard).get(WRITTEN, {}), _ADVICE)
                 report = report_path(shard).read_text(encoding="utf-8")
                 rows += [line.split("\t") for line in report.splitlines()[1:]]
-        provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})
+        provenance = _common(output, [content.provenance for content in contents], shards)
+        provenance |= {name: value for name, value in (settings or {}).items() if name in provenance}
         merged = parts[0]
         counts = Totals(**provenance[PROVENANCE]["counts"])
         if not os.path.lexists(output):
