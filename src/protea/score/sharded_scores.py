@@ -9,8 +9,9 @@ from protea.embed.finished import reading
 from protea.errors import OutputError
 from protea.journal import differences
 from protea.output import WRITTEN, read_run, report_path
-from protea.rerun import PLOT, check_intact
+from protea.rerun import PLOT
 from protea.score.variant_table import REPORT, SHARD, failed_rows
+from protea.shards import check_shard
 from protea.tables import Beside, check_output, join_tables
 
 _OWN: Final = (SHARD, WRITTEN)
@@ -35,7 +36,7 @@ def merge_scores(output: Path, shards: list[Path], *, overwrite: bool = False) -
     for shard in shards:
         with reading(shard, "damaged, or not a shard of Protea's", "run that shard again"):
             run = read_run(shard)
-            check_intact(shard, run[WRITTEN], "run that shard again")
+            check_shard(shard)
             runs.append({name: value for name, value in run.items() if name not in _OWN})
             reports.append(report_path(shard).read_text(encoding="utf-8"))
     for run, shard in zip(runs[1:], shards[1:], strict=True):
