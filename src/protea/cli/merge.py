@@ -18,10 +18,12 @@ _SUFFIXES: Final = ("", ".parquet", ".h5", ".hdf5", ".csv", ".npz", ".tsv", ".gz
 
 
 def merge(
-    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs, named as for --shard.")],
+    outputs: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Outputs, as the commands of their shards named them.")
+    ],
     overwrite: Overwrite = False,
 ) -> None:
-    """Join the shards that `protea embed`, `score` or `predict` wrote with --shard i/N, in the order of the input.
+    """Join the shards of `protea embed --shard i/N`, or of `protea score` or `protea predict`, in order of the input.
 
     The shards stay. If rows of a table of variants could not be scored, the exit code is 1, as that of `protea score`.
 
