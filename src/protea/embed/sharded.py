@@ -26,7 +26,7 @@ from protea.infer.loading import computing_dtype, stored_weights
 from protea.journal import JOURNAL, complete, differences, work_path
 from protea.output import note_what_is_replaced, report_path
 from protea.progress import SILENT, Progress
-from protea.scatter import ShardedCommand, compute_here, run_in_shards
+from protea.scatter import ShardedCommand, compute_here, local_files, run_in_shards
 from protea.shards import Shard, check_shard
 from protea.text import counted
 
@@ -70,11 +70,6 @@ def sharded(settings: EmbedSettings, progress: Progress, *, each_its_gpu: bool =
         title="embedding",
         done=computed_residues,
     )
-
-
-def local_files(*models: str) -> list[str]:
-    """Those models that are files or folders here, not names."""
-    return [model for model in models if Path(model).exists()]
 
 
 def computed_residues(shard: Path) -> int:
