@@ -93,7 +93,10 @@ NEVER_SHOWN = {
         "info, init, fit-contacts, convert, check, pretrain, export, average, data info"
     ),
     ("protea.plan.hardware", "--nodes"): "pretrain",  # it finds the GPU by the device's name
-    ("protea.score.variant_table", "--column"): "evaluate proteingym",  # its tables have the columns that it needs
+    (
+        "protea.score.variant_table",
+        "--column",
+    ): "evaluate proteingym, merge",  # its tables have the columns that it needs
 }
 """Commands that import a module, but never show its message with an option."""
 

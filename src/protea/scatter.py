@@ -155,6 +155,11 @@ def compute_here(tasks: Sequence[RemoteTask], _: Path, watch: Callable[[], None]
             process.wait()
 
 
+def local_files(*models: str) -> list[str]:
+    """Those models that are files or folders here, not names."""
+    return [model for model in models if Path(model).exists()]
+
+
 class _Following:
     """Tells a progress how much of some shards is computed, from the places of their outputs."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from protea.errors import OutputError
-from protea.output import read_run
+from protea.output import WRITTEN, measured, read_run
 
 _COMPRESSED: Final = (".gz", ".bz2", ".zst")
 
@@ -84,6 +84,13 @@ def command_of(shard: Path) -> str:
     run = read_run(shard)
     inner = run.get("provenance")
     return str(run.get(COMMAND) or (inner.get(COMMAND) if isinstance(inner, dict) else None) or "embed")
+
+
+def check_shard(shard: Path) -> None:
+    """Refuse a finished shard that is not what its run wrote, by its size and, if it is recorded, its SHA-256."""
+    known = read_run(shard).get(WRITTEN, {})
+    if measured(shard, hashed="sha256" in known) != known:
+        raise OutputError(f"{shard}: damaged, or not what its run wrote; run that shard again")
 
 
 def _parts(path: Path) -> tuple[str, str]:

@@ -219,7 +219,7 @@ def test_shards_of_every_format(run: Run, many: Path, model_folders: dict[str, P
 def test_devices_keep_to_their_own_shards(
     run: Run, many: Path, fasta: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protea.embed import shards
+    from protea.embed import sharded
     from protea.errors import OutputError
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -227,16 +227,16 @@ def test_devices_keep_to_their_own_shards(
     for number in (1, 2):
         assert run("embed", fasta, *model, "-o", "s.h5", "--shard", f"{number}/2").code == 0
     arguments = ("embed", many, *model, "-o", "s.h5", "-r", "r", "--devices", 2, "--device", "cpu")
-    merge = shards.merge
+    merge = sharded.merge
 
     def failing(output: Path, *rest: object, **options: object) -> object:
         if output.name == "r":
             raise OutputError("r: stopped here")
         return merge(output, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards, "merge", failing)
+    monkeypatch.setattr(sharded, "merge", failing)
     fails(run(*arguments), 1, "r: stopped here")
-    monkeypatch.setattr(shards, "merge", merge)
+    monkeypatch.setattr(sharded, "merge", merge)
     fails(run(*arguments, "--pool", "max"), 1, "s.h5: an unfinished run")
     result = run(*arguments)
     assert result.code == 0, result

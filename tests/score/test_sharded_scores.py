@@ -140,6 +140,10 @@ def test_a_scan_of_one_protein_is_divided(run: Run, folder: Path) -> None:
     assert run("merge", "s.parquet").code == 0
     assert run(*command, "-o", "whole.parquet").code == 0
     assert contents(Path("s.parquet")) == contents(Path("whole.parquet"))
+    for number in (1, 2):
+        assert run(*command, "-o", "t.csv", "--shard", f"{number}/2").code == 0
+    several = run("merge", "s.parquet", "t.csv")  # what is complete does not end the others
+    assert (several.code, "s.parquet: complete" in several.err, "t.csv: 2 shards" in several.out) == (0, True, True)
     with pytest.raises(FinishedError):
         merge_scores(Path("s.parquet"), [Path(f"s.shard-{number}-of-3.parquet") for number in (1, 2, 3)])
     assert np.isfinite(parquet.read_table("s.parquet")["model_score"].to_numpy()).all()

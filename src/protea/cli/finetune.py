@@ -288,7 +288,8 @@ def _on_ray(
     from protea.embed.sharded import computed_residues
     from protea.finetune.sharded_predictions import merge_predictions
 
-    def merge(output: Path, shards: list[Path], overwrite: bool) -> tuple[Totals, bool]:
-        return merge_predictions(output, shards, overwrite=overwrite, progress=progress), False
+    def join(output: Path, shards: list[Path], overwrite: bool) -> tuple[Totals, bool]:
+        told = {"sequences": str(output)}  # the shards were written elsewhere
+        return merge_predictions(output, shards, overwrite=overwrite, settings=told, progress=progress), False
 
-    return on_ray(ctx, output, files, progress, finished=whole, merge=merge, title="predicting", done=computed_residues)
+    return on_ray(ctx, output, files, progress, finished=whole, join=join, title="predicting", done=computed_residues)

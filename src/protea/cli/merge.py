@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from protea.cli import options
 from protea.cli.interrupt import interruptible
 from protea.cli.options import Overwrite
-from protea.cli.terminal import bars
-from protea.errors import OutputError
+from protea.cli.terminal import bars, tell
+from protea.errors import FinishedError, OutputError, UsageError
 from protea.text import counted
+
+_SUFFIXES: Final = ("", ".parquet", ".h5", ".hdf5", ".csv", ".npz", ".tsv", ".gz", ".bz2", ".zst")
 
 
 @options.options_of()
 def merge(
-    outputs: Annotated[list[Path], typer.Argument(metavar="OUT...", help="Outputs, named as for --shard.")],
+    outputs: Annotated[
+        list[Path], typer.Argument(metavar="OUT...", help="Outputs, as the commands of their shards named them.")
+    ],
     overwrite: Overwrite = False,
 ) -> None:
-    """Join the shards that `protea embed`, `score` or `predict` wrote with --shard i/N, in the order of the input.
+    """Join the shards of `protea embed --shard i/N`, or of `protea score` or `protea predict`, in order of the input.
 
     The shards stay. If rows of a table of variants could not be scored, the exit code is 1, as that of `protea score`.
 
@@ -44,6 +48,9 @@ def _merge(output: Path, *, overwrite: bool) -> bool:
     from protea.output import check_output
     from protea.shards import command_of, find_shards
 
+    if output.suffix not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES[1:])
+        raise UsageError(f"merge {output}: unknown suffix {output.suffix!r}; use {known}, or a name without suffix")
     try:
         shards = find_shards(output)
     except OutputError:
@@ -55,7 +62,11 @@ def _merge(output: Path, *, overwrite: bool) -> bool:
         from protea.cli.score import show_merged
         from protea.score.sharded_scores import merge_scores
 
-        return show_merged(output, merge_scores(output, shards, overwrite=overwrite))
+        try:
+            return show_merged(output, merge_scores(output, shards, overwrite=overwrite))
+        except FinishedError as finished:  # others may follow
+            tell(str(finished))
+            return False
     with bars() as progress:
         if command == "predict":
             from protea.finetune.sharded_predictions import merge_predictions

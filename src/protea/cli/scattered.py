@@ -63,7 +63,7 @@ def on_ray(
     progress: Progress,
     *,
     finished: Callable[[], Told],
-    merge: Callable[[Path, list[Path], bool], Told],
+    join: Callable[[Path, list[Path], bool], Told],
     title: str,
     done: Callable[[Path], int] | None = None,
 ) -> Told:
@@ -84,7 +84,7 @@ def on_ray(
         arguments=arguments,
         check=lambda path, overwrite: check_output(path, overwrite=overwrite, beside=True),
         finished=finished,
-        merge=merge,
+        merge=join,
         title=title,
         done=done,
     )

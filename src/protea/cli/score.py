@@ -149,15 +149,15 @@ def score(
 
 
 def _on_ray(ctx: typer.Context, output: Path, inputs: list[str], models: list[str], whole: Callable[[], Any]) -> bool:
-    from protea.embed.sharded import local_files
+    from protea.scatter import local_files
     from protea.score.sharded_scores import merge_scores
 
-    def merge(output: Path, shards: list[Path], overwrite: bool) -> Any:
+    def join(output: Path, shards: list[Path], overwrite: bool) -> Any:
         return merge_scores(output, shards, overwrite=overwrite)
 
     files = [*inputs, *local_files(*models)]
     with bars("shards") as progress:
-        merged = on_ray(ctx, output, files, progress, finished=whole, merge=merge, title="scoring")
+        merged = on_ray(ctx, output, files, progress, finished=whole, join=join, title="scoring")
     return show_merged(output, merged)
 
 

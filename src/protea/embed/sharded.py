@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import yaml
@@ -24,14 +24,11 @@ from protea.embed.survey import Totals
 from protea.errors import DeviceError, OutputError, ResumeError
 from protea.infer.loading import computing_dtype, stored_weights
 from protea.journal import JOURNAL, complete, differences, work_path
-from protea.output import WRITTEN, note_what_is_replaced, read_run, report_path
+from protea.output import note_what_is_replaced, report_path
 from protea.progress import SILENT, Progress
-from protea.rerun import check_intact
-from protea.scatter import ShardedCommand, compute_here, run_in_shards
-from protea.shards import Shard
+from protea.scatter import ShardedCommand, compute_here, local_files, run_in_shards
+from protea.shards import Shard, check_shard
 from protea.text import counted
-
-_ADVICE: Final = "run that shard again"
 
 
 def run_on_devices(settings: EmbedSettings, progress: Progress, *, overwrite: bool) -> Totals:
@@ -73,11 +70,6 @@ def sharded(settings: EmbedSettings, progress: Progress, *, each_its_gpu: bool =
         title="embedding",
         done=computed_residues,
     )
-
-
-def local_files(*models: str) -> list[str]:
-    """Those models that are files or folders here, not names."""
-    return [model for model in models if Path(model).exists()]
 
 
 def computed_residues(shard: Path) -> int:
@@ -132,10 +124,11 @@ def merge(
                 part, content = opened(shard, output)
                 parts.append(part)
                 contents.append(content)
-                check_intact(shard, read_run(shard).get(WRITTEN, {}), _ADVICE)
+                check_shard(shard)
                 report = report_path(shard).read_text(encoding="utf-8")
                 rows += [line.split("\t") for line in report.splitlines()[1:]]
-        provenance = _common(output, [content.provenance for content in contents], shards) | dict(settings or {})
+        provenance = _common(output, [content.provenance for content in contents], shards)
+        provenance |= {name: value for name, value in (settings or {}).items() if name in provenance}
         merged = parts[0]
         counts = Totals(**provenance[PROVENANCE]["counts"])
         if not os.path.lexists(output):
@@ -166,7 +159,7 @@ def merge(
 
 
 def _reading(shard: Path) -> AbstractContextManager[None]:
-    return reading(shard, "damaged, or not a shard of Protea's", _ADVICE)
+    return reading(shard, "damaged, or not a shard of Protea's", "run that shard again")
 
 
 def _common(output: Path, provenances: list[dict[str, Any]], shards: list[Path]) -> dict[str, Any]:
