@@ -145,7 +145,9 @@ def test_slow_clients_are_cut_off() -> None:
         assert b" 408 " in raw(one, b"GET / HT")
         head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += b"Content-Length: 99\r\n\r\n"
-        assert b" 408 " in raw(one, head, b'{"seq')
+        answer = raw(one, head, b'{"seq')
+        assert b" 408 " in answer
+        assert b"urn:protea:slow" in answer
         # After an answer, too, the next head must come in time.
         with one.connect() as again:
             again.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -235,7 +237,9 @@ def test_a_full_queue_refuses_at_the_door(server: Running) -> None:
 def test_a_refused_body_that_is_slow_does_not_keep_the_connection() -> None:
     with running(limits=Limits(body_seconds=0.3), max_requests=0) as one:
         head = b"POST /v1/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
-        assert b" 408 " in raw(one, head, b"{")
+        answer = raw(one, head, b"{")
+        assert b" 408 " in answer
+        assert b"urn:protea:slow" in answer
 
 
 def test_a_body_that_nobody_reads_ends_the_connection(tmp_path: Path) -> None:

@@ -261,7 +261,8 @@ class _Request:
             async with asyncio.timeout(max(0.001, left)):  # ``wait_for`` would let others run although all is there
                 message = await self._receive()
         except TimeoutError:
-            raise refused_http(RefusedError("the body did not arrive in time", 408, "slow")) from None
+            slow = RefusedError("the body did not arrive in time", 408, "slow")
+            raise refused_http(slow) from slow
         size = len(message.get("body", b""))
         self.received += size
         self._reading = bool(message.get("more_body", False))
