@@ -2,9 +2,10 @@
 
 from typing import Annotated, get_args, get_origin
 
+from sphinx.util.typing import stringify_annotation
+
 import protea
 from protea import language_model
-from sphinx.util.typing import stringify_annotation
 
 project = "Protea"
 version = release = protea.__version__
