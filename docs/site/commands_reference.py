@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from textwrap import dedent
@@ -13,8 +14,8 @@ from protea import cli
 
 
 def escaped(text: str) -> str:
-    """Text of the help as Markdown that shows it as it is; code between backticks stays code."""
-    parts = text.split("`")
+    """Text of the help as Markdown that shows it as it is; options become code, and code stays code."""
+    parts = re.sub(r"(?<![\w`-])--[a-z][a-z-]*(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"`\g<0>`", text).split("`")
     parts[::2] = ["".join(f"\\{c}" if c in "\\*_<>[]#$~|" else c for c in part) for part in parts[::2]]
     return "`".join(parts)
 

@@ -26,7 +26,6 @@ autodoc_type_aliases = {
     for name, value in vars(language_model).items()
     if get_origin(value) is Annotated
 }
-smartquotes = False
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
