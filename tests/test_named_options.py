@@ -31,6 +31,11 @@ FOREIGN = {
     *("--target", "--force", "--as-needed"),  # of the linker, and of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
     *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
+    *("--no-index", "--find-links"),  # pip
+    "--local-dir",  # hf
+    "--include",  # esm-extract
+    *("--checkpoint-path", "--data-path", "--results-path", "--include-embeddings", "--include-hiddens"),  # BioNeMo 2
+    *("--train-cluster-path", "--train-database-path"),
     "--logdir",  # tensorboard
     "--version",  # of compilers, and of protea itself
     *("--page", "--ink", "--faint", "--rule", "--one", "--two", "--bar"),  # colours of pages

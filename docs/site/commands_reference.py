@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from inspect import cleandoc
 from textwrap import dedent
 from typing import Any
 
 import typer.main
+
 from protea import cli
 
 
 def escaped(text: str) -> str:
-    """Text of the help as Markdown that shows it as it is; code between backticks stays code."""
-    parts = text.split("`")
+    """Text of the help as Markdown that shows it as it is; options become code, and code stays code."""
+    parts = re.sub(r"(?<![\w`-])--[a-z][a-z-]*(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"`\g<0>`", text).split("`")
     parts[::2] = ["".join(f"\\{c}" if c in "\\*_<>[]#$~|" else c for c in part) for part in parts[::2]]
     return "`".join(parts)
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of a help text; lines that it keeps as they are, after ``\\b``, become code."""
+    """The paragraphs of a help text; those whose lines it keeps as they are become code."""
     for block in cleandoc(text).split("\n\n"):
         if not block.startswith("\b"):
             yield escaped(" ".join(block.split()))
@@ -55,17 +57,20 @@ def described(command: Any, name: str, level: int) -> Iterator[str]:
         yield from described(subcommand, f"{name} {below}", level + 1)
 
 
+OPENING = """# Commands
+
+These pages are made from the text of `protea COMMAND --help`.
+
+| command | does |
+|---|---|
+"""
+
+
 def command_pages() -> dict[str, str]:
     """The text of each page by its name."""
-    application = typer.main.get_command(cli.application(None))
-    pages = {
-        f"reference/commands/{name}": "\n\n".join(described(command, f"protea {name}", 1)) + "\n"
-        for name, command in application.commands.items()  # type: ignore[attr-defined]
-    }
-    lines = [
-        f"| [`protea {name}`](commands/{name}.md) | {escaped(' '.join(cleandoc(command.help or '').split(chr(10) * 2)[0].split()))} |"
-        for name, command in application.commands.items()  # type: ignore[attr-defined]
-    ]
-    opening = "# Commands\n\nThese pages are made from the text of `protea COMMAND --help`.\n\n| command | does |\n|---|---|\n"
-    pages["reference/commands"] = opening + "\n".join(lines) + f"\n\n{escaped(application.epilog or '')}\n"
-    return pages
+    application: Any = typer.main.get_command(cli.application(None))
+    pages, rows = {}, []
+    for name, command in application.commands.items():
+        pages[f"reference/commands/{name}"] = "\n\n".join(described(command, f"protea {name}", 1)) + "\n"
+        rows.append(f"| [`protea {name}`](commands/{name}.md) | {next(paragraphs(command.help))} |\n")
+    return pages | {"reference/commands": f"{OPENING}{''.join(rows)}\n{escaped(application.epilog)}\n"}

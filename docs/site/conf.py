@@ -2,9 +2,10 @@
 
 from typing import Annotated, get_args, get_origin
 
+from sphinx.util.typing import stringify_annotation
+
 import protea
 from protea import language_model
-from sphinx.util.typing import stringify_annotation
 
 project = "Protea"
 version = release = protea.__version__
@@ -25,7 +26,6 @@ autodoc_type_aliases = {
     for name, value in vars(language_model).items()
     if get_origin(value) is Annotated
 }
-smartquotes = False
 napoleon_numpy_docstring = False
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+from typing import Any
 
 import protea
 
@@ -17,8 +18,10 @@ GROUPS = {
     ),
     "plot": (
         "Pictures",
-        ["protea.plot.contact_map", "protea.plot.single_site_scan", "protea.plot.profile"]
-        + ["protea.plot.check_place", "protea.plot.share_script"],
+        [
+            f"protea.plot.{name}"
+            for name in ("contact_map", "single_site_scan", "profile", "check_place", "share_script")
+        ],
     ),
     "fasta": ("FASTA files", ["protea.fasta.read_fasta"]),
     "client": ("A client of the service", ["protea.Client", "protea.client.ServiceError"]),
@@ -28,22 +31,16 @@ GROUPS = {
 
 
 def own_members(name: str) -> list[str]:
-    """The public members of a class that Protea defines, not a library that it builds on."""
-    kind = pydoc.locate(name)
-    homes = [base for base in inspect.getmro(kind) if base.__module__.startswith("protea.")]  # type: ignore[arg-type]
-    return list(
-        dict.fromkeys(member for base in homes for member in vars(base) if documented(vars(base)[member], member))
-    )
+    """The public members of a class that Protea defines and describes, not a library that it builds on."""
+    kind: Any = pydoc.locate(name)
+    homes = [vars(base) for base in inspect.getmro(kind) if base.__module__.startswith("protea.")]
+    return [member for home in homes for member in home if not member.startswith("_") and described(home[member])]
 
 
-def documented(member: object, name: str) -> bool:
-    """Whether a member of a class is public and has a docstring in Protea."""
+def described(member: object) -> bool:
+    """Whether a member is a property or method with a docstring in Protea."""
     function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-    return (
-        not name.startswith("_")
-        and getattr(function, "__module__", "").startswith("protea.")
-        and bool(function.__doc__)
-    )
+    return getattr(function, "__module__", "").startswith("protea.") and bool(function.__doc__)
 
 
 def directive(name: str) -> str:
@@ -56,22 +53,22 @@ def directive(name: str) -> str:
     return f".. autofunction:: {name}\n"
 
 
+OPENING = """# Python
+
+These pages are made from docstrings. [The Python interface](../python.md) explains its rules.
+
+"""
+
+
 def python_pages() -> dict[str, str]:
     """The text of each page by its name."""
-    described = {name.removeprefix("protea.") for _, names in GROUPS.values() for name in names}
-    missing = set(protea.__all__) - described - {"__version__", "ProteaError", "ProteaWarning"}
+    described_names = {name.removeprefix("protea.") for _, names in GROUPS.values() for name in names}
+    missing = set(protea.__all__) - described_names - {"__version__", "ProteaError", "ProteaWarning"}
     if missing:
         raise SystemExit(f"docs/site/python_reference.py: no page describes {', '.join(sorted(missing))}")
-    pages = {
-        f"reference/python/{page}": f"# {title}\n\n```{{eval-rst}}\n" + "\n".join(map(directive, names)) + "```\n"
-        for page, (title, names) in GROUPS.items()
-    }
-    lines = [
-        f"- [{title}](python/{page}.md): " + ", ".join(f"`{name}`" for name in names)
-        for page, (title, names) in GROUPS.items()
-    ]
-    opening = (
-        "# Python\n\nThese pages are made from docstrings. [The Python interface](../python.md) explains its rules.\n\n"
-    )
-    pages["reference/python"] = opening + "\n".join(lines) + "\n"
-    return pages
+    pages, lines = {}, []
+    for page, (title, names) in GROUPS.items():
+        directives = "\n".join(map(directive, names))
+        pages[f"reference/python/{page}"] = f"# {title}\n\n```{{eval-rst}}\n{directives}```\n"
+        lines.append(f"- [{title}](python/{page}.md): {', '.join(f'`{name}`' for name in names)}\n")
+    return pages | {"reference/python": OPENING + "".join(lines)}
