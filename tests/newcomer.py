@@ -25,15 +25,15 @@ NO_NETWORK: Final = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEO
 MISTAKES: Final = (
     ("protea embed examples/proteins.fasta -m esm2_t6_8M_UR5OD -o x.parquet", r"did you mean esm2_t6_8M_UR50D"),
     ("protea embed examples/proteins.fasta -m esm2_t6_8M_UR50D -o x.parquet", r"fetch config\.json .* run the same"),
-    ("protea embed README.md -o x.parquet", r"README\.md.*FASTA"),
-    ("printf '>a\\nMKT4YIAK\\n' > wrong.fasta; protea embed wrong.fasta -o x.parquet", r"wrong\.fasta.*'4'"),
+    ("protea embed README.md -o x.parquet", r"README\.md, line 1: not FASTA"),
+    ("printf '>a\\nMKT4YIAK\\n' > wrong.fasta; protea embed wrong.fasta -o x.parquet", r"wrong\.fasta, line 1.*not a residue: 4 at 4"),
     ("protea embed protein.fasta -o x.parquet", r"protein\.fasta.*no such file"),
 )
 """Commands, each with what its message must hold."""
 WITHOUT_EXTRAS: Final = (
-    ("protea contacts examples/proteins.fasta -o c.csv --plot c.html", r"pip install '?protea\[plot\]"),
-    ("protea evaluate contacts examples/structures", r"pip install '?protea\[evaluate\]"),
-    ("protea serve", r"pip install '?protea\[serve\]"),
+    ("protea contacts examples/proteins.fasta -o c.csv --plot c.html", r"install 'protea\[plot\]'"),
+    ("protea evaluate contacts examples/structures", r"install 'protea\[evaluate\]'"),
+    ("protea serve", r"install 'protea\[serve\]'"),
 )
 
 
