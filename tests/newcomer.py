@@ -2,7 +2,8 @@
 
 In an empty folder: a clone of the last commit; README's start, both ways; three tutorials; and the mistakes that
 beginners make, whose messages must be one line that names the way out. It takes minutes, for installations; pip's cache
-is used. It ends at the first thing that does not go as the pages say.
+is used. It ends at the first thing that does not go as the pages say. ``--in FOLDER`` keeps the folder, so that another
+call goes on with the clone and the environment that are there.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ NO_NETWORK: Final = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DOWNLOAD_TIMEO
 MISTAKES: Final = (
     ("protea embed examples/proteins.fasta -m esm2_t6_8M_UR5OD -o x.parquet", r"did you mean esm2_t6_8M_UR50D"),
     ("protea embed examples/proteins.fasta -m esm2_t6_8M_UR50D -o x.parquet", r"fetch config\.json .* run the same"),
-    ("protea embed README.md -o x.parquet", r"README\.md.*FASTA"),
-    ("printf '>a\\nMKT4YIAK\\n' > wrong.fasta; protea embed wrong.fasta -o x.parquet", r"wrong\.fasta.*'4'"),
+    ("protea embed README.md -o x.parquet", r"README\.md, line 1: not FASTA"),
+    (
+        "printf '>a\\nMKT4YIAK\\n' > wrong.fasta; protea embed wrong.fasta -o x.parquet",
+        r"line 1, .*: 4 at 4",
+    ),
     ("protea embed protein.fasta -o x.parquet", r"protein\.fasta.*no such file"),
 )
 """Commands, each with what its message must hold."""
 WITHOUT_EXTRAS: Final = (
-    ("protea contacts examples/proteins.fasta -o c.csv --plot c.html", r"pip install '?protea\[plot\]"),
-    ("protea evaluate contacts examples/structures", r"pip install '?protea\[evaluate\]"),
-    ("protea serve", r"pip install '?protea\[serve\]"),
+    ("protea contacts examples/proteins.fasta -o c.csv --plot maps", r"install 'protea\[plot\]'"),
+    ("protea evaluate contacts examples/structures", r"install 'protea\[evaluate\]'"),
+    ("protea serve", r"install 'protea\[serve\]'"),
 )
 
 
@@ -103,7 +107,8 @@ def run_page(page: Path) -> None:
 
 
 def go(newcomer: Newcomer) -> None:
-    newcomer.does(f"git clone --quiet '{ROOT}' protea", where=newcomer.home)
+    if not newcomer.clone.exists():
+        newcomer.does(f"git clone --quiet '{ROOT}' protea", where=newcomer.home)
     clone, ours = newcomer.clone, newcomer.path(newcomer.clone / ".venv")
     lines = start_of_readme()
     assert lines, "README.md has no command that installs"
@@ -134,14 +139,17 @@ def own_environment(newcomer: Newcomer, lines: list[str]) -> None:
         elif done.returncode:
             sys.exit(f"{line}\nfailed:\n{done.stdout}{done.stderr}")
     example = newcomer.clone / "examples" / "proteins.fasta"
-    for line in ("protea --version", "protea doctor", f"protea embed {example} -o mine.parquet"):
+    for line in ("protea --version", "protea doctor", f"protea embed {example} -o mine.parquet --overwrite"):
         print(newcomer.does(line, where=newcomer.home, **settings, **NO_NETWORK))
+    print("the newcomer arrived")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["--in"]:
+        Path(sys.argv[2]).mkdir(exist_ok=True)
+        go(Newcomer(Path(sys.argv[2]).resolve()))
+    elif len(sys.argv) > 1:
         run_page(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory(prefix="newcomer-") as folder:
             go(Newcomer(Path(folder)))
-        print("the newcomer arrived")

@@ -160,11 +160,12 @@ class Document:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = int(free.getsockname()[1])
-        log = (self.folder / f"service-{port}.log").open("w+")
+        log = self.folder / f"service-{port}.log"
         command = [sys.executable, "-m", *tokens(text), "--port", str(port)]
-        service = subprocess.Popen(
-            command, cwd=self.folder, env=self.environment(), stdout=log, stderr=subprocess.STDOUT, text=True
-        )
+        with log.open("w") as written:
+            service = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment(), stdout=written, stderr=subprocess.STDOUT, text=True
+            )
         self.services.append((service, port))
         while service.poll() is None:
             try:
@@ -173,13 +174,13 @@ class Document:
             except OSError:
                 time.sleep(0.1)
         else:
-            raise StepError(f"{step.place}: $ {step.text}\n{Path(log.name).read_text()}")
+            raise StepError(f"{step.place}: $ {step.text}\n{log.read_text()}")
         if "--api-key-file" in text:  # requests on the page have no key
             self.stop(*self.services.pop())
 
     def stop(self, service: subprocess.Popen[str], _: int) -> None:
         service.terminate()
-        service.wait(120)
+        service.wait(600)
 
     def close(self) -> None:
         while self.services:
