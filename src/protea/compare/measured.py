@@ -67,9 +67,10 @@ class Items(NamedTuple):
         return (value, low, high) if len(self.parts) > 1 else (value, nan, nan)
 
     def minus(self, other: Items, seed: int = 0) -> tuple[Difference, int]:
-        """The difference on common items, and their number; undefined if these do not weigh the same."""
+        """The difference on common items, and their number; undefined if the items of a weighted mean differ."""
         common = sorted(self.parts.keys() & other.parts.keys())
-        if any(self.parts[name][1] != other.parts[name][1] for name in common):
+        weights, theirs = ({name: weight for name, (_, weight) in of.parts.items()} for of in (self, other))
+        if self.of_mean is not float and weights != theirs:
             return _UNDEFINED, 0
         return resampled({"ours": self, "other": other}, common, seed).difference("ours", "other", ""), len(common)
 
