@@ -44,30 +44,30 @@ FOREIGN = {
 
 NEVER_SHOWN = {
     ("protea.checkpoints.formats", "--to"): (  # they write no model
-        "average, check, contacts, embed, evaluate contacts, evaluate flip, evaluate proteingym, finetune, "
+        "average, check, compare, contacts, embed, evaluate contacts, evaluate flip, evaluate proteingym, finetune, "
         "fit-contacts, info, init, merge, perplexity, predict, pretrain, score"
     ),
     ("protea.finetune.export", "--head"): "export",  # it says what another run needs
     ("protea.cli.doctor", "--fast"): "doctor",  # it says what the option does in other commands
     ("protea.doctor", "--fast"): "doctor",
     ("protea.finetune.features", "--overwrite"): "export",
-    ("protea.finetune.applicable", "--head-lr"): "evaluate flip",
-    ("protea.finetune.applicable", "--head"): "evaluate flip",
-    ("protea.finetune.finetuning", "--rank"): "evaluate flip",
-    ("protea.finetune.finetune_settings", "--epochs"): "evaluate flip",
+    ("protea.finetune.applicable", "--head-lr"): "compare, evaluate flip",
+    ("protea.finetune.applicable", "--head"): "compare, evaluate flip",
+    ("protea.finetune.finetuning", "--rank"): "compare, evaluate flip",
+    ("protea.finetune.finetune_settings", "--epochs"): "compare, evaluate flip",
     ("protea.finetune.labels", "--task"): "predict",
-    ("protea.finetune.finetune_settings", "--head"): "evaluate flip",
-    ("protea.finetune.finetune_settings", "--head-lr"): "evaluate flip",
+    ("protea.finetune.finetune_settings", "--head"): "compare, evaluate flip",
+    ("protea.finetune.finetune_settings", "--head-lr"): "compare, evaluate flip",
     ("protea.embed.run", "--store"): "predict",
-    ("protea.finetune.tuning", "--lr"): "evaluate flip",
+    ("protea.finetune.tuning", "--lr"): "compare, evaluate flip",
     ("protea.train.run_folder", "--accept-changes"): "evaluate flip, finetune",
     ("protea.train.objective", "--accept-changes"): "evaluate flip, finetune",
-    ("protea.finetune.tuning", "--recompute"): "evaluate flip",
-    ("protea.finetune.tunable", "--precision"): "evaluate flip",
-    ("protea.finetune.splits", "--split"): "evaluate flip",
-    ("protea.finetune.finetuning", "--split"): "evaluate flip",
-    ("protea.finetune.labelled_data", "--labels"): "evaluate flip, predict",
-    ("protea.finetune.label_fasta", "--labels"): "evaluate flip, predict",
+    ("protea.finetune.tuning", "--recompute"): "compare, evaluate flip",
+    ("protea.finetune.tunable", "--precision"): "compare, evaluate flip",
+    ("protea.finetune.splits", "--split"): "compare, evaluate flip",
+    ("protea.finetune.finetuning", "--split"): "compare, evaluate flip",
+    ("protea.finetune.labelled_data", "--labels"): "compare, evaluate flip, predict",
+    ("protea.finetune.label_fasta", "--labels"): "compare, evaluate flip, predict",
     ("protea.embed.run", "--update"): "predict",
     ("protea.data.build", "--absent"): "evaluate flip, finetune, pretrain, data fasta",  # they read no list of members
     ("protea.data.build", "--empty"): "evaluate flip, finetune, pretrain, data fasta",  # their clusters have members
@@ -78,7 +78,10 @@ NEVER_SHOWN = {
     ("protea.data.build", "--test"): "evaluate flip, finetune, pretrain, data import",
     ("protea.data.from_fasta", "--members"): "evaluate flip, finetune, pretrain, data fasta, data import",
     ("protea.embed.outputs", "--store"): "predict, merge",  # shards have their type
-    ("protea.embed.prepare", "--duplicates"): "evaluate flip, finetune, merge, perplexity, export",  # no outputs by id
+    (
+        "protea.embed.prepare",
+        "--duplicates",
+    ): "compare, evaluate flip, finetune, merge, perplexity, export",  # by id
     ("protea.embed.finished", "--update"): "predict, merge",
     ("protea.embed.settings", "--dtype"): "predict, merge",
     ("protea.embed.settings", "--logits"): "predict, merge",
@@ -91,8 +94,8 @@ NEVER_SHOWN = {
         "--overwrite",
     ): "info, check, init, fit-contacts, convert, export, average, pretrain",  # no pictures
     ("protea.letters", "--unknown"): (  # they write rows of reports only, or say whose option it is
-        "info, init, merge, fit-contacts, convert, check, pretrain, export, average, data info, evaluate contacts, "
-        "evaluate proteingym, evaluate flip"
+        "info, init, merge, fit-contacts, convert, check, compare, pretrain, export, average, data info, "
+        "evaluate contacts, evaluate proteingym, evaluate flip"
     ),
     ("protea.output", "--overwrite"): (  # they use other functions of the module
         "info, init, fit-contacts, convert, check, pretrain, export, average, data info"
@@ -101,7 +104,7 @@ NEVER_SHOWN = {
     (
         "protea.score.variant_table",
         "--column",
-    ): "evaluate proteingym, merge",  # its tables have the columns that it needs
+    ): "compare, evaluate proteingym, merge",  # its tables have the columns that it needs
 }
 """Commands that import a module, but never show its message with an option."""
 

@@ -233,7 +233,7 @@ def test_pictures_show_predictions_and_the_structure(
         raise ProteaError("cannot measure")
 
     with monkeypatch.context() as broken:
-        broken.setattr("protea.contacts.precision.measure", fail)
+        broken.setattr("protea.contacts.structure_run.measure", fail)
         fails(run("evaluate", "contacts", *files, *esm2, "--plot", "maps"), 1, "cannot measure")
     assert not Path("maps").exists(), "the folder comes with its first picture"
     monkeypatch.setattr("protea.plot.contact_map", draw)

@@ -35,6 +35,7 @@ from protea.models.carp import CARPConfig
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
 from protea.progress import Progress
+from protea.score.perplexity import measure_perplexity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +143,7 @@ def test_numbers_are_those_of_the_commands(files: Path, everything: tuple[Path, 
 
 
 def result_of_perplexity(run: Run, files: Path, model: tuple[Any, ...]) -> str:
-    return run("perplexity", files / "in.fasta", *model).out.split()[1].rstrip(":")
+    return str(run("perplexity", files / "in.fasta", *model).out.split()[1].rstrip(":"))
 
 
 def test_what_a_model_cannot_do_is_a_cell_with_the_reason(everything: tuple[Path, Compared]) -> None:
@@ -172,10 +173,10 @@ def test_differences_are_of_pairs(everything: tuple[Path, Compared]) -> None:
         pair = by_key["two", "one", benchmark]
         assert pair.difference.value == pytest.approx(two[benchmark][0] - one[benchmark][0], abs=1e-9)
         assert pair.difference.low <= pair.difference.value <= pair.difference.high
-    assert by_key["two", "one", "contacts"].count == 5
-    assert by_key["two", "one", "proteingym"].count == 3
+    assert by_key["two", "one", "contacts"].size == 5
+    assert by_key["two", "one", "proteingym"].size == 3
     # CARP has no token before a sequence, so that other residues are masked.
-    assert by_key["conv", "one", "perplexity"].count == 0
+    assert by_key["conv", "one", "perplexity"].size == 0
     assert np.isnan(by_key["conv", "one", "perplexity"].difference.value)
     table = rows(output / "differences.csv")
     assert [(row["model"], row["minus"], row["benchmark"]) for row in table] == list(by_key)
@@ -208,7 +209,7 @@ def test_flip_is_that_of_its_command(files: Path, everything: tuple[Path, Compar
         assert {number.name: number.value for number in cell.numbers} == {
             name: float(row["value"]) for name, row in table.items()
         }
-        assert {number.count for number in cell.numbers} == {8}
+        assert {number.size for number in cell.numbers} == {8}
     by_name = {pair.name: pair.difference for _, _, pair in found.differences}
     squares = []
     for name in ("two", "one"):
@@ -237,13 +238,13 @@ def stamps(output: Path) -> dict[str, int]:
 
 def test_an_interrupted_comparison_continues(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
-    real, calls = of_tables.measure_perplexity, []
+    calls: list[str] = []
 
     def interrupted(inputs: Any, **options: Any) -> Any:
         calls.append(options["model"])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(inputs, **options)
+        return measure_perplexity(inputs, **options)
 
     monkeypatch.setattr(of_tables, "measure_perplexity", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -62,7 +62,7 @@ class Compared:
             for number in cell.numbers:
                 row = model | {"benchmark": number.benchmark, "number": number.name}
                 row |= _finite(number, "value", "low", "high")
-                row |= {"items": number.count, "unit": number.unit, "reason": cell.failed}
+                row |= {"items": number.size, "unit": number.unit, "reason": cell.failed}
                 if not number.published:
                     yield row
                 for figure in number.published:

@@ -23,7 +23,6 @@ from protea.finetune.finetuning import RUN
 from protea.finetune.flip import NUMBERS, SPLITS, TABLE, FlipRun
 from protea.finetune.measuring import families
 from protea.finetune.tasks import MISSING, Floats, Labelled, Targets
-from protea.infer.loading import ModelLoader
 from protea.progress import SILENT, Progress
 
 _PREDICTIONS: Final = "predictions.parquet"
@@ -45,8 +44,9 @@ class Flip(ComparedBenchmark):
         """Refuse unknown tasks, and a folder that has none of those asked for."""
         FlipRun(folder=self.folder, output=Path(), tasks=self.tasks, options={}).check()
 
-    def compute(self, model: str, folder: Path, *, load: ModelLoader, **how: Any) -> None:
+    def compute(self, model: str, folder: Path, **how: Any) -> None:
         """Do what ``protea evaluate flip`` does; finished splits are not trained again."""
+        load = how.pop("load")
         options = {"model": model, "method": "frozen", "dtype": load.dtype, "device": load.device, "token_budget": None}
         output = folder / self.name
         FlipRun(folder=self.folder, output=output, tasks=self.tasks, limit=self.limit, options=options, **how)()
@@ -92,7 +92,7 @@ class Flip(ComparedBenchmark):
             names, groups = NUMBERS[split.task], families(test, "test", [], SILENT)
             found = bootstrap(test.task, predicted, targets, test.classes, groups, names=names, progress=progress)
             for name in names:
-                difference = found.difference(*predicted, name)
+                difference = found.difference(*map(str, places), name=name)
                 yield Paired(f"flip {split.task} {split.name}", name, difference, len(test.examples))
 
 

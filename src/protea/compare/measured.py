@@ -26,25 +26,25 @@ _UNDEFINED: Final = Difference(nan, nan, nan, 0, nan)
 
 
 class Number(NamedTuple):
-    """A number of a model with its 95 % interval over ``count`` items, each a ``unit``; NaN where not defined."""
+    """A number of a model with its 95 % interval over ``size`` items, each a ``unit``; NaN where not defined."""
 
     benchmark: str
     name: str
     value: float
     low: float
     high: float
-    count: int
+    size: int
     unit: str
     published: Sequence[Figure] = ()
 
 
 class Paired(NamedTuple):
-    """How much higher a number of one model is than that of another, on the ``count`` items that both have."""
+    """How much higher a number of one model is than that of another, on the ``size`` items that both have."""
 
     benchmark: str
     name: str
     difference: Difference
-    count: int
+    size: int
 
 
 class Items(NamedTuple):
@@ -67,9 +67,10 @@ class Items(NamedTuple):
         return (value, low, high) if len(self.parts) > 1 else (value, nan, nan)
 
     def minus(self, other: Items, seed: int = 0) -> tuple[Difference, int]:
-        """The difference on common items, and their number; undefined if these do not weigh the same."""
+        """The difference on common items, and their number; undefined if the items of a weighted mean differ."""
         common = sorted(self.parts.keys() & other.parts.keys())
-        if any(self.parts[name][1] != other.parts[name][1] for name in common):
+        weights, theirs = ({name: weight for name, (_, weight) in of.parts.items()} for of in (self, other))
+        if self.of_mean is not float and weights != theirs:
             return _UNDEFINED, 0
         return resampled({"ours": self, "other": other}, common, seed).difference("ours", "other", ""), len(common)
 
@@ -126,7 +127,8 @@ class ComparedBenchmark(ABC):
 
     def rows(self, folder: Path) -> list[dict[str, Any]]:
         """The rows of that table, as text."""
-        return read_table(self.output(folder)).to_pylist()
+        rows: list[dict[str, Any]] = read_table(self.output(folder)).to_pylist()
+        return rows
 
     def numbers(self, folder: Path, known: str | None) -> Iterator[Number]:
         """The numbers of a model, beside the published ones of the model ``known``."""

@@ -50,4 +50,5 @@ def called(known: str | None, table: str) -> str:
 
 @cache
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = read_table(path).to_pylist()
+    return rows

@@ -62,7 +62,7 @@ class _Notes:
 def _title(key: tuple[str, str], numbers: Iterable[Number | None] = ()) -> str:
     """What a number is of: benchmark, name, and how many items it is over."""
     benchmark, name = key
-    counts = [(number.count, number.unit) for number in numbers if number is not None]
+    counts = [(number.size, number.unit) for number in numbers if number is not None]
     told = [*dict.fromkeys(counted(*one) for one in counts), *(["lower is better"] if name in LOWER_IS_BETTER else [])]
     named = benchmark if name in ("", benchmark) else f"{benchmark}: {name}"
     return f"{named} ({', '.join(told)})" if told else named

@@ -60,7 +60,8 @@ def evaluate_structures(
         rows,
         exclude=exclude,
         fitted=fitted_on(record) if record.exists() and not include_fitted else (),
-        reason=f"the contact head was fitted on them ({record}); --include-fitted keeps them",
+        reason=f"the contact head was fitted on them ({record}); `protea evaluate contacts --include-fitted` keeps "
+        "them",
         progress=progress,
     )
     precisions = measure(loaded.module, chains, drawing([chain.name for chain in chains]), progress)
