@@ -32,8 +32,8 @@ def _module(name: str, **content: Any) -> ModuleType:
 
 
 def _no_layer(name: str) -> NoReturn:
-    if name.startswith("__"):
-        raise AttributeError(name)
+    if not name[:1].isupper():  # all layers of fair-esm are classes
+        raise AttributeError(f"module {__name__ + '.modules'!r} has no attribute {name!r}")
     refuse(f"esm.modules.{name}", "layers")
 
 
