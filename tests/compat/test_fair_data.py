@@ -118,7 +118,6 @@ def test_fasta_files(tmp_path: Path) -> None:
     for options in ({}, {"keep_gaps": False}, {"keep_insertions": False}, {"to_upper": True, "keep_gaps": False}):
         expected = list(esm.data.read_fasta(path, **options))
         assert list(ours.data.read_fasta(path, **options)) == expected
-        assert list(ours.data.read_alignment_lines(path.read_text().splitlines(), **options)) == expected
     path.write_text(">a\nMK\n>a\nMT\n")
     with pytest.raises(FastaError, match="'a'"):
         ours.FastaBatchedDataset.from_file(path)
@@ -153,7 +152,7 @@ def test_functions_for_contacts(shape: tuple[int, ...]) -> None:
         (lambda: ours.Alphabet.from_architecture("invariant_gvp"), "ESM-IF1"),
         (lambda: ours.Alphabet(["A"], use_msa=True), "MSA Transformer"),
         (lambda: ours.data.MSABatchConverter, "MSA Transformer"),
-        (lambda: ours.data.ESMStructuralSplitDataset, "data set"),
+        (lambda: ours.data.ESMStructuralSplitDataset, "ESMStructuralSplitDataset"),
         (lambda: ours.modules.TransformerLayer, "TransformerLayer"),
         (ours.MSATransformer, "MSA Transformer"),
         (lambda: ours.inverse_folding, "ESM-IF1"),

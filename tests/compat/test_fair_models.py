@@ -288,6 +288,7 @@ def test_a_class_of_ones_own() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_mistakes_are_named(files: dict[str, Path]) -> None:
     model, _, tokens = both(files["esm2_tiny"])
     learned, _, _ = both(files["esm1v_tiny"])

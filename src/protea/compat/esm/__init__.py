@@ -15,7 +15,7 @@ from protea.compat.esm import data, head_modules, pretrained
 from protea.compat.esm.absent import MSATransformer, refuse, refuse_module
 from protea.compat.esm.data import Alphabet, BatchConverter, FastaBatchedDataset
 from protea.compat.esm.installing import install
-from protea.compat.esm.wrapped import ProteinBertModel
+from protea.compat.esm.wrapped import ProteinBertModel, RotaryModel
 from protea.compat.esm.wrapped import RotaryModel as ESM2  # noqa: N814  # its name in fair-esm
 
 __all__ = ["ESM2", "Alphabet", "BatchConverter", "FastaBatchedDataset", "MSATransformer", "ProteinBertModel"]
@@ -32,8 +32,8 @@ def _module(name: str, **content: Any) -> ModuleType:
 
 
 def _no_layer(name: str) -> NoReturn:
-    if name.startswith("__"):
-        raise AttributeError(name)
+    if not name[:1].isupper():  # all layers of fair-esm are classes
+        raise AttributeError(f"module {__name__ + '.modules'!r} has no attribute {name!r}")
     refuse(f"esm.modules.{name}", "layers")
 
 
@@ -42,7 +42,7 @@ version = _module("version", version=__version__)
 model = _module(
     "model",
     esm1=_module("model.esm1", ProteinBertModel=ProteinBertModel),
-    esm2=_module("model.esm2", ESM2=ESM2),
+    esm2=_module("model.esm2", ESM2=RotaryModel),
     msa_transformer=_module("model.msa_transformer", MSATransformer=MSATransformer),
 )
 modules = _module(
