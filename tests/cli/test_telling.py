@@ -91,7 +91,7 @@ def test_quiet_keeps_errors_and_the_reasons_of_failures(run: Run) -> None:
 def test_quiet_hides_warnings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from protea.checkpoints import summary
 
-    def check(model: str) -> Any:
+    def check(model: str, progress: Any) -> Any:
         warn("an odd thing")
         raise SystemExit(0)
 
