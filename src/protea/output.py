@@ -22,6 +22,7 @@ import yaml
 
 from protea.errors import OutputError, ProteaWarning
 from protea.letters import ReportRow
+from protea.progress import SILENT, Progress
 from protea.text import bytes_text, printable
 
 REPORT_HEADER: Final = ReportRow._fields
@@ -211,10 +212,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
+_BLOCK: Final = 1 << 20  # bytes that are hashed at a time
+
+
+def sha256(path: Path, progress: Progress = SILENT) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    progress.begin(f"hashing {path.name}", path.stat().st_size)
+    with path.open("rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
+            progress.advance(size)
+    return digest.hexdigest()
 
 
 def measured(path: Path, *, hashed: bool = True) -> dict[str, Any]:

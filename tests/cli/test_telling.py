@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_quiet_keeps_errors_and_the_reasons_of_failures(run: Run) -> None:
 def test_quiet_hides_warnings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from protea.checkpoints import summary
 
-    def check(model: str) -> Any:
+    def check(model: str, progress: Any) -> Any:
         warn("an odd thing")
         raise SystemExit(0)
 
@@ -160,3 +161,44 @@ def test_evaluate_proteingym(run: Run, tmp_path: Path) -> None:
     assert [(row["assay"], row["variants"]) for row in found["assays"]] == [("A", 4), ("B", 0)]
     assert found["assays"][1]["spearman"] is None
     assert found["means"]["spearman"]["assays"] == found["assays"][0]["spearman"]
+
+
+# ---- progress ----
+def test_loading_shows_how_far_it_is(model_folders: dict[str, Path]) -> None:
+    """Weights are read, layers prepared and files hashed in tasks with a total, so that the time left is known."""
+    from protea.infer.loading import ModelLoader
+    from protea.progress import Progress
+
+    tasks: list[list[Any]] = []
+
+    class Recorded(Progress):
+        def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
+            tasks.append([task, total, done])
+
+        def advance(self, amount: int = 1) -> None:
+            tasks[-1][2] += amount
+
+    loader = ModelLoader("cpu", showing=lambda: nullcontext(Recorded()))
+    loaded = loader(str(model_folders["esm2"]))
+    loaded.weights_sha256(Recorded())
+    assert [task for task, _, _ in tasks][:1] == ["reading weights"]
+    assert tasks[-1][0] == "hashing model.safetensors"
+    for task, total, done in tasks:
+        assert total == done > 0, task
+    assert loader.identities([str(model_folders["esm2"])])
+    assert tasks[-1][0] == "hashing model.safetensors"
+
+
+def test_bars_within_bars_take_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich draws one display at a time; each task keeps the unit of its own bars."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with terminal.bars("residues") as outer:
+        outer.begin("embedding", 10)
+        with terminal.bars("bytes") as inner:
+            inner.begin("hashing", 20)
+            assert inner._drawn is outer._drawn
+            assert [task.fields["unit"] for task in outer._drawn.tasks] == [" bytes"]
+        outer.begin("embedding", 10)
+        assert [task.fields["unit"] for task in outer._drawn.tasks] == [" residues"]
+    with terminal.bars() as another:
+        assert another._drawn is not outer._drawn

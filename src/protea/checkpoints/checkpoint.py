@@ -19,6 +19,7 @@ from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.models.layers import AnyContactHead, BilinearContactHead, ContactHead
 from protea.models.registry import build
+from protea.progress import SILENT, Progress
 from protea.text import counted
 
 _NO_PARAMETERS: Final = r".*(inv_freq|_extra_state|position_ids)"
@@ -185,14 +186,23 @@ class Checkpoint:
         self._replaced |= parameters
 
     def load(
-        self, *, dtype: torch.dtype, device: torch.device, others: Mapping[str, torch.dtype] | None = None
+        self,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        others: Mapping[str, torch.dtype] | None = None,
+        progress: Progress = SILENT,
     ) -> Encoder:
         """The model with its weights in a type; buffers keep theirs. Weights that have the type stay in their file.
 
         ``others`` are the types of parameters that get another one.
         """
         types = {name: dtype for name, _ in self.model.named_parameters()} | dict(others or {})
-        state = {name: self.parameter(name).to(device=device, dtype=kind) for name, kind in types.items()}
+        state = {}
+        progress.begin("reading weights", len(types))
+        for name, kind in types.items():
+            state[name] = self.parameter(name).to(device=device, dtype=kind)
+            progress.advance()
         model = like(self.model)
         for name, buffer in model.named_buffers():
             model.set_buffer(name, buffer.to(device))

@@ -19,6 +19,7 @@ from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.packing import pack
+from protea.progress import SILENT, Progress
 from protea.transforms.mixed import narrow_weights
 
 TOLERANCE: Final = 1e-4
@@ -59,7 +60,7 @@ def listing() -> list[dict[str, Any]]:
     ]
 
 
-def describe(model: str) -> dict[str, Any]:
+def describe(model: str, progress: Progress = SILENT) -> dict[str, Any]:
     """Size, memory, alphabet, limits, capabilities, files with their SHA-256; downloads nothing."""
     path = find_local(model)
     if path is None:
@@ -75,7 +76,7 @@ def describe(model: str) -> dict[str, Any]:
             "format": recognised(path).TITLE,
             "stored_as": checkpoint.stored_types,
             "weights": str(path),
-            "sha256": {file.name: sha256(file) for file in checkpoint.tensors.paths},
+            "sha256": {file.name: sha256(file, progress) for file in checkpoint.tensors.paths},
         } | licence_of(model, path, checkpoint.model)
 
 
@@ -186,7 +187,7 @@ class Findings:
         return {"path": str(self.path), **{name: getattr(self, name) for name in names}, "differences": compared}
 
 
-def check(model: str) -> Findings:
+def check(model: str, progress: Progress = SILENT) -> Findings:
     """Compare what a checkpoint, or a published name, computes with the numbers that were published for it."""
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
@@ -194,9 +195,9 @@ def check(model: str) -> Findings:
         family = checkpoint.model.config.family
         differences = []
         if name is not None:
-            loaded = checkpoint.load(dtype=torch.float32, device=torch.device("cpu"))
+            loaded = checkpoint.load(dtype=torch.float32, device=torch.device("cpu"), progress=progress)
             differences = [(golden, _difference(loaded, golden)) for golden in GOLDEN if golden.model == name]
-    digest = sha256(path) if path.is_file() else None
+    digest = sha256(path, progress) if path.is_file() else None
     same = (known.name for known in published_models().values() if known.sha256 == digest)
     return Findings(path, recognised(path).TITLE, family, name, next(same, None), differences)
 

@@ -162,8 +162,9 @@ def _embed(settings: EmbedSettings, *, overwrite: bool, update: bool) -> None:
     start = time.perf_counter()
     loaded = loader(device=settings.device, dtype=settings.dtype, fast=settings.fast)(settings.model)
     model = loaded.module
+    with bars("bytes") as progress:
+        files = loaded.weights_sha256(progress)
     with bars("residues") as progress:
-        files = loaded.weights_sha256()
         run = EmbedRun(settings, model, files, overwrite=overwrite, update=update, progress=progress)
         totals = run()
     for output in run.outputs:

@@ -48,7 +48,8 @@ def info(
 
     if list_all and model is not None:
         raise UsageError("name a MODEL, or pass --list")
-    content = listing() if list_all else describe(bundled.NAME if model is None else model)
+    with bars("bytes") as progress:
+        content = listing() if list_all else describe(bundled.NAME if model is None else model, progress)
     if as_json:
         show_json(content)
     elif isinstance(content, list):
@@ -160,7 +161,8 @@ def check(
     """
     from protea.checkpoints import summary
 
-    findings = summary.check(model)
+    with bars() as progress:
+        findings = summary.check(model, progress)
     if as_json:
         show_json(findings.shown())
         raise typer.Exit(3 if findings.passed is None else 0 if findings.passed else 1)

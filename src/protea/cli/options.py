@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from protea import bundled
-from protea.cli.terminal import be_quiet, tell
+from protea.cli.terminal import bars, be_quiet, tell
 from protea.supported import check_torch
 
 if TYPE_CHECKING:
@@ -209,4 +209,4 @@ def loader(*, device: str, dtype: str, fast: bool) -> ModelLoader:
     computed = computing_dtype(device, dtype, fast=fast)
     if fast and computed == "float32":
         tell("--fast: this hardware has no native bfloat16; computing in float32")
-    return ModelLoader(device, computed)
+    return ModelLoader(device, computed, bars)

@@ -23,6 +23,7 @@ class _Manner:
     """How the command of this process tells things."""
 
     quiet = False
+    drawn: rich.progress.Progress | None = None  # the bars that are shown
 
 
 def be_quiet(quiet: bool) -> None:
@@ -40,14 +41,14 @@ def is_quiet() -> bool:
 class Bars(Progress):
     """Draws the current task of a run as a bar with rate, amount and time; notes appear above it."""
 
-    def __init__(self, drawn: rich.progress.Progress) -> None:
-        self._drawn = drawn
+    def __init__(self, drawn: rich.progress.Progress, unit: str) -> None:
+        self._drawn, self._unit = drawn, f" {unit}" if unit else ""
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
         """Replace the bar by one for the new task."""
         for finished in self._drawn.task_ids:
             self._drawn.remove_task(finished)
-        self._drawn.add_task(task, total=total, completed=done)
+        self._drawn.add_task(task, total=total, completed=done, unit=self._unit)
 
     def advance(self, amount: int = 1) -> None:
         """Move the bar."""
@@ -66,8 +67,11 @@ class Bars(Progress):
 def bars(unit: str = "") -> Iterator[Bars]:
     """Progress bars on standard error, with amounts in ``unit``.
 
-    Nothing is drawn if that is not a terminal, or the command is quiet.
+    Nothing is drawn if that is not a terminal, or the command is quiet. Within others, they take the place of those.
     """
+    if _Manner.drawn is not None:
+        yield Bars(_Manner.drawn, unit)
+        return
     from rich import progress
     from rich.console import Console
 
@@ -75,14 +79,18 @@ def bars(unit: str = "") -> Iterator[Bars]:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.TaskProgressColumn(show_speed=True),
-        progress.TextColumn("{task.completed:,.0f}" + (f" {unit}" if unit else "")),
+        progress.TextColumn("{task.completed:,.0f}{task.fields[unit]}"),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
     hidden = is_quiet() or not console.is_terminal
     with progress.Progress(*columns, console=console, transient=True, disable=hidden) as drawn:
-        yield Bars(drawn)
+        _Manner.drawn = drawn
+        try:
+            yield Bars(drawn, unit)
+        finally:
+            _Manner.drawn = None
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

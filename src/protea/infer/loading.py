@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from protea.errors import UsageError, warn
 from protea.limits import limit_threads
 from protea.models.encoder import Encoder
 from protea.output import sha256
+from protea.progress import SILENT, Progress
 from protea.transforms.cpu import pack_for_cpu
 from protea.transforms.mixed import mix, narrow_weights
 
@@ -36,9 +38,9 @@ class LoadedModel:
         """The path of the record of its contact head's fit, if there is one."""
         return companion(self.path, HEAD_RECORD)
 
-    def weights_sha256(self) -> dict[str, str]:
+    def weights_sha256(self, progress: Progress = SILENT) -> dict[str, str]:
         """SHA-256 of the weight files by name."""
-        return {path.name: sha256(path) for path in self.files}
+        return {path.name: sha256(path, progress) for path in self.files}
 
     def circumstances(self) -> dict[str, Any]:
         """What the model's numbers depend on, as plain values for ``OUT.run.yaml``."""
@@ -54,33 +56,46 @@ class LoadedModel:
         }
 
 
+def unseen() -> AbstractContextManager[Progress]:
+    """Show nothing."""
+    return nullcontext(SILENT)
+
+
 @dataclass(frozen=True)
 class ModelLoader:
-    """Loads models by name, on one device and to compute in one type."""
+    """Loads models by name, on one device and to compute in one type; ``showing`` shows how far it is."""
 
     device: str = "auto"
     dtype: str = "float32"
+    showing: Callable[[], AbstractContextManager[Progress]] = unseen
 
     def __call__(self, model: str) -> LoadedModel:
         """Load a model; see ``load_model``."""
-        return load_model(model, device=self.device, dtype=self.dtype)
+        with self.showing() as progress:
+            return load_model(model, device=self.device, dtype=self.dtype, progress=progress)
 
     def identities(self, models: Iterable[str]) -> dict[str, Any]:
         """The part of ``circumstances`` that the same command repeats, of each model by name; loads no weights."""
-        return {model: {"files": stored_weights(model), "computed_in": self.dtype} for model in models}
+        with self.showing() as progress:
+            return {model: {"files": stored_weights(model, progress), "computed_in": self.dtype} for model in models}
 
 
 IN_FLOAT32: Final = ModelLoader()
 
 
-def stored_weights(model: str) -> dict[str, str]:
+def stored_weights(model: str, progress: Progress = SILENT) -> dict[str, str]:
     """SHA-256 of a model's weight files by name, without loading them."""
     with open_checkpoint(locate(model)) as checkpoint:
-        return {path.name: sha256(path) for path in checkpoint.tensors.paths}
+        return {path.name: sha256(path, progress) for path in checkpoint.tensors.paths}
 
 
 def load_model(
-    model: str | Path = bundled.NAME, *, device: str = "auto", dtype: str = "float32", trainable: bool = False
+    model: str | Path = bundled.NAME,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    trainable: bool = False,
+    progress: Progress = SILENT,
 ) -> LoadedModel:
     """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
@@ -95,7 +110,8 @@ def load_model(
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
         others = narrow_weights(checkpoint.model, where) if mixed else None
-        module = checkpoint.load(dtype=torch.float32 if mixed else DTYPES[dtype], device=where, others=others)
+        kind = torch.float32 if mixed else DTYPES[dtype]
+        module = checkpoint.load(dtype=kind, device=where, others=others, progress=progress)
         files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
         # Published conversions of such models contain a contact head with random weights.
@@ -107,7 +123,7 @@ def load_model(
     if mixed:
         mix(module)
     if not trainable:
-        pack_for_cpu(module)
+        pack_for_cpu(module, progress)
     return LoadedModel(module, str(model), path, files)
 
 

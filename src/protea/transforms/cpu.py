@@ -28,6 +28,7 @@ from protea.models.encoder import Encoder
 from protea.models.layers import LanguageModelHead, LayerContext, Rotary, is_replaceable, rotate
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
 from protea.native.products import Packed, Turn, linear, supports
+from protea.progress import SILENT, Progress
 from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
 
 _QK: Final = ("q_proj", "k_proj")
@@ -36,7 +37,7 @@ _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 Norm = nn.LayerNorm | nn.RMSNorm
 
 
-def pack_for_cpu(model: Encoder) -> None:
+def pack_for_cpu(model: Encoder, progress: Progress = SILENT) -> None:
     """Rebuild the layers of a model in place, if the native library has the model's types.
 
     Layers that are neither plain transformer layers nor replaceable, or had a part replaced, stay as they are.
@@ -46,12 +47,14 @@ def pack_for_cpu(model: Encoder) -> None:
     keep_freed_memory()
     if model.compute_dtype != torch.float32 or not supports(PRODUCTS if model.mixed else torch.float32):
         return
+    progress.begin("preparing layers", len(model.layers))
     with torch.inference_mode():
         for layer in model.layers:
             if _is_plain(layer):
                 _pack(layer)
             elif is_replaceable(layer):
                 _pack_parts(layer)
+            progress.advance()
         if is_packed(model) and type(model.lm_head) is LanguageModelHead:
             model.lm_head = PackedHead(model.lm_head, model.get_parameter("word_embeddings.weight"))
     if is_packed(model):
