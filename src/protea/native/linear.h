@@ -237,6 +237,12 @@ struct LinearWork : Queue {
     void tile(const Part& part, int64_t row) {
         vec totals[M][2];
         float* kept = part.sums + row * WIDE;
+        // What the sums are added to comes from far: it arrives while they are computed.
+        if (part.last && call.residual)
+            for (int m = 0; m < M; m++)
+                for (int half = 0; half < 2; half++)
+                    __builtin_prefetch(call.residual + (part.row + row + m) * call.residual_stride + part.column +
+                                       half * LANES);
         UNROLL for (int m = 0; m < M; m++) {
             totals[m][0] = part.first ? vec{} : load(kept + m * WIDE);
             totals[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
