@@ -156,17 +156,11 @@ def check_mixed(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
     expected = protea.load(folder, device="cpu").embed(sequences, long="full")
     plain = protea.load(folder, device="cpu", trainable=True)
     mix(plain.module)
-    models = {"plain": plain, "packed": protea.load(folder, device="cpu", dtype="bf16-mixed")}
-    for name, model in models.items():
+    for model in (plain, protea.load(folder, device="cpu", dtype="bf16-mixed")):
         assert model.module.precision == "bf16-mixed"
         for ours, theirs in zip(model.embed(sequences, long="full"), expected, strict=True):
             assert cosine(ours, theirs).min() >= 0.9995
             assert cosine(ours.mean(0), theirs.mean(0)) >= 0.9999
-        model.save(folder.with_name(f"mixed-{name}"))
-    plain_bytes, packed_bytes = (
-        (folder.with_name(f"mixed-{name}") / "model.safetensors").read_bytes() for name in models
-    )
-    assert plain_bytes == packed_bytes
 
 
 def check_lacks(model: protea.LanguageModel, **calls: Callable[[], object]) -> None:
