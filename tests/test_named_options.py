@@ -62,6 +62,7 @@ NEVER_SHOWN = {
     ("protea.finetune.tuning", "--lr"): "compare, evaluate flip",
     ("protea.train.run_folder", "--accept-changes"): "evaluate flip, finetune",
     ("protea.train.objective", "--accept-changes"): "evaluate flip, finetune",
+    ("protea.finetune.tuning", "--token-budget"): "compare",  # frozen models are not tuned
     ("protea.finetune.tuning", "--recompute"): "compare, evaluate flip",
     ("protea.finetune.tunable", "--precision"): "compare, evaluate flip",
     ("protea.finetune.splits", "--split"): "compare, evaluate flip",

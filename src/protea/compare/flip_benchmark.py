@@ -92,7 +92,7 @@ class Flip(ComparedBenchmark):
             names, groups = NUMBERS[split.task], families(test, "test", [], SILENT)
             found = bootstrap(test.task, predicted, targets, test.classes, groups, names=names, progress=progress)
             for name in names:
-                difference = found.difference(*map(str, places), name=name)
+                difference = found.difference(str(places[0]), str(places[1]), name)
                 yield Paired(f"flip {split.task} {split.name}", name, difference, len(test.examples))
 
 
