@@ -27,7 +27,7 @@ FOREIGN = {
     *("--min-seq-id", "--alignment-mode", "--max-seqs", "--cov-mode", "--dbtype", "--format-output"),  # MMseqs2
     *("--index-url", "--python", "--editable", "--force-reinstall"),  # pip
     "--cpus",  # Docker
-    "--data-binary",  # curl
+    *("--data-binary", "--silent", "--retry", "--retry-delay", "--retry-connrefused"),  # curl
     *("--target", "--force", "--as-needed"),  # of the linker, and of the program that builds the native library
     *("--array", "--wrap"),  # sbatch
     *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
@@ -135,7 +135,7 @@ OPTIONS = {
     }
     for name, command in LEAVES.items()
 }
-SUFFIXES = {"csv", "json", "jsonl", "md", "npz", "parquet", "pkl", "yaml"}
+SUFFIXES = {"csv", "json", "jsonl", "md", "npz", "parquet", "pkl", "txt", "yaml"}
 SECTIONS = {
     name: set(field.annotation.model_fields)  # type: ignore[union-attr]
     for name, field in Recipe.model_fields.items()
