@@ -39,7 +39,8 @@ from protea.contacts.precision import means
 from protea.fasta import read_fasta
 from protea.models.layers import Rotary
 from protea.models.registry import build
-from protea.transforms.mixed import PRODUCTS, MixedSelfAttention, mix
+from protea.models.transformer import SelfAttention
+from protea.transforms.mixed import PRODUCTS, mix, mixed_attention
 
 Arrays = list[NDArray[np.float32]]
 
@@ -60,7 +61,7 @@ class RoundedLinear(nn.Linear):
         return F.linear(*(value.to(PRODUCTS).float() for value in (x, self.weight, self.bias)))
 
 
-class RoundedSelfAttention(MixedSelfAttention):
+class RoundedSelfAttention(mixed_attention(SelfAttention)):  # type: ignore[misc]
     """Rounds on a CPU where a GPU rounds."""
 
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
