@@ -81,8 +81,9 @@ def unpacked(model: Encoder) -> Callable[[str], Tensor]:
         if isinstance(attention, FusedSelfAttention) and part in _QK:
             return attention.unpacked(part, kind)
         module = model.get_submodule(owner)
-        packed = isinstance(module, (PackedLinear, PackedConvolution))
-        return module.unpacked(kind) if packed else model.get_parameter(name)
+        if isinstance(module, (PackedLinear, PackedConvolution)):
+            return module.unpacked(kind)
+        return model.get_parameter(name)
 
     return parameter
 
@@ -170,7 +171,7 @@ class PackedConvolution(nn.Module):
     def forward(self, x: Tensor, context: ConvolutionContext) -> Tensor:
         """``[T, I]`` to ``[T, I]``."""
         x = (x if context.kept is None else x * context.kept).to(self.places[0].weight.dtype)
-        y = self.places[self.middle](x)
+        y: Tensor = self.places[self.middle](x)
         # Not the other way round: the weights of a place stay in a cache for all sequences.
         for place, distance in zip(self.places, self.reads, strict=True):
             for start, end in context.cu_seqlens.spans() if distance else ():
@@ -274,7 +275,7 @@ def _pack_parts(layer: nn.Module) -> None:
     """Replace the linear layers and convolutions of a layer that calls them."""
     for owner in list(layer.modules()):
         for name, part in list(owner.named_children()):
-            if type(part) in _LINEARS:
+            if isinstance(part, nn.Linear) and type(part) in _LINEARS:
                 setattr(owner, name, PackedLinear(part.weight, part.bias))
             elif isinstance(part, Convolution):
                 setattr(owner, name, PackedConvolution(part))

@@ -73,7 +73,7 @@ class _NarrowOnGPU:
 
 
 @cache
-def mixed_attention(kind: type[SelfAttention]) -> type[SelfAttention]:
+def mixed_attention(kind: Any) -> type[SelfAttention]:
     """A class of attention whose queries, keys and values come from products that return float32."""
     return cast("type[SelfAttention]", type(f"Mixed{kind.__name__}", (_NarrowOnGPU, kind), {}))
 
@@ -97,7 +97,8 @@ def mix(model: Encoder) -> None:
         part.to(PRODUCTS).__class__ = kind
     for module in model.layers.modules():
         if isinstance(module, SelfAttention) and not isinstance(module, _NarrowOnGPU):
-            module.__class__ = mixed_attention(type(module))
+            kind = type(module)
+            module.__class__ = mixed_attention(kind)
     model.mixed = True
 
 
