@@ -95,7 +95,8 @@ class Document:
         if text.startswith("protea serve"):
             self.serve(step, text)
             return
-        if text.startswith("protea ") and not re.search(r"[|;<>$&]", text):
+        # A profile compiles, which imports what warns.
+        if text.startswith("protea ") and not re.search(r"[|;<>$&]|--profile", text):
             words = [one for word in protea_words(text)[0] for one in self.expanded(word)]
             code, printed = run_protea(words)
         else:
