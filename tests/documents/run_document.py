@@ -136,7 +136,7 @@ class Document:
         return os.environ | settings | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def run_python(self, step: Step, text: str) -> None:
-        text = python.without_missing(text)
+        text = python.runnable(text)
         for name in python.names_of_files(text):
             if f'.save("{name}")' not in text:
                 self.bring_file(name)
