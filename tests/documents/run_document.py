@@ -95,7 +95,8 @@ class Document:
         if text.startswith("protea serve"):
             self.serve(step, text)
             return
-        if text.startswith("protea ") and not re.search(r"[|;<>$&]", text):
+        # A profile compiles, which imports what warns.
+        if text.startswith("protea ") and not re.search(r"[|;<>$&]|--profile", text):
             words = [one for word in protea_words(text)[0] for one in self.expanded(word)]
             code, printed = run_protea(words)
         else:
@@ -135,7 +136,7 @@ class Document:
         return os.environ | settings | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
     def run_python(self, step: Step, text: str) -> None:
-        text = python.without_missing(text)
+        text = python.runnable(text)
         for name in python.names_of_files(text):
             if f'.save("{name}")' not in text:
                 self.bring_file(name)

@@ -111,6 +111,7 @@ def recipe(document: Document, path: Path, name: str, command: Command) -> None:
     del document, command
     if name not in recipe_names():
         path.write_text(MY_RECIPE)
+        files.fasta(path.with_name("in.fasta"), files.records(80))
 
 
 MY_RECIPE: Final = """model: {architecture: esm2_t6_8M_UR50D, num_hidden_layers: 2, hidden_size: 32,
