@@ -206,14 +206,16 @@ def _download(repository: str) -> Path:
 @contextmanager
 def _plain_telling() -> Iterator[Any]:
     """Let Hugging Face's library tell nothing but its progress; gives bars that show the time left, unlike its own."""
-    from huggingface_hub.utils import logging, tqdm
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class TimeLeft(tqdm):  # type: ignore[type-arg, misc]
+    class TimeLeft(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{name: value for name, value in options.items() if name != "bar_format"})
+            options.pop("bar_format", None)
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield TimeLeft
     finally:

@@ -169,7 +169,7 @@ def _every_command(*, quiet: Quiet = False) -> None:
     """What every command has. It is set when the option is read; commands do not receive it."""
 
 
-_NOT_RECEIVED: Final = {computing: "threads", _every_command: "quiet"}
+_NOT_RECEIVED: Final[dict[Callable[..., None], str]] = {computing: "threads", _every_command: "quiet"}
 """Options that Typer passes on although they are not exposed."""
 
 

@@ -137,7 +137,7 @@ class EsmModel(nn.Module):
     def _batch(self, tokens: Tensor) -> PaddedBatch:
         if getattr(self, "_is_replica", False):
             raise CapabilityError("torch.nn.DataParallel: Protea's models compute on one device; use one process a GPU")
-        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise CapabilityError(
                 "torch.jit.trace: a trace would keep the lengths of this batch; call the model itself"
             )
