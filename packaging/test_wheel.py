@@ -153,7 +153,8 @@ def main() -> None:
             here.protea(words)
         for part, number in NEED.items():
             told = here.protea(PARTS[part][number], fails=True)
-            if f"protea[{part}]" not in told or "Traceback" in told or len(told.splitlines()) != 1:
+            last = told.splitlines()[-1]
+            if not last.startswith("protea: error: ") or f"protea[{part}]" not in last or "Traceback" in told:
                 sys.exit(f"without the part {part}: {told}")
         if "protea[serve]" not in here.protea("serve", fails=True):
             sys.exit("protea serve does not name its part")
