@@ -107,7 +107,7 @@ docs: $(VENV)/.documented
 
 # Runs every part of Protea with the oldest versions that pyproject.toml allows. Needs Python 3.11, the oldest Python:
 # these versions have no wheels for the newest. TORCH_FLOOR=2.13.0 tests with another PyTorch.
-FLOOR_EXTRAS := evaluate finetune plot sklearn train
+FLOOR_EXTRAS := evaluate finetune plot serve sklearn train
 TORCH_FLOOR ?= $(shell sed -n 's/.*"torch>=\([0-9.]*\).*/\1/p' pyproject.toml)
 test-floors:
 	rm -rf $(FLOORS)
