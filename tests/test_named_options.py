@@ -33,7 +33,9 @@ FOREIGN = {
     *("--nproc-per-node", "--max-restarts", "--standalone"),  # torchrun
     *("--no-index", "--find-links"),  # pip
     "--local-dir",  # hf
-    "--include",  # esm-extract
+    *("--include", "--nogpu"),  # esm-extract
+    *("--model-location", "--sequence", "--scoring-strategy"),  # fair-esm's scripts
+    *("--install-completion", "--show-completion"),  # protea itself
     *("--checkpoint-path", "--data-path", "--results-path", "--include-embeddings", "--include-hiddens"),  # BioNeMo 2
     *("--train-cluster-path", "--train-database-path"),
     "--logdir",  # tensorboard

@@ -169,6 +169,10 @@ NAMED = {
     "checkpoints/nemo2.py": "a format of one family",
     "checkpoints/peers.py": "Meta's loader goes by names",
     "checkpoints/sequence_models.py": "a format of one family",
+    **dict.fromkeys(
+        (f"compat/esm/{name}.py" for name in ("__init__", "absent", "data", "installing", "pretrained", "wrapped")),
+        "fair-esm's names of its models and classes",
+    ),
     "data/manifest.py": "the two alphabets",
     "data/masking.py": "names of published ways to mask, which users type",
     "serve/compat_routes.py": "NVIDIA's names of models in its interface",
@@ -338,7 +342,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 9_920
+MOST_LINES_OF_EMBED = 10_200
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_file_that_fails_unforeseen(model_folders: dict[str, Path], tmp_path: 
     code = (
         "import protea.checkpoints.summary as summary\n"
         "sha256 = summary.sha256\n"
-        "summary.sha256 = lambda path: sha256(path.parent)\n"
+        "summary.sha256 = lambda path, progress: sha256(path.parent)\n"
         "import protea.cli\n"
         "protea.cli.main()\n"
     )

@@ -17,7 +17,7 @@ NOT_RUN: Final = {
     r"--devices [2-9]": "needs several GPUs",
     r"--ray ": "needs a cluster of Ray",
     r"^python3? benchmarks/": "measures for minutes",
-    r"^git clone ": "needs a network",
+    r"^git clone |^hf download ": "needs a network",
     r"^(\. |source )": "changes the reader's shell",
     r"^tensorboard ": "runs until it is stopped",
 }
@@ -29,7 +29,7 @@ CODES: Final = {
 """Patterns of lines, each with exit codes that are right with the stand-ins, and the reason."""
 
 SLOW: Final = (
-    r"\bprotea (data (?!info)|pretrain (?!--list)|finetune|predict|evaluate (flip|contacts)|fit-contacts|plan|serve)"
+    r"\bprotea (data (?!info)|pretrain (?!--list)|finetune|predict|compare|evaluate (flip|contacts)|fit-contacts|plan|serve)"
     r"|protea (merge|export|average) |^curl |torchrun|--against|--pseudo|[|;>$]|^python3? "
 )
 """Lines that take a second or more: `make test-long` runs them, `make test` only parses them."""

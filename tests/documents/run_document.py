@@ -202,11 +202,12 @@ class Document:
     def bring(self, command: Command) -> None:
         """Make every input of a command that is not there."""
         for parameter, value in command.parameters.items():
-            if parameter in INPUTS:
+            make = INPUTS.get(f"{command.name} {parameter}") or INPUTS.get(parameter)
+            if make is not None:
                 for name in as_any(value):
                     path = self.folder / name
                     if name not in {"", "-"} and (absent(path) or (parameter == "table" and path in self.tables)):
-                        INPUTS[parameter](self, path, name, command)
+                        make(self, path, name, command)
 
     def bring_named(self, text: str) -> None:
         """Make FASTA files that other programs of a line read."""

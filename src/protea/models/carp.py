@@ -96,11 +96,11 @@ class CARPConfig(EncoderConfig):
         return 4 * self.hidden_size + 6 * self.inner_width
 
     def forward_flops(self, length: float, predicted: float) -> float:
-        """4 · D · I a layer, 2 · I² for each weight of a kernel that stays within the sequence, and both ends."""
+        """4 · D · I a layer, 2 · I² for each weight of a kernel that stays within the sequence, and the head."""
         width, inner = self.hidden_size, self.inner_width
         read = sum(max(0.0, 1 - abs(distance) / length) for distance in self.distances)
         layers = self.num_hidden_layers * 4 * width * inner + 2 * inner**2 * read
-        return layers + 2 * self.embedding_width * width + 2 * width * self.vocab_size * predicted
+        return layers + 2 * width * self.vocab_size * predicted
 
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
         """Bytes that PyTorch keeps in each layer: x, the inputs of norms and activations, and the shifted inputs."""
