@@ -293,6 +293,11 @@ def test_key_files_that_are_refused(tmp_path: Path) -> None:
         Keys.read(tmp_path / "none")
 
 
+def test_commands_in_messages_stay_commands() -> None:
+    error = protea.ProteaError("pass --long full, or fit one: protea fit-contacts --head bilinear")
+    assert str(refusal(error)) == "pass long=full, or fit one: protea fit-contacts --head bilinear"
+
+
 def test_a_key_without_a_name_keeps_its_owner_when_lines_are_put_in(tmp_path: Path) -> None:
     path, authorization = tmp_path / "keys", f"Bearer {KEY}"
     path.write_text(f"{KEY}\n")
