@@ -19,6 +19,7 @@ import pytest
 
 import protea
 from conftest import Run
+from protea.serve.job_store import JobStore
 from serving import LETTERS, Running, running, until
 
 
@@ -133,6 +134,20 @@ def test_results_are_kept_for_the_stated_time(tmp_path: Path) -> None:
         client = protea.Client(one.url)
         client.submit(write_fasta(tmp_path / "in.fasta", 1))
         until(lambda: not list((tmp_path / "jobs").iterdir()))
+
+
+def test_a_service_removes_only_uploads_that_were_cut_short(tmp_path: Path) -> None:
+    upload, foreign = tmp_path / ("a" * 32), tmp_path / ("b" * 32)
+    for folder, name in ((upload, "input.fasta"), (foreign, "thesis.txt")):
+        folder.mkdir()
+        (folder / name).write_text(">a\nMK\n")
+    JobStore(tmp_path, 1.0).stop()
+    assert not upload.exists()
+    assert (foreign / "thesis.txt").exists()
+    (foreign / "job.json").write_text('{"of": "a later version"}')
+    with pytest.raises(protea.ProteaError, match="b" * 32):
+        JobStore(tmp_path, 1.0)
+    assert (foreign / "thesis.txt").exists()
 
 
 @contextmanager

@@ -293,6 +293,21 @@ def test_key_files_that_are_refused(tmp_path: Path) -> None:
         Keys.read(tmp_path / "none")
 
 
+def test_commands_in_messages_stay_commands() -> None:
+    error = protea.ProteaError("pass --long full, or fit one: protea fit-contacts --head bilinear")
+    assert str(refusal(error)) == "pass long=full, or fit one: protea fit-contacts --head bilinear"
+
+
+def test_a_key_without_a_name_keeps_its_owner_when_lines_are_put_in(tmp_path: Path) -> None:
+    path, authorization = tmp_path / "keys", f"Bearer {KEY}"
+    path.write_text(f"{KEY}\n")
+    owner = Keys.read(path).owner(authorization)
+    path.write_text(f"{'x' * 20}\n{KEY}\n")
+    keys = Keys.read(path)
+    assert keys.owner(authorization) == owner
+    assert keys.owner(f"Bearer {'x' * 20}") != owner
+
+
 def test_a_public_host_needs_keys(run: Run) -> None:
     result = run("serve", "--host", "0.0.0.0")
     fails(result, 2, "0.0.0.0", "--api-key-file")

@@ -180,11 +180,15 @@ class JobStore:
         for folder in self._folder.iterdir():
             if len(folder.name) != 32 or not folder.is_dir():
                 continue
-            try:
-                job = StoredJob(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError):
-                shutil.rmtree(folder, ignore_errors=True)  # an upload that a kill cut short; it was never accepted
+            record = folder / _RECORD
+            if not record.exists():
+                if {item.name for item in folder.iterdir()} <= {_INPUT, f".{_RECORD}.unfinished"}:
+                    shutil.rmtree(folder, ignore_errors=True)  # an upload that a kill cut short; it was never accepted
                 continue
+            try:
+                job = StoredJob(**json.loads(record.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise UsageError(f"--jobs: {record}: is no job of this version; move {folder} elsewhere") from error
             job.state = job.state if job.ended else "queued"
             jobs.append(job)
         return jobs
@@ -210,7 +214,8 @@ class JobStore:
 
     def _run(self, means: Means, job: StoredJob, ticket: Ticket) -> None:
         job.state = "running"
-        self._save(job)
+        with suppress(OSError):  # on a full disk the job still gets its error, and the thread lives on
+            self._save(job)
         error: str | None = None
         try:
             source = self._folder / job.id / _INPUT

@@ -60,7 +60,7 @@ _STATUS: Final[Mapping[type[ProteaError], tuple[int, str]]] = {
     NonFiniteError: (500, "not-finite"),
 }
 _PLACE: Final = re.compile(r"sequence (?P<number>\d+)(?: \((?P<id>.*?)\))?: ")
-_OPTION: Final = re.compile(r"--(\w+) (?!POLICY)(\w+)")  # messages name options of the commands
+_OPTION: Final = re.compile(r"(?<!fit-contacts )--(\w+) (?!POLICY)(\w+)")  # messages name options of the commands
 _POSITION: Final = re.compile(r" at (?:position )?(\d+)")
 
 

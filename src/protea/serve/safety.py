@@ -78,7 +78,9 @@ class Keys:
                 continue
             if len(words) > 2 or len(words[-1]) < 16:
                 raise UsageError(f"--api-key-file {path}, line {number}: write a key of 16 or more signs, or NAME KEY")
-            names[sha256(words[-1].encode()).digest()] = words[0] if len(words) == 2 else f"key-{number}"
+            digest = sha256(words[-1].encode())
+            # Not the line's number: jobs belong to a name, and a line that is put in moves the others.
+            names[digest.digest()] = words[0] if len(words) == 2 else f"key-{digest.hexdigest()[:8]}"
         if not names:
             raise UsageError(f"--api-key-file {path}: holds no key; write one a line")
         return cls(names)
