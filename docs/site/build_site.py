@@ -114,8 +114,10 @@ def write_source(source: Path) -> None:
 
 def main(out: Path) -> int:
     """Write the site into ``out/html``; 0 if there was no warning."""
-    from sphinx.cmd.build import build_main
-
+    try:
+        from sphinx.cmd.build import build_main
+    except ModuleNotFoundError:
+        sys.exit("docs: needs Sphinx; use `make docs`, or pip install '.[docs,plot,sklearn]'")
     write_source(out / "source")
     shutil.rmtree(out / "html", ignore_errors=True)
     options = ["--fail-on-warning", "--keep-going", "--quiet", "-j", "2", "-d", str(out / "doctrees")]

@@ -43,7 +43,25 @@ def test_embed_and_finetune(run: Run) -> None:
     assert "--shard i/32" in result.out
     told = json.loads(run("plan", "embed", "--residues", "1e9", "--cpus", 64, "--fast", "--json").out)
     assert told["label"] == "interpolated"
-    assert run("plan", "finetune", "--residues", "1e6", "--method", "lora", "--gpus", "A100").code == 0
+    assert "if the output is a folder" in result.out
+    result = run("plan", "finetune", "--residues", "1e6", "--method", "lora", "--gpus", "A100")
+    assert result.code == 0, result
+    assert "if the output is a folder" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("embed", "--residues", "1e9", "--cpus", "4", "--nodes", "3"), "--nodes"),
+        (("embed", "--residues", "1e9", "--profile", "--gpu-memory", "3"), "--gpu-memory"),
+        (("embed", "--residues", "1e9", "--cpus", "4", "--dtype", "float16"), "--dtype"),
+        (("embed", "--residues", "1e9", "--gpus", "A100", "--device", "cuda"), "--device"),
+        (("finetune", "--residues", "1e9", "--cpus", "4", "--network", "3"), "--network"),
+        (("pretrain", "esm2_8M", "--profile", "--nodes", "3"), "--nodes"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run: Run, arguments: tuple[str, ...], option: str) -> None:
+    fails(run("plan", *arguments), 2, option)
 
 
 def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,13 @@ def test_texts_become_the_same_tokens(architecture: str, pieces: list[str]) -> N
         mine.encode(text)
 
 
+@pytest.mark.parametrize(("text", "advice"), [("MKtay", "upper case"), ("m", "upper case"), ("MK*", "write X")])
+def test_the_advice_for_unknown_letters(text: str, advice: str) -> None:
+    mine, _ = pair("ESM-1b")
+    with pytest.raises(UnknownResidueError, match=advice):
+        mine.encode(text)
+
+
 @pytest.mark.parametrize("architecture", ["ESM-1", "ESM-1b"])
 @given(
     texts=st.lists(st.text("ACDEFGHIKLMNPQRSTVWYX ", max_size=20), min_size=1, max_size=5),

@@ -97,6 +97,20 @@ def test_attributes_that_scripts_read(files: dict[str, Path], name: str) -> None
                 assert getattr(model.args, setting) == getattr(theirs.args, setting)
     assert len(model.layers) == len(theirs.layers)
     assert model.embed_tokens.weight.shape == theirs.embed_tokens.weight.shape
+    # Scripts cut the list of parameters, and optimizers number them.
+    sizes = [[value.shape for key, value in one.named_parameters() if "contact" not in key] for one in (model, theirs)]
+    assert sizes[0] == sizes[1]
+    last = [[key.rpartition(".")[2] for key, _ in one.layers[1].named_parameters()] for one in (model, theirs)]
+    assert last[0] == last[1]
+
+
+def test_types_under_autocast(files: dict[str, Path]) -> None:
+    model, theirs, tokens = both(files["esm2_tiny"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mine, expected = model(tokens, [0, 3]), theirs(tokens, [0, 3])
+    assert mine["logits"].dtype == expected["logits"].dtype
+    for layer, states in expected["representations"].items():
+        assert mine["representations"][layer].dtype == states.dtype
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,7 +211,6 @@ def test_parts_that_scripts_replace(files: dict[str, Path]) -> None:
         for one in (model, theirs):
             one.lm_head = torch.nn.Identity()
             one.emb_layer_norm_after = torch.nn.Identity()
-        model.alphabet_size = model.embed_dim
         check(model(tokens)["logits"][present], theirs(tokens)["logits"][present])
 
 

@@ -278,6 +278,7 @@ def test_extraction(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str
         ("../a", [], ["'../a'", "rename"]),
         ("/a", [], ["'/a'"]),
         ("a" * 300, [], ["shorten"]),
+        ("./ok", [], ["'ok'", "'./ok'", "rename"]),
         ("a", ["--repr_layers", "9"], ["9", "0 (the embedding) to 3"]),
         ("a", ["--include", "contacts"], ["contacts"]),
         ("a", ["--truncation_seq_length", "0"], ["--truncation_seq_length 0"]),

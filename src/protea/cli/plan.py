@@ -120,6 +120,7 @@ def plan_pretrain(
     settings = read_recipe(recipe, changes or [])
     if profile == (gpus is not None):
         raise UsageError("name the hardware: --gpus NxNAME, or --profile for this machine")
+    _check_of_gpus(gpus, hardware)
     if gpus is None:
         _profile_training(settings, as_json=as_json)
         return
@@ -257,6 +258,9 @@ def plan_embed(
 
     _check_amount(residues)
     where = _where(gpus, cpus, profile, hardware)
+    if not profile and (device, dtype) != ("auto", "float32"):
+        option = "--dtype" if device == "auto" else "--device"
+        raise UsageError(f"{option} is for --profile; --cpus is planned in float32 or with --fast, --gpus with --fast")
     made = passes.plan_embed(model, residues, where, length=mean_length, fast=fast)
     if profile:
         from protea.plan.measure import embedding_rate
@@ -296,7 +300,7 @@ def plan_finetune(
     where = _where(gpus, cpus, False, hardware)
     how: Any = {"method": method, "epochs": epochs, "recompute": recompute}
     made = passes.plan_finetune(model, residues, where, length=mean_length, **how)
-    _show_passes(made, price, as_json=as_json)
+    _show_passes(made, price, as_json=as_json, embeds=False)
 
 
 def _check_amount(residues: float) -> None:
@@ -307,10 +311,17 @@ def _check_amount(residues: float) -> None:
 def _where(gpus: str | None, cpus: int | None, profile: bool, hardware: dict[str, Any]) -> Cluster | int:
     if sum((gpus is not None, cpus is not None, profile)) != 1:
         raise UsageError("name the hardware: --gpus NxNAME, --cpus N, or, for embed, --profile for this machine")
+    _check_of_gpus(gpus, hardware)
     return _cluster(gpus, **hardware) if gpus is not None else cpus or 1
 
 
-def _show_passes(made: PassPlan, price: float | None, *, as_json: bool) -> None:
+def _check_of_gpus(gpus: str | None, hardware: dict[str, Any]) -> None:
+    """Refuse options that describe GPUs where no GPUs are planned."""
+    if gpus is None and (given := [name for name, value in hardware.items() if value is not None]):
+        raise UsageError(f"--{given[0].replace('_', '-')} describes --gpus; leave it out, or name the GPUs")
+
+
+def _show_passes(made: PassPlan, price: float | None, *, as_json: bool, embeds: bool = True) -> None:
     hours = made.seconds * made.workers / 3600
     if as_json:
         show_json(made.shown() | {"price": None if price is None else hours * price})
@@ -328,5 +339,6 @@ def _show_passes(made: PassPlan, price: float | None, *, as_json: bool) -> None:
     typer.echo(f"memory: {bytes_text(sum(made.memory.values()))}{fits} ({parts})")
     for name, size in made.disk.items():
         typer.echo(f"disk: {bytes_text(round(size))} for {name}")
-    typer.echo(f"files: one for each output; {made.sequences:.2g} if the output is a folder")
+    if embeds:
+        typer.echo(f"files: one for each output; {made.sequences:.2g} if the output is a folder")
     typer.echo(f"advice: {made.advice}")

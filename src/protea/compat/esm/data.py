@@ -111,7 +111,8 @@ class EsmAlphabet:
             return [self.tok_to_idx[token] for token in self.tokenize(text)]
         except KeyError as error:
             wrong: str = error.args[0]
-            advice = "write it in upper case" if wrong.upper() in self.tok_to_idx else "write X for an unknown residue"
+            small = wrong != wrong.upper() and all(letter in self.tok_to_idx for letter in wrong.upper())
+            advice = "write it in upper case" if small else "write X for an unknown residue"
             place = next(found.start() for found in self._token.finditer(text) if found[0] == wrong)
             raise UnknownResidueError(
                 f"{shown(wrong)} at letter {place + 1} is not in the alphabet ({''.join(self.standard_toks)}); "

@@ -65,7 +65,7 @@ def extract(
     if "contacts" in include:
         model.require("contacts")
     dataset = FastaBatchedDataset.from_file(fasta_file)
-    paths = {label: _path(output_dir, label) for label in dataset.sequence_labels}
+    paths = _paths(output_dir, dataset.sequence_labels)
     convert = alphabet.get_batch_converter(truncation_seq_length)
     for pair in zip(dataset.sequence_labels, dataset.sequence_strs, strict=True):
         convert([pair])
@@ -91,8 +91,18 @@ def extract(
 def _from_start(layers: Sequence[int], model: EsmModel) -> list[int]:
     count = model.num_layers
     if wrong := [layer for layer in layers if not -count - 1 <= layer <= count]:
-        raise UsageError(f"--repr_layers {wrong[0]}: this model has layers 0 (the embedding) to {count}, or -1 to 0")
+        raise UsageError(f"--repr_layers {wrong[0]}: this model has layers 0 (the embedding) to {count} (-1)")
     return [layer % (count + 1) for layer in layers]
+
+
+def _paths(folder: Path, labels: Sequence[str]) -> dict[str, Path]:
+    """The file of each label; ``UsageError`` if two labels, such as ``a/b`` and ``a//b``, have the same."""
+    paths = {label: _path(folder, label) for label in labels}
+    owners: dict[Path, str] = {}
+    for label, path in paths.items():
+        if (other := owners.setdefault(path, label)) != label:
+            raise UsageError(f"records {shown(other)} and {shown(label)} would both be written to {path}; rename one")
+    return paths
 
 
 def _path(folder: Path, label: str) -> Path:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from protea.compat.esm.data import EsmAlphabet
 from protea.models.layers import ContactHead, LanguageModelHead
 
-SHARED: Final = ("ContactPredictionHead", "RobertaLMHead", "apc", "symmetrize")
+SHARED: Final = ("ContactPredictionHead", "RobertaLMHead", "apc", "gelu", "symmetrize")
 """What scripts find in ``esm.modules``."""
+
+gelu: Final = nn.functional.gelu
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 
@@ -43,8 +45,8 @@ class RobertaLMHead(LanguageModelHead):
         head.weight = weight
 
     def forward(self, x: Tensor, word_embeddings: Tensor | None = None) -> Tensor:
-        """``[..., D]`` to ``[..., V]``."""
-        return super().forward(x, self.weight)
+        """``[..., D]`` to ``[..., V]``, in the type of the weights also under autocast, as in fair-esm."""
+        return super().forward(x, self.weight).to(self.bias.dtype)
 
 
 class ContactPredictionHead(ContactHead):

@@ -37,6 +37,12 @@ _NAMES: Final = {"word_embeddings": "embed_tokens", "position_embeddings": "embe
 
 _OURS: Final = {theirs: ours for ours, theirs in _NAMES.items()}
 
+_ORDER: Final = (
+    *("embed_tokens", "layers", "contact_head", "embed_positions", "emb_layer_norm_before", "emb_layer_norm_after"),
+    *("self_attn", "k_proj", "v_proj", "q_proj", "out_proj", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm"),
+)
+"""fair-esm's order of modules, and so of ``parameters()``, which scripts cut and optimizers count."""
+
 _UNREAD: Final = ("rot_emb.inv_freq", "_float_tensor")
 """How keys end in fair-esm's state dicts that are not parameters."""
 
@@ -82,6 +88,8 @@ class EsmModel(nn.Module):
                 self.embed_out, self.embed_out_bias = head.weight, head.bias
             elif not isinstance(module, nn.Identity):
                 setattr(self, _NAMES.get(name, name), module)
+        for module in self.modules():
+            module._modules = dict(sorted(module._modules.items(), key=_place))
         for layer in self.layers:
             layer.register_forward_pre_hook(_only_packed, with_kwargs=True)
             for part in (layer, layer.self_attn):
@@ -116,8 +124,7 @@ class EsmModel(nn.Module):
                 contacts.add(layer)
 
         x = self._computed(batch, keep, add if need_head_weights or return_contacts else None)
-        logits = self._logits(x)[:, : self.alphabet_size]
-        result: dict[str, Any] = {"logits": batch.padded(logits), "representations": states}
+        result: dict[str, Any] = {"logits": batch.padded(self._logits(x)), "representations": states}
         if maps:
             result["attentions"] = torch.stack(maps, 1)
         if contacts is not None:
@@ -156,9 +163,10 @@ class EsmModel(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         if isinstance(self._encoder.lm_head, nn.Linear):
-            return F.linear(x, self.embed_out, self.embed_out_bias)
+            return F.linear(x, self.embed_out, self.embed_out_bias)[:, : self.alphabet_size]
         logits: Tensor = self.lm_head(x)
-        return logits
+        # A script's own head may be wider than the alphabet.
+        return logits[:, : self.alphabet_size] if isinstance(self.lm_head, RobertaLMHead) else logits
 
     def _contacts(self, tokens: Tensor) -> ContactSum:
         self.require("contacts")
@@ -299,6 +307,11 @@ def around(encoder: Encoder, name: str) -> EsmModel:
         )
     encoder.require("logits")
     return (RotaryModel if "cfg" in fair_esm.described(encoder) else ProteinBertModel).of(encoder)
+
+
+def _place(item: tuple[str, nn.Module | None]) -> int:
+    """The place of a module, by its name, among those of the same parent; others keep theirs, behind these."""
+    return _ORDER.index(item[0]) if item[0] in _ORDER else len(_ORDER)
 
 
 def _random(config: Any) -> Encoder:
