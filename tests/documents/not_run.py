@@ -29,7 +29,8 @@ CODES: Final = {
 """Patterns of lines, each with exit codes that are right with the stand-ins, and the reason."""
 
 SLOW: Final = (
-    r"\bprotea (data (?!info)|pretrain (?!--list)|finetune|predict|compare|evaluate (flip|contacts)|fit-contacts|plan|serve)"
+    r"\bprotea (data (?!info)|pretrain (?!--list)|finetune|predict|"
+    r"compare|evaluate (flip|contacts)|fit-contacts|plan|serve)"
     r"|protea (merge|export|average) |^curl |torchrun|--against|--pseudo|[|;>$]|^python3? "
 )
 """Lines that take a second or more: `make test-long` runs them, `make test` only parses them."""

@@ -409,7 +409,9 @@ def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = length * sequences
     # The embedding of CARP is a product of its vocabulary, once for a pack.
     once = 2 * carp.embedding_width * carp.hidden_size * carp.vocab_size if family == "carp" else 0
-    assert 3 * (counter.get_total_flops() - once) == pytest.approx(tokens * 3 * config.forward_flops(length, masked / tokens))
+    assert 3 * (counter.get_total_flops() - once) == pytest.approx(
+        tokens * 3 * config.forward_flops(length, masked / tokens)
+    )
 
 
 def test_flops_by_hand() -> None:
