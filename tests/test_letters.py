@@ -94,7 +94,7 @@ def test_gaps_are_kept_or_dropped_and_reported() -> None:
     detail = "3 gaps removed; 1 lower-case letters changed to upper case; stop removed at the end"
     assert kinds(aligned, "drop") == ("MKTA", {"altered": detail})
     assert kinds("--.", "drop") == (None, {"skipped": "no residues"})
-    assert kinds("M-K") == ("M-K", {"gapped": "1 gap, which count as residues"})
+    assert kinds("M-K") == ("M-K", {"gapped": "1 gap, which counts as a residue"})
     assert kinds("M-K", alphabet=ESM1NV)[1].keys() == {"altered", "gapped"}
     assert kinds("M-K", "drop", ESM1NV) == ("MK", {"altered": "1 gap removed"})
 

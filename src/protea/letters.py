@@ -127,7 +127,9 @@ def clean(record: Record, alphabet: Alphabet, unknown: Unknown, gaps: Gaps = "ke
         sequence = _translated(sequence, {ord(letter): "X" for letter in bad}, masks)
     rows = [("altered", "; ".join(details))] if details else []
     if kept:
-        rows.append(("gapped", f"{counted(kept, 'gap')}, which count as residues"))
+        rows.append(
+            ("gapped", "1 gap, which counts as a residue" if kept == 1 else f"{kept:,} gaps, which count as residues")
+        )
     if nucleotides:
         rows.append(("nucleotides", f"looks like DNA or RNA, is read as amino acids: {sequence[:_LETTERS_SHOWN]}..."))
     return Cleaned(sequence, tuple(ReportRow(record.id, what, detail) for what, detail in rows), letters)

@@ -269,8 +269,8 @@ def _too_large(model: Encoder, recipe: Recipe, cluster: Cluster, plans: list[Lay
     least = min(plans, key=lambda plan: plan.costs.memory)
     message = (
         f"--gpus {cluster}: no layout fits: {least.layout} with run.recompute=true and packs of "
-        f"{least.recipe.batch.pack:,} tokens still needs {bytes_text(least.costs.memory)} of the "
-        f"{bytes_text(round(cluster.gpu.usable))} of each GPU"
+        f"{least.recipe.batch.pack:,} tokens still needs {bytes_text(least.costs.memory)}; each GPU has "
+        f"{bytes_text(round(cluster.gpu.usable))}"
     )
     *_, (smallest, change) = _variants(recipe)
     smallest = smallest.model_copy(update={"parallel": Recipe(model=recipe.model, init=recipe.init).parallel})
