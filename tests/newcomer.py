@@ -35,7 +35,6 @@ MISTAKES: Final = (
 )
 """Commands, each with what its message must hold."""
 WITHOUT_EXTRAS: Final = (
-    ("protea contacts examples/proteins.fasta -o c.csv --plot maps", r"install 'protea\[plot\]'"),
     ("protea evaluate contacts examples/structures", r"install 'protea\[evaluate\]'"),
     ("protea serve", r"install 'protea\[serve\]'"),
 )
