@@ -161,6 +161,20 @@ def start(name: str, python: str, folder: Path, device: str) -> subprocess.Popen
     return worker
 
 
+def run_in_turn(workers: dict[str, subprocess.Popen[str]], rounds: int) -> dict[str, list[float]]:
+    """Let all programs run in every round, one after another; return the seconds of each, and end the programs."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            seconds[name].append(float(worker.stdout.readline()))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return seconds
+
+
 def out_name(name: str) -> str:
     return name.replace(" ", "-")
 
@@ -249,15 +263,7 @@ def main() -> None:
             if arguments.device == "cpu":
                 differences[name] = difference(folder, name)
             print(f"{name} is ready", file=sys.stderr)
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
-        for _ in range(arguments.rounds):
-            for name, worker in workers.items():
-                worker.stdin.write("\n")
-                worker.stdin.flush()
-                seconds[name].append(float(worker.stdout.readline()))
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+        seconds = run_in_turn(workers, arguments.rounds)
         parameters = (model / "model.safetensors").stat().st_size // 4
         config = json.loads((model / "config.json").read_text())
         lengths = [len(sequence) for _, sequence in peers.read_records(fasta)]

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from embed import out_name, protea_job, repeat, write_fasta
+from embed import out_name, protea_job, repeat, run_in_turn, write_fasta
 from peers import BATCH, Job, read_records
 
 TOLERANCE = 2e-5
@@ -175,15 +175,7 @@ def measure(shape: str, precisions: list[str], sequences: int, rounds: int) -> N
         for name, found in differences.items():
             if not found <= FARTHEST[name.split()[1]]:
                 raise SystemExit(f"{name} differs from the other program by {found:.1e}")
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name, worker in workers.items():
-                worker.stdin.write("\n")
-                worker.stdin.flush()
-                seconds[name].append(float(worker.stdout.readline()))
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+        seconds = run_in_turn(workers, rounds)
     for name in names:
         rates = sorted(residues / one for one in seconds[name])
         ratios = sorted(theirs / ours for ours, theirs in zip(seconds[name], seconds[shape], strict=True))

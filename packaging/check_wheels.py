@@ -12,7 +12,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 MOST_BYTES = 20_000_000
-"""What a wheel may take, besides the native library."""
+"""The largest size of a wheel without its native library, in bytes."""
 
 PLATFORMS = {"manylinux_2_28_x86_64", "manylinux_2_28_aarch64", "macosx_11_0_arm64"}
 LICENCES = ("LICENSE", "NOTICE")

@@ -112,7 +112,7 @@ def wheel_for_this_machine(dist: Path) -> Path:
 
 
 def write_input(work: Path) -> None:
-    """What the commands read."""
+    """Write the files that the commands read."""
     (work / "in.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ\n")
     (work / "many.fasta").write_bytes((EXAMPLES / "proteins.fasta").read_bytes())
     (work / "structures").symlink_to(EXAMPLES / "structures")

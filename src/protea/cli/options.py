@@ -166,7 +166,7 @@ def computing(*, threads: Threads = None) -> None:
 
 
 def _every_command(*, quiet: Quiet = False) -> None:
-    """What every command has. It is set when the option is read; commands do not receive it."""
+    """The option of every command. Reading it sets it; commands do not receive it."""
 
 
 _NOT_RECEIVED: Final[dict[Callable[..., None], str]] = {computing: "threads", _every_command: "quiet"}

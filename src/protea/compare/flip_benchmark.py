@@ -74,7 +74,7 @@ class Flip(ComparedBenchmark):
             yield Number(f"flip {task} {split}{other}", number, value, low, high, int(test), self.unit, published)
 
     def differences(self, folder: Path, other: Path, progress: Progress) -> Iterator[Paired]:
-        """Of the splits whose test rows both predictors have; further test sets have no predictions."""
+        """Compare two predictors on each split whose test rows both have; further test sets have no predictions."""
         for split in SPLITS:
             if self.tasks and split.task not in self.tasks:
                 continue
@@ -102,7 +102,7 @@ def _of_test(path: Path) -> pa.Table:
 
 
 def _rows(table: pa.Table) -> pa.Table:
-    """What identifies a row."""
+    """The columns that identify a test row."""
     return table.select([name for name in ("id", "position", "target") if name in table.column_names])
 
 

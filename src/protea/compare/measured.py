@@ -1,4 +1,4 @@
-"""What a benchmark gives of a model, and differences between two models that share its items.
+"""The numbers that a benchmark gives for a model, and the differences between two models on the same items.
 
 A number is a mean over items: chains of structures, proteins with scans, sequences. Two models are compared on the
 items that both have; each resample of the bootstrap draws the same items for both, so that what is hard for both does
@@ -118,7 +118,7 @@ class ComparedBenchmark(ABC):
         raise NotImplementedError
 
     def published(self, folder: Path, known: str | None) -> Sequence[Figure]:
-        """What was published for the model ``known``."""
+        """The published figures of the model ``known``."""
         return figures(known, self.name, self.number)
 
     def output(self, folder: Path) -> Path:

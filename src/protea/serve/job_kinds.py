@@ -143,18 +143,25 @@ class Computation:
             make_runner=lambda _, __: self._runner(adapter.lane),
         )
 
+    @property
+    def _of_table(self) -> dict[str, Any]:
+        """Arguments of every command that writes one table: how it reads, where it writes, and who computes."""
+        return {
+            "reading": self._reading,
+            "output": self.result,
+            "overwrite": True,
+            "load": self.means.served.loader,
+            "progress": self.progress,
+            "make_runner": lambda _, __: self._runner(self._model.lane),
+        }
+
     def _scan(self) -> None:
         score_variants(
             str(self.input),
             None,
             _scoring(self.options),
             models=(self.target,),
-            reading=self._reading,
-            output=self.result,
-            overwrite=True,
-            load=self.means.served.loader,
-            progress=self.progress,
-            make_runner=lambda _, __: self._runner(self._model.lane),
+            **self._of_table,
         )
 
     def _perplexity(self) -> None:
@@ -162,12 +169,7 @@ class Computation:
         measure_perplexity(
             [str(self.input)],
             model=self.target,
-            reading=self._reading,
-            output=self.result,
-            overwrite=True,
-            load=self.means.served.loader,
-            progress=self.progress,
-            make_runner=lambda _, __: self._runner(self._model.lane),
+            **self._of_table,
             **options,
         )
 
