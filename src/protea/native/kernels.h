@@ -31,6 +31,8 @@ struct Linear {
     void* y;  // [T, N]
     int64_t y_stride, y_type;
     int64_t rows, inputs, outputs;
+    const int32_t* cu;  // [B + 1], boundaries, or null: row t of y comes from row t + distance of x, if that belongs to
+    int64_t sequences, distance;  // the same sequence, and else stays as it is
 };
 
 // Softmax attention within the sequences of a pack. All tensors are float32, or bfloat16 where an instruction set has it;

@@ -197,20 +197,27 @@ struct LinearWork : Queue {
             const int64_t panel = task % groups * group;
             Stored* prepared = direct ? nullptr : ::PROTEA_SET::take<Stored>(block * stride);
             float* sums = depths == 1 ? nullptr : ::PROTEA_SET::take<float>(block * group * WIDE);
-            multiply_block(prepared, sums, first, n, panel, least(panels, panel + group));
+            const int64_t last = least(panels, panel + group);
+            if (!call.cu) multiply_block(prepared, sums, first, n, panel, last);
+            for (int64_t s = 0; call.cu && s < call.sequences && call.cu[s] < first + n; s++) {
+                const int64_t start = most(first, most(call.cu[s], call.cu[s] - call.distance));
+                const int64_t end = least(first + n, least(call.cu[s + 1], call.cu[s + 1] - call.distance));
+                if (start < end) multiply_block(prepared, sums, start, end - start, panel, last);
+            }
         }
         give_back();
     }
 
     void multiply_block(Stored* prepared, float* sums, int64_t first, int64_t n, int64_t panel, int64_t end) {
-        const Stored* x = (const Stored*)call.x + first * call.x_stride;
+        const int64_t from = (first + call.distance) * call.x_stride;
+        const Stored* x = (const Stored*)call.x + from;
         int64_t x_stride = call.x_stride;
         if (!direct) {
             for (int64_t row = 0; row < n; row++) {
                 if (call.x_type == BFLOAT16)
-                    prepare(prepared + row * stride, (const bf16*)call.x + (first + row) * call.x_stride, call, size);
+                    prepare(prepared + row * stride, (const bf16*)call.x + from + row * call.x_stride, call, size);
                 else
-                    prepare(prepared + row * stride, (const float*)call.x + (first + row) * call.x_stride, call, size);
+                    prepare(prepared + row * stride, (const float*)call.x + from + row * call.x_stride, call, size);
             }
             x = prepared, x_stride = stride;
         }

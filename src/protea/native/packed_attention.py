@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from protea.native.products import TYPES, check_tensor, run, supports
+from protea.native.products import TYPES, check_boundaries, check_tensor, run, supports
 from protea.packing import CuSeqlens
 
 HEAD_WIDTHS: Final = range(8, 257, 8)
@@ -136,7 +136,7 @@ def _call(
     for x in (k, v):
         check_tensor(x, q.dtype)
     for x, offsets in ((q, offsets_q), (k, offsets_k)):
-        _check_boundaries(offsets, len(x), len(offsets_q))
+        check_boundaries(offsets, len(x), len(offsets_q))
     # Longest first: otherwise one thread could begin a long sequence when the others are done.
     order = (offsets_q.diff() * offsets_k.diff().long()).argsort(descending=True, stable=True).int()
     call = _Attention(q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), sequences=len(order), heads=heads, width=width)
@@ -144,18 +144,6 @@ def _call(
     call.cu_q, call.cu_k, call.order = offsets_q.data_ptr(), offsets_k.data_ptr(), order.data_ptr()
     call.type, call.scale = TYPES[q.dtype], scale
     return call, (q, k, v, order)
-
-
-def _check_boundaries(offsets: Tensor, tokens: int, number: int) -> None:
-    if offsets.dtype != torch.int32 or offsets.device.type != "cpu" or not offsets.is_contiguous():
-        raise TypeError("the native library needs boundaries in int32 on the CPU")
-    if (
-        offsets.shape != (number,)
-        or number < 2
-        or (int(offsets[0]), int(offsets[-1])) != (0, tokens)
-        or bool((offsets.diff() < 1).any())
-    ):
-        raise ValueError(f"boundaries {offsets.tolist()} do not fit {tokens} tokens in {number - 1} sequences")
 
 
 def _rows_of_heads(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from protea.native import library, parallel
+from protea.packing import CuSeqlens
 
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
@@ -38,6 +39,7 @@ class _Linear(ctypes.Structure):
         *(("head_width", _number), ("rotated", _number), ("residual", _pointer), ("residual_stride", _number)),
         *(("y", _pointer), ("y_stride", _number), ("y_type", _number)),
         *(("rows", _number), ("inputs", _number), ("outputs", _number)),
+        *(("cu", _pointer), ("sequences", _number), ("distance", _number)),
     )
 
 
@@ -141,12 +143,15 @@ def linear(
     residual: Tensor | None = None,
     narrow: bool = False,
     out: Tensor | None = None,
+    distance: int = 0,
+    cu: CuSeqlens | None = None,
 ) -> Tensor:
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
     after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out`` receives the
-    result, and may be ``residual``.
+    result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if it
+    belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
     outputs, inputs = weight.shape
     if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
@@ -179,6 +184,11 @@ def linear(
         call.head_width, call.rotated = turn.head_width, turned
     if residual is not None:
         call.residual, call.residual_stride = _rows(residual, torch.float32, outputs, len(x))
+    if distance:
+        if cu is None or out is None:
+            raise ValueError("a distance needs boundaries of sequences, and rows that may stay as they are")
+        check_boundaries(cu.host_offsets, len(x), len(cu.host_offsets))
+        call.cu, call.sequences, call.distance = cu.host_offsets.data_ptr(), len(cu.host_offsets) - 1, distance
     kind = weight.dtype if narrow else torch.float32
     y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
     call.y, call.y_stride = _rows(y, kind, outputs, len(x))
@@ -198,6 +208,19 @@ def check_tensor(x: Tensor, dtype: torch.dtype) -> None:
     """Refuse tensors whose memory the library would read wrongly."""
     if x.dtype != dtype or x.device.type != "cpu":
         raise TypeError(f"the native library needs {dtype} on the CPU, got {x.dtype} on {x.device}")
+
+
+def check_boundaries(offsets: Tensor, tokens: int, number: int) -> None:
+    """Refuse boundaries of sequences that are not those of so many tokens."""
+    if offsets.dtype != torch.int32 or offsets.device.type != "cpu" or not offsets.is_contiguous():
+        raise TypeError("the native library needs boundaries in int32 on the CPU")
+    if (
+        offsets.shape != (number,)
+        or number < 2
+        or (int(offsets[0]), int(offsets[-1])) != (0, tokens)
+        or bool((offsets.diff() < 1).any())
+    ):
+        raise ValueError(f"boundaries {offsets.tolist()} do not fit {tokens} tokens in {number - 1} sequences")
 
 
 def _rows(x: Tensor, dtype: torch.dtype, width: int, rows: int | None = None) -> tuple[int, int]:

@@ -172,12 +172,9 @@ class PackedConvolution(nn.Module):
         """``[T, I]`` to ``[T, I]``."""
         x = (x if context.kept is None else x * context.kept).to(self.places[0].weight.dtype)
         y: Tensor = self.places[self.middle](x)
-        # Not the other way round: the weights of a place stay in a cache for all sequences.
         for place, distance in zip(self.places, self.reads, strict=True):
-            for start, end in context.cu_seqlens.spans() if distance else ():
-                first, last = max(start, start - distance), min(end, end - distance)
-                if first < last:
-                    place(x[first + distance : last + distance], residual=y[first:last], out=y[first:last])
+            if distance:
+                linear(x, place.weight, residual=y, out=y, distance=distance, cu=context.cu_seqlens)
         return y
 
     def unpacked(self, kind: str) -> Tensor:
