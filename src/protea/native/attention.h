@@ -65,7 +65,7 @@ inline void from_columns(To* to, const float* sums, const float* factor, int64_t
     for (int64_t row = 0; row < n; row++) {
         float values[MAX_WIDTH];
         for (int64_t d = 0; d < width; d++) values[d] = sums[d * B * LANES + row] * factor[row];
-        for (int64_t d = 0; d < width; d += LANES) store_first(to + row * stride + d, load(values + d), width - d);
+        for (int64_t d = 0; d < width; d += LANES) stream_first(to + row * stride + d, load(values + d), width - d);
     }
 }
 

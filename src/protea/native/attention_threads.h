@@ -49,6 +49,7 @@ struct AttentionWork : Queue {
                 if (!run_piece(Head(call, b, (task - first) / each), (task - first) % each)) fail();
             first = last;
         }
+        finish_streams();
         give_back();
     }
 };

@@ -116,37 +116,60 @@ __attribute__((noinline)) inline void finish(const Linear& call, int64_t row, in
         if (call.activation == GELU_TANH) y = gelu_tanh(y);
         if (call.activation == RELU) y = larger(y, vec{});
         if (call.residual) y = y + load_first(call.residual + row * call.residual_stride + column, n);
-        if (call.y_type == BFLOAT16)
-            store_first((bf16*)call.y + row * call.y_stride + column, y, n);
+        const int64_t at = row * call.y_stride + column;
+        if (call.y_type == BFLOAT16 && n >= LANES && half)
+            store((bf16*)call.y + at - LANES, sums[0], y);
+        else if (call.y_type == BFLOAT16 && n > LANES && !half)
+            sums[0] = y;
+        else if (call.y_type == BFLOAT16)
+            store_first((bf16*)call.y + at, y, n);
+        else if (call.y == call.residual)
+            store_first((float*)call.y + at, y, n);
         else
-            store_first((float*)call.y + row * call.y_stride + column, y, n);
+            stream_first((float*)call.y + at, y, n);
     }
+}
+
+// Calls f(i, n) for each vector of a row, with the number of items that are left, or LANES.
+template <class F>
+inline void for_vectors(int64_t size, F f) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) f(i, LANES);
+    if (i < size) f(i, size - i);
+}
+
+// The sum of f(i, n) over the vectors of a row: four at a time, as each addition waits for the one before.
+template <class F>
+inline float sum_of_vectors(int64_t size, F f) {
+    vec sums[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= size; i += 4 * LANES)
+        UNROLL for (int k = 0; k < 4; k++) sums[k] = sums[k] + f(i + k * LANES, LANES);
+    for (; i < size; i += LANES) sums[0] = sums[0] + f(i, size - i);
+    return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // One row of inputs as the product wants it; zeros fill it up to `size`.
 template <class Stored, class From>
 inline void prepare(Stored* to, const From* x, const Linear& call, int64_t size) {
     const int64_t n = call.inputs;
-    vec shift{}, factor = all(1.0f);
-    if (call.norm_weight) {
-        vec total{};
-        for (int64_t i = 0; call.centred && i < n; i += LANES) total = total + load_first(x + i, n - i);
-        shift = all(sum(total) / float(n));
-        vec squares{};
-        for (int64_t i = 0; i < n; i += LANES) {
-            const vec d = load_first(x + i, n - i) - shift;
-            const vec kept = n - i >= LANES ? d : load_first((const float*)&d, n - i);
-            squares = squares + kept * kept;
-        }
-        factor = all(1.0f / __builtin_sqrtf(sum(squares) / float(n) + float(call.norm_epsilon)));
-    }
-    for (int64_t i = 0; i < n; i += LANES) {
-        vec y = load_first(x + i, n - i);
-        if (call.norm_weight) {
-            y = (y - shift) * factor * load_first(call.norm_weight + i, n - i);
-            if (call.norm_bias) y = y + load_first(call.norm_bias + i, n - i);
-        }
-        store_first(to + i, y, n - i);
+    const float *scale = call.norm_weight, *offset = call.norm_bias;
+    if (scale) {
+        float shift = 0;
+        if (call.centred) shift = sum_of_vectors(n, [&](int64_t i, int64_t left) { return load_first(x + i, left); }) / float(n);
+        const float squares = sum_of_vectors(n, [&](int64_t i, int64_t left) {
+            const vec d = load_first(x + i, left) - shift;
+            const vec kept = left >= LANES ? d : load_first((const float*)&d, left);
+            return kept * kept;
+        });
+        const float factor = 1.0f / __builtin_sqrtf(squares / float(n) + float(call.norm_epsilon));
+        for_vectors(n, [&](int64_t i, int64_t left) {
+            vec y = (load_first(x + i, left) - shift) * factor * load_first(scale + i, left);
+            if (offset) y = y + load_first(offset + i, left);
+            store_first(to + i, y, left);
+        });
+    } else {
+        for_vectors(n, [&](int64_t i, int64_t left) { store_first(to + i, load_first(x + i, left), left); });
     }
     for (int64_t i = n; i < size; i++) to[i] = 0;
 }
@@ -205,6 +228,7 @@ struct LinearWork : Queue {
                 if (start < end) multiply_block(prepared, sums, start, end - start, panel, last);
             }
         }
+        finish_streams();
         give_back();
     }
 

@@ -81,6 +81,23 @@ inline void store_first(float* p, vec x, int64_t n) {
 #endif
 }
 
+// The same past the caches, for what this thread will not read soon: a common store first fetches the line that it
+// overwrites, which takes longer than all else. `finish_streams` makes sure that other threads see it.
+inline void stream_first(float* p, vec x, int64_t n) {
+#if defined(__AVX512F__)
+    if (n >= LANES && (uintptr_t)p % BYTES == 0) return _mm512_stream_ps(p, x);
+#elif defined(__AVX2__)
+    if (n >= LANES && (uintptr_t)p % BYTES == 0) return _mm256_stream_ps(p, x);
+#endif
+    store_first(p, x, n);
+}
+
+inline void finish_streams() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 // The first n lanes of x, and the others of y.
 inline vec joined(vec x, vec y, int64_t n) {
     for (int64_t i = n; i < LANES; i++) x[i] = y[i];
@@ -102,12 +119,24 @@ inline void store(bf16* p, vec x) {
 #endif
 }
 
+inline void store(bf16* p, vec x, vec y) {  // one after the other
+#if defined(__AVX512BF16__)
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(y, x);
+    if ((uintptr_t)p % BYTES == 0) return _mm512_stream_si512((__m512i*)p, both);
+    _mm512_storeu_si512(p, both);
+#else
+    store(p, x), store(p + LANES, y);
+#endif
+}
+
 inline void store_first(bf16* p, vec x, int64_t n) {
     if (n >= LANES) return store(p, x);
     bf16 parts[LANES];
     store(parts, x);
     for (int64_t i = 0; i < n; i++) p[i] = parts[i];
 }
+
+inline void stream_first(bf16* p, vec x, int64_t n) { store_first(p, x, n); }
 
 inline vec load(const bf16* p) { return as_float(__builtin_convertvector(*(const loose_half_ivec*)p, ivec) << 16); }
 inline vec load_first(const bf16* p, int64_t n) {
@@ -131,11 +160,11 @@ inline vec swap_pairs(vec x) {
 }
 
 inline float sum(vec x) {
-    float parts[LANES];
-    store(parts, x);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
-    return parts[0];
+    typedef float four __attribute__((vector_size(16)));
+    four total{}, parts[BYTES / 16];
+    memcpy(parts, &x, BYTES);
+    UNROLL for (int i = 0; i < BYTES / 16; i++) total = total + parts[i];
+    return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 // 2^f for f in [-1/2, 1/2].
