@@ -15,6 +15,7 @@ constexpr int64_t DEPTH = 1280;                 // inputs whose weights of a pan
 constexpr int64_t DEPTH_APART = 320;            // the same for inputs that lie apart, each in a page of its own
 constexpr int64_t CHUNK = 256;                  // steps that are summed apart: shorter sums are more exact
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
+constexpr int64_t FAR_BYTES = 8 << 20;          // weights from this size on are fetched ahead: they come from far
 
 // GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
 // normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
@@ -64,10 +65,11 @@ struct Pairs {
 #endif
 
 // sums[M][2] += rows of x times a panel, over `steps` steps, which lie `wide` items apart in the panel. Either the steps
-// of a row or the rows of a step lie side by side.
-template <class Kind, int M>
+// of a row or the rows of a step lie side by side. Half a panel is fetched from `ahead` meanwhile.
+template <class Kind, int M, bool AHEAD>
 inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t stride, int64_t apart,
-                     const typename Kind::Item* panel, int64_t wide, int64_t steps) {
+                     const typename Kind::Item* panel, int64_t wide, int64_t steps,
+                     const typename Kind::Item* ahead) {
     using Item = typename Kind::Item;
     auto add = [&](int m, vec low, vec high, Item item) {
         sums[m][0] = Kind::add(sums[m][0], low, Kind::repeat(item));
@@ -86,6 +88,7 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
     UNROLL for (int g = 0; g < GROUPS; g++) rows[g] = x + 3 * g * stride;
     for (int64_t step = 0; step < steps; step++, panel += wide) {
         const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+        if (AHEAD) __builtin_prefetch(ahead + step * LANES, 0, 2);
         UNROLL for (int m = 0; m < M; m++) add(m, low, high, rows[m / 3][m % 3 * stride + step]);
     }
 }
@@ -186,6 +189,7 @@ struct LinearWork : Queue {
     int64_t wide;                                // between the steps of a panel
     int64_t block, blocks, group, groups;        // rows of a block, panels of a group
     bool direct;                                 // whether x is multiplied where it lies
+    bool far;                                    // whether the weights come from beyond the second-level cache
 
     LinearWork(const Linear& call, int64_t threads) : call(call) {
         size = rounded_up(call.inputs, Kind::STEP);
@@ -209,6 +213,7 @@ struct LinearWork : Queue {
                  (fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
                   apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
         stride = size + 64 / int64_t(sizeof(Stored));
+        far = !call.w_step && panels * steps * WIDE * int64_t(sizeof(Item)) >= FAR_BYTES;
     }
 
     void run() {
@@ -255,6 +260,8 @@ struct LinearWork : Queue {
                 const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
                                 start == 0, start + count == steps, first, p * WIDE};
                 int64_t row = 0;
+                // The first two tiles fetch the next panel's weights.
+                for (; far && row < 2 * ROWS && row + ROWS <= n; row += ROWS) tile<ROWS, true>(part, row);
                 for (; row + ROWS <= n; row += ROWS) tile<ROWS>(part, row);
                 if (ROWS > 8 && row + 8 <= n) tile<8>(part, row), row += 8;
                 if (row + 4 <= n) tile<4>(part, row), row += 4;
@@ -273,7 +280,7 @@ struct LinearWork : Queue {
         int64_t row, column;
     };
 
-    template <int M>
+    template <int M, bool AHEAD = false>
     void tile(const Part& part, int64_t row) {
         vec totals[M][2];
         float* kept = part.sums + row * WIDE;
@@ -286,8 +293,9 @@ struct LinearWork : Queue {
         }
         for (int64_t step = 0; step < part.steps; step += CHUNK) {
             vec sums[M][2] = {};
-            multiply<Kind, M>(sums, part.x + row * part.stride + step * call.x_step, part.stride, call.x_step,
-                              part.weights + step * wide, wide, least(CHUNK, part.steps - step));
+            multiply<Kind, M, AHEAD>(sums, part.x + row * part.stride + step * call.x_step, part.stride, call.x_step,
+                                     part.weights + step * wide, wide, least(CHUNK, part.steps - step),
+                                     part.weights + steps * WIDE + (row / ROWS * part.steps + step) * LANES);
             UNROLL for (int m = 0; m < M; m++) {
                 totals[m][0] = totals[m][0] + sums[m][0];
                 totals[m][1] = totals[m][1] + sums[m][1];
