@@ -102,12 +102,13 @@ inline void fetch(const Linear& call, int64_t row, int64_t column) {
     }
 }
 
-// What follows the product, for the outputs column:column + n of a row.
+// What follows the product, for the outputs column:column + WIDE of a row, as far as there are so many.
 // Never inlined: the compiler might fuse its operations otherwise in tiles of another height.
-__attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t column, vec (&sums)[2]) {
-    UNROLL for (int half = 0; half < 2; half++, column += LANES) {
-        const int64_t n = call.outputs - column;
-        if (n <= 0) return;
+__attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t first, vec (&sums)[2]) {
+    const int64_t left = call.outputs - first;
+    UNROLL for (int half = 0; half < 2; half++) {
+        const int64_t column = first + half * LANES, n = left - half * LANES;
+        if (n <= 0) break;
         vec y = sums[half];
         if (call.bias) y = y + load_first(call.bias + column, n);
         if (call.cosine && column < call.rotated) {
@@ -119,17 +120,21 @@ __attribute__((noinline)) inline void finish(const Linear& call, int64_t row, in
         if (call.activation == GELU_TANH) y = gelu_tanh(y);
         if (call.activation == RELU) y = larger(y, vec{});
         if (call.residual) y = y + load_first(call.residual + row * call.residual_stride + column, n);
-        const int64_t at = row * call.y_stride + column;
-        if (call.y_type == BFLOAT16 && n >= LANES && half)
-            store((bf16*)call.y + at - LANES, sums[0], y);
-        else if (call.y_type == BFLOAT16 && n > LANES && !half)
-            sums[0] = y;
-        else if (call.y_type == BFLOAT16)
-            store_first((bf16*)call.y + at, y, n);
-        else if (call.y == call.residual)
-            store_first((float*)call.y + at, y, n);
+        sums[half] = y;
+    }
+    const int64_t at = row * call.y_stride + first;
+    bf16* narrow = (bf16*)call.y + at;
+    float* wide = (float*)call.y + at;
+    if (call.y_type == BFLOAT16 && left >= WIDE) return stream(narrow, sums[0], sums[1]);
+    UNROLL for (int half = 0; half < 2; half++) {
+        const int64_t n = left - half * LANES;
+        if (n <= 0) return;
+        if (call.y_type == BFLOAT16)
+            store_first(narrow + half * LANES, sums[half], n);
+        else if (call.y == call.residual)  // its line is in the cache
+            store_first(wide + half * LANES, sums[half], n);
         else
-            stream_first((float*)call.y + at, y, n);
+            stream_first(wide + half * LANES, sums[half], n);
     }
 }
 

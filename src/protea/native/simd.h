@@ -119,16 +119,6 @@ inline void store(bf16* p, vec x) {
 #endif
 }
 
-inline void store(bf16* p, vec x, vec y) {  // one after the other
-#if defined(__AVX512BF16__)
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(y, x);
-    if ((uintptr_t)p % BYTES == 0) return _mm512_stream_si512((__m512i*)p, both);
-    _mm512_storeu_si512(p, both);
-#else
-    store(p, x), store(p + LANES, y);
-#endif
-}
-
 inline void store_first(bf16* p, vec x, int64_t n) {
     if (n >= LANES) return store(p, x);
     bf16 parts[LANES];
@@ -137,6 +127,13 @@ inline void store_first(bf16* p, vec x, int64_t n) {
 }
 
 inline void stream_first(bf16* p, vec x, int64_t n) { store_first(p, x, n); }
+
+inline void stream(bf16* p, vec x, vec y) {
+#if defined(__AVX512BF16__)
+    if ((uintptr_t)p % BYTES == 0) return _mm512_stream_si512((__m512i*)p, (__m512i)_mm512_cvtne2ps_pbh(y, x));
+#endif
+    store(p, x), store(p + LANES, y);
+}
 
 inline vec load(const bf16* p) { return as_float(__builtin_convertvector(*(const loose_half_ivec*)p, ivec) << 16); }
 inline vec load_first(const bf16* p, int64_t n) {
