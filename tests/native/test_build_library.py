@@ -183,8 +183,13 @@ def test_compilers_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("CXX", "clang++ -m64")
     assert build_library.find_compiler() == [str(tmp_path / "clang++"), "-m64"]
     monkeypatch.setenv("CXX", "missing++")
-    with pytest.raises(BuildError, match=r"no missing\+\+ on the path"):
+    with pytest.raises(BuildError) as caught:
         build_library.find_compiler()
+    check_message("native.wrong_compiler", caught.value)
+    monkeypatch.setenv("CXX", "'clang++")
+    for find in (build_library.find_compiler, build_library.find_cross_compiler):
+        with pytest.raises(BuildError, match=r"^CXX='clang\+\+: No closing quotation"):
+            find()
 
 
 def test_unknown_machines(monkeypatch: pytest.MonkeyPatch) -> None:
