@@ -97,6 +97,8 @@ def test_a_damaged_library_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (result.code, result.err) == (0, "")
     assert "not used: " in result.out
     assert native.BUILD in result.out
+    monkeypatch.setenv(native.CHOICE, "avx2")  # which is not why
+    assert advice(doctor.examine())["the native library is not used: computing is slower"] == native.BUILD
 
 
 def test_a_wrong_choice_is_reported(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:

@@ -158,7 +158,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 def _advice(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each missing part, and the command that installs it."""
-    if report["native"]["used"] is None and os.environ.get(native.CHOICE):
+    if report["native"]["used"] is None and report["native"]["reason"].startswith(native.CHOICE):
         yield f"{native.CHOICE} keeps the native library from being used", f"unset {native.CHOICE}"
     elif report["native"]["used"] is None and _can_build():
         if "CXX" in report["compilers"]:

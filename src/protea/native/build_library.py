@@ -93,8 +93,8 @@ class Facts:
         """Read a file of facts; ``OSError`` or ``ValueError`` if there is none or it is damaged."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path.name} is damaged") from error
 
 
 class BuildError(Exception):
