@@ -97,6 +97,8 @@ def test_a_damaged_library_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (result.code, result.err) == (0, "")
     assert "not used: " in result.out
     assert native.BUILD in result.out
+    monkeypatch.setenv(native.CHOICE, "avx2")  # which is not why
+    assert advice(doctor.examine())["the native library is not used: computing is slower"] == native.BUILD
 
 
 def test_a_wrong_choice_is_reported(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
@@ -114,4 +116,21 @@ def test_compilers_that_do_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o700)
     monkeypatch.setenv("CXX", f"{broken} -m64")
-    assert doctor.examine()["compilers"][str(broken)].startswith("does not run: ")
+    compilers = doctor.examine()["compilers"]
+    assert compilers.pop(str(broken)).startswith("does not run: ")
+    assert not compilers, "the builder takes no other"
+
+
+@pytest.mark.parametrize("wrong", ["missing++", "'c++"])
+def test_a_compiler_that_is_not_there(wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> None:
+    """The builder takes no other than that in ``CXX``."""
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    monkeypatch.delenv(native.CHOICE, raising=False)
+    monkeypatch.setenv("CXX", wrong)
+    report = doctor.examine()
+    assert [*report["compilers"]] == ["CXX"]
+    assert wrong in report["compilers"]["CXX"]
+    assert advice(report)["CXX names no compiler"] == "unset CXX"
+    result = run("doctor")
+    assert result.code == 0
+    assert f"CXX={wrong}: " in result.out

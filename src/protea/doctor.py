@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -112,14 +111,21 @@ def _fast() -> dict[str, Any]:
 
 def _compilers() -> dict[str, str]:
     """The commands that could build the library, with what each says of its version."""
-    commands = [shlex.split(os.environ.get("CXX", "")), *([name] for name in build_library.COMPILERS)]
+    try:
+        wanted = build_library.wanted_compiler()
+        if wanted:
+            build_library.find_compiler()
+    except build_library.BuildError as error:
+        return {"CXX": str(error)}
     found = {}
-    for command in filter(None, commands):
+    for command in [wanted] if wanted else [[name] for name in build_library.COMPILERS]:
         try:
             if program := shutil.which(command[0]):
                 found[program] = _output([program, *command[1:], "--version"]).partition("\n")[0]
         except (OSError, subprocess.SubprocessError) as error:
             found[program or command[0]] = f"does not run: {error}"
+    if wanted:
+        return found
     with suppress(metadata.PackageNotFoundError):
         found[f"{sys.executable} -m ziglang"] = metadata.version("ziglang")
     return found
@@ -152,10 +158,12 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 def _advice(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Each missing part, and the command that installs it."""
-    if report["native"]["used"] is None and os.environ.get(native.CHOICE):
+    if report["native"]["used"] is None and report["native"]["reason"].startswith(native.CHOICE):
         yield f"{native.CHOICE} keeps the native library from being used", f"unset {native.CHOICE}"
     elif report["native"]["used"] is None and _can_build():
-        if not report["compilers"]:
+        if "CXX" in report["compilers"]:
+            yield "CXX names no compiler", "unset CXX"
+        elif not report["compilers"]:
             yield "there is no C++ compiler", install("ziglang")
         yield "the native library is not used: computing is slower", native.BUILD
     cores = report["processor"]["cores"]["usable"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -468,3 +469,36 @@ def test_no_second_openmp() -> None:
     """Threads of two OpenMP runtimes would compete. Tested in a process without other libraries."""
     done = subprocess.run([sys.executable, "-c", NO_SECOND_OPENMP], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+
+
+THREADS = """
+import threading, torch
+from protea.native.packed_attention import attention
+from protea.packing import CuSeqlens
+
+cu_q, cu_k = CuSeqlens.from_lengths([1]), CuSeqlens.from_lengths([4000])
+q, k = torch.randn(1, 1, 256), torch.randn(4000, 1, 256)
+def memory():
+    return int(open("/proc/self/statm").read().split()[1]) * 4 >> 10
+def work():
+    attention(q, k, k, cu_q, cu_k, 1.0)
+def run(times):
+    for _ in range(times):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+run(5)
+before = memory()
+run(40)
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_that_end_give_back_their_memory() -> None:
+    """Each takes 8 MB."""
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert int(done.stdout) < 100

@@ -7,11 +7,13 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import protea
@@ -28,7 +30,7 @@ from protea.models.registry import build, initial_value
 from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.native.products import supports
 from protea.packing import PackedBatch, pack
-from protea.transforms import cpu
+from protea.transforms import cpu, native_linear
 from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked
 from protea.transforms.mixed import mix
 
@@ -51,6 +53,13 @@ def small(family: str = "esm2", *, precision: str = "float32", **shape: int) -> 
         mix(model)
         return model
     return model.to(getattr(torch, precision))
+
+
+def freeze(model: Encoder, *parts: str) -> Encoder:
+    """The model, with the parameters frozen whose names begin so."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(parts))
+    return model
 
 
 def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
@@ -340,6 +349,11 @@ def test_a_packed_model_can_be_saved(family: str, tmp_path: Path) -> None:
         ("copied or pickled", copy.deepcopy),
         ("copied or pickled", lambda model: torch.save(model, io.BytesIO())),
         ("trained", lambda model: model(batch_of(model, "MKTAYIAK"))),
+        ("trained", lambda model: freeze(model, "word_embeddings")(batch_of(model, "MKTAYIAK"))),
+        (
+            "trained",
+            lambda model: freeze(model, "layers", "word", "emb").lm_head(torch.ones(3, 40), torch.ones(33, 40)),
+        ),
     ],
 )
 def test_refusals(what: str, call: Callable[[Encoder], object]) -> None:
@@ -375,6 +389,122 @@ def test_inputs_with_gradients_are_refused() -> None:
         linear(x)
     with pytest.raises(UsageError, match="cannot be trained"):
         linear(x)
+
+
+@needs_library
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_parameters_that_remain_can_change(precision: str) -> None:
+    """No part of a packed model computes with a copy of what is still a parameter."""
+    plain, packed = small(precision=precision), small(precision=precision)
+    pack_for_cpu(packed)
+    names = [name for name, _ in packed.named_parameters()]
+    assert "word_embeddings.weight" in names
+    assert "lm_head.layer_norm.weight" in names
+    for name in names:
+        logits = []
+        for model in (plain, packed):
+            with torch.no_grad():
+                model.get_parameter(name).data.mul_(1.5).add_(0.1)
+                x = model(batch_of(model, "MKTAYIAK"))
+                logits.append(model.lm_head(x, model.get_parameter("word_embeddings.weight")))
+        assert (logits[0] - logits[1]).norm() <= (1e-5 if precision == "float32" else 0.02) * logits[0].norm(), name
+
+
+@needs_library
+@pytest.mark.parametrize("family", ["esm2", "esm1b"])
+def test_a_trained_model_is_packed_too(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers that train through the library hold weights like others."""
+    monkeypatch.setattr(native_linear, "_LEAST", 1)
+    trained, fresh = small(family), small(family)
+    native_linear.multiply_natively(trained)
+    batch = batch_of(fresh, *SEQUENCES[:3])
+    outputs = []
+    for model in (trained, fresh):
+        pack_for_cpu(model)
+        assert is_packed(model)
+        with torch.no_grad():
+            outputs.append(model(batch))
+    assert [type(part) for part in trained.modules()] == [type(part) for part in fresh.modules()]
+    assert torch.equal(*outputs)
+
+
+# --- tracing and compiling ---------------------------------------------------------------------------------------
+
+
+class Traceable(nn.Module):
+    """A model that takes and gives tensors."""
+
+    def __init__(self, model: Encoder, batch: PackedBatch) -> None:
+        super().__init__()
+        self.model, self.cu_seqlens = model, batch.cu_seqlens
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.model(PackedBatch(ids, self.cu_seqlens))
+        return x
+
+
+def traced(module: nn.Module, ids: Tensor) -> Any:
+    return torch.jit.trace(module, (ids,), check_trace=False)
+
+
+def exported(module: nn.Module, ids: Tensor) -> Any:
+    return torch.export.export(module, (ids,)).module()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("record", [traced, exported])
+@pytest.mark.parametrize("natively", [False, True])
+def test_what_pytorch_records_is_pytorchs(
+    record: Callable[[nn.Module, Tensor], Any], natively: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record does not hold what the library does: its results would be memory that nobody has written."""
+    model = small().eval().requires_grad_(False)
+    monkeypatch.setattr(native_linear, "_LEAST", 1)
+    if natively:
+        native_linear.multiply_natively(model)
+    batch, other = batch_of(model, "MKTAYIAK", "ACD"), batch_of(model, "MKWWYIAK", "AYD")
+    module = Traceable(model, batch)
+    recorded = record(module, batch.input_ids)
+    for given in (batch, other):
+        assert (recorded(given.input_ids) - module(given.input_ids)).abs().max() < 1e-5
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("record", [traced, exported])
+def test_a_packed_model_cannot_be_recorded(record: Callable[[nn.Module, Tensor], Any]) -> None:
+    model = small()
+    pack_for_cpu(model)
+    batch = batch_of(model, "MKTAYIAK")
+    with torch.no_grad(), pytest.raises(UsageError, match=r"cannot record .*trainable=True"):
+        record(Traceable(model, batch), batch.input_ids)
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("packed", [False, True])
+def test_tensors_without_memory_are_refused(packed: bool) -> None:
+    model = small()
+    if packed:
+        pack_for_cpu(model)
+    batch = batch_of(model, "MKTAYIAK")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), pytest.raises(TypeError, match="FakeTensor"):
+        model(batch)
+
+
+@needs_library
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_compiled_model_gives_the_same(packed: bool) -> None:
+    model = small()
+    if packed:
+        pack_for_cpu(model)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for sequences in (SEQUENCES[:1], SEQUENCES[:3]):
+            batch = batch_of(model, *sequences)
+            assert (compiled(batch) - model(batch)).abs().max() < 1e-5
 
 
 @needs_library

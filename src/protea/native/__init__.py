@@ -67,10 +67,12 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     sets = Facts.read(FOLDER / target.facts).sets
     if found.protea_instruction_set() is None:
         return None, f"this processor has none of the instruction sets {', '.join(sets)}"
-    if chosen and found.protea_use(chosen.encode()):
+    if chosen and found.protea_use(os.fsencode(chosen)):
+        # The best last: the library stays with it.
+        usable = [name for name in reversed(sets) if not found.protea_use(name.encode())][::-1]
         raise UsageError(
             f"{CHOICE}={chosen}: the native library has no such instruction set, or this processor lacks it; "
-            f"leave it out, or give one of: {', '.join(sets)}, none"
+            f"leave it out, or give one of: {', '.join(usable)}, none"
         )
     return found, None
 

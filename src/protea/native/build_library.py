@@ -93,8 +93,8 @@ class Facts:
         """Read a file of facts; ``OSError`` or ``ValueError`` if there is none or it is damaged."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path.name} is damaged") from error
 
 
 class BuildError(Exception):
@@ -126,20 +126,32 @@ def file_hash(path: Path) -> str:
 
 def find_compiler() -> list[str]:
     """The command in ``$CXX``, the first compiler on the path, or Zig, which ``pip install ziglang`` brings."""
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    wanted = wanted_compiler()
     for name, *arguments in [wanted] if wanted else [[name] for name in COMPILERS]:
         program = shutil.which(name)
         if program is not None:
             return [program, *arguments]
-    if not wanted and (zig := _find_zig()):
+    if wanted:
+        raise BuildError(
+            f"CXX={os.environ['CXX']}: there is no program {wanted[0]} on the path; correct CXX or unset it"
+        )
+    if zig := _find_zig():
         return zig
-    names = wanted[0] if wanted else ", ".join(COMPILERS)
-    raise BuildError(f"there is no C++ compiler: no {names} on the path")
+    raise BuildError(f"there is no C++ compiler: no {', '.join(COMPILERS)} on the path")
+
+
+def wanted_compiler() -> list[str]:
+    """The command in ``$CXX``, if there is one."""
+    command = os.environ.get("CXX", "")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise BuildError(f"CXX={command}: {error}; correct CXX or unset it") from error
 
 
 def find_cross_compiler() -> list[str]:
     """Zig, which compiles for every platform and for old versions of glibc: from ``$CXX``, or where it is installed."""
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    wanted = wanted_compiler()
     if zig := wanted if wanted and _is_zig(wanted) else _find_zig():
         return zig
     raise BuildError("a library for a named platform needs Zig, which `pip install ziglang` brings")

@@ -12,6 +12,17 @@
 #include <immintrin.h>
 #endif
 
+// What C++ calls for the destructors of a thread's variables.
+#if defined(__APPLE__)
+extern "C" void _tlv_atexit(void (*function)(void*), void* argument);
+static inline void at_end_of_thread(void (*function)(void*)) { _tlv_atexit(function, nullptr); }
+#else
+extern "C" __attribute__((weak)) int __cxa_thread_atexit_impl(void (*function)(void*), void* argument, void* library);
+static inline void at_end_of_thread(void (*function)(void*)) {
+    if (__cxa_thread_atexit_impl) __cxa_thread_atexit_impl(function, nullptr, (void*)function);
+}
+#endif
+
 #define JOINED(a, b) a##b
 #define NAMED(a, b) JOINED(a, b)
 #define STRING(a) #a

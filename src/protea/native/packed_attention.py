@@ -32,6 +32,7 @@ class _Attention(ctypes.Structure):
         *(("sequences", _number), ("heads", _number), ("width", _number)),
         *(("type", _number), ("scale", ctypes.c_double)),
     )
+    kept: tuple[Tensor, ...] = ()  # tensors that must live until the library has run
 
 
 def attention(
@@ -71,7 +72,7 @@ class _Differentiable(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        call, _kept = _call(q, k, v, *ctx.rest)
+        call = _call(q, k, v, *ctx.rest)
         dout = dout.contiguous()
         check_tensor(dout, q.dtype)
         gradients = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
@@ -92,7 +93,7 @@ def _forward(
     relative: Tensor | None = None,
     lse: Tensor | None = None,
 ) -> Tensor:
-    call, _kept = _call(q, k, v, cu_q, cu_k, scale)
+    call = _call(q, k, v, cu_q, cu_k, scale)
     out = torch.empty(q.shape, dtype=q.dtype)
     call.out, call.out_stride, call.out_type = out.data_ptr(), out.stride(0), TYPES[out.dtype]
     if lse is not None:
@@ -109,6 +110,7 @@ def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tenso
         raise TypeError(f"the native library adds one bias in float32, not {len(added)} in {q.dtype}")
     (bias,) = added
     check_tensor(bias, torch.float32)
+    call.kept += (bias,)
     heads, columns = bias.shape[0], bias.shape[-1]
     rows = bias.shape[1] if bias.dim() == 3 else 0
     if is_relative:
@@ -122,10 +124,8 @@ def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tenso
         call.bias, call.bias_row_stride, call.bias_column_stride = bias.data_ptr(), columns, 1
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float
-) -> tuple[_Attention, tuple[Tensor, ...]]:
-    """What the library needs to know, and tensors that must live until it has run."""
+def _call(q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float) -> _Attention:
+    """What the library needs to know."""
     if not supports(q.dtype) or q.device.type != "cpu":
         raise TypeError(f"the native library has no attention in {q.dtype} on {q.device}")
     if q.dim() != 3 or k.shape != v.shape or k.shape[1:] != q.shape[1:] or q.shape[2] not in HEAD_WIDTHS:
@@ -133,7 +133,7 @@ def _call(
     q, k, v = map(_rows_of_heads, (q, k, v))
     heads, width = q.shape[1:]
     offsets_q, offsets_k = cu_q.host_offsets, cu_k.host_offsets
-    for x in (k, v):
+    for x in (q, k, v):
         check_tensor(x, q.dtype)
     for x, offsets in ((q, offsets_q), (k, offsets_k)):
         check_boundaries(offsets, len(x), len(offsets_q))
@@ -143,7 +143,8 @@ def _call(
     call.q_stride, call.k_stride, call.v_stride = q.stride(0), k.stride(0), v.stride(0)
     call.cu_q, call.cu_k, call.order = offsets_q.data_ptr(), offsets_k.data_ptr(), order.data_ptr()
     call.type, call.scale = TYPES[q.dtype], scale
-    return call, (q, k, v, order)
+    call.kept = q, k, v, offsets_q, offsets_k, order
+    return call
 
 
 def _rows_of_heads(x: Tensor) -> Tensor:

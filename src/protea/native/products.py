@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
+from protea.errors import UsageError
 from protea.native import library, parallel
 from protea.packing import CuSeqlens
 
@@ -44,8 +45,13 @@ class _Linear(ctypes.Structure):
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether there is a library for this processor that multiplies a type."""
-    return dtype in TYPES and bool(_types() & 1 << TYPES[dtype])
+    """Whether there is a library for this processor that multiplies a type, and PyTorch need not record it."""
+    return dtype in TYPES and bool(_types() & 1 << TYPES[dtype]) and not _is_recorded()
+
+
+def _is_recorded() -> bool:
+    """Whether PyTorch records what is computed, to do it again: it would miss what the library does."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _types() -> int:
@@ -153,8 +159,13 @@ def linear(
     result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if it
     belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
+    if _is_recorded():
+        raise UsageError(
+            "torch.jit.trace and torch.export cannot record Protea's native library; load the model with "
+            "protea.load(..., trainable=True)"
+        )
     outputs, inputs = weight.shape
-    if activation not in ACTIVATIONS or turned not in range(0, outputs + 1, 2) or (turned and turn is None):
+    if activation not in ACTIVATIONS or not 0 <= turned <= outputs or turned % 2 or (turned and turn is None):
         raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
     call.w_step = weight.step if isinstance(weight, Unpacked) else 0
@@ -208,6 +219,8 @@ def check_tensor(x: Tensor, dtype: torch.dtype) -> None:
     """Refuse tensors whose memory the library would read wrongly."""
     if x.dtype != dtype or x.device.type != "cpu":
         raise TypeError(f"the native library needs {dtype} on the CPU, got {x.dtype} on {x.device}")
+    if x.numel() and not x.data_ptr():
+        raise TypeError(f"the native library needs tensors in memory, got {type(x).__name__}")
 
 
 def check_boundaries(offsets: Tensor, tokens: int, number: int) -> None:

@@ -190,12 +190,15 @@ inline vec exp2(vec x) {
 #endif
 }
 
-// Scratch memory of a thread: new pages for every call would take longer than the computation.
+// Scratch memory of a thread: new pages for every call would take longer than the computation. It is freed when the
+// thread ends. A destructor would do so too, but needs C++'s own library.
 struct Scratch {
     char* data;
     size_t size, used;
+    bool ends;  // whether the system knows what to call at the end
 };
 inline thread_local Scratch scratch;
+inline void free_scratch(void*) { free(scratch.data), scratch = {}; }
 constexpr size_t KEPT_BYTES = size_t(16) << 20;
 
 inline bool reserve(size_t bytes) {
@@ -205,13 +208,14 @@ inline bool reserve(size_t bytes) {
     bytes = (bytes + 63) / 64 * 64;
     scratch.data = static_cast<char*>(aligned_alloc(64, bytes));
     scratch.size = scratch.data ? bytes : 0;
+    if (!scratch.ends) at_end_of_thread(free_scratch), scratch.ends = true;
     return scratch.data != nullptr;
 }
 
 inline void give_back() {
     if (scratch.size <= KEPT_BYTES) return;
     free(scratch.data);
-    scratch = {};
+    scratch.data = nullptr, scratch.size = 0;
 }
 
 template <class Item>

@@ -30,9 +30,10 @@ from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLay
 from protea.native.products import Packed, Turn, linear, supports
 from protea.progress import SILENT, Progress
 from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
+from protea.transforms.native_linear import NativeLinear
 
 _QK: Final = ("q_proj", "k_proj")
-_LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
+_LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear, NativeLinear)
 
 Norm = nn.LayerNorm | nn.RMSNorm
 
@@ -56,7 +57,7 @@ def pack_for_cpu(model: Encoder, progress: Progress = SILENT) -> None:
                 _pack_parts(layer)
             progress.advance()
         if is_packed(model) and type(model.lm_head) is LanguageModelHead:
-            model.lm_head = PackedHead(model.lm_head, model.get_parameter("word_embeddings.weight"))
+            model.lm_head = PackedHead(model.lm_head)
     if is_packed(model):
         model._apply = _refuse_to_move  # type: ignore[method-assign]
         # PyTorch calls this before it loads weights into any part of the model.
@@ -103,6 +104,13 @@ def _refusing(what: str) -> Any:
 # For the model and its packed layers. Modules move one by one, so the model refuses before any part has moved.
 _refuse_to_move = _refusing("moved or converted")
 _refuse_weights = _refusing("given other weights")
+_refuse_to_train = _refusing("trained: it has no gradients")
+
+
+def _refuse_gradients(*given: Tensor | None) -> None:
+    """Refuse to compute what PyTorch should record for a backward pass."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
+        _refuse_to_train()
 
 
 class PackedLinear(nn.Module):
@@ -132,8 +140,7 @@ class PackedLinear(nn.Module):
         out: Tensor | None = None,
     ) -> Tensor:
         """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
-        if x.requires_grad and torch.is_grad_enabled():
-            _refusing("trained: it has no gradients")()
+        _refuse_gradients(x, residual, *(() if norm is None else norm.parameters()))
         return linear(
             x,
             self.weight,
@@ -221,15 +228,16 @@ class FusedSelfAttention(nn.Module):
 class PackedHead(nn.Module):
     """``LanguageModelHead`` through the native library, so that logits too have the same bits in every pack."""
 
-    def __init__(self, head: LanguageModelHead, word_embeddings: Tensor) -> None:
+    def __init__(self, head: LanguageModelHead) -> None:
         super().__init__()
         self.dense = PackedLinear(head.dense.weight, head.dense.bias, "gelu")
         self.layer_norm, self.bias = head.layer_norm, head.bias
-        self._words = Packed.of(word_embeddings)
 
     def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
-        """``[T, D]`` to ``[T, V]``, with the word embeddings that the head was packed with."""
-        return linear(self.dense(x), self._words, self.bias, norm=self.layer_norm)
+        """``[T, D]`` to ``[T, V]``."""
+        _refuse_gradients(word_embeddings, self.bias, *self.layer_norm.parameters())
+        # Packed for each call, because they are a parameter that can change; they are few.
+        return linear(self.dense(x), Packed.of(word_embeddings), self.bias, norm=self.layer_norm)
 
 
 @lru_cache(maxsize=1)

@@ -54,7 +54,7 @@ class NativeConvolution(Convolution):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, weight.dtype} == {torch.float32}
-    if not there or torch.is_autocast_enabled("cpu"):
+    if not there or not supports(torch.float32) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     y = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     assert isinstance(y, Tensor)
