@@ -51,7 +51,8 @@ def supports(dtype: torch.dtype) -> bool:
 
 def _is_recorded() -> bool:
     """Whether PyTorch records what is computed, to do it again: it would miss what the library does."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
 
 
 def _types() -> int:
