@@ -157,8 +157,8 @@ def linear(
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
     after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out`` receives the
-    result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if it
-    belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
+    result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if
+    that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
     if _is_recorded():
         raise UsageError(
@@ -197,16 +197,21 @@ def linear(
     if residual is not None:
         call.residual, call.residual_stride = _rows(residual, torch.float32, outputs, len(x))
     if distance:
-        if cu is None or out is None:
-            raise ValueError("a distance needs boundaries of sequences, and rows that may stay as they are")
-        check_boundaries(cu.host_offsets, len(x), len(cu.host_offsets))
-        call.cu, call.sequences, call.distance = cu.host_offsets.data_ptr(), len(cu.host_offsets) - 1, distance
+        _read_elsewhere(call, distance, cu, out)
     kind = weight.dtype if narrow else torch.float32
     y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
     call.y, call.y_stride = _rows(y, kind, outputs, len(x))
     call.y_type = TYPES[kind]
     run("protea_linear", call)
     return y
+
+
+def _read_elsewhere(call: _Linear, distance: int, cu: CuSeqlens | None, out: Tensor | None) -> None:
+    if cu is None or out is None:
+        raise ValueError("a distance needs boundaries of sequences, and rows that may stay as they are")
+    offsets = cu.host_offsets
+    check_boundaries(offsets, call.rows, len(offsets))
+    call.cu, call.sequences, call.distance = offsets.data_ptr(), len(offsets) - 1, distance
 
 
 def run(name: str, call: ctypes.Structure) -> None:
