@@ -1,4 +1,4 @@
-"""Hide AVX-512 from OpenVINO and ONNX Runtime, which have no setting for it, so that their AVX2 code can be measured.
+r"""Hide AVX-512 from OpenVINO and ONNX Runtime, which have no setting for it, so that their AVX2 code can be measured.
 
 Both ask the processor for its features with the instruction ``cpuid``. This program copies their packages into a
 folder, and replaces each ``cpuid`` that objdump finds in the copied libraries by an instruction that does not exist.
@@ -10,7 +10,7 @@ What is measured so is the same processor without its AVX-512, not a processor t
 
 Usage: python benchmarks/only_avx2.py PYTHON FOLDER
        FOLDER/python benchmarks/only_avx2.py --check        # what OpenVINO computes with
-       PROTEA_INSTRUCTION_SET=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \\
+       PROTEA_INSTRUCTION_SET=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
            python benchmarks/embed.py --peers FOLDER/python --only openvino,onnxruntime,transformers
 """
 
@@ -38,8 +38,7 @@ def questions(library: Path) -> list[int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for match in filter(None, map(FOUND.match, process.stdout)):
             address = int(match[1], 16)
-            size, start, offset = next(one for one in sections if one[1] <= address < one[1] + one[0])
-            found.append(address - start + offset)
+            found += [address - start + offset for size, start, offset in sections if start <= address < start + size]
     return found
 
 
@@ -60,14 +59,10 @@ def hide(library: Path) -> int:
 def make(python: str, folder: Path) -> None:
     """Write the copies, the library that answers, and the script that starts the interpreter with both."""
     folder.mkdir(parents=True)
-    folder = folder.resolve()
+    python, folder = str(Path(python).absolute()), folder.absolute()
     for name in PACKAGES:
-        where = [
-            python,
-            "-c",
-            f"import importlib.util as u; print(u.find_spec({name!r}).submodule_search_locations[0])",
-        ]
-        source = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+        where = f"from importlib.util import find_spec; print(find_spec({name!r}).submodule_search_locations[0])"
+        source = subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip()
         shutil.copytree(source, folder / "site" / name)
         for library in sorted((folder / "site" / name).rglob("*.so*")):
             if count := hide(library):
