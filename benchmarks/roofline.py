@@ -112,7 +112,8 @@ def main() -> None:
     if instruction_set() is None:
         raise SystemExit("the native library is not used; `protea doctor` tells why")
     parts, total = Parts(), 0.0
-    rates = {name: product_rate(getattr(torch, name)) for name in TYPES.values()}
+    types = ["float32"] if arguments.dtype == "float32" else list(TYPES.values())
+    rates = {name: product_rate(getattr(torch, name)) for name in types}
     exponentials = exponential_rate()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
