@@ -79,14 +79,17 @@ class _Refusing:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         refused = scope.get("state", {}).get("refused") if scope["type"] == "http" else None
         if refused is None:
-            await self._app(scope, receive, send)
+            # The server sends only the head of an answer to HEAD, so that routes need not know it.
+            asked = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
+            await self._app(asked, receive, send)
+            scope["route"] = asked.get("route")
         else:
             await error_response(Request(scope), refused)(scope, receive, send)
 
 
 def error_response(request: Request, refused: RefusedError) -> Response:
     """The answer to a refused request, in the form of its group of routes."""
-    path, status = request.url.path, refused.status
+    path, status = request.scope["path"], refused.status
     noted(request, kind=refused.kind)
     form = _PEERS.get(path, nvidia_error if path.startswith(_NVIDIA) else None)
     if form is None:
