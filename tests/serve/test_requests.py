@@ -41,6 +41,14 @@ def test_no_format_is_liked(accept: str) -> None:
         chosen(accept)
 
 
+def test_routes_that_do_not_exist(server: Running) -> None:
+    for path in ("/v1/embed/", "/v1/jobs/", "//v1/embed", "/v1/Embed", "/v1/embed%00"):
+        answer = server.ask("POST", path, b'{"sequences": ["MK"]}', JSON_TYPE)
+        assert (answer.status, "/docs" in answer.json["detail"]) == (404, True)
+    check_message("serve.no_route", server.post("/v1/embed/", {}).json["detail"])
+    check_message("serve.wrong_method", server.ask("PATCH", "/v1/embed").json["detail"])
+
+
 @pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/openapi.json"])
 def test_head_gives_the_head_of_get(server: Running, path: str) -> None:
     whole, head = server.ask("GET", path), server.ask("HEAD", path)

@@ -54,6 +54,7 @@ def application(service: Service) -> Guard:
         summary="Protein language models: embeddings, scores, contacts, predictions.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     for routes in (native_routes, job_routes, openai_routes, tei_routes, nvidia_routes):
@@ -123,9 +124,14 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, RefusedError):
         return error_response(request, error.__cause__)
-    response = error_response(
-        request, RefusedError(printable(str(error.detail)), error.status_code, _KINDS.get(error.status_code, "http"))
-    )
+    status, detail = error.status_code, str(error.detail)
+    if status == 404:
+        detail = f"there is no route {request.scope['path'][:100]}; /docs lists all"
+    elif status == 405:
+        detail = (
+            f"this route does not take {request.method[:20]}; it takes {(error.headers or {}).get('Allow', 'others')}"
+        )
+    response = error_response(request, RefusedError(printable(detail), status, _KINDS.get(status, "http")))
     response.headers.update(error.headers or {})
     return response
 
