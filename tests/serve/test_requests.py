@@ -47,6 +47,25 @@ def test_routes_that_do_not_exist(server: Running) -> None:
         assert (answer.status, "/docs" in answer.json["detail"]) == (404, True)
     check_message("serve.no_route", server.post("/v1/embed/", {}).json["detail"])
     check_message("serve.wrong_method", server.ask("PATCH", "/v1/embed").json["detail"])
+    allowed = [server.ask("PUT", path).headers["allow"] for path in ("/v1/jobs", "/v1/jobs/x", "/health")]
+    assert allowed == ["GET, HEAD, POST", "DELETE, GET, HEAD", "GET, HEAD"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"sequences": ["\xff"]}', "UTF-8"),
+        (b'{"sequences": ["MK"], "layers": [' + b"1" * 5000 + b"]}", "digits"),
+        (b"[" * 100_000, "deeply"),
+        (b'{"sequences": ["MK"],}', "double quotes"),
+    ],
+    ids=["bytes", "digits", "depth", "comma"],
+)
+def test_why_a_body_is_no_json(server: Running, body: bytes, reason: str) -> None:
+    answer = server.ask("POST", "/v1/embed", body, JSON_TYPE)
+    assert (answer.status, answer.json["type"]) == (400, "urn:protea:json")
+    assert reason in answer.json["detail"]
+    assert server.ask("POST", "/v1/embed", b"{}", {"Content-Type": "application/jsonx"}).status == 415
 
 
 @pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/openapi.json"])

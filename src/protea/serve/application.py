@@ -128,12 +128,20 @@ async def _http(request: Request, error: Exception) -> Response:
     if status == 404:
         detail = f"there is no route {request.scope['path'][:100]}; /docs lists all"
     elif status == 405:
-        detail = (
-            f"this route does not take {request.method[:20]}; it takes {(error.headers or {}).get('Allow', 'others')}"
-        )
+        taken = ", ".join(_methods(request))
+        detail = f"this route does not take {request.method[:20]}; it takes {taken}"
     response = error_response(request, RefusedError(printable(detail), status, _KINDS.get(status, "http")))
     response.headers.update(error.headers or {})
+    if status == 405:
+        response.headers["Allow"] = taken
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes with the path of a request; HEAD is answered as GET."""
+    routes = [route for route in request.app.routes if getattr(route, "path_regex", None)]
+    found = {name for route in routes if route.path_regex.match(request.scope["path"]) for name in route.methods}
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -143,7 +151,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be read")
         return error_response(request, RefusedError(f"the body is not JSON: {reason}", 400, "json"))
-    is_json = request.headers.get("content-type", "").startswith(JSON)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == JSON or kind.endswith("+json")
     if not is_json and request.method == "POST" and found[0]["loc"] == ("body",):
         refused = RefusedError("send the body as Content-Type: application/json", 415, "media-type")
         return error_response(request, refused)

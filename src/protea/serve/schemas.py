@@ -45,7 +45,14 @@ class StrictRoute(APIRoute):
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        return json.loads(await self.body(), object_pairs_hook=_once)
+        try:
+            return json.loads(await self.body(), object_pairs_hook=_once)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            reasons = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
+            reason = reasons.get(type(error), "a number has too many digits")
+            raise RefusedError(f"the body is not JSON: {reason}", 400, "json") from error
 
 
 def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
