@@ -128,20 +128,10 @@ async def _http(request: Request, error: Exception) -> Response:
     if status == 404:
         detail = f"there is no route {request.scope['path'][:100]}; /docs lists all"
     elif status == 405:
-        taken = ", ".join(_methods(request))
-        detail = f"this route does not take {request.method[:20]}; it takes {taken}"
+        detail = f"this route does not take {request.method[:20]}; /docs says what it takes"
     response = error_response(request, RefusedError(printable(detail), status, _KINDS.get(status, "http")))
     response.headers.update(error.headers or {})
-    if status == 405:
-        response.headers["Allow"] = taken
     return response
-
-
-def _methods(request: Request) -> list[str]:
-    """The methods of all routes with the path of a request; HEAD is answered as GET."""
-    routes = [route for route in request.app.routes if getattr(route, "path_regex", None)]
-    found = {name for route in routes if route.path_regex.match(request.scope["path"]) for name in route.methods}
-    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

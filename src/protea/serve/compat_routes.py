@@ -20,13 +20,14 @@ import protea
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding
 from protea.embed.prepare import EncodedRecord, Long, RecordPolicies
+from protea.errors import UnknownResidueError
 from protea.infer.runner import FloatArray, Runner
 from protea.letters import ReportRow
 from protea.serve import schemas
 from protea.serve.answer_formats import JSON, as_json, rows_as_json
 from protea.serve.answering import in_thread, noted, respond
 from protea.serve.native import prepared, records_of
-from protea.serve.problems import RefusedError
+from protea.serve.problems import RefusedError, refusal
 from protea.serve.served import ServedModel
 from protea.serve.service import Service
 
@@ -43,7 +44,17 @@ def _encoded(model: ServedModel, sequences: Sequence[str], long: Long) -> list[E
     """Encoded sequences; letters outside the alphabet and what would be left out are refused: peers report neither."""
     rows: list[ReportRow] = []
     policies = RecordPolicies(long=long, unknown="error")
-    return prepared(records_of(sequences), model.lane.model, policies, rows)
+    try:
+        return prepared(records_of(sequences), model.lane.model, policies, rows)
+    except UnknownResidueError as error:
+        refused = refusal(error)
+        what = str(refused).partition("; correct the record")[0]  # what follows are options of other routes
+        raise RefusedError(
+            f"{what}; correct the sequence; /v1/embed can replace or skip it",
+            refused.status,
+            refused.kind,
+            more=refused.more,
+        ) from error
 
 
 async def _answer(
