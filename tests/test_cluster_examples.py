@@ -33,21 +33,23 @@ def folder_with_protea(folder: Path) -> str:
 @pytest.mark.long
 @pytest.mark.skipif(SNAKEMAKE is None, reason="needs snakemake on PATH: pip install snakemake")
 def test_snakefile(tmp_path: Path, model_folders: dict[str, Path]) -> None:
-    """It writes what one process writes, and a second call has nothing to do."""
+    """It writes what one process writes, whatever is in the names, and a second call has nothing to do."""
     letters = "ACDEFGHIKLMNPQRSTVWY"
     records = (f">r{number}\n{letters[number % 20 :]}{letters * (number % 5)}\n" for number in range(200))
-    (tmp_path / "in.fasta").write_text("".join(records))
+    (tmp_path / "my in.fasta").write_text("".join(records))
     environment = {**os.environ, "PATH": f"{folder_with_protea(tmp_path / 'bin')}:{os.environ['PATH']}"}
     environment["PYTHONPATH"] = str(Path(protea.__file__).parents[1])
     options = f"-m {model_folders['esm2']} --token-budget 500"
-    base = ["protea", "embed", "in.fasta", "-o", "whole.parquet", *options.split()]
+    base = ["protea", "embed", "my in.fasta", "-o", "whole.parquet", *options.split()]
     environment["OMP_NUM_THREADS"] = "1"
     subprocess.run(base, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    settings = ["--config", "input=in.fasta", "output=vectors.parquet", "shards=3", f"options={options}"]
+    settings = ["--config", "input=my in.fasta", "output=the out/vectors $1.parquet", "shards=3", f"options={options}"]
     command = [str(SNAKEMAKE), "-s", str(CLUSTER / "Snakefile"), "--cores", "2", *settings]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    whole, joined = (protea.read_embeddings(tmp_path / name) for name in ("whole.parquet", "vectors.parquet"))
+    whole, joined = (
+        protea.read_embeddings(tmp_path / name) for name in ("whole.parquet", "the out/vectors $1.parquet")
+    )
     assert whole.ids == joined.ids
     np.testing.assert_array_equal(whole.to_numpy(), joined.to_numpy())
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

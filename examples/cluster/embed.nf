@@ -25,7 +25,7 @@ process SHARD {
 
     script:
     """
-    OMP_NUM_THREADS=${task.cpus} protea embed ${fasta} -o ${params.output} --shard ${number}/${params.shards} ${params.options}
+    OMP_NUM_THREADS=${task.cpus} protea embed ${fasta} -o "${params.output}" --shard ${number}/${params.shards} ${params.options}
     """
 }
 
@@ -40,7 +40,7 @@ process MERGE {
 
     script:
     """
-    protea merge ${params.output}
+    protea merge "${params.output}"
     """
 }
 

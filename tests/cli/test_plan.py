@@ -95,6 +95,7 @@ def test_profile(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.M
         (("embed", "--residues", "1e9", "-m", "esm2_nothing", "--cpus", 4), 2, ("esm2_nothing",)),
         (("embed", "--residues", "1e9", "--cpus", 4, "--gpus", "H100"), 2, ("--gpus", "--cpus")),
         (("finetune", "--residues", "1e9", "--method", "half", "--cpus", 4), 2, ("half", "frozen, lora, full")),
+        (("finetune", "--residues", "1e9", "--gpus", "8xA100"), 2, ("8xA100", "one GPU", "--gpus A100")),
         (("embed", "-m", "esm2_t48_15B_UR50D", "--residues", "1e9", "--gpus", "8xL4"), 1, ("L4", "A100-40GB")),
     ],
 )

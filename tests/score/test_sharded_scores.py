@@ -112,12 +112,19 @@ def test_the_command(run: Run, folder: Path) -> None:
     scan = ("score", "p.fasta", "--scan", "-m", folder, "-o", "scan.csv", "--plot", "scan.html")
     fails(run(*scan, "--shard", "1/2"), 2, "--plot", "--shard")
     fails(run("merge", "s.csv"), 1, "s.csv: no shards")
+    told = {}
     for number in (2, 1):
         part = run(*command, "-o", "s.csv", "--shard", f"{number}/2")
         assert part.code == 0, part
         assert f"s.shard-{number}-of-2.csv: " in part.out
+        told[number] = part
         again = run(*command, "-o", "s.csv", "--shard", f"{number}/2")
         assert (again.code, "nothing to do" in again.err) == (0, True)
+    # Rows are told of by the shard that has them, all else by the first; the report has all.
+    notes = {number: [line for line in part.err.splitlines() if "note:" in line] for number, part in told.items()}
+    assert sorted(notes[1] + notes[2]) == sorted(line for line in whole.err.splitlines() if "note:" in line)
+    assert notes[2] == [line for line in whole.err.splitlines() if "row 3" in line]
+    assert sum(int(part.out.split(": ")[1].split()[0]) for part in told.values()) == 3
     merged = run("merge", "s.csv")
     assert merged.code == 1
     assert "1 row could not be scored" in merged.err

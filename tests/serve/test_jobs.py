@@ -78,6 +78,21 @@ def test_a_job_gives_the_table_of_the_command(
         assert (one.service.gate.tokens, one.service.gate.requests) == (0, 0)
 
 
+def test_a_job_scores_variants(run: Run, tmp_path: Path) -> None:
+    fasta = write_fasta(tmp_path / "in.fasta", 1, most=40)
+    wild = fasta.read_text().split()[1]
+    variants = f"{wild[0]}1A:{wild[1]}2C,{wild[4]}5del,{wild[3]}9999A"
+    options = {"method": "pseudo-likelihood", "offset": 1}
+    assert run("score", fasta, "-v", variants, "--method", "pseudo-likelihood", "-o", "theirs.csv").code == 1
+    with running(jobs=tmp_path / "jobs") as one:
+        client = protea.Client(one.url)
+        job = client.submit(fasta, what="score", format="csv", variants=variants, **options)
+        assert [state["state"] for state in client.wait(job, every=0.05)][-1] == "done"
+        client.fetch(job, "mine.csv")
+        assert Path("mine.csv").read_text() == Path("theirs.csv").read_text()
+        assert one.ask("GET", f"/v1/jobs/{job}/report").body == Path("theirs.csv.report.tsv").read_bytes()
+
+
 def test_contact_maps_of_a_job(run: Run, tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "in.fasta", 3, most=40)
     assert run("contacts", fasta, "-o", "theirs.h5").code == 0
@@ -103,6 +118,8 @@ def test_what_jobs_refuse(tmp_path: Path) -> None:
         assert submit(good, "?layers=99") == submit(good, "?pool=median") == submit(good, "?layers=x") == 422
         assert submit(good, "?what=predict") == submit(good, "?what=contacts&pool=max") == 422
         assert submit(good, "?what=scan&format=h5") == submit(good, "?what=scan&method=guess") == 422
+        assert submit(good, "?what=score") == submit(good, "?what=score&variants=") == 422
+        assert submit(good, "?what=score&variants=M1A,,K2A") == submit(good, "?what=scan&variants=M1A") == 422
         assert submit(good, "?what=scan&long=truncate") == submit(good, "?what=perplexity&long=window") == 422
         assert submit(good, "?what=perplexity&masking=none-such") == submit(good, "?what=embed&seed=1") == 422
         assert submit(good, "?what=predict&adapter=../x") == submit(good, "?model=../x") == 404

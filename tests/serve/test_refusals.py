@@ -296,6 +296,7 @@ def test_key_files_that_are_refused(tmp_path: Path) -> None:
 def test_commands_in_messages_stay_commands() -> None:
     error = protea.ProteaError("pass --long full, or fit one: protea fit-contacts --head bilinear")
     assert str(refusal(error)) == "pass long=full, or fit one: protea fit-contacts --head bilinear"
+    assert str(refusal(protea.ProteaError("--variants '': is empty"))) == "variants '': is empty"
 
 
 def test_a_key_without_a_name_keeps_its_owner_when_lines_are_put_in(tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ def plan_finetune(
     """What training a predictor on labelled sequences takes; ``residues`` are those of one epoch."""
     if method not in _PASSES:
         raise UsageError(f"--method {method!r}: use {', '.join(_PASSES)}")
+    if isinstance(where, Cluster) and where.gpus > 1:
+        gpu = where.gpu.name
+        raise UsageError(f"--gpus {where.gpus}x{gpu}: `protea finetune` computes on one GPU; plan with --gpus {gpu}")
     plan = plan_embed(name, residues, where, length=length)
     model = model_of(name)
     count, config = parameter_count(model), model.config

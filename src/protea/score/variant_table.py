@@ -99,12 +99,15 @@ class Rows:
         return sum(map(len, self.places))
 
     def share(self, shard: Shard, how: Scoring) -> Rows:
-        """The rows of a shard; what is told about rows stays that of the whole table."""
+        """The rows of a shard, and its problems, numbered as in the whole table; the first has changes and advice."""
         work = np.zeros(self.table.num_rows)
         for protein, places in zip(self.proteins, self.places, strict=True):
             work[places] = how.work(protein)
         part = shard.part(work)
-        share = replace(self, table=self.table.slice(part.start, len(part)), proteins=[], places=[])
+        share = Rows(self.table.slice(part.start, len(part)))
+        share.problems = [problem for problem in self.problems if problem.row - 1 in part]
+        if shard.number == 1:
+            share.changes, share.advice = self.changes, self.advice
         for protein, places in zip(self.proteins, self.places, strict=True):
             pairs = zip(places, protein.variants, strict=True)
             if kept := [(place - part.start, variant) for place, variant in pairs if place in part]:
@@ -137,7 +140,8 @@ def score_variants(
     Arguments are the options of the command; ``variants`` are a table, in which ``columns`` are read, the variants
     themselves, or ``None`` for a single-site scan, of all ``positions`` or of some, as in ``10-40,55``.
     ``check`` is called with the names of the proteins before a model computes; ``plot`` is a picture that the caller
-    draws. With a ``shard``, its rows alone are scored, into its part of the output; its report is that of all rows.
+    draws. With a ``shard``, its rows alone are scored, into its part of the output; its report is that of all rows,
+    what is returned tells of its own rows.
     ``progress`` counts passes. ``make_runner`` makes what computes, from a model and a token budget. A
     ``FinishedError`` says that the same call has written the output already.
     """
@@ -167,12 +171,15 @@ def score_variants(
         table = variant_table(variants)
     rows = rows_of(table, wild, alphabet, how, columns)
     rows.advice += notes
+    rows.changes += changes
     check_columns(table, column, models)
     if not table.num_rows:
         raise FastaError(f"{proteins}: nothing to scan; no protein in it has residues other than gaps")
     if check is not None:
         check([protein.name for protein in rows.proteins])
     check_lengths(ensemble.values(), rows.proteins, how.long)
+    altered = [("", change.id, f"{change.what}: {change.detail}") for change in rows.changes]
+    lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
     rows = rows if shard is None else rows.share(shard, how)
     scores, provenance = {}, {}
     for name in models:
@@ -181,10 +188,8 @@ def score_variants(
         scores[name] = scores_of(model.module, rows, how, progress, runner=make_runner(model.module, how.token_budget))
         provenance[name] = model.circumstances()
         del model  # free this model's memory before the next one is loaded
-    scored = replace(rows, table=with_scores(rows.table, column, scores), changes=changes)
+    scored = replace(rows, table=with_scores(rows.table, column, scores))
     if output is not None:
-        altered = [("", change.id, f"{change.what}: {change.detail}") for change in changes]
-        lines = [*altered, *rows.problems, *(("", "", advice) for advice in rows.advice)]
         run |= failed_rows(0 if shard else len(rows.problems))
         run |= {"models": provenance, PLOT: None}
         write_table(output, scored.table, Beside(REPORT, lines, run))

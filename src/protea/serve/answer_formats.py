@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,15 +63,24 @@ class Answer:
 
 
 def chosen(accept: str) -> str:
-    """The format for an ``Accept`` header; a refusal with status 406 names the formats."""
-    wanted = [part.strip().lower() for part in accept.split(",") if part.strip()]
-    for entry in wanted or ["*/*"]:
-        kind, *parameters = [piece.strip() for piece in entry.split(";")]
-        if kind in ("*/*", "application/*", JSON):
-            return BASE64 if "arrays=base64" in parameters else JSON
-        if kind in WRITERS:
-            return kind
-    raise RefusedError(f"no format of {accept[:200]!r} is known; use {', '.join(WRITERS)}", 406, "not-acceptable")
+    """The format that an ``Accept`` header likes best; a refusal with status 406 names the formats."""
+    entries = [_accepted(entry) for entry in accept.lower().split(",") if entry.strip()] or [(1.0, JSON)]
+    weight, media_type = max(entries, key=lambda entry: entry[0])  # the first of several that are liked equally
+    if media_type is None or not weight:
+        raise RefusedError(f"no format of {accept[:200]!r} is known; use {', '.join(WRITERS)}", 406, "not-acceptable")
+    return media_type
+
+
+def _accepted(entry: str) -> tuple[float, str | None]:
+    """The weight ``q`` of one entry of ``Accept``, and the format that it means; no weight if that is not known."""
+    kind, *parameters = (piece.strip() for piece in entry.split(";"))
+    given = {name.strip(): value.strip(' "') for name, _, value in (piece.partition("=") for piece in parameters)}
+    if kind in ("*/*", "application/*", JSON):
+        media_type = {"": JSON, "base64": BASE64}.get(given.get("arrays", ""))
+    else:
+        media_type = kind if kind in WRITERS else None
+    weight = re.fullmatch(r"0(\.\d*)?|1(\.0*)?", given.get("q", "1"))
+    return (float(weight[0]) if weight and media_type else 0.0), media_type
 
 
 def written(answer: Answer, media_type: str) -> Iterator[bytes]:

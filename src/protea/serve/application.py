@@ -54,6 +54,7 @@ def application(service: Service) -> Guard:
         summary="Protein language models: embeddings, scores, contacts, predictions.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     for routes in (native_routes, job_routes, openai_routes, tei_routes, nvidia_routes):
@@ -79,14 +80,17 @@ class _Refusing:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         refused = scope.get("state", {}).get("refused") if scope["type"] == "http" else None
         if refused is None:
-            await self._app(scope, receive, send)
+            # The server sends only the head of an answer to HEAD, so that routes need not know it.
+            asked = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
+            await self._app(asked, receive, send)
+            scope["route"] = asked.get("route")
         else:
             await error_response(Request(scope), refused)(scope, receive, send)
 
 
 def error_response(request: Request, refused: RefusedError) -> Response:
     """The answer to a refused request, in the form of its group of routes."""
-    path, status = request.url.path, refused.status
+    path, status = request.scope["path"], refused.status
     noted(request, kind=refused.kind)
     form = _PEERS.get(path, nvidia_error if path.startswith(_NVIDIA) else None)
     if form is None:
@@ -120,9 +124,12 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, RefusedError):
         return error_response(request, error.__cause__)
-    response = error_response(
-        request, RefusedError(printable(str(error.detail)), error.status_code, _KINDS.get(error.status_code, "http"))
-    )
+    status, detail = error.status_code, str(error.detail)
+    if status == 404:
+        detail = f"there is no route {request.scope['path'][:100]}; /docs lists all"
+    elif status == 405:
+        detail = f"this route does not take {request.method[:20]}; /docs says what it takes"
+    response = error_response(request, RefusedError(printable(detail), status, _KINDS.get(status, "http")))
     response.headers.update(error.headers or {})
     return response
 
@@ -134,7 +141,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be read")
         return error_response(request, RefusedError(f"the body is not JSON: {reason}", 400, "json"))
-    is_json = request.headers.get("content-type", "").startswith(JSON)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == JSON or kind.endswith("+json")
     if not is_json and request.method == "POST" and found[0]["loc"] == ("body",):
         refused = RefusedError("send the body as Content-Type: application/json", 415, "media-type")
         return error_response(request, refused)

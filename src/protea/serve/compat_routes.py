@@ -20,13 +20,14 @@ import protea
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding
 from protea.embed.prepare import EncodedRecord, Long, RecordPolicies
+from protea.errors import UnknownResidueError
 from protea.infer.runner import FloatArray, Runner
 from protea.letters import ReportRow
 from protea.serve import schemas
 from protea.serve.answer_formats import JSON, as_json, rows_as_json
 from protea.serve.answering import in_thread, noted, respond
 from protea.serve.native import prepared, records_of
-from protea.serve.problems import RefusedError
+from protea.serve.problems import RefusedError, refusal
 from protea.serve.served import ServedModel
 from protea.serve.service import Service
 
@@ -43,7 +44,17 @@ def _encoded(model: ServedModel, sequences: Sequence[str], long: Long) -> list[E
     """Encoded sequences; letters outside the alphabet and what would be left out are refused: peers report neither."""
     rows: list[ReportRow] = []
     policies = RecordPolicies(long=long, unknown="error")
-    return prepared(records_of(sequences), model.lane.model, policies, rows)
+    try:
+        return prepared(records_of(sequences), model.lane.model, policies, rows)
+    except UnknownResidueError as error:
+        refused = refusal(error)
+        what = str(refused).partition("; correct the record")[0]  # what follows are options of other routes
+        raise RefusedError(
+            f"{what}; correct the sequence; /v1/embed can replace or skip it",
+            refused.status,
+            refused.kind,
+            more=refused.more,
+        ) from error
 
 
 async def _answer(
@@ -75,7 +86,7 @@ def _check_width(given: int | None, model: ServedModel) -> None:
 
 def openai_routes(service: Service) -> APIRouter:
     """``/v1/embeddings`` and ``/v1/models``."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=schemas.StrictRoute)
 
     @router.get("/models", summary="Served models")
     async def models() -> dict[str, Any]:
@@ -129,7 +140,7 @@ def openai_routes(service: Service) -> APIRouter:
 
 def tei_routes(service: Service) -> APIRouter:
     """The routes of text-embeddings-inference, for the first model."""
-    router = APIRouter(tags=["text-embeddings-inference"])
+    router = APIRouter(tags=["text-embeddings-inference"], route_class=schemas.StrictRoute)
 
     async def of(request: Request, body: schemas.TeiBody, residues: bool) -> Response:
         model = service.ready.model(None)
@@ -193,7 +204,9 @@ def normalised(values: FloatArray) -> FloatArray:
 
 def nvidia_routes(service: Service) -> APIRouter:
     """NVIDIA's route for ESM-2; models are known by NVIDIA's names and by those of the service."""
-    router = APIRouter(prefix="/v1/biology", tags=["NVIDIA"], default_response_class=Response)
+    router = APIRouter(
+        prefix="/v1/biology", tags=["NVIDIA"], default_response_class=Response, route_class=schemas.StrictRoute
+    )
 
     @router.post("/{owner}/{name}", summary="Embeddings of sequences and residues, as NVIDIA's")
     async def esm2(request: Request, owner: str, name: str, body: schemas.NvidiaBody) -> Response:

@@ -21,13 +21,13 @@ from protea.score.effects import Scoring
 from protea.score.expected import LongProtein
 from protea.score.perplexity import measure_perplexity
 from protea.score.proteins import Reading, choice, wild_types
-from protea.score.variant_table import score_variants
+from protea.score.variant_table import score_variants, variant_table
 from protea.serve.admission import Gate, Ticket
 from protea.serve.batching import Engine, Lane
 from protea.serve.problems import RefusedError
 from protea.serve.served import Served, ServedModel
 
-Kind = Literal["embed", "residues", "logits", "predict", "scan", "contacts", "perplexity"]
+Kind = Literal["embed", "residues", "logits", "predict", "score", "scan", "contacts", "perplexity"]
 
 _OUTPUT: Final = {"embed": "sequences", "residues": "residues", "logits": "logits"}
 _ANY: Final = ("unknown", "gaps")
@@ -55,6 +55,7 @@ FORMS: Final[Mapping[str, JobForm]] = {
     "residues": JobForm(("parquet", "h5"), _EMBED),
     "logits": JobForm(("parquet", "h5"), ("model", "long", "duplicates", *_ANY)),
     "predict": JobForm(("parquet", "csv", "tsv", "h5"), ("adapter", "long", "duplicates", *_ANY)),
+    "score": JobForm(_TABLE, ("model", "variants", "method", "offset", "long", *_ANY)),
     "scan": JobForm(_TABLE, ("model", "method", "offset", "long", *_ANY)),
     "contacts": JobForm(("h5", *_TABLE), ("model", "min_probability", "min_separation", *_ANY)),
     "perplexity": JobForm(_TABLE, ("model", "pseudo", "masking", "seed", "long", *_ANY)),
@@ -77,11 +78,15 @@ def check(served: Served, what: str, given: Mapping[str, Any]) -> tuple[str, dic
         settings = parse({**options, "inputs": ["input.fasta"], _OUTPUT[what]: "result.parquet"}, "the job")
         resolve_layers(settings.layers, module)
         check_poolings(settings.pool, module.alphabet.frame)
-    if what in ("logits", "scan", "perplexity"):
+    if what in ("logits", "score", "scan", "perplexity"):
         module.require("logits")
     if what == "contacts":
         module.require("contacts")
-    if what == "scan":
+    if what == "score":
+        if not options.get("variants"):
+            raise RefusedError("variants: name the variants to score, as in variants=A24V,A24V:G30S")
+        variant_table(options["variants"].split(","))
+    if what in ("score", "scan"):
         _scoring(options)
     if what == "perplexity":
         masking_named(options.get("masking", "standard"))
@@ -106,7 +111,8 @@ class Computation:
         """Compute the job; what an earlier call has left unfinished is continued, or begun again."""
         other: Mapping[str, Callable[[], object]] = {
             "predict": self._predict,
-            "scan": self._scan,
+            "score": self._effects,
+            "scan": self._effects,
             "contacts": self._contacts,
             "perplexity": self._perplexity,
         }
@@ -155,10 +161,11 @@ class Computation:
             "make_runner": lambda _, __: self._runner(self._model.lane),
         }
 
-    def _scan(self) -> None:
+    def _effects(self) -> None:
+        variants = self.options.get("variants")
         score_variants(
             str(self.input),
-            None,
+            None if variants is None else variants.split(","),
             _scoring(self.options),
             models=(self.target,),
             **self._of_table,

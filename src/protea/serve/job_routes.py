@@ -38,6 +38,7 @@ class JobQuery(BaseModel):
     adapter: Annotated[str | None, Field(max_length=500)] = None
     pool: Annotated[str, Field(max_length=100)] = "mean"
     layers: Annotated[str, Field(max_length=1000)] = "-1"
+    variants: Annotated[str | None, Field(max_length=60_000, description="Of one protein, by comma.")] = None
     method: Method = "masked-marginals"
     offset: Number = 1
     min_probability: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -113,12 +114,12 @@ def job_routes(service: Service) -> APIRouter:
     @router.get("/{job_id}/result", summary="The output file")
     async def result(request: Request, job_id: str) -> Response:
         job = _finished(store().get(job_id, request.state.client))
-        return FileResponse(store().result(job), filename=f"{job.id}.{job.suffix}")
+        return FileResponse(_there(store().result(job)), filename=f"{job.id}.{job.suffix}")
 
     @router.get("/{job_id}/report", summary="What was changed, cut or left out")
     async def report(request: Request, job_id: str) -> Response:
         job = _finished(store().get(job_id, request.state.client))
-        return FileResponse(store().report(job), media_type="text/tab-separated-values")
+        return FileResponse(_there(store().report(job)), media_type="text/tab-separated-values")
 
     return router
 
@@ -145,6 +146,12 @@ def _finished(job: StoredJob) -> StoredJob:
     if job.state != "done":
         raise RefusedError(f"the job is {job.state}; wait until it is done", 409, "job-unfinished", retry_after=5)
     return job
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise RefusedError("the job's files were removed; make the job again", 404, "unknown-job")
+    return path
 
 
 async def _events(service: Service, job: StoredJob) -> AsyncIterator[bytes]:

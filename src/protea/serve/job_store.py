@@ -24,7 +24,7 @@ from protea.output import report_path, write_durably
 from protea.progress import Progress
 from protea.serve.admission import Ticket
 from protea.serve.job_kinds import Computation, Means
-from protea.serve.problems import RefusedError
+from protea.serve.problems import RefusedError, refusal
 
 _RECORD: Final = "job.json"
 _INPUT: Final = "input.fasta"
@@ -36,7 +36,7 @@ _LOOK_SECONDS: Final = 60.0
 class StoredJob(Progress):
     """A job: what was asked, and how far it is.
 
-    ``state`` is queued, running, done or failed; ``done`` and ``total`` count residues, of a scan
+    ``state`` is queued, running, done, failed or cancelled; ``done`` and ``total`` count residues, of scores
     passes.
     """
 
@@ -58,7 +58,7 @@ class StoredJob(Progress):
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen."""
-        return self.state in ("done", "failed")
+        return self.state in ("done", "failed", "cancelled")
 
     def shown(self) -> dict[str, Any]:
         """The job as its client sees it."""
@@ -148,6 +148,9 @@ class JobStore:
         """Cancel a job and remove its files."""
         with self._changed:
             self._jobs.pop(job.id, None)
+            job.state = "cancelled"
+            with suppress(OSError):  # a kill from now on does not bring it back
+                self._save(job)
             if self._running is job and self._ticket is not None:
                 self._ticket.cancelled.set()
             else:
@@ -189,6 +192,9 @@ class JobStore:
                 job = StoredJob(**json.loads(record.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:
                 raise UsageError(f"--jobs: {record}: is no job of this version; move {folder} elsewhere") from error
+            if job.state == "cancelled":
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             job.state = job.state if job.ended else "queued"
             jobs.append(job)
         return jobs
@@ -210,18 +216,18 @@ class JobStore:
                     continue
                 assert self._means is not None
                 self._running, self._ticket = job, self._means.gate.for_job(f"job of {job.client}")
+                job.state = "running"
+                with suppress(OSError):  # on a full disk the job still gets its error, and the thread lives on
+                    self._save(job)
             self._run(self._means, job, self._ticket)
 
     def _run(self, means: Means, job: StoredJob, ticket: Ticket) -> None:
-        job.state = "running"
-        with suppress(OSError):  # on a full disk the job still gets its error, and the thread lives on
-            self._save(job)
         error: str | None = None
         try:
             source = self._folder / job.id / _INPUT
             Computation(means, ticket, job, job.target, job.options, source, self.result(job))(job.what)
         except ProteaError as failure:
-            error = str(failure).replace(f"{self._folder / job.id}{os.sep}", "")
+            error = str(refusal(failure)).replace(f"{self._folder / job.id}{os.sep}", "")
         except Exception as failure:  # a job must not end the others
             error = f"{type(failure).__name__}: {failure}"
         finally:

@@ -11,7 +11,7 @@ from protea.data.masking import masking_named
 from protea.embed import embeddings
 from protea.embed.embeddings import Asked, Embedding, check_poolings, entropy, resolve_layers
 from protea.embed.prepare import EncodedRecord, RecordPolicies, SeenIds, fit, prepare
-from protea.embed.stores import ENTROPY, LOG_PROBABILITIES, RESIDUES, ArrayLayout
+from protea.embed.stores import ENTROPY, LOG_PROBABILITIES, RESIDUES, ArrayLayout, store_name
 from protea.errors import FastaError, SequenceTooLongError, UsageError
 from protea.fasta import Record
 from protea.finetune.prediction_columns import columns as predicted_columns
@@ -32,6 +32,9 @@ from protea.serve.served import ServedAdapter, ServedModel, kinds_of
 
 _ID: Final = (Column("id", "text"), Column("length", "int"), Column("truncated_from", "int"))
 
+_PROTEIN: Final = "sequence 0"
+"""What errors call the only protein of a request."""
+
 
 @dataclass
 class Work:
@@ -43,11 +46,14 @@ class Work:
 
 
 def records_of(sequences: Sequence[str | schemas.Named]) -> list[Record]:
-    """Records, whose places say number and id."""
-    records = []
+    """Records, whose places say number and id; a ``FastaError`` if HDF5 would name two of them alike."""
+    records, seen = [], SeenIds()
     for number, given in enumerate(sequences):
         name, letters = (given.id, given.sequence) if isinstance(given, schemas.Named) else (str(number), given)
-        records.append(Record(name, "", letters, f"sequence {number} ({name})"))
+        record = Record(name, "", letters, f"sequence {number} ({name})")
+        if not seen.first_time(store_name(name)):
+            raise FastaError(f"{record.place}: an earlier sequence has this id; give each sequence its own id")
+        records.append(record)
     return records
 
 
@@ -61,8 +67,12 @@ def prepared(
         if item.encoded is not None:
             encoded.append(item.encoded)
     if not encoded:
-        raise FastaError("no sequence is left: " + "; ".join(f"{row.id}: {row.detail}" for row in rows[:5]))
+        raise _none_left(rows)
     return encoded
+
+
+def _none_left(rows: Sequence[ReportRow]) -> FastaError:
+    return FastaError("no sequence is left: " + "; ".join(f"id {row.id}: {row.detail}" for row in rows[:5]))
 
 
 def about(model: ServedModel | ServedAdapter, rows: Iterable[ReportRow], tokens: int, **more: Any) -> dict[str, Any]:
@@ -188,14 +198,10 @@ def _letters(record: Record, module: Encoder, body: schemas.Body, rows: list[Rep
 
 
 def _proteins(module: Encoder, body: schemas.SequencesBody, rows: list[ReportRow]) -> list[Record]:
-    seen, kept = SeenIds(), []
-    for record in records_of(body.sequences):
-        if not seen.first_time(record.id):
-            raise FastaError(f"{record.place}: an earlier sequence has this id; give each sequence its own id")
-        if (cleaned := _letters(record, module, body, rows)) is not None:
-            kept.append(cleaned)
+    cleaned = (_letters(record, module, body, rows) for record in records_of(body.sequences))
+    kept = [record for record in cleaned if record is not None]
     if not kept:
-        raise FastaError("no sequence is left: " + "; ".join(f"{row.id}: {row.detail}" for row in rows[:5]))
+        raise _none_left(rows)
     return kept
 
 
@@ -277,16 +283,16 @@ def scan(model: ServedModel, body: schemas.ScanBody) -> Work:
 def _scored(model: ServedModel, body: schemas.ProteinBody, table: Any, names: tuple[str, ...]) -> Work:
     module, notes = model.lane.model, list[ReportRow]()
     module.require("logits")
-    record = _letters(Record("0", "", body.sequence, "sequence 0"), module, body, notes)
+    record = _letters(Record("0", "", body.sequence, _PROTEIN), module, body, notes)
     if record is None:
         raise FastaError(f"no sequence is left: {notes[-1].detail}")
     how = Scoring(method=body.method, offset=body.offset, long=body.long)
     positions = body.positions if isinstance(body, schemas.ScanBody) else None
     if table is None:
-        table = scan_table({"0": record.sequence}, body.offset, positions)
+        table = scan_table({_PROTEIN: record.sequence}, body.offset, positions)
         if not table.num_rows:
             raise UsageError("nothing to scan: no residue other than gaps")
-    rows = rows_of(table, {"0": record.sequence}, module.alphabet, how)
+    rows = rows_of(table, {_PROTEIN: record.sequence}, module.alphabet, how)
     check_lengths([module], rows.proteins, body.long)
     size = min(module.alphabet.frame.tokens(len(record.sequence)), module.trained_tokens)
     if body.long == "full":
@@ -306,7 +312,7 @@ def _scored(model: ServedModel, body: schemas.ProteinBody, table: Any, names: tu
         )
         more: dict[str, Any] = {"advice": rows.advice} if rows.advice else {}
         if isinstance(body, schemas.ScanBody):
-            places = chosen_places("the sequence", record.sequence, positions, body.offset)
+            places = chosen_places(_PROTEIN, record.sequence, positions, body.offset)
             cells = scan_cells(record.sequence, places, [0.0 if value is None else value for value in scores])
             more |= {"letters": CANONICAL, "matrix": listed(cells)}
         return Answer(about(model, notes, tokens, **more), columns, found)

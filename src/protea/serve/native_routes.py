@@ -49,7 +49,7 @@ async def answer(
     service: Service, request: Request, target: ServedModel | ServedAdapter, check: Callable[[], Work]
 ) -> Response:
     """Check a request, admit it, compute it, send it."""
-    media_type = chosen(request.headers.get("accept", "*/*"))
+    media_type = chosen(", ".join(request.headers.getlist("accept")))
     work = await in_thread(check)
     noted(request, model=target.name, sequences=work.sequences, tokens=work.tokens)
     ticket = service.admit(request, work.tokens)
@@ -59,7 +59,13 @@ async def answer(
 
 def native_routes(service: Service) -> APIRouter:
     """The routes of a service."""
-    router = APIRouter(prefix="/v1", tags=["native"], responses=answers(), default_response_class=Response)
+    router = APIRouter(
+        prefix="/v1",
+        tags=["native"],
+        responses=answers(),
+        default_response_class=Response,
+        route_class=schemas.StrictRoute,
+    )
 
     async def of_model(request: Request, body: Any, work: Callable[[ServedModel, Any], Work]) -> Response:
         model = service.ready.model(body.model)

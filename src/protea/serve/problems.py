@@ -60,7 +60,9 @@ _STATUS: Final[Mapping[type[ProteaError], tuple[int, str]]] = {
     NonFiniteError: (500, "not-finite"),
 }
 _PLACE: Final = re.compile(r"sequence (?P<number>\d+)(?: \((?P<id>.*?)\))?: ")
-_OPTION: Final = re.compile(r"(?<!fit-contacts )--(\w+) (?!POLICY)(\w+)")  # messages name options of the commands
+_OPTION: Final = re.compile(
+    r"(?<!fit-contacts )--(\w+)(?: (?!POLICY)(\w+))?(?![\w-])"
+)  # messages name options of the commands
 _POSITION: Final = re.compile(r" at (?:position )?(\d+)")
 
 
@@ -69,7 +71,7 @@ def refusal(error: ProteaError) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     status, kind = next((_STATUS[cls] for cls in type(error).__mro__ if cls in _STATUS), (500, "failed"))
-    message = _OPTION.sub(r"\1=\2", str(error))
+    message = _OPTION.sub(lambda found: "=".join(filter(None, found.groups())), str(error))
     return RefusedError(message, status, kind, more=_places(message))
 
 

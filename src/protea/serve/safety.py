@@ -40,6 +40,7 @@ OPEN_PATHS: Final = frozenset(
 JOBS: Final = "/v1/jobs"
 
 _LOCAL_NAMES: Final = frozenset(("localhost", "127.0.0.1", "[::1]", "::1"))
+_PLAIN: Final = (b"", b"identity")
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -156,7 +157,7 @@ class Guard:
                 return RefusedError(f"this service answers to localhost, not to {host[:100]!r}", 421, "wrong-host")
         if headers.get(b"sec-fetch-site") == b"cross-site" and scope["method"] != "GET":
             return RefusedError("pages of other sites may not use this service", 403, "cross-site")
-        if scope["method"] in ("POST", "PUT") and headers.get(b"content-encoding", b"identity") != b"identity":
+        if scope["method"] in ("POST", "PUT") and headers.get(b"content-encoding", b"").lower() not in _PLAIN:
             return RefusedError("compressed bodies are not taken; send the body as it is", 415, "encoding")
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.most_bytes(scope):
