@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -101,6 +101,7 @@ class Block:
     data: bytes
     name: str
     line: int
+    consumed: int = 0  # bytes of the file, compressed or not, that were read for it; 0 if nobody can say
 
     @property
     def plain(self) -> bool:
@@ -146,7 +147,25 @@ def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iter
     least = 1 if streaming else _BLOCK
     for path in paths:
         with opened(path) as stream:
-            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
+            before = 0
+            for block in _blocks(stream, "standard input" if str(path) == STDIN else str(path), least):
+                here = place_in(stream)
+                yield replace(block, consumed=here - before)
+                before = here
+
+
+def place_in(stream: BinaryIO) -> int:
+    """How many bytes of the file behind an input were read; 0 if it is none."""
+    try:
+        return os.lseek(stream.fileno(), 0, os.SEEK_CUR)
+    except OSError:
+        return 0
+
+
+def size_of(paths: Iterable[str | Path]) -> int | None:
+    """The bytes of some inputs together; ``None`` if one is no file."""
+    paths = list(paths)
+    return sum(map(os.path.getsize, paths)) if all(map(os.path.isfile, paths)) else None
 
 
 def opened(path: str | Path, *, utf16: bool = False) -> BinaryIO:

@@ -31,8 +31,8 @@ def check(mine: Tensor, theirs: Tensor) -> None:
     """The same shape and type, and numbers within 2e-5 of the largest."""
     assert mine.shape == theirs.shape
     assert mine.dtype == theirs.dtype
-    scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
-    assert float((mine - theirs).abs().max()) <= 2e-5 * scale
+    scale = max(1.0, float(theirs.detach().abs().max())) if theirs.numel() else 1.0
+    assert float((mine - theirs).detach().abs().max()) <= 2e-5 * scale
 
 
 def both(path: Path) -> tuple[ours.pretrained.EsmModel, torch.nn.Module, Tensor]:
@@ -111,6 +111,21 @@ def test_attributes_that_scripts_read(files: dict[str, Path], name: str) -> None
         for one in (model, theirs)
     ]
     assert lists[0] == lists[1]
+
+
+def test_parameters_that_are_replaced_take_effect(files: dict[str, Path]) -> None:
+    """Those of ESM-1's attention too, which Protea's layers hold themselves."""
+    model, theirs, tokens = both(files["esm1_tiny"])
+    before = model(tokens)["logits"]
+    for one in (model, theirs):
+        one.layers[1].self_attn.bias_v = torch.nn.Parameter(one.layers[1].self_attn.bias_v.detach() + 5)
+    after = model(tokens)["logits"]
+    assert not torch.allclose(after, before)
+    check(after[tokens != 1], theirs(tokens)["logits"][tokens != 1])
+    changed = {key: value + 1 if key.endswith("bias_v") else value for key, value in model.named_parameters()}
+    again = torch.func.functional_call(model, changed, (tokens,))["logits"]
+    check(again[tokens != 1], torch.func.functional_call(theirs, changed, (tokens,))["logits"][tokens != 1])
+    assert torch.equal(model(tokens)["logits"], after)
 
 
 def test_types_under_autocast(files: dict[str, Path]) -> None:

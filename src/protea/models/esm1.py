@@ -96,14 +96,17 @@ def _unsupported_by_meta(config: ESM1Config) -> str | None:
     return f"Meta's class norms with epsilon 1e-12, this model with {config.layer_norm_eps:g}"
 
 
-_ADDED: Final[Keys] = {name: name for name in ("layers.{}.self_attn.bias_k", "layers.{}.self_attn.bias_v")}
+_ADDED: Final[Keys] = {
+    "layers.{}.bias_k": "layers.{}.self_attn.bias_k",
+    "layers.{}.bias_v": "layers.{}.self_attn.bias_v",
+}
 
 _STORED: Final = {
     "hf": StoredAs(
         keys={
             **esm_formats.HF,
-            "layers.{}.self_attn.bias_k": "esm.encoder.layer.{}.attention.self.bias_k",
-            "layers.{}.self_attn.bias_v": "esm.encoder.layer.{}.attention.self.bias_v",
+            "layers.{}.bias_k": "esm.encoder.layer.{}.attention.self.bias_k",
+            "layers.{}.bias_v": "esm.encoder.layer.{}.attention.self.bias_v",
             "lm_head.weight": "lm_head.weight",
         },
         config=lambda described, sizes, shapes: ESM1Config(**sizes),
@@ -142,18 +145,15 @@ class AddedKeyLayer(TransformerLayer):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        for name in ("bias_k", "bias_v"):
-            self.self_attn.register_parameter(name, nn.Parameter(torch.empty(1, 1, config.hidden_size)))
+        self.bias_k, self.bias_v = (nn.Parameter(torch.empty(1, 1, config.hidden_size)) for _ in range(2))
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> AttentionCall:
         """The call of attention with the added keys and values."""
         assert isinstance(context, _AddedKeys)
         assert context.cu_keys is not None
         k, v = (
-            torch.cat((rows, self.self_attn.get_parameter(name).view(1, *rows.shape[1:]).to(rows.dtype)))[
-                context.key_rows
-            ]
-            for rows, name in ((k, "bias_k"), (v, "bias_v"))
+            torch.cat((rows, added.view(1, *rows.shape[1:]).to(rows.dtype)))[context.key_rows]
+            for rows, added in ((k, self.bias_k), (v, self.bias_v))
         )
         return replace(super().call(q, k, v, context), cu_k=context.cu_keys)
 

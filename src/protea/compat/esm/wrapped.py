@@ -28,7 +28,6 @@ from protea.compat.esm.padded import PaddedBatch
 from protea.device import resolve_device
 from protea.errors import CapabilityError, UsageError, warn
 from protea.models.encoder import Encoder
-from protea.models.esm1 import ESM1
 from protea.models.layers import ContactHead, LanguageModelHead, LayerContext
 from protea.models.registry import build, initial_value
 from protea.models.transformer import SelfAttention
@@ -78,7 +77,7 @@ class EsmModel(nn.Module):
         self.prepend_bos, self.append_eos = alphabet.prepend_bos, alphabet.append_eos
         self.num_layers, self.embed_dim = config.num_hidden_layers, config.hidden_size
         self.attention_heads = config.attention_heads[0]
-        self.embed_scale = math.sqrt(self.embed_dim) if isinstance(encoder, ESM1) else 1
+        self.embed_scale: float = 1
         self.token_dropout = bool(getattr(config, "token_dropout", False))
         head = encoder.lm_head
         if isinstance(head, LanguageModelHead):
@@ -95,6 +94,9 @@ class EsmModel(nn.Module):
         for module in self.modules():
             module._modules = dict(sorted(module._modules.items(), key=_place))
         for layer in self.layers:
+            # Where fair-esm has them; the layer gets them back with each call.
+            for name in list(layer._parameters):
+                layer.self_attn.register_parameter(name, layer._parameters.pop(name))
             layer.register_forward_pre_hook(_only_packed, with_kwargs=True)
             _describe(layer, self.embed_dim, self.attention_heads, rotary="inv_freq" in encoder.stored_buffers)
         adapt_hooks(self)
@@ -291,11 +293,12 @@ class ProteinBertModel(EsmModel):
         self.args = Namespace(
             **{key.removeprefix("encoder_").removeprefix("decoder_"): value for key, value in settings.items()}
         )
-        self.model_version = "ESM-1b" if self.args.arch == "roberta_large" else "ESM-1"
+        later = self.args.arch == "roberta_large"
+        self.model_version, self.embed_scale = ("ESM-1b", 1) if later else ("ESM-1", math.sqrt(self.embed_dim))
         normed = hasattr(self, "emb_layer_norm_before")
         self.args.emb_layer_norm_before = normed
         if not normed:
-            self.emb_layer_norm_before = None if self.model_version == "ESM-1b" else False
+            self.emb_layer_norm_before = None if later else False
 
 
 def around(encoder: Encoder, name: str) -> EsmModel:
@@ -333,3 +336,4 @@ def _describe(layer: nn.Module, width: int, heads: int, *, rotary: bool) -> None
 def _only_packed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs or len(args) != 2 or not isinstance(args[1], LayerContext):
         refuse("a call of one of model.layers", "layers")
+    vars(layer).update(layer.get_submodule("self_attn")._parameters)
