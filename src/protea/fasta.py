@@ -48,8 +48,17 @@ _DISGUISES: Final = {
     rb".\0[^\0]\0": f"is UTF-16 {_UTF16.format('UTF-16LE')}",
     rb"\0[^\0]\0.": f"is UTF-16 {_UTF16.format('UTF-16BE')}",
     rb"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    rb"%PDF-": "is a PDF; save the sequences as text",
 }
 """What a file is instead of what its name says, by its first bytes, and what to do."""
+
+_OTHERS: Final = {
+    "@": "FASTQ? convert it to FASTA first",
+    "LOCUS |ID   ": "GenBank or UniProt text? download the sequences as FASTA",
+    "(HEADER|ATOM|TITLE|REMARK|CRYST1) |data_": "a structure? download its sequences as FASTA",
+    "CLUSTAL|# STOCKHOLM": "an alignment? save it as FASTA",
+}
+"""What a file may be whose first line begins so, and what to do."""
 
 
 def _decoder_error(module: str) -> type[Exception]:
@@ -267,6 +276,6 @@ def _decode(header: bytes) -> str:
 def _excerpt(line: bytes) -> str:
     text = _decode(line)
     shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
-    if text.startswith("@"):
-        return f"{shown} (FASTQ? convert it to FASTA first)"
+    if hint := next((hint for start, hint in _OTHERS.items() if re.match(start, text)), None):
+        return f"{shown} ({hint})"
     return f"{shown} (a table? give it as a .csv or .tsv file)" if "," in text or "\t" in text else shown

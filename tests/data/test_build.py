@@ -351,18 +351,16 @@ def test_a_build_shows_how_far_it_is(tmp_path: Path, compressed: bool, empty: st
     if empty != "error":
         sources.clusters["UniRef50_C3"] = []
         sources.write()
+        sources.mapping.write_text(sources.mapping.read_text().replace("UniRef50_C3\t\n", ""))
     members = [sources.uniref90]
     if compressed:
         members = [sources.uniref90.with_suffix(".fasta.gz")]
         members[0].write_bytes(gzip.compress(sources.uniref90.read_bytes()))
-    for mapping in (sources.mapping, None) if empty == "error" else (sources.mapping,):
-        recorded = Recorded()
-        output = settings(tmp_path / f"store-{mapping}".replace("/", "-"), valid="4", empty=empty)
-        build_uniref(output, [sources.uniref50], members, mapping, recorded)
-        long = ["read representatives", "read members", *(["attach members"] if mapping else []), "write"]
-        assert recorded.complete == long
-        totals = {task: total for task, total, _ in recorded.tasks}
-        assert totals["read members"] == members[0].stat().st_size
+    recorded = Recorded()
+    output = settings(tmp_path / "store", valid="4", empty=empty)
+    build_uniref(output, [sources.uniref50], members, sources.mapping, recorded)
+    assert recorded.complete == ["read representatives", "read members", "attach members", "write"]
+    assert ["read members", members[0].stat().st_size] in [task[:2] for task in recorded.tasks]
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
