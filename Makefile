@@ -21,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
 # PyPI's build is the last resort, where neither can be reached.
-# Nothing is compiled in advance: Python compiles what it imports, a fifth of the files, and keeps it.
+# Nothing is compiled in advance: Python compiles what it imports, a sixth of the files, and keeps it.
 # The download shows its progress on a terminal. Only what the last try says is shown, and then what to do.
 define install_torch
 @echo 'installing PyTorch $(2)$(shell [ "$$(uname)" = Linux ] && echo ' for CPUs, 200 MB to download unless pip has it')'

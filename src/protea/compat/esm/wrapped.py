@@ -96,7 +96,7 @@ class EsmModel(nn.Module):
         for layer in self.layers:
             # Where fair-esm has them; the layer gets them back with each call.
             for name in list(layer._parameters):
-                layer.self_attn.register_parameter(name, layer._parameters.pop(name))
+                layer.get_submodule("self_attn").register_parameter(name, layer._parameters.pop(name))
             layer.register_forward_pre_hook(_only_packed, with_kwargs=True)
             _describe(layer, self.embed_dim, self.attention_heads, rotary="inv_freq" in encoder.stored_buffers)
         adapt_hooks(self)
