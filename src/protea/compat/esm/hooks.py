@@ -68,7 +68,7 @@ def _after(
 
     def run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         batch = _batch.get()
-        keywords = ({},) if with_kwargs else ()
+        keywords: list[dict[str, Any]] = [{}] if with_kwargs else []
         if batch is None:
             return hook(module, args, *keywords, output)
         x, is_layer = _wide(batch, output, tokens_first), len(args) > 1
