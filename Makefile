@@ -21,10 +21,11 @@ PYTEST := OMP_NUM_THREADS=1 PROTEA_TRANSFORMERS_4=$(CURDIR)/$(VENV)/transformers
 # $(call install_torch,PYTHON,VERSION) installs PyTorch for the CPU into an environment. On Linux PyPI's build brings
 # gigabytes of CUDA; the build tagged +cpu comes from the configured index if it has one, else from PyTorch's own index.
 # PyPI's build is the last resort, where neither can be reached.
+# Nothing is compiled in advance: Python compiles what it imports, a sixth of the files, and keeps it.
 # The download shows its progress on a terminal. Only what the last try says is shown, and then what to do.
 define install_torch
 @echo 'installing PyTorch $(2)$(shell [ "$$(uname)" = Linux ] && echo ' for CPUs, 200 MB to download unless pip has it')'
-@quiet=$$(test -t 1 || echo -qq); install="$(PYTHON) -m pip --python $(1) install $$quiet"; \
+@quiet=$$(test -t 1 || echo -qq); install="$(PYTHON) -m pip --python $(1) install --no-compile $$quiet"; \
 if [ "$$(uname)" = Linux ]; then \
   $$install 'torch==$(2)+cpu' 2> $(1).log || \
   $$install 'torch==$(2)+cpu' --index-url https://download.pytorch.org/whl/cpu 2> $(1).log || \
@@ -177,7 +178,7 @@ $(VENV)/.installed: pyproject.toml $(LOCK)
 	  sys.version.split()[0] + "; name another one: make ... PYTHON=python3.12")'
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(call install_torch,$(BIN)/python,$(TORCH))
-	$(PIP) install -qq --editable '.[plot]' $(CONSTRAINED)
+	$(PIP) install -qq --no-compile --editable '.[plot]' $(CONSTRAINED)
 	touch $@
 
 # Packages that tests compare with, and that do not fit into the environment, are installed beside it: transformers 4,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from messages import check_message
 from protea import fasta
 from protea.errors import DamagedFileError, FastaError
-from protea.fasta import Record, read_fasta
+from protea.fasta import Record, read_blocks, read_fasta, size_of
 from protea.records import read_records
 
 if sys.version_info >= (3, 14):
@@ -186,6 +186,14 @@ def test_several_files_in_order(tmp_path: Path) -> None:
         (b"\n\n", "no records; the file is empty"),
         (b"MKT\n", "line 1: not FASTA: expected '>' and a header, found 'MKT'"),
         (b"\n@read\nACGT\n+\nIIII\n", r"line 2: not FASTA.*FASTQ\?"),
+        (b"LOCUS       AB1  35 aa\n", r"line 1: not FASTA.*GenBank.*FASTA"),
+        (b"ID   SUMO1_HUMAN  Reviewed;\n", r"not FASTA.*UniProt text\?"),
+        (b"HEADER    HYDROLASE\nATOM      1\n", r"not FASTA.*a structure\?"),
+        (b"data_1UBQ\n#\n", r"not FASTA.*a structure\?"),
+        (b"CLUSTAL W (1.83)\n\na MKT\n", r"not FASTA.*an alignment\?"),
+        (b"# STOCKHOLM 1.0\na MKT\n//\n", r"not FASTA.*an alignment\?"),
+        (b"IDLE\n", "found 'IDLE'$"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", r"a\.fasta: is a PDF"),
         (b"\x89PNG\r\n\x1a\n\0\0", "not FASTA"),
         (b">\nMKT\n", "line 1: a record without an id"),
         (b">a\0b\nMKT\n", "NUL byte"),
@@ -296,3 +304,20 @@ def test_records_before_damage_come_out(tmp_path: Path, suffix: str) -> None:
     assert all(int(record.id[1:]) == number for number, record in enumerate(records))
     # How much a decompressor holds back when it fails depends on the format.
     assert len(records) > 19_000
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+def test_blocks_say_how_much_of_the_file_they_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(fasta, "_BLOCK", 1 << 12)
+    text = "".join(f">r{number} {number * 7919}\n{'MKTAYIAKQR' * 9}\n" for number in range(2000)).encode()
+    packed = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix](text)
+    paths = [tmp_path / f"one.fasta{suffix}", tmp_path / f"two.fasta{suffix}"]
+    for path in paths:
+        path.write_bytes(packed)
+    taken = [block.consumed for block in read_blocks(paths)]
+    assert sum(taken) == size_of(paths) == 2 * len(packed)
+    assert min(taken) >= 0
+    assert suffix or len(list(filter(None, taken))) > 20
+    assert size_of([*paths, "-"]) is None

@@ -116,6 +116,8 @@ def test_issue_templates(path: Path) -> None:
     template = yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.stem == "config":
         assert template["blank_issues_enabled"] is False
+        # GitHub shows no link that is relative.
+        assert all(link["url"].startswith("https://") for link in template.get("contact_links", []))
         return
     assert template.keys() >= {"name", "description", "body"}
     fields = {one["id"]: one for one in template["body"] if one["type"] != "markdown"}

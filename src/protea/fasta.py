@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -48,8 +48,17 @@ _DISGUISES: Final = {
     rb".\0[^\0]\0": f"is UTF-16 {_UTF16.format('UTF-16LE')}",
     rb"\0[^\0]\0.": f"is UTF-16 {_UTF16.format('UTF-16BE')}",
     rb"PK\x03\x04": "is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV",
+    rb"%PDF-": "is a PDF; save the sequences as text",
 }
 """What a file is instead of what its name says, by its first bytes, and what to do."""
+
+_OTHERS: Final = {
+    "@": "FASTQ? convert it to FASTA first",
+    "LOCUS |ID   ": "GenBank or UniProt text? download the sequences as FASTA",
+    "(HEADER|ATOM|TITLE|REMARK|CRYST1) |data_": "a structure? download its sequences as FASTA",
+    "CLUSTAL|# STOCKHOLM": "an alignment? save it as FASTA",
+}
+"""What a file may be whose first line begins so, and what to do."""
 
 
 def _decoder_error(module: str) -> type[Exception]:
@@ -101,6 +110,7 @@ class Block:
     data: bytes
     name: str
     line: int
+    consumed: int = 0  # bytes of the file, compressed or not, that were read for it; 0 if nobody can say
 
     @property
     def plain(self) -> bool:
@@ -146,7 +156,25 @@ def read_blocks(paths: Iterable[str | Path], *, streaming: bool = False) -> Iter
     least = 1 if streaming else _BLOCK
     for path in paths:
         with opened(path) as stream:
-            yield from _blocks(stream, "standard input" if str(path) == STDIN else str(path), least)
+            before = 0
+            for block in _blocks(stream, "standard input" if str(path) == STDIN else str(path), least):
+                here = place_in(stream)
+                yield replace(block, consumed=here - before)
+                before = here
+
+
+def place_in(stream: BinaryIO) -> int:
+    """How many bytes of the file behind an input were read; 0 if it is none."""
+    try:
+        return os.lseek(stream.fileno(), 0, os.SEEK_CUR)
+    except OSError:
+        return 0
+
+
+def size_of(paths: Iterable[str | Path]) -> int | None:
+    """The bytes of some inputs together; ``None`` if one is no file."""
+    paths = list(paths)
+    return sum(map(os.path.getsize, paths)) if all(map(os.path.isfile, paths)) else None
 
 
 def opened(path: str | Path, *, utf16: bool = False) -> BinaryIO:
@@ -248,6 +276,6 @@ def _decode(header: bytes) -> str:
 def _excerpt(line: bytes) -> str:
     text = _decode(line)
     shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
-    if text.startswith("@"):
-        return f"{shown} (FASTQ? convert it to FASTA first)"
+    if hint := next((hint for start, hint in _OTHERS.items() if re.match(start, text)), None):
+        return f"{shown} ({hint})"
     return f"{shown} (a table? give it as a .csv or .tsv file)" if "," in text or "\t" in text else shown

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ from protea.cli.pretrain_view import TrainingView
 from protea.train.loop import pretrain
 from protea.train.recipe import recipe_names
 from protea.train.run_checkpoints import choose
+from protea.train.run_export import average, export
+from recorded import Recorded
 from trials import assert_same, finish, make_store, metrics, recipe, start, train, write_fasta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +54,12 @@ def test_a_run(run: Run, file: Path, tmp_path: Path) -> None:
     loss = choose(tmp_path / "run", "4").loss
     assert run("export", "run", "-o", "model").out == f"model: the model after step 4, validation loss {loss:.4f}\n"
     assert run("info", "model").code == 0
+    for made in (export, partial(average, last=1)):
+        recorded = Recorded()
+        made(tmp_path / "run", tmp_path / "again", progress=recorded)
+        assert len(recorded.complete) == len(recorded.tasks) >= 2
+        assert recorded.complete[-1] == "writing weights"
+        shutil.rmtree(tmp_path / "again")
     more = run("pretrain", file, "run.steps=5", "-o", "run")
     fails(more, 1, "run: ", "run.steps 4 -> 5", "--accept-changes")
     more = run("pretrain", file, "run.steps=5", "-o", "run", "--accept-changes")
@@ -232,6 +242,24 @@ def test_interrupted_before_training(tmp_path: Path) -> None:
     write_fasta(pipe)
     assert train(told, tmp_path / "run").finished
     assert metrics(tmp_path / "run")
+
+
+def test_preparation_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """A task whose total is unknown does not keep that of the task before it."""
+    view = TrainingView()
+    view.begin("read sequences", 200)
+    view.advance(50)
+    (task,) = view.bar.tasks
+    assert (task.description, task.completed, task.total) == ("read sequences", 50, 200)
+    view.begin("cluster")
+    (task,) = view.bar.tasks
+    assert (task.description, task.completed, task.total) == ("cluster", 0, None)
+    view.start([], 10, 2)
+    (task,) = view.bar.tasks
+    assert (task.description, task.completed, task.total) == ("", 2, 10)
+    for number, handler in view._handlers.items():
+        signal.signal(number, handler)
+    assert "training data: read sequences" in capsys.readouterr().err
 
 
 def test_time_left_is_shown_for_slow_steps() -> None:

@@ -240,6 +240,7 @@ def test_wrong_usage(run: Run, fasta: str, folder: Path) -> None:
     check_message("score.what", result.err)
     fails(run("score", fasta, "--scan", "-v", "M1V", "-m", folder, "-o", "x.csv"), 2, "--variants or --scan")
     fails(run("score", fasta, "--scan", "-m", folder), 2, "-o OUT.csv")
+    fails(run("score", fasta, "M1V", "-m", folder, "-o", "x.csv"), 2, "M1V: is no table", "-v M1V")
     fails(run("score", fasta, "-v", "", "-m", folder), 2, "--variants")
     fails(run("score", fasta, "-v", "M1V,", "-m", folder), 2, "--variants")
     Path("masked.fasta").write_text(">p\nMK<mask>TA\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import typer.main
 from conftest import Result, Run, fails
 from protea.cli import application, terminal
 from protea.errors import ProteaWarning, warn
+from recorded import Recorded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LETTERS = ">a\nMKTAYIAKQR\n>b\nMKT*YIAKQRAAA\n"
@@ -167,26 +168,38 @@ def test_evaluate_proteingym(run: Run, tmp_path: Path) -> None:
 def test_loading_shows_how_far_it_is(model_folders: dict[str, Path]) -> None:
     """Weights are read, layers prepared and files hashed in tasks with a total, so that the time left is known."""
     from protea.infer.loading import ModelLoader
-    from protea.progress import Progress
 
-    tasks: list[list[Any]] = []
-
-    class Recorded(Progress):
-        def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
-            tasks.append([task, total, done])
-
-        def advance(self, amount: int = 1) -> None:
-            tasks[-1][2] += amount
-
-    loader = ModelLoader("cpu", showing=lambda: nullcontext(Recorded()))
+    recorded = Recorded()
+    tasks = recorded.tasks
+    loader = ModelLoader("cpu", showing=lambda: nullcontext(recorded))
     loaded = loader(str(model_folders["esm2"]))
-    loaded.weights_sha256(Recorded())
+    loaded.weights_sha256(recorded)
     assert [task for task, _, _ in tasks][:1] == ["reading weights"]
     assert tasks[-1][0] == "hashing model.safetensors"
     for task, total, done in tasks:
+        assert isinstance(done, int)
         assert total == done > 0, task
     assert loader.identities([str(model_folders["esm2"])])
     assert tasks[-1][0] == "hashing model.safetensors"
+
+
+def test_writing_shows_how_far_it_is(run: Run, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``protea init`` tells its bar how many bytes are written; given again, how many parameters are compared."""
+    shown: list[Recorded] = []
+
+    @contextmanager
+    def bars(unit: str = "") -> Iterator[Recorded]:
+        shown.append(Recorded())
+        yield shown[-1]
+
+    monkeypatch.setattr("protea.cli.model_files.bars", bars)
+    for _ in range(2):
+        assert run("init", "esm2_t6_8M_UR50D", "-o", "new").code == 0
+    (weights,) = Path("new").glob("*.safetensors")
+    ((task, total, done),) = shown[0].tasks
+    assert (task, total) == ("writing weights", done)
+    assert 0 < weights.stat().st_size - int(str(total)) < 1 << 20  # besides the header
+    assert shown[1].complete == ["comparing"]
 
 
 def test_bars_within_bars_take_their_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from protea.data.manifest import verify
 from protea.data.training_store import TrainingStore
 from protea.errors import DataError, FinishedError, OutputError, ResumeError, StoreError, UsageError
 from protea.progress import SILENT, Progress
+from recorded import Recorded
 
 
 def members(store: TrainingStore, split: str = "train") -> dict[str, list[str]]:
@@ -340,6 +341,26 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(tmp_path, make_sources(tmp_path), OutputError, r"store: .* MB .* 0\.0 MB")
     assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("empty", ["error", "drop", "representative"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_build_shows_how_far_it_is(tmp_path: Path, compressed: bool, empty: str) -> None:
+    """Long steps have a total, which they reach: bytes that are read, compressed or not, and sequences to write."""
+    sources = make_sources(tmp_path, 40)
+    if empty != "error":
+        sources.clusters["UniRef50_C3"] = []
+        sources.write()
+        sources.mapping.write_text(sources.mapping.read_text().replace("UniRef50_C3\t\n", ""))
+    members = [sources.uniref90]
+    if compressed:
+        members = [sources.uniref90.with_suffix(".fasta.gz")]
+        members[0].write_bytes(gzip.compress(sources.uniref90.read_bytes()))
+    recorded = Recorded()
+    output = settings(tmp_path / "store", valid="4", empty=empty)
+    build_uniref(output, [sources.uniref50], members, sources.mapping, recorded)
+    assert recorded.complete == ["read representatives", "read members", "attach members", "write"]
+    assert ["read members", members[0].stat().st_size] in [task[:2] for task in recorded.tasks]
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pictures import AMINO_ACIDS, png_size, read_page, read_svg
 
 from messages import check_message
+from protea.cli.contacts import picture_paths
 from protea.errors import MissingExtraError, OutputError, UsageError
 from protea.plot import check_place, contact_map, profile, share_script, single_site_scan
 from protea.plot.pictures import clean_title, grouped, title_lines
@@ -155,6 +156,19 @@ def test_missing_library(draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyP
         draw(tmp_path / f"p.{kind}")
     check_message(f"plot.missing_library.{kind}", caught.value, tmp=tmp_path, python=sys.executable)
     check_place(tmp_path / ("p.html" if kind != "html" else "p.png"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "library"), [("png", "matplotlib.figure"), ("svg", "matplotlib.figure"), ("html", "plotly.graph_objects")]
+)
+def test_missing_library_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, library: str) -> None:
+    """The message names what the command named, and no picture of its own invention."""
+    for folder in (tmp_path / "new", Path(), tmp_path):
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, library, None)
+            with pytest.raises(MissingExtraError, match=rf"^{folder}: .*\.{kind} .*protea\[plot\]"):
+                picture_paths(folder, ["one", "two"], kind=f".{kind}", overwrite=False)
+        assert picture_paths(folder, ["one"], kind=f".{kind}", overwrite=False) == {"one": folder / f"one.{kind}"}
 
 
 TITLES = {

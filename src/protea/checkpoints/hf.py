@@ -29,6 +29,7 @@ from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.models.registry import family_of, initial_value
 from protea.output import staged
+from protea.progress import SILENT, Progress
 from protea.transforms.cpu import unpacked
 
 NAME: Final = hf_config.NAME
@@ -131,7 +132,7 @@ def save(model: Encoder, folder: Path) -> None:
         write(place, like(model), unpacked(model), model.compute_dtype)
 
 
-def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype) -> None:
+def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype, progress: Progress = SILENT) -> None:
     """Write a model with random weights, by its family's published initialisation; equal seeds give equal weights.
 
     The model may be on the meta device.
@@ -141,9 +142,9 @@ def write_random(folder: Path, model: Encoder, *, seed: int, dtype: torch.dtype)
     def parameter(name: str) -> torch.Tensor:
         return initial_value(model, name, seed).to(dtype)
 
-    check_target(folder, NAME, model, parameter)
+    check_target(folder, NAME, model, parameter, progress)
     with staged(folder) as place:
-        write(place, model, parameter, dtype)
+        write(place, model, parameter, dtype, progress=progress)
 
 
 def write(
@@ -154,6 +155,7 @@ def write(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     beside: Iterable[Planned] = (),
+    progress: Progress = SILENT,
 ) -> None:
     """Write a checkpoint (see ``Format``). A bilinear contact head, which ``transformers`` ignores, goes beside it.
 
@@ -170,8 +172,9 @@ def write(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
+    progress.begin("writing weights", sum(planned.size for planned in tensors))
     for name, keys in split.filename_to_tensors.items():
-        write_safetensors(folder / name, [plan[key] for key in keys])
+        write_safetensors(folder / name, [plan[key] for key in keys], progress=progress)
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
     write_config(folder, model, dtype)

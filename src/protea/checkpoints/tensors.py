@@ -17,6 +17,7 @@ from torch import Tensor
 from protea.checkpoints.region import Region, damaged
 from protea.checkpoints.settings_files import CONFIG, read_json
 from protea.errors import CheckpointError
+from protea.progress import SILENT, Progress
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -194,7 +195,9 @@ def shards(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> dict[Pat
     return dict(sorted(files.items()))
 
 
-def write_safetensors(path: Path, plan: list[Planned], metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, plan: list[Planned], metadata: dict[str, str] | None = None, progress: Progress = SILENT
+) -> None:
     """Write tensors, in order, with strings for the header; the library's own writer would hold all of them in memory.
 
     The format: the header's length in 8 bytes, a JSON header, the bytes of all tensors.
@@ -211,3 +214,4 @@ def write_safetensors(path: Path, plan: list[Planned], metadata: dict[str, str] 
         stream.write(len(text).to_bytes(8, "little") + text)
         for planned in plan:
             stream.write(planned.data())
+            progress.advance(planned.size)

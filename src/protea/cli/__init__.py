@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 from protea.cli.interrupt import INTERRUPTED
 from protea.cli.options import Commands
 from protea.cli.terminal import tell
-from protea.errors import ArgumentError, FinishedError, ProteaError, ProteaWarning
+from protea.errors import ArgumentError, FinishedError, ProteaError, ProteaWarning, UsageError
 from protea.text import printable
 
 COMMANDS: Final = {
@@ -43,8 +43,11 @@ COMMANDS: Final = {
 """Commands in the order of the help, each with its module in ``protea.cli``."""
 
 
-def application(named: str | None) -> typer.Typer:
-    """The command line with only the command ``named``, so that it starts fast; an unknown name gives all commands."""
+def application(named: str | None, *, outline: bool = False) -> typer.Typer:
+    """The command line with only the command ``named``, so that it starts fast; an unknown name gives all commands.
+
+    An ``outline`` of them, for the help that lists them, has no options, and cannot run.
+    """
     app = typer.Typer(
         name="protea",
         cls=Commands,
@@ -57,11 +60,18 @@ def application(named: str | None) -> typer.Typer:
     app.callback(invoke_without_command=True)(_options)
     for name in [named] if named in COMMANDS else COMMANDS:
         command = getattr(import_module(f"protea.cli.{COMMANDS[name]}"), name.replace("-", "_"))
-        if isinstance(command, typer.Typer):
+        if outline:
+            text = command.info.help if isinstance(command, typer.Typer) else command.__doc__
+            app.command(name, help=text)(_not_first)
+        elif isinstance(command, typer.Typer):
             app.add_typer(command)
         else:
             app.command(name)(command)
     return app
+
+
+def _not_first() -> None:
+    raise UsageError("write the name of the command first, as in `protea embed`")
 
 
 def _version(wanted: bool) -> None:
@@ -88,7 +98,8 @@ def main() -> NoReturn:
     warnings.showwarning = lambda message, *_, **__: tell(str(message))
     warnings.simplefilter("always", ProteaWarning)
     try:
-        code = application(_first_word())(prog_name="protea", standalone_mode=False)
+        word = _first_word()
+        code = application(word, outline=word not in COMMANDS)(prog_name="protea", standalone_mode=False)
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "protea")
         _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", error.exit_code)
@@ -114,7 +125,7 @@ def _first_word() -> str | None:
     """The first word of the command line: of this process, or of the one that a shell asks to complete."""
     typed = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", ""))  # bash; zsh and fish
     words = typed.split()[1:] if "_PROTEA_COMPLETE" in os.environ else sys.argv[1:]
-    return next(iter(words), None)
+    return next((word for word in words if word != "--"), None)
 
 
 def _as_typed(error: ProteaError) -> str:

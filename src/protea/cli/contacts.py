@@ -200,12 +200,15 @@ def picture_paths(plot: Path, names: Sequence[str], *, kind: str = ".png", overw
     """Where each protein's picture goes: the file, or one of a kind in the folder, if it can be written there."""
     from protea.embed.stores import file_name
     from protea.output import check_output
-    from protea.plot import check_place
+    from protea.plot import check_kind, check_place
 
     single = plot.suffix != "" and not plot.is_dir()
     if single and len(names) > 1:
         raise UsageError(f"--plot {plot}: there are {len(names):,} proteins; name a folder for their pictures")
-    check_place(plot if single else Path(f"any{kind}"))
+    if single:
+        check_place(plot)
+    else:
+        check_kind(kind, plot)
     paths = {name: plot if single else plot / f"{file_name(name)}{kind}" for name in names}
     if plot.is_dir():
         for path in paths.values():

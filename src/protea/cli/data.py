@@ -243,7 +243,7 @@ def _run(build: Callable[..., Numbers], settings: BuildSettings, *inputs: Any, o
     """Build a store, and print what it holds and how many records were changed."""
     from protea.data.manifest import split_line, step_line
 
-    with interruptible(), bars("residues") as progress:
+    with interruptible(), bars() as progress:
         numbers = build(settings, *inputs, progress, overwrite=overwrite)
     for step in numbers["steps"]:
         aside(step_line(step))

@@ -80,7 +80,8 @@ def init(
     from protea.device import resolve_dtype
 
     known = published(model)
-    hf.write_random(output, architecture(known), seed=seed, dtype=resolve_dtype(dtype))
+    with interruptible(), bars() as progress:
+        hf.write_random(output, architecture(known), seed=seed, dtype=resolve_dtype(dtype), progress=progress)
     typer.echo(f"{output}: {known.name} with random weights (seed {seed}); it knows nothing of proteins yet")
 
 

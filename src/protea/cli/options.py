@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -175,26 +175,31 @@ _NOT_RECEIVED: Final[dict[Callable[..., None], str]] = {computing: "threads", _e
 
 def options_of(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of some groups, which it receives as keyword arguments, and those of all commands."""
-    groups += (_every_command,)
+    return partial(_Command, groups=(*groups, _every_command))
 
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**values: Any) -> None:
-            for group in _NOT_RECEIVED.keys() & groups:
-                values.pop(_NOT_RECEIVED[group], None)
-            check_torch()
-            command(**values)
 
+class _Command:
+    """A command with its options, whose signature is made when it is asked for: the list of commands needs none."""
+
+    def __init__(self, command: Callable[..., None], groups: tuple[Callable[..., None], ...]) -> None:
+        update_wrapper(self, command)
+        self._command, self._groups = command, groups
+
+    def __call__(self, **values: Any) -> None:
+        for group in _NOT_RECEIVED.keys() & self._groups:
+            values.pop(_NOT_RECEIVED[group], None)
+        check_torch()
+        self._command(**values)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
         parameters = {
             parameter.name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for function in (command, *groups)
+            for function in (self._command, *self._groups)
             for parameter in inspect.signature(function, eval_str=True).parameters.values()
             if parameter.kind is not inspect.Parameter.VAR_KEYWORD
         }
-        run.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-        return run
-
-    return add
+        return inspect.Signature([*parameters.values()])
 
 
 def is_given(ctx: typer.Context, name: str) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from protea.cli.interrupt import INTERRUPTED, interruptible
 from protea.cli.options import Dtype, computing, options_of
-from protea.cli.terminal import is_quiet, tell
+from protea.cli.terminal import bars, is_quiet, tell
 from protea.errors import UsageError
 from protea.text import counted
 
@@ -169,16 +169,18 @@ def export(
 
         if checkpoint is not None:
             raise UsageError(f"--checkpoint is for runs of `protea pretrain`; {run} holds one model")
-        with interruptible():
-            exported = write_tuned(run, output, dtype=resolve_dtype(dtype), adapter=adapter, base=model)
+        with interruptible(), bars() as progress:
+            exported = write_tuned(
+                run, output, dtype=resolve_dtype(dtype), adapter=adapter, base=model, progress=progress
+            )
         for note in exported.notes:
             tell(note)
         typer.echo(f"{output}: {exported.what}")
         return
     if adapter or model is not None:
         raise UsageError(f"{run}: {'--adapter' if adapter else '-m'} is for runs of `protea finetune`")
-    with interruptible():
-        saved = write(run, output, which=checkpoint or "newest", dtype=resolve_dtype(dtype))
+    with interruptible(), bars() as progress:
+        saved = write(run, output, which=checkpoint or "newest", dtype=resolve_dtype(dtype), progress=progress)
     loss = "" if saved.loss is None else f", validation loss {saved.loss:.4f}"
     typer.echo(f"{output}: the model after step {saved.step:,}{loss}")
 
@@ -199,6 +201,6 @@ def average(
     from protea.device import resolve_dtype
     from protea.train.run_export import average as write
 
-    with interruptible():
-        saved = write(run, output, last=last, dtype=resolve_dtype(dtype))
+    with interruptible(), bars() as progress:
+        saved = write(run, output, last=last, dtype=resolve_dtype(dtype), progress=progress)
     typer.echo(f"{output}: mean of {counted(len(saved), 'checkpoint')}, steps {saved[0].step:,} to {saved[-1].step:,}")

@@ -52,15 +52,20 @@ class TrainingView(TrainingProgress):
         self._printed = 0.0
 
     def begin(self, task: str, total: int | None = None, *, done: int = 0) -> None:
-        """Name a task in the preparation of the training data."""
+        """Name a task in the preparation of the training data, and show how much of it is done."""
         self.note(f"training data: {task}")
+        self._begin(total, done, task)
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar of a task in the preparation."""
+        self.bar.advance(self._task, amount)
 
     def start(self, costs: Sequence[str], steps: int, done: int) -> None:
         """Print what the run takes; from now on, a signal asks the run to stop."""
         for line in costs:
             self._print(line)
         self._steps = steps
-        self.bar.reset(self._task, total=steps, completed=done)
+        self._begin(steps, done)
         self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in SIGNALS}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -94,6 +99,11 @@ class TrainingView(TrainingProgress):
     def stop(self) -> bool:
         """Whether a signal came."""
         return self._stop
+
+    def _begin(self, total: int | None, done: int, description: str = "") -> None:
+        # Not reset(), which cannot forget a total.
+        self.bar.remove_task(self._task)
+        self._task = self.bar.add_task(description, total=total, completed=done)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True

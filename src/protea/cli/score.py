@@ -101,6 +101,8 @@ def score(
 
     if sum((table is not None, variants is not None, scan)) != 1:
         raise UsageError("name what to score: a table, --variants or --scan")
+    if table is not None and not is_table(table) and not table.exists():
+        raise UsageError(f"{table}: is no table (.csv, .tsv, .parquet); a variant comes after -v: -v {table}")
     if output is None and variants is None:
         raise UsageError("name an output: -o OUT.csv")
     part = check_shares(ctx, output)

@@ -28,7 +28,7 @@ from protea.data.encoding import REPORT, Reader
 from protea.data.manifest import LOG, alphabet_named, is_store, read_manifest, write_manifest
 from protea.data.mmseqs import MMseqs, best_hits, write_fasta
 from protea.data.token_table import ENTRIES, Table, map_file, new_file, take
-from protea.data.writer import REMOVED, TEST, TRAIN, VALID, Kinds, Members, write_splits
+from protea.data.writer import REMOVED, TEST, TRAIN, VALID, Kinds, Members, sequences_to_write, write_splits
 from protea.errors import DataError, ResumeError
 from protea.fasta import Block, Record, flows
 from protea.journal import WorkFolder
@@ -118,11 +118,18 @@ class Build:
             self._work.remove()
         self._work.__exit__(*exception)
 
-    def stage(self, name: str, make: Callable[[Path], Numbers], given: Any = None, title: str | None = None) -> Numbers:
+    def stage(
+        self,
+        name: str,
+        make: Callable[[Path], Numbers],
+        given: Any = None,
+        title: str | None = None,
+        total: int | None = None,
+    ) -> Numbers:
         """Do a stage in the folder with its name, unless it is finished; return its numbers.
 
         ``given`` is what it depends on besides the stages before it, as JSON can hold it; the progress bar shows
-        ``title``, by default the name.
+        ``title``, by default the name, and how much of ``total`` is done.
         """
         entry = json.dumps([_FORMAT, self._key, name, given], sort_keys=True)
         self._key = hashlib.sha256(entry.encode()).hexdigest()
@@ -134,7 +141,7 @@ class Build:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir()
-        self.progress.begin(title or name)
+        self.progress.begin(title or name, total)
         numbers = make(folder)
         for path in folder.rglob("*"):
             if path.is_file():
@@ -145,9 +152,9 @@ class Build:
         self._work.commit({"done": self._done})
         return numbers
 
-    def step(self, name: str, make: Callable[[Path], Numbers], given: Any = None) -> Path:
+    def step(self, name: str, make: Callable[[Path], Numbers], given: Any = None, total: int | None = None) -> Path:
         """Do a stage whose numbers the manifest reports; return its folder."""
-        self._steps.append({"step": name, **self.stage(name, make, given)})
+        self._steps.append({"step": name, **self.stage(name, make, given, total=total)})
         return self._folder / name
 
     def check_space(self, sources: Iterable[str | Path], times: float = 2) -> None:
@@ -171,8 +178,12 @@ class Build:
         sources: Iterable[str | Path],
         note: Callable[[list[Record]], bytes] | None = None,
         given: Any = None,
+        total: int | None = None,
     ) -> Table:
-        """Read the records of some files into a table; see ``Reader.table``, and ``stage`` for what is ``given``."""
+        """Read the records of some files into a table; see ``Reader.table``, and ``stage`` for what is ``given``.
+
+        ``total`` is the size of the files, if blocks are read.
+        """
         settings = self.settings
 
         def make(folder: Path) -> Numbers:
@@ -181,7 +192,8 @@ class Build:
             return asdict(counts)
 
         rules = [settings.unknown, settings.gaps, settings.min_length, settings.max_length, settings.leave_out]
-        folder = self.step(name, make, [self.alphabet.name, rules, fingerprints(sources), note is not None, given])
+        rest = [self.alphabet.name, rules, fingerprints(sources), note is not None, given]
+        folder = self.step(name, make, rest, total)
         self._reports.append(folder / REPORT)
         return Table(folder)
 
@@ -295,7 +307,8 @@ class Build:
                 shutil.copyfile(log, folder / LOG)
             return splits
 
-        splits = self.stage(_STORE, make, self._plan, "write")
+        total = sequences_to_write(kinds, counts, policy)
+        splits = self.stage(_STORE, make, self._plan, "write", total)
         if output.exists():
             replaced = self._folder / "replaced"
             shutil.rmtree(replaced, ignore_errors=True)

@@ -96,7 +96,7 @@ class Reader:
                 residues = int(lengths_of(batch).sum())
                 self.counts.kept += len(batch)
                 self.counts.residues += residues
-                self._progress.advance(residues)
+                self._progress.advance(group.consumed if isinstance(group, Block) else residues)
         for line in self._doubts.lines():
             self._progress.note(line)
         if not self.counts.kept:

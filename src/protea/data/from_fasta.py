@@ -25,9 +25,9 @@ from protea.data.mmseqs import read_rows, write_fasta
 from protea.data.token_table import ENTRIES, Digests, Table, TableWriter, digests_of, map_file, new_file, take
 from protea.data.writer import Members
 from protea.errors import DataError, UsageError
-from protea.fasta import DAMAGED, Record, read_blocks
+from protea.fasta import DAMAGED, Record, place_in, read_blocks, size_of
 from protea.progress import Progress
-from protea.records import RECOGNISED, InputColumns, checked, read_groups
+from protea.records import RECOGNISED, InputColumns, checked, is_table, read_groups
 from protea.text import counted
 
 _DISK_FACTOR: Final = 4.0
@@ -73,12 +73,14 @@ def build_uniref(
         build.check_space([*uniref50, *uniref90])
         if settings.filtered and settings.valid.strip() not in {"0", "0%"}:
             build.mmseqs()
-        representatives = build.read("read representatives", read_blocks(uniref50), uniref50)
+        representatives = build.read("read representatives", read_blocks(uniref50), uniref50, total=size_of(uniref50))
         kinds = build.filter(representatives, build.draw(representatives))
         members = None
         if mapping is not None:
-            table = build.read("read members", read_blocks(uniref90), uniref90)
-            members = attach_by_mapping(build, representatives, table, read_mapping(mapping), mapping)
+            table = build.read("read members", read_blocks(uniref90), uniref90, total=size_of(uniref90))
+            members = attach_by_mapping(
+                build, representatives, table, read_mapping(mapping), mapping, size_of([mapping])
+            )
         elif uniref90:
             members = attach_by_headers(build, representatives, uniref90)
         return build.store(representatives, kinds, members)
@@ -98,7 +100,9 @@ def build_fasta(
     with Build(settings, command, given, progress, overwrite=overwrite) as build:
         build.check_space(inputs, _DISK_FACTOR)
         build.mmseqs()
-        table = build.read("read sequences", read_groups(inputs, columns), inputs, given=[columns.id, columns.sequence])
+        total = None if any(map(is_table, inputs)) else size_of(inputs)
+        groups, names = read_groups(inputs, columns), [columns.id, columns.sequence]
+        table = build.read("read sequences", groups, inputs, given=names, total=total)
         representative = _cluster(build, "cluster members", table, None, settings.member_flags)
         representative = _cluster(build, "cluster", table, representative, settings.cluster_flags)
         folder = _number_clusters(build, table, representative)
@@ -168,6 +172,7 @@ class Entries(NamedTuple):
     clusters: list[str]
     counts: list[int]
     members: list[str]
+    place: int = 0  # in the file, behind them; 0 if nobody can say
 
 
 def read_mapping(path: Path) -> Iterator[Entries]:
@@ -176,7 +181,7 @@ def read_mapping(path: Path) -> Iterator[Entries]:
     Two columns are a cluster and its members, separated by commas (BioNeMo 1's ``mapping.tsv``). 22 columns are
     UniProt's ``idmapping_selected.tab``, in which column 9 is a member and column 10 its cluster.
     """
-    entries = Entries([], [], [])
+    entries, end = Entries([], [], []), 0
     try:
         with xopen(path, "rb", threads=0) as stream:
             for number, line in enumerate(stream, start=1):
@@ -189,12 +194,13 @@ def read_mapping(path: Path) -> Iterator[Entries]:
                     entries.counts.append(len(members))
                     entries.members.extend(members)
                 if len(entries.members) >= ENTRIES:
-                    yield entries
+                    yield entries._replace(place=place_in(stream))
                     entries = Entries([], [], [])
+            end = place_in(stream)
     except DAMAGED as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if entries.clusters:
-        yield entries
+        yield entries._replace(place=end)
 
 
 def _parse(columns: list[str], place: str) -> tuple[str, list[str]]:
@@ -212,16 +218,20 @@ def _parse(columns: list[str], place: str) -> tuple[str, list[str]]:
     return cluster, members
 
 
-def attach_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iterable[Entries], source: Path) -> Members:
+def attach_by_mapping(
+    build: Build, clusters: Table, table: Table, mapping: Iterable[Entries], source: Path, total: int | None = None
+) -> Members:
     """The stage that assigns the sequences of ``table`` to clusters by the entries of a mapping, the file ``source``.
 
-    A member belongs to the cluster of its first entry. A ``DataError`` reports members in two clusters and, unless the
+    ``total`` is the size of that file, if the entries say their place in it. A member belongs to the cluster of its
+    first entry. A ``DataError`` reports members in two clusters and, unless the
     settings skip them, absent members.
     """
 
     def make(folder: Path) -> Numbers:
         members = Members.create(table, folder, ordered=True)
         counts = dict.fromkeys(_COUNTERS, 0)
+        before = 0
         for number, entries in enumerate(mapping):
             owners, rows = clusters.find(_digests(entries.clusters)), table.find(_digests(entries.members))
             skip = 0
@@ -250,7 +260,9 @@ def attach_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iter
             counts["repeated"] += len(known) - int(new.sum()) - len(twice)
             earlier, later = clusters.names(members.cluster_of[rows[twice]]), clusters.names(owners[twice])
             build.problems.add(_TWO_CLUSTERS, [*zip(names[twice], earlier, later, strict=True)])
-            build.progress.advance(len(entries.members))
+            here = entries.place or before + len(entries.members)
+            build.progress.advance(here - before)
+            before = here
         counts["without_cluster"] = int(np.count_nonzero(members.cluster_of < 0))
         counts["assigned"] = len(table) - counts["without_cluster"]
         build.problems.check(_TWO_CLUSTERS, "members in two clusters", "keep one cluster for each")
@@ -261,7 +273,8 @@ def attach_by_mapping(build: Build, clusters: Table, table: Table, mapping: Iter
             )
         return counts
 
-    return Members.load(table, build.step(_ATTACH, make, [fingerprints([source]), build.settings.absent]))
+    given = [fingerprints([source]), build.settings.absent]
+    return Members.load(table, build.step(_ATTACH, make, given, total))
 
 
 def _digests(names: Iterable[str]) -> Digests:
@@ -273,7 +286,7 @@ def attach_by_headers(build: Build, clusters: Table, sources: Sequence[Path]) ->
 
     The cluster may be anywhere in the header (``UniRef50_Q8WZ42``); otherwise ``UniRef90_X`` belongs to ``UniRef50_X``.
     """
-    table = build.read("read members", read_blocks(sources), sources, _clusters_of_headers)
+    table = build.read("read members", read_blocks(sources), sources, _clusters_of_headers, total=size_of(sources))
 
     def make(folder: Path) -> Numbers:
         digests: Digests = map_file(table.folder / NOTES, "S16")

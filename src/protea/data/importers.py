@@ -24,7 +24,7 @@ from protea.data.from_fasta import Entries, attach_by_mapping, read_mapping
 from protea.data.token_table import ENTRIES, Table, TableWriter, map_file, token_batch
 from protea.data.writer import TEST, TRAIN, VALID, Kinds, Members
 from protea.errors import DataError, UsageError
-from protea.fasta import DAMAGED, Record, read_blocks, read_fasta
+from protea.fasta import DAMAGED, Record, read_blocks, read_fasta, size_of
 from protea.progress import Progress
 from protea.text import counted
 
@@ -54,8 +54,8 @@ def import_fasta(
         build.check_space([*files.values(), uniref90])
         sources = {name: read_fasta([path]) for name, path in files.items()}
         clusters, kinds = _read_clusters(build, "read representatives", sources, files.values())
-        table = build.read("read members", read_blocks([uniref90]), [uniref90])
-        members = attach_by_mapping(build, clusters, table, read_mapping(mapping), mapping)
+        table = build.read("read members", read_blocks([uniref90]), [uniref90], total=size_of([uniref90]))
+        members = attach_by_mapping(build, clusters, table, read_mapping(mapping), mapping, size_of([mapping]))
         return build.store(clusters, kinds, members)
 
 

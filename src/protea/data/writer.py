@@ -173,6 +173,15 @@ class _SplitWriter:
         }
 
 
+def sequences_to_write(kinds: Kinds, counts: Any, empty: Empty) -> int:
+    """How often ``write_splits`` writes a sequence: those of clusters with members twice, first into buckets."""
+    train = kinds == TRAIN
+    held_out = int(((kinds == VALID) | (kinds == TEST)).sum())
+    if counts is None:
+        return held_out + int(train.sum())
+    return held_out + 2 * int(np.maximum(counts[train], np.uint32(empty == "representative")).sum())
+
+
 def write_splits(
     folder: Path,
     alphabet: Alphabet,
@@ -195,9 +204,9 @@ def write_splits(
             if (kinds == kind).any()
         }
         if members is not None and TRAIN in writers:
-            for batch in _by_cluster(members, counts, kinds, empty, representatives, folder / "buckets"):
+            for batch in _by_cluster(members, counts, kinds, empty, representatives, folder / "buckets", progress):
                 writers[TRAIN].sequences(batch)
-                progress.advance(int(lengths_of(batch).sum()))
+                progress.advance(len(batch))
         for first, batch in representatives.batches():
             rows = slice(first, first + len(batch))
             for kind, writer in writers.items():
@@ -210,12 +219,18 @@ def write_splits(
                 if kind != TRAIN or members is None:
                     sequences = take(batch, chosen)
                     writer.sequences(sequences)
-                    progress.advance(int(lengths_of(sequences).sum()))
+                    progress.advance(len(sequences))
     return {SPLITS[kind]: writer.numbers() for kind, writer in writers.items()}
 
 
 def _by_cluster(
-    members: Members, counts: Any, kinds: Kinds, empty: Empty, representatives: Table, folder: Path
+    members: Members,
+    counts: Any,
+    kinds: Kinds,
+    empty: Empty,
+    representatives: Table,
+    folder: Path,
+    progress: Progress,
 ) -> Iterator[pa.RecordBatch]:
     """The training sequences, ordered by cluster and place."""
     folder.mkdir()
@@ -232,6 +247,7 @@ def _by_cluster(
                     writers[number] = stack.enter_context(pa.ipc.new_stream(sink, batch.schema))
                 writers[number].write_batch(dealt.slice(start, size))
                 start += size
+            progress.advance(len(batch))
     for number in sorted(writers):
         path = folder / str(number)
         with pa.OSFile(str(path)) as source:

@@ -31,6 +31,7 @@ from protea.infer.loading import ModelLoader
 from protea.journal import complete
 from protea.models.encoder import Encoder
 from protea.output import sha256, staged
+from protea.progress import SILENT, Progress
 from protea.rerun import REMOVE
 from protea.transforms.cpu import unpacked
 
@@ -53,7 +54,13 @@ def is_tuned(run: Path) -> bool:
 
 
 def export(
-    run: Path, output: Path, *, dtype: torch.dtype = torch.float32, adapter: bool = False, base: str | None = None
+    run: Path,
+    output: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adapter: bool = False,
+    base: str | None = None,
+    progress: Progress = SILENT,
 ) -> Exported:
     """Write a run as a Hugging Face folder, or its adapter in peft's layout.
 
@@ -65,6 +72,7 @@ def export(
         dtype: of the model's weights; adapters are float32.
         adapter: write the adapter of a run of LoRA instead of the whole model.
         base: the base model, if it is not where it was.
+        progress: receives the progress.
     """
     predictor = read_predictor(run)
     if adapter and predictor.method != "lora":
@@ -90,7 +98,7 @@ def export(
         _write(output, lambda folder: _write_adapter(folder, predictor, encoder, Adapter.read(run / ADAPTER), name))
     else:
         written = what
-        _write(output, lambda folder: _write_model(folder, predictor, encoder, dtype))
+        _write(output, lambda folder: _write_model(folder, predictor, encoder, dtype, progress))
     notes = []
     if not _is_whole(predictor):
         kind = predictor.head.config.kind
@@ -123,7 +131,7 @@ def _write(output: Path, write: Callable[[Path], None]) -> None:
     raise FinishedError(complete(output))
 
 
-def _write_model(folder: Path, predictor: Predictor, encoder: Encoder, dtype: torch.dtype) -> None:
+def _write_model(folder: Path, predictor: Predictor, encoder: Encoder, dtype: torch.dtype, progress: Progress) -> None:
     parameter = unpacked(encoder)
     model = like(encoder)
     # The language model's head does not belong to what was trained, nor does a head that transformers lacks.
@@ -132,7 +140,7 @@ def _write_model(folder: Path, predictor: Predictor, encoder: Encoder, dtype: to
         model.contact_head = None
     tensors = classifier(predictor.head) if _is_whole(predictor) else {}
     beside = planned({key: value.to(dtype) for key, value in tensors.items()})
-    hf.write(folder, model, lambda name: parameter(name).to(dtype), dtype, beside=beside)
+    hf.write(folder, model, lambda name: parameter(name).to(dtype), dtype, beside=beside, progress=progress)
     _describe(folder, predictor)
 
 

@@ -103,10 +103,19 @@ def is_page(path: Path) -> bool:
 
 def check_place(path: Path) -> None:
     """Refuse a picture that cannot be made or written, before its content is computed."""
-    library = "plotly.graph_objects" if is_page(path) else "matplotlib.figure"
-    with extra("plot", f"{path}: drawing it needs {library.partition('.')[0]}"):
-        import_module(library)
+    _check_library(f"{path}: drawing it", page=is_page(path))
     check_output(path, overwrite=True)
+
+
+def check_kind(suffix: str, folder: Path) -> None:
+    """Refuse pictures of a kind in a folder, if their library is not installed."""
+    _check_library(f"{folder}: drawing {suffix} pictures", page=suffix == ".html")
+
+
+def _check_library(drawing: str, *, page: bool) -> None:
+    library = "plotly.graph_objects" if page else "matplotlib.figure"
+    with extra("plot", f"{drawing} needs {library.partition('.')[0]}"):
+        import_module(library)
 
 
 def save(path: Path, title: str, *, figure: Callable[[], Figure], page: Callable[[], dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ from protea.checkpoints.distcp import (
 )
 from protea.errors import CheckpointError, ResumeError
 from protea.output import sha256, sync_folder, write_durably
-from protea.progress import Progress
+from protea.progress import SILENT, Progress
 from protea.train.recipe import SaveSettings
 from protea.train.shares import Part, all_do, own_share, part_of, reason_of
 from protea.train.world import Gather, Value, World, local
@@ -93,13 +93,13 @@ def read_saved(folder: Path) -> SavedCheckpoint:
         raise CheckpointError(f"{path}: is damaged: {error}") from error
 
 
-def read_verified(folder: Path, share: int = 0, shares: int = 1) -> SavedCheckpoint:
+def read_verified(folder: Path, share: int = 0, shares: int = 1, progress: Progress = SILENT) -> SavedCheckpoint:
     """A checkpoint by its folder, with all files compared with their hashes, or a share of them."""
     saved = read_saved(folder)
     for name, expected in [*saved.values["files"].items()][share::shares]:
         path = folder / name
         try:
-            actual = sha256(path)
+            actual = sha256(path, progress)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         if actual != expected:
@@ -285,19 +285,19 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def choose(run: Path, which: str) -> SavedCheckpoint:
+def choose(run: Path, which: str, progress: Progress = SILENT) -> SavedCheckpoint:
     """One checkpoint of a run, verified: ``newest``, ``best`` by validation loss, or a step."""
     folders = {str(step_of(folder)): folder for folder in run_folders(run)}
     if which == "newest":
-        return read_verified([*folders.values()][-1])
-    if which == "best":
+        which = [*folders][-1]
+    elif which == "best":
         losses = [(loss, folder) for folder in folders.values() if (loss := read_saved(folder).loss) is not None]
         if not losses:
             raise ResumeError(f"{run}: no checkpoint has a validation loss; use newest, or name a step")
-        return read_verified(min(losses)[1])
-    if which not in folders:
+        which = str(step_of(min(losses)[1]))
+    elif which not in folders:
         raise ResumeError(f"{run}: has no checkpoint {which!r}; use newest, best, or a step: {', '.join(folders)}")
-    return read_verified(folders[which])
+    return read_verified(folders[which], progress=progress)
 
 
 def run_folders(run: Path) -> list[Path]:

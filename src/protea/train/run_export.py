@@ -15,21 +15,31 @@ from protea.errors import CheckpointError, ResumeError
 from protea.models.encoder import Encoder
 from protea.models.registry import build
 from protea.output import staged
+from protea.progress import SILENT, Progress
 from protea.text import counted
 from protea.train.run_checkpoints import MODEL, SavedCheckpoint, choose, read_verified, run_folders
 
 
-def export(run: Path, output: Path, *, which: str = "newest", dtype: torch.dtype = torch.float32) -> SavedCheckpoint:
+def export(
+    run: Path,
+    output: Path,
+    *,
+    which: str = "newest",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = SILENT,
+) -> SavedCheckpoint:
     """Write one checkpoint of a run as a Hugging Face folder, which Protea and ``transformers`` load.
 
     ``which`` is ``newest``, ``best`` by validation loss, or a step.
     """
-    saved = choose(run, which)
-    _write_mean([saved], output, dtype)
+    saved = choose(run, which, progress)
+    _write_mean([saved], output, dtype, progress)
     return saved
 
 
-def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32) -> list[SavedCheckpoint]:
+def average(
+    run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.float32, progress: Progress = SILENT
+) -> list[SavedCheckpoint]:
     """Write the mean of the weights of a run's ``last`` checkpoints, as ``export`` writes one checkpoint.
 
     The sum is computed in float64, one parameter at a time. ESM-1nv's final model is such a mean, of 47 checkpoints.
@@ -40,12 +50,12 @@ def average(run: Path, output: Path, *, last: int, dtype: torch.dtype = torch.fl
             f"{run}: has {counted(len(folders), 'checkpoint')}, not {last}; save.newest and save.keep_every decide "
             "which are kept"
         )
-    saved = [read_verified(folder) for folder in folders[-last:]]
-    _write_mean(saved, output, dtype)
+    saved = [read_verified(folder, progress=progress) for folder in folders[-last:]]
+    _write_mean(saved, output, dtype, progress)
     return saved
 
 
-def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype) -> None:
+def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.dtype, progress: Progress) -> None:
     model = _model(checkpoints[-1])
     stored = [checkpoint.tensors(model.named_parameters()) for checkpoint in checkpoints]
 
@@ -55,9 +65,9 @@ def _write_mean(checkpoints: list[SavedCheckpoint], output: Path, dtype: torch.d
             total += tensors[f"{MODEL}{name}"]
         return (total / len(stored)).to(dtype)
 
-    check_target(output, hf.NAME, model, mean)
+    check_target(output, hf.NAME, model, mean, progress)
     with staged(output) as folder:
-        hf.write(folder, model, mean, dtype)
+        hf.write(folder, model, mean, dtype, progress=progress)
 
 
 def _model(saved: SavedCheckpoint) -> Encoder:

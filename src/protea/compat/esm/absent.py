@@ -18,6 +18,9 @@ _WAYS: Final = {
     "EsmForProteinFolding.from_pretrained('facebook/esmfold_v1')",
     "layers": "Protea computes packed sequences, with layers of its own; call the whole model, as in "
     f"model(tokens, repr_layers=[...], need_head_weights=True), or {_FAIR}",
+    "hooks": "Protea would not run this hook as fair-esm does. Forward hooks work on layers, their linear layers and "
+    "norms, embed_tokens and lm_head; need_head_weights=True gives attention, return_contacts=True contacts; for any "
+    f"other hook {_FAIR}",
     "esm3": "this is a module of EvolutionaryScale's esm 3, not of fair-esm; Protea loads ESM C by its name: "
     "protea.load('esmc_300m')",
     "other": f"Protea does not offer it; {_FAIR}",

@@ -8,10 +8,11 @@ Shapes: B sequences, T tokens of the longest with padding, D width, V vocabulary
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,14 @@ from protea.checkpoints.hub import published
 from protea.compat.esm.absent import refuse
 from protea.compat.esm.data import EsmAlphabet
 from protea.compat.esm.head_modules import ContactPredictionHead, ContactSum, RobertaLMHead
+from protea.compat.esm.hooks import adapt_hooks, of_batch
 from protea.compat.esm.padded import PaddedBatch
 from protea.device import resolve_device
 from protea.errors import CapabilityError, UsageError, warn
 from protea.models.encoder import Encoder
-from protea.models.family import key_of
 from protea.models.layers import ContactHead, LanguageModelHead, LayerContext
 from protea.models.registry import build, initial_value
+from protea.models.transformer import SelfAttention
 from protea.text import shown
 from protea.transforms.native_linear import multiply_natively
 
@@ -75,6 +77,7 @@ class EsmModel(nn.Module):
         self.prepend_bos, self.append_eos = alphabet.prepend_bos, alphabet.append_eos
         self.num_layers, self.embed_dim = config.num_hidden_layers, config.hidden_size
         self.attention_heads = config.attention_heads[0]
+        self.embed_scale: float = 1
         self.token_dropout = bool(getattr(config, "token_dropout", False))
         head = encoder.lm_head
         if isinstance(head, LanguageModelHead):
@@ -91,9 +94,12 @@ class EsmModel(nn.Module):
         for module in self.modules():
             module._modules = dict(sorted(module._modules.items(), key=_place))
         for layer in self.layers:
+            # Where fair-esm has them; the layer gets them back with each call.
+            for name in list(layer._parameters):
+                layer.get_submodule("self_attn").register_parameter(name, layer._parameters.pop(name))
             layer.register_forward_pre_hook(_only_packed, with_kwargs=True)
-            for part in (layer, layer.self_attn):
-                vars(part)["register_forward_hook"] = _no_hooks
+            _describe(layer, self.embed_dim, self.attention_heads, rotary="inv_freq" in encoder.stored_buffers)
+        adapt_hooks(self)
 
     def forward(
         self,
@@ -124,7 +130,7 @@ class EsmModel(nn.Module):
                 contacts.add(layer)
 
         x = self._computed(batch, keep, add if need_head_weights or return_contacts else None)
-        result: dict[str, Any] = {"logits": batch.padded(self._logits(x)), "representations": states}
+        result: dict[str, Any] = {"logits": batch.padded(self._logits(batch, x)), "representations": states}
         if maps:
             result["attentions"] = torch.stack(maps, 1)
         if contacts is not None:
@@ -158,13 +164,15 @@ class EsmModel(nn.Module):
     ) -> Tensor:
         """The one forward pass, ``[N, D]``; ``keep`` receives hidden states, ``add`` the maps ``[B, H, T, T]``."""
         on_attention = None if add is None else lambda number, call: add(batch.maps(call))
-        x: Tensor = self._encoder(batch.packed, on_hidden=keep, on_attention=on_attention)
+        with of_batch(batch):
+            x: Tensor = self._encoder(batch.packed, on_hidden=keep, on_attention=on_attention)
         return x
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, batch: PaddedBatch, x: Tensor) -> Tensor:
         if isinstance(self._encoder.lm_head, nn.Linear):
             return F.linear(x, self.embed_out, self.embed_out_bias)[:, : self.alphabet_size]
-        logits: Tensor = self.lm_head(x)
+        with of_batch(batch):
+            logits: Tensor = self.lm_head(x)
         # A script's own head may be wider than the alphabet.
         return logits[:, : self.alphabet_size] if isinstance(self.lm_head, RobertaLMHead) else logits
 
@@ -212,17 +220,9 @@ class EsmModel(nn.Module):
         """Move the model to a GPU; ``DeviceError`` without one."""
         return self.to("cuda" if device is None else device)
 
-    def _renamed(self) -> dict[str, str]:
-        """fair-esm's keys in a state dict, by this module's where they differ."""
-        keys = type(self._encoder).stored[fair_esm.NAME].keys
-        names = {name: key_of(keys, name) for name, _ in self.named_parameters()}
-        return {name: place[0] for name, place in names.items() if place is not None and place[0] != name}
-
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The weights under fair-esm's names, with the rotary frequencies that fair-esm keeps in each layer."""
         result = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        for ours, theirs in self._renamed().items():
-            result[f"{prefix}{theirs}"] = result.pop(f"{prefix}{ours}")
         frequencies = self._encoder.stored_buffers.get("inv_freq")
         if frequencies is not None:
             for number in range(len(self.layers)):
@@ -232,9 +232,6 @@ class EsmModel(nn.Module):
         return result
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for ours, theirs in self._renamed().items():
-            if f"{prefix}{theirs}" in state_dict:
-                state_dict[f"{prefix}{ours}"] = state_dict.pop(f"{prefix}{theirs}")
         unread = [key for key in state_dict if key.startswith(prefix) and key.endswith(_UNREAD)]
         frequencies = [state_dict.pop(key) for key in unread if key.endswith(_UNREAD[0])]
         for key in set(unread) & state_dict.keys():
@@ -296,7 +293,12 @@ class ProteinBertModel(EsmModel):
         self.args = Namespace(
             **{key.removeprefix("encoder_").removeprefix("decoder_"): value for key, value in settings.items()}
         )
-        self.model_version = "ESM-1b" if self.args.arch == "roberta_large" else "ESM-1"
+        later = self.args.arch == "roberta_large"
+        self.model_version, self.embed_scale = ("ESM-1b", 1) if later else ("ESM-1", math.sqrt(self.embed_dim))
+        normed = hasattr(self, "emb_layer_norm_before")
+        self.args.emb_layer_norm_before = normed
+        if not normed:
+            self.emb_layer_norm_before = None if later else False
 
 
 def around(encoder: Encoder, name: str) -> EsmModel:
@@ -322,10 +324,16 @@ def _random(config: Any) -> Encoder:
     return model
 
 
+def _describe(layer: nn.Module, width: int, heads: int, *, rotary: bool) -> None:
+    """Give a layer and its attention what scripts read of them."""
+    attention = layer.get_submodule("self_attn")
+    assert isinstance(attention, SelfAttention)
+    sizes = {"embed_dim": width, "attention_heads": heads, "ffn_embed_dim": layer.get_submodule("fc1").out_features}
+    vars(layer).update(sizes, use_rotary_embeddings=rotary)
+    vars(attention).update(embed_dim=width, num_heads=heads, head_dim=attention.head_width, scaling=attention.scale)
+
+
 def _only_packed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs or len(args) != 2 or not isinstance(args[1], LayerContext):
         refuse("a call of one of model.layers", "layers")
-
-
-def _no_hooks(*args: object, **kwargs: object) -> NoReturn:
-    refuse("a forward hook in model.layers", "layers")
+    vars(layer).update(layer.get_submodule("self_attn")._parameters)
