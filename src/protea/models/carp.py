@@ -232,11 +232,7 @@ class CARP(Encoder):
         )
         for size, config in SIZES.items()
     )
-    lacks: ClassVar[Mapping[str, str]] = {
-        "attention": "its layers are convolutions",
-        "contacts": "none was published, and convolutions have no attention maps: fit a head on hidden states, by "
-        "protea fit-contacts --head bilinear",
-    }
+    lacks: ClassVar[Mapping[str, str]] = {"attention": "its layers are convolutions"}
 
     config: CARPConfig
 
