@@ -226,7 +226,7 @@ class CARP(Encoder):
             name=f"carp_{size}",
             config=config,
             publisher="Microsoft",
-            licence="CC-BY-4.0",
+            licence="CC-BY-4.0 (not verified)",
             format="sequence-models",
             elsewhere=f"https://zenodo.org/record/6564798/files/carp_{size}.pt",
         )
