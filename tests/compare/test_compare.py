@@ -218,7 +218,9 @@ def test_other_residues_are_told(files: Path, tmp_path: Path) -> None:
     check_message("compare.few_items", shown.notes[0])
     assert f"{cut.predicted:,} or {whole.predicted:,} residues" in shown.notes[1]
     assert pairs(found)[0][-1].startswith("2 (few")
-    fewer = replace(found, differences=[("a", "b", Paired("perplexity", "perplexity", Difference(nan, nan, nan, 0, nan), 0))])
+    fewer = replace(
+        found, differences=[("a", "b", Paired("perplexity", "perplexity", Difference(nan, nan, nan, 0, nan), 0))]
+    )
     assert pairs(fewer)[0][3] == "nothing that both measured alike"
 
 

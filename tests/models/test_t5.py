@@ -306,7 +306,7 @@ def test_damaged_vocabularies(tmp_path: Path) -> None:
     for name, content in (
         ("added_tokens.json", '{"x": [1]}'),
         ("added_tokens.json", '{"x": "1"}'),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"%s": {"content": "x"}}}' % digits),
+        ("tokenizer_config.json", json.dumps({"added_tokens_decoder": {digits: {"content": "x"}}})),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"1": {}}}'),
     ):
         path.with_name(name).write_text(content)

@@ -34,6 +34,7 @@ HiddenObserver = Callable[[int, Tensor], None]
 AttentionObserver = Callable[[int, AttentionCall], None]
 """Receives a layer number, from 1, and the layer's call of attention, which gives the maps of each sequence."""
 
+
 class Encoder(nn.Module, ABC):
     """A protein language model over packed sequences; ``stored`` has an entry for each checkpoint format."""
 
