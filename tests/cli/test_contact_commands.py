@@ -316,7 +316,7 @@ def test_mistakes(run: Run, model_folders: dict[str, Path], structures: Path, tm
     assert {path.name for path in tmp_path.iterdir()} == {"full"}
 
     measure = ("evaluate", "contacts", structures)
-    fails(run(*measure, "-m", model_folders["esm1nv"]), 1, "ESM-1nv model has no contacts; ", "protea fit-contacts")
+    fails(run(*measure, "-m", model_folders["esm1nv"]), 1, "ESM-1nv model has no contacts: ", "protea fit-contacts")
     fails(run(*measure, *esm2, "--exclude", "s99"), 2, "--exclude s99: ")
     check_message("contacts.unknown_excluded", run(*measure, *esm2, "--exclude", "s99").err)
     written(tmp_path / "x.json", "{}")

@@ -6,6 +6,8 @@ import csv
 import json
 import random
 import shutil
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,15 @@ from protea.compare.benchmarks import Contacts, Perplexity, Scans
 from protea.compare.compared import Compared
 from protea.compare.comparison import Comparison, described
 from protea.compare.flip_benchmark import Flip
-from protea.compare.measured import ComparedBenchmark
+from protea.compare.measured import ComparedBenchmark, Paired
 from protea.compare.views import grid, page, pairs
 from protea.contacts.precision import means as means_of_chains
 from protea.errors import OutputError, UsageError
 from protea.evaluate.proteingym import means
+from protea.finetune.bootstrap import Difference
 from protea.infer.loading import ModelLoader
 from protea.models.carp import CARPConfig
+from protea.models.esm1b import ESM1bConfig
 from protea.models.esm2 import ESM2Config
 from protea.models.registry import build
 from protea.progress import Progress
@@ -175,9 +179,10 @@ def test_differences_are_of_pairs(everything: tuple[Path, Compared]) -> None:
         assert pair.difference.low <= pair.difference.value <= pair.difference.high
     assert by_key["two", "one", "contacts"].size == 5
     assert by_key["two", "one", "proteingym"].size == 3
-    # CARP has no token before a sequence, so that other residues are masked.
-    assert by_key["conv", "one", "perplexity"].size == 0
-    assert np.isnan(by_key["conv", "one", "perplexity"].difference.value)
+    # CARP has no token before a sequence, but the same residues are masked.
+    assert by_key["conv", "one", "perplexity"].size == 4
+    values = [numbers(found, name)["perplexity"][0] for name in ("conv", "one")]
+    assert by_key["conv", "one", "perplexity"].difference.value == pytest.approx(values[0] - values[1], abs=1e-9)
     table = rows(output / "differences.csv")
     assert [(row["model"], row["minus"], row["benchmark"]) for row in table] == list(by_key)
     assert len(pairs(found)) == len(table)
@@ -195,7 +200,28 @@ def test_the_page_and_the_json_hold_the_numbers(everything: tuple[Path, Compared
     assert said["models"][2]["family"] == "CARP"
     contacts = next(row for row in said["numbers"] if row["benchmark"] == "contacts")
     assert contacts["value"] == numbers(found, "one")["contacts"][0]
-    assert any(row["difference"] is None for row in said["differences"])
+    assert {row["predicted"] for row in said["numbers"] if row.get("predicted")} == {35}
+
+
+def test_other_residues_are_told(files: Path, tmp_path: Path) -> None:
+    """A model that cuts sequences predicts fewer residues; the difference is over the sequences that both see whole."""
+    config = ESM1bConfig(**{**SMALL, "num_hidden_layers": 2}, max_position_embeddings=66, emb_layer_norm_before=True)
+    hf.write_random(tmp_path / "short", build(config), seed=1, dtype=torch.float32)
+    found = compared(files, tmp_path / "out", f"conv {tmp_path / 'short'}", fasta(files))
+    (_, _, pair), (whole, cut) = found.differences[0], [cell.numbers[0] for cell in found.cells]
+    assert whole.predicted is not None
+    assert cut.predicted is not None
+    assert whole.predicted > cut.predicted
+    assert pair.size == 2
+    shown = grid(found)
+    assert shown.rows[2][0].endswith("[1] [2]")
+    check_message("compare.few_items", shown.notes[0])
+    assert f"{cut.predicted:,} or {whole.predicted:,} residues" in shown.notes[1]
+    assert pairs(found)[0][-1].startswith("2 (few")
+    fewer = replace(
+        found, differences=[("a", "b", Paired("perplexity", "perplexity", Difference(nan, nan, nan, 0, nan), 0))]
+    )
+    assert pairs(fewer)[0][3] == "nothing that both measured alike"
 
 
 # ---- FLIP ----

@@ -50,8 +50,11 @@ def test_a_weighted_number() -> None:
     assert math.exp(1 / 4) <= low < value < high <= math.exp(3)
     assert Items({"a": (1.0, 1.0)}).interval()[0] == 1
     assert math.isnan(Items({}).interval()[0])
-    other = Items(parts | {"a": (4.0, 3.0)}, math.exp)
+    other = Items(parts | {"a": (4.0, 3.0), "b": (2.0, 1.0)}, math.exp)
     difference, count = Items(parts, math.exp).minus(other)
+    assert count == 2  # "a" weighs differently
+    assert difference.value == pytest.approx(math.exp(4 / 5) - math.exp(3 / 5))
+    difference, count = Items(parts, math.exp).minus(Items({"a": (4.0, 3.0), "d": (4.0, 3.0)}, math.exp))
     assert math.isnan(difference.value)
     assert count == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from peft import AutoPeftModelForFeatureExtraction, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -134,13 +134,16 @@ def test_adapters_that_peft_wrote(folder: Path, tmp_path: Path, options: dict[st
 
 
 @settings(max_examples=15)
+@example(rank=1, alpha=19, dora=False, seed=934704171)
 @given(rank=st.integers(1, 50), alpha=st.integers(1, 64), dora=st.booleans(), seed=st.integers(0, 2**62))
 def test_any_rank(folder: Path, rank: int, alpha: int, dora: bool, seed: int) -> None:
+    """In float64: a large alpha makes weights so large that models in float32 differ by rounding alone."""
     model, adapter = adapted(folder, rank=rank, alpha=alpha, dora=dora, seed=seed)
-    merged = loader(folder)()
-    adapter.merge_into(merged)
+    exact = Adapter(adapter.config, {place: tensor.double() for place, tensor in adapter.tensors.items()})
+    merged = loader(folder)().double()
+    exact.merge_into(merged)
     assert adapter.scale == alpha / rank
-    torch.testing.assert_close(hidden(merged), hidden(model), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden(merged), hidden(model.double()), rtol=0, atol=1e-9)
 
 
 def test_what_is_on_disk(folder: Path, tmp_path: Path) -> None:

@@ -91,6 +91,13 @@ def test_buckets_are_those_of_transformers(buckets: int, farthest: int) -> None:
     assert torch.equal(distance_buckets(ahead, buckets, farthest), expected)
 
 
+def test_the_authors_tokens_of_prostt5() -> None:
+    """``added_tokens.json`` of ``Rostlab/ProstT5``."""
+    added = dict(zip("algvsredtipkfqnymhwc", range(128, 148), strict=True)) | {"<fold2AA>": 148, "<AA2fold>": 149}
+    assert {token: number for number, token in enumerate(PROST_T5.tokens) if number >= 128} == added
+    assert PROST_T5.vocab_size == 150
+
+
 def test_parameters_of_the_published_model() -> None:
     """The encoder of T5-3B with 128 rows: 1.2 billion."""
     from transformers import T5Config as TheirConfig
@@ -238,6 +245,8 @@ def test_what_added_files_say(tmp_path: Path) -> None:
         ([*LETTERS[:3], "▁the", "▁of", *LETTERS[5:]], {}, ["not a protein vocabulary", "A", "L"]),
         (["<pad>", "</s>", "<unk>", *(f"▁word{number}" for number in range(400))], {}, ["not a protein vocabulary"]),
         (LETTERS, {"feed_forward_proj": "gated-gelu"}, ["gated-gelu"]),
+        ([*LETTERS, "A"], {}, ["not a protein vocabulary", "letter A"]),
+        (LETTERS[:-1], {"reads": "3di"}, ["not a protein vocabulary"]),
     ],
 )
 def test_other_t5_models_are_refused(
@@ -247,6 +256,38 @@ def test_other_t5_models_are_refused(
     with pytest.raises(CheckpointError) as caught:
         protea.load(tmp_path / "whole", device="cpu")
     assert all(part in str(caught.value) for part in [str(tmp_path), *parts])
+
+
+def test_a_vocabulary_is_never_assumed(tmp_path: Path) -> None:
+    """Without a tokenizer, the encoder of a chat model would pass for ProtT5."""
+    publish(tmp_path / "whole", LETTERS)
+    path = tmp_path / "whole" / "spiece.model"
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"no vocabulary: copy the model's tokenizer\.json or spiece\.model"):
+        protea.load(tmp_path / "whole", device="cpu")
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=r"spiece\.model.*pipe"):
+        protea.load(tmp_path / "whole", device="cpu")
+
+
+def test_a_vocabulary_without_additional_ids(tmp_path: Path) -> None:
+    """A smaller vocabulary than the published one is believed too."""
+    model = random_model(replace(ODD, vocab_size=28, tokens=PUBLISHED_TOKENS[:28]), tmp_path)
+    folder = tmp_path / "model"
+    described = json.loads((folder / "config.json").read_text())
+    for key in ("tokens", "mask_token_id", "pad_token_id"):
+        del described[key]
+    (folder / "config.json").write_text(json.dumps(described))
+    assert protea.load(folder, device="cpu").config == model.config
+
+
+@pytest.mark.parametrize("width", [-1, 0, 10**30])
+def test_impossible_widths_of_heads(tmp_path: Path, width: int) -> None:
+    publish(tmp_path / "whole", LETTERS)
+    path = tmp_path / "whole" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"d_kv": width}))
+    with pytest.raises(CheckpointError, match=rf"d_kv.*{width}"):
+        protea.load(tmp_path / "whole", device="cpu")
 
 
 def test_damaged_vocabularies(tmp_path: Path) -> None:
@@ -260,6 +301,18 @@ def test_damaged_vocabularies(tmp_path: Path) -> None:
         path.write_bytes(bytes(bad))
         with suppress(CheckpointError):  # damage may be no damage to the pieces
             hf.read_config(tmp_path / "whole")
+    path.write_bytes(good)
+    digits = "9" * 5000  # more than Python reads as a number
+    for name, content in (
+        ("added_tokens.json", '{"x": [1]}'),
+        ("added_tokens.json", '{"x": "1"}'),
+        ("tokenizer_config.json", json.dumps({"added_tokens_decoder": {digits: {"content": "x"}}})),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"1": {}}}'),
+    ):
+        path.with_name(name).write_text(content)
+        with pytest.raises(CheckpointError, match="tokens"):
+            hf.read_config(tmp_path / "whole")
+        path.with_name(name).unlink()
     path.unlink()
     for content in (
         "[]",

@@ -15,6 +15,7 @@ from protea.checkpoints.peers import check_peer, load_peer, masked_losses
 from protea.data.masking import Masking
 from protea.errors import CapabilityError, ProteaWarning, UsageError
 from protea.infer.runner import Runner
+from protea.models.registry import alphabets
 from protea.score import perplexity
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 3, "G", "ACDEFGHIKLMNPQRSTVWY" * 5, "WWWWWWWW"]
@@ -71,6 +72,20 @@ def test_masks_depend_on_the_seed_and_the_number_alone(model: protea.LanguageMod
     assert model.perplexity(SEQUENCES, seed=1) != values[0]
     for first, second in zip(masked(model, Masking())[:2], masked(model, Masking()), strict=False):
         np.testing.assert_array_equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize("other", ["CARP", "ESM-1"])
+def test_the_same_residues_are_masked_in_every_alphabet(model: protea.LanguageModel, other: str) -> None:
+    alphabet = alphabets()[other.lower()]
+    named = [(sequence, alphabet.encode(sequence)) for sequence in SEQUENCES]
+    found = list(perplexity.mask(alphabet, named, Masking(select=0.5), seed=42))
+    assert alphabet.frame != model.alphabet.frame
+    for ours, theirs in zip(masked(model, Masking(select=0.5)), found, strict=True):
+        places = [job.wanted.places for job in (ours, theirs)]
+        assert places[0] is not None
+        assert places[1] is not None
+        np.testing.assert_array_equal(places[0] - 1, places[1] - alphabet.frame.before)
+        assert model.alphabet.decode(ours.tag) == alphabet.decode(theirs.tag)
 
 
 def test_masking_is_what_it_says(model: protea.LanguageModel) -> None:

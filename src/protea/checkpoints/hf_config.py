@@ -11,7 +11,7 @@ import torch
 
 from protea.checkpoints.settings_files import CONFIG, read_json, write_json
 from protea.checkpoints.tensors import WEIGHTS
-from protea.checkpoints.vocabulary import TOKENIZER, VOCABULARY, check_vocabulary, stored_tokens
+from protea.checkpoints.vocabulary import PIECES, TOKENIZER, VOCABULARY, check_vocabulary, stored_tokens
 from protea.errors import CheckpointError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -31,26 +31,40 @@ def read_config(folder: Path) -> EncoderConfig:
         raise CheckpointError(f"{folder}: no {CONFIG}; a checkpoint folder holds {CONFIG} and {WEIGHTS}")
     described = read_json(path)
     try:
+        if own := hasattr(_family(described).config_type, _TOKENS):
+            described = described | _own_tokens(folder, described.get(_TOKENS))
         config = config_from(described)
-        if hasattr(config, _TOKENS) and (tokens := stored_tokens(folder)) is not None:
-            if described.get(_TOKENS) not in (None, list(tokens)):
-                raise CheckpointError(f"{_TOKENS} are not those of the tokenizer's files; remove the wrong ones")
-            return config_from(described | {_TOKENS: list(tokens)})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if not hasattr(config, _TOKENS):
+    if not own:
         check_vocabulary(folder / VOCABULARY, config.alphabet)
     return config
 
 
-def config_from(described: dict[str, Any]) -> EncoderConfig:
-    """The configuration that a ``config.json`` describes."""
+def _own_tokens(folder: Path, described: Any) -> dict[str, Any]:
+    """The tokens of a checkpoint with a vocabulary of its own, from the tokenizer's files or else as described."""
+    tokens = stored_tokens(folder)
+    if tokens is None and described is None:
+        raise CheckpointError(f"no vocabulary: copy the model's {TOKENIZER} or {PIECES} into the folder")
+    if None not in (tokens, described) and described != list(tokens or ()):
+        raise CheckpointError(f"{_TOKENS} are not those of the tokenizer's files; remove the wrong ones")
+    return {} if tokens is None else {_TOKENS: list(tokens)}
+
+
+def _family(described: dict[str, Any]) -> type[Encoder]:
+    """The family that a ``config.json`` means."""
     model_type = described.get("model_type")
     readable = (family for family in families() if family.config_type.model_type == model_type)
     family = next((family for family in readable if family.stored[NAME].accepts(described)), None)
     if family is None:
         *most, last = sorted({repr(family.config_type.model_type) for family in families()})
         raise CheckpointError(f"model_type {model_type!r} is not supported; Protea reads {', '.join(most)} and {last}")
+    return family
+
+
+def config_from(described: dict[str, Any]) -> EncoderConfig:
+    """The configuration that a ``config.json`` describes."""
+    family = _family(described)
     kind = family.config_type
     described = {**described, **{ours: described.get(theirs) for ours, theirs in kind.spelled.items()}}
     if missing := [kind.spelled.get(key, key) for key in kind.required if described.get(key) is None]:

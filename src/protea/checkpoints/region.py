@@ -6,6 +6,7 @@ import io
 import mmap
 import os
 import re
+import stat
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Region:
     def of_file(cls, path: Path) -> Self:
         """A complete file."""
         try:
+            if stat.S_ISFIFO(path.stat().st_mode):
+                raise ValueError("it is a pipe, not a file")  # opening it would wait for a writer
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
                 data = mmap.mmap(stream.fileno(), 0, flags=_MAP, prot=_PROTECTION) if size else b""

@@ -19,10 +19,10 @@ from protea.errors import CheckpointError
 VOCABULARY: Final = "vocab.txt"
 TOKENIZER: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-_PIECES: Final = "spiece.model"
+PIECES: Final = "spiece.model"
 _ADDED: Final = "added_tokens.json"
 
-FILES: Final = (VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, _PIECES, _ADDED)
+FILES: Final = (VOCABULARY, TOKENIZER, TOKENIZER_CONFIG, PIECES, _ADDED)
 """The files that may be part of a vocabulary."""
 
 _MARK: Final = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -34,7 +34,7 @@ _EXTRA_IDS: Final = 100
 
 def stored_tokens(folder: Path) -> tuple[str, ...] | None:
     """The tokens that a folder's files state; ``None`` without such a file."""
-    for name, read in ((TOKENIZER, _of_tokenizer), (_PIECES, _of_pieces), (VOCABULARY, _of_lines)):
+    for name, read in ((TOKENIZER, _of_tokenizer), (PIECES, _of_pieces), (VOCABULARY, _of_lines)):
         if os.path.lexists(folder / name):
             tokens = read(folder / name)
             if len(tokens) > _MOST or not all(isinstance(number, int) and 0 <= number < _MOST for number in tokens):
@@ -80,15 +80,14 @@ def _of_pieces(path: Path) -> dict[int, Any]:
     extra, first = config.get("extra_ids", _EXTRA_IDS), len(tokens)
     extra = extra if isinstance(extra, int) and 0 <= extra <= _MOST else 0
     tokens |= {first + number: f"<extra_id_{extra - 1 - number}>" for number in range(extra)}
-    if path.with_name(_ADDED).exists():
-        tokens |= {number: token for token, number in read_json(path.with_name(_ADDED)).items()}
-    added = config.get("added_tokens_decoder")
-    if isinstance(added, dict):
-        tokens |= {
-            int(number): token["content"]
-            for number, token in added.items()
-            if number.isdecimal() and isinstance(token, dict) and "content" in token
-        }
+    added = read_json(path.with_name(_ADDED)) if path.with_name(_ADDED).exists() else {}
+    decoder = config.get("added_tokens_decoder")
+    try:
+        tokens |= {number: token for token, number in added.items()}
+        if isinstance(decoder, dict):
+            tokens |= {int(number): token["content"] for number, token in decoder.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path.parent, f"the added tokens in {_ADDED} or {TOKENIZER_CONFIG}: {error!r}") from error
     return tokens
 
 

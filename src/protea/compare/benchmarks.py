@@ -98,8 +98,8 @@ class Scans(ComparedBenchmark):
 class Perplexity(ComparedBenchmark):
     """Perplexity of masked residues of FASTA files.
 
-    Where a model has another limit or another token at the start, other residues are masked, so that sequences weigh
-    differently and there is no difference between the models.
+    The same residues are masked for all models, but a model with another limit or alphabet lacks some of them.
+    Differences are over the sequences of which both models predicted equally many.
     """
 
     inputs: Sequence[str]

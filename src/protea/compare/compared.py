@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from protea.compare.measured import Number, Paired
 
 ROW: Final = (
-    *("model", "parameters", "licence", "benchmark", "number", "value", "low", "high", "items", "unit"),
+    *("model", "parameters", "licence", "benchmark", "number", "value", "low", "high", "items", "unit", "predicted"),
     *("published", "source", "differs", "reason"),
 )
 """Columns of the table of numbers."""
@@ -62,7 +62,8 @@ class Compared:
             for number in cell.numbers:
                 row = model | {"benchmark": number.benchmark, "number": number.name}
                 row |= _finite(number, "value", "low", "high")
-                row |= {"items": number.size, "unit": number.unit, "reason": cell.failed}
+                row |= {"items": number.size, "unit": number.unit, "predicted": number.predicted}
+                row["reason"] = cell.failed
                 if not number.published:
                     yield row
                 for figure in number.published:

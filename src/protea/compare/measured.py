@@ -22,11 +22,13 @@ from protea.progress import Progress
 from protea.tables import read_table
 
 LOWER_IS_BETTER: Final = ("mse", "rmse", "perplexity")
-_UNDEFINED: Final = Difference(nan, nan, nan, 0, nan)
 
 
 class Number(NamedTuple):
-    """A number of a model with its 95 % interval over ``size`` items, each a ``unit``; NaN where not defined."""
+    """A number of a model with its 95 % interval over ``size`` items, each a ``unit``; NaN where not defined.
+
+    Where items weigh differently, ``predicted`` is the number of residues that they have together.
+    """
 
     benchmark: str
     name: str
@@ -36,6 +38,7 @@ class Number(NamedTuple):
     size: int
     unit: str
     published: Sequence[Figure] = ()
+    predicted: int | None = None
 
 
 class Paired(NamedTuple):
@@ -67,11 +70,8 @@ class Items(NamedTuple):
         return (value, low, high) if len(self.parts) > 1 else (value, nan, nan)
 
     def minus(self, other: Items, seed: int = 0) -> tuple[Difference, int]:
-        """The difference on common items, and their number; undefined if the items of a weighted mean differ."""
-        common = sorted(self.parts.keys() & other.parts.keys())
-        weights, theirs = ({name: weight for name, (_, weight) in of.parts.items()} for of in (self, other))
-        if self.of_mean is not float and weights != theirs:
-            return _UNDEFINED, 0
+        """The difference on the items that both have with the same weight, and their number."""
+        common = sorted(name for name, part in self.parts.items() if part[1] == other.parts.get(name, (0, 0))[1])
         return resampled({"ours": self, "other": other}, common, seed).difference("ours", "other", ""), len(common)
 
 
@@ -134,7 +134,8 @@ class ComparedBenchmark(ABC):
         """The numbers of a model, beside the published ones of the model ``known``."""
         items = self.items(folder)
         published = self.published(folder, known)
-        yield Number(self.name, self.number, *items.interval(), len(items.parts), self.unit, published)
+        predicted = None if items.of_mean is float else round(sum(weight for _, weight in items.parts.values()))
+        yield Number(self.name, self.number, *items.interval(), len(items.parts), self.unit, published, predicted)
 
     def differences(self, folder: Path, other: Path, progress: Progress) -> Iterator[Paired]:
         """Each number in a folder minus that in another."""

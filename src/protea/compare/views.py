@@ -17,6 +17,8 @@ from protea.plot.documents import document, html_table, section
 from protea.text import counted
 
 NOTHING: Final = "-"
+FEW: Final = 10
+"""Items below which an interval over them is too narrow to be trusted."""
 PAIRS: Final = ("benchmark", "number", "models", "difference (95 % interval)", "flips", "items")
 
 
@@ -41,7 +43,8 @@ def grid(compared: Compared) -> Grid:
         numbers = {name: {(one.benchmark, one.name): one for one in cells[name].numbers} for name in names}
         for key in dict.fromkeys(key for name in names for key in numbers[name]) or [(benchmark, "")]:
             found = {name: numbers[name].get(key) for name in names}
-            rows.append([_title(key, found.values()), *(_value(found[name], cells[name], notes) for name in names)])
+            values = [_value(found[name], cells[name], notes) for name in names]
+            rows.append([_title(key, found.values()) + _told(found.values(), notes), *values])
             rows += _published(found, notes)
     return Grid(["", *names], rows, notes.texts())
 
@@ -66,6 +69,20 @@ def _title(key: tuple[str, str], numbers: Iterable[Number | None] = ()) -> str:
     told = [*dict.fromkeys(counted(*one) for one in counts), *(["lower is better"] if name in LOWER_IS_BETTER else [])]
     named = benchmark if name in ("", benchmark) else f"{benchmark}: {name}"
     return f"{named} ({', '.join(told)})" if told else named
+
+
+def _told(numbers: Iterable[Number | None], notes: _Notes) -> str:
+    """Notes on what a row's numbers cannot tell."""
+    there = [number for number in numbers if number is not None]
+    few = [number for number in there if number.size < FEW and not isnan(number.low)]
+    told = notes(f"fewer than {FEW} items: intervals over them are too narrow" if few else "")
+    predicted = sorted({number.predicted for number in there if number.predicted is not None})
+    if len(predicted) > 1:
+        told += notes(
+            f"the models predicted {' or '.join(f'{count:,}' for count in predicted)} residues, since they cut long "
+            "sequences elsewhere or know other letters; the differences below are over the same residues"
+        )
+    return told
 
 
 def _value(number: Number | None, cell: Cell, notes: _Notes) -> str:
@@ -93,9 +110,10 @@ def pairs(compared: Compared) -> list[list[str]]:
     """The differences between models in words, columns as in ``PAIRS``."""
     rows = []
     for model, minus, (benchmark, name, difference, count) in compared.differences:
-        flips = NOTHING if isnan(difference.flips) else f"{difference.flips:.3f}"
-        value = number_text(*difference[:3]) if count else "not measured on the same items"
-        cells = (f"{model} minus {minus}", value, flips, f"{count:,}")
+        flips = NOTHING if isnan(difference.low) else f"{difference.flips:.3f}"
+        value = number_text(*difference[:3]) if count else "nothing that both measured alike"
+        items = f"{count:,} (few: the interval is too narrow)" if 1 < count < FEW else f"{count:,}"
+        cells = (f"{model} minus {minus}", value, flips, items)
         rows.append([benchmark, name, *cells])
     return rows
 

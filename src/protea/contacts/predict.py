@@ -136,7 +136,9 @@ def features(model: Encoder, sequence: NDArray[np.uint8], pairs: tuple[Tensor, T
 def attention(
     model: Encoder, sequence: NDArray[np.uint8], layers: Sequence[int], heads: Sequence[int] | None
 ) -> FloatArray:
-    """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included: a row attends to columns and sums to 1.
+    """Attention ``[len(layers), len(heads), T, T]``, BOS and EOS included.
+
+    A row attends to columns, and sums to 1 unless the family adds keys.
 
     Only the requested maps are computed, one at a time. Layers count from 1, negative ones from the last; heads count
     from 0, all by default.

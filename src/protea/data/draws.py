@@ -65,6 +65,11 @@ def stream(keys: Words, positions: Words) -> Words:
     return mix(keys + positions * np.uint64(_GOLDEN))
 
 
+def later(keys: Words, positions: int) -> Words:
+    """Keys whose streams are those of ``keys`` from a position on."""
+    return keys + np.uint64(positions * _GOLDEN & _WORD)
+
+
 def below(words: Words, sizes: NDArray[np.integer] | int) -> NDArray[np.int64]:
     """Scale each word into ``0 .. size-1``; sizes are below 2**32."""
     size = np.asarray(sizes, dtype=np.uint64)

@@ -226,17 +226,13 @@ class CARP(Encoder):
             name=f"carp_{size}",
             config=config,
             publisher="Microsoft",
-            licence="CC-BY-4.0",
+            licence="CC-BY-4.0 (not verified)",
             format="sequence-models",
             elsewhere=f"https://zenodo.org/record/6564798/files/carp_{size}.pt",
         )
         for size, config in SIZES.items()
     )
-    lacks: ClassVar[Mapping[str, str]] = {
-        "attention": "its layers are convolutions",
-        "contacts": "none was published, and convolutions have no attention maps: fit a head on hidden states, by "
-        "protea fit-contacts --head bilinear",
-    }
+    lacks: ClassVar[Mapping[str, str]] = {"attention": "its layers are convolutions"}
 
     config: CARPConfig
 

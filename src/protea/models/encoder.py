@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,12 +33,6 @@ HiddenObserver = Callable[[int, Tensor], None]
 
 AttentionObserver = Callable[[int, AttentionCall], None]
 """Receives a layer number, from 1, and the layer's call of attention, which gives the maps of each sequence."""
-
-_REMEDIES: Final = {
-    "attention": "its layers do not attend; name a model of another family",
-    "logits": "load a checkpoint saved with its language-model head (lm_head.*)",
-    "contacts": "load a checkpoint with a contact head, or fit one: protea fit-contacts",
-}
 
 
 class Encoder(nn.Module, ABC):
@@ -194,13 +188,7 @@ class Encoder(nn.Module, ABC):
         return frozenset(name for name in present if present[name])
 
     def require(self, capability: str) -> None:
-        """Raise ``CapabilityError`` with a remedy if the model lacks a capability."""
+        """Raise ``CapabilityError`` with the reason and a way out if the model lacks a capability."""
         if capability not in self.capabilities:
-            reason = self.lacks.get(capability)
-            if reason is None:
-                remedy = _REMEDIES[capability]
-            else:
-                # By a string: the registry imports this module.
-                registry = import_module("protea.models.registry")
-                remedy = f"{reason}; families that have it: {registry.families_with(capability)}"
-            raise CapabilityError(f"this {self.config.family} model has no {capability}; {remedy}")
+            # By a string: the registry imports this module.
+            raise CapabilityError(import_module("protea.models.registry").why_not(self, capability))

@@ -180,10 +180,10 @@ _NGC: Final = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/clara/models"
 class Published:
     """A published checkpoint; without published weights, only the first three fields have values.
 
-    Users type its ``name``. ``licence`` is an SPDX id, and ``restriction`` says what it forbids that users may not
-    expect. ``format`` is spelled as by ``protea convert``, ``repository`` is on Hugging Face, ``elsewhere`` says where
-    users find other weights, and ``account`` whether that place asks for an account. Some publishers state a file's
-    SHA-256.
+    Users type its ``name``. ``licence`` is an SPDX id, with ``(not verified)`` behind it if we could not read the
+    publisher's own statement, and ``restriction`` says what it forbids that users may not expect. ``format`` is spelled
+    as by ``protea convert``, ``repository`` is on Hugging Face, ``elsewhere`` says where users find other weights, and
+    ``account`` whether that place asks for an account. Some publishers state a file's SHA-256.
     """
 
     name: str

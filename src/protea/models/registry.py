@@ -89,6 +89,28 @@ def families_with(*capabilities: str) -> str:
     return ", ".join(names)
 
 
+_UNSAVED: Final = {
+    "attention": "its layers do not attend",
+    "logits": "the checkpoint was saved without its language-model head (lm_head.*); load one that has it",
+    "contacts": "the checkpoint was saved without its contact head; load one that has it",
+}
+
+
+def why_not(model: Encoder, capability: str) -> str:
+    """For messages: what a model lacks, why, how to get it, and which families have it if its own does not."""
+    family, reason = model.config.family, model.lacks.get(capability)
+    told, heads = families_with(capability), [known for known in model.published if known.config.family == family]
+    if capability == "contacts" and heads and not any(known.contact_head for known in heads):
+        reason = f"{family} was published without a contact head"
+    fit = f"fit one: protea fit-contacts{'' if any(model.config.attention_heads) else ' --head bilinear'}"
+    if not reason:
+        reason = _UNSAVED[capability] + (f", or {fit}" if capability == "contacts" else "")
+    else:
+        reason += f"; {fit}" if capability == "contacts" else ""
+        reason += f"; families that have {capability}: {told}"
+    return f"this {family} model has no {capability}: {reason}"
+
+
 def alphabets() -> dict[str, Alphabet]:
     """The alphabets of all families, by their names in options."""
     return {family.config_type.alphabet.name.lower(): family.config_type.alphabet for family in families()}

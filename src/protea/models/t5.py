@@ -46,6 +46,8 @@ def alphabet_of(tokens: tuple[str, ...], reads: str) -> Alphabet:
     ]
     missing = [letter for letter in (*_STANDARD, "X") if letter not in spelled and not (lower and letter == "X")]
     places = {token: number for number, token in enumerate(tokens)}
+    if twice := [letter for letter in spelled if len(letter) == 1 and spelled.count(letter) > 1]:
+        raise CheckpointError(f"not a protein vocabulary: several tokens are the letter {twice[0]}")
     missing += [token for token in ("<pad>", "</s>", "<unk>") if token not in places]
     if missing or len(tokens) > 255:
         raise CheckpointError(
@@ -110,6 +112,8 @@ class T5Config(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 1 <= self.head_width <= 1 << 20:
+            raise CheckpointError(f"head_width (d_kv) must be from 1 to {1 << 20:,}, got {self.head_width}")
         if self.reads not in READS:
             raise CheckpointError(f"reads must be one of {', '.join(READS)}, got {self.reads!r}")
         # The alphabet is the checkpoint's own, not the class's.

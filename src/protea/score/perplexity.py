@@ -4,7 +4,8 @@
                         sequence: BioNeMo 2's protocol (80/10/10, over all tokens, not a mean of means)
     pseudo-perplexity   exp(-1/L Σ log p(residue | all others)) of each sequence, one pass per residue
 
-Masks depend only on the seed and the number of the sequence, not on the sequences that share its pack.
+Masks depend only on the seed, the number of the sequence and the place of a residue: not on the sequences that share
+its pack, and not on whether the model's alphabet has a BOS.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from protea import bundled
 from protea.alphabet import Alphabet
 from protea.checkpoints.peers import check_peer, load_peer, masked_losses
-from protea.data.draws import MASK, fold
+from protea.data.draws import MASK, fold, later
 from protea.data.masking import Masker, Masking, masking_named
 from protea.embed.prepare import fit
 from protea.errors import UsageError
@@ -50,9 +51,10 @@ def mask(
 ) -> Iterator[MaskedJob]:
     """Mask sequences, given as name and ``[L]`` ids; a short one may get no mask."""
     masker = Masker(masking, alphabet)
+    first = 1 - alphabet.frame.before  # without a BOS, residues have the draws that they have behind one
     for number, (name, ids) in enumerate(sequences):
         tokens = alphabet.frame.around(ids)
-        changed, hidden = masker(tokens, fold(seed, 0, MASK, number), np.array([0, len(tokens)]))
+        changed, hidden = masker(tokens, later(fold(seed, 0, MASK, number), first), np.array([0, len(tokens)]))
         places = np.flatnonzero(hidden)
         yield Job(changed, Wanted(places=places), tokens[places], name)
 
