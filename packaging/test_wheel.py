@@ -26,21 +26,15 @@ PRETRAIN = (
     "run.device=cpu run.compile=false validation.tokens=2000"
 )
 SERVE = """
-import subprocess, sys, time, protea
-service = subprocess.Popen([sys.executable, "-m", "protea", "serve", "--port", "8991"])
-try:
-    client = protea.Client("http://127.0.0.1:8991")
-    for _ in range(120):
-        time.sleep(0.5)
-        try:
-            client.models()
-            break
-        except protea.ProteaError:
-            pass
-    assert client.embed({"a": "MKTAYIAKQR"})["a"].shape == (320,)
-finally:
-    service.terminate()
-    service.wait()
+import subprocess, sys, protea
+command = [sys.executable, "-m", "protea", "serve", "--port", "0"]
+with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+    try:
+        url = next(line for line in service.stderr if "serving" in line).split()[-1]
+        assert protea.Client(url).embed({"a": "MKTAYIAKQR"})["a"].shape == (320,)
+    finally:
+        service.terminate()
+assert service.returncode == 0, service.returncode
 """
 BASE = [
     "--version",
