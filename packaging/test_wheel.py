@@ -2,9 +2,10 @@
 
 Usage: python packaging/test_wheel.py DIST FOLDER [EXTRA...]    (``make test-wheel``)
 
-First without any optional part: what needs none must work, and the rest must name the part that it lacks. Then with
-each EXTRA alone: its packages are installed, its commands run, and the packages are removed again. ``all`` runs
-``tests/smoke.py``. PyTorch is installed as ``pip`` is configured; ``TORCH=torch==2.13.0+cpu`` names another build.
+First pip must refuse it for an older Python. Then it runs without any optional part: what needs none must work, and the
+rest must name the part that it lacks. Then with each EXTRA alone: its packages are installed, its commands run, and the
+packages are removed again. ``all`` runs ``tests/smoke.py``. PyTorch is installed as ``pip`` is configured;
+``TORCH=torch==2.13.0+cpu`` names another build.
 """
 
 from __future__ import annotations
@@ -25,21 +26,15 @@ PRETRAIN = (
     "run.device=cpu run.compile=false validation.tokens=2000"
 )
 SERVE = """
-import subprocess, sys, time, protea
-service = subprocess.Popen([sys.executable, "-m", "protea", "serve", "--port", "8991"])
-try:
-    client = protea.Client("http://127.0.0.1:8991")
-    for _ in range(120):
-        time.sleep(0.5)
-        try:
-            client.models()
-            break
-        except protea.ProteaError:
-            pass
-    assert client.embed({"a": "MKTAYIAKQR"})["a"].shape == (320,)
-finally:
-    service.terminate()
-    service.wait()
+import subprocess, sys, protea
+command = [sys.executable, "-m", "protea", "serve", "--port", "0"]
+with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+    try:
+        url = next(line for line in service.stderr if "serving" in line).split()[-1]
+        assert protea.Client(url).embed({"a": "MKTAYIAKQR"})["a"].shape == (320,)
+    finally:
+        service.terminate()
+assert service.returncode == 0, service.returncode
 """
 BASE = [
     "--version",
@@ -111,6 +106,15 @@ def wheel_for_this_machine(dist: Path) -> Path:
     return found[0].resolve()
 
 
+def check_old_python(wheel: Path) -> None:
+    """Have pip choose the wheel for the Python before the oldest one; it must say which it needs."""
+    options = ["--python-version", "3.10", "--only-binary=:all:", "--no-deps", "--no-index", "--dest", os.devnull]
+    command = [sys.executable, "-m", "pip", "download", *options, str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0 or "requires a different Python: 3.10" not in done.stderr:
+        sys.exit(f"{' '.join(command)}: pip does not refuse it:\n{done.stdout}{done.stderr}")
+
+
 def write_input(work: Path) -> None:
     """Write the files that the commands read."""
     (work / "in.fasta").write_text(">a\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ\n")
@@ -141,6 +145,7 @@ def main() -> None:
     """Test the wheel, then each part that is named."""
     dist, folder, *parts = sys.argv[1:]
     wheel = wheel_for_this_machine(Path(dist))
+    check_old_python(wheel)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         write_input(work)

@@ -126,7 +126,7 @@ def serve(folder: Path, fasta: Path) -> None:
                     assert len(answer.read()) > 100
         finally:
             process.terminate()
-    assert process.returncode == 0
+    assert process.returncode == 0, process.returncode
 
 
 def run_all() -> None:

@@ -144,7 +144,7 @@ def test_licences_are_part_of_the_package() -> None:
     included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"][
         "include"
     ]
-    assert all((ROOT / name).exists() for name in included)
+    assert all((ROOT / name.lstrip("/")).exists() for name in included)
 
 
 # ---- completion ----

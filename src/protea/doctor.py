@@ -170,7 +170,7 @@ def _advice(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if report["pytorch"]["threads"] < cores and os.environ.get("OMP_NUM_THREADS"):
         yield f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} leaves cores unused", "unset OMP_NUM_THREADS"
     if report["pytorch"]["cuda"] is None and shutil.which("nvidia-smi"):
-        again = f"{install('torch')} --force-reinstall --index-url https://download.pytorch.org/whl/cu128"
+        again = f"{install('torch')} --force-reinstall --index-url https://download.pytorch.org/whl/cu130"
         yield "there is an NVIDIA driver, but this PyTorch is for CPUs", again
     for extra, packages in report["extras"].items():
         if missing := [name for name, version in packages.items() if version is None]:

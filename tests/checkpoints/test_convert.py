@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import protea
 from conftest import CONFIGS, Run, disturb, fails
 from messages import check_message
-from protea.checkpoints import hf, nemo, summary
+from protea.checkpoints import hf, nemo, peers, summary
 from protea.checkpoints.checkpoint import Checkpoint
 from protea.checkpoints.convert import convert
 from protea.checkpoints.formats import EXTRAS, format_named, open_checkpoint
@@ -249,6 +250,23 @@ def test_formats_that_lack_a_family(
     assert list(tmp_path.iterdir()) == []
     if kind == "te":
         check_message("checkpoints.format-lacks-family", caught.value, source=source)
+
+
+@pytest.mark.parametrize(("version", "name"), [("4.55.4", "torch_dtype"), ("4.56.0", "dtype"), ("5.0.0rc1", "dtype")])
+def test_what_transformers_calls_the_type(monkeypatch: pytest.MonkeyPatch, version: str, name: str) -> None:
+    """Transformers 4.56 renamed an argument; the smoke run with the oldest dependencies brings an older one."""
+    given: dict[str, object] = {}
+
+    def from_pretrained(_: Path, **options: object) -> None:
+        given.update(options)
+        raise ValueError("that was all")
+
+    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(transformers.EsmForMaskedLM, "from_pretrained", from_pretrained)
+    path = Path(protea.__file__).parent / "bundled"
+    with open_checkpoint(path) as checkpoint, pytest.raises(ValueError, match="that was all"):
+        peers._transformers(path, checkpoint)
+    assert given == {"attn_implementation": "eager", name: torch.float32}
 
 
 def test_targets_that_are_refused(sources: dict[tuple[str, str], Path], tmp_path: Path) -> None:

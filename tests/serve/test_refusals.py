@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -351,3 +353,14 @@ def test_the_log_names_requests_and_no_sequences(server: Running) -> None:
     line = until(lambda: next((line for line in server.lines if line["id"] == "find-me"), None))
     assert (line["route"], line["status"], line["sequences"], line["tokens"]) == ("/v1/embed", 200, 2, 14)
     assert "WWWW" not in json.dumps(server.lines)
+
+
+def test_a_log_that_nobody_reads_any_more() -> None:
+    """The service goes on, and exits with 0."""
+    code = "import sys; sys.stdin.read(); from protea.serve.safety import log_line; log_line({}); log_line({})"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stdin.close()
+    assert process.returncode == 0

@@ -188,14 +188,16 @@ def _load(form: str, path: Path, checkpoint: Checkpoint) -> Run:
 
 
 def _transformers(path: Path, checkpoint: Checkpoint) -> Run:
-    from transformers import EsmForMaskedLM
+    from transformers import EsmForMaskedLM, __version__
     from transformers.utils import logging
 
+    version = tuple(map(int, re.findall(r"\d+", __version__)[:2]))
+    kind: Any = {"dtype" if version >= (4, 56) else "torch_dtype": torch.float32}  # it was renamed
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = EsmForMaskedLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+        model = EsmForMaskedLM.from_pretrained(path, attn_implementation="eager", **kind)
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import os
 import re
 import sys
 import time
@@ -103,8 +104,12 @@ def is_local(host: str) -> bool:
 
 
 def log_line(values: Mapping[str, Any]) -> None:
-    """One line of the access log, as JSON, on standard error."""
-    sys.stderr.write(json.dumps(values) + "\n")
+    """One line of the access log, as JSON, on standard error; once nobody reads that, the service goes on without."""
+    try:
+        sys.stderr.write(json.dumps(values) + "\n")
+    except BrokenPipeError:
+        # What is still buffered goes there, too; Python would try to write it at its end, and exit with code 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @dataclass
