@@ -31,6 +31,7 @@ from protea.models.encoder import Encoder
 from protea.train.model import Precision, Trainable
 from protea.train.optim import Optimizers, parameters_to_train
 from protea.train.recipe import OptimizerSettings
+from protea.transforms.native_adapters import multiply_adapters_natively
 from protea.transforms.native_linear import multiply_natively
 from protea.transforms.training import recompute_layers
 
@@ -188,6 +189,7 @@ def prepare_device(model: Encoder, settings: TuneSettings, precision: str) -> li
     keep_freed_memory()
     if precision == "float32":
         multiply_natively(model)
+        multiply_adapters_natively(model)
     reason = native.reason()
     if precision == "bf16-mixed" and not native_bfloat16(model.device):
         return ["this processor has no bfloat16 products: --precision float32 trains many times faster"]

@@ -52,9 +52,14 @@ class NativeConvolution(Convolution):
         return _product(x, weight, bias)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def is_native(x: Tensor, weight: Tensor) -> bool:
+    """Whether the library computes the product of a tensor with a weight."""
     there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, weight.dtype} == {torch.float32}
-    if not there or not supports(torch.float32) or torch.is_autocast_enabled("cpu"):
+    return there and supports(torch.float32) and not torch.is_autocast_enabled("cpu")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not is_native(x, weight):
         return F.linear(x, weight, bias)
     y = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     assert isinstance(y, Tensor)
