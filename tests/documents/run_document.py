@@ -80,6 +80,7 @@ class Document:
     def adapted(self, text: str) -> str:
         """The text with the address of the running service, the id of the last job, and no path at the root."""
         if self.services:
+            text = text.replace("//host:8000", "//localhost:8000")
             text = ADDRESS.sub(rf"\1:{self.services[-1][1]}", text)
         text = re.sub(r"/jobs/ID\b", f"/jobs/{self.job}", text)
         if "/shared/" in text:
@@ -138,7 +139,9 @@ class Document:
     def run_python(self, step: Step, text: str) -> None:
         text = python.runnable(text)
         for name in python.names_of_files(text):
-            if f'.save("{name}")' not in text:
+            if f'.save("{name}")' in text:
+                remove(self.folder / name)
+            else:
                 self.bring_file(name)
         if is_script(text) or "transformers" in text or "peft" in text:
             (self.folder / "script_of_the_page.py").write_text(text)
@@ -210,9 +213,12 @@ class Document:
                         make(self, path, name, command)
 
     def bring_named(self, text: str) -> None:
-        """Make FASTA files that other programs of a line read."""
+        """Make FASTA files that other programs of a line read, and scripts written for fair-esm."""
+        for script in re.findall(r"protea\.compat\.esm (?:-m )?(\w+\.\w+)", text):
+            path = self.folder / (script if script.endswith(".py") else f"{script.replace('.', '/')}.py")
+            files.write(path, "import esm\nassert callable(esm.pretrained.esm2_t6_8M_UR50D)\n")
         for name in re.findall(r"[\w./-]+\.fasta(?:\.gz)?\b", text):
-            if text.startswith(("zcat", "cat", "curl", "grep")) and not (self.folder / name).exists():
+            if text.startswith(("zcat", "cat", "curl", "grep", "python")) and not (self.folder / name).exists():
                 files.fasta(self.folder / name, files.sequences_for(Path(name), ["embed"], self.variants))
 
     def bring_file(self, name: str) -> None:
