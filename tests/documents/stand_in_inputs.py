@@ -114,6 +114,9 @@ def recipe(document: Document, path: Path, name: str, command: Command) -> None:
         files.fasta(path.with_name("in.fasta"), files.records(80))
 
 
+KEY: Final = "0123456789abcdef0123"
+"""Of a service that wants one."""
+
 MY_RECIPE: Final = """model: {architecture: esm2_t6_8M_UR50D, num_hidden_layers: 2, hidden_size: 32,
   num_attention_heads: 4, intermediate_size: 64}
 data: {fasta: in.fasta, cluster: false}
@@ -176,7 +179,7 @@ INPUTS: Final[Mapping[str, Any]] = {
     "recipe": recipe,
     "changes": changes,
     "exclude": excluded,
-    "api_key_file": lambda document, path, name, command: path.write_text("group 0123456789abcdef0123\n"),
+    "api_key_file": lambda document, path, name, command: path.write_text(f"group {KEY}\n"),
     **dict.fromkeys(("mapping", "csv", "train_clusters"), imported),
     "uniref50": lambda document, path, name, command: files.uniref50(path),
     "uniref90": lambda document, path, name, command: files.uniref90(path),
