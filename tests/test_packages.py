@@ -170,9 +170,9 @@ def test_completion(run: Run, monkeypatch: pytest.MonkeyPatch, shell: str) -> No
 def test_completion_imports_one_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[str | None] = []
 
-    def application(name: str | None) -> Any:
+    def application(name: str | None, **options: bool) -> Any:
         named.append(name)
-        return real(name)
+        return real(name, **options)
 
     real = cli.application
     monkeypatch.setattr(cli, "application", application)

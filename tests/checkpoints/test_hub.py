@@ -49,7 +49,7 @@ LICENCES = {
     "MIT",
     "Apache-2.0",
     "AFL-3.0",
-    "CC-BY-4.0",
+    "CC-BY-4.0 (not verified)",
     "LicenseRef-Cambrian-Open",
     "LicenseRef-Cambrian-Non-Commercial",
 }

@@ -142,7 +142,7 @@ def test_init(store: Path, tmp_path: Path, model: Path) -> None:
     change(model, {key: each for key, each in tensors.items() if not key.startswith("lm_head")})
     refused(
         CapabilityError,
-        "load a checkpoint saved with its language",
+        "saved without its language-model head",
         tmp_path,
         store=store,
         init=str(model),
