@@ -48,8 +48,14 @@ inline float* lse_of(const Attention& call, const Head& task, int64_t row) {
 // Transpose rows [n, K] times a factor to columns [K, B * LANES]; zeros fill the lanes without a row.
 template <int B>
 inline void to_columns(float* to, const float* from, int64_t stride, int64_t n, int64_t width, float factor) {
-    for (int64_t row = 0; row < B * LANES; row++)
-        for (int64_t d = 0; d < width; d++) to[d * B * LANES + row] = row < n ? from[row * stride + d] * factor : 0.0f;
+    for (int64_t row = 0; row < B * LANES; row += LANES)
+        for (int64_t d = 0; d < width; d += LANES) {
+            vec part[LANES];
+            UNROLL for (int i = 0; i < LANES; i++)
+                part[i] = row + i < n ? load_first(from + (row + i) * stride + d, width - d) * factor : vec{};
+            transpose(part);
+            for (int64_t i = 0; i < least(LANES, width - d); i++) store(to + (d + i) * B * LANES + row, part[i]);
+        }
 }
 
 // Copy rows [n, K] to rows of `wide` items; zeros fill the rest, up to `size` rows.
@@ -62,11 +68,14 @@ inline void to_rows(float* to, const float* from, int64_t stride, int64_t n, int
 // Sums [K, B * LANES] times one factor for each lane, to rows [n, K].
 template <int B, class To>
 inline void from_columns(To* to, const float* sums, const float* factor, int64_t stride, int64_t n, int64_t width) {
-    for (int64_t row = 0; row < n; row++) {
-        float values[MAX_WIDTH];
-        for (int64_t d = 0; d < width; d++) values[d] = sums[d * B * LANES + row] * factor[row];
-        for (int64_t d = 0; d < width; d += LANES) stream_first(to + row * stride + d, load(values + d), width - d);
-    }
+    for (int64_t row = 0; row < n; row += LANES)
+        for (int64_t d = 0; d < width; d += LANES) {
+            vec part[LANES];
+            UNROLL for (int i = 0; i < LANES; i++)
+                part[i] = d + i < width ? load(sums + (d + i) * B * LANES + row) * load(factor + row) : vec{};
+            transpose(part);
+            for (int64_t i = 0; i < least(LANES, n - row); i++) stream_first(to + (row + i) * stride + d, part[i], width - d);
+        }
 }
 
 // Products of N keys, [N, wide], with B * LANES queries, [K, B * LANES].

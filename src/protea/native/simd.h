@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -154,6 +155,21 @@ inline vec swap_pairs(vec x) {
 #else
     return __builtin_shuffle(x, ivec{1, 0, 3, 2});
 #endif
+}
+
+template <int STEP, size_t... I>
+inline void swap_blocks(vec& x, vec& y, std::index_sequence<I...>) {
+    const vec a = x, b = y;
+    x = __builtin_shufflevector(a, b, (I & STEP ? LANES + I - STEP : I)...);
+    y = __builtin_shufflevector(a, b, (I & STEP ? LANES + I : I + STEP)...);
+}
+
+// Row i, lane j changes places with row j, lane i: blocks of 1, 2, 4 and so on beside the diagonal, one size after another.
+template <int STEP = 1>
+inline void transpose(vec (&rows)[LANES]) {
+    UNROLL for (int i = 0; i < LANES; i++)
+        if (!(i & STEP)) swap_blocks<STEP>(rows[i], rows[i + STEP], std::make_index_sequence<LANES>());
+    if constexpr (2 * STEP < LANES) transpose<2 * STEP>(rows);
 }
 
 inline float sum(vec x) {
