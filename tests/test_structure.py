@@ -334,7 +334,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 48_300
+MOST_LINES_OF_ALL = 48_400
 
 
 def test_size_of_the_package() -> None:
