@@ -17,6 +17,7 @@ import protea
 from protea import native
 from protea.checkpoints import hf
 from protea.cli import main
+from protea.models.encoder import Encoder
 from protea.models.esm1 import ESM1Config
 from protea.models.esm1b import ESM1bConfig
 from protea.models.esm1nv import ESM1nvConfig
@@ -25,6 +26,7 @@ from protea.models.family import EncoderConfig
 from protea.models.registry import build
 from protea.native.build_library import TARGETS
 from protea.native.products import supports
+from protea.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
     from serving import Running
@@ -66,6 +68,12 @@ def load_small(model_folders: dict[str, Path]) -> LoadModel:
         return model
 
     return load
+
+
+def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
+    """Sequences as a model packs them."""
+    frame = model.alphabet.frame
+    return pack([frame.around(model.alphabet.encode(sequence)) for sequence in sequences])
 
 
 def disturb(module: torch.nn.Module, seed: int = 7) -> None:

@@ -52,13 +52,13 @@ _DISGUISES: Final = {
 }
 """What a file is instead of what its name says, by its first bytes, and what to do."""
 
-_OTHERS: Final = {
+_HINTS: Final = {
     "@": "FASTQ? convert it to FASTA first",
     "LOCUS |ID   ": "GenBank or UniProt text? download the sequences as FASTA",
     "(HEADER|ATOM|TITLE|REMARK|CRYST1) |data_": "a structure? download its sequences as FASTA",
     "CLUSTAL|# STOCKHOLM": "an alignment? save it as FASTA",
 }
-"""What a file may be whose first line begins so, and what to do."""
+"""Guesses what a file is that does not begin with '>', by the beginning of its first line, and says what to do."""
 
 
 def _decoder_error(module: str) -> type[Exception]:
@@ -276,6 +276,6 @@ def _decode(header: bytes) -> str:
 def _excerpt(line: bytes) -> str:
     text = _decode(line)
     shown = repr(text[:40] + ("…" if len(text) > 40 else ""))
-    if hint := next((hint for start, hint in _OTHERS.items() if re.match(start, text)), None):
+    if hint := next((hint for start, hint in _HINTS.items() if re.match(start, text)), None):
         return f"{shown} ({hint})"
     return f"{shown} (a table? give it as a .csv or .tsv file)" if "," in text or "\t" in text else shown

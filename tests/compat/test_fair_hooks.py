@@ -43,7 +43,7 @@ def same(mine: Tensor, theirs: Tensor, tokens: Tensor) -> None:
 
 
 def seen(model: nn.Module, tokens: Tensor, kind: str, parts: list[str]) -> dict[str, Tensor]:
-    """What hooks on parts of a model are given."""
+    """The tensors that hooks on parts of a model receive."""
     found: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:

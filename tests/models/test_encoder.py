@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import CONFIGS, LoadModel
+from conftest import CONFIGS, LoadModel, batch_of
 from messages import check_message
 from protea.errors import CapabilityError, CheckpointError, SequenceTooLongError
 from protea.models.encoder import Encoder
@@ -21,20 +21,15 @@ from protea.models.esm2 import ESM2, SIZES, ESM2Config
 from protea.models.family import EncoderConfig
 from protea.models.layers import inverse_frequencies
 from protea.models.registry import build, initial_value
-from protea.packing import PackedBatch, pack
+from protea.packing import pack
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "M", "GGGGG", "ACDEF", "ACDEFGHIKLMNPQRSTVWYX" * 9]
-
-
-def batch_of(model: Encoder, sequences: list[str]) -> PackedBatch:
-    alphabet = model.alphabet
-    return pack([alphabet.frame.around(alphabet.encode(sequence)) for sequence in sequences])
 
 
 @torch.no_grad()
 def hidden(model: Encoder, sequences: list[str]) -> list[list[Tensor]]:
     """Hidden states by sequence and layer."""
-    batch = batch_of(model, sequences)
+    batch = batch_of(model, *sequences)
     states: list[Tensor] = []
     model(batch, on_hidden=lambda number, x: states.append(x))
     return [[state[start:end] for state in states] for start, end in batch.cu_seqlens.spans()]
@@ -66,7 +61,7 @@ def test_half_precision_points_the_same_way(load_small: LoadModel, name: str, dt
 @pytest.mark.parametrize("name", CONFIGS)
 def test_observing_changes_nothing(load_small: LoadModel, name: str) -> None:
     model = load_small(name).module
-    batch = batch_of(model, SEQUENCES)
+    batch = batch_of(model, *SEQUENCES)
     seen: list[int] = []
     with torch.no_grad():
         plain = model(batch)
@@ -106,9 +101,9 @@ def test_learned_positions_end(load_small: LoadModel, name: str, limit: int) -> 
     module = load_small(name).module
     assert module.max_tokens == limit
     with torch.no_grad():
-        module(batch_of(module, ["A" * (limit - 2)]))
+        module(batch_of(module, *["A" * (limit - 2)]))
         with pytest.raises(SequenceTooLongError, match=f"{limit - 1:,} .* {limit - 2:,} "):
-            module(batch_of(module, ["A" * (limit - 1), "A"]))
+            module(batch_of(module, *["A" * (limit - 1), "A"]))
 
 
 def test_missing_heads_are_named(load_small: LoadModel) -> None:
@@ -129,7 +124,7 @@ def test_missing_heads_are_named(load_small: LoadModel) -> None:
 def test_training_mode_drops_and_has_gradients_everywhere(load_small: LoadModel, name: str) -> None:
     module = load_small(name).module
     config = module.config
-    batch = batch_of(module, SEQUENCES)
+    batch = batch_of(module, *SEQUENCES)
     module.train()
     torch.manual_seed(0)
     first, second = module(batch), module(batch)

@@ -7,17 +7,15 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import protea
-from conftest import CONFIGS, LoadModel, disturb
+from conftest import CONFIGS, LoadModel, batch_of, disturb
 from messages import check_message
 from protea import native
 from protea.checkpoints import hf
@@ -29,7 +27,6 @@ from protea.models.layers import LayerContext, rotary_angles
 from protea.models.registry import build, initial_value
 from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.native.products import supports
-from protea.packing import PackedBatch, pack
 from protea.transforms import cpu, native_linear
 from protea.transforms.cpu import FusedSelfAttention, PackedLinear, is_packed, pack_for_cpu, unpacked
 from protea.transforms.mixed import mix
@@ -60,11 +57,6 @@ def freeze(model: Encoder, *parts: str) -> Encoder:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(parts))
     return model
-
-
-def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
-    frame = model.alphabet.frame
-    return pack([frame.around(model.alphabet.encode(sequence)) for sequence in sequences])
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -426,85 +418,6 @@ def test_a_trained_model_is_packed_too(family: str, monkeypatch: pytest.MonkeyPa
             outputs.append(model(batch))
     assert [type(part) for part in trained.modules()] == [type(part) for part in fresh.modules()]
     assert torch.equal(*outputs)
-
-
-# --- tracing and compiling ---------------------------------------------------------------------------------------
-
-
-class Traceable(nn.Module):
-    """A model that takes and gives tensors."""
-
-    def __init__(self, model: Encoder, batch: PackedBatch) -> None:
-        super().__init__()
-        self.model, self.cu_seqlens = model, batch.cu_seqlens
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.model(PackedBatch(ids, self.cu_seqlens))
-        return x
-
-
-def traced(module: nn.Module, ids: Tensor) -> Any:
-    return torch.jit.trace(module, (ids,), check_trace=False)
-
-
-def exported(module: nn.Module, ids: Tensor) -> Any:
-    return torch.export.export(module, (ids,)).module()
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("record", [traced, exported])
-@pytest.mark.parametrize("natively", [False, True])
-def test_what_pytorch_records_is_pytorchs(
-    record: Callable[[nn.Module, Tensor], Any], natively: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A record does not hold what the library does: its results would be memory that nobody has written."""
-    model = small().eval().requires_grad_(False)
-    monkeypatch.setattr(native_linear, "_LEAST", 1)
-    if natively:
-        native_linear.multiply_natively(model)
-    batch, other = batch_of(model, "MKTAYIAK", "ACD"), batch_of(model, "MKWWYIAK", "AYD")
-    module = Traceable(model, batch)
-    recorded = record(module, batch.input_ids)
-    for given in (batch, other):
-        assert (recorded(given.input_ids) - module(given.input_ids)).abs().max() < 1e-5
-
-
-@needs_library
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("record", [traced, exported])
-def test_a_packed_model_cannot_be_recorded(record: Callable[[nn.Module, Tensor], Any]) -> None:
-    model = small()
-    pack_for_cpu(model)
-    batch = batch_of(model, "MKTAYIAK")
-    with torch.no_grad(), pytest.raises(UsageError, match=r"cannot record .*trainable=True"):
-        record(Traceable(model, batch), batch.input_ids)
-
-
-@needs_library
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("packed", [False, True])
-def test_tensors_without_memory_are_refused(packed: bool) -> None:
-    model = small()
-    if packed:
-        pack_for_cpu(model)
-    batch = batch_of(model, "MKTAYIAK")
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), pytest.raises(TypeError, match="FakeTensor"):
-        model(batch)
-
-
-@needs_library
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_compiled_model_gives_the_same(packed: bool) -> None:
-    model = small()
-    if packed:
-        pack_for_cpu(model)
-    compiled = torch.compile(model, backend="eager")
-    with torch.no_grad():
-        for sequences in (SEQUENCES[:1], SEQUENCES[:3]):
-            batch = batch_of(model, *sequences)
-            assert (compiled(batch) - model(batch)).abs().max() < 1e-5
 
 
 @needs_library

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import protea
-from conftest import CONFIGS, LoadModel, disturb
+from conftest import CONFIGS, LoadModel, batch_of, disturb
 from protea.checkpoints import hf
 from protea.errors import UsageError
 from protea.models.attention import AttentionCall
@@ -22,7 +22,6 @@ from protea.models.layers import LayerContext
 from protea.models.registry import build
 from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.native.products import supports
-from protea.packing import PackedBatch, pack
 from protea.transforms import cpu
 from protea.transforms.cpu import is_packed, pack_for_cpu
 from protea.transforms.mixed import NarrowLinear, mix, mixed_attention
@@ -70,11 +69,6 @@ def cosines(ours: list[NDArray[np.float32]], exact: list[NDArray[np.float32]]) -
     """The cosine of each residue."""
     pairs = zip(ours, exact, strict=True)
     return np.concatenate([(a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) for a, b in pairs])
-
-
-def batch_of(model: Encoder, *sequences: str) -> PackedBatch:
-    frame = model.alphabet.frame
-    return pack([frame.around(model.alphabet.encode(sequence)) for sequence in sequences])
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------

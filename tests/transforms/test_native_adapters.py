@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import LoadModel
+from conftest import LoadModel, batch_of
 from protea import native
 from protea.finetune.adapters import insert
 from protea.models.encoder import Encoder
 from protea.native.products import supports
-from protea.packing import pack
 from protea.train.optim import parameters_to_train
 from protea.transforms import native_linear
 from protea.transforms.native_adapters import multiply_adapters_natively
@@ -45,8 +44,7 @@ def adapted(model: Encoder, *, natively: bool, rank: int = 3, **options: Any) ->
 
 def states(model: Encoder) -> Tensor:
     """The last hidden states of two sequences."""
-    frame = model.alphabet.frame
-    y: Tensor = model(pack([frame.around(model.alphabet.encode(s)) for s in ("MKTAYIAKQRQISFVKSHFSRQ", "G")]))
+    y: Tensor = model(batch_of(model, "MKTAYIAKQRQISFVKSHFSRQ", "G"))
     return y
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import CONFIGS, LoadModel
+from conftest import CONFIGS, LoadModel, batch_of
 from protea import native
 from protea.models.encoder import Encoder
 from protea.native.products import supports
-from protea.packing import pack
 from protea.transforms import native_linear
 from protea.transforms.native_linear import NativeLinear, multiply_natively
 
@@ -74,9 +73,7 @@ def test_only_what_has_to_be_computed_is() -> None:
 
 
 def loss(model: Encoder) -> Tensor:
-    frame = model.alphabet.frame
-    batch = pack([frame.around(model.alphabet.encode(sequence)) for sequence in ("MKTAYIAKQRQISFVKSHFSRQ", "G")])
-    return model(batch).square().mean()
+    return model(batch_of(model, "MKTAYIAKQRQISFVKSHFSRQ", "G")).square().mean()
 
 
 @needs_library

@@ -224,8 +224,7 @@ def attach_by_mapping(
     """The stage that assigns the sequences of ``table`` to clusters by the entries of a mapping, the file ``source``.
 
     ``total`` is the size of that file, if the entries say their place in it. A member belongs to the cluster of its
-    first entry. A ``DataError`` reports members in two clusters and, unless the
-    settings skip them, absent members.
+    first entry. A ``DataError`` reports members in two clusters and, unless the settings skip them, absent members.
     """
 
     def make(folder: Path) -> Numbers:

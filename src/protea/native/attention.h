@@ -74,7 +74,8 @@ inline void from_columns(To* to, const float* sums, const float* factor, int64_t
             UNROLL for (int i = 0; i < LANES; i++)
                 part[i] = d + i < width ? load(sums + (d + i) * B * LANES + row) * load(factor + row) : vec{};
             transpose(part);
-            for (int64_t i = 0; i < least(LANES, n - row); i++) stream_first(to + (row + i) * stride + d, part[i], width - d);
+            for (int64_t i = 0; i < least(LANES, n - row); i++)
+                stream_first(to + (row + i) * stride + d, part[i], width - d);
         }
 }
 

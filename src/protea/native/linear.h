@@ -15,7 +15,7 @@ constexpr int64_t DEPTH = 1280;                 // inputs whose weights of a pan
 constexpr int64_t DEPTH_APART = 320;            // the same for inputs that lie apart, each in a page of its own
 constexpr int64_t CHUNK = 256;                  // steps that are summed apart: shorter sums are more exact
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
-constexpr int64_t FAR_BYTES = 8 << 20;          // weights from this size on are fetched ahead: they come from far
+constexpr int64_t FAR_BYTES = 8 << 20;          // weights from this size on come from memory, and are fetched ahead
 
 // GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
 // normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
@@ -164,7 +164,8 @@ inline void prepare(Stored* to, const From* x, const Linear& call, int64_t size)
     const float *scale = call.norm_weight, *offset = call.norm_bias;
     if (scale) {
         float shift = 0;
-        if (call.centred) shift = sum_of_vectors(n, [&](int64_t i, int64_t left) { return load_first(x + i, left); }) / float(n);
+        if (call.centred)
+            shift = sum_of_vectors(n, [&](int64_t i, int64_t left) { return load_first(x + i, left); }) / float(n);
         const float squares = sum_of_vectors(n, [&](int64_t i, int64_t left) {
             const vec d = load_first(x + i, left) - shift;
             const vec kept = left >= LANES ? d : load_first((const float*)&d, left);
@@ -194,7 +195,7 @@ struct LinearWork : Queue {
     int64_t wide;                                // between the steps of a panel
     int64_t block, blocks, group, groups;        // rows of a block, panels of a group
     bool direct;                                 // whether x is multiplied where it lies
-    bool far;                                    // whether the weights come from beyond the second-level cache
+    bool far;                                    // whether the weights come from memory
 
     LinearWork(const Linear& call, int64_t threads) : call(call) {
         size = rounded_up(call.inputs, Kind::STEP);

@@ -125,7 +125,7 @@ def _add_bias(call: _Attention, added: list[Tensor], is_relative: bool, q: Tenso
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, scale: float) -> _Attention:
-    """What the library needs to know."""
+    """The library's arguments for these tensors."""
     if not supports(q.dtype) or q.device.type != "cpu":
         raise TypeError(f"the native library has no attention in {q.dtype} on {q.device}")
     if q.dim() != 3 or k.shape != v.shape or k.shape[1:] != q.shape[1:] or q.shape[2] not in HEAD_WIDTHS:

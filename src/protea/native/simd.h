@@ -164,7 +164,7 @@ inline void swap_blocks(vec& x, vec& y, std::index_sequence<I...>) {
     y = __builtin_shufflevector(a, b, (I & STEP ? LANES + I : I + STEP)...);
 }
 
-// Row i, lane j changes places with row j, lane i: blocks of 1, 2, 4 and so on beside the diagonal, one size after another.
+// Row i, lane j changes places with row j, lane i: blocks of 1, 2, 4 and so on beside the diagonal, in this order.
 template <int STEP = 1>
 inline void transpose(vec (&rows)[LANES]) {
     UNROLL for (int i = 0; i < LANES; i++)

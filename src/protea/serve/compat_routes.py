@@ -30,6 +30,7 @@ from protea.serve.native import prepared, records_of
 from protea.serve.problems import RefusedError, refusal
 from protea.serve.served import ServedModel
 from protea.serve.service import Service
+from protea.serve.strict_json import StrictRoute
 
 _OPENAI_INPUTS: Final = 2048
 _NVIDIA_LENGTH: Final = 1024
@@ -86,7 +87,7 @@ def _check_width(given: int | None, model: ServedModel) -> None:
 
 def openai_routes(service: Service) -> APIRouter:
     """``/v1/embeddings`` and ``/v1/models``."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=schemas.StrictRoute)
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=StrictRoute)
 
     @router.get("/models", summary="Served models")
     async def models() -> dict[str, Any]:
@@ -140,7 +141,7 @@ def openai_routes(service: Service) -> APIRouter:
 
 def tei_routes(service: Service) -> APIRouter:
     """The routes of text-embeddings-inference, for the first model."""
-    router = APIRouter(tags=["text-embeddings-inference"], route_class=schemas.StrictRoute)
+    router = APIRouter(tags=["text-embeddings-inference"], route_class=StrictRoute)
 
     async def of(request: Request, body: schemas.TeiBody, residues: bool) -> Response:
         model = service.ready.model(None)
@@ -204,9 +205,7 @@ def normalised(values: FloatArray) -> FloatArray:
 
 def nvidia_routes(service: Service) -> APIRouter:
     """NVIDIA's route for ESM-2; models are known by NVIDIA's names and by those of the service."""
-    router = APIRouter(
-        prefix="/v1/biology", tags=["NVIDIA"], default_response_class=Response, route_class=schemas.StrictRoute
-    )
+    router = APIRouter(prefix="/v1/biology", tags=["NVIDIA"], default_response_class=Response, route_class=StrictRoute)
 
     @router.post("/{owner}/{name}", summary="Embeddings of sequences and residues, as NVIDIA's")
     async def esm2(request: Request, owner: str, name: str, body: schemas.NvidiaBody) -> Response:

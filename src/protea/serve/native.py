@@ -33,7 +33,7 @@ from protea.serve.served import ServedAdapter, ServedModel, kinds_of
 _ID: Final = (Column("id", "text"), Column("length", "int"), Column("truncated_from", "int"))
 
 _PROTEIN: Final = "sequence 0"
-"""What errors call the only protein of a request."""
+"""The name in errors of the only protein of a request."""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from protea.serve.answering import in_thread, noted, respond
 from protea.serve.native import Work
 from protea.serve.served import ServedAdapter, ServedModel
 from protea.serve.service import Service
+from protea.serve.strict_json import StrictRoute
 
 _SCHEMA: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def native_routes(service: Service) -> APIRouter:
         tags=["native"],
         responses=answers(),
         default_response_class=Response,
-        route_class=schemas.StrictRoute,
+        route_class=StrictRoute,
     )
 
     async def of_model(request: Request, body: Any, work: Callable[[ServedModel, Any], Work]) -> Response:

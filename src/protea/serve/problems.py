@@ -60,9 +60,8 @@ _STATUS: Final[Mapping[type[ProteaError], tuple[int, str]]] = {
     NonFiniteError: (500, "not-finite"),
 }
 _PLACE: Final = re.compile(r"sequence (?P<number>\d+)(?: \((?P<id>.*?)\))?: ")
-_OPTION: Final = re.compile(
-    r"(?<!fit-contacts )--(\w+)(?: (?!POLICY)(\w+))?(?![\w-])"
-)  # messages name options of the commands
+# Messages name options of the commands; those of `protea fit-contacts` stay, as the service has no such route.
+_OPTION: Final = re.compile(r"(?<!fit-contacts )--(\w+)(?: (?!POLICY)(\w+))?(?![\w-])")
 _POSITION: Final = re.compile(r" at (?:position )?(\d+)")
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from protea.embed.prepare import Long
 from protea.letters import Gaps, Unknown
 from protea.score.expected import LongProtein
-from protea.serve.problems import RefusedError
 
 _UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
 
@@ -28,40 +23,6 @@ Id = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
 Method = Literal["masked-marginals", "wildtype-marginals", "pseudo-likelihood", "pseudo-likelihood-sum"]
 _MOST_MEMBERS = 50
 Number = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-
-
-class StrictRoute(APIRoute):
-    """A route that refuses JSON in which an object names a member twice; Python would keep the last one silently."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
-        handle = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
-
-        return strict
-
-
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        try:
-            return json.loads(await self.body(), object_pairs_hook=_once)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            reasons = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
-            reason = reasons.get(type(error), "a number has too many digits")
-            raise RefusedError(f"the body is not JSON: {reason}", 400, "json") from error
-
-
-def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):
-        seen: set[str] = set()
-        twice = next(name for name, _ in members if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise RefusedError(f"the body names {twice[:100]!r} twice in one object; name it once")
-    return found
 
 
 class RequestPart(BaseModel):

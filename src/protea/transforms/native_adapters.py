@@ -41,7 +41,7 @@ def _native(kind: Any) -> type[nn.Module]:
 
 
 class _NativeAdapter:
-    """What ``_native`` adds to peft's class."""
+    """The part of such a class that computes; the rest is peft's."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """``[T, D]`` to ``[T, N]``."""

@@ -64,7 +64,7 @@ def _refuse(kind: str, name: str, *args: object, **kwargs: object) -> NoReturn:
 def _after(
     part: nn.Module, tokens_first: bool, hook: Hook, *, with_kwargs: bool = False, **options: bool
 ) -> RemovableHandle:
-    """What ``register_forward_hook`` does; a layer's output is a pair in fair-esm, here with None for its attention."""
+    """Register a forward hook; it gets a layer's output as a pair, as in fair-esm, but with None for the attention."""
 
     def run(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         batch = _batch.get()
@@ -83,7 +83,7 @@ def _after(
 def _before(
     part: nn.Module, tokens_first: bool, hook: Hook, *, with_kwargs: bool = False, **options: bool
 ) -> RemovableHandle:
-    """What ``register_forward_pre_hook`` does."""
+    """Register a hook that runs before a part, and may replace its input."""
 
     def run(module: nn.Module, args: tuple[Any, ...]) -> Any:
         batch = _batch.get()
