@@ -14,6 +14,7 @@ from torch import Tensor
 import protea
 from conftest import disturb
 from protea.checkpoints import hf
+from protea.device import has_matrix_unit
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
 from protea.models.registry import build
@@ -146,12 +147,12 @@ def check_bits(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
         torch.set_num_threads(threads)
 
 
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
 def check_mixed(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
     """In ``bf16-mixed``, residues and averages have nearly the direction that they have in float32."""
-
-    def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
     sequences = [sequence for sequence in sequences if "<" not in sequence]
     expected = protea.load(folder, device="cpu").embed(sequences, long="full")
     plain = protea.load(folder, device="cpu", trainable=True)
@@ -159,8 +160,24 @@ def check_mixed(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
     for model in (plain, protea.load(folder, device="cpu", dtype="bf16-mixed")):
         assert model.module.precision == "bf16-mixed"
         for ours, theirs in zip(model.embed(sequences, long="full"), expected, strict=True):
-            assert cosine(ours, theirs).min() >= 0.9995
-            assert cosine(ours.mean(0), theirs.mean(0)) >= 0.9999
+            assert _cosine(ours, theirs).min() >= 0.9995
+            assert _cosine(ours.mean(0), theirs.mean(0)) >= 0.9999
+
+
+def check_narrow(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
+    """In bfloat16, residues are as near to float32 with the native library as with PyTorch, or nearer."""
+    sequences = [sequence for sequence in sequences if "<" not in sequence]
+    expected = protea.load(folder, device="cpu").embed(sequences, long="full")
+    distances = []
+    for trainable in (True, False):
+        model = protea.load(folder, device="cpu", dtype="bfloat16", trainable=trainable)
+        assert model.module.precision == "bfloat16"
+        found = model.embed(sequences, long="full")
+        distances.append([1 - _cosine(*pair) for pair in zip(found, expected, strict=True)])
+    plain, fast = map(np.concatenate, distances)
+    assert is_packed(model.module) == (supports(torch.bfloat16) and not has_matrix_unit())
+    assert plain.max() < 1e-2
+    assert fast.mean() <= 1.1 * plain.mean()
 
 
 def check_lacks(model: protea.LanguageModel, **calls: Callable[[], object]) -> None:

@@ -52,8 +52,18 @@ def native_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16: GPUs since Ampere, CPUs with AVX-512 BF16, AMX or Arm's BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and any(_able(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@cache
+def has_matrix_unit() -> bool:
+    """Whether the processor has AMX, with which PyTorch multiplies bfloat16."""
+    return _able("amx_bf16")
+
+
+def _able(capability: str) -> bool:
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return bool(capabilities.get(capability, False))
 
 
 # Parameters of glibc's mallopt.

@@ -26,6 +26,7 @@ from family_checks import (
     check_bits,
     check_lacks,
     check_mixed,
+    check_narrow,
     check_packed,
     check_parity,
     ours,
@@ -174,6 +175,7 @@ def test_the_same_bits_in_every_pack(tmp_path: Path) -> None:
 def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model")
+    check_narrow(tmp_path / "model")
 
 
 def test_parameters_of_the_published_models() -> None:

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 import protea
 from conftest import Run, fails
-from family_checks import PROTEIN, Outputs, check_alone, check_mixed, check_packed, check_parity, random_model
+from family_checks import (
+    PROTEIN,
+    Outputs,
+    check_alone,
+    check_mixed,
+    check_narrow,
+    check_packed,
+    check_parity,
+    random_model,
+)
 from protea.checkpoints.formats import open_checkpoint
 from protea.models.encoder import Encoder
 from protea.models.esm1 import ALPHABET, T6, ESM1Config
@@ -96,6 +105,7 @@ def test_packed_for_inference(tmp_path: Path) -> None:
 def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model")
+    check_narrow(tmp_path / "model")
 
 
 @torch.no_grad()

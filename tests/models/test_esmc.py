@@ -23,6 +23,7 @@ from family_checks import (
     check_alone,
     check_bits,
     check_mixed,
+    check_narrow,
     check_packed,
     check_parity,
     random_model,
@@ -97,6 +98,7 @@ def test_a_sequence_alone_and_packed(tmp_path: Path) -> None:
 def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model")
+    check_narrow(tmp_path / "model")
 
 
 def test_published_sizes() -> None:

@@ -25,6 +25,7 @@ from family_checks import (
     check_alone,
     check_lacks,
     check_mixed,
+    check_narrow,
     check_packed,
     check_parity,
     random_model,
@@ -80,6 +81,7 @@ def test_packed_for_inference(tmp_path: Path) -> None:
 def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model", KNOWN)
+    check_narrow(tmp_path / "model", KNOWN)
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (64, 128)])

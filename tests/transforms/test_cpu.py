@@ -20,6 +20,7 @@ from messages import check_message
 from protea import native
 from protea.checkpoints import hf
 from protea.checkpoints.checkpoint import like
+from protea.device import has_matrix_unit
 from protea.errors import UsageError
 from protea.models.attention import AttentionCall
 from protea.models.encoder import Encoder
@@ -37,7 +38,14 @@ needs_library = pytest.mark.skipif(not supports(torch.float32), reason=f"no nati
 needs_bfloat16 = pytest.mark.skipif(
     not supports(torch.bfloat16), reason="the native library does not multiply bfloat16 on this processor"
 )
-PRECISIONS = ["float32", pytest.param("bf16-mixed", marks=needs_bfloat16)]
+takes_bfloat16 = pytest.mark.skipif(
+    has_matrix_unit() or not supports(torch.bfloat16), reason="this processor leaves bfloat16 to PyTorch"
+)
+PRECISIONS = [
+    "float32",
+    pytest.param("bf16-mixed", marks=needs_bfloat16),
+    pytest.param("bfloat16", marks=takes_bfloat16),
+]
 
 
 def small(family: str = "esm2", *, precision: str = "float32", **shape: int) -> Encoder:
@@ -46,10 +54,13 @@ def small(family: str = "esm2", *, precision: str = "float32", **shape: int) -> 
     weights = {name: initial_value(model, name, 0) for name, _ in model.named_parameters()}
     model.load_state_dict(weights | model.stored_buffers, assign=True)
     disturb(model)
-    if precision == "bf16-mixed":
-        mix(model)
-        return model
-    return model.to(getattr(torch, precision))
+    convert(model, precision)
+    return model
+
+
+def convert(model: Encoder, precision: str) -> None:
+    """Let a model in float32 compute in a precision."""
+    mix(model) if precision == "bf16-mixed" else model.to(getattr(torch, precision))
 
 
 def freeze(model: Encoder, *parts: str) -> Encoder:
@@ -73,6 +84,43 @@ def test_same_numbers_in_float32(load_small: LoadModel, family: str) -> None:
         assert np.abs(ours - theirs).max() <= 5e-6 * max(1, np.abs(theirs).max())
     for ours, theirs in zip(packed.logits(SEQUENCES), plain.logits(SEQUENCES), strict=True):
         assert np.abs(ours - theirs).max() <= 5e-6 * max(1, np.abs(theirs).max())
+
+
+@takes_bfloat16
+@pytest.mark.parametrize("family", CONFIGS)
+def test_bfloat16_is_nearer_to_float32_than_that_of_pytorch(load_small: LoadModel, family: str) -> None:
+    exact, plain, packed = (
+        load_small(family),
+        load_small(family, dtype="bfloat16"),
+        load_small(family, dtype="bfloat16"),
+    )
+    pack_for_cpu(packed.module)
+    assert isinstance(packed.module.layers[0].self_attn, FusedSelfAttention)
+    for compute in (lambda model: model.embed(SEQUENCES, layers=[1, -1]), lambda model: model.logits(SEQUENCES)):
+        expected, theirs, ours = (np.concatenate([x.reshape(-1) for x in compute(m)]) for m in (exact, plain, packed))
+        errors = [np.sqrt(np.mean((x - expected) ** 2)) for x in (ours, theirs)]
+        assert errors[0] <= errors[1] <= 0.02 * np.abs(expected).max()
+
+
+@takes_bfloat16
+def test_a_bfloat16_model_keeps_its_type_outside_its_layers(load_small: LoadModel) -> None:
+    """Only between plain layers the residual stream is wider."""
+    model = small(precision="bfloat16", num_hidden_layers=4)
+    model.layers[2] = Shift().to(torch.bfloat16)
+    pack_for_cpu(model)
+    kinds: list[torch.dtype] = []
+    with torch.inference_mode():
+        y = model(batch_of(model, "MKTAYIAK", "GD"), on_hidden=lambda _, x: kinds.append(x.dtype))
+    assert kinds == [torch.bfloat16, torch.float32, *[torch.bfloat16] * 3]
+    assert y.isfinite().all()
+    assert model.compute_dtype == torch.bfloat16
+
+
+def test_with_a_matrix_unit_bfloat16_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "has_matrix_unit", lambda: True)
+    model = small(precision="bfloat16")
+    pack_for_cpu(model)
+    assert not is_packed(model)
 
 
 @needs_library
@@ -102,8 +150,7 @@ def test_attention_maps_too(family: str) -> None:
 def test_a_sequence_is_the_same_alone_and_in_a_pack(load_small: LoadModel, family: str, precision: str) -> None:
     """To the bit, in every layer, with any number of threads."""
     model = load_small(family)
-    if precision == "bf16-mixed":
-        mix(model.module)
+    convert(model.module, precision)
     pack_for_cpu(model.module)
     layers, threads = [0, 1, 2, 3], torch.get_num_threads()
     expected = model.embed(SEQUENCES, layers=layers)
@@ -210,7 +257,7 @@ def test_heads_whose_widths_do_not_sum_to_the_model_width(rotates: bool) -> None
             assert torch.equal(fused.unpacked(name, kind), value)
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("precision", ["float16", "float64"])
 def test_models_in_other_types_stay(precision: str) -> None:
     model = small(precision=precision)
     pack_for_cpu(model)

@@ -183,12 +183,12 @@ def linear(
     if bias is not None:
         call.bias = _vector(bias, outputs)
     if norm is not None:
-        if norm.weight is None:
+        scale, offset = _widened(norm.weight), _widened(getattr(norm, "bias", None))
+        if scale is None:
             raise ValueError("a norm needs weights")
-        call.norm_weight = _vector(norm.weight, inputs)
-        if isinstance(norm, torch.nn.LayerNorm):
-            call.centred = 1
-            call.norm_bias = None if norm.bias is None else _vector(norm.bias, inputs)
+        call.norm_weight = _vector(scale, inputs)
+        call.norm_bias = None if offset is None else _vector(offset, inputs)
+        call.centred = int(isinstance(norm, torch.nn.LayerNorm))
         call.norm_epsilon = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
     if turn is not None:
         call.cosine, call.angle_stride = _rows(turn.cosine, torch.float32, turn.head_width + _LANES, len(x))
@@ -248,6 +248,11 @@ def _rows(x: Tensor, dtype: torch.dtype, width: int, rows: int | None = None) ->
     if x.dim() != 2 or x.shape[1] != width or (rows is not None and len(x) != rows) or x.stride(1) != 1:
         raise ValueError(f"the native library needs [{'T' if rows is None else rows}, {width}], got {tuple(x.shape)}")
     return x.data_ptr(), x.stride(0)
+
+
+def _widened(x: Tensor | None) -> Tensor | None:
+    """A vector in float32 instead of bfloat16."""
+    return x.float() if x is not None and x.dtype == torch.bfloat16 else x
 
 
 def _vector(x: Tensor, width: int) -> int:

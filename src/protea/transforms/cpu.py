@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
-from protea.device import keep_freed_memory
+from protea.device import has_matrix_unit, keep_freed_memory
 from protea.errors import UsageError
 from protea.models.attention import attend
 from protea.models.convolution import Convolution, ConvolutionContext
@@ -46,15 +46,17 @@ def pack_for_cpu(model: Encoder, progress: Progress = SILENT) -> None:
     if model.device.type != "cpu":
         return
     keep_freed_memory()
-    if model.compute_dtype != torch.float32 or not supports(PRODUCTS if model.mixed else torch.float32):
+    narrow = model.compute_dtype == torch.bfloat16
+    if not supports(PRODUCTS if model.mixed else model.compute_dtype) or (narrow and has_matrix_unit()):
         return
     progress.begin("preparing layers", len(model.layers))
     with torch.inference_mode():
-        for layer in model.layers:
+        plain = [_is_plain(layer) for layer in model.layers]
+        for layer, followed in zip(model.layers, [*plain[1:], False], strict=True):
             if _is_plain(layer):
-                _pack(layer)
+                _pack(layer, narrow, rounded=narrow and not followed)
             elif is_replaceable(layer):
-                _pack_parts(layer)
+                _pack_parts(layer, narrow)
             progress.advance()
         if is_packed(model) and type(model.lm_head) is LanguageModelHead:
             model.lm_head = PackedHead(model.lm_head)
@@ -114,19 +116,24 @@ def _refuse_gradients(*given: Tensor | None) -> None:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer, optionally with an activation; its weights are not parameters, and in the library's order."""
+    """A linear layer, optionally with an activation; its weights are not parameters, and in the library's order.
+
+    It returns float32, or the type of its weights if it is ``narrow``.
+    """
 
     _apply = _refuse_to_move
     _save_to_state_dict = _refusing("asked for its state_dict")
     _load_from_state_dict = _refuse_weights
     __reduce_ex__ = _refusing("copied or pickled")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, activation: str | None = None, *, narrow: bool = False
+    ) -> None:
         super().__init__()
         self.weight = Packed.of(weight)
         self.bias = None if bias is None else bias.detach()
         self._wide_bias = None if bias is None else bias.detach().float()
-        self.activation = activation
+        self.activation, self.narrow = activation, narrow
 
     def forward(
         self,
@@ -136,8 +143,6 @@ class PackedLinear(nn.Module):
         turn: Turn | None = None,
         turned: int = 0,
         residual: Tensor | None = None,
-        narrow: bool = False,
-        out: Tensor | None = None,
     ) -> Tensor:
         """``[T, D]`` to ``[T, D']``; the options are those of ``protea.native.products.linear``."""
         _refuse_gradients(x, residual, *(() if norm is None else norm.parameters()))
@@ -150,8 +155,7 @@ class PackedLinear(nn.Module):
             turned=turned,
             activation=self.activation,
             residual=residual,
-            narrow=narrow,
-            out=out,
+            narrow=self.narrow,
         )
 
     def unpacked(self, kind: str) -> Tensor:
@@ -165,8 +169,9 @@ class PackedLinear(nn.Module):
 class PackedConvolution(nn.Module):
     """``Convolution`` with a packed weight for each place of the kernel, added up sequence by sequence."""
 
-    def __init__(self, convolution: Convolution) -> None:
+    def __init__(self, convolution: Convolution, *, narrow: bool = False) -> None:
         super().__init__()
+        self.narrow = narrow
         self.reads, self.middle = convolution.reads, len(convolution.reads) // 2
         self.places = [
             PackedLinear(convolution.weight[..., place], convolution.bias if place == self.middle else None)
@@ -182,7 +187,7 @@ class PackedConvolution(nn.Module):
         for place, distance in zip(self.places, self.reads, strict=True):
             if distance:
                 linear(x, place.weight, residual=y, out=y, distance=distance, cu=context.cu_seqlens)
-        return y
+        return y.to(x.dtype) if self.narrow else y
 
     def unpacked(self, kind: str) -> Tensor:
         """A copy of ``weight`` or ``bias`` in its original order and type."""
@@ -197,15 +202,15 @@ class FusedSelfAttention(nn.Module):
     Values may have narrower weights than queries and keys.
     """
 
-    def __init__(self, attention: SelfAttention, *, paired: bool = True) -> None:
+    def __init__(self, attention: SelfAttention, *, paired: bool = True, narrow: bool = False) -> None:
         super().__init__()
         self.head_width, self.scale, self.paired = attention.head_width, attention.scale, paired
         q, k = attention.q_proj, attention.k_proj
         rows = q.out_features
         self.order = _pairs_together(rows, self.head_width) if paired else torch.arange(rows)
         bias = None if q.bias is None else torch.cat((q.bias[self.order], k.bias[self.order]))
-        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias)
-        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias)
+        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias, narrow=narrow)
+        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias, narrow=narrow)
         self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
     def project(self, x: Tensor, rotary: Rotary | None, norm: Norm | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,7 +242,7 @@ class PackedHead(nn.Module):
         """``[T, D]`` to ``[T, V]``."""
         _refuse_gradients(word_embeddings, self.bias, *self.layer_norm.parameters())
         # Packed for each call, because they are a parameter that can change; they are few.
-        return linear(self.dense(x), Packed.of(word_embeddings), self.bias, norm=self.layer_norm)
+        return linear(self.dense(x), Packed.of(word_embeddings), self.bias.float(), norm=self.layer_norm)
 
 
 @lru_cache(maxsize=1)
@@ -267,34 +272,39 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _pack(layer: Any) -> None:
+def _pack(layer: Any, narrow: bool, *, rounded: bool) -> None:
+    """Replace the parts of a plain layer; with ``narrow`` all its products are, with ``rounded`` its result is."""
     # A layer that changes keys before attention needs them in their own order.
-    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=type(layer).call is TransformerLayer.call)
-    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation)
-    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias)
+    paired = type(layer).call is TransformerLayer.call
+    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=paired, narrow=narrow)
+    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation, narrow=True)
+    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias, narrow=rounded)
     layer.forward = partial(_forward, layer)
     layer._apply = _refuse_to_move
 
 
-def _pack_parts(layer: nn.Module) -> None:
+def _pack_parts(layer: nn.Module, narrow: bool) -> None:
     """Replace the linear layers and convolutions of a layer that calls them."""
     for owner in list(layer.modules()):
         for name, part in list(owner.named_children()):
             if isinstance(part, nn.Linear) and type(part) in _LINEARS:
-                setattr(owner, name, PackedLinear(part.weight, part.bias))
+                setattr(owner, name, PackedLinear(part.weight, part.bias, narrow=narrow))
             elif isinstance(part, Convolution):
-                setattr(owner, name, PackedConvolution(part))
+                setattr(owner, name, PackedConvolution(part, narrow=narrow))
     layer._apply = _refuse_to_move  # type: ignore[method-assign]
 
 
 def _forward(layer: Any, x: Tensor, context: LayerContext) -> Tensor:
-    """``TransformerLayer.forward`` with norms, activation and residuals inside the products; float32."""
+    """``TransformerLayer.forward`` with norms, activation and residuals inside the products.
+
+    Within the layer, the residual stream is float32.
+    """
     q, k, v = layer.self_attn.project(x, context.rotary, layer.self_attn_layer_norm)
     call = replace(layer.call(q, k, v, context), scale=layer.self_attn.scale)
     if context.on_attention is not None:
         context.on_attention(call)
-    x = layer.self_attn.out_proj(attend(call).flatten(-2), residual=x)
-    inner = layer.fc1(x, norm=layer.final_layer_norm, narrow=True)
+    x = layer.self_attn.out_proj(attend(call).flatten(-2), residual=x.float())
+    inner = layer.fc1(x, norm=layer.final_layer_norm)
     y: Tensor = layer.fc2(inner, residual=x)
     return y
 
