@@ -78,6 +78,11 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
     if (apart != 1) {
         for (int64_t step = 0; step < steps; step++, panel += wide, x += apart) {
             const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+            if (AHEAD) {
+                __builtin_prefetch(x + DEPTH_APART * apart, 0, 2);
+                __builtin_prefetch(panel + DEPTH_APART * wide, 0, 2);
+                __builtin_prefetch(panel + DEPTH_APART * wide + LANES, 0, 2);
+            }
             UNROLL for (int m = 0; m < M; m++) add(m, low, high, x[m]);
         }
         return;
@@ -195,13 +200,15 @@ struct LinearWork : Queue {
     int64_t wide;                                // between the steps of a panel
     int64_t block, blocks, group, groups;        // rows of a block, panels of a group
     bool direct;                                 // whether x is multiplied where it lies
+    bool apart;                                  // whether the inputs of a row lie apart
     bool far;                                    // whether the weights come from memory
 
     LinearWork(const Linear& call, int64_t threads) : call(call) {
         size = rounded_up(call.inputs, Kind::STEP);
         steps = size / Kind::STEP;
         panels = (call.outputs + WIDE - 1) / WIDE;
-        const int64_t deepest = call.x_step == 1 ? DEPTH : DEPTH_APART;
+        apart = call.x_step != 1;
+        const int64_t deepest = apart ? DEPTH_APART : DEPTH;
         depths = (size + deepest - 1) / deepest;
         wide = call.w_step ? call.w_step : WIDE;
         const int64_t fits = BLOCK_BYTES / int64_t(least(size, deepest) * sizeof(Stored)) / ROWS * ROWS;
@@ -214,10 +221,10 @@ struct LinearWork : Queue {
         groups = (panels + group - 1) / group;
         // Rows that lie a multiple of 2 KB apart would fight for the same few lines of a cache.
         const bool fitting = call.x_type == (sizeof(Stored) == 2 ? BFLOAT16 : FLOAT32);
-        const int64_t apart = call.x_stride * int64_t(sizeof(Stored));
-        direct = call.x_step != 1 ||
-                 (fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
-                  apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
+        const int64_t bytes = call.x_stride * int64_t(sizeof(Stored));
+        direct = apart ||
+                 (fitting && !call.norm_weight && size == call.inputs && bytes % 2048 != 0 &&
+                  bytes % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
         stride = size + 64 / int64_t(sizeof(Stored));
         far = !call.w_step && panels * steps * WIDE * int64_t(sizeof(Item)) >= FAR_BYTES;
     }
@@ -266,8 +273,10 @@ struct LinearWork : Queue {
                 const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
                                 start == 0, start + count == steps, first, p * WIDE};
                 int64_t row = 0;
-                // The first two tiles fetch the next panel's weights.
-                for (; far && row < 2 * ROWS && row + ROWS <= n; row += ROWS) tile<ROWS, true>(part, row);
+                // The first two tiles fetch the next panel's weights; or the first use of each item that lies apart
+                // fetches what this tile needs of the next part.
+                const int64_t fetching = apart ? (p == panel ? n : ROWS) : far ? 2 * ROWS : 0;
+                for (; row < fetching && row + ROWS <= n; row += ROWS) tile<ROWS, true>(part, row);
                 for (; row + ROWS <= n; row += ROWS) tile<ROWS>(part, row);
                 if (ROWS > 8 && row + 8 <= n) tile<8>(part, row), row += 8;
                 if (row + 4 <= n) tile<4>(part, row), row += 4;
