@@ -56,6 +56,13 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+@cache
+def has_matrix_units() -> bool:
+    """Whether the CPU multiplies bfloat16 in AMX, several times faster than in vectors; PyTorch does, too."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16", False))
+
+
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3

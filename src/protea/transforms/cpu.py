@@ -30,6 +30,7 @@ from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLay
 from protea.native.products import Packed, Turn, linear, supports
 from protea.progress import SILENT, Progress
 from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
+from protea.transforms.native_layers import NativeAttention
 from protea.transforms.native_linear import NativeLinear
 
 _QK: Final = ("q_proj", "k_proj")
@@ -250,6 +251,7 @@ def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
     if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (
         SelfAttention,
+        NativeAttention,
         mixed_attention(SelfAttention),
     ):
         return False
