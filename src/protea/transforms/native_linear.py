@@ -125,4 +125,4 @@ def gradients_of_weights(
         dw = linear(dy.T, Unpacked.of(x.T))
     elif of_weight:
         dw = (dy.T @ x).to(weight.dtype)  # PyTorch's product is as fast, and needs no pairs of tokens side by side
-    return dw, dy.sum(0, dtype=weight.dtype) if of_bias else None
+    return dw, dy.sum(0).to(weight.dtype) if of_bias else None
