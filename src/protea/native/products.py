@@ -157,9 +157,9 @@ def linear(
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
-    after the bias. ``before``, of the result's type, receives the input of ``gelu``, or is that at which ``gelu_slope``
-    takes the factor of the product. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out`` receives the
-    result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if
+    after the bias. ``before``, ``[T, N]`` of the result's type, receives the input of ``gelu``; ``gelu_slope`` multiplies
+    by the slope of GELU there. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out``
+    receives the result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if
     that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
     if _is_recorded():
@@ -168,8 +168,6 @@ def linear(
             "protea.load(..., trainable=True)"
         )
     outputs, inputs = weight.shape
-    if (activation == "gelu_slope" and before is None) or (before is not None and "gelu" not in str(activation)):
-        raise ValueError("the slope of GELU needs the input of GELU, and nothing else has one")
     if activation not in ACTIVATIONS or not 0 <= turned <= outputs or turned % 2 or (turned and turn is None):
         raise ValueError(f"the native library has no activation {activation}, or cannot turn {turned} of {outputs}")
     call = _Linear(rows=len(x), inputs=inputs, outputs=outputs, weight=weight.data.data_ptr())
@@ -205,11 +203,17 @@ def linear(
     kind = weight.dtype if narrow else torch.float32
     y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
     call.y, call.y_stride = _rows(y, kind, outputs, len(x))
-    if before is not None:
-        call.before, call.before_stride = _rows(before, kind, outputs, len(x))
+    _remember(call, activation, before, kind)
     call.y_type = TYPES[kind]
     run("protea_linear", call)
     return y
+
+
+def _remember(call: _Linear, activation: str | None, before: Tensor | None, kind: torch.dtype) -> None:
+    if before is not None and activation in ("gelu", "gelu_slope"):
+        call.before, call.before_stride = _rows(before, kind, call.outputs, call.rows)
+    elif before is not None or activation == "gelu_slope":
+        raise ValueError("the slope of GELU needs the input of GELU, which only GELU gives")
 
 
 def _read_elsewhere(call: _Linear, distance: int, cu: CuSeqlens | None, out: Tensor | None) -> None:

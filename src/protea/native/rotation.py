@@ -31,8 +31,8 @@ def rotate(
 ) -> Tensor:
     """``[T, H, K]`` times a factor, rotated as ``models.layers.rotate`` does, or ``back`` by the negative angles.
 
-    ``cosine`` and ``sine`` are ``[T, 1, K/2]`` in float32. ``out`` receives the result, and may be ``x``; tokens may lie
-    apart in both.
+    ``cosine`` and ``sine`` are ``[T, 1, K/2]`` in float32. ``out`` receives the result, and may be ``x``. Tokens
+    may lie apart in both.
     """
     if x.dim() != 3 or x.shape[-1] not in HEAD_WIDTHS or not supports(x.dtype):
         raise ValueError(f"the native library rotates no {tuple(x.shape)} in {x.dtype}")

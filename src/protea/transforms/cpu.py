@@ -31,7 +31,7 @@ from protea.native.products import Packed, Turn, linear, supports
 from protea.progress import SILENT, Progress
 from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
 from protea.transforms.native_layers import NativeAttention
-from protea.transforms.native_linear import NativeLinear
+from protea.transforms.native_products import NativeLinear
 
 _QK: Final = ("q_proj", "k_proj")
 _LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear, NativeLinear)

@@ -1,5 +1,7 @@
-"""The parts of transformer layers that train in one piece each on CPUs: one product for queries, keys and values with
-their rotation, and both products of the feed-forward network with GELU and its slope.
+"""The parts of transformer layers that train in one piece each on CPUs.
+
+They are the product for queries, keys and values with the rotation, and both products of the feed-forward network with
+GELU. Layers that are adapted, replaced or observed by hooks are called one by one, as elsewhere.
 
 Shapes: T tokens, D model width, H heads, K head width, F width of fc1.
 """
@@ -15,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from protea.models.layers import Rotary
 from protea.models.transformer import SelfAttention, TransformerLayer
 from protea.native.rotation import HEAD_WIDTHS, rotate
-from protea.transforms.native_linear import (
+from protea.transforms.native_products import (
     NativeLinear,
     gradient_of_inputs,
     gradients_of_weights,
