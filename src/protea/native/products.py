@@ -157,10 +157,10 @@ def linear(
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
-    after the bias. ``before``, ``[T, N]`` of the result's type, receives the input of ``gelu``; ``gelu_slope`` multiplies
-    by the slope of GELU there. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out``
-    receives the result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if
-    that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
+    after the bias. ``before``, ``[T, N]`` of the result's type, receives the input of ``gelu``; ``gelu_slope``
+    multiplies by the slope of GELU there. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
+    ``out`` receives the result, and may be ``residual``. With ``distance``, the result for a token comes from the row
+    so far behind it, if that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
     if _is_recorded():
         raise UsageError(

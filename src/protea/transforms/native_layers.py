@@ -29,6 +29,8 @@ from protea.transforms.native_products import (
 class NativeAttention(SelfAttention):
     """``SelfAttention`` with one product for queries, keys and values."""
 
+    faster_form_of = SelfAttention
+
     def project(self, x: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]`` to queries, keys and values ``[T, H, K]``, scaled and rotated."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
