@@ -334,7 +334,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 48_400
+MOST_LINES_OF_ALL = 48_640
 
 
 def test_size_of_the_package() -> None:

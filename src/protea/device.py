@@ -57,7 +57,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 @cache
 def has_matrix_unit() -> bool:
-    """Whether the processor has AMX, with which PyTorch multiplies bfloat16."""
+    """Whether the processor has AMX: PyTorch multiplies bfloat16 with it, several times faster than in vectors."""
     return _able("amx_bf16")
 
 

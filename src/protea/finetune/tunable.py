@@ -187,9 +187,8 @@ def prepare_device(model: Encoder, settings: TuneSettings, precision: str) -> li
     if model.device.type != "cpu":
         return []
     keep_freed_memory()
-    if precision == "float32":
-        multiply_natively(model)
-        multiply_adapters_natively(model)
+    multiply_natively(model)
+    multiply_adapters_natively(model)
     reason = native.reason()
     if precision == "bf16-mixed" and not native_bfloat16(model.device):
         return ["this processor has no bfloat16 products: --precision float32 trains many times faster"]

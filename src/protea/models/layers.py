@@ -47,6 +47,12 @@ def is_replaceable(layer: nn.Module) -> bool:
     return bool(getattr(layer, "replaceable", False))
 
 
+def kind_of(part: nn.Module) -> type[nn.Module]:
+    """The class of a module; for one that a transform made faster to train, the class that it replaces."""
+    kind: type[nn.Module] = vars(type(part)).get("faster_form_of", type(part))
+    return kind
+
+
 def blank_embedding(rows: int, width: int) -> nn.Embedding:
     """An embedding without initial values.
 

@@ -217,8 +217,12 @@ class TransformerLayer(nn.Module):
     def after(self, x: Tensor, y: Tensor) -> Tensor:
         """The part after attention, from the layer's input and attention's output, both ``[T, D]``."""
         x = x + self._drop(self.self_attn.out_proj(y))
-        inner = self.activate(self.fc1(self.final_layer_norm(x)))
-        return x + self._drop(self.fc2(inner))
+        return x + self._drop(self.feed_forward(self.final_layer_norm(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two linear layers with the activation between them, ``[T, D]`` to ``[T, D]``."""
+        y: Tensor = self.fc2(self.activate(self.fc1(x)))
+        return y
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -18,7 +18,7 @@ import torch
 from protea.errors import UsageError, warn
 from protea.native.build_library import FOLDER, BuildError, Facts, Target, file_hash, find_target, sources_hash
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The version of the library's interface: what ``protea_version`` returns."""
 
 CHOICE: Final = "PROTEA_INSTRUCTION_SET"

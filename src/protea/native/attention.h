@@ -15,7 +15,7 @@
 constexpr int FORWARD_KEYS = 128;  // keys with scores in memory at once: 16 KB, a part of a first-level cache
 constexpr int BACKWARD_KEYS = 64;
 constexpr int KEY_TILE = REGISTERS / 4;      // keys of a product whose sums fill half of the registers
-constexpr int TWIN_TILE = REGISTERS / 8;     // the same for two products at once
+constexpr int TWIN_TILE = REGISTERS == 32 ? 4 : KEY_TILE;  // keys of the two products of the backward pass
 constexpr int MAX_WIDTH = 256;
 constexpr int64_t TASK_ROWS = 256;           // rows of a task if threads share a sequence
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -301,17 +301,20 @@ void backward_block(const Attention& call, const Head& task, int64_t row, int64_
 
     for (int64_t first = 0; first < part.count; first += BACKWARD_KEYS) {
         const int64_t count = least(BACKWARD_KEYS, part.count - first), size = rounded_up(count, KEY_TILE);
+        // One product after the other: each fills half of the registers with its sums, which are not waited for.
         for (int64_t j = 0; j < size; j += TWIN_TILE) {
-            vec p[TWIN_TILE][B], ds[TWIN_TILE][B];
-            dot<B, TWIN_TILE>(p, q, part.keys + (first + j) * wide, wide, width);
-            dot<B, TWIN_TILE>(ds, dout, part.values + (first + j) * wide, wide, width);
-            UNROLL for (int t = 0; t < TWIN_TILE; t++) {
+            vec tile[TWIN_TILE][B];
+            float *p = weights + j * B * LANES, *ds = slopes + j * B * LANES;
+            dot<B, TWIN_TILE>(tile, q, part.keys + (first + j) * wide, wide, width);
+            UNROLL for (int t = 0; t < TWIN_TILE; t++)
+                UNROLL for (int b = 0; b < B; b++)
+                    store(p + (t * B + b) * LANES, exp2((tile[t][b] - load(lses + b * LANES)) * times));
+            dot<B, TWIN_TILE>(tile, dout, part.values + (first + j) * wide, wide, width);
+            UNROLL for (int t = 0; t < TWIN_TILE; t++)
                 UNROLL for (int b = 0; b < B; b++) {
-                    const vec weight = exp2((p[t][b] - load(lses + b * LANES)) * times);
-                    store(weights + ((j + t) * B + b) * LANES, weight);
-                    store(slopes + ((j + t) * B + b) * LANES, weight * (ds[t][b] - load(deltas + b * LANES)));
+                    const int at = (t * B + b) * LANES;
+                    store(ds + at, load(p + at) * (tile[t][b] - load(deltas + b * LANES)));
                 }
-            }
         }
         if (part.dk) {
             add_over_queries<B>(part.dv + first * wide, weights, dout_rows, size, wide);

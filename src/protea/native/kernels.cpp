@@ -36,6 +36,7 @@ namespace {
 #include "attention_bf16.h"
 #include "attention_threads.h"
 #include "linear.h"
+#include "rotation.h"
 #include "simd.h"
 
 #if defined(__AVX512BF16__)
@@ -53,6 +54,7 @@ extern "C" __attribute__((visibility("hidden"))) const Kernels NAMED(protea_kern
     PROTEA_SET::pack_linear,
     PROTEA_SET::unpack_linear,
     PROTEA_SET::linear,
+    PROTEA_SET::rotate,
     PROTEA_SET::attention_forward,
     PROTEA_SET::attention_backward,
     PROTEA_SET::TYPES,

@@ -11,7 +11,8 @@
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 enum Type : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
-enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+// GELU_SLOPE multiplies by the slope of GELU at `before`.
+enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2, RELU = 3, GELU_SLOPE = 4 };
 
 // y = activation(norm(x) W + b) + residual, with pairs of outputs rotated before all but the bias.
 struct Linear {
@@ -24,6 +25,8 @@ struct Linear {
     int64_t w_type, w_step;  // 0, or a float32 weight is not packed but [D, N], its rows so far apart, N full panels
     const float* bias;  // [N], or null
     int64_t activation;
+    void* before;  // [T, N] of y_type: GELU's input, which GELU writes there and GELU_SLOPE reads; GELU's may be null
+    int64_t before_stride;
     const float *cosine, *sine;  // [T, angle_stride], angles of outputs 0:K once more from K on; or null
     int64_t angle_stride, head_width, rotated;  // outputs 0:rotated turn in neighbouring pairs
     const float* residual;                      // [T, N], or null; may be y
@@ -52,6 +55,16 @@ struct Attention {
     double scale;  // factor on scores
 };
 
+// y = factor times the heads of x, whose first and second halves turn by angles, or back by them.
+struct Rotation {
+    const void* x;  // [T, H, K], heads without gaps
+    void* y;        // [T, H, K]; may be x
+    int64_t x_stride, y_stride, type;
+    const float *cosine, *sine;  // [T, K / 2]
+    int64_t rows, heads, width, back;
+    double factor;
+};
+
 struct Kernels {
     const char* name;
     int64_t (*packed_bytes)(int64_t outputs, int64_t inputs, int64_t type);
@@ -59,6 +72,7 @@ struct Kernels {
                         int64_t output_stride, int64_t input_stride);
     void (*unpack_linear)(void* weight, const void* packed, int64_t outputs, int64_t inputs, int64_t type);
     int (*linear)(const Linear*, int64_t threads, Parallel);
+    int (*rotate)(const Rotation*, int64_t threads, Parallel);
     int (*attention_forward)(const Attention*, int64_t threads, Parallel);
     int (*attention_backward)(const Attention*, int64_t threads, Parallel);
     int64_t types;  // bit 0: float32, bit 1: bfloat16

@@ -73,7 +73,7 @@ const Kernels* used = best();
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // The version of this interface, which protea/native/__init__.py expects.
-EXPORTED int protea_version() { return 1; }
+EXPORTED int protea_version() { return 2; }
 
 // The name of the instruction set in use; null if the processor has none of them, and then nothing else may be called.
 EXPORTED const char* protea_instruction_set() { return used ? used->name : nullptr; }
@@ -107,6 +107,10 @@ EXPORTED void protea_unpack_linear(void* to, const void* packed, int64_t outputs
 // These return 0, or 1 if memory ran out.
 EXPORTED int protea_linear(const Linear* call, int64_t threads, Parallel parallel) {
     return used->linear(call, threads, parallel);
+}
+
+EXPORTED int protea_rotate(const Rotation* call, int64_t threads, Parallel parallel) {
+    return used->rotate(call, threads, parallel);
 }
 
 EXPORTED int protea_attention_forward(const Attention* call, int64_t threads, Parallel parallel) {

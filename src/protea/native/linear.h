@@ -17,12 +17,8 @@ constexpr int64_t CHUNK = 256;                  // steps that are summed apart: 
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
 constexpr int64_t FAR_BYTES = 8 << 20;          // weights from this size on come from memory, and are fetched ahead
 
-// GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
-// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
-// infinity gives NaN.
-inline vec gelu(vec x) {
-    const vec a = larger(as_float(as_int(x) ^ INT32_MIN), x < 30.0f ? x : all(30.0f));
-    const vec t = 1.0f / (1.0f + 0.3f * a);
+// P(t) / t for GELU.
+inline vec gelu_tail(vec t) {
     vec p = all(0.036630005f);
     p = p * t + -0.160839185f;
     p = p * t + 0.211925521f;
@@ -30,8 +26,24 @@ inline vec gelu(vec x) {
     p = p * t + 0.130417153f;
     p = p * t + 0.099512115f;
     p = p * t + 0.120789669f;
-    p = p * t + 0.119628906f;
-    return larger(x, vec{}) - a * t * p * exp2(a * a * -0.72134752f);  // log2(e) / 2
+    return p * t + 0.119628906f;
+}
+
+// GELU by max(x, 0) - |x| Q(|x|), where Q(a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.3 a) is the upper tail of the
+// normal distribution; P was fitted to it, and the result is within 6e-8 of the exact one. Infinity gives itself, minus
+// infinity gives NaN.
+inline vec gelu(vec x) {
+    const vec a = larger(as_float(as_int(x) ^ INT32_MIN), x < 30.0f ? x : all(30.0f));
+    const vec t = 1.0f / (1.0f + 0.3f * a);
+    return larger(x, vec{}) - a * t * gelu_tail(t) * exp2(a * a * -0.72134752f);  // log2(e) / 2
+}
+
+// The slope of GELU: the share of the normal distribution below x, and x times its density.
+inline vec gelu_slope(vec x) {
+    const vec a = as_float(as_int(x) & INT32_MAX), near = a > 30.0f ? all(30.0f) : a;
+    const vec t = 1.0f / (1.0f + 0.3f * near), e = exp2(near * near * -0.72134752f);
+    const vec tail = t * gelu_tail(t) * e - near * e * 0.39894228f;  // of -|x|
+    return x < 0.0f ? tail : 1.0f - tail;
 }
 
 // x / (1 + exp(-2 z)) is x (1 + tanh(z)) / 2. Minus infinity gives NaN.
@@ -78,6 +90,11 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
     if (apart != 1) {
         for (int64_t step = 0; step < steps; step++, panel += wide, x += apart) {
             const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+            if (AHEAD) {
+                __builtin_prefetch(x + DEPTH_APART * apart, 0, 2);
+                __builtin_prefetch(panel + DEPTH_APART * wide, 0, 2);
+                __builtin_prefetch(panel + DEPTH_APART * wide + LANES, 0, 2);
+            }
             UNROLL for (int m = 0; m < M; m++) add(m, low, high, x[m]);
         }
         return;
@@ -100,12 +117,43 @@ inline void fetch(const Linear& call, int64_t row, int64_t column) {
         __builtin_prefetch(residual);
         __builtin_prefetch(residual + LANES);
     }
+    if (call.activation == GELU_SLOPE) {
+        const int64_t size = call.y_type == BFLOAT16 ? 2 : 4;
+        const char* before = (const char*)call.before + (row * call.before_stride + column) * size;
+        __builtin_prefetch(before);
+        if (size == 4) __builtin_prefetch(before + BYTES);
+    }
+}
+
+// Store a row's results of a panel, as far as there are `left`; its line may be in the cache.
+inline void store_row(void* to, int64_t type, int64_t at, vec (&values)[2], int64_t left, bool cached) {
+    bf16* narrow = (bf16*)to + at;
+    float* wide = (float*)to + at;
+    if (type == BFLOAT16 && left >= WIDE) return stream(narrow, values[0], values[1]);
+    UNROLL for (int half = 0; half < 2; half++) {
+        const int64_t n = left - half * LANES;
+        if (n <= 0) return;
+        if (type == BFLOAT16)
+            store_first(narrow + half * LANES, values[half], n);
+        else if (cached)
+            store_first(wide + half * LANES, values[half], n);
+        else
+            stream_first(wide + half * LANES, values[half], n);
+    }
+}
+
+// GELU's input for the outputs column:column + LANES of a row, as far as there are n.
+inline vec load_before(const Linear& call, int64_t row, int64_t column, int64_t n) {
+    const int64_t at = row * call.before_stride + column;
+    if (call.y_type == BFLOAT16) return load_first((const bf16*)call.before + at, n);
+    return load_first((const float*)call.before + at, n);
 }
 
 // What follows the product, for the outputs column:column + WIDE of a row, as far as there are so many.
 // Never inlined: the compiler might fuse its operations otherwise in tiles of another height.
 __attribute__((noinline)) inline void finish(const Linear& call, int64_t row, int64_t first, vec (&sums)[2]) {
     const int64_t left = call.outputs - first;
+    vec before[2];
     UNROLL for (int half = 0; half < 2; half++) {
         const int64_t column = first + half * LANES, n = left - half * LANES;
         if (n <= 0) break;
@@ -116,26 +164,17 @@ __attribute__((noinline)) inline void finish(const Linear& call, int64_t row, in
             const vec turned = y * load(call.cosine + at) + swap_pairs(y) * load(call.sine + at);
             y = call.rotated - column >= LANES ? turned : joined(turned, y, call.rotated - column);
         }
+        before[half] = y;
         if (call.activation == GELU) y = gelu(y);
+        if (call.activation == GELU_SLOPE) y = y * gelu_slope(load_before(call, row, column, n));
         if (call.activation == GELU_TANH) y = gelu_tanh(y);
         if (call.activation == RELU) y = larger(y, vec{});
         if (call.residual) y = y + load_first(call.residual + row * call.residual_stride + column, n);
         sums[half] = y;
     }
-    const int64_t at = row * call.y_stride + first;
-    bf16* narrow = (bf16*)call.y + at;
-    float* wide = (float*)call.y + at;
-    if (call.y_type == BFLOAT16 && left >= WIDE) return stream(narrow, sums[0], sums[1]);
-    UNROLL for (int half = 0; half < 2; half++) {
-        const int64_t n = left - half * LANES;
-        if (n <= 0) return;
-        if (call.y_type == BFLOAT16)
-            store_first(narrow + half * LANES, sums[half], n);
-        else if (call.y == call.residual)  // its line is in the cache
-            store_first(wide + half * LANES, sums[half], n);
-        else
-            stream_first(wide + half * LANES, sums[half], n);
-    }
+    if (call.activation == GELU && call.before)
+        store_row(call.before, call.y_type, row * call.before_stride + first, before, left, false);
+    store_row(call.y, call.y_type, row * call.y_stride + first, sums, left, call.y == call.residual);
 }
 
 // Calls f(i, n) for each vector of a row, with the number of items that are left, or LANES.
@@ -195,13 +234,15 @@ struct LinearWork : Queue {
     int64_t wide;                                // between the steps of a panel
     int64_t block, blocks, group, groups;        // rows of a block, panels of a group
     bool direct;                                 // whether x is multiplied where it lies
+    bool apart;                                  // whether the inputs of a row lie apart
     bool far;                                    // whether the weights come from memory
 
     LinearWork(const Linear& call, int64_t threads) : call(call) {
         size = rounded_up(call.inputs, Kind::STEP);
         steps = size / Kind::STEP;
         panels = (call.outputs + WIDE - 1) / WIDE;
-        const int64_t deepest = call.x_step == 1 ? DEPTH : DEPTH_APART;
+        apart = call.x_step != 1;
+        const int64_t deepest = apart ? DEPTH_APART : DEPTH;
         depths = (size + deepest - 1) / deepest;
         wide = call.w_step ? call.w_step : WIDE;
         const int64_t fits = BLOCK_BYTES / int64_t(least(size, deepest) * sizeof(Stored)) / ROWS * ROWS;
@@ -214,10 +255,10 @@ struct LinearWork : Queue {
         groups = (panels + group - 1) / group;
         // Rows that lie a multiple of 2 KB apart would fight for the same few lines of a cache.
         const bool fitting = call.x_type == (sizeof(Stored) == 2 ? BFLOAT16 : FLOAT32);
-        const int64_t apart = call.x_stride * int64_t(sizeof(Stored));
-        direct = call.x_step != 1 ||
-                 (fitting && !call.norm_weight && size == call.inputs && apart % 2048 != 0 &&
-                  apart % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
+        const int64_t bytes = call.x_stride * int64_t(sizeof(Stored));
+        direct = apart ||
+                 (fitting && !call.norm_weight && size == call.inputs && bytes % 2048 != 0 &&
+                  bytes % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
         stride = size + 64 / int64_t(sizeof(Stored));
         far = !call.w_step && panels * steps * WIDE * int64_t(sizeof(Item)) >= FAR_BYTES;
     }
@@ -266,8 +307,10 @@ struct LinearWork : Queue {
                 const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
                                 start == 0, start + count == steps, first, p * WIDE};
                 int64_t row = 0;
-                // The first two tiles fetch the next panel's weights.
-                for (; far && row < 2 * ROWS && row + ROWS <= n; row += ROWS) tile<ROWS, true>(part, row);
+                // The first two tiles fetch the next panel's weights; or the first use of each item that lies apart
+                // fetches what this tile needs of the next part.
+                const int64_t fetching = apart ? (p == panel ? n : ROWS) : far ? 2 * ROWS : 0;
+                for (; row < fetching && row + ROWS <= n; row += ROWS) tile<ROWS, true>(part, row);
                 for (; row + ROWS <= n; row += ROWS) tile<ROWS>(part, row);
                 if (ROWS > 8 && row + 8 <= n) tile<8>(part, row), row += 8;
                 if (row + 4 <= n) tile<4>(part, row), row += 4;

@@ -21,7 +21,7 @@ from protea.native import library, parallel
 from protea.packing import CuSeqlens
 
 TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
-ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "gelu_slope": 4}
 _ALIGNED: Final = 64
 _LANES: Final = 16  # of the widest vectors
 
@@ -35,7 +35,7 @@ class _Linear(ctypes.Structure):
         *(("norm_weight", _pointer), ("norm_bias", _pointer)),
         *(("norm_epsilon", _real), ("centred", _number)),
         *(("weight", _pointer), ("w_type", _number), ("w_step", _number)),
-        *(("bias", _pointer), ("activation", _number)),
+        *(("bias", _pointer), ("activation", _number), ("before", _pointer), ("before_stride", _number)),
         *(("cosine", _pointer), ("sine", _pointer), ("angle_stride", _number)),
         *(("head_width", _number), ("rotated", _number), ("residual", _pointer), ("residual_stride", _number)),
         *(("y", _pointer), ("y_stride", _number), ("y_type", _number)),
@@ -147,6 +147,7 @@ def linear(
     turn: Turn | None = None,
     turned: int = 0,
     activation: str | None = None,
+    before: Tensor | None = None,
     residual: Tensor | None = None,
     narrow: bool = False,
     out: Tensor | None = None,
@@ -156,9 +157,10 @@ def linear(
     """``activation(norm(x) W + bias) + residual``, ``[T, N]`` in float32, or with ``narrow`` in the weight's type.
 
     ``x`` is ``[T, D]`` in float32 or the weight's type, and rounded to that. The first ``turned`` outputs are rotated
-    after the bias. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory. ``out`` receives the
-    result, and may be ``residual``. With ``distance``, the result for a token comes from the row so far behind it, if
-    that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
+    after the bias. ``before``, ``[T, N]`` of the result's type, receives the input of ``gelu``; ``gelu_slope``
+    multiplies by the slope of GELU there. Rows of tensors may lie apart; ``x`` alone may also be transposed in memory.
+    ``out`` receives the result, and may be ``residual``. With ``distance``, the result for a token comes from the row
+    so far behind it, if that belongs to the same sequence of ``cu``; else the token's row of ``out`` stays as it is.
     """
     if _is_recorded():
         raise UsageError(
@@ -201,9 +203,17 @@ def linear(
     kind = weight.dtype if narrow else torch.float32
     y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
     call.y, call.y_stride = _rows(y, kind, outputs, len(x))
+    _remember(call, activation, before, kind)
     call.y_type = TYPES[kind]
     run("protea_linear", call)
     return y
+
+
+def _remember(call: _Linear, activation: str | None, before: Tensor | None, kind: torch.dtype) -> None:
+    if before is not None and activation in ("gelu", "gelu_slope"):
+        call.before, call.before_stride = _rows(before, kind, call.outputs, call.rows)
+    elif before is not None or activation == "gelu_slope":
+        raise ValueError("the slope of GELU needs the input of GELU, which only GELU gives")
 
 
 def _read_elsewhere(call: _Linear, distance: int, cu: CuSeqlens | None, out: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from protea import native
 from protea.checkpoints.formats import open_checkpoint
 from protea.checkpoints.hub import locate
-from protea.device import native_bfloat16, resolve_device
+from protea.device import keep_freed_memory, native_bfloat16, resolve_device
 from protea.errors import DeviceError
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
@@ -171,9 +171,10 @@ def prepare(
             compile_layers(model, device, fixed=parallel.fixed)
         except DeviceError as error:
             raise DeviceError(f"run.compile: {error}, or set run.compile=false") from error
-    if run.precision == "float32" and not run.compile and parallel.layout.tensor == 1 and device.type == "cpu":
-        multiply_natively(model)
     if device.type == "cpu":
+        keep_freed_memory()
+        if not run.compile and parallel.layout.tensor == 1:
+            multiply_natively(model)
         if run.precision == "bf16-mixed" and not native_bfloat16(device):
             progress.note("this processor has no bfloat16 products, so run.precision=float32 trains many times faster")
         elif (missing := native.reason()) is not None:

@@ -25,15 +25,14 @@ from protea.errors import UsageError
 from protea.models.attention import attend
 from protea.models.convolution import Convolution, ConvolutionContext
 from protea.models.encoder import Encoder
-from protea.models.layers import LanguageModelHead, LayerContext, Rotary, is_replaceable, rotate
+from protea.models.layers import LanguageModelHead, LayerContext, Rotary, is_replaceable, kind_of, rotate
 from protea.models.transformer import ACTIVATIONS, SelfAttention, TransformerLayer
 from protea.native.products import Packed, Turn, linear, supports
 from protea.progress import SILENT, Progress
 from protea.transforms.mixed import PRODUCTS, NarrowLinear, WideLinear, mixed_attention
-from protea.transforms.native_linear import NativeLinear
 
 _QK: Final = ("q_proj", "k_proj")
-_LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear, NativeLinear)
+_LINEARS: Final = (nn.Linear, NarrowLinear, WideLinear)
 
 Norm = nn.LayerNorm | nn.RMSNorm
 
@@ -253,7 +252,7 @@ def _turn(cosine: Tensor, sine: Tensor) -> Turn:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
-    if not isinstance(layer, TransformerLayer) or type(layer.self_attn) not in (
+    if not isinstance(layer, TransformerLayer) or kind_of(layer.self_attn) not in (
         SelfAttention,
         mixed_attention(SelfAttention),
     ):
@@ -266,7 +265,7 @@ def _is_plain(layer: nn.Module) -> bool:
     norms = (layer.self_attn_layer_norm, layer.final_layer_norm)
     return (
         layer.activation in ACTIVATIONS
-        and all(type(x) in _LINEARS for x in linears)
+        and all(kind_of(x) in _LINEARS for x in linears)
         and (attention.q_proj.bias is None) == (attention.k_proj.bias is None)
         and all(type(norm) in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
     )
@@ -287,7 +286,7 @@ def _pack_parts(layer: nn.Module, narrow: bool) -> None:
     """Replace the linear layers and convolutions of a layer that calls them."""
     for owner in list(layer.modules()):
         for name, part in list(owner.named_children()):
-            if isinstance(part, nn.Linear) and type(part) in _LINEARS:
+            if isinstance(part, nn.Linear) and kind_of(part) in _LINEARS:
                 setattr(owner, name, PackedLinear(part.weight, part.bias, narrow=narrow))
             elif isinstance(part, Convolution):
                 setattr(owner, name, PackedConvolution(part, narrow=narrow))

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from protea.models.encoder import Encoder
 from protea.native.products import Packed, Unpacked, linear
-from protea.transforms.native_linear import NativeLinear, is_native
+from protea.transforms.native_products import NativeLinear, is_native
 
 
 def multiply_adapters_natively(model: Encoder) -> None:

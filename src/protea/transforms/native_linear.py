@@ -1,22 +1,24 @@
-"""Lets a model train in float32 with the products of Protea's native library, which are exact and fast on every CPU.
+"""Lets a model train with the products of Protea's native library, which are exact and fast on every CPU.
 
-PyTorch's products are as fast as the processor only where Intel's library recognises it.
+PyTorch's float32 products are as fast as the processor only where Intel's library recognises it. Under autocast to
+bfloat16 the products read and write what the layers around them hold, without passes that only convert.
 
-Shapes: T tokens, D inputs, N outputs.
+Shapes: T tokens, I inputs and outputs of a convolution.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from protea.models.convolution import Convolution
 from protea.models.encoder import Encoder
-from protea.native.products import Packed, Unpacked, linear, supports
+from protea.models.transformer import SelfAttention, TransformerLayer
+from protea.native.products import supports
+from protea.transforms.native_layers import NativeAttention, NativeLayer
+from protea.transforms.native_products import NativeLinear, product
 
 _LEAST: Final = 64
 """Fewest inputs and outputs of a layer that is worth it."""
@@ -34,14 +36,10 @@ def multiply_natively(model: Encoder) -> None:
             part.__class__ = NativeLinear
         elif type(part) is Convolution and part.in_channels >= _LEAST:
             part.__class__ = NativeConvolution
-
-
-class NativeLinear(nn.Linear):
-    """``nn.Linear`` whose products, forward and backward, are the library's where they are in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, D]`` to ``[T, N]``."""
-        return _product(x, self.weight, self.bias)
+        elif type(part) is SelfAttention:
+            part.__class__ = NativeAttention
+        elif type(part) is TransformerLayer:
+            part.__class__ = NativeLayer
 
 
 class NativeConvolution(Convolution):
@@ -49,37 +47,4 @@ class NativeConvolution(Convolution):
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product with the weights of one place, ``[T, I]``."""
-        return _product(x, weight, bias)
-
-
-def is_native(x: Tensor, weight: Tensor) -> bool:
-    """Whether the library computes the product of a tensor with a weight."""
-    there = x.dim() == 2 and x.device.type == "cpu" and {x.dtype, weight.dtype} == {torch.float32}
-    return there and supports(torch.float32) and not torch.is_autocast_enabled("cpu")
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not is_native(x, weight):
-        return F.linear(x, weight, bias)
-    y = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    assert isinstance(y, Tensor)
-    return y
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return linear(x.detach().contiguous(), Packed.of(weight), None if bias is None else bias.detach())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dy = dy.contiguous()
-        wanted = ctx.needs_input_grad
-        return (
-            linear(dy, Unpacked.of(weight.T)) if wanted[0] else None,
-            linear(dy.T, Unpacked.of(x.contiguous().T)) if wanted[1] else None,
-            dy.sum(0) if wanted[2] else None,
-        )
+        return product(x, weight, bias)
