@@ -25,7 +25,7 @@ from protea.models import attention as kernels
 from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel, attend, pick_kernel
 from protea.native.packed_attention import HEAD_WIDTHS, attention
 from protea.native.products import supports
-from protea.packing import CuSeqlens, pack
+from protea.packing import CuSeqlens, PackedRows, pack
 from reference_attention import REFERENCE
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -239,6 +239,32 @@ def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int) -> None:
                 assert values.equal(first[start:end])
     plain = NATIVE.run(AttentionCall(*tensors[:3], cu, cu, 0.2))
     assert plain.equal(expected[0]), "without gradients"
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("width", [8, 24, 64])
+def test_some_queries_have_the_bits_of_all(dtype: torch.dtype, width: int) -> None:
+    """Whatever other queries there are; the keys of a sequence without queries have gradients of 0."""
+    lengths = [700, 40, 300, 1, 33]
+    total, cu = sum(lengths), CuSeqlens.from_lengths(lengths)
+    tensors = inputs(total, total, 2, width, dtype)
+    whole = NATIVE.run(AttentionCall(*tensors[:3], cu, cu, 0.2))
+    draw = np.random.default_rng(1)
+    for count, threads in ((1, 1), (5, 2), (60, 1), (600, 3), (total, 2)):
+        torch.set_num_threads(threads)
+        chosen = draw.choice(total, count, replace=False)
+        rows = PackedRows.of(np.sort(chosen[(chosen < 700) | (chosen >= 740)]), cu)
+        index = rows.index
+        out, dq, dk, dv = differentiate(
+            NATIVE, [tensors[0][index], *tensors[1:3], tensors[3][index]], rows.cu_seqlens, 0.2, cu
+        )
+        assert out.equal(whole[index])
+        assert not dk[700:740].any()
+        assert not dv[700:740].any()
+        torch.set_num_threads(1)
+        again = differentiate(NATIVE, [tensors[0][index], *tensors[1:3], tensors[3][index]], rows.cu_seqlens, 0.2, cu)
+        assert again[1].equal(dq)
+        assert again[2].equal(dk)
 
 
 def test_strided_tensors(dtype: torch.dtype) -> None:
