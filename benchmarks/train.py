@@ -261,7 +261,7 @@ def report(arguments: argparse.Namespace, names: list[str], told: dict[str, list
             ratios = sorted(mine / theirs for mine, theirs in zip(rates, _rates(told[best]), strict=True))
             ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         last = told[name][-1]
-        flops = 3 * SIZES[arguments.model].forward_flops(last["length"], last["masked"])
+        flops = SIZES[arguments.model].training_flops(last["length"], last["masked"])
         peak = peaks[name]
         used = f"{middle * flops / peak:.1%} | {peak / 1e12:.3f}" if peak else " | "
         print(

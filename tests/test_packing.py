@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protea.alphabet import Frame
-from protea.packing import CuSeqlens, pack, pack_by_budget
+from protea.packing import CuSeqlens, PackedRows, pack, pack_by_budget
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=20)
 
@@ -31,6 +31,27 @@ def test_boundaries(sizes: list[int]) -> None:
 def test_a_sequence_without_tokens_is_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match=r"\[.*\]"):
         CuSeqlens.from_lengths(sizes)
+
+
+@given(lengths, st.data())
+def test_rows_know_their_sequences(sizes: list[int], data: st.DataObject) -> None:
+    cu = CuSeqlens.from_lengths(sizes)
+    chosen = [data.draw(st.lists(st.integers(*(start, end - 1)), max_size=9)) for start, end in cu.spans()]
+    rows = PackedRows.of(np.array([row for part in chosen for row in part], dtype=np.int64), cu)
+    assert len(rows) == sum(map(len, chosen))
+    assert [rows.index[start:end].tolist() for start, end in rows.cu_seqlens.spans()] == chosen
+    assert rows.cu_seqlens.max_length == max(map(len, chosen))
+    assert (rows.index.dtype, rows.cu_seqlens.host_offsets.dtype) == (torch.int64, torch.int32)
+    moved = rows.to("meta")
+    assert moved.index.is_meta
+    assert moved.cu_seqlens.offsets.is_meta
+    assert moved.cu_seqlens.host_offsets is rows.cu_seqlens.host_offsets
+
+
+@pytest.mark.parametrize("chosen", [[5, 4], [-1, 2], [3, 9], [9]])
+def test_rows_in_no_order_of_sequences_are_refused(chosen: list[int]) -> None:
+    with pytest.raises(ValueError, match="sequence by sequence"):
+        PackedRows.of(np.array(chosen), CuSeqlens.from_lengths([5, 4]))
 
 
 @given(lengths)

@@ -22,6 +22,8 @@ Item = TypeVar("Item")
 class CuSeqlens:
     """Cumulative lengths: sequence ``b`` of a packed batch is rows ``cu[b]`` to ``cu[b + 1]``.
 
+    Sequences have at least one token, but may have none of the rows that a ``PackedRows`` chooses.
+
     Attributes:
         offsets: ``[B+1]`` int32, on the device of the tokens, for kernels.
         host_offsets: the same values in main memory; loops in Python read them without waiting for the device.
@@ -37,14 +39,23 @@ class CuSeqlens:
         """Boundaries in main memory, from the number of tokens of each sequence, at least 1."""
         if not lengths or min(lengths) < 1:
             raise ValueError(f"a packed batch needs sequences of at least one token, got lengths {lengths}")
-        host = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        torch.cumsum(torch.tensor(lengths), dim=0, dtype=torch.int32, out=host[1:])
-        return cls(host, host, max(lengths))
+        return cls.from_offsets(np.cumsum([0, *lengths]))
+
+    @classmethod
+    def from_offsets(cls, offsets: NDArray[np.int64]) -> CuSeqlens:
+        """Boundaries in main memory, from ``[B+1]`` cumulative lengths."""
+        host = torch.from_numpy(offsets.astype(np.int32))
+        return cls(host, host, int(np.diff(offsets).max()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> CuSeqlens:
         """The same boundaries with ``offsets`` on another device."""
         moved = self.host_offsets.to(device, non_blocking=non_blocking)
         return CuSeqlens(moved, self.host_offsets, self.max_length)
+
+    def pin_memory(self) -> CuSeqlens:
+        """The same boundaries in page-locked memory."""
+        pinned = self.host_offsets.pin_memory()
+        return CuSeqlens(pinned, pinned, self.max_length)
 
     def spans(self) -> list[tuple[int, int]]:
         """First row and row after the last of each sequence."""
@@ -73,8 +84,7 @@ class PackedBatch:
 
     def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
-        pinned = self.cu_seqlens.host_offsets.pin_memory()
-        return PackedBatch(self.input_ids.pin_memory(), CuSeqlens(pinned, pinned, self.cu_seqlens.max_length))
+        return PackedBatch(self.input_ids.pin_memory(), self.cu_seqlens.pin_memory())
 
     def positions(self) -> Tensor:
         """``[T]`` int64: the index of each token within its own sequence, from 0."""
@@ -91,6 +101,35 @@ class PackedBatch:
         """``[T]`` int64: the number of the sequence that each token is in."""
         numbers = torch.arange(len(self), device=self.input_ids.device)
         return torch.repeat_interleave(numbers, self.cu_seqlens.lengths, output_size=len(self.input_ids))
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Some rows of a packed batch, sequence by sequence: ``index`` ``[R]`` int64, and where each sequence's begin."""
+
+    index: Tensor
+    cu_seqlens: CuSeqlens
+
+    @classmethod
+    def of(cls, index: NDArray[np.int64], tokens: CuSeqlens) -> PackedRows:
+        """Rows of a batch with these boundaries, in main memory; in a sequence they may have any order."""
+        sequence = np.searchsorted(tokens.host_offsets.numpy(), index, side="right")
+        numbers = np.arange(len(tokens.host_offsets))
+        if len(index) and (sequence[0] < 1 or sequence[-1] > numbers[-1] or np.any(np.diff(sequence) < 0)):
+            raise ValueError("rows must be those of a packed batch, sequence by sequence")
+        return cls(torch.from_numpy(index), CuSeqlens.from_offsets(np.searchsorted(sequence, numbers, side="right")))
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedRows:
+        """The same rows on another device."""
+        cu_seqlens = self.cu_seqlens.to(device, non_blocking=non_blocking)
+        return PackedRows(self.index.to(device, non_blocking=non_blocking), cu_seqlens)
+
+    def pin_memory(self) -> PackedRows:
+        """The same rows in page-locked memory."""
+        return PackedRows(self.index.pin_memory(), self.cu_seqlens.pin_memory())
 
 
 def pack(sequences: Sequence[NDArray[np.integer]]) -> PackedBatch:

@@ -125,6 +125,9 @@ def test_targets_are_cut_out_of_framed_sequences(
                 assert target == framed[first : first + most]
             assert crop.startswith("random") or first == 0
         predicted = batch.targets[batch.rows]
+        places = zip(batch.inputs.cu_seqlens.spans(), batch.wanted.cu_seqlens.spans(), strict=True)
+        for (start, end), (first, last) in places:
+            assert all(start <= row < end for row in batch.rows[first:last].tolist())
         assert not any((predicted == special).any() for special in around.specials)
         seen += pack.index.tolist()
     assert sorted(seen) == list(range(PACKING.block))

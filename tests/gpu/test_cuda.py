@@ -14,7 +14,7 @@ import protea
 from conftest import CONFIGS, LoadModel
 from protea.infer.runner import Job, Runner, Wanted
 from protea.models.attention import SDPA, VARLEN, AttentionCall, pick_kernel
-from protea.packing import CuSeqlens, pack
+from protea.packing import CuSeqlens, PackedRows, pack
 from protea.transforms.mixed import mix
 from reference_attention import REFERENCE
 
@@ -40,6 +40,24 @@ def test_varlen_equals_the_reference(dtype: torch.dtype, width: int) -> None:
     out = VARLEN.run(call)
     expected = REFERENCE.run(call)
     assert (out.float() - expected.float()).abs().max() < 2e-2
+
+
+def test_varlen_of_some_queries() -> None:
+    """The second sequence and the last have no queries; their keys and values have gradients of 0."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (torch.empty(sum(LENGTHS), 4, 16, device="cuda").normal_(generator=generator) for _ in range(3))
+    cu = CuSeqlens.from_lengths(LENGTHS).to("cuda")
+    rows = PackedRows.of(np.array([0, 9, 20, 72, *range(200, 480)]), cu).to("cuda")
+    results = []
+    for kernel, dtype in ((VARLEN, torch.bfloat16), (REFERENCE, torch.float32)):
+        inputs = [x.to(dtype).detach().requires_grad_() for x in (q[rows.index], k, v)]
+        out = kernel.run(AttentionCall(inputs[0], inputs[1], inputs[2], rows.cu_seqlens, cu, 0.25))
+        results.append([out.float(), *(x.float() for x in torch.autograd.grad(out.float().square().sum(), inputs))])
+    for ours, exact in zip(*results, strict=True):
+        assert torch.cosine_similarity(ours.flatten(), exact.flatten(), dim=0) > 0.999
+    for gradient in results[0][2:]:
+        assert not gradient[1:8].any()
+        assert not gradient[481:].any()
 
 
 def test_varlen_gradients_equal_the_references() -> None:

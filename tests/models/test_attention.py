@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from protea.models.attention import KERNELS, NATIVE, SDPA, VARLEN, AttentionCall, Kernel, pick_kernel
+from protea.models.attention import KERNELS, NATIVE, SDPA, VARLEN, AttentionCall, Kernel, attend, pick_kernel
 from protea.native.products import supports
-from protea.packing import CuSeqlens
+from protea.packing import CuSeqlens, PackedRows
 from reference_attention import REFERENCE
 
 HEADS = 3
@@ -74,6 +75,46 @@ def test_queries_and_keys_of_different_lengths(kernel: Kernel) -> None:
     cu_q, cu_k = CuSeqlens.from_lengths(lengths_q), CuSeqlens.from_lengths(lengths_k)
     out = kernel.run(AttentionCall(q, k, v, cu_q, cu_k, 0.25))
     assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "tolerance"), CPU_KERNELS, ids=lambda value: getattr(value, "name", str(value))
+)
+@settings(max_examples=8)
+@given(
+    lengths=st.lists(
+        st.tuples(st.sampled_from([0, 0, 1, 3, 33]), st.sampled_from([1, 7, 50])), min_size=1, max_size=6
+    ).filter(lambda lengths: any(queries for queries, _ in lengths))
+)
+def test_sequences_without_queries(
+    kernel: Kernel, dtype: torch.dtype, tolerance: float, lengths: list[tuple[int, int]]
+) -> None:
+    """They have no output, and their keys and values no gradient."""
+    lengths_q, lengths_k = [q for q, _ in lengths], [k for _, k in lengths]
+    q, k, v = (x.requires_grad_() for x in random_qkv(lengths_q, lengths_k, 16, dtype))
+    cu_q, cu_k = CuSeqlens.from_offsets(np.cumsum([0, *lengths_q])), CuSeqlens.from_lengths(lengths_k)
+    call = AttentionCall(q, k, v, cu_q, cu_k, 0.25)
+    out = kernel.run(call)
+    assert (out.double() - definition(q, k, v, cu_q, cu_k, 0.25)).abs().max() <= tolerance * 4
+    gradients = torch.autograd.grad(out.double().square().sum(), (q, k, v))
+    exact = tuple(x.detach().double().requires_grad_() for x in (q, k, v))
+    truth = REFERENCE.run(AttentionCall(*exact, cu_q, cu_k, 0.25))
+    for found, expected in zip(gradients, torch.autograd.grad(truth.square().sum(), exact), strict=True):
+        assert (found - expected).abs().max() <= 10 * tolerance * max(1.0, expected.abs().max().item())
+    for (start, end), queries in zip(cu_k.spans(), lengths_q, strict=True):
+        assert queries or not any(gradient[start:end].any() for gradient in gradients[1:])
+
+
+@pytest.mark.parametrize("added", ["nothing", "bias", "relative"])
+def test_some_queries_are_those_of_all(added: str) -> None:
+    lengths = [5, 1, 30, 5]
+    q, k, v = random_qkv(lengths, lengths, 16, torch.float32)
+    cu = CuSeqlens.from_lengths(lengths)
+    generator = torch.Generator().manual_seed(1)
+    shape = {"nothing": {}, "bias": {"bias": (HEADS, 30, 30)}, "relative": {"relative": (HEADS, 59)}}[added]
+    call = AttentionCall(q, k, v, cu, cu, 0.25, **{n: torch.randn(s, generator=generator) for n, s in shape.items()})
+    rows = PackedRows.of(np.array([4, 2, 6, 35, 40]), cu)
+    torch.testing.assert_close(attend(call, rows), attend(call)[rows.index], rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)

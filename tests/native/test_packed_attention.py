@@ -25,7 +25,7 @@ from protea.models import attention as kernels
 from protea.models.attention import NATIVE, SDPA, AttentionCall, Kernel, attend, pick_kernel
 from protea.native.packed_attention import HEAD_WIDTHS, attention
 from protea.native.products import supports
-from protea.packing import CuSeqlens, pack
+from protea.packing import CuSeqlens, PackedRows, pack
 from reference_attention import REFERENCE
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -241,6 +241,32 @@ def test_bits_depend_on_nothing_else(dtype: torch.dtype, width: int) -> None:
     assert plain.equal(expected[0]), "without gradients"
 
 
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("width", [8, 24, 64])
+def test_some_queries_have_the_bits_of_all(dtype: torch.dtype, width: int) -> None:
+    """Whatever other queries there are; the keys of a sequence without queries have gradients of 0."""
+    lengths = [700, 40, 300, 1, 33]
+    total, cu = sum(lengths), CuSeqlens.from_lengths(lengths)
+    tensors = inputs(total, total, 2, width, dtype)
+    whole = NATIVE.run(AttentionCall(*tensors[:3], cu, cu, 0.2))
+    draw = np.random.default_rng(1)
+    for count, threads in ((1, 1), (5, 2), (60, 1), (600, 3), (total, 2)):
+        torch.set_num_threads(threads)
+        chosen = draw.choice(total, count, replace=False)
+        rows = PackedRows.of(np.sort(chosen[(chosen < 700) | (chosen >= 740)]), cu)
+        index = rows.index
+        out, dq, dk, dv = differentiate(
+            NATIVE, [tensors[0][index], *tensors[1:3], tensors[3][index]], rows.cu_seqlens, 0.2, cu
+        )
+        assert out.equal(whole[index])
+        assert not dk[700:740].any()
+        assert not dv[700:740].any()
+        torch.set_num_threads(1)
+        again = differentiate(NATIVE, [tensors[0][index], *tensors[1:3], tensors[3][index]], rows.cu_seqlens, 0.2, cu)
+        assert again[1].equal(dq)
+        assert again[2].equal(dk)
+
+
 def test_strided_tensors(dtype: torch.dtype) -> None:
     """Queries, keys and values may be parts of one tensor, or have heads or widths that lie apart."""
     cu = CuSeqlens.from_lengths([9, 30])
@@ -375,7 +401,8 @@ WRONG: dict[str, tuple[type[Exception], dict[str, Any]]] = {
     "more tokens": (ValueError, shaped(6, 2, 16)),
     "first boundary": (ValueError, {"cu_q": boundaries(1, 3, 5)}),
     "falling boundaries": (ValueError, {"cu_k": boundaries(0, 7, 5)}),
-    "empty sequence": (ValueError, {"cu_q": boundaries(0, 5, 5)}),
+    "empty sequence": (ValueError, {"cu_k": boundaries(0, 5, 5)}),
+    "no keys": (ValueError, {"cu_q": boundaries(0, 5, 5), "cu_k": boundaries(0, 5, 5)}),
     "numbers of sequences": (ValueError, {"cu_q": boundaries(0, 5)}),
     "no sequence": (ValueError, {"cu_q": boundaries(0), "cu_k": boundaries(0)} | shaped(0, 2, 16)),
     "boundaries in int64": (TypeError, {"cu_q": boundaries(0, 3, 5, dtype=torch.int64)}),

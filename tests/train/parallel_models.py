@@ -15,7 +15,7 @@ from conftest import CONFIGS, disturb
 from protea.data.loader import Position, TrainingBatch
 from protea.models.encoder import Encoder
 from protea.models.registry import build, initial_value
-from protea.packing import pack
+from protea.packing import PackedRows, pack
 from protea.train.objective import masked_loss
 from protea.train.world import World
 
@@ -48,7 +48,7 @@ def packs(model: Encoder, number: int, tokens: int = TOKENS) -> list[TrainingBat
         inputs = pack(targets)
         whole = inputs.input_ids.clone()
         inputs.input_ids[rows[1:]] = model.alphabet.mask
-        made.append(TrainingBatch(inputs, whole, torch.from_numpy(rows), np.arange(4), Position(), 0))
+        made.append(TrainingBatch(inputs, whole, PackedRows.of(rows, inputs.cu_seqlens), np.arange(4), Position(), 0))
     return made
 
 
@@ -71,7 +71,7 @@ def alone(
     for number, batch in enumerate(batches):
         if seeds is not None:
             torch.manual_seed(seeds[number])
-        share = masked_loss(model, model(batch.inputs), batch) / masked
+        share = masked_loss(model, model(batch.inputs, rows=batch.wanted), batch) / masked
         share.backward()
         total += share.detach()
     found = gradients(model)

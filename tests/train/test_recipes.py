@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,7 +24,7 @@ from protea.models.carp import CARPConfig
 from protea.models.esmc import ESMCConfig
 from protea.models.family import EncoderConfig
 from protea.models.registry import build
-from protea.packing import CuSeqlens, PackedBatch
+from protea.packing import CuSeqlens, PackedBatch, PackedRows
 from protea.settings_errors import validate
 from protea.train.estimate import check_memory, estimate, mean_length
 from protea.train.loop import pretrain
@@ -403,15 +404,19 @@ def test_flops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = PackedBatch(torch.full((length * sequences,), 5), CuSeqlens.from_lengths([length] * sequences))
     # Attention written out, whose products are counted on every device.
     monkeypatch.setattr("protea.models.attention.KERNELS", [REFERENCE])
-    with FlopCounterMode(display=False) as counter:
-        hidden = model(batch)
-        model.head(hidden[:masked])
     tokens = length * sequences
     # The embedding of CARP is a product of its vocabulary, once for a pack.
     once = 2 * carp.embedding_width * carp.hidden_size * carp.vocab_size if family == "carp" else 0
-    assert 3 * (counter.get_total_flops() - once) == pytest.approx(
-        tokens * 3 * config.forward_flops(length, masked / tokens)
-    )
+
+    def counted(rows: PackedRows | None) -> float:
+        with FlopCounterMode(display=False) as counter:
+            model.head(model(batch, rows=rows)[:masked])
+        return float(counter.get_total_flops() - once)
+
+    assert counted(None) == pytest.approx(tokens * config.forward_flops(length, masked / tokens))
+    # A training step: of the last layer, masked tokens alone, here of three sequences.
+    rows = PackedRows.of(np.arange(7, 7 + 4 * masked, 4), batch.cu_seqlens)
+    assert 3 * counted(rows) == pytest.approx(tokens * config.training_flops(length, masked / tokens))
 
 
 def test_flops_by_hand() -> None:
@@ -420,7 +425,11 @@ def test_flops_by_hand() -> None:
     attention = 33 * 2 * 1000 * 1280
     head = 0.15 * (1280**2 + 33 * 1280)
     expected = 3 * 2 * (weights + attention + head)
-    assert 3 * read_recipe("esm2_650M").config.forward_flops(1000.0, 0.15) == pytest.approx(expected)
+    config = read_recipe("esm2_650M").config
+    assert 3 * config.forward_flops(1000.0, 0.15) == pytest.approx(expected)
+    # Training computes queries, keys and values of all tokens in the last layer, and the rest of the masked ones.
+    spared = 0.85 * (9 * 1280**2 + 2 * 1000 * 1280)
+    assert config.training_flops(1000.0, 0.15) == pytest.approx(expected - 3 * 2 * spared)
     assert expected == pytest.approx(6 * 651e6, rel=0.14)  # six a parameter, attention apart
 
 
@@ -442,7 +451,7 @@ def test_bytes_of_state(tmp_path: Path, optimizer: str) -> None:
     assert mixed.state == needs.state + weights // 2
 
 
-def _kept(ours: Trainable, batch: TrainingBatch) -> int:
+def _kept(ours: Trainable, batch: TrainingBatch, *, all_rows: bool = False) -> int:
     """Bytes of the storages that a forward pass keeps for the backward one, weights apart."""
     weights = {each.untyped_storage().data_ptr() for each in ours.model.parameters()}
     storages: dict[int, torch.UntypedStorage] = {}
@@ -454,7 +463,8 @@ def _kept(ours: Trainable, batch: TrainingBatch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), ours.precision.autocast():
-        loss = masked_loss(ours.model, ours.model(batch.inputs), batch)
+        hidden = ours.model(batch.inputs, rows=None if all_rows else batch.wanted)
+        loss = masked_loss(ours.model, hidden[batch.rows] if all_rows else hidden, batch)
     assert loss.isfinite()
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -474,7 +484,7 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
     sizes = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256}
     both = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     alphabet = "esm-1nv" if family == "esm1nv" else "esm"
-    found = {}
+    found, wholes = {}, []
     for recompute in (False, True):
         told = recipe(
             family,
@@ -490,12 +500,13 @@ def test_bytes_of_activations(tmp_path: Path, family: str, dropout: float, preci
         share = len(batch.targets) / told.batch.pack
         needs = estimate(architecture(told), told, mean_length(packs.sampler))
         found[recompute] = _kept(ours, batch), needs.activations * share
+        wholes.append(_kept(ours, batch, all_rows=True))
     kept, expected = found[False]
     assert expected == pytest.approx(kept, rel=0.25)
     # Of a layer that is computed again, everything is there at once.
     inputs, expected = found[True]
     assert inputs < kept / 3
-    assert expected == pytest.approx(inputs + kept / 4, rel=0.25)
+    assert expected == pytest.approx(inputs + wholes[0] / 4, rel=0.25)
 
 
 def test_a_model_that_cannot_fit(tmp_path: Path) -> None:

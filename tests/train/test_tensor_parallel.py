@@ -36,7 +36,7 @@ def divided(world: World, family: str, *, recompute: bool = False) -> None:
         total = torch.zeros(())
         masked = sum(len(batch.rows) for batch in batches)
         for batch in batches:
-            share = masked_loss(model, model(batch.inputs), batch) / masked
+            share = masked_loss(model, model(batch.inputs, rows=batch.wanted), batch) / masked
             share.backward()
             total += share.detach()
         sum_partial_gradients(model)

@@ -24,7 +24,7 @@ from protea.data.draws import MASK, fold
 from protea.data.masking import Masker, Masking, masking_named
 from protea.data.sampler import Draws, Sampler
 from protea.errors import UsageError
-from protea.packing import CuSeqlens, PackedBatch
+from protea.packing import CuSeqlens, PackedBatch, PackedRows
 
 BLOCK: Final = 1 << 15
 """Places of an epoch that are packed together: about ten million tokens."""
@@ -45,7 +45,7 @@ class TrainingBatch:
     Attributes:
         inputs: the tokens after masking.
         targets: ``[T]`` int64, the tokens before masking.
-        rows: ``[M]`` int64, ascending: the tokens that the model is to predict.
+        wanted: the tokens that the model is to predict.
         index: ``[B]`` int64, the places of these sequences in the epoch; in host memory.
         position: where to continue after this batch.
         epoch: the epoch of these places.
@@ -54,11 +54,16 @@ class TrainingBatch:
 
     inputs: PackedBatch
     targets: Tensor
-    rows: Tensor
+    wanted: PackedRows
     index: NDArray[np.int64]
     position: Position
     epoch: int
     filling: int = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """``[M]`` int64, ascending: the tokens that the model is to predict."""
+        return self.wanted.index
 
     @property
     def tokens(self) -> int:
@@ -73,13 +78,13 @@ class TrainingBatch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TrainingBatch:
         """The same batch on another device."""
         inputs = self.inputs.to(device, non_blocking=non_blocking)
-        targets, rows = (part.to(device, non_blocking=non_blocking) for part in (self.targets, self.rows))
-        return replace(self, inputs=inputs, targets=targets, rows=rows)
+        targets = self.targets.to(device, non_blocking=non_blocking)
+        return replace(self, inputs=inputs, targets=targets, wanted=self.wanted.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch in page-locked memory, which an accelerator can copy from while it computes."""
         return replace(
-            self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory(), rows=self.rows.pin_memory()
+            self, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory(), wanted=self.wanted.pin_memory()
         )
 
 
@@ -239,13 +244,12 @@ class Loader:
             pad = self.sampler.split.alphabet.pad
             masked, tokens = (np.pad(each, (0, filling), constant_values=pad) for each in (masked, tokens))
             starts = np.append(starts, _cut(starts[-1], len(tokens), self.sampler.max_tokens))
-        host = torch.from_numpy(starts.astype(np.int32))
-        boundaries = CuSeqlens(host, host, int(np.diff(starts).max()))
+        boundaries = CuSeqlens.from_offsets(starts)
         # Converted with NumPy: PyTorch would use its threads, which then spin while they wait for each other.
         result = TrainingBatch(
             PackedBatch(torch.from_numpy(masked.astype(np.int64)), boundaries),
             torch.from_numpy(tokens.astype(np.int64)),
-            torch.from_numpy(np.flatnonzero(hidden)),
+            PackedRows.of(np.flatnonzero(hidden), boundaries),
             draws.index,
             position,
             epoch,

@@ -27,13 +27,13 @@ from protea.errors import DeviceError, NonFiniteError, ProteaError, UsageError
 from protea.limits import available_memory
 from protea.models.attention import AttentionCall, HeadMaps
 from protea.models.encoder import AttentionObserver, Encoder, HiddenObserver
-from protea.packing import PackedBatch, pack, pack_by_budget
+from protea.packing import PackedBatch, PackedRows, pack, pack_by_budget
 from protea.transforms.cpu import PackedHead
 
 FloatArray = NDArray[np.float32]
 Item = TypeVar("Item")
 Tag = TypeVar("Tag")
-Movable = TypeVar("Movable", Tensor, PackedBatch)
+Movable = TypeVar("Movable", Tensor, PackedBatch, PackedRows)
 
 MapWatcher = Callable[[int, HeadMaps], None]  # receives a layer's number, from 1, and a job's maps in that layer
 
@@ -211,15 +211,22 @@ class Runner:
         ]
         # PyTorch multiplies another number of rows in another order on a CPU, so there each job has a product of its
         # own: its logits are the same to the bit whatever shares the pack. The native library's always are.
-        together = self._on_gpu or isinstance(getattr(model, "lm_head", None), PackedHead)
+        together = self._on_gpu or isinstance(model.lm_head, PackedHead)
         groups = [asking] if together and asking else [[pair] for pair in asking]
         # Copied before the model computes: later, on an accelerator, the copy would wait for it.
-        rows = [self._moved(torch.from_numpy(np.concatenate([rows for _, rows in group]))) for group in groups]
+        rows = [
+            self._moved(PackedRows.of(np.concatenate([places for _, places in group]), packed.cu_seqlens))
+            for group in groups
+        ]
+        # Whoever wants the last hidden states wants those of all tokens.
+        last = any(len(model.layers) in result.job.wanted.layers for result in able)
+        only = rows[0] if together and asking and not last else None
         with self._around():
-            hidden = model(batch, on_hidden=on_hidden, on_attention=on_attention)
+            hidden = model(batch, on_hidden=on_hidden, on_attention=on_attention, rows=only)
             for group, of_group in zip(groups, rows, strict=True):
-                logits = model.head(hidden.index_select(0, of_group))[:, : len(model.alphabet)].float()
-                parts = torch.split(logits, [len(rows) for _, rows in group])
+                states = hidden if only is not None else hidden.index_select(0, of_group.index)
+                logits = model.head(states)[:, : len(model.alphabet)].float()
+                parts = torch.split(logits, [len(places) for _, places in group])
                 for (result, _), part in zip(group, parts, strict=True):
                     result.logits = part
             return results, _copied_to_host(results)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from typing import Any, Final
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from protea.device import native_bfloat16
 from protea.native.packed_attention import HEAD_WIDTHS, attention
 from protea.native.products import supports
-from protea.packing import CuSeqlens
+from protea.packing import CuSeqlens, PackedRows
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class HeadMaps:
 class AttentionCall:
     """The arguments of one call of attention: ``q`` ``[Tq, H, K]``, ``k`` and ``v`` ``[Tk, H, K]``.
 
-    Sequence ``b`` attends only to itself: rows ``cu_q[b]:cu_q[b+1]`` to rows ``cu_k[b]:cu_k[b+1]``.
+    Sequence ``b`` attends only to itself: rows ``cu_q[b]:cu_q[b+1]`` to rows ``cu_k[b]:cu_k[b+1]``. It may have no
+    queries.
 
     Attributes:
         scale: factor on ``q·k`` before the softmax.
@@ -138,9 +139,14 @@ class Kernel:
         )
 
 
-def attend(call: AttentionCall) -> Tensor:
-    """Softmax attention within each sequence, ``[Tq, H, K]``, by the best kernel for the call."""
-    return pick_kernel(call).run(call)
+def attend(call: AttentionCall, rows: PackedRows | None = None) -> Tensor:
+    """Softmax attention within each sequence, ``[Tq, H, K]``, or of some queries, by the best kernel for the call."""
+    if rows is None:
+        return pick_kernel(call).run(call)
+    if call.bias is None and call.relative is None:
+        return attend(replace(call, q=call.q.index_select(0, rows.index), cu_q=rows.cu_seqlens))
+    # What is added depends on the place of a query in its sequence.
+    return attend(call).index_select(0, rows.index)
 
 
 def pick_kernel(call: AttentionCall) -> Kernel:
@@ -162,7 +168,9 @@ def _sdpa(call: AttentionCall) -> Tensor:
     keys, values = (torch.split(x, [rows_k.stop - rows_k.start for _, rows_k, _ in runs]) for x in (k, v))
     # Autocast would convert the widened tensors back to bfloat16.
     with torch.autocast("cpu", enabled=False) if widened else nullcontext():
-        outputs = [_fused(call, queries[i], keys[i], values[i], n) for i, (_, _, n) in enumerate(runs)]
+        outputs = [
+            _fused(call, queries[i], keys[i], values[i], n) for i, (_, _, n) in enumerate(runs) if len(queries[i])
+        ]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(dtype)
 
 

@@ -25,8 +25,8 @@ from protea.device import MIXED
 from protea.errors import CapabilityError, SequenceTooLongError
 from protea.models.attention import AttentionCall
 from protea.models.family import EncoderConfig, Published, StoredAs
-from protea.models.layers import AnyContactHead, LayerContext
-from protea.packing import PackedBatch
+from protea.models.layers import AnyContactHead, LayerContext, chooses_rows
+from protea.packing import PackedBatch, PackedRows
 
 HiddenObserver = Callable[[int, Tensor], None]
 """Receives a layer number and its ``[T, D]`` output: 0 is the embedding, the last comes after ``final``."""
@@ -89,15 +89,18 @@ class Encoder(nn.Module, ABC):
         *,
         layers: range | None = None,
         x: Tensor | None = None,
+        rows: PackedRows | None = None,
     ) -> Tensor:
         """Run all layers; returns the last hidden state after ``final``, ``[T, D]``. Checks the length of sequences.
 
         With ``layers``, only these run, and what they need of the rest: they begin with ``x``, the output of the layer
-        before them, unless they are the first, and end with ``final`` if they are the last.
+        before them, unless they are the first, and end with ``final`` if they are the last. With ``rows``, the last
+        hidden state is that of these tokens, ``[R, D]``, and the last layer computes little else.
         """
         self.check_length(batch.cu_seqlens.max_length)
         context = self.context(batch)
         numbers = range(len(self.layers)) if layers is None else layers
+        last = (len(self.layers) if layers is None else self.config.num_hidden_layers) - 1
         if x is None:
             x = self.embed_tokens(batch)
         for number in numbers:
@@ -106,9 +109,14 @@ class Encoder(nn.Module, ABC):
             if on_attention is not None:
                 context = replace(context, on_attention=partial(on_attention, number + 1))
             # By its name: a model may lack other layers.
-            x = self.layers.get_submodule(str(number))(x, context)
-        if layers is not None and layers.stop < self.config.num_hidden_layers:
+            layer = self.layers.get_submodule(str(number))
+            if number == last and rows is not None and len(rows) and chooses_rows(layer):
+                context = replace(context, rows=rows)
+            x = layer(x, context)
+        if last not in numbers:
             return x
+        if rows is not None and context.rows is None:
+            x = x.index_select(0, rows.index)
         x = self.final(x)
         if on_hidden is not None:
             on_hidden(numbers.stop, x)

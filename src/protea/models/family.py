@@ -87,8 +87,16 @@ class EncoderConfig(ABC):
         """Floating-point operations for each token of a forward pass.
 
         ``length`` is the mean length, over tokens, of a token's sequence; ``predicted`` is the share of tokens that the
-        language-model head computes.
+        language-model head computes. The rest of the model computes all tokens.
         """
+
+    def chosen_flops(self, length: float) -> float:
+        """The part of ``forward_flops`` for each token that the last layer does only where its output is wanted."""
+        return 0.0
+
+    def training_flops(self, length: float, predicted: float) -> float:
+        """Operations for each token of a training step: a forward pass, and a backward pass of twice as many."""
+        return 3 * (self.forward_flops(length, predicted) - (1 - predicted) * self.chosen_flops(length))
 
     @abstractmethod
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
@@ -96,6 +104,10 @@ class EncoderConfig(ABC):
 
         With ``mixed``, matrix products use 16 bits; with ``recompute``, layers keep only their inputs.
         """
+
+    def chosen_bytes(self, length: float, *, mixed: bool, on_cpu: bool) -> int:
+        """The part of ``activation_bytes`` that the last layer keeps only where its output is wanted."""
+        return 0
 
 
 Keys = Mapping[str, str]

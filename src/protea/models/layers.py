@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from protea.models.attention import AttentionCall
-from protea.packing import CuSeqlens, PackedBatch
+from protea.packing import CuSeqlens, PackedBatch, PackedRows
 
 MASK_TRAIN: Final = 0.15 * 0.8  # in Meta's training, 15 % of tokens were selected and 80 % of these masked
 
@@ -30,6 +30,7 @@ class LayerContext:
         bias: ``[H, >=longest, >=longest]``, added to the attention scores of every sequence, for families that add one.
         relative: ``[H, 2M-1]``, added to the scores by distance (see ``AttentionCall``), for families that add such.
         on_attention: receives the layer's call of attention, if a caller observes it.
+        rows: the rows whose output is wanted, if the layer has ``chooses_rows = True``; ``None`` stands for all.
     """
 
     cu_seqlens: CuSeqlens
@@ -37,6 +38,11 @@ class LayerContext:
     bias: Tensor | None = None
     relative: Tensor | None = None
     on_attention: Callable[[AttentionCall], None] | None = None
+    rows: PackedRows | None = None
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """The wanted rows of ``[T, ...]``."""
+        return x if self.rows is None else x.index_select(0, self.rows.index)
 
 
 def is_replaceable(layer: nn.Module) -> bool:
@@ -51,6 +57,14 @@ def kind_of(part: nn.Module) -> type[nn.Module]:
     """The class of a module; for one that a transform made faster to train, the class that it replaces."""
     kind: type[nn.Module] = vars(type(part)).get("faster_form_of", type(part))
     return kind
+
+
+def chooses_rows(layer: nn.Module) -> bool:
+    """Whether a layer returns ``[R, D]``, the rows of its context, if there are such.
+
+    A layer says so with ``chooses_rows = True``.
+    """
+    return bool(getattr(layer, "chooses_rows", False))
 
 
 def blank_embedding(rows: int, width: int) -> nn.Embedding:

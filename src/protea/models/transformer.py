@@ -119,6 +119,10 @@ class TransformerConfig(EncoderConfig):
         head = width**2 + width * self.vocab_size
         return 2 * matrices + 4 * layers * length * inner + 2 * head * predicted
 
+    def chosen_flops(self, length: float) -> float:
+        """A layer without the products that give queries, keys and values."""
+        return self.forward_flops(length, 0.0) / self.num_hidden_layers - 6 * self.hidden_size * self.inner_width
+
     def activation_bytes(self, length: float, *, mixed: bool, recompute: bool, on_cpu: bool) -> int:
         """Bytes that PyTorch keeps in each layer.
 
@@ -126,13 +130,18 @@ class TransformerConfig(EncoderConfig):
         twice, the wide layer before and after its activation, and what dropout needs; mixed precision adds casts.
         Attention with dropout on a CPU also keeps its probabilities three times.
         """
-        width, ffn = self.hidden_size, self.intermediate_size
-        products = (9 if mixed else 7) * width + 2 * ffn + (2 * width if self.hidden_dropout_prob else 0)
-        layer = 4 * 2 * width + (2 if mixed else 4) * products
-        if self.attention_probs_dropout_prob and on_cpu:
-            layer += 4 * 3 * self.num_attention_heads * round(length)
-        layers = self.num_hidden_layers
+        width, layers = self.hidden_size, self.num_hidden_layers
+        before = 4 * width + (2 * 5 if mixed else 4 * 4) * width
+        layer = before + self.chosen_bytes(length, mixed=mixed, on_cpu=on_cpu)
         return 4 * width * layers + layer if recompute else layer * layers
+
+    def chosen_bytes(self, length: float, *, mixed: bool, on_cpu: bool) -> int:
+        """All but x before the first norm, its output, q, k and v."""
+        width, ffn = self.hidden_size, self.intermediate_size
+        products = (4 if mixed else 3) * width + 2 * ffn + (2 * width if self.hidden_dropout_prob else 0)
+        has_probabilities = self.attention_probs_dropout_prob and on_cpu
+        probabilities = 4 * 3 * self.num_attention_heads * round(length) if has_probabilities else 0
+        return 4 * width + (2 if mixed else 4) * products + probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +192,13 @@ class TransformerLayer(nn.Module):
     tokenwise: ClassVar[tuple[str, ...]] = ("before", "after")
     """Methods that work token by token. A compiler speeds up these, but not attention."""
 
+    chooses_rows = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "forward" in vars(cls) and "chooses_rows" not in vars(cls):
+            cls.chooses_rows = False
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, eps, bias = config.hidden_size, config.layer_norm_eps, config.linear_bias
@@ -198,11 +214,11 @@ class TransformerLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, width, bias=bias)
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
-        """``[T, D]`` to ``[T, D]``."""
+        """``[T, D]`` to ``[T, D]``, or to the rows ``[R, D]`` of the context."""
         call = self.call(*self.before(x, context.rotary), context)
         if context.on_attention is not None:
             context.on_attention(call)
-        return self.after(x, attend(call).flatten(-2))
+        return self.after(context.chosen(x), attend(call, context.rows).flatten(-2))
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> AttentionCall:
         """The call of attention; a family may add keys and values to it."""

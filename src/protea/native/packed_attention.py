@@ -135,8 +135,8 @@ def _call(q: Tensor, k: Tensor, v: Tensor, cu_q: CuSeqlens, cu_k: CuSeqlens, sca
     offsets_q, offsets_k = cu_q.host_offsets, cu_k.host_offsets
     for x in (q, k, v):
         check_tensor(x, q.dtype)
-    for x, offsets in ((q, offsets_q), (k, offsets_k)):
-        check_boundaries(offsets, len(x), len(offsets_q))
+    check_boundaries(offsets_q, len(q), len(offsets_k), least=0)
+    check_boundaries(offsets_k, len(k), len(offsets_q))
     # Longest first: otherwise one thread could begin a long sequence when the others are done.
     order = (offsets_q.diff() * offsets_k.diff().long()).argsort(descending=True, stable=True).int()
     call = _Attention(q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), sequences=len(order), heads=heads, width=width)

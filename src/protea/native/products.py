@@ -239,15 +239,15 @@ def check_tensor(x: Tensor, dtype: torch.dtype) -> None:
         raise TypeError(f"the native library needs tensors in memory, got {type(x).__name__}")
 
 
-def check_boundaries(offsets: Tensor, tokens: int, number: int) -> None:
-    """Refuse boundaries of sequences that are not those of so many tokens."""
+def check_boundaries(offsets: Tensor, tokens: int, number: int, *, least: int = 1) -> None:
+    """Refuse boundaries of sequences that are not those of so many tokens, at least ``least`` in each."""
     if offsets.dtype != torch.int32 or offsets.device.type != "cpu" or not offsets.is_contiguous():
         raise TypeError("the native library needs boundaries in int32 on the CPU")
     if (
         offsets.shape != (number,)
         or number < 2
         or (int(offsets[0]), int(offsets[-1])) != (0, tokens)
-        or bool((offsets.diff() < 1).any())
+        or bool((offsets.diff() < least).any())
     ):
         raise ValueError(f"boundaries {offsets.tolist()} do not fit {tokens} tokens in {number - 1} sequences")
 

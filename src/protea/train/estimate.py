@@ -101,9 +101,10 @@ def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = A
     device = planned_device(recipe)
     run = settle_precision(recipe, device).run
     mixed, on_cpu = run.precision != "float32", device is not None and device.type == "cpu"
-    kept = recipe.batch.pack * model.config.activation_bytes(
-        length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu
-    )
+    config, pack = model.config, recipe.batch.pack
+    kept = pack * config.activation_bytes(length, mixed=mixed, recompute=run.recompute, on_cpu=on_cpu)
+    if not run.recompute and layout.tensor == layout.pipeline == 1:
+        kept -= round((1 - _MASKED) * pack * config.chosen_bytes(length, mixed=mixed, on_cpu=on_cpu))
     narrow = 2 * weights if mixed else 0
     parts = {"weights": 4 * weights, "gradients": 4 * count, "moments": moments}
     copies = 4 * weights + moments
@@ -127,7 +128,7 @@ def estimate(model: Encoder, recipe: Recipe, length: float, layout: Division = A
     parts |= {"weights in 16 bits": narrow} if narrow else {}
     return Costs(
         parameters=count,
-        flops=3 * model.config.forward_flops(length, _MASKED),
+        flops=config.training_flops(length, _MASKED),
         state=sum(parts.values()),
         copies=copies,
         activations=kept,

@@ -111,7 +111,7 @@ class Logbook:
         }
         if self._peak is not None:
             tokens = max(total, 1)
-            flops = 3 * self._config.forward_flops(squares / tokens, masked / tokens)
+            flops = self._config.training_flops(squares / tokens, masked / tokens)
             values["utilisation"] = total * flops / seconds / self._peak
         values["peak_memory"] = max(self._parallel.world.gather(peak_memory(self._device)))
         if self._scaler.is_enabled():

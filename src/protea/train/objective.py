@@ -51,12 +51,12 @@ def make_loader(
 
 
 def masked_loss(model: Encoder, hidden: Tensor, pack: TrainingBatch) -> Tensor:
-    """Summed cross-entropy of the masked tokens in nats, float32, from the last hidden states, ``[T, D]``.
+    """Summed cross-entropy of the masked tokens in nats, float32, from their last hidden states, ``[M, D]``.
 
     The pack is on the model's device.
     """
     # The vocabulary may have padding rows at its end.
-    logits = model.head(hidden.index_select(0, pack.rows))[:, : len(model.alphabet)].float()
+    logits = model.head(hidden)[:, : len(model.alphabet)].float()
     return F.cross_entropy(logits, pack.targets.index_select(0, pack.rows), reduction="sum")
 
 

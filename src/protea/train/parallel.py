@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from protea.train.pipeline import Pipeline
 
 Loss = Callable[[Tensor, TrainingBatch], Tensor]
-"""A pack's share of a loss, from its last hidden states."""
+"""A pack's share of a loss, from the last hidden states of its masked tokens, ``[M, D]``."""
 
 STAGES: Final = {"1f1b": 1, "interleaved": 2}
 """Stages of each process of a pipeline, by its schedule."""
@@ -106,7 +106,7 @@ class Parallel:
             self.begin(model, last=place + 1 == len(packs))
             torch.manual_seed(seeds[place])
             with autocast():
-                share = loss(model(batch.inputs), batch)
+                share = loss(model(batch.inputs, rows=batch.wanted), batch)
             scale(share).backward()  # type: ignore[no-untyped-call]
             total += share.detach()
         return total

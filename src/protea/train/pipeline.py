@@ -149,8 +149,8 @@ class Pipeline:
     ) -> Tensor:
         """Compute the packs, and their gradients if gradients are on. Returns the sum of their losses, else 0.
 
-        All ranks give the same packs. The rank of the last stage computes the losses, from the last hidden states and
-        the pack on its device, and knows their sum.
+        All ranks give the same packs. The rank of the last stage computes the losses, from the last hidden states of
+        the masked tokens and the pack on its device, and knows their sum.
 
         Args:
             packs: all packs of a step of this data rank.
@@ -204,7 +204,7 @@ class _Step:
                 _set_random_state(self._states.pop(task), self._device)
         pack = self._packs[task.pack].to(self._device, non_blocking=True)
         with self._autocast():
-            y: Tensor = model(pack.inputs, layers=self._pipeline.stages[task.stage], x=x)
+            y: Tensor = model(pack.inputs, layers=self._pipeline.stages[task.stage], x=x, rows=pack.wanted)
             if task.stage == self._last:
                 y = self._loss(y, pack)
         if backward:

@@ -59,6 +59,8 @@ def apply_tensor_parallel(model: Encoder, mesh: DeviceMesh) -> None:
         first.register_forward_pre_hook(scatter)
     if last := layers.get(str(model.config.num_hidden_layers - 1)):
         last.register_forward_hook(gather)
+        # A rank has a part of the rows, whichever are wanted.
+        last.chooses_rows = False  # type: ignore[assignment]
 
 
 def check_tensor_parallel(model: Encoder, ranks: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from protea.data.loader import Position, TrainingBatch
 from protea.device import resolve_device
 from protea.models.encoder import Encoder
-from protea.packing import CuSeqlens, PackedBatch
+from protea.packing import CuSeqlens, PackedBatch, PackedRows
 from protea.progress import SILENT
 from protea.train.loop import train_step
 from protea.train.model import architecture, prepare, settle_precision
@@ -51,6 +51,7 @@ def _random_pack(model: Encoder, tokens: int, longest: int) -> TrainingBatch:
     draw = np.random.default_rng(0)
     letters = [model.alphabet.tokens.index(letter) for letter in "LAGVSERTIDPKQNFYMHWC"]
     ids = torch.from_numpy(draw.choice(letters, sum(lengths)).astype(np.int64))
-    rows = torch.from_numpy(np.flatnonzero(draw.random(len(ids)) < _MASKED))
-    inputs = PackedBatch(ids.index_fill(0, rows, model.alphabet.mask), CuSeqlens.from_lengths(lengths))
+    boundaries = CuSeqlens.from_lengths(lengths)
+    rows = PackedRows.of(np.flatnonzero(draw.random(len(ids)) < _MASKED), boundaries)
+    inputs = PackedBatch(ids.index_fill(0, rows.index, model.alphabet.mask), boundaries)
     return TrainingBatch(inputs, ids, rows, np.arange(len(lengths)), Position(), 0)

@@ -302,7 +302,7 @@ def _forward(layer: Any, x: Tensor, context: LayerContext) -> Tensor:
     call = replace(layer.call(q, k, v, context), scale=layer.self_attn.scale)
     if context.on_attention is not None:
         context.on_attention(call)
-    x = layer.self_attn.out_proj(attend(call).flatten(-2), residual=x.float())
+    x = layer.self_attn.out_proj(attend(call, context.rows).flatten(-2), residual=context.chosen(x).float())
     inner = layer.fc1(x, norm=layer.final_layer_norm)
     y: Tensor = layer.fc2(inner, residual=x)
     return y

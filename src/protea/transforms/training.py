@@ -9,13 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 from protea.errors import DeviceError
 from protea.models.encoder import Encoder
+from protea.models.layers import chooses_rows
 
 
 def compile_layers(model: Encoder, device: torch.device, *, fixed: bool = False) -> None:
     """Compile the methods that layers list as ``tokenwise``; ``DeviceError`` on a CPU without a C++ compiler.
 
     The weights may still be on the meta device; ``device`` is where they will be. ``fixed`` says that all packs have
-    the same number of tokens.
+    the same number of tokens; of those, the last layer computes another number of rows in each pack.
     """
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -25,9 +26,12 @@ def compile_layers(model: Encoder, device: torch.device, *, fixed: bool = False)
             get_cpp_compiler()
         except (InvalidCxxCompiler, OSError) as error:
             raise DeviceError("no C++ compiler was found; install one (g++)") from error
+    *_, last = model.layers
     for layer in model.layers:
+        varies = layer is last and chooses_rows(layer)
         for name in getattr(layer, "tokenwise", ()):
-            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=not fixed))
+            dynamic = not fixed or (varies and name == "after")
+            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=dynamic))
 
 
 def recompute_layers(model: Encoder) -> None:
