@@ -58,6 +58,7 @@ CONTESTANTS = (
     "transformers bfloat16",
     "transformers-compiled float32",
     "transformers-compiled bfloat16",
+    "protea int8",
     "openvino float32",
     "openvino bfloat16",
     "openvino int8",

@@ -180,6 +180,18 @@ def check_narrow(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
     assert fast.mean() <= 1.1 * plain.mean()
 
 
+def check_quantized(folder: Path, sequences: Sequence[str] = SEQUENCES) -> None:
+    """In int8, residues are near those in float32, and have the same bits alone."""
+    if not supports(torch.int8):
+        pytest.skip("the native library does not multiply int8 on this processor")
+    sequences = [sequence for sequence in sequences if "<" not in sequence]
+    model = protea.load(folder, device="cpu", dtype="int8")
+    found = model.embed(sequences, long="full")
+    for ours, theirs in zip(found, protea.load(folder, device="cpu").embed(sequences, long="full"), strict=True):
+        assert _cosine(ours, theirs).min() >= 0.999
+    assert np.array_equal(model.embed(sequences[:1], long="full")[0], found[0])
+
+
 def check_lacks(model: protea.LanguageModel, **calls: Callable[[], object]) -> None:
     """Each missing capability is an error that names it, the family, and a way out."""
     for capability, call in calls.items():

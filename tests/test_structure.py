@@ -334,7 +334,7 @@ def test_errors_survive_pickling() -> None:
 
 
 # ---- size: the whole package, and the part that one command runs ----
-MOST_LINES_OF_ALL = 48_800
+MOST_LINES_OF_ALL = 48_950
 
 
 def test_size_of_the_package() -> None:
@@ -342,7 +342,7 @@ def test_size_of_the_package() -> None:
     assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= MOST_LINES_OF_ALL
 
 
-MOST_LINES_OF_EMBED = 10_530
+MOST_LINES_OF_EMBED = 10_580
 
 
 def test_embedding_takes_a_part_of_the_package(model_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 MIXED: Final = "bf16-mixed"
 """A name beside those of ``DTYPES`` for what a model computes in: products in bfloat16, the rest in float32."""
 
+QUANTIZED: Final = "int8"
+"""Another: products in int8, attention in bfloat16 where the processor has it, the rest in float32; only on CPUs."""
+
 
 def resolve_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is the first GPU, else the CPU, but never Apple's untested ``mps``."""

@@ -22,6 +22,7 @@ from protea import limits, native
 from protea.device import MIXED, native_bfloat16, resolve_device
 from protea.errors import ProteaError
 from protea.native import build_library
+from protea.native.products import TYPES, supports
 from protea.optional import install
 from protea.text import bytes_text, counted
 
@@ -96,6 +97,7 @@ def _native() -> dict[str, Any]:
         facts, reason = None, str(error)
     return {
         "used": None if facts is None else native.instruction_set(),
+        "multiplies": [str(dtype).removeprefix("torch.") for dtype in TYPES if facts is not None and supports(dtype)],
         "compiled": [] if facts is None else facts.sets,
         "left_out": {} if facts is None else facts.left_out,
         "compiler": None if facts is None else facts.compiler,
@@ -205,7 +207,7 @@ def summarise(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("native library", f"not used: {kernels['reason']}"))
     else:
         others = f"compiled for {', '.join(kernels['compiled'])} by {kernels['compiler']}"
-        lines.append(("native library", f"uses {kernels['used']}; {others}"))
+        lines.append(("native library", f"uses {kernels['used']} for {', '.join(kernels['multiplies'])}; {others}"))
         lines += [("", f"lacks {name}: {why}") for name, why in kernels["left_out"].items()]
     fast = report["fast"]
     does = "multiplies in bfloat16" if fast["faster"] else "changes nothing: this hardware does not multiply bfloat16"

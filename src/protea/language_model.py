@@ -25,7 +25,7 @@ from protea.contacts import precision, predict
 from protea.contacts.fitted_heads import Head
 from protea.contacts.precision import ChainPrecision
 from protea.data.masking import VARIANTS, Masking, masking_named
-from protea.device import DTYPES, MIXED
+from protea.device import DTYPES, MIXED, QUANTIZED
 from protea.embed import embeddings
 from protea.embed.embeddings import POOLINGS, Asked, check_poolings, resolve_layers
 from protea.embed.prepare import EncodedRecord, Long, fit
@@ -47,7 +47,7 @@ from protea.text import counted
 # What the arguments accept; ``checked`` reads these annotations.
 ChainNames = Annotated[Collection[str], "a list of names"]
 Device = Annotated[str | torch.device, "auto, cpu, cuda, or cuda:N"]
-Dtype = Annotated[str, (*DTYPES, MIXED)]
+Dtype = Annotated[str, (*DTYPES, MIXED, QUANTIZED)]
 Layers = Annotated[int | Sequence[int], "a whole number, or a list of them, as in [0, -1]"]
 Masks = Annotated[str | Masking, f"a Masking, or one of {', '.join(VARIANTS)}"]
 Method = Annotated[str, effects.METHODS]
@@ -65,7 +65,8 @@ def load(
     Args:
         model: a published name (``protea info --list``), a Hugging Face repository, or a checkpoint of any format.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        dtype: ``float32``; ``bf16-mixed``, which ``--fast`` takes; ``bfloat16`` or ``float16`` for the whole model.
+        dtype: ``float32``; ``bf16-mixed``, which ``--fast`` takes; ``bfloat16`` or ``float16`` for the whole model;
+            ``int8`` for the products of the layers, on many CPUs the fastest and the least exact.
         trainable: keep ``module`` as plain PyTorch, which can be trained, changed or moved. By default, weights on a
             CPU are put into the order that the processor multiplies fastest, as the commands do.
     """
@@ -143,7 +144,7 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights; in ``bf16-mixed`` float32, but bfloat16 in the products of the layers."""
+        """The type of the weights; in ``bf16-mixed`` and ``int8`` float32, but not in the layers' products."""
         return self.module.compute_dtype
 
     def weights_sha256(self) -> dict[str, str]:

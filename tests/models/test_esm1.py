@@ -20,6 +20,7 @@ from family_checks import (
     check_narrow,
     check_packed,
     check_parity,
+    check_quantized,
     random_model,
 )
 from protea.checkpoints.formats import open_checkpoint
@@ -106,6 +107,7 @@ def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model")
     check_narrow(tmp_path / "model")
+    check_quantized(tmp_path / "model")
 
 
 @torch.no_grad()

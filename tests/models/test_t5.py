@@ -28,6 +28,7 @@ from family_checks import (
     check_narrow,
     check_packed,
     check_parity,
+    check_quantized,
     random_model,
 )
 from protea.checkpoints import hf
@@ -82,6 +83,7 @@ def test_fast(tmp_path: Path) -> None:
     random_model(ODD, tmp_path)
     check_mixed(tmp_path / "model", KNOWN)
     check_narrow(tmp_path / "model", KNOWN)
+    check_quantized(tmp_path / "model", KNOWN)
 
 
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (64, 128)])

@@ -129,9 +129,9 @@ def test_sets_that_the_compiler_does_not_know_are_left_out(sources: Path, to: Pa
         f'case "$*" in *bf16*) echo "error: unknown option \'-mavx512bf16\'" >&2; exit 1;; esac\nexec {real} "$@"',
     )
     facts = build_library.build(X86, to, [old], sources=sources)
-    assert facts.sets == ["avx512", "avx2"]
+    assert facts.sets == [name for name in X86.sets if name != "avx512bf16"]
     assert "unknown option '-mavx512bf16'" in facts.left_out["avx512bf16"]
-    assert names(to / X86.library, 2) == facts.sets
+    assert names(to / X86.library, len(facts.sets)) == facts.sets
 
 
 def why_not(sources: Path, to: Path, command: str) -> str:

@@ -16,15 +16,43 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guarded import guarded, needs_guards
-from protea.native.products import Packed, Turn, Unpacked, linear, supports
+from protea.native.products import GROUP, Packed, Turn, Unpacked, linear, supports
 
 NARROW = torch.bfloat16
+
+
+@pytest.fixture(scope="module", params=[torch.float32, NARROW, torch.int8], ids=str)
+def dtype(request: pytest.FixtureRequest, instruction_set: str) -> torch.dtype:
+    """A type that the instruction set multiplies."""
+    if not supports(request.param):
+        pytest.skip(f"{instruction_set} does not multiply {request.param}")
+    found: torch.dtype = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_bytes(instruction_set: str) -> None:
+    """An instruction set that multiplies int8."""
+    if not supports(torch.int8):
+        pytest.skip(f"{instruction_set} does not multiply int8")
+
+
+def rounding_of_bytes(x: Tensor, weight: Tensor) -> Tensor:
+    """The largest error, ``[T, N]``, of a product of inputs that are rounded to bytes."""
+    error = torch.zeros(len(x), len(weight)).double()
+    for part, weights in zip(x.split(GROUP, dim=1), weight.abs().double().split(GROUP, dim=1), strict=True):
+        group = F.pad(part, (0, GROUP - part.shape[1]))  # what a group lacks is 0
+        low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)
+        scale = torch.maximum((high - low) / 255, torch.maximum(high, -low) / 32000)
+        error += 0.51 * scale * weights.sum(1)
+    return error
 
 
 @dataclass
 class Case:
     """The arguments of one call, and its result in float64."""
 
+    dtype: torch.dtype
     x: Tensor
     weight: Tensor
     bias: Tensor
@@ -57,7 +85,9 @@ class Case:
         def normal(*sizes: int) -> Tensor:
             return torch.empty(sizes).normal_(generator=generator)
 
-        case = cls(normal(rows, inputs).to(x_dtype), normal(outputs, inputs).to(dtype), normal(outputs))
+        stored = torch.float32 if dtype == torch.int8 else dtype
+        x, weight = normal(rows, inputs).to(x_dtype), normal(outputs, inputs).to(stored)
+        case = cls(dtype, x, weight, normal(outputs))
         case.weight = case.weight / inputs**0.5
         if norm is not None:
             kinds = {"bias": nn.LayerNorm(inputs), "no bias": nn.LayerNorm(inputs, bias=False)}
@@ -80,7 +110,7 @@ class Case:
         if norm is not None:
             moved = {name: where(value) for name, value in norm.named_parameters()}
             norm._parameters = norm._parameters | moved  # type: ignore[operator]
-        packed = Packed.of(where(self.weight))
+        packed = Packed.of(where(self.weight), self.dtype)
         return linear(
             where(self.x[rows]),
             Packed(where(packed.data), packed.shape, packed.dtype),
@@ -95,7 +125,7 @@ class Case:
 
     def exact(self) -> tuple[Tensor, Tensor]:
         """The result in float64 of inputs as the library rounds them, and an error that rounding may make."""
-        dtype = self.weight.dtype
+        dtype, in_bytes = self.weight.dtype, self.dtype == torch.int8
         x, lost = self.x.double(), torch.zeros(len(self.x), self.x.shape[1]).double()
         if self.norm is not None:
             # What float32 loses of inputs that lie far from 0 and near one another.
@@ -106,8 +136,10 @@ class Case:
         # A number in float32 may lie on the other side of the middle between two of bfloat16.
         unit = 2.0**-21 if dtype == torch.float32 or self.norm is None else 2.0**-8
         x = x.to(dtype).double()
-        weight = self.weight.double()
+        weight = Packed.of(self.weight, self.dtype).unpacked().double()
         y, size = x @ weight.T + self.bias, (x.abs() + lost / unit) @ weight.abs().T + self.bias.abs()
+        if in_bytes:
+            size = size + rounding_of_bytes(x, weight) / unit
         if self.angles is not None:
             width = 2 * self.angles.shape[-1]
             pairs = torch.arange(self.turned // 2) % (width // 2)
@@ -122,12 +154,12 @@ class Case:
         if self.residual is not None:
             y, size = y + self.residual, size + self.residual.abs()
         error = unit * (size + 1e-3)
-        return y, error + 2.0**-8 * y.abs() if self.narrow and dtype == NARROW else error
+        return y, error + 2.0**-8 * y.abs() if self.narrow and self.dtype != torch.float32 else error
 
     def check(self) -> None:
         y = self.run()
         exact, error = self.exact()
-        assert y.dtype == (self.weight.dtype if self.narrow else torch.float32)
+        assert y.dtype == (NARROW if self.narrow and self.dtype != torch.float32 else torch.float32)
         assert y.shape == exact.shape
         assert ((y - exact).abs() <= error).all()
 
@@ -191,7 +223,7 @@ def test_a_row_is_the_same_in_any_company(dtype: torch.dtype, inputs: int) -> No
         {"norm": "bias", "head_width": 20, "turned": 40},
         {"norm": "no bias", "activation": "gelu"},
         {"activation": "gelu_tanh", "residual": True},
-        {"x_dtype": dtype, "activation": "gelu", "narrow": True},
+        {"x_dtype": NARROW if dtype == torch.int8 else dtype, "activation": "gelu", "narrow": True},
         {"norm": "no mean", "activation": "relu"},
     ]
     for chosen in options:
@@ -287,6 +319,8 @@ def test_the_constant_of_a_norm() -> None:
 @settings(max_examples=30)
 @given(outputs=st.integers(1, 130), inputs=st.integers(1, 130))
 def test_every_bit_of_a_weight_comes_back(dtype: torch.dtype, outputs: int, inputs: int) -> None:
+    if dtype == torch.int8:
+        return
     kind = torch.int32 if dtype == torch.float32 else torch.int16
     limits = torch.iinfo(kind)
     generator = torch.Generator().manual_seed(outputs * 131 + inputs)
@@ -297,6 +331,61 @@ def test_every_bit_of_a_weight_comes_back(dtype: torch.dtype, outputs: int, inpu
     assert (back.dtype, packed.dtype, packed.shape) == (dtype, dtype, (outputs, inputs))
     assert back.view(kind).equal(bits)
     assert Packed.of(bits.view(dtype).T.contiguous().T).unpacked().view(kind).equal(bits)
+
+
+@settings(max_examples=30)
+@given(outputs=st.integers(1, 70), inputs=st.sampled_from([1, 3, 4, 100, 128, 129, 300]), seed=st.integers(0, 9))
+def test_weights_in_int8(in_bytes: None, outputs: int, inputs: int, seed: int) -> None:
+    """127 times the scale of a group, a bfloat16, is at least its largest weight."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, inputs, generator=generator) * torch.rand(outputs, 1, generator=generator).exp()
+    weight[0, : GROUP // 2] = 0
+    rounded = Packed.of(weight, torch.int8).unpacked()
+    assert rounded.shape == weight.shape
+    for part, found in zip(weight.split(GROUP, dim=1), rounded.split(GROUP, dim=1), strict=True):
+        least = part.abs().amax(1, keepdim=True) / 127
+        scale = (least.view(torch.int32) + 0xFFFF & ~0xFFFF).view(torch.float32)
+        whole = torch.where(scale > 0, found / scale, 0.0)
+        assert whole.equal(whole.round())
+        assert (whole.abs() <= 127).all()
+        assert ((found - part).abs() <= 0.5001 * scale).all()
+    assert Packed.of(weight.T.contiguous().T, torch.int8).unpacked().equal(rounded)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 40),
+    inputs=st.one_of(st.integers(1, 140), st.sampled_from([255, 256, 257, 640, 5119, 5300])),
+    outputs=st.integers(1, 70),
+    size=st.sampled_from([1.0, 2.0**-40, 2.0**60]),
+)
+def test_sums_of_bytes_are_exact(in_bytes: None, rows: int, inputs: int, outputs: int, size: float) -> None:
+    """Inputs from -127 to 128 times a number lose nothing, so that only float32 rounds."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randint(-127, 129, (rows, inputs), generator=generator).float() * size
+    x[:, ::GROUP], x[:, 1::GROUP] = -127 * size, 128 * size
+    weight = Packed.of(torch.randn(outputs, inputs, generator=generator), torch.int8)
+    exact, magnitude = (f(x.double()) @ f(weight.unpacked().double()).T for f in (Tensor.clone, torch.abs))
+    assert ((linear(x, weight) - exact).abs() <= 2.0**-20 * magnitude).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.7e5, 3e38, -3e38, 1e-38])
+def test_constant_rows_in_int8(in_bytes: None, value: float) -> None:
+    x = torch.full((5, 200), value)
+    weight = Packed.of(torch.eye(200)[:50], torch.int8)
+    y = linear(x, weight)
+    assert ((y - x[:, :50] * weight.unpacked().diag()).abs() <= 2e-5 * abs(value) + 1e-30).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_in_int8_that_are_not_finite(in_bytes: None, value: float) -> None:
+    weight = torch.randn(40, 300)
+    clean = linear(torch.ones(3, 300), Packed.of(weight, torch.int8))
+    weight[17, 150] = value
+    y = linear(torch.ones(3, 300), Packed.of(weight, torch.int8))
+    others = torch.arange(40) != 17
+    assert y[:, 17].isnan().all()
+    assert y[:, others].equal(clean[:, others])
 
 
 # --- products of training ------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from protea.checkpoints.region import Region
 from protea.checkpoints.settings_files import CONFIG, write_json
 from protea.checkpoints.tensors import INDEX, WEIGHTS, Planned, Tensors, open_safetensors, shards, write_safetensors
 from protea.checkpoints.wrappers import unwrap
-from protea.device import MIXED
 from protea.errors import UsageError
 from protea.models.encoder import Encoder
 from protea.models.family import EncoderConfig
@@ -125,8 +124,8 @@ def _open_bin(folder: Path) -> Tensors:
 
 def save(model: Encoder, folder: Path) -> None:
     """Write a model to a new or empty folder that Protea and ``transformers`` load unchanged."""
-    if model.mixed:
-        raise UsageError(f"a model in {MIXED} has lost bits of its weights; load it in float32 to save it")
+    if model.mixed or model.quantized:
+        raise UsageError(f"a model in {model.precision} has lost bits of its weights; load it in float32 to save it")
     with staged(folder) as place:
         # A model that is packed for the CPU does not list its parameters; its copy on the meta device does.
         write(place, like(model), unpacked(model), model.compute_dtype)

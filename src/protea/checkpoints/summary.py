@@ -14,13 +14,14 @@ import torch
 from protea import bundled
 from protea.checkpoints.formats import open_checkpoint, recognised
 from protea.checkpoints.hub import architecture, find_local, locate, published, published_models, short_name
-from protea.device import DTYPES, MIXED, resolve_device
+from protea.device import DTYPES, MIXED, QUANTIZED, resolve_device
 from protea.errors import CheckpointError, UsageError
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.packing import pack
 from protea.progress import SILENT, Progress
 from protea.transforms.mixed import narrow_weights
+from protea.transforms.quantized import bytes_of_weights
 
 TOLERANCE: Final = 1e-4
 """The tolerance that the publisher of the numbers states."""
@@ -120,6 +121,8 @@ def _memory(module: Encoder, parameters: int) -> dict[str, int]:
         narrow = narrow_weights(module, resolve_device("auto"))
         halved = sum(parameter.numel() for name, parameter in module.named_parameters() if name in narrow)
         memory[MIXED] = memory["float32"] - 2 * halved
+    if (size := bytes_of_weights(module)) is not None:
+        memory[QUANTIZED] = size
     return memory
 
 

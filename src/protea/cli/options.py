@@ -44,7 +44,10 @@ Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:N.")
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="TYPE", help="Type to compute in: float32, bf16-mixed, bfloat16 or float16.")
+    str,
+    typer.Option(
+        "--dtype", metavar="TYPE", help="Type to compute in: float32, bf16-mixed, bfloat16, float16, or int8 on a CPU."
+    ),
 ]
 Fast = Annotated[bool, typer.Option("--fast", help="Multiply in bfloat16 (--dtype bf16-mixed) if the hardware can.")]
 

@@ -55,7 +55,7 @@ class EmbedSettings(Section):
     model: str = bundled.NAME
     pool: Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)] = ("mean",)
     layers: Annotated[tuple[int, ...], BeforeValidator(_split), Field(min_length=1)] = (-1,)
-    dtype: Literal["float32", "bfloat16", "float16", "bf16-mixed"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "bf16-mixed", "int8"] = "float32"
     fast: bool = False
     store: Literal["float32", "float16"] = "float32"
     compression: Annotated[int, Field(ge=1, le=9)] | None = None

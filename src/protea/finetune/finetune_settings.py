@@ -83,7 +83,7 @@ class FinetuneSettings(Section):
     unknown: Unknown = "x"
     gaps: Gaps = "keep"
     long: Long = "truncate"
-    dtype: Literal["float32", "bfloat16", "float16", "bf16-mixed"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "bf16-mixed", "int8"] = "float32"
     fast: bool = False
     precision: Literal["auto", "float32", "bf16-mixed"] = "auto"
     device: str = "auto"

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from protea.checkpoints import hf
-from protea.device import DTYPES, MIXED
+from protea.device import DTYPES, MIXED, QUANTIZED
 from protea.embed.prepare import Long
 from protea.errors import CheckpointError, DataError, UsageError
 from protea.finetune.adapters import Adapter
@@ -39,6 +39,7 @@ from protea.letters import Gaps, Unknown
 from protea.models.encoder import Encoder
 from protea.transforms.cpu import pack_for_cpu
 from protea.transforms.mixed import mix
+from protea.transforms.quantized import quantize
 
 FILE: Final = "predictor.json"
 HEAD: Final = "head.safetensors"
@@ -221,6 +222,8 @@ def convert(encoder: Encoder, dtype: str) -> None:
     """Make a plain float32 model ready to compute in a type, in place."""
     if dtype == MIXED:
         mix(encoder)
+    elif dtype == QUANTIZED:
+        quantize(encoder)
     else:
         encoder.to(DTYPES[dtype])
     pack_for_cpu(encoder)

@@ -14,7 +14,7 @@ import protea
 from protea import bundled
 from protea.checkpoints.formats import HEAD_RECORD, companion, open_checkpoint
 from protea.checkpoints.hub import locate, short_name
-from protea.device import DTYPES, MIXED, native_bfloat16, resolve_device
+from protea.device import DTYPES, MIXED, QUANTIZED, native_bfloat16, resolve_device
 from protea.errors import UsageError, warn
 from protea.limits import limit_threads
 from protea.models.encoder import Encoder
@@ -99,18 +99,23 @@ def load_model(
 ) -> LoadedModel:
     """Load a model by a published name, a Hugging Face repository, or the file or folder of a checkpoint.
 
-    ``dtype`` is a name in ``DTYPES``, or ``MIXED``. On a CPU, ``pack_for_cpu`` makes it faster, unless ``trainable``.
+    ``dtype`` is a name in ``DTYPES``, ``MIXED`` or ``QUANTIZED``. On a CPU, ``pack_for_cpu`` makes it faster, unless
+    ``trainable``.
     """
     limit_threads()
     where, mixed = resolve_device(device), dtype == MIXED
-    if not mixed and dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}; use {', '.join(DTYPES)} or {MIXED}")
-    if mixed and trainable:
-        raise UsageError(f"a model in {MIXED} cannot be trained; load it in float32 and train it within torch.autocast")
+    if not mixed and dtype not in (*DTYPES, QUANTIZED):
+        raise UsageError(f"unknown dtype {dtype!r}; use {', '.join((*DTYPES, MIXED))} or {QUANTIZED}")
+    if dtype in (MIXED, QUANTIZED) and trainable:
+        raise UsageError(f"a model in {dtype} cannot be trained; load it in float32 and train it within torch.autocast")
     path = locate(model)
     with open_checkpoint(path) as checkpoint:
+        if dtype == QUANTIZED:
+            from protea.transforms.quantized import check_quantizable
+
+            check_quantizable(checkpoint.model, where)
         others = narrow_weights(checkpoint.model, where) if mixed else None
-        kind = torch.float32 if mixed else DTYPES[dtype]
+        kind = DTYPES.get(dtype, torch.float32)
         module = checkpoint.load(dtype=kind, device=where, others=others, progress=progress)
         files = checkpoint.tensors.paths
     if any(known.name == short_name(model) and not known.contact_head for known in module.published):
@@ -122,6 +127,10 @@ def load_model(
         )
     if mixed:
         mix(module)
+    if dtype == QUANTIZED:
+        from protea.transforms.quantized import quantize
+
+        quantize(module)
     if not trainable:
         pack_for_cpu(module, progress)
     return LoadedModel(module, str(model), path, files)

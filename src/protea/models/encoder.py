@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from protea.alphabet import Alphabet
-from protea.device import MIXED
+from protea.device import MIXED, QUANTIZED
 from protea.errors import CapabilityError, SequenceTooLongError
 from protea.models.attention import AttentionCall
 from protea.models.family import EncoderConfig, Published, StoredAs
@@ -45,6 +45,8 @@ class Encoder(nn.Module, ABC):
     """Why no model of the family has a capability, by capability."""
     mixed = False
     """Whether the layers multiply in bfloat16, and the rest is float32 (``protea.transforms.mixed``)."""
+    quantized = False
+    """Whether the layers multiply in int8 (``protea.transforms.quantized``)."""
 
     layers: nn.ModuleList
     lm_head: nn.Module | None
@@ -158,6 +160,8 @@ class Encoder(nn.Module, ABC):
     @property
     def precision(self) -> str:
         """What the model computes in, as ``--dtype`` spells it."""
+        if self.quantized:
+            return QUANTIZED
         return MIXED if self.mixed else str(self.compute_dtype).removeprefix("torch.")
 
     @property

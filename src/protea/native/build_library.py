@@ -69,7 +69,13 @@ class Target:
 TARGETS: Final = (
     Target(
         "linux-x86_64",
-        {"avx512bf16": (*_AVX512, "-mavx512bf16"), "avx512": _AVX512, "avx2": _AVX2},
+        {
+            "avx512bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
+            "avx512vnni": (*_AVX512, "-mavx512vnni"),
+            "avx512": _AVX512,
+            "avx2vnni": (*_AVX2, "-mavxvnni"),
+            "avx2": _AVX2,
+        },
         zig="x86_64-linux-gnu.2.28",
         wheel="manylinux_2_28_x86_64",
     ),

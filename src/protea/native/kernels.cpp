@@ -40,9 +40,14 @@ namespace {
 #include "simd.h"
 
 #if defined(__AVX512BF16__)
-constexpr int64_t TYPES = 3;
+constexpr int64_t PAIRS = 1 << BFLOAT16;
 #else
-constexpr int64_t TYPES = 1;
+constexpr int64_t PAIRS = 0;
+#endif
+#if defined(MULTIPLIES_BYTES)
+constexpr int64_t TYPES = 1 << FLOAT32 | PAIRS | 1 << INT8;
+#else
+constexpr int64_t TYPES = 1 << FLOAT32 | PAIRS;
 #endif
 
 }  // namespace

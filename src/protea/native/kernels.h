@@ -10,7 +10,7 @@
 // A function of OpenMP, which every OpenMP runtime exports: runs a function in a number of threads, this one included.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-enum Type : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
+enum Type : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 // GELU_SLOPE multiplies by the slope of GELU at `before`.
 enum Activation : int64_t { NONE = 0, GELU = 1, GELU_TANH = 2, RELU = 3, GELU_SLOPE = 4 };
 
@@ -75,5 +75,5 @@ struct Kernels {
     int (*rotate)(const Rotation*, int64_t threads, Parallel);
     int (*attention_forward)(const Attention*, int64_t threads, Parallel);
     int (*attention_backward)(const Attention*, int64_t threads, Parallel);
-    int64_t types;  // bit 0: float32, bit 1: bfloat16
+    int64_t types;  // bit 0: float32, bit 1: bfloat16, bit 2: int8
 };

@@ -39,9 +39,12 @@ bool has(const Kernels* kernels) {
     if (!__get_cpuid_count(7, 0, &leaves, &b, &c, &d) || !(b >> 5 & 1)) return false;  // AVX2
     if (is(kernels, "avx2")) return true;
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
-    if ((b & f_dq_bw_vl) != f_dq_bw_vl || (saved_registers() & 0xe6) != 0xe6) return false;
-    if (is(kernels, "avx512")) return true;
-    return leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);  // AVX-512 BF16
+    const bool avx512 = (b & f_dq_bw_vl) == f_dq_bw_vl && (saved_registers() & 0xe6) == 0xe6, vnni = c >> 11 & 1;
+    if (is(kernels, "avx512")) return avx512;
+    if (is(kernels, "avx512vnni")) return avx512 && vnni;
+    if (leaves < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return false;
+    if (is(kernels, "avx2vnni")) return a >> 4 & 1;
+    return avx512 && vnni && (a >> 5 & 1);  // AVX-512 BF16
 }
 
 }  // namespace

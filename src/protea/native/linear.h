@@ -6,14 +6,13 @@
 
 #pragma once
 
+#include "bytes.h"
 #include "kernels.h"
 #include "simd.h"
 
 constexpr int WIDE = 2 * LANES;
 constexpr int ROWS = REGISTERS == 32 ? 12 : 6;  // 2 * ROWS sums, and registers for two weights and an input
-constexpr int64_t DEPTH = 1280;                 // inputs whose weights of a panel stay in the second-level cache
 constexpr int64_t DEPTH_APART = 320;            // the same for inputs that lie apart, each in a page of its own
-constexpr int64_t CHUNK = 256;                  // steps that are summed apart: shorter sums are more exact
 constexpr int64_t BLOCK_BYTES = 256 << 10;      // inputs of a block of rows, which stay there too
 constexpr int64_t FAR_BYTES = 8 << 20;          // weights from this size on come from memory, and are fetched ahead
 
@@ -56,8 +55,14 @@ inline vec gelu_tanh(vec x) {
 // One panel of a weight in float32 and in pairs of bfloat16; `Item` is what one lane holds of a row for a step.
 struct Wide32 {
     using Stored = float;
+    using Sum = vec;
     using Item = float;
     static constexpr int64_t STEP = 1;
+    static constexpr int64_t CHUNK = 256;          // steps that are summed apart: shorter sums are more exact
+    static constexpr int64_t DEPTH = 1280;         // inputs whose weights of a panel stay in the second-level cache
+    static constexpr int64_t HEAD = 0, X_HEAD = 0;  // items before each chunk of a panel and of a row
+    static vec begin(const Item*, const Item*) { return vec{}; }
+    static vec end(vec total, vec sum, const Item*, const Item*) { return total + sum; }
     static vec add(vec sum, vec weights, vec item) { return sum + weights * item; }
     static vec weights(const Item* p) { return load(p); }
     static vec repeat(Item x) { return all(x); }
@@ -66,8 +71,11 @@ struct Wide32 {
 #if defined(__AVX512BF16__)
 struct Pairs {
     using Stored = bf16;
+    using Sum = vec;
     using Item = pair;
-    static constexpr int64_t STEP = 2;
+    static constexpr int64_t STEP = 2, CHUNK = 256, DEPTH = 1280, HEAD = 0, X_HEAD = 0;
+    static vec begin(const Item*, const Item*) { return vec{}; }
+    static vec end(vec total, vec sum, const Item*, const Item*) { return total + sum; }
     static vec add(vec sum, vec weights, vec item) {
         return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)item);
     }
@@ -79,17 +87,18 @@ struct Pairs {
 // sums[M][2] += rows of x times a panel, over `steps` steps, which lie `wide` items apart in the panel. Either the steps
 // of a row or the rows of a step lie side by side. Half a panel is fetched from `ahead` meanwhile.
 template <class Kind, int M, bool AHEAD>
-inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t stride, int64_t apart,
+inline void multiply(typename Kind::Sum (&sums)[M][2], const typename Kind::Item* x, int64_t stride, int64_t apart,
                      const typename Kind::Item* panel, int64_t wide, int64_t steps,
                      const typename Kind::Item* ahead) {
     using Item = typename Kind::Item;
-    auto add = [&](int m, vec low, vec high, Item item) {
+    using Sum = typename Kind::Sum;
+    auto add = [&](int m, Sum low, Sum high, Item item) {
         sums[m][0] = Kind::add(sums[m][0], low, Kind::repeat(item));
         sums[m][1] = Kind::add(sums[m][1], high, Kind::repeat(item));
     };
-    if (apart != 1) {
+    if (!Kind::HEAD && apart != 1) {
         for (int64_t step = 0; step < steps; step++, panel += wide, x += apart) {
-            const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+            const Sum low = Kind::weights(panel), high = Kind::weights(panel + LANES);
             if (AHEAD) {
                 __builtin_prefetch(x + DEPTH_APART * apart, 0, 2);
                 __builtin_prefetch(panel + DEPTH_APART * wide, 0, 2);
@@ -104,7 +113,7 @@ inline void multiply(vec (&sums)[M][2], const typename Kind::Item* x, int64_t st
     const Item* rows[GROUPS];
     UNROLL for (int g = 0; g < GROUPS; g++) rows[g] = x + 3 * g * stride;
     for (int64_t step = 0; step < steps; step++, panel += wide) {
-        const vec low = Kind::weights(panel), high = Kind::weights(panel + LANES);
+        const Sum low = Kind::weights(panel), high = Kind::weights(panel + LANES);
         if (AHEAD) __builtin_prefetch(ahead + step * LANES, 0, 2);
         UNROLL for (int m = 0; m < M; m++) add(m, low, high, rows[m / 3][m % 3 * stride + step]);
     }
@@ -226,9 +235,12 @@ template <class Kind>
 struct LinearWork : Queue {
     using Stored = typename Kind::Stored;
     using Item = typename Kind::Item;
+    static constexpr int64_t CHUNK = Kind::CHUNK;
+    static constexpr bool BYTEWISE = sizeof(Stored) == 1;  // rows are rounded after their norm
 
     const Linear& call;
     int64_t size, steps, panels;                 // inputs with padding, steps of a sum, panels of the weight
+    int64_t x_items, w_items;                    // of a prepared row and of one output of a panel
     int64_t depths;                              // parts of a sum whose weights of a panel fit the cache
     int64_t stride;                              // between prepared rows
     int64_t wide;                                // between the steps of a panel
@@ -242,7 +254,8 @@ struct LinearWork : Queue {
         steps = size / Kind::STEP;
         panels = (call.outputs + WIDE - 1) / WIDE;
         apart = call.x_step != 1;
-        const int64_t deepest = apart ? DEPTH_APART : DEPTH;
+        const int64_t deepest = apart ? DEPTH_APART : Kind::DEPTH;
+        x_items = with_heads(steps, Kind::X_HEAD), w_items = with_heads(steps, Kind::HEAD);
         depths = (size + deepest - 1) / deepest;
         wide = call.w_step ? call.w_step : WIDE;
         const int64_t fits = BLOCK_BYTES / int64_t(least(size, deepest) * sizeof(Stored)) / ROWS * ROWS;
@@ -257,14 +270,17 @@ struct LinearWork : Queue {
         const bool fitting = call.x_type == (sizeof(Stored) == 2 ? BFLOAT16 : FLOAT32);
         const int64_t bytes = call.x_stride * int64_t(sizeof(Stored));
         direct = apart ||
-                 (fitting && !call.norm_weight && size == call.inputs && bytes % 2048 != 0 &&
+                 (!BYTEWISE && fitting && !call.norm_weight && size == call.inputs && bytes % 2048 != 0 &&
                   bytes % int64_t(sizeof(Item)) == 0 && (uintptr_t)call.x % sizeof(Item) == 0);
-        stride = size + 64 / int64_t(sizeof(Stored));
-        far = !call.w_step && panels * steps * WIDE * int64_t(sizeof(Item)) >= FAR_BYTES;
+        stride = x_items * Kind::STEP + 64 / int64_t(sizeof(Stored));
+        far = !call.w_step && panels * w_items * WIDE * int64_t(sizeof(Item)) >= FAR_BYTES;
     }
 
+    // Items of so many steps, with a number of them before each chunk.
+    static int64_t with_heads(int64_t steps, int64_t head) { return steps + (steps + CHUNK - 1) / CHUNK * head; }
+
     void run() {
-        const size_t rows_bytes = direct ? 0 : space<Stored>(block * stride);
+        const size_t rows_bytes = direct ? 0 : space<Stored>(block * stride) + (BYTEWISE ? space<float>(size) : 0);
         const size_t sums_bytes = depths == 1 ? 0 : space<float>(block * group * WIDE);
         for (int64_t task = take(); task < blocks * groups; task = take()) {
             if (!reserve(rows_bytes + sums_bytes)) return fail();
@@ -272,40 +288,55 @@ struct LinearWork : Queue {
             const int64_t panel = task % groups * group;
             Stored* prepared = direct ? nullptr : ::PROTEA_SET::take<Stored>(block * stride);
             float* sums = depths == 1 ? nullptr : ::PROTEA_SET::take<float>(block * group * WIDE);
+            float* normed = BYTEWISE ? ::PROTEA_SET::take<float>(size) : nullptr;
             const int64_t last = least(panels, panel + group);
-            if (!call.cu) multiply_block(prepared, sums, first, n, panel, last);
+            if (!call.cu) multiply_block(prepared, sums, normed, first, n, panel, last);
             for (int64_t s = 0; call.cu && s < call.sequences && call.cu[s] < first + n; s++) {
                 const int64_t start = most(first, most(call.cu[s], call.cu[s] - call.distance));
                 const int64_t end = least(first + n, least(call.cu[s + 1], call.cu[s + 1] - call.distance));
-                if (start < end) multiply_block(prepared, sums, start, end - start, panel, last);
+                if (start < end) multiply_block(prepared, sums, normed, start, end - start, panel, last);
             }
         }
         finish_streams();
         give_back();
     }
 
-    void multiply_block(Stored* prepared, float* sums, int64_t first, int64_t n, int64_t panel, int64_t end) {
+    template <class From>
+    void prepare_row(Stored* to, const From* x, float* normed) {
+#if defined(MULTIPLIES_BYTES)
+        if constexpr (BYTEWISE) {
+            if (!call.norm_weight) return to_bytes((uint32_t*)to, x, call.inputs);
+            prepare(normed, x, call, call.inputs);
+            return to_bytes((uint32_t*)to, normed, call.inputs);
+        }
+#endif
+        if constexpr (!BYTEWISE) prepare(to, x, call, size);
+    }
+
+    void multiply_block(Stored* prepared, float* sums, float* normed, int64_t first, int64_t n, int64_t panel,
+                        int64_t end) {
         const int64_t from = (first + call.distance) * call.x_stride;
         const Stored* x = (const Stored*)call.x + from;
         int64_t x_stride = call.x_stride;
         if (!direct) {
             for (int64_t row = 0; row < n; row++) {
                 if (call.x_type == BFLOAT16)
-                    prepare(prepared + row * stride, (const bf16*)call.x + from + row * call.x_stride, call, size);
+                    prepare_row(prepared + row * stride, (const bf16*)call.x + from + row * call.x_stride, normed);
                 else
-                    prepare(prepared + row * stride, (const float*)call.x + from + row * call.x_stride, call, size);
+                    prepare_row(prepared + row * stride, (const float*)call.x + from + row * call.x_stride, normed);
             }
             x = prepared, x_stride = stride;
         }
-        const int64_t depth = (steps + depths - 1) / depths;
+        int64_t depth = (steps + depths - 1) / depths;
+        if (Kind::HEAD) depth = rounded_up(depth, CHUNK);
         for (int64_t start = 0; start < steps; start += depth)
             for (int64_t p = panel; p < end; p++) {
                 const int64_t count = least(depth, steps - start);
-                const Item* weights = (const Item*)call.weight +
-                                      (call.w_step ? start * wide + p * WIDE : (p * steps + start) * WIDE);
+                const int64_t packed = (p * w_items + with_heads(start, Kind::HEAD)) * WIDE;
+                const Item* weights = (const Item*)call.weight + (call.w_step ? start * wide + p * WIDE : packed);
                 float* kept = sums + (p - panel) * block * WIDE;
-                const Part part{(const Item*)x + start * call.x_step, x_stride / Kind::STEP, weights, count, kept,
-                                start == 0, start + count == steps, first, p * WIDE};
+                const Part part{(const Item*)x + with_heads(start, Kind::X_HEAD) * call.x_step, x_stride / Kind::STEP,
+                                weights, count, kept, start == 0, start + count == steps, first, p * WIDE};
                 int64_t row = 0;
                 // The first two tiles fetch the next panel's weights; or the first use of each item that lies apart
                 // fetches what this tile needs of the next part.
@@ -340,15 +371,22 @@ struct LinearWork : Queue {
             totals[m][0] = part.first ? vec{} : load(kept + m * WIDE);
             totals[m][1] = part.first ? vec{} : load(kept + m * WIDE + LANES);
         }
+        const Item *x = part.x + row * part.stride, *panel = part.weights;
         for (int64_t step = 0; step < part.steps; step += CHUNK) {
-            vec sums[M][2] = {};
-            multiply<Kind, M, AHEAD>(sums, part.x + row * part.stride + step * call.x_step, part.stride, call.x_step,
-                                     part.weights + step * wide, wide, least(CHUNK, part.steps - step),
-                                     part.weights + steps * WIDE + (row / ROWS * part.steps + step) * LANES);
+            typename Kind::Sum sums[M][2];
             UNROLL for (int m = 0; m < M; m++) {
-                totals[m][0] = totals[m][0] + sums[m][0];
-                totals[m][1] = totals[m][1] + sums[m][1];
+                sums[m][0] = Kind::begin(x + m * part.stride, panel);
+                sums[m][1] = Kind::begin(x + m * part.stride, panel + LANES);
             }
+            const int64_t count = least(CHUNK, part.steps - step);
+            __asm__ volatile("" : : "r"(totals) : "memory");  // the registers are for the sums
+            multiply<Kind, M, AHEAD>(sums, x + Kind::X_HEAD, part.stride, call.x_step, panel + Kind::HEAD * WIDE, wide,
+                                     count, part.weights + w_items * WIDE + (row / ROWS * part.steps + step) * LANES);
+            UNROLL for (int m = 0; m < M; m++) {
+                totals[m][0] = Kind::end(totals[m][0], sums[m][0], x + m * part.stride, panel);
+                totals[m][1] = Kind::end(totals[m][1], sums[m][1], x + m * part.stride, panel + LANES);
+            }
+            x += (count + Kind::X_HEAD) * call.x_step, panel += (count + Kind::HEAD) * wide;
         }
         if (part.last) {
             for (int m = 0; m < M; m++) finish(call, part.row + row + m, part.column, totals[m]);
@@ -376,6 +414,9 @@ inline int linear(const Linear* call, int64_t threads, Parallel parallel) {
 #if defined(__AVX512BF16__)
     if (call->w_type == BFLOAT16) return linear_of<Pairs>(call, threads, parallel);
 #endif
+#if defined(MULTIPLIES_BYTES)
+    if (call->w_type == INT8) return linear_of<Bytes>(call, threads, parallel);
+#endif
     return linear_of<Wide32>(call, threads, parallel);
 }
 
@@ -385,6 +426,7 @@ inline int64_t place(int64_t n, int64_t d, int64_t size, int64_t step) {
 }
 
 inline int64_t packed_bytes(int64_t outputs, int64_t inputs, int64_t type) {
+    if (type == INT8) return bytes_of_int8(rounded_up(outputs, WIDE), inputs);
     const int64_t step = type == BFLOAT16 ? 2 : 1;
     return rounded_up(outputs, WIDE) * rounded_up(inputs, step) * (type == BFLOAT16 ? 2 : 4);
 }
@@ -410,14 +452,18 @@ inline void unpack_items(Item* to, const Item* from, int64_t outputs, int64_t in
 
 inline void pack_linear(void* to, const void* weight, int64_t outputs, int64_t inputs, int64_t type,
                         int64_t output_stride, int64_t input_stride) {
-    if (type == BFLOAT16)
+    if (type == INT8)
+        pack_int8((int8_t*)to, (const float*)weight, outputs, inputs, output_stride, input_stride, WIDE);
+    else if (type == BFLOAT16)
         pack_items((bf16*)to, (const bf16*)weight, outputs, inputs, output_stride, input_stride);
     else
         pack_items((uint32_t*)to, (const uint32_t*)weight, outputs, inputs, output_stride, input_stride);
 }
 
 inline void unpack_linear(void* weight, const void* packed, int64_t outputs, int64_t inputs, int64_t type) {
-    if (type == BFLOAT16)
+    if (type == INT8)
+        unpack_int8((float*)weight, (const int8_t*)packed, outputs, inputs, WIDE);
+    else if (type == BFLOAT16)
         unpack_items((bf16*)weight, (const bf16*)packed, outputs, inputs);
     else
         unpack_items((uint32_t*)weight, (const uint32_t*)packed, outputs, inputs);

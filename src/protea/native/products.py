@@ -20,8 +20,11 @@ from protea.errors import UsageError
 from protea.native import library, parallel
 from protea.packing import CuSeqlens
 
-TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
+TYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS: Final = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "gelu_slope": 4}
+GROUP: Final = 128
+"""Inputs, of a token or of an output's weights, that share a scale in int8."""
+
 _ALIGNED: Final = 64
 _LANES: Final = 16  # of the widest vectors
 
@@ -68,24 +71,31 @@ class Packed:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: Tensor) -> Packed:
-        """Pack a float32 or bfloat16 weight, which may be transposed; every bit can be had again."""
-        weight = weight.detach()
-        if not supports(weight.dtype) or weight.device.type != "cpu":
-            raise TypeError(f"the native library multiplies no {weight.dtype} on {weight.device}")
+    def of(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Packed:
+        """Pack a float32 or bfloat16 weight, which may be transposed; every bit can be had again.
+
+        Packed in int8, a weight is rounded: GROUP inputs of an output share a scale.
+        """
+        weight, dtype = weight.detach(), dtype or weight.dtype
+        if dtype == torch.int8:
+            weight = weight.float()
+        elif dtype != weight.dtype:
+            raise TypeError(f"a weight in {weight.dtype} is not packed in {dtype}")
+        if not supports(dtype) or weight.device.type != "cpu":
+            raise TypeError(f"the native library multiplies no {dtype} on {weight.device}")
         if weight.dim() != 2 or not weight.numel():
             raise ValueError(f"a weight needs two dimensions with items, got {tuple(weight.shape)}")
-        shape, kind = (weight.shape[0], weight.shape[1]), TYPES[weight.dtype]
+        shape, kind = (weight.shape[0], weight.shape[1]), TYPES[dtype]
         size = _function("protea_packed_bytes", _number, *[_number] * 3)(*shape, kind)
         memory = torch.empty(size + _ALIGNED, dtype=torch.uint8)
         data = memory[-memory.data_ptr() % _ALIGNED :][:size]
         pack = _function("protea_pack_linear", None, *_MOVING, _number, _number)
         pack(data.data_ptr(), weight.data_ptr(), *shape, kind, *weight.stride())
-        return cls(data, shape, weight.dtype)
+        return cls(data, shape, dtype)
 
     def unpacked(self) -> Tensor:
-        """The weight in its original order."""
-        weight = torch.empty(self.shape, dtype=self.dtype)
+        """The weight in its original order; one in int8 as it was rounded, in float32."""
+        weight = torch.empty(self.shape, dtype=torch.float32 if self.dtype == torch.int8 else self.dtype)
         _function("protea_unpack_linear", None, *_MOVING)(
             weight.data_ptr(), self.data.data_ptr(), *self.shape, TYPES[self.dtype]
         )
@@ -200,7 +210,7 @@ def linear(
         call.residual, call.residual_stride = _rows(residual, torch.float32, outputs, len(x))
     if distance:
         _read_elsewhere(call, distance, cu, out)
-    kind = weight.dtype if narrow else torch.float32
+    kind = torch.bfloat16 if narrow and weight.dtype != torch.float32 else torch.float32
     y = torch.empty(len(x), outputs, dtype=kind) if out is None else out
     call.y, call.y_stride = _rows(y, kind, outputs, len(x))
     _remember(call, activation, before, kind)

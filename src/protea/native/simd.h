@@ -180,6 +180,16 @@ inline float sum(vec x) {
     return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
+inline float largest(vec x) {
+    typedef float four __attribute__((vector_size(16)));
+    four parts[BYTES / 16];
+    memcpy(parts, &x, BYTES);
+    UNROLL for (int i = 1; i < BYTES / 16; i++) parts[0] = parts[i] > parts[0] ? parts[i] : parts[0];
+    const four most = parts[0];
+    const float a = most[0] > most[1] ? most[0] : most[1], b = most[2] > most[3] ? most[2] : most[3];
+    return a > b ? a : b;
+}
+
 // 2^f for f in [-1/2, 1/2].
 inline vec power_of_rest(vec f) {
     vec y = all(1.535336196e-4f);

@@ -4,8 +4,8 @@ The layers compute through Protea's native library, with weights in the order th
 norms, activations, rotations and residuals together with the products beside them. One product gives queries, keys and
 values, in an order that puts rotary pairs side by side. Of layers that compute otherwise, but allow it, only the linear
 layers and convolutions are replaced. Numbers stay the same to rounding; in ``bf16-mixed`` products alone are narrow,
-and what they return is float32. The model can still be saved: ``unpacked`` returns every parameter with its original
-bits. Without the library the model stays as it is.
+and what they return is float32. The model can still be saved, unless its products are in int8: ``unpacked`` returns
+every parameter with its original bits. Without the library the model stays as it is.
 
 Shapes: T tokens, D model width, H heads, K head width.
 """
@@ -46,14 +46,18 @@ def pack_for_cpu(model: Encoder, progress: Progress = SILENT) -> None:
         return
     keep_freed_memory()
     narrow = model.compute_dtype == torch.bfloat16
-    if not supports(PRODUCTS if model.mixed else model.compute_dtype) or (narrow and has_matrix_unit()):
+    products = torch.int8 if model.quantized else PRODUCTS if model.mixed else model.compute_dtype
+    if not supports(products) or (narrow and has_matrix_unit()):
         return
     progress.begin("preparing layers", len(model.layers))
     with torch.inference_mode():
-        plain = [_is_plain(layer) for layer in model.layers]
+        plain = [is_plain(layer) for layer in model.layers]
         for layer, followed in zip(model.layers, [*plain[1:], False], strict=True):
-            if _is_plain(layer):
-                _pack(layer, narrow, rounded=narrow and not followed)
+            if is_plain(layer):
+                if model.quantized:
+                    _pack(layer, supports(torch.bfloat16), rounded=False, quantized=True)
+                else:
+                    _pack(layer, narrow, rounded=narrow and not followed)
             elif is_replaceable(layer):
                 _pack_parts(layer, narrow)
             progress.advance()
@@ -126,10 +130,16 @@ class PackedLinear(nn.Module):
     __reduce_ex__ = _refusing("copied or pickled")
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, activation: str | None = None, *, narrow: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None = None,
+        *,
+        narrow: bool = False,
+        quantized: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = Packed.of(weight)
+        self.weight = Packed.of(weight, torch.int8 if quantized else None)
         self.bias = None if bias is None else bias.detach()
         self._wide_bias = None if bias is None else bias.detach().float()
         self.activation, self.narrow = activation, narrow
@@ -201,16 +211,19 @@ class FusedSelfAttention(nn.Module):
     Values may have narrower weights than queries and keys.
     """
 
-    def __init__(self, attention: SelfAttention, *, paired: bool = True, narrow: bool = False) -> None:
+    def __init__(
+        self, attention: SelfAttention, *, paired: bool = True, narrow: bool = False, quantized: bool = False
+    ) -> None:
         super().__init__()
         self.head_width, self.scale, self.paired = attention.head_width, attention.scale, paired
         q, k = attention.q_proj, attention.k_proj
         rows = q.out_features
         self.order = _pairs_together(rows, self.head_width) if paired else torch.arange(rows)
         bias = None if q.bias is None else torch.cat((q.bias[self.order], k.bias[self.order]))
-        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias, narrow=narrow)
-        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias, narrow=narrow)
-        self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
+        types: Any = {"narrow": narrow, "quantized": quantized}
+        self.qk_proj = PackedLinear(torch.cat((q.weight[self.order], k.weight[self.order])), bias, **types)
+        self.v_proj = PackedLinear(attention.v_proj.weight, attention.v_proj.bias, **types)
+        self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias, quantized=quantized)
 
     def project(self, x: Tensor, rotary: Rotary | None, norm: Norm | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """``[T, D]``, normed first, to queries, keys and values ``[T, H, K]``, rotated but not scaled."""
@@ -250,7 +263,7 @@ def _turn(cosine: Tensor, sine: Tensor) -> Turn:
     return Turn.of(cosine, sine)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether the packed form computes the same as a layer."""
     if not isinstance(layer, TransformerLayer) or kind_of(layer.self_attn) not in (
         SelfAttention,
@@ -271,13 +284,13 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _pack(layer: Any, narrow: bool, *, rounded: bool) -> None:
+def _pack(layer: Any, narrow: bool, *, rounded: bool, quantized: bool = False) -> None:
     """Replace the parts of a plain layer; with ``narrow`` all its products are, with ``rounded`` its result is."""
     # A layer that changes keys before attention needs them in their own order.
     paired = type(layer).call is TransformerLayer.call
-    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=paired, narrow=narrow)
-    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation, narrow=True)
-    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias, narrow=rounded)
+    layer.self_attn = FusedSelfAttention(layer.self_attn, paired=paired, narrow=narrow, quantized=quantized)
+    layer.fc1 = PackedLinear(layer.fc1.weight, layer.fc1.bias, layer.activation, narrow=True, quantized=quantized)
+    layer.fc2 = PackedLinear(layer.fc2.weight, layer.fc2.bias, narrow=rounded, quantized=quantized)
     layer.forward = partial(_forward, layer)
     layer._apply = _refuse_to_move
 
