@@ -379,7 +379,7 @@ struct LinearWork : Queue {
                 sums[m][1] = Kind::begin(x + m * part.stride, panel + LANES);
             }
             const int64_t count = least(CHUNK, part.steps - step);
-            __asm__ volatile("" : : "r"(totals) : "memory");  // the registers are for the sums
+            if (Kind::HEAD) __asm__ volatile("" : : "r"(totals) : "memory");  // the registers are for the sums
             multiply<Kind, M, AHEAD>(sums, x + Kind::X_HEAD, part.stride, call.x_step, panel + Kind::HEAD * WIDE, wide,
                                      count, part.weights + w_items * WIDE + (row / ROWS * part.steps + step) * LANES);
             UNROLL for (int m = 0; m < M; m++) {
