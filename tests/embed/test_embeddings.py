@@ -87,7 +87,11 @@ def test_out_of_memory_halves_the_pack(load_small: LoadModel, monkeypatch: pytes
     sizes: list[int] = []
 
     def limited(
-        self: torch.nn.Module, batch: PackedBatch, on_hidden: Callable[[int, Tensor], None], on_attention: None
+        self: torch.nn.Module,
+        batch: PackedBatch,
+        on_hidden: Callable[[int, Tensor], None],
+        on_attention: None,
+        rows: None,
     ) -> Tensor:
         sizes.append(batch.input_ids.numel())
         if batch.input_ids.numel() > 600:

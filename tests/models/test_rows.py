@@ -173,6 +173,18 @@ class Further(Own):
     """A layer derived from one that does not know of rows."""
 
 
+class Mixin:
+    """A forward pass for layers, which does not know of rows."""
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        assert context.rows is None
+        return TransformerLayer.forward(self, x, context)  # type: ignore[arg-type]
+
+
+class Mixed(Mixin, TransformerLayer):
+    """A layer that inherits its forward pass from elsewhere."""
+
+
 class Knowing(TransformerLayer):
     """A layer of its own forward pass that says that it knows."""
 
@@ -191,7 +203,8 @@ class Doubling(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "chooses"), [(TransformerLayer, True), (Own, False), (Further, False), (Knowing, True), (Doubling, False)]
+    ("kind", "chooses"),
+    [(TransformerLayer, True), (Own, False), (Further, False), (Mixed, False), (Knowing, True), (Doubling, False)],
 )
 def test_a_layer_says_whether_it_chooses(kind: type[nn.Module], chooses: bool) -> None:
     model, batch = model_of("esm2"), packed()
@@ -212,8 +225,8 @@ def test_a_layer_says_whether_it_chooses(kind: type[nn.Module], chooses: bool) -
 
 
 @cache
-def fast(family: str, mixed: bool) -> Encoder:
-    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+def fast(family: str, mixed: bool, width: int = 64) -> Encoder:
+    sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 128}
     model = model_of(family, **sizes)
     model.requires_grad_(requires_grad=False)
     if mixed:
@@ -246,6 +259,15 @@ def test_bits_of_a_row_depend_on_that_row(family: str, mixed: bool, lengths: lis
     with torch.inference_mode():
         assert torch.equal(model(batch, rows=rows), model(batch)[rows.index])
     torch.set_num_threads(1)
+
+
+@needs_library
+def test_bits_where_attention_is_that_of_pytorch() -> None:
+    """The library has no heads of width 10; PyTorch computes fewer queries in another order."""
+    model, batch = fast("esm2", mixed=False, width=40), packed([300, 20, 55])
+    rows = rows_of(batch, [3, 7, 50, 301, 310, 330])
+    with torch.inference_mode():
+        assert torch.equal(model(batch, rows=rows), model(batch)[rows.index])
 
 
 @needs_library

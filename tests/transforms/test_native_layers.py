@@ -129,6 +129,17 @@ def test_parts_are_computed_in_one_piece_only_where_nothing_else_sees_them(
     assert len(calls) == 2 * layers - 2
     assert len(seen) == 1
     assert (again - expected).norm() <= 1e-5 * expected.norm()
+    calls.clear()
+    other: Any = copy.deepcopy(model)
+    own = other.layers[0].fc1.forward
+    other.layers[0].fc1.forward = lambda x: (seen.append(x), own(x))[1]
+    other(batch_of(other, *SEQUENCES))
+    assert len(calls) == 2 * layers - 1
+    assert len(seen) == 2
+    calls.clear()
+    with nn.modules.module.register_module_forward_hook(lambda part, given, y: None):
+        model(batch_of(model, *SEQUENCES))
+    assert not calls
 
 
 @needs_library

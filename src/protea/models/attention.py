@@ -144,8 +144,11 @@ def attend(call: AttentionCall, rows: PackedRows | None = None) -> Tensor:
     if rows is None:
         return pick_kernel(call).run(call)
     if call.bias is None and call.relative is None:
-        return attend(replace(call, q=call.q.index_select(0, rows.index), cu_q=rows.cu_seqlens))
-    # What is added depends on the place of a query in its sequence.
+        fewer = replace(call, q=call.q.index_select(0, rows.index), cu_q=rows.cu_seqlens)
+        if call.needs_gradients or call.q.device.type != "cpu" or pick_kernel(fewer) is not SDPA:
+            return attend(fewer)
+    # What is added depends on the place of a query in its sequence. And on a CPU, PyTorch computes another number of
+    # queries in another order: a query would not have the same bits in every choice.
     return attend(call).index_select(0, rows.index)
 
 

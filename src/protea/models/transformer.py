@@ -196,8 +196,9 @@ class TransformerLayer(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "forward" in vars(cls) and "chooses_rows" not in vars(cls):
-            cls.chooses_rows = False
+        # Whoever has another `forward`, be it inherited, must say so again.
+        nearest = next(base for base in cls.__mro__ if {"forward", "chooses_rows"} & vars(base).keys())
+        cls.chooses_rows = bool(vars(nearest).get("chooses_rows", False))
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

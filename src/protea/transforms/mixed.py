@@ -24,7 +24,7 @@ from protea.device import MIXED
 from protea.errors import UsageError
 from protea.models.convolution import Convolution
 from protea.models.encoder import Encoder
-from protea.models.layers import Rotary, is_replaceable
+from protea.models.layers import Rotary, is_replaceable, kind_of
 from protea.models.transformer import SelfAttention, TransformerLayer
 
 PRODUCTS: Final = torch.bfloat16
@@ -97,7 +97,7 @@ def mix(model: Encoder) -> None:
         part.to(PRODUCTS).__class__ = kind
     for module in model.layers.modules():
         if isinstance(module, SelfAttention) and not isinstance(module, _NarrowOnGPU):
-            kind = type(module)
+            kind = kind_of(module)
             module.__class__ = mixed_attention(kind)
     model.mixed = True
 

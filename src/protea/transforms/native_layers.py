@@ -58,11 +58,16 @@ class NativeLayer(TransformerLayer):
 
 def _common_type(x: Tensor, *parts: nn.Linear) -> torch.dtype | None:
     """The type in which the library multiplies all of these layers; ``None`` if one is replaced or observed."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(type(part) is not NativeLinear or any(getattr(part, name) for name in hooks) for part in parts):
+    if any(type(part) is not NativeLinear or "forward" in vars(part) or _is_observed(part) for part in parts):
         return None
     kinds = {(product_type(x, part.weight), part.bias is None) for part in parts}
     return kinds.pop()[0] if len(kinds) == 1 else None
+
+
+def _is_observed(part: nn.Module) -> bool:
+    """Whether hooks see the calls of a module: its own, or those of all modules."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(part, f"_{kind}") or getattr(nn.modules.module, f"_global_{kind}") for kind in kinds)
 
 
 class _Projection(torch.autograd.Function):
