@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,13 +84,22 @@ def test_a_sequence_is_the_same_alone_and_in_a_pack(load_small: LoadModel, famil
 
 @needs_int8
 @pytest.mark.usefixtures("_threads_as_before")
-def test_the_same_bits_with_any_threads(tmp_path: Path) -> None:
-    folder, found = like_trained(tmp_path, "esm2"), []
+@pytest.mark.parametrize("family", [*CONFIGS, "like trained"])
+def test_the_same_bits_with_any_threads(tmp_path: Path, model_folders: dict[str, Path], family: str) -> None:
+    folder, found = model_folders.get(family) or like_trained(tmp_path, "esm2"), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         found.append(protea.load(folder, device="cpu", dtype="int8").embed(SEQUENCES))
     for others in found[1:]:
         assert all(map(np.array_equal, others, found[0]))
+
+
+@needs_int8
+def test_a_model_with_few_positions(tmp_path: Path) -> None:
+    config = replace(CONFIGS["esm1b"], max_position_embeddings=32)
+    hf.write_random(tmp_path / "model", build(config), seed=1, dtype=torch.float32)
+    exact, model = (protea.load(tmp_path / "model", device="cpu", dtype=dtype) for dtype in ("float32", "int8"))
+    assert cosines(model.embed(["MKTAYIAK"]), exact.embed(["MKTAYIAK"])).min() >= 0.999
 
 
 @needs_int8

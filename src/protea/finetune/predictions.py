@@ -27,6 +27,7 @@ from protea.infer.runner import Runner
 from protea.models.encoder import Encoder
 from protea.output import sha256
 from protea.progress import SILENT, Progress
+from protea.settings_errors import validate
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def predict(
         "pool": [name for name in predictor.kinds if name != RESIDUES],
     }
     trained = {"long": predictor.long, "unknown": predictor.unknown, "gaps": predictor.gaps}
-    settings = EmbedSettings.model_validate(trained | options)
+    settings = validate(EmbedSettings, trained | options, "options", noun="option")
     if predictor.encoder is None:
         predictor = with_encoder(predictor, folder, load, base)
     encoder = predictor.encoder

@@ -154,7 +154,8 @@ def _plan(models: Sequence[str], load: ModelLoader) -> None:
     needed = 0
     for name in models:
         locate(name)  # downloads a published model
-        needed += int(describe(name)["memory_bytes"][load.dtype] * _SPARE)
+        # Without a number the model cannot compute in this type; loading says so.
+        needed += int(describe(name)["memory_bytes"].get(load.dtype, 0) * _SPARE)
     free = free_memory(resolve_device(load.device))
     if needed > free:
         raise DeviceError(

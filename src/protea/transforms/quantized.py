@@ -60,7 +60,7 @@ def bytes_of_weights(model: Encoder) -> int | None:
 def quantize(model: Encoder) -> None:
     """Prepare a model in float32, in place: its layers compute the same, and ``pack_for_cpu`` makes them int8."""
     check_quantizable(model, model.device)
-    multiply_natively(model)  # for the same bits with any number of threads
+    multiply_natively(model)
     means = mean_inputs(model)
     with torch.no_grad():
         for layer in model.layers:
@@ -79,8 +79,15 @@ def mean_inputs(model: Encoder) -> dict[nn.Module, Tensor]:
     parts = [part for part in model.layers.modules() if isinstance(part, nn.Linear)]
     hooks = [part.register_forward_pre_hook(note) for part in parts]
     frame = model.alphabet.frame
-    with torch.inference_mode():
-        model(pack([frame.around(model.alphabet.encode(protein)) for protein in PROTEINS]))
+    most = None if model.max_tokens is None else frame.residues(model.max_tokens)
+    threads = torch.get_num_threads()
+    # Some of PyTorch's functions have other bits where they divide a tensor among threads.
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            model(pack([frame.around(model.alphabet.encode(protein[:most])) for protein in PROTEINS]))
+    finally:
+        torch.set_num_threads(threads)
     for hook in hooks:
         hook.remove()
     return means
