@@ -44,6 +44,7 @@ from protea.infer.runner import Runner, default_budget
 from protea.journal import REFUSED, complete, differences
 from protea.letters import Doubts
 from protea.models.encoder import Encoder
+from protea.native import instruction_set
 from protea.output import check_space, note_what_is_replaced
 from protea.progress import SILENT, Progress
 from protea.records import read_records
@@ -226,6 +227,7 @@ class EmbedRun:
             "computed_in": self.model.precision,
             "computed_on": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "kernels": f"{torch.backends.cpu.get_cpu_capability()}, {bfloat16} bfloat16",
+            "native_library": instruction_set() or "none",
             "threads": torch.get_num_threads(),
         }
 
