@@ -246,7 +246,7 @@ needs_library = pytest.mark.skipif(not supports(torch.float32), reason="no nativ
 @settings(max_examples=10)
 @given(lengths=st.lists(st.one_of(st.integers(1, 20), st.integers(30, 300)), min_size=1, max_size=5), data=st.data())
 def test_bits_of_a_row_depend_on_that_row(family: str, mixed: bool, lengths: list[int], data: st.DataObject) -> None:
-    """Of any rows in any order within their sequences, some of them twice."""
+    """The rows may have any order within their sequences, and some occur twice."""
     model, batch = fast(family, mixed), packed(lengths)
     chosen = [
         row

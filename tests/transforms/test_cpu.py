@@ -450,7 +450,7 @@ def test_parameters_that_remain_can_change(precision: str) -> None:
 
 
 def _kind(part: nn.Module) -> type:
-    """What a part is, where a layer that trains through the library is a layer."""
+    """The class of a part; a class that trains through the library counts as the class that it replaces."""
     return TransformerLayer if isinstance(part, TransformerLayer) else type(part)
 
 

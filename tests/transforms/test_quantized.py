@@ -121,7 +121,7 @@ def test_what_is_set_apart_changes_nothing_before_rounding(load_small: LoadModel
 
 @needs_int8
 def test_mean_errors_are_removed(load_small: LoadModel) -> None:
-    """What rounding the weights of a product changes in the mean is in its bias."""
+    """The bias makes up for what rounding the weights changes in the mean."""
     model, exact = load_small("esm2").module, load_small("esm2").module
     quantize(model)
     part, old = model.layers[0].fc2, exact.layers[0].fc2

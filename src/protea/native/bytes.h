@@ -8,8 +8,12 @@
 
 #include "simd.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__)
 #define MULTIPLIES_BYTES
+#define ENCODING ""
+#elif defined(__AVXVNNI__)
+#define MULTIPLIES_BYTES
+#define ENCODING "%{vex%} "
 #endif
 
 constexpr int64_t GROUP = 128;
@@ -28,27 +32,15 @@ struct Bytes {
     static Sum weights(const Item* p) { return *(const loose_ivec*)p; }
     static Sum repeat(Item x) { return int(x) - Sum{}; }
     // Instructions by name: of intrinsics, GCC 12 copies each sum to another register and to memory in every step.
-#if defined(__AVX512VNNI__)
     static Sum add(Sum sum, Sum weights, Sum item) {
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(item), "v"(weights));
+        __asm__(ENCODING "vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(item), "v"(weights));
         return sum;
     }
     static Sum begin(const Item* x, const Item* panel) {
         Sum sum{};
-        __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(repeat(*x)), "v"(weights(panel)));
+        __asm__(ENCODING "vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(repeat(*x)), "v"(weights(panel)));
         return sum;
     }
-#else
-    static Sum add(Sum sum, Sum weights, Sum item) {
-        __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(item), "x"(weights));
-        return sum;
-    }
-    static Sum begin(const Item* x, const Item* panel) {
-        Sum sum{};
-        __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(repeat(*x)), "x"(weights(panel)));
-        return sum;
-    }
-#endif
     static vec end(vec total, Sum sum, const Item* x, const Item* panel) {
         float scale;
         memcpy(&scale, x + 1, sizeof scale);

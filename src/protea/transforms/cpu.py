@@ -52,12 +52,10 @@ def pack_for_cpu(model: Encoder, progress: Progress = SILENT) -> None:
     progress.begin("preparing layers", len(model.layers))
     with torch.inference_mode():
         plain = [is_plain(layer) for layer in model.layers]
-        for layer, followed in zip(model.layers, [*plain[1:], False], strict=True):
-            if is_plain(layer):
-                if model.quantized:
-                    _pack(layer, supports(torch.bfloat16), rounded=False, quantized=True)
-                else:
-                    _pack(layer, narrow, rounded=narrow and not followed)
+        inside = supports(torch.bfloat16) if model.quantized else narrow
+        for layer, is_packable, followed in zip(model.layers, plain, [*plain[1:], False], strict=True):
+            if is_packable:
+                _pack(layer, inside, rounded=narrow and not followed, quantized=model.quantized)
             elif is_replaceable(layer):
                 _pack_parts(layer, narrow)
             progress.advance()
@@ -284,8 +282,12 @@ def is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _pack(layer: Any, narrow: bool, *, rounded: bool, quantized: bool = False) -> None:
-    """Replace the parts of a plain layer; with ``narrow`` all its products are, with ``rounded`` its result is."""
+def _pack(layer: Any, narrow: bool, *, rounded: bool, quantized: bool) -> None:
+    """Replace the parts of a plain layer.
+
+    ``narrow`` says that queries, keys and values are bfloat16, ``rounded`` that the layer's result is, ``quantized``
+    that its products are in int8.
+    """
     # A layer that changes keys before attention needs them in their own order.
     paired = type(layer).call is TransformerLayer.call
     layer.self_attn = FusedSelfAttention(layer.self_attn, paired=paired, narrow=narrow, quantized=quantized)
